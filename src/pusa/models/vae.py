@@ -1,0 +1,166 @@
+"""Wan's VAE as the pipeline needs it: normalised latents in, and frames out as soon as they exist.
+
+The VAE is causal in time: latent frame 0 is 1 frame, every later one is 4, and none depends on what follows. So frames
+can be handed out while later latents are still being decoded, and equal to the bit those of one call. This module alone
+reaches into diffusers' private cache of the VAE (`_feat_map`, `_conv_idx`).
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeMemoryError(RuntimeError):
+    """Decoding ran out of memory in every way it can be done. `latents` holds what was denoised (CPU, normalised)."""
+
+    def __init__(self, message: str, latents: Tensor) -> None:
+        super().__init__(message)
+        self.latents = latents
+
+
+def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (
+        torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
+
+
+@torch.no_grad()
+def encode_video(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """Frames to normalised latents, without sampling (the mode of the posterior).
+
+    Args:
+        vae: any `AutoencoderKLWan`.
+        video: ``[B, 3, 4n + 1, H, W]`` in -1..1; the VAE would drop other frames in silence.
+
+    Returns:
+        fp32 ``[B, C, n + 1, h, w]``, mean 0 and variance about 1 per channel.
+
+    Raises:
+        ValueError: the number of frames is not 4n + 1.
+    """
+    factor = vae.config.scale_factor_temporal
+    if video.shape[2] % factor != 1:
+        raise ValueError(f"{video.shape[2]} frames: the VAE takes {factor}n + 1 of them (1, 5, 9, ...)")
+    latents = vae.encode(video.to(get_module_execution_device(vae), vae.dtype)).latent_dist.mode().float()
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
+def _denormalised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    latents = latents.to(get_module_execution_device(vae), vae.dtype)
+    mean, std = _statistics(vae, latents)
+    return latents * std + mean
+
+
+@torch.no_grad()
+def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    """Normalised latents to frames, a latent frame at a time; memory does not grow with the length of the video.
+
+    Args:
+        vae: any `AutoencoderKLWan`; it can decode one video at a time.
+        latents: ``[B, C, F, h, w]``, or consecutive pieces of it as they become known.
+
+    Yields:
+        Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype: n is 1, then 4, 4, ... Equal to the bit to
+        ``vae.decode`` of the whole.
+    """
+    if hasattr(vae, "_hf_hook"):  # model offloading wakes the VAE in `decode`, which is not called here
+        vae._hf_hook.pre_forward(vae)
+    vae.clear_cache()
+    is_first = True
+    try:
+        for piece in [latents] if isinstance(latents, Tensor) else latents:
+            z = vae.post_quant_conv(_denormalised(vae, piece))
+            for z_frame in z.split(1, dim=2):
+                vae._conv_idx = [0]
+                frames = vae.decoder(z_frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=is_first)
+                if vae.config.patch_size is not None:
+                    frames = unpatchify(frames, patch_size=vae.config.patch_size)
+                yield frames.clamp(-1, 1)
+                is_first = False
+    finally:
+        vae.clear_cache()
+
+
+@torch.no_grad()
+def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Normalised latents ``[B, C, F, h, w]`` to a video ``[B, 3, 4F - 3, H, W]`` in -1..1, in the VAE's dtype.
+
+    When memory runs out, decoding is tried again in tiles, then tile by tile and chunk by chunk with the result on the
+    CPU (users lost hours of denoising to a failing decode: Wan2.2 issue 34, WanVideoWrapper issue 1476).
+
+    Raises:
+        DecodeMemoryError: nothing fitted; it carries the latents.
+    """
+    ways = [_decode_at_once, _decode_tiled, _decode_tile_by_tile]
+    for way in ways[1:] if vae.use_tiling else ways:
+        try:
+            return way(vae, latents)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            logger.warning("out of memory in %s; trying a way that needs less", way.__name__.strip("_"))
+        # Outside the handler: the failed attempt's tensors are free by now.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise DecodeMemoryError(
+        "out of memory while decoding, even tile by tile: free memory, or save these latents and decode them later",
+        latents.detach().cpu(),
+    )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _decode_at_once(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    return torch.cat(list(decode_chunks(vae, latents)), dim=2)
+
+
+def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    was_tiling = vae.use_tiling
+    vae.use_tiling = True
+    try:
+        return vae.decode(_denormalised(vae, latents), return_dict=False)[0]
+    finally:
+        vae.use_tiling = was_tiling
+
+
+def _decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, stride: int = 12) -> Tensor:
+    """Tiles of `tile` latent pixels, faded into each other where they overlap; only one is on the device at a time."""
+    height, width = latents.shape[3:]
+    scale = vae.config.scale_factor_spatial
+    video = weight = torch.zeros(())
+    for top in range(0, max(height - tile, 0) + stride, stride):
+        for left in range(0, max(width - tile, 0) + stride, stride):
+            piece = latents[..., top : top + tile, left : left + tile]
+            frames = torch.cat([chunk.cpu() for chunk in decode_chunks(vae, piece)], dim=2)
+            if video.ndim == 0:
+                video = frames.new_zeros(*frames.shape[:3], height * scale, width * scale)
+                weight = frames.new_zeros(height * scale, width * scale)
+            fade = _fade(frames.shape[3], scale * (tile - stride))[:, None] * _fade(
+                frames.shape[4], scale * (tile - stride)
+            )
+            fade = fade.to(frames.dtype)
+            area = (
+                slice(top * scale, top * scale + frames.shape[3]),
+                slice(left * scale, left * scale + frames.shape[4]),
+            )
+            video[..., area[0], area[1]] += frames * fade
+            weight[area] += fade
+    return video / weight
+
+
+def _fade(size: int, overlap: int) -> Tensor:
+    """1 inside, falling towards both ends over `overlap` pixels, never 0 (the weights are normalised afterwards)."""
+    ramp = (torch.arange(size) + 1).clamp(max=overlap) / overlap
+    return torch.minimum(ramp, ramp.flip(0))

@@ -1,0 +1,230 @@
+"""Wan's transformer with one timestep per latent frame.
+
+Vectorised timesteps (FVDM, arXiv 2410.03160; Pusa V1.0, arXiv 2507.16116) need two things of a text-to-video
+transformer and no new parameter: the timestep embedding is applied to a vector of times, and shift, scale and gate of
+every block and of the head follow the latent frame. The modulation stays one row per frame, ``[B, F, 6, D]``, and is
+broadcast over the frame's tokens; expanded to tokens it would hold 10 GB more at 480p in the 14B model.
+
+Shape letters: B batch, F latent frames, S tokens (frame-major), G timesteps per sample (F or S), D width.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models._modeling_parallel import ContextParallelInput
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.utils.peft_utils import apply_lora_scale
+from torch import Tensor, nn
+
+
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor | None, token_groups: Tensor | None) -> Tensor:
+    """``x * scale + shift`` for tokens x ``[B, S, D]``; rows of scale and shift ``[B, G, D]`` hold for whole frames.
+
+    `token_groups` says which row each token follows, when x is a slice of the tokens.
+    """
+    if token_groups is not None:
+        x = x * scale.index_select(1, token_groups)
+        return x if shift is None else x + shift.index_select(1, token_groups)
+    x = x.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(2)  # [B, F, S/F, D]
+    if shift is not None:
+        x = x + shift.unsqueeze(2)
+    return x.flatten(1, 2)
+
+
+class PusaWanTransformerBlock(WanTransformerBlock):
+    """Wan's block, where a ``temb`` of fewer rows than tokens modulates whole frames. Same parameters, same rounding."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # [B, S, D]
+        encoder_hidden_states: Tensor,  # [B, text, D]
+        temb: Tensor,  # [B, 6, D] or [B, G, 6, D]
+        rotary_emb: Tensor,
+        token_groups: Tensor | None = None,  # [s]: the row of temb for each token, when this rank holds a slice
+    ) -> Tensor:
+        if temb.ndim == 3 or (token_groups is None and temb.shape[1] == hidden_states.shape[1]):
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+
+        modulation = self.scale_shift_table.unsqueeze(0) + temb.float()  # [B, G, 6, D]
+        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(2)
+
+        x = _modulate(self.norm1(hidden_states.float()), 1 + scale_msa, shift_msa, token_groups)
+        x = self.attn1(x.type_as(hidden_states), None, None, rotary_emb)
+        hidden_states = (hidden_states.float() + _modulate(x, gate_msa, None, token_groups)).type_as(hidden_states)
+
+        x = self.norm2(hidden_states.float()).type_as(hidden_states)
+        hidden_states = hidden_states + self.attn2(x, encoder_hidden_states, None, None)
+
+        x = _modulate(self.norm3(hidden_states.float()), 1 + scale_ffn, shift_ffn, token_groups)
+        x = self.ffn(x.type_as(hidden_states))
+        return (hidden_states.float() + _modulate(x.float(), gate_ffn, None, token_groups)).type_as(hidden_states)
+
+
+class TokenGroups(nn.Module):
+    """The timestep each token follows, ``[S]``.
+
+    A module of its own, without parameters, because context parallelism splits what modules return: a rank's tokens
+    need not begin or end with a frame.
+    """
+
+    def forward(self, groups: int, tokens: int, device: torch.device) -> Tensor:
+        return torch.arange(groups, device=device).repeat_interleave(tokens // groups)
+
+
+class PusaWanTransformer3DModel(WanTransformer3DModel):
+    """`diffusers.WanTransformer3DModel` that also takes one timestep per latent frame.
+
+    Configuration, parameters and state dict are the stock ones, both ways; folders that it saves name the stock class.
+    Everything that diffusers does to a Wan transformer (LoRA, offloading, layerwise casting, caches, attention
+    backends, regional compilation, Ulysses and ring attention) applies.
+    """
+
+    _no_split_modules = ["PusaWanTransformerBlock"]  # noqa: RUF012 (diffusers reads a plain class attribute)
+    _repeated_blocks = ["PusaWanTransformerBlock"]  # noqa: RUF012
+    # Stock splits a 2-D timestep over ranks; here every rank keeps all timesteps and splits the index into them.
+    _cp_plan = {  # noqa: RUF012
+        **{name: plan for name, plan in WanTransformer3DModel._cp_plan.items() if name},
+        "token_groups": {0: ContextParallelInput(split_dim=0, expected_dims=1, split_output=True)},
+    }
+
+    @functools.wraps(WanTransformer3DModel.__init__)  # the configuration is read from this signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._adopt_blocks()
+
+    def _adopt_blocks(self) -> None:
+        self.token_groups = TokenGroups()
+        for block in self.blocks:
+            block.__class__ = PusaWanTransformerBlock
+
+    @classmethod
+    def from_wan(cls, model: WanTransformer3DModel) -> "PusaWanTransformer3DModel":
+        """Turn a stock Wan transformer into this class, in place and without copying a weight.
+
+        Args:
+            model: a `diffusers.WanTransformer3DModel`; one of this class is returned as it is.
+
+        Returns:
+            The same object.
+
+        Raises:
+            TypeError: `model` is something else (a sharded or wrapped model, too).
+            ValueError: the model or a block is compiled or carries hooks (offloading, caching, parallelism): they hold
+                the old forward and would go on calling it.
+        """
+        if isinstance(model, cls):
+            return model
+        if type(model) is not WanTransformer3DModel:
+            raise TypeError(
+                f"from_wan takes a diffusers WanTransformer3DModel, not {type(model).__name__}: "
+                "promote before sharding or wrapping"
+            )
+        for name, module in [("", model), *model.blocks.named_children()]:
+            where = f"block {name}" if name else "the model"
+            if hasattr(module, "_diffusers_hook") or hasattr(module, "_hf_hook"):
+                raise ValueError(
+                    f"{where} already carries hooks (offloading, a cache or parallelism): promote with from_wan first, "
+                    "then enable them"
+                )
+            if module._compiled_call_impl is not None:
+                raise ValueError(f"{where} is already compiled: promote with from_wan first, then compile")
+        model.__class__ = cls
+        model._adopt_blocks()  # type: ignore[attr-defined]  # its class is ours since the line above
+        return model  # type: ignore[return-value]
+
+    def to_json_string(self) -> str:
+        """The configuration under the stock class name: any diffusers program can load what we save."""
+        return super().to_json_string().replace(f'"{type(self).__name__}"', f'"{WanTransformer3DModel.__name__}"')
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Predict the velocity (noise minus data).
+
+        Args:
+            hidden_states: latents ``[B, C, F, H, W]``.
+            timestep: times in 0..1000 (1000 is pure noise): ``[B]`` one per sample, ``[B, F]`` one per latent frame,
+                or ``[B, S]`` one per token; the first and the last take the stock path.
+            encoder_hidden_states: prompt embeddings ``[B, text, text_dim]``.
+            encoder_hidden_states_image: image embeddings of Wan's own image-to-video models, as in diffusers.
+            return_dict: a `Transformer2DModelOutput` rather than a tuple of one.
+            attention_kwargs: as in diffusers; ``{"scale": s}`` scales all adapters for this call.
+
+        Returns:
+            The velocity, shaped like `hidden_states`.
+
+        Raises:
+            ValueError: the timestep is neither per sample, per latent frame nor per token.
+        """
+        _, _, frames, height, width = hidden_states.shape
+        p_t, p_h, p_w = self.config.patch_size
+        frames //= p_t
+        tokens = frames * (height // p_h) * (width // p_w)
+        if timestep.ndim > 2 or (timestep.ndim == 2 and timestep.shape[1] not in (frames, tokens)):
+            raise ValueError(
+                f"timestep of shape {list(timestep.shape)}: give one per sample [B], per latent frame [B, {frames}] "
+                f"or per token [B, {tokens}]"
+            )
+        stock = super().forward
+        inputs = (hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
+        if timestep.ndim < 2:
+            return stock(*inputs, return_dict=return_dict, attention_kwargs=attention_kwargs)
+        token_groups = self.token_groups(timestep.shape[1], tokens, hidden_states.device)
+        is_split = token_groups.shape[0] < tokens
+        if timestep.shape[1] == tokens and not is_split:
+            return stock(*inputs, return_dict=return_dict, attention_kwargs=attention_kwargs)
+        sample = self._forward_groups(*inputs, token_groups if is_split else None, attention_kwargs=attention_kwargs)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_lora_scale("attention_kwargs")
+    def _forward_groups(
+        self,
+        hidden_states: Tensor,  # [B, C, F, H, W]
+        timestep: Tensor,  # [B, G]
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None,
+        token_groups: Tensor | None,  # [s] or None: all tokens are here, frame by frame
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor:
+        grid = [size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size, strict=True)]
+        rotary_emb = self.rope(hidden_states)
+        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # [B, S, D]
+
+        temb, modulation, text, image = self.condition_embedder(
+            timestep.flatten(),
+            encoder_hidden_states,
+            encoder_hidden_states_image,
+            timestep_seq_len=timestep.shape[1],
+        )  # temb [B, G, D]
+        modulation = modulation.unflatten(2, (6, -1))  # [B, G, 6, D]
+        if image is not None:
+            text = torch.cat([image, text], dim=1)
+
+        checkpointing = self.gradient_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            inputs = (x, text, modulation, rotary_emb, token_groups)
+            x = self._gradient_checkpointing_func(block, *inputs) if checkpointing else block(*inputs)
+
+        shift, scale = (self.scale_shift_table.unsqueeze(0).to(temb.device) + temb.unsqueeze(2)).to(x.device).unbind(2)
+        x = _modulate(self.norm_out(x.float()), 1 + scale, shift, token_groups).type_as(x)
+        x = self.proj_out(x)  # [B, S, C * patch], gathered from all ranks
+
+        x = x.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # [B, f, h, w, p_t, p_h, p_w, C]
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)  # [B, C, F, H, W]
+
+
+# First-block cache, MagCache and the others ask this registry what a block returns.
+TransformerBlockRegistry.register(
+    PusaWanTransformerBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)

@@ -1,0 +1,228 @@
+"""The sampler: one column of noise levels per latent frame, and Euler steps down each of them.
+
+The whole method is the sigma table ``[N + 1, B, F]``: row k says how noisy each latent frame is before step k. Frame f
+follows ``x = (1 - sigma) * data + sigma * noise`` (flow matching); a step is ``x += (sigma_next - sigma) * velocity``
+along each column on its own. Equal columns are text-to-video; a column of zeros is a frame that is kept; a noise
+multiplier m scales a column (Pusa V1.0, arXiv 2507.16116, Algorithm 1 and appendix B).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+
+def shifted(sigmas: Tensor, shift: float) -> Tensor:
+    """Spend more steps at high noise, as Wan does: ``shift * s / (1 + (shift - 1) * s)``; keeps 0 and 1."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def wave_sigmas(num_frames: int, num_inference_steps: int, *, delay: int = 1, shift: float = 5.0) -> Tensor:
+    """A table in which each latent frame starts `delay` steps after the one before it.
+
+    Early frames reach 0, and can be decoded, while later ones are still noise. ``delay=0`` is the usual synchronous
+    table. (Rolling tables of this kind: Rolling Diffusion Models, arXiv 2402.09470.)
+
+    Args:
+        num_frames: latent frames F, at least 1.
+        num_inference_steps: steps N that each frame takes, at least 1.
+        delay: steps between the starts of neighbouring frames, at least 0.
+        shift: flow shift of each column.
+
+    Returns:
+        fp32 ``[N + delay * (F - 1) + 1, F]``, from all 1 to all 0: the `frame_sigmas` of `set_timesteps`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    for name, value, least in (
+        ("num_frames", num_frames, 1),
+        ("num_inference_steps", num_inference_steps, 1),
+        ("delay", delay, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} is below {least}")
+    rows = torch.arange(num_inference_steps + delay * (num_frames - 1) + 1).unsqueeze(1)
+    steps_taken = (rows - delay * torch.arange(num_frames)).clamp(0, num_inference_steps)  # [rows, F]
+    return shifted(1 - steps_taken.float() / num_inference_steps, shift)
+
+
+@dataclass
+class PusaSchedulerOutput(BaseOutput):
+    """`prev_sample`: the latents after the step, ``[B, C, F, H, W]``, in the dtype of the latents before it."""
+
+    prev_sample: Tensor
+
+
+class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
+    """Flow-matching Euler sampler with a sigma per step, sample and latent frame.
+
+    The table is fp32, fixed by `set_timesteps` and indexed by the number of the step. The original finds a step by its
+    nearest timestep instead, which picks wrong ones above 50 steps and when every frame is conditioned.
+
+    Args:
+        num_train_timesteps: scale between sigma (0..1) and the timestep given to the model.
+        shift: flow shift; the original uses 5 for Wan2.1 and Wan2.2 alike.
+        reference_rounding: truncate the timesteps given to the model to integers, as the original's multi-frame and
+            video-to-video pipelines do. Only for comparison with them.
+    """
+
+    config_name = "scheduler_config.json"
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 5.0, reference_rounding: bool = False) -> None:
+        if not shift > 0:
+            raise ValueError(f"shift={shift} is not above 0")
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self.sigmas: Tensor
+        self.timesteps: Tensor
+        self.frame_sigmas: Tensor
+
+    def to_json_string(self) -> str:
+        """The configuration under the nearest stock class name: any diffusers program can load what we save."""
+        stock = FlowMatchEulerDiscreteScheduler.__name__
+        return super().to_json_string().replace(f'"{type(self).__name__}"', f'"{stock}"')
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        noise_multipliers: Tensor | None = None,
+        frame_sigmas: Tensor | None = None,
+    ) -> None:
+        """Fix the table.
+
+        Args:
+            num_inference_steps: N, at least 1, for the shifted grid from 1 to 0; or give `frame_sigmas`.
+            device: where `frame_sigmas` and `timesteps` live.
+            noise_multipliers: ``[F]`` or ``[B, F]`` in 0..1, the factor of each column: 1 for a free frame, 0 for one
+                kept exactly. None: every frame is free.
+            frame_sigmas: any other table, ``[N + 1, F]`` or ``[N + 1, B, F]``, in 0..1 and never rising (see
+                `wave_sigmas`); `noise_multipliers` scale it too. Its last row may be above 0, to be continued.
+
+        Afterwards ``sigmas [N + 1]`` is the base grid (fp32, CPU), ``timesteps [N]`` is 1000 times it, and
+        ``frame_sigmas`` the table ``[N + 1, B, F]``, with 1 for B or F where nothing distinguishes them.
+
+        Raises:
+            ValueError: a value is out of its range, a column rises, or not exactly one of `num_inference_steps` and
+                `frame_sigmas` is given.
+        """
+        if (num_inference_steps is None) == (frame_sigmas is None):
+            raise ValueError("give either num_inference_steps or frame_sigmas")
+        if num_inference_steps is not None:
+            if num_inference_steps < 1:
+                raise ValueError(f"num_inference_steps={num_inference_steps} is below 1")
+            self.sigmas = shifted(torch.linspace(1, 0, num_inference_steps + 1), self.config.shift)
+            table = self.sigmas.view(-1, 1, 1)
+        else:
+            table = _checked_table(frame_sigmas)
+            self.sigmas = table.amax(dim=(1, 2))
+        if noise_multipliers is not None:
+            table = table * _checked_multipliers(noise_multipliers)
+        self.frame_sigmas = table.to(device)
+        self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
+        self._step_index = None
+        self._begin_index = None
+
+    def frame_timesteps(self, step_index: int) -> Tensor:
+        """The timesteps ``[B, F]`` that the model is given at step `step_index`: 1000 times that row of the table."""
+        timesteps = self.frame_sigmas[step_index] * self.config.num_train_timesteps
+        return timesteps.trunc() if self.config.reference_rounding else timesteps
+
+    def finished_frames(self, step_index: int) -> int:
+        """How many leading latent frames are clean, in every sample, once step `step_index` is done."""
+        is_clean = (self.frame_sigmas[step_index + 1] == 0).all(dim=0)  # [F]
+        return int(is_clean.cumprod(0).sum())
+
+    def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """The start of sampling: each frame of ``clean`` mixed with ``noise`` at its first sigma (exact at 0 and 1).
+
+        Both are ``[B, C, F, H, W]``; frames that are not known may hold anything finite where their first sigma is 1.
+        """
+        sigma = _over_latents(self.frame_sigmas[0]).to(noise.device)
+        return (1 - sigma) * clean + sigma * noise
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, return_dict: bool = True
+    ) -> PusaSchedulerOutput | tuple[Tensor]:
+        """Walk every frame from its sigma to its next one.
+
+        Args:
+            model_output: velocity ``[B, C, F, H, W]``, any floating dtype.
+            timestep: ``timesteps[k]`` of this step. After `set_begin_index`, steps are simply counted.
+            sample: latents ``[B, C, F, H, W]`` before the step. Frames whose sigma stays are returned unchanged.
+            return_dict: a `PusaSchedulerOutput` rather than a tuple of one.
+
+        Raises:
+            ValueError: `timestep` is none of this table's, or the steps are used up.
+        """
+        k = self._index_of(timestep)
+        change = _over_latents(self.frame_sigmas[k + 1] - self.frame_sigmas[k])
+        prev_sample = (sample.float() + change * model_output.float()).to(sample.dtype)
+        self._step_index = k + 1
+        return PusaSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+
+    def _index_of(self, timestep: Tensor | float) -> int:
+        steps = len(self.timesteps)
+        next_index = self._begin_index if self._step_index is None else self._step_index
+        if self._begin_index is None:  # stepped by hand: take the caller's word, exactly
+            matches = (self.timesteps == timestep).nonzero().flatten().tolist()
+            if not matches:
+                raise ValueError(f"timestep={float(timestep):g} is none of the {steps} timesteps of this table")
+            return next_index if next_index in matches else matches[0]
+        if next_index is None or next_index >= steps:
+            raise ValueError(f"all {steps} steps are done: call set_timesteps to start again")
+        return next_index
+
+    @property
+    def step_index(self) -> int | None:
+        """Steps done so far, or None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The step that sampling starts with, once set."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Count steps from `begin_index` on, without comparing timesteps (no device synchronisation)."""
+        self._begin_index = begin_index
+        self._step_index = None
+
+
+def _over_latents(rows: Tensor) -> Tensor:
+    return rows[:, None, :, None, None]  # [B, F] -> [B, 1, F, 1, 1]
+
+
+def _checked_multipliers(multipliers: Tensor) -> Tensor:
+    """As fp32 ``[1, B, F]``."""
+    multipliers = torch.as_tensor(multipliers, dtype=torch.float32).cpu()
+    if multipliers.ndim not in (1, 2):
+        raise ValueError(f"noise_multipliers of shape {list(multipliers.shape)}: give [F] or [B, F]")
+    for value in multipliers.flatten().tolist():
+        if not 0 <= value <= 1:
+            raise ValueError(f"noise_multiplier={value:g} is outside 0..1")
+    return multipliers.view(1, -1, multipliers.shape[-1])
+
+
+def _checked_table(table: Tensor | None) -> Tensor:
+    """As fp32 ``[N + 1, B, F]``."""
+    table = torch.as_tensor(table, dtype=torch.float32).cpu()
+    if table.ndim not in (2, 3) or table.shape[0] < 2:
+        raise ValueError(f"frame_sigmas of shape {list(table.shape)}: give [N + 1, F] or [N + 1, B, F] with N >= 1")
+    if table.ndim == 2:
+        table = table.unsqueeze(1)
+    if not bool(((table >= 0) & (table <= 1)).all()):
+        raise ValueError("frame_sigmas has values outside 0..1")
+    rises = (table.diff(dim=0) > 0).nonzero()
+    if len(rises):
+        step, _, frame = rises[0].tolist()
+        raise ValueError(f"frame_sigmas rises at step {step} in latent frame {frame}: noise levels must never rise")
+    return table
