@@ -14,9 +14,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pusa.positions import Position, latent_frames, latent_index_of
+
 logger = logging.getLogger(__name__)
 
-Position = int | Literal["last"]
 Fit = Literal["crop", "letterbox", "stretch"]
 
 
@@ -63,13 +64,13 @@ class PusaCondition:
         places = [n for n in ("latent_index", "frame_index", "seconds") if getattr(self, n) is not None]
         if len(places) > 1:
             raise ValueError(f"give one of latent_index, frame_index and seconds, not {' and '.join(places)}")
-        if isinstance(self.latent_index, Sequence) and not isinstance(self.latent_index, str):
-            if not self.latent_index:
-                raise ValueError("latent_index=[] is empty: give a latent frame, or leave it out for the beginning")
-            if self.image is not None and len(self.latent_index) > 1:
-                raise ValueError(
-                    f"latent_index={list(self.latent_index)} for one image: use one condition per place, or a video"
-                )
+        listed = _listed(self)
+        if listed == []:
+            raise ValueError("latent_index=[] is empty: give a latent frame, or leave it out for the beginning")
+        if self.image is not None and listed is not None and len(listed) > 1:
+            raise ValueError(f"latent_index={listed} for one image: use one condition per place, or a video")
+        if self.video is not None and len(self.video) == 0:
+            raise ValueError("the video has no frames")
         if self.encode not in ("single", "repeat"):
             raise ValueError(f"encode={self.encode!r} is neither 'single' nor 'repeat'")
         if self.fit not in ("crop", "letterbox", "stretch"):
@@ -77,52 +78,6 @@ class PusaCondition:
         for multiplier in _as_list(self.noise_multiplier):
             if not 0 <= multiplier <= 1:
                 raise ValueError(f"noise_multiplier={multiplier:g} is outside 0..1")
-
-
-def latent_frames(num_frames: int, factor: int = 4) -> int:
-    """Latent frames of a clip of `num_frames` frames: 1 for the first frame and 1 for every `factor` after it."""
-    return (num_frames - 1) // factor + 1
-
-
-def latent_index_of(
-    *,
-    num_frames: int,
-    latent_index: Position | None = None,
-    frame_index: Position | None = None,
-    seconds: float | Literal["last"] | None = None,
-    fps: float = 16.0,
-    factor: int = 4,
-) -> int:
-    """The latent frame that a position means in a clip of `num_frames` frames; the beginning if none is given.
-
-    Raises:
-        ValueError: the position is outside the clip; the message has its value and the limits.
-    """
-    if latent_index is not None:
-        return _index_in("latent_index", latent_index, latent_frames(num_frames, factor), "latent frames")
-    if seconds is not None:
-        frame = seconds if seconds == "last" else round(seconds * fps)
-        duration = num_frames / fps
-        if frame != "last" and not -num_frames <= frame < num_frames:
-            raise ValueError(
-                f"seconds={seconds:g}: this video is {duration:g} s long ({num_frames} frames at {fps:g} fps)"
-            )
-    else:
-        frame = 0 if frame_index is None else frame_index
-    frame = _index_in("frame_index", frame, num_frames, "frames")
-    return (frame - 1) // factor + 1  # 0 -> 0, 1..4 -> 1, 5..8 -> 2
-
-
-def _index_in(name: str, index: Position, count: int, unit: str) -> int:
-    if index == "last":
-        return count - 1
-    if isinstance(index, bool) or not isinstance(index, int | np.integer):
-        raise TypeError(f"{name}={index!r} is neither a whole number nor 'last'")
-    if not -count <= index < count:
-        raise ValueError(
-            f"{name}={index}: this video has {count} {unit} (0..{count - 1}, or -{count}..-1 from the end)"
-        )
-    return int(index) % count
 
 
 def fit_image(image: Any, width: int, height: int, fit: Fit = "crop") -> Image.Image:
@@ -172,10 +127,7 @@ def _frames_of(condition: PusaCondition) -> list[Any]:
     video = condition.video
     if isinstance(video, np.ndarray | Tensor) and video.ndim != 4:
         raise ValueError(f"a video of shape {list(video.shape)}: give [n, H, W, 3], or a tensor [n, 3, H, W]")
-    frames = list(video)
-    if not frames:
-        raise ValueError("the video has no frames")
-    return frames
+    return list(video)
 
 
 @dataclass(frozen=True)
@@ -221,16 +173,18 @@ def place(
                     f"move or shorten one of them (latent frames 0..{shape[1] - 1})"
                 )
             owner[target] = number
-    known = torch.zeros(shape)
     multipliers = torch.ones(shape[1])
     for condition, targets in zip(conditions, places, strict=True):
-        known[:, targets] = _latents_of(condition, targets, encode, shape, height, width, factor).to(known)
         multipliers[targets] = torch.tensor(_multipliers_of(condition, len(targets)))
+    known = torch.zeros(shape)
+    for condition, targets in zip(conditions, places, strict=True):
+        known[:, targets] = _latents_of(condition, targets, encode, shape, height, width, factor).to(known)
     return Placement(known, multipliers)
 
 
-def _is_listed(condition: PusaCondition) -> bool:
-    return isinstance(condition.latent_index, Sequence) and not isinstance(condition.latent_index, str)
+def _listed(condition: PusaCondition) -> list[Position] | None:
+    index = condition.latent_index
+    return None if index is None or isinstance(index, int | str) else list(index)
 
 
 def _available(condition: PusaCondition, start: int, factor: int) -> int:
@@ -240,17 +194,23 @@ def _available(condition: PusaCondition, start: int, factor: int) -> int:
     if condition.image is not None:
         return 1
     frames = len(condition.video)
-    in_context = condition.encode == "repeat" and start > 0 and not _is_listed(condition)
-    return frames // factor if in_context else latent_frames(frames, factor)
+    return frames // factor if _is_in_context(condition, start) else latent_frames(frames, factor)
+
+
+def _is_in_context(condition: PusaCondition, start: int) -> bool:
+    """Whether the pictures are encoded behind a copy of the first one, so that each place gets its four frames."""
+    at_own_places = condition.video is not None and _listed(condition) is not None
+    return condition.encode == "repeat" and start > 0 and not at_own_places
 
 
 def _places(condition: PusaCondition, *, num_frames: int, fps: float, factor: int) -> list[int]:
     """The latent frames of the clip that a condition holds, in the order of its own latent frames."""
     count = latent_frames(num_frames, factor)
-    if _is_listed(condition):
-        targets = [_index_in("latent_index", i, count, "latent frames") for i in condition.latent_index]  # type: ignore[union-attr]
+    listed = _listed(condition)
+    if listed is not None:
+        targets = [latent_index_of(num_frames=num_frames, latent_index=i, factor=factor) for i in listed]
         if len(set(targets)) < len(targets):
-            raise ValueError(f"latent_index={list(condition.latent_index)} names a latent frame twice")  # type: ignore[arg-type]
+            raise ValueError(f"latent_index={listed} names a latent frame twice")
         available = _available(condition, 0, factor)
         if condition.latents is not None and available != len(targets):
             raise ValueError(f"latent_index names {len(targets)} latent frames, the latents have {available}")
@@ -310,26 +270,24 @@ def _latents_of(
             raise ValueError(f"latents of shape {list(condition.latents.shape)}: this clip needs {list(wanted)}")
         return condition.latents
     frames = _frames_of(condition)
-    listed = _is_listed(condition) and condition.video is not None
-    in_context = condition.encode == "repeat" and targets[0] > 0 and not listed
+    at_own_places = condition.video is not None and _listed(condition) is not None
+    in_context = _is_in_context(condition, targets[0])
     if in_context:
-        frames = frames[: len(targets) * factor] if condition.video is not None else frames * factor
-        frames = [frames[0], *frames]
+        if condition.image is not None:
+            frames = frames * factor
+        used = len(targets) * factor
     else:
-        last = max(targets) if listed else len(targets) - 1
-        kept = 1 + last * factor
-        if not listed and kept < len(frames):
-            logger.warning(
-                "the video's last %d of %d frames are left out: a clip has %dn + 1",
-                len(frames) - kept,
-                len(frames),
-                factor,
-            )
-        frames = frames[:kept]
-    latents = encode(pixels([fit_image(frame, width, height, condition.fit) for frame in frames]))[0]
+        used = 1 + factor * (max(targets) if at_own_places else len(targets) - 1)
+    if used < len(frames) and not at_own_places:
+        rule = f"{factor}n" if in_context else f"{factor}n + 1"
+        logger.warning(
+            "the last %d of the video's %d frames are left out: %s fit", len(frames) - used, len(frames), rule
+        )
+    frames = [fit_image(frame, width, height, condition.fit) for frame in frames[:used]]
     if in_context:
-        return latents[:, 1:]
-    return latents[:, targets] if listed else latents
+        return encode(pixels([frames[0], *frames]))[0][:, 1:]
+    latents = encode(pixels(frames))[0]
+    return latents[:, targets] if at_own_places else latents
 
 
 def pixels(frames: Sequence[Image.Image]) -> Tensor:

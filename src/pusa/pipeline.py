@@ -33,8 +33,8 @@ class PusaPipeline(WanPipeline):
     """`diffusers.WanPipeline` with conditions at any latent frame, through one timestep per latent frame.
 
     Stock components are taken as they are: transformers become `PusaWanTransformer3DModel` in place, and any other
-    scheduler is replaced by `PusaFlowMatchEulerScheduler` (with its shift if it is a flow-matching Euler scheduler, with
-    the original's 5 otherwise). `save_pretrained` writes a folder that plain diffusers loads too.
+    scheduler is replaced by `PusaFlowMatchEulerScheduler` (with its shift if it is a flow-matching Euler one, with the
+    original's 5 otherwise). `save_pretrained` writes a folder that plain diffusers loads too.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class PusaPipeline(WanPipeline):
         text_encoder: UMT5EncoderModel,
         vae: AutoencoderKLWan,
         scheduler: SchedulerMixin,
-        transformer: WanTransformer3DModel | None = None,
-        transformer_2: WanTransformer3DModel | None = None,
+        transformer: WanTransformer3DModel | PusaWanTransformer3DModel | None = None,
+        transformer_2: WanTransformer3DModel | PusaWanTransformer3DModel | None = None,
         boundary_ratio: float | None = None,
         expand_timesteps: bool = False,
     ):
@@ -63,6 +63,8 @@ class PusaPipeline(WanPipeline):
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
+
+    _callback_tensor_inputs = [*WanPipeline._callback_tensor_inputs, "denoised"]  # noqa: RUF012 (as in diffusers)
 
     # ---- loading, saving, adapters -----------------------------------------------------------------------------
 
@@ -162,6 +164,8 @@ class PusaPipeline(WanPipeline):
             guidance_scale: 1 switches classifier-free guidance, and the second pass, off.
             guidance_scale_2: for the low-noise expert of Wan2.2; `guidance_scale` if None.
             latents: ``[B, C, F, h, w]``: the noise to start from, or with `start_step` the latents to go on with.
+            callback_on_step_end_tensor_inputs: as in diffusers, and "denoised": the clean latents that the model
+                expects at this step, for previews (only to look at).
             output_type: "np" ``[B, 4F - 3, H, W, 3]`` in 0..1, "pt" ``[B, 4F - 3, 3, H, W]``, "pil", or "latent"
                 (normalised ``[B, C, F, h, w]``, what `decode` and `PusaCondition` take).
             fps: frames per second, only to place conditions that are given in seconds.
@@ -278,10 +282,14 @@ class PusaPipeline(WanPipeline):
                 if self.interrupt:
                     break
                 self._current_timestep = t = scheduler.timesteps[k]
+                x = tensors["latents"]
                 v = self._velocity(k, **tensors)
-                tensors["latents"] = scheduler.step(v, t, tensors["latents"], return_dict=False)[0]
+                tensors["latents"] = scheduler.step(v, t, x, return_dict=False)[0]
                 if callback is not None:
-                    tensors |= callback(self, k, t, {name: tensors[name] for name in callback_tensors})
+                    seen = tensors | (
+                        {"denoised": scheduler.denoised(k, v, x)} if "denoised" in callback_tensors else {}
+                    )
+                    tensors |= callback(self, k, t, {name: seen[name] for name in callback_tensors})
                 progress.update()
         self._current_timestep = None
         return tensors["latents"]
@@ -324,7 +332,7 @@ class PusaPipeline(WanPipeline):
         return encode_video(self.vae, video)
 
     def decode(self, latents: Tensor, output_type: str = "np") -> Any:
-        """Normalised latents ``[B, C, F, h, w]`` to frames as `output_type` says; see `pusa.models.vae.decode_video`."""
+        """Normalised latents ``[B, C, F, h, w]`` to frames of `output_type`; see `pusa.models.vae.decode_video`."""
         return self.video_processor.postprocess_video(decode_video(self.vae, latents), output_type=output_type)
 
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:

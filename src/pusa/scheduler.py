@@ -47,7 +47,7 @@ def wave_sigmas(num_frames: int, num_inference_steps: int, *, delay: int = 1, sh
             raise ValueError(f"{name}={value} is below {least}")
     rows = torch.arange(num_inference_steps + delay * (num_frames - 1) + 1).unsqueeze(1)
     steps_taken = (rows - delay * torch.arange(num_frames)).clamp(0, num_inference_steps)  # [rows, F]
-    return shifted(1 - steps_taken.float() / num_inference_steps, shift)
+    return shifted(torch.linspace(1, 0, num_inference_steps + 1), shift)[steps_taken]
 
 
 @dataclass
@@ -125,7 +125,13 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
             table = _checked_table(frame_sigmas)
             self.sigmas = table.amax(dim=(1, 2))
         if noise_multipliers is not None:
-            table = table * _checked_multipliers(noise_multipliers)
+            multipliers = _checked_multipliers(noise_multipliers)
+            if any(a != b and 1 not in (a, b) for a, b in zip(table.shape[1:], multipliers.shape[1:], strict=True)):
+                raise ValueError(
+                    f"noise_multipliers of shape {list(multipliers.shape[1:])} do not fit frame_sigmas with rows of "
+                    f"shape {list(table.shape[1:])} ([B, F])"
+                )
+            table = table * multipliers
         self.frame_sigmas = table.to(device)
         self.timesteps = (self.sigmas[:-1] * self.config.num_train_timesteps).to(device)
         self._step_index = None
@@ -169,17 +175,23 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = k + 1
         return PusaSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
+    def denoised(self, step_index: int, model_output: Tensor, sample: Tensor) -> Tensor:
+        """The clean latents that step `step_index` expects: each frame walked down to sigma 0 at once."""
+        return sample.float() - _over_latents(self.frame_sigmas[step_index]) * model_output.float()
+
     def _index_of(self, timestep: Tensor | float) -> int:
         steps = len(self.timesteps)
-        next_index = self._begin_index if self._step_index is None else self._step_index
-        if self._begin_index is None:  # stepped by hand: take the caller's word, exactly
-            matches = (self.timesteps == timestep).nonzero().flatten().tolist()
-            if not matches:
-                raise ValueError(f"timestep={float(timestep):g} is none of the {steps} timesteps of this table")
-            return next_index if next_index in matches else matches[0]
-        if next_index is None or next_index >= steps:
-            raise ValueError(f"all {steps} steps are done: call set_timesteps to start again")
-        return next_index
+        if self._begin_index is not None:
+            k = self._begin_index if self._step_index is None else self._step_index
+            if k >= steps:
+                raise ValueError(f"all {steps} steps are done: call set_timesteps to start again")
+            return k
+        # Stepped by hand: take the caller's word, exactly. In a table that repeats a level, the next step comes first.
+        matches = (self.timesteps == timestep).nonzero().flatten().tolist()
+        if not matches:
+            raise ValueError(f"timestep={float(timestep):g} is none of the {steps} timesteps of this table")
+        counted = self._step_index
+        return matches[0] if counted is None or counted not in matches else counted
 
     @property
     def step_index(self) -> int | None:

@@ -2,7 +2,7 @@
 
 The VAE is causal in time: latent frame 0 is 1 frame, every later one is 4, and none depends on what follows. So frames
 can be handed out while later latents are still being decoded, and equal to the bit those of one call. This module alone
-reaches into diffusers' private cache of the VAE (`_feat_map`, `_conv_idx`).
+knows how diffusers' VAE caches (`_cached_conv_counts`, `feat_cache`).
 """
 
 import logging
@@ -66,29 +66,25 @@ def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> 
     """Normalised latents to frames, a latent frame at a time; memory does not grow with the length of the video.
 
     Args:
-        vae: any `AutoencoderKLWan`; it can decode one video at a time.
+        vae: any `AutoencoderKLWan`; several streams may be open at once.
         latents: ``[B, C, F, h, w]``, or consecutive pieces of it as they become known.
 
     Yields:
         Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype: n is 1, then 4, 4, ... Equal to the bit to
         ``vae.decode`` of the whole.
     """
-    if hasattr(vae, "_hf_hook"):  # model offloading wakes the VAE in `decode`, which is not called here
-        vae._hf_hook.pre_forward(vae)
-    vae.clear_cache()
+    cache = [None] * vae._cached_conv_counts["decoder"]  # what each causal convolution keeps of the frames before
     is_first = True
-    try:
-        for piece in [latents] if isinstance(latents, Tensor) else latents:
-            z = vae.post_quant_conv(_denormalised(vae, piece))
-            for z_frame in z.split(1, dim=2):
-                vae._conv_idx = [0]
-                frames = vae.decoder(z_frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=is_first)
-                if vae.config.patch_size is not None:
-                    frames = unpatchify(frames, patch_size=vae.config.patch_size)
-                yield frames.clamp(-1, 1)
-                is_first = False
-    finally:
-        vae.clear_cache()
+    for piece in [latents] if isinstance(latents, Tensor) else latents:
+        if hasattr(vae, "_hf_hook"):  # model offloading wakes the VAE in `decode`, which is not called here
+            vae._hf_hook.pre_forward(vae)
+        z = vae.post_quant_conv(_denormalised(vae, piece))
+        for z_frame in z.split(1, dim=2):
+            frames = vae.decoder(z_frame, feat_cache=cache, feat_idx=[0], first_chunk=is_first)
+            if vae.config.patch_size is not None:
+                frames = unpatchify(frames, patch_size=vae.config.patch_size)
+            yield frames.clamp(-1, 1)
+            is_first = False
 
 
 @torch.no_grad()
@@ -106,7 +102,7 @@ def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         try:
             return way(vae, latents)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             logger.warning("out of memory in %s; trying a way that needs less", way.__name__.strip("_"))
         # Outside the handler: the failed attempt's tensors are free by now.
@@ -118,7 +114,8 @@ def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the CPU's allocator, had no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

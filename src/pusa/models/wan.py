@@ -36,7 +36,7 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor | None, token_groups: Tens
 
 
 class PusaWanTransformerBlock(WanTransformerBlock):
-    """Wan's block, where a ``temb`` of fewer rows than tokens modulates whole frames. Same parameters, same rounding."""
+    """Wan's block, where a ``temb`` of fewer rows than tokens modulates whole frames: same parameters and rounding."""
 
     def forward(
         self,
@@ -91,7 +91,7 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
         "token_groups": {0: ContextParallelInput(split_dim=0, expected_dims=1, split_output=True)},
     }
 
-    @functools.wraps(WanTransformer3DModel.__init__)  # the configuration is read from this signature
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]  # the configuration is read from this signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._adopt_blocks()
@@ -133,8 +133,8 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
             if module._compiled_call_impl is not None:
                 raise ValueError(f"{where} is already compiled: promote with from_wan first, then compile")
         model.__class__ = cls
-        model._adopt_blocks()  # type: ignore[attr-defined]  # its class is ours since the line above
-        return model  # type: ignore[return-value]
+        model._adopt_blocks()
+        return model
 
     def to_json_string(self) -> str:
         """The configuration under the stock class name: any diffusers program can load what we save."""

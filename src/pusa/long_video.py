@@ -1,0 +1,136 @@
+"""Videos longer than the model's window: chains of extensions in latent space, and a wave that never ends.
+
+Both keep what they continue as latents. Decoding and encoding again at every joint would add the VAE's loss each time,
+and colours drift with it (users of every extension tool report this; Wan2.2 issue 172, VACE issue 44). Memory does
+not depend on the length: pieces are handed out as they are finished.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pusa.conditions import PusaCondition
+from pusa.scheduler import shifted
+
+
+@dataclass(frozen=True)
+class Span:
+    """One window of a long video, in latent frames: where it starts, and how many of its frames exist already."""
+
+    start: int
+    length: int
+    overlap: int
+
+
+def spans(total: int, window: int, overlap: int) -> list[Span]:
+    """Cover `total` latent frames by windows of `window` that share `overlap`; the last one shares more, not to be short.
+
+    Raises:
+        ValueError: windows that never advance.
+    """
+    if not 0 < overlap < window:
+        raise ValueError(
+            f"overlap={overlap} is outside 1..{window - 1}: a window of {window} must keep some and make some"
+        )
+    covered = [Span(0, min(window, total), 0)]
+    while (end := covered[-1].start + covered[-1].length) < total:
+        start = min(end - overlap, total - window)
+        covered.append(Span(start, window, end - start))
+    return covered
+
+
+def chain(
+    covered: Sequence[Span],
+    denoise: Callable[[Span, list[PusaCondition]], Tensor],
+    conditions: Sequence[PusaCondition] = (),
+) -> Iterator[Tensor]:
+    """Each window continues the latents of the one before it.
+
+    Args:
+        covered: from `spans`.
+        denoise: makes a window, ``[1, C, length, h, w]``, from what is known of it.
+        conditions: by latent index in the whole video; each goes to the window that makes its place. A video's latent
+            frames must begin in one window and end in it.
+
+    Yields:
+        New latents ``[1, C, n, h, w]``, to be decoded in one stream (`pusa.models.vae.decode_chunks`).
+    """
+    window = None
+    for span in covered:
+        known = [
+            _moved(c, span) for c in conditions if span.start + span.overlap <= _first(c) < span.start + span.length
+        ]
+        if window is not None:
+            known.append(PusaCondition(latents=window[0, :, window.shape[2] - span.overlap :], latent_index=0))
+        window = denoise(span, known)
+        yield window[:, :, span.overlap :]
+
+
+def _first(condition: PusaCondition) -> int:
+    index = condition.latent_index
+    places = [0 if index is None else index] if index is None or isinstance(index, int | str) else list(index)
+    if not all(isinstance(place, int) and place >= 0 for place in places):
+        raise ValueError(f"latent_index={index!r}: in a long video give latent frames counted from its beginning")
+    return min(int(place) for place in places)
+
+
+def _moved(condition: PusaCondition, span: Span) -> PusaCondition:
+    index = condition.latent_index
+    if span.start == 0:
+        return condition
+    if index is None or isinstance(index, int):
+        return replace(condition, latent_index=(index or 0) - span.start)
+    raise ValueError("a video at places of its own must lie within the first window of a long video")
+
+
+def rolling_table(window: int, steps_per_frame: int, *, history: int = 0, shift: float = 5.0) -> Tensor:
+    """One turn of a wave that never ends: ``[steps_per_frame + 1, history + window]``.
+
+    Behind `history` clean frames, noise rises with the frame from nearly clean to pure noise. In a turn every column
+    walks down to where the one before it began, so the first frame of the wave becomes clean, the window can move on by
+    one and a frame of pure noise joins at its end. (Rolling Diffusion Models, arXiv 2402.09470; FIFO-Diffusion,
+    arXiv 2405.11473.)
+    """
+    steps = window * steps_per_frame
+    rows = torch.arange(steps_per_frame + 1).unsqueeze(1)
+    level = (torch.arange(1, window + 1) * steps_per_frame - rows) / steps  # [rows, window], from (f + 1) / window down
+    return torch.cat([torch.zeros(len(rows), history), shifted(level, shift)], dim=1)
+
+
+def roll(
+    advance: Callable[[Tensor, Tensor], Tensor],
+    first: Tensor,
+    noise: Callable[[], Tensor],
+    *,
+    window: int,
+    steps_per_frame: int,
+    shift: float = 5.0,
+) -> Iterator[Tensor]:
+    """Endless video: each turn finishes one latent frame and takes in a new one of pure noise.
+
+    Args:
+        advance: denoises latents ``[B, C, F, h, w]`` down a table ``[N + 1, F]`` from its first row to its last.
+        first: the clean beginning, ``[B, C, n, h, w]`` with n above `window` (a finished clip): the last `window` frames
+            are noised again to start the wave, those before them are its history.
+        noise: a new frame ``[B, C, 1, h, w]`` of pure noise.
+        window: latent frames in the wave; history and window together are what the model sees at once.
+        steps_per_frame: steps in a turn: a frame takes ``window * steps_per_frame`` in all.
+
+    Yields:
+        Finished latents ``[B, C, 1, h, w]``, from the frame after `first[:, :, :-window]` on, for ever.
+    """
+    history = first.shape[2] - window
+    if history < 1 or window < 1:
+        raise ValueError(
+            f"window={window} leaves no history in {first.shape[2]} latent frames: give 1..{first.shape[2] - 1}"
+        )
+    table = rolling_table(window, steps_per_frame, history=history, shift=shift)
+    start = table[0].view(1, 1, -1, 1, 1).to(first)
+    fresh = torch.cat([noise() for _ in range(first.shape[2])], dim=2)
+    latents = (1 - start) * first + start * fresh
+    while True:
+        latents = advance(latents, table)
+        yield latents[:, :, history : history + 1]
+        latents = torch.cat([latents[:, :, 1:], noise()], dim=2)

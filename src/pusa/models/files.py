@@ -1,0 +1,218 @@
+"""What a model folder holds: its layout, its shapes, what is missing or damaged. No tensor is loaded, nor torch.
+
+Two layouts are known: diffusers' (``model_index.json`` and one folder per component) and the one in which Wan publishes
+its own code's weights (``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` beside the transformer's shards;
+Wan2.2 keeps the shards in ``high_noise_model/`` and ``low_noise_model/``).
+"""
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COMPONENTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "transformer_2")
+ORIGINAL_VAE = "Wan2.1_VAE"
+ORIGINAL_TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
+ORIGINAL_TOKENIZER = "google/umt5-xxl"
+ORIGINAL_EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
+TRANSFORMER_CLASSES = ("WanTransformer3DModel", "PusaWanTransformer3DModel")
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+
+
+class MissingFilesError(FileNotFoundError):
+    """A model folder lacks files, or some are cut short; all of them are named."""
+
+
+class DamagedFileError(ValueError):
+    """A file is not what its name says."""
+
+
+class WrongArchitectureError(ValueError):
+    """The weights are sound, but not those of a Wan text-to-video model."""
+
+
+def safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of all tensors, from the header alone.
+
+    Raises:
+        DamagedFileError: no safetensors header, or the file ends before its last tensor (an interrupted download).
+    """
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if size_bytes < 8 or header_bytes > size_bytes - 8:
+            raise DamagedFileError(f"{path.name} is no whole safetensors file: it has {size_bytes} bytes")
+        try:
+            header = json.loads(file.read(header_bytes))
+        except ValueError as error:
+            raise DamagedFileError(f"{path.name} is no safetensors file: its header is not JSON") from error
+    tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+    whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if size_bytes < whole_bytes:
+        raise DamagedFileError(f"{path.name} is cut short: {size_bytes} of {whole_bytes} bytes")
+    return {key: entry["shape"] for key, entry in tensors.items()}
+
+
+def is_original(folder: Path) -> bool:
+    """Whether this is a folder as Wan publishes it; true for incomplete ones too, which `missing_files` explains."""
+    if (folder / "model_index.json").exists():
+        return False
+    marks = [*ORIGINAL_EXPERTS.values(), *(f"{ORIGINAL_VAE}.{kind}" for kind in ("pth", "safetensors"))]
+    marks += [f"{ORIGINAL_TEXT_ENCODER}.{kind}" for kind in ("pth", "safetensors")]
+    return (
+        any((folder / mark).exists() for mark in marks)
+        or read_json(folder / "config.json").get("_class_name") == "WanModel"
+    )
+
+
+def original_experts(folder: Path) -> dict[str, Path]:
+    """Where the transformer's shards are: pipeline component -> folder. Two of them for Wan2.2."""
+    if any((folder / name).is_dir() for name in ORIGINAL_EXPERTS.values()):
+        return {component: folder / name for component, name in ORIGINAL_EXPERTS.items()}
+    return {"transformer": folder}
+
+
+def original_weights(folder: Path, stem: str) -> Path:
+    """The file of the VAE or the text encoder: a safetensors copy, if somebody made one, before the pickle."""
+    safe = folder / f"{stem}.safetensors"
+    return safe if safe.exists() else folder / f"{stem}.pth"
+
+
+def shards(folder: Path) -> list[Path]:
+    """The safetensors files of one model: those its index names, or all there are."""
+    indices = sorted(folder.glob("*.safetensors.index*.json"))
+    if indices:
+        return sorted({folder / name for index in indices for name in read_json(index)["weight_map"].values()})
+    found = sorted(folder.glob("*.safetensors"))
+    for path in list(found):
+        if match := _SHARD.fullmatch(path.name):
+            count = int(match["count"])
+            found += [folder / f"{match['stem']}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    return sorted(set(found))
+
+
+def missing_files(folder: Path, *, skip: Collection[str] = ()) -> list[str]:
+    """Every file that loading this folder needs and would not find whole.
+
+    Args:
+        folder: a model folder in either layout.
+        skip: pipeline components that are not loaded from it.
+
+    Returns:
+        Paths relative to the folder, with the reason in brackets where a file is there but damaged. Empty: all is well.
+    """
+    return list(
+        dict.fromkeys(_missing_original(folder, skip) if is_original(folder) else _missing_diffusers(folder, skip))
+    )
+
+
+def _missing_original(folder: Path, skip: Collection[str]) -> Iterator[str]:
+    for component, expert in original_experts(folder).items():
+        if component not in skip:
+            yield from _damaged_shards(
+                folder, transformer_shards(expert), expert / "diffusion_pytorch_model.safetensors"
+            )
+    for component, stem in (("vae", ORIGINAL_VAE), ("text_encoder", ORIGINAL_TEXT_ENCODER)):
+        if component not in skip:
+            yield from _damaged(folder, original_weights(folder, stem))
+    if "tokenizer" not in skip:
+        yield from _missing_tokenizer(folder, folder / ORIGINAL_TOKENIZER)
+
+
+def transformer_shards(expert: Path) -> list[Path]:
+    return [path for path in shards(expert) if path.name.startswith("diffusion_pytorch_model")]
+
+
+def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
+    if not (folder / "model_index.json").is_file():
+        yield "model_index.json"
+        return
+    for component in diffusers_components(folder):
+        part = folder / component
+        if component in skip:
+            continue
+        if component == "tokenizer":
+            yield from _missing_tokenizer(folder, part)
+        elif component == "scheduler":
+            yield from _damaged(folder, part / "scheduler_config.json")
+        else:
+            yield from _damaged(folder, part / "config.json")
+            if not any(part.glob("*.bin")):
+                stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+                yield from _damaged_shards(folder, shards(part), part / f"{stem}.safetensors")
+
+
+def diffusers_components(folder: Path) -> list[str]:
+    """Which of the components of a text-to-video pipeline ``model_index.json`` says are in the folder."""
+    index = read_json(folder / "model_index.json")
+    return [name for name in COMPONENTS if index.get(name, [None])[0] is not None]
+
+
+def _missing_tokenizer(root: Path, folder: Path) -> Iterator[str]:
+    yield from _damaged(root, folder / "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        yield from _damaged(root, folder / "spiece.model")
+
+
+def _damaged_shards(root: Path, paths: list[Path], expected: Path) -> Iterator[str]:
+    for path in paths or [expected]:
+        yield from _damaged(root, path)
+
+
+def _damaged(root: Path, path: Path) -> Iterator[str]:
+    name = path.relative_to(root).as_posix()
+    if not path.is_file():
+        yield name
+    elif path.suffix == ".safetensors":
+        try:
+            safetensors_shapes(path)
+        except DamagedFileError as error:
+            yield f"{name} ({str(error).partition(' is ')[2]})"
+    elif path.suffix == ".pth":
+        with path.open("rb") as file:
+            begins_as_zip = file.read(4) == b"PK\x03\x04"
+        if begins_as_zip and not zipfile.is_zipfile(path):  # torch writes a zip; its directory comes last
+            yield f"{name} (cut short: {path.stat().st_size} bytes)"
+
+
+def check_text_to_video(config: Mapping[str, Any], where: str) -> None:
+    """Refuse what Pusa cannot stand on, from a diffusers transformer configuration.
+
+    Raises:
+        WrongArchitectureError: another model's class, or one of Wan's image-to-video models.
+    """
+    name = config.get("_class_name", TRANSFORMER_CLASSES[0])
+    if name not in TRANSFORMER_CLASSES:
+        raise WrongArchitectureError(
+            f"{where} is a {name}; Pusa needs a Wan text-to-video transformer ({TRANSFORMER_CLASSES[0]})"
+        )
+    channels = (config.get("in_channels", 16), config.get("out_channels", 16))
+    if channels[0] != channels[1] or config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
+        raise WrongArchitectureError(
+            f"{where} is an image-to-video transformer ({channels[0]} input channels for {channels[1]} latent ones): "
+            "Pusa needs a text-to-video base, which it conditions by its timesteps (wan2.1-14b, for one)"
+        )
+
+
+def parameter_counts(folder: Path, *, skip: Collection[str] = ()) -> dict[str, int]:
+    """Parameters of each model in a whole folder, from headers and file sizes: component -> count."""
+    counts = {}
+    if is_original(folder):
+        parts = {component: transformer_shards(expert) for component, expert in original_experts(folder).items()}
+        for component, stem, bytes_each in (("vae", ORIGINAL_VAE, 4), ("text_encoder", ORIGINAL_TEXT_ENCODER, 2)):
+            if component not in skip:
+                counts[component] = original_weights(folder, stem).stat().st_size // bytes_each
+    else:
+        parts = {component: shards(folder / component) for component in diffusers_components(folder)}
+    for component, paths in parts.items():
+        if component not in skip and paths:
+            counts[component] = sum(math.prod(shape) for path in paths for shape in safetensors_shapes(path).values())
+    return counts
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,392 @@
+"""Wan's own layout and diffusers': the same tensors under two names, and folders as Wan publishes them.
+
+Every name is written once, as a pair of templates; both directions come from the same table. Converting renames and
+copies nothing; it works on any part of a state dict (one shard at a time), and on whatever a key stands for: a tensor,
+a shape, a file name. Whoever wants the folder in diffusers' layout loads it once and calls `save_pretrained`.
+"""
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from pusa.models import files
+from pusa.models.files import WrongArchitectureError
+from pusa.resources import DType, dtype_of
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+
+Value = TypeVar("Value")
+
+WAN22_BOUNDARY_RATIO = 0.875  # of the text-to-video pair: the high-noise expert works while t >= 875
+
+
+class UnsafeFileError(ValueError):
+    """A pickle holds more than tensors."""
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+_FIELDS = {"n": r"(?P<n>\d+)", "p": r"(?P<p>\w+)", "side": "(?P<side>encoder|decoder)"}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{", "{").replace(r"\}", "}").format(**_FIELDS))
+
+
+class KeyTable:
+    """Pairs of templates: ``{n}`` is a block's number, ``{p}`` a parameter's name, ``{side}`` encoder or decoder."""
+
+    def __init__(self, model: str, pairs: Iterable[tuple[str, str]]) -> None:
+        self.model = model
+        pairs = list(pairs)
+        self._forward = [(_pattern(original), other) for original, other in pairs]
+        self._backward = [(_pattern(other), original) for original, other in pairs]
+
+    def to_diffusers(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
+        return self._renamed(state_dict, self._forward)
+
+    def to_original(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
+        return self._renamed(state_dict, self._backward)
+
+    def _renamed(self, state_dict: Mapping[str, Value], rules: list[tuple[re.Pattern[str], str]]) -> dict[str, Value]:
+        renamed: dict[str, Value] = {}
+        unknown = []
+        for key, value in state_dict.items():
+            for pattern, template in rules:
+                if match := pattern.fullmatch(key):
+                    renamed[template.format(**match.groupdict())] = value
+                    break
+            else:
+                unknown.append(key)
+        if unknown:
+            some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+            raise WrongArchitectureError(
+                f"{len(unknown)} of {len(state_dict)} tensors are not those of {self.model}: {some}"
+            )
+        return renamed
+
+
+def _transformer_pairs() -> Iterator[tuple[str, str]]:
+    yield "patch_embedding.{p}", "patch_embedding.{p}"
+    for original, other in (("time", "time_embedder"), ("text", "text_embedder")):
+        yield f"{original}_embedding.0.{{p}}", f"condition_embedder.{other}.linear_1.{{p}}"
+        yield f"{original}_embedding.2.{{p}}", f"condition_embedder.{other}.linear_2.{{p}}"
+    yield "time_projection.1.{p}", "condition_embedder.time_proj.{p}"
+    for index, other in {0: "norm1", 1: "ff.net.0.proj", 3: "ff.net.2", 4: "norm2"}.items():  # image-to-video models
+        yield f"img_emb.proj.{index}.{{p}}", f"condition_embedder.image_embedder.{other}.{{p}}"
+    attention = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+    image_attention = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+    for original, other, names in (
+        ("self_attn", "attn1", attention),
+        ("cross_attn", "attn2", attention | image_attention),
+    ):
+        for name, other_name in names.items():
+            yield f"blocks.{{n}}.{original}.{name}.{{p}}", f"blocks.{{n}}.{other}.{other_name}.{{p}}"
+    yield "blocks.{n}.norm3.{p}", "blocks.{n}.norm2.{p}"
+    yield "blocks.{n}.ffn.0.{p}", "blocks.{n}.ffn.net.0.proj.{p}"
+    yield "blocks.{n}.ffn.2.{p}", "blocks.{n}.ffn.net.2.{p}"
+    yield "blocks.{n}.modulation", "blocks.{n}.scale_shift_table"
+    yield "head.modulation", "scale_shift_table"
+    yield "head.head.{p}", "proj_out.{p}"
+
+
+def _vae_pairs() -> Iterator[tuple[str, str]]:
+    residual = {
+        "residual.0": "norm1",
+        "residual.2": "conv1",
+        "residual.3": "norm2",
+        "residual.6": "conv2",
+        "shortcut": "conv_shortcut",
+    }
+    resample = ("resample.1", "time_conv")
+    yield "conv1.{p}", "quant_conv.{p}"
+    yield "conv2.{p}", "post_quant_conv.{p}"
+    yield "{side}.conv1.{p}", "{side}.conv_in.{p}"
+    yield "{side}.head.0.{p}", "{side}.norm_out.{p}"
+    yield "{side}.head.2.{p}", "{side}.conv_out.{p}"
+    for name in ("norm", "to_qkv", "proj"):
+        yield f"{{side}}.middle.1.{name}.{{p}}", f"{{side}}.mid_block.attentions.0.{name}.{{p}}"
+    for name, other in residual.items():
+        yield f"{{side}}.middle.0.{name}.{{p}}", f"{{side}}.mid_block.resnets.0.{other}.{{p}}"
+        yield f"{{side}}.middle.2.{name}.{{p}}", f"{{side}}.mid_block.resnets.1.{other}.{{p}}"
+        yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{other}.{{p}}"
+    for name in resample:
+        yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{name}.{{p}}"
+    for stage in range(4):  # the original numbers the decoder's layers through: three residual blocks and an upsampler
+        for block in range(3):
+            for name, other in residual.items():
+                yield (
+                    f"decoder.upsamples.{4 * stage + block}.{name}.{{p}}",
+                    f"decoder.up_blocks.{stage}.resnets.{block}.{other}.{{p}}",
+                )
+        for name in resample:
+            yield (
+                f"decoder.upsamples.{4 * stage + 3}.{name}.{{p}}",
+                f"decoder.up_blocks.{stage}.upsamplers.0.{name}.{{p}}",
+            )
+
+
+def _text_encoder_pairs() -> Iterator[tuple[str, str]]:
+    yield "token_embedding.{p}", "shared.{p}"
+    yield "norm.{p}", "encoder.final_layer_norm.{p}"
+    for original, other in {
+        "norm1": "0.layer_norm",
+        "attn.q": "0.SelfAttention.q",
+        "attn.k": "0.SelfAttention.k",
+        "attn.v": "0.SelfAttention.v",
+        "attn.o": "0.SelfAttention.o",
+        "pos_embedding.embedding": "0.SelfAttention.relative_attention_bias",
+        "norm2": "1.layer_norm",
+        "ffn.gate.0": "1.DenseReluDense.wi_0",
+        "ffn.fc1": "1.DenseReluDense.wi_1",
+        "ffn.fc2": "1.DenseReluDense.wo",
+    }.items():
+        yield f"blocks.{{n}}.{original}.{{p}}", f"encoder.block.{{n}}.layer.{other}.{{p}}"
+
+
+TRANSFORMER = KeyTable("a Wan transformer", _transformer_pairs())
+VAE = KeyTable("the Wan2.1 VAE", _vae_pairs())
+TEXT_ENCODER = KeyTable("a UMT5 encoder", _text_encoder_pairs())
+_TIED_COPY = "encoder.embed_tokens.weight"  # transformers lists the embedding twice; Wan and safetensors do not
+
+
+def transformer_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """Rename the transformer's keys; all functions of this kind raise WrongArchitectureError for a foreign key."""
+    return TRANSFORMER.to_diffusers(state_dict)
+
+
+def transformer_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """The inverse of `transformer_to_diffusers`."""
+    return TRANSFORMER.to_original(state_dict)
+
+
+def vae_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """``Wan2.1_VAE.pth`` to `AutoencoderKLWan`."""
+    return VAE.to_diffusers(state_dict)
+
+
+def vae_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """The inverse of `vae_to_diffusers`."""
+    return VAE.to_original(state_dict)
+
+
+def text_encoder_to_transformers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """``models_t5_umt5-xxl-enc-bf16.pth`` to transformers' `UMT5EncoderModel`."""
+    return TEXT_ENCODER.to_diffusers(state_dict)
+
+
+def text_encoder_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
+    """The inverse of `text_encoder_to_transformers`; the second name of the tied embedding is left out."""
+    return TEXT_ENCODER.to_original({key: value for key, value in state_dict.items() if key != _TIED_COPY})
+
+
+# ---- configurations ------------------------------------------------------------------------------------------------
+
+
+def _blocks(shapes: Mapping[str, Sequence[int]]) -> int:
+    return 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
+
+
+def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | None = None) -> dict[str, Any]:
+    """The diffusers configuration of a transformer in the original layout.
+
+    Args:
+        shapes: original key -> shape, of the whole model.
+        num_heads: attention heads, which no shape tells. None: heads of 128 channels, as in all published models.
+
+    Returns:
+        Arguments of `WanTransformer3DModel`.
+
+    Raises:
+        WrongArchitectureError: an image-to-video model, another architecture, or a width that needs `num_heads`.
+    """
+    patch, head = shapes.get("patch_embedding.weight"), shapes.get("head.head.weight")
+    if patch is None or head is None or "blocks.0.ffn.0.weight" not in shapes:
+        raise WrongArchitectureError(
+            f"these {len(shapes)} tensors are no Wan transformer: patch_embedding, blocks or head is missing"
+        )
+    dim, in_channels, *patch_size = patch
+    out_channels = head[0] // math.prod(patch_size)
+    takes_images = any(".k_img." in key or key.startswith("img_emb.") for key in shapes)
+    config: dict[str, Any] = {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "image_dim": shapes["img_emb.proj.0.weight"][0] if takes_images else None,
+        "added_kv_proj_dim": dim if takes_images else None,
+    }
+    files.check_text_to_video(config, "this checkpoint")
+    transformer_to_diffusers(shapes)
+    if num_heads is None and dim % 128:
+        raise WrongArchitectureError(f"a width of {dim} is no multiple of 128: config.json must say num_heads")
+    heads = num_heads or dim // 128
+    return config | {
+        "patch_size": tuple(patch_size),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "num_layers": _blocks(shapes),
+        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+        "qk_norm": "rms_norm_across_heads" if "blocks.0.self_attn.norm_q.weight" in shapes else None,
+    }
+
+
+def text_encoder_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
+    """The transformers configuration of a UMT5 encoder in the original layout (original key -> shape)."""
+    text_encoder_to_transformers(shapes)
+    vocab_size, d_model = shapes["token_embedding.weight"]
+    num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
+    return UMT5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=shapes["blocks.0.attn.q.weight"][0] // num_heads,
+        d_ff=shapes["blocks.0.ffn.fc1.weight"][0],
+        num_layers=_blocks(shapes),
+        num_heads=num_heads,
+        relative_attention_num_buckets=num_buckets,
+    )
+
+
+def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Arguments of `AutoencoderKLWan` for a VAE in the original layout (original key -> shape).
+
+    Raises:
+        WrongArchitectureError: not the 16-channel Wan2.1 VAE, whose latent statistics are the only ones known here.
+    """
+    vae_to_diffusers(shapes)
+    z_dim = shapes["conv2.weight"][0]
+    if z_dim != 16:
+        raise WrongArchitectureError(
+            f"this VAE has {z_dim} latent channels; the Wan2.1 VAE, which Pusa's models use, has 16"
+        )
+    return {"base_dim": shapes["encoder.conv1.weight"][0], "z_dim": z_dim}
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth`` file, on the CPU and mapped from disk; no code in the file can run.
+
+    Raises:
+        UnsafeFileError: a pickle with anything but tensors in it.
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(
+            f"{path.name} holds more than tensors and was not loaded, because that could run code: get the published "
+            "file, or one in safetensors"
+        ) from error
+    state = state.get("model_state", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UnsafeFileError(f"{path.name} is no state dict: a mapping from names to tensors was expected")
+    return state
+
+
+def weight_dtype(model: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """What a parameter is loaded as: diffusers keeps some of Wan's (time embedding, norms, modulation) in fp32."""
+    keep = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return torch.float32 if set(keep) & set(name.split(".")) else dtype
+
+
+def _fill(model: torch.nn.Module, parts: Iterable[dict[str, Tensor]], dtype: torch.dtype) -> None:
+    """Give an empty model its weights, part by part, in its dtype."""
+    for part in parts:
+        cast = {key: value.to(weight_dtype(model, key, dtype)) for key, value in part.items()}
+        try:
+            unexpected = model.load_state_dict(cast, strict=False, assign=True).unexpected_keys
+        except RuntimeError as error:  # shapes
+            raise WrongArchitectureError(f"the weights do not fit a {type(model).__name__}: {error}") from error
+        if unexpected:
+            raise WrongArchitectureError(f"{type(model).__name__} has no {', '.join(unexpected[:3])}")
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise WrongArchitectureError(f"{len(absent)} weights are in no file: {', '.join(absent[:3])}")
+    model.eval()
+
+
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the expert in a folder, from the headers of its shards and ``config.json``, if there.
+
+    Raises:
+        WrongArchitectureError: see `config_from_keys`.
+    """
+    config = files.read_json(folder / "config.json")
+    if config.get("model_type", "t2v") != "t2v":
+        raise WrongArchitectureError(
+            f"config.json says model_type={config['model_type']!r}: Pusa needs a text-to-video base ('t2v')"
+        )
+    paths = files.transformer_shards(folder)
+    shapes = {key: shape for path in paths for key, shape in files.safetensors_shapes(path).items()}
+    return config_from_keys(shapes, num_heads=config.get("num_heads"))
+
+
+def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """One expert; beside its weights, one shard at most is in memory."""
+    with init_empty_weights():
+        model = WanTransformer3DModel(**transformer_config(folder))
+    paths = files.transformer_shards(folder)
+    _fill(model, (transformer_to_diffusers(load_tensors(path)) for path in paths), dtype)
+    return model
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
+    """The Wan2.1 VAE."""
+    tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_VAE))
+    with init_empty_weights():
+        vae = AutoencoderKLWan(**vae_config_from_keys({key: value.shape for key, value in tensors.items()}))
+    _fill(vae, [vae_to_diffusers(tensors)], dtype)
+    return vae
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
+    """The UMT5 encoder, its embeddings tied by transformers."""
+    tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER))
+    config = text_encoder_config_from_keys({key: value.shape for key, value in tensors.items()})
+    return UMT5EncoderModel.from_pretrained(
+        None, config=config, state_dict=text_encoder_to_transformers(tensors), dtype=dtype
+    )
+
+
+def load_components(folder: Path, *, dtype: DType, skip: Collection[str] = ()) -> dict[str, Any]:
+    """Everything a `WanPipeline` is made of, from a whole folder in the original layout.
+
+    Args:
+        folder: of Wan2.1 (shards beside the VAE) or Wan2.2 (``high_noise_model``, ``low_noise_model``).
+        dtype: one for all, or by component with a "default".
+        skip: components the caller has; they are not loaded.
+
+    Returns:
+        Arguments of the pipeline class.
+
+    Raises:
+        WrongArchitectureError, UnsafeFileError: see `config_from_keys` and `load_tensors`.
+    """
+    experts = files.original_experts(folder)
+    loaders = {component: (load_transformer, place) for component, place in experts.items()}
+    loaders |= {"vae": (load_vae, folder), "text_encoder": (load_text_encoder, folder)}
+    components: dict[str, Any] = {
+        component: load(place, dtype_of(component, dtype))
+        for component, (load, place) in loaders.items()
+        if component not in skip
+    }
+    if "tokenizer" not in skip:
+        components["tokenizer"] = AutoTokenizer.from_pretrained(folder / files.ORIGINAL_TOKENIZER)
+    if "scheduler" not in skip:
+        components["scheduler"] = PusaFlowMatchEulerScheduler()
+    return components | {"boundary_ratio": WAN22_BOUNDARY_RATIO if len(experts) == 2 else None}

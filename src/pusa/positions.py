@@ -1,0 +1,55 @@
+"""Where in a clip: latent frames, frames and seconds.
+
+Wan's causal VAE makes one latent frame of the first frame and one of every four after it, so 81 frames are latent
+frames 0..20. People say a frame or a time, the model knows latent frames; one function converts. No torch here.
+"""
+
+from typing import Literal, SupportsIndex
+
+Position = int | Literal["last"]
+
+
+def latent_frames(num_frames: int, factor: int = 4) -> int:
+    """Latent frames of a clip of `num_frames` frames: 1 for the first frame and 1 for every `factor` after it."""
+    return (num_frames - 1) // factor + 1
+
+
+def latent_index_of(
+    *,
+    num_frames: int,
+    latent_index: Position | None = None,
+    frame_index: Position | None = None,
+    seconds: float | Literal["last"] | None = None,
+    fps: float = 16.0,
+    factor: int = 4,
+) -> int:
+    """The latent frame that a position means in a clip of `num_frames` frames; the beginning if none is given.
+
+    Raises:
+        ValueError: the position is outside the clip; the message has its value and the limits.
+    """
+    if latent_index is not None:
+        return _index_in("latent_index", latent_index, latent_frames(num_frames, factor), "latent frames")
+    if seconds is not None:
+        frame = seconds if seconds == "last" else round(seconds * fps)
+        duration = num_frames / fps
+        if frame != "last" and not -num_frames <= frame < num_frames:
+            raise ValueError(
+                f"seconds={seconds:g}: this video is {duration:g} s long ({num_frames} frames at {fps:g} fps)"
+            )
+    else:
+        frame = 0 if frame_index is None else frame_index
+    frame = _index_in("frame_index", frame, num_frames, "frames")
+    return (frame - 1) // factor + 1  # 0 -> 0, 1..4 -> 1, 5..8 -> 2
+
+
+def _index_in(name: str, index: Position, count: int, unit: str) -> int:
+    if index == "last":
+        return count - 1
+    if isinstance(index, bool) or not isinstance(index, SupportsIndex):
+        raise TypeError(f"{name}={index!r} is neither a whole number nor 'last'")
+    if not -count <= index < count:
+        raise ValueError(
+            f"{name}={index}: this video has {count} {unit} (0..{count - 1}, or -{count}..-1 from the end)"
+        )
+    return int(index) % count
