@@ -7,12 +7,16 @@ not depend on the length: pieces are handed out as they are finished.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
 from pusa.scheduler import shifted
+
+if TYPE_CHECKING:
+    from pusa.pipeline import PusaPipeline
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Span:
 
 
 def spans(total: int, window: int, overlap: int) -> list[Span]:
-    """Cover `total` latent frames by windows of `window` that share `overlap`; the last one shares more, not to be short.
+    """Cover `total` latent frames by windows of `window` that share `overlap`; the last shares more, not to be short.
 
     Raises:
         ValueError: windows that never advance.
@@ -112,8 +116,8 @@ def roll(
 
     Args:
         advance: denoises latents ``[B, C, F, h, w]`` down a table ``[N + 1, F]`` from its first row to its last.
-        first: the clean beginning, ``[B, C, n, h, w]`` with n above `window` (a finished clip): the last `window` frames
-            are noised again to start the wave, those before them are its history.
+        first: the clean beginning, ``[B, C, n, h, w]`` with n above `window`, such as a finished clip: its last
+            `window` frames are noised again to start the wave, those before them are the wave's history.
         noise: a new frame ``[B, C, 1, h, w]`` of pure noise.
         window: latent frames in the wave; history and window together are what the model sees at once.
         steps_per_frame: steps in a turn: a frame takes ``window * steps_per_frame`` in all.
@@ -134,3 +138,21 @@ def roll(
         latents = advance(latents, table)
         yield latents[:, :, history : history + 1]
         latents = torch.cat([latents[:, :, 1:], noise()], dim=2)
+
+
+def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """`roll`'s `advance` by a pipeline; `call` are the arguments of its call (prompt, size, guidance, ...)."""
+    factor = pipe.vae_scale_factor_temporal
+
+    def advance(latents: Tensor, table: Tensor) -> Tensor:
+        # The latents are at the table's first row already: they are handed over as reached after one step that stays.
+        return pipe(
+            **call,
+            num_frames=factor * (latents.shape[2] - 1) + 1,
+            latents=latents,
+            frame_sigmas=torch.cat([table[:1], table]),
+            start_step=1,
+            output_type="latent",
+        ).frames
+
+    return advance

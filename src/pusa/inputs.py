@@ -1,0 +1,80 @@
+"""The files that a request names: found, known again by their content, carried inside the video if they are small."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from pusa import media
+from pusa.request import ConditionSpec, GenerationRequest, ModelDefaults
+
+MAX_BYTES_INSIDE = 2_000_000  # of all inputs together
+
+
+@dataclass(frozen=True)
+class Input:
+    """A condition of a request, and where its content is: a file, or bytes that a video carried."""
+
+    spec: ConditionSpec
+    content: Path | bytes
+    sha256: str
+
+    @property
+    def source(self) -> Path | BytesIO:
+        """For `pusa.media`, from the beginning each time."""
+        return BytesIO(self.content) if isinstance(self.content, bytes) else self.content
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
+    """The content of a condition; `carried` holds contents by sha256.
+
+    Raises:
+        FileNotFoundError: the file is gone and not carried.
+        ValueError: it is not the file that the video was made from.
+    """
+    if spec.sha256 in carried:
+        assert spec.sha256 is not None
+        return Input(spec, carried[spec.sha256], spec.sha256)
+    path = Path(spec.file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{spec.file} is not here: this {spec.kind} is needed to make the video")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if spec.sha256 not in (None, sha256):
+        raise ValueError(f"{spec.file} has changed: the video was made from a file with sha256 {spec.sha256[:12]}...")
+    return Input(spec, path, sha256)
+
+
+def carried_inside(inputs: Sequence[Input]) -> dict[str, str]:
+    """Base64 by sha256 of as many inputs as fit into a video, the smallest first."""
+    inside: dict[str, str] = {}
+    room = MAX_BYTES_INSIDE
+    for given in sorted(inputs, key=lambda i: i.size_bytes):
+        if given.sha256 in inside:
+            continue
+        if given.size_bytes > room:
+            break
+        content = given.content if isinstance(given.content, bytes) else given.content.read_bytes()
+        inside[given.sha256] = base64.b64encode(content).decode()
+        room -= len(content)
+    return inside
+
+
+def turned(request: GenerationRequest, inputs: Sequence[Input], defaults: ModelDefaults) -> GenerationRequest:
+    """An upright first input makes an upright video, where no size is asked for."""
+    if request.width or request.height or not inputs or defaults.width == defaults.height:
+        return request
+    if inputs[0].spec.kind == "image":
+        width, height = media.read_image(inputs[0].source).size
+    else:
+        video = media.probe_video(inputs[0].source)
+        width, height = video.width, video.height
+    if width == height or (width > height) == (defaults.width > defaults.height):
+        return request
+    return request.model_copy(update={"width": defaults.height, "height": defaults.width})

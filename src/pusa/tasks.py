@@ -1,0 +1,220 @@
+"""The tasks, each a few lines over one shape: frames that exist, latents decoded as they come, frames that exist.
+
+None has a denoising loop of its own. What they continue they take over as latents where it was made here, and as
+encoded frames where it is somebody's video.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pusa import long_video, media
+from pusa.conditions import PusaCondition, fit_image
+from pusa.events import GenerationEvent, Report
+from pusa.inputs import Input
+from pusa.models.vae import decode_video
+from pusa.pipeline import PusaPipeline
+from pusa.positions import latent_frames
+from pusa.request import ResolvedRequest
+
+
+@dataclass
+class Film:
+    """What a file shows: `before`, the decoded `pieces` without `skip` and `drop` frames at their ends, `after`."""
+
+    pieces: Iterable[Tensor]  # normalised latents [1, C, n, h, w], one stream
+    before: Iterable[np.ndarray] = ()  # uint8 [H, W, 3]
+    skip: int = 0
+    drop: int = 0
+    after: Iterable[np.ndarray] = ()
+
+
+class Tasks:
+    """A resolved request, its inputs and a pipeline; `film` starts the task. Reports steps, and previews if asked."""
+
+    def __init__(
+        self,
+        request: ResolvedRequest,
+        inputs: Sequence[Input],
+        pipe: PusaPipeline,
+        report: Report,
+        *,
+        max_sequence_length: int,
+        preview_every: int = 0,
+    ) -> None:
+        self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
+        self.max_sequence_length, self.preview_every = max_sequence_length, preview_every
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.window, self.overlap = latent_frames(request.window), latent_frames(request.overlap)
+        self.steps_done = self.steps_in_all = 0
+        self.began = 0.0
+
+    def film(self) -> Film:
+        """Raises ValueError where inputs, places or lengths do not fit."""
+        tasks = {"generate": self.generate, "extend": self.extend, "transition": self.transition, "loop": self.loop}
+        return tasks[self.request.task]()
+
+    def generate(self) -> Film:
+        return Film(self._latents(latent_frames(self.request.frames), [self._condition(i) for i in self.inputs]))
+
+    def extend(self) -> Film:
+        """The end of the video is the beginning of the window; the file shows the video and what follows."""
+        (given,) = self.inputs
+        known = self._end_of(given)
+        pieces = self._latents(latent_frames(self.request.frames), [known])
+        return Film(pieces, before=self._all_frames(given), skip=self.request.overlap)
+
+    def transition(self) -> Film:
+        """The end of the first video and the beginning of the second are the two ends of one window."""
+        request = self.request
+        if request.frames > request.window:
+            raise ValueError(
+                f"frames={request.frames}: a transition is made at once; give at most window={request.window}"
+            )
+        first, second = self.inputs
+        joined = 4 * self.overlap  # at later places each latent frame holds four frames
+        beginning = media.read_video(second.source, fps=request.fps, fit=self._size, max_frames=joined)
+        self._check_length(second, len(beginning), joined)
+        known = [self._end_of(first), _at_the_end(beginning, second.spec.noise, second.spec.fit)]
+        return Film(
+            self._latents(latent_frames(request.frames), known),
+            before=self._all_frames(first),
+            skip=request.overlap,
+            drop=joined,
+            after=self._all_frames(second),
+        )
+
+    def loop(self) -> Film:
+        """A clip, and a bridge that leads from its end to its beginning, in one stream of latents."""
+        bridge_length = self.window - 2 * self.overlap
+        clip_length = latent_frames(self.request.frames) - bridge_length
+        if clip_length <= self.overlap:
+            raise ValueError(
+                f"overlap={self.request.overlap} leaves too little of a loop of {self.request.frames} frames: "
+                "give a smaller overlap or more frames"
+            )
+        conditions = [self._condition(i) for i in self.inputs]
+
+        def pieces() -> Iterator[Tensor]:
+            beginning = end = torch.empty(0)
+            for piece in self._latents(clip_length, conditions, later_windows=1):
+                beginning = piece[:, :, : self.overlap + 1] if beginning.ndim == 1 else beginning
+                end = (piece if end.ndim == 1 else torch.cat([end, piece], 2))[:, :, -self.overlap :]
+                yield piece
+            first_frames = media.to_uint8(decode_video(self.pipe.vae, beginning))[: 4 * self.overlap]
+            known = [PusaCondition(latents=end[0]), _at_the_end(first_frames, 0.0, "crop")]
+            yield self._denoise(self.window, known)[:, :, self.overlap : -self.overlap]
+
+        return Film(pieces())
+
+    # ---- what is known ----
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.request.width, self.request.height
+
+    def _condition(self, given: Input) -> PusaCondition:
+        spec, request = given.spec, self.request
+        assert spec.noise is not None
+        places = [position.latent_index(request.frames, request.fps) for position in spec.positions]
+        shared: dict[str, Any] = {"noise_multiplier": spec.noise, "encode": spec.encode, "fit": spec.fit}
+        if spec.kind == "image":
+            return PusaCondition(image=media.read_image(given.source), latent_index=places[0], **shared)
+        needed = 4 * max(places) + 1 if places else request.frames
+        frames = media.read_video(given.source, fps=request.fps, fit=self._size, max_frames=needed)
+        return PusaCondition(video=frames, latent_index=places or 0, **shared)
+
+    def _end_of(self, given: Input) -> PusaCondition:
+        count = self.request.overlap
+        frames = media.read_video(given.source, fps=self.request.fps, fit=self._size, last_frames=count)
+        self._check_length(given, len(frames), count)
+        assert given.spec.noise is not None
+        return PusaCondition(video=frames, noise_multiplier=given.spec.noise, fit=given.spec.fit)
+
+    def _all_frames(self, given: Input) -> Iterator[np.ndarray]:
+        for frame in media.iter_video(given.source, fps=self.request.fps, fit=self._size):
+            yield np.asarray(fit_image(frame, *self._size, given.spec.fit))
+
+    def _check_length(self, given: Input, frames: int, needed: int) -> None:
+        if frames < needed:
+            raise ValueError(
+                f"{given.spec.file} has {frames} frames at {self.request.fps:g} fps, {needed} are taken over: "
+                "give a longer video or a smaller overlap"
+            )
+
+    # ---- denoising ----
+
+    def _latents(self, total: int, conditions: list[PusaCondition], later_windows: int = 0) -> Iterable[Tensor]:
+        """The pieces of a video of `total` latent frames: one window at once, or a chain of them as they are taken."""
+        if total <= self.window:
+            self.steps_in_all = self.request.steps * (1 + later_windows)
+            return [self._denoise(total, conditions)]
+        covered = long_video.spans(total, self.window, self.overlap)
+        self.steps_in_all = self.request.steps * (len(covered) + later_windows)
+        return long_video.chain(covered, lambda span, known: self._denoise(span.length, known), conditions)
+
+    @cached_property
+    def _embeddings(self) -> dict[str, Tensor | None]:
+        """Of both prompts, encoded once for all windows."""
+        with torch.no_grad():
+            positive, negative = self.pipe.encode_prompt(
+                self.request.prompt,
+                self.request.negative_prompt,
+                do_classifier_free_guidance=self.request.guidance > 1,
+                max_sequence_length=self.max_sequence_length,
+            )
+        return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+    def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
+        """The latents of one window, ``[1, C, length, h, w]``."""
+        request = self.request
+        if self.steps_done == 0:
+            self.report(GenerationEvent(kind="stage", stage="denoise"))
+            self.began = time.monotonic()
+        return self.pipe(
+            **self._embeddings,
+            conditions=conditions,
+            height=request.height,
+            width=request.width,
+            num_frames=4 * length - 3,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            guidance_scale_2=None if self.pipe.config.boundary_ratio is None else request.guidance_2,
+            generator=self.generator,
+            output_type="latent",
+            callback_on_step_end=self._after_step,
+            callback_on_step_end_tensor_inputs=["denoised"],
+            fps=request.fps,
+        ).frames
+
+    def _after_step(self, pipe: PusaPipeline, _: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        self.steps_done += 1
+        per_step_seconds = (time.monotonic() - self.began) / self.steps_done
+        self.report(
+            GenerationEvent(
+                kind="step",
+                stage="denoise",
+                step=self.steps_done,
+                steps=self.steps_in_all,
+                seconds_left=per_step_seconds * (self.steps_in_all - self.steps_done),
+            )
+        )
+        if self.preview_every and self.steps_done % self.preview_every == 0:
+            middle = tensors["denoised"].shape[2] // 2
+            frame = media.to_uint8(decode_video(pipe.vae, tensors["denoised"][:, :, middle : middle + 1]))[0]
+            self.report(GenerationEvent(kind="preview", stage="denoise", image=Image.fromarray(frame)))
+        return {}
+
+
+def _at_the_end(frames: np.ndarray, noise: Any, fit: Any) -> PusaCondition:
+    """Frames that follow the window's free part: four to a latent frame, as at any place but the first."""
+    return PusaCondition(
+        video=frames, latent_index=-(len(frames) // 4), noise_multiplier=noise, encode="repeat", fit=fit
+    )
