@@ -1,9 +1,21 @@
-"""Fixtures shared by all tests: where the recorded numbers and real inputs are, and tiny seeded components."""
+"""Fixtures shared by all tests: where the recorded numbers and real inputs are, and tiny seeded components.
 
+The components are those of diffusers and transformers at toy sizes with random weights, made anew at each call and
+equal for equal seeds. The `make_*` functions are for other processes; tests use the fixtures that return them.
+"""
+
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 SHARED = Path(os.environ.get("PUSA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -25,3 +37,134 @@ def golden() -> Path:
 def inputs() -> Path:
     """Real images and a real video."""
     return _folder("inputs")
+
+
+@pytest.fixture(scope="session")
+def golden_tensors(golden: Path) -> Callable[[str], dict[str, Tensor]]:
+    """``golden_tensors("vae/case_5frames")``: the tensors of that file."""
+    return lambda name: load_file(golden / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_json(golden: Path) -> Callable[[str], Any]:
+    """``golden_json("vae/parity")``: the contents of that file."""
+    return lambda name: json.loads((golden / f"{name}.json").read_text())
+
+
+def make_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
+    """A stock transformer: 3 heads of 32 (RoPE 12/10/10, uneven as in production), 2 layers, text width 48."""
+    config: dict[str, Any] = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 3,
+        "attention_head_dim": 32,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 48,
+        "freq_dim": 64,
+        "ffn_dim": 128,
+        "num_layers": 2,
+    }
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(**{**config, **changes}).eval()
+
+
+def make_vae(seed: int = 0, **changes: Any) -> AutoencoderKLWan:
+    """Wan2.1's VAE with 8 channels at the top: 16 latent channels, 4 frames and 8 x 8 pixels per latent."""
+    config: dict[str, Any] = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(**{**config, **changes}).eval()
+
+
+def make_wan22_vae(seed: int = 0) -> AutoencoderKLWan:
+    """A VAE in the style of Wan2.2 TI2V: residual up- and downsampling, pixels in patches of 2 x 2."""
+    return make_vae(
+        seed,
+        dim_mult=[1, 2, 2],
+        temperal_downsample=[True, True],
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        scale_factor_spatial=8,
+    )
+
+
+def make_text_encoder(seed: int = 0) -> UMT5EncoderModel:
+    """UMT5 of width 48 with 2 layers and 128 tokens."""
+    torch.manual_seed(seed)
+    config = UMT5Config(
+        vocab_size=128,
+        d_model=48,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        tie_word_embeddings=False,  # as in Wan's own configuration
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def make_tokenizer() -> T5Tokenizer:
+    """One token per printable ASCII character, within the text encoder's 128."""
+    letters = [(chr(code), -3.0) for code in range(33, 127)]
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer() -> Callable[..., WanTransformer3DModel]:
+    """``tiny_transformer(seed=0, **config)``, see `make_transformer`."""
+    return make_transformer
+
+
+@pytest.fixture(scope="session")
+def tiny_vae() -> Callable[..., AutoencoderKLWan]:
+    """``tiny_vae(seed=0, **config)``, see `make_vae`."""
+    return make_vae
+
+
+@pytest.fixture(scope="session")
+def tiny_wan22_vae() -> Callable[..., AutoencoderKLWan]:
+    """``tiny_wan22_vae(seed=0)``, see `make_wan22_vae`."""
+    return make_wan22_vae
+
+
+@pytest.fixture(scope="session")
+def tiny_text_encoder() -> Callable[..., UMT5EncoderModel]:
+    """``tiny_text_encoder(seed=0)``, see `make_text_encoder`."""
+    return make_text_encoder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable[[], T5Tokenizer]:
+    """``tiny_tokenizer()``, see `make_tokenizer`."""
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> Callable[..., Any]:
+    """``tiny_pipeline(experts=1)``: a whole `PusaPipeline` with random weights; two experts change over at 0.875.
+
+    Other components can be given by name (``tiny_pipeline(vae=...)``).
+    """
+
+    def make(experts: int = 1, **components: Any) -> Any:
+        from diffusers import UniPCMultistepScheduler
+
+        from pusa.pipeline import PusaPipeline
+
+        parts: dict[str, Any] = {
+            "tokenizer": make_tokenizer(),
+            "text_encoder": make_text_encoder(),
+            "vae": make_vae(),
+            "scheduler": UniPCMultistepScheduler(  # what Wan's repositories ship
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+            ),
+            "transformer": make_transformer(),
+        }
+        if experts == 2:
+            parts |= {"transformer_2": make_transformer(seed=1), "boundary_ratio": 0.875}
+        pipeline = PusaPipeline(**(parts | components))
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make

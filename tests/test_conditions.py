@@ -43,6 +43,7 @@ def encode(tiny_vae) -> Any:
         ({"seconds": 0.0}, 0),
         ({"seconds": 1.5}, 6),
         ({"seconds": -0.5}, 19),
+        ({"seconds": -0.01}, 20),
         ({"seconds": "last"}, 20),
     ],
 )

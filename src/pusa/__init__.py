@@ -1,1 +1,47 @@
-"""pusa"""
+"""Video generation with vectorised timesteps: one diffusion time per latent frame.
+
+The public names are imported when they are first used, so that `import pusa` and `pusa --help` load no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pusa.conditions import PusaCondition
+    from pusa.models.wan import PusaWanTransformer3DModel
+    from pusa.pipeline import PusaPipeline
+    from pusa.request import GenerationRequest
+    from pusa.scheduler import PusaFlowMatchEulerScheduler
+
+    __version__: str
+
+_MODULES = {
+    "GenerationRequest": "pusa.request",
+    "PusaCondition": "pusa.conditions",
+    "PusaFlowMatchEulerScheduler": "pusa.scheduler",
+    "PusaPipeline": "pusa.pipeline",
+    "PusaWanTransformer3DModel": "pusa.models.wan",
+}
+
+__all__ = [
+    "GenerationRequest",
+    "PusaCondition",
+    "PusaFlowMatchEulerScheduler",
+    "PusaPipeline",
+    "PusaWanTransformer3DModel",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pusa")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pusa' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -71,7 +71,7 @@ def generate(
         given = [inputs.Input(spec, i.content, i.sha256) for spec, i in zip(specs, given, strict=True)]
         metadata = {
             "pusa": version("pusa"),
-            "request": resolved.model_dump(mode="json"),
+            "request": inputs.without_folders(resolved).model_dump(mode="json"),
             "inputs": inputs.carried_inside(given),
         }
         writer = _writer(output, resolved, metadata)  # a name that cannot be written is told before any work
@@ -198,6 +198,12 @@ def _prepared(pipe: PusaPipeline, request: ResolvedRequest) -> PusaPipeline:
 
 
 def _writer(output: Path, request: ResolvedRequest, metadata: dict[str, Any]) -> media.VideoWriter:
+    if (
+        output.suffix.lower() == ".png"
+        and "%" not in output.name
+        and (request.frames > 1 or request.task != "generate")
+    ):
+        raise ValueError(f"{output} holds one picture: give a folder, %04d.png or .mp4 for a video")
     return media.VideoWriter(output, width=request.width, height=request.height, fps=request.fps, metadata=metadata)
 
 

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pusa import media
-from pusa.request import ConditionSpec, GenerationRequest, ModelDefaults
+from pusa.request import ConditionSpec, GenerationRequest, ModelDefaults, ResolvedRequest
 
 MAX_BYTES_INSIDE = 2_000_000  # of all inputs together
 
@@ -64,6 +64,15 @@ def carried_inside(inputs: Sequence[Input]) -> dict[str, str]:
         inside[given.sha256] = base64.b64encode(content).decode()
         room -= len(content)
     return inside
+
+
+def without_folders(request: ResolvedRequest) -> ResolvedRequest:
+    """As it is stored in a video: absolute paths would tell strangers about the machine, and are of no use to them."""
+    specs = [
+        spec.model_copy(update={"file": path.name}) if (path := Path(spec.file)).is_absolute() else spec
+        for spec in request.conditions
+    ]
+    return request.model_copy(update={"conditions": specs})
 
 
 def turned(request: GenerationRequest, inputs: Sequence[Input], defaults: ModelDefaults) -> GenerationRequest:

@@ -69,7 +69,7 @@ class PusaPipeline(WanPipeline):
     # ---- loading, saving, adapters -----------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **kwargs: Any) -> "PusaPipeline":  # type: ignore[override]
+    def from_pretrained(cls, source: str | Path, **kwargs: Any) -> "PusaPipeline":
         """Load a pipeline.
 
         Args:
@@ -80,9 +80,7 @@ class PusaPipeline(WanPipeline):
         Raises:
             ValueError, FileNotFoundError: what is missing or does not fit, before anything large is read.
         """
-        if zoo.is_known(source):
-            return zoo.load_pipeline(cls, source, **kwargs)
-        return super().from_pretrained(source, **kwargs)
+        return zoo.load_pipeline(cls, source, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; the folder names stock classes only, so that it loads without this package.
@@ -125,7 +123,7 @@ class PusaPipeline(WanPipeline):
     # ---- generation --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -151,12 +149,12 @@ class PusaPipeline(WanPipeline):
         fps: float = 16.0,
         frame_sigmas: Tensor | None = None,
         start_step: int = 0,
-    ) -> WanPipelineOutput | tuple[Any]:
+    ) -> WanPipelineOutput:
         """Generate videos. Arguments that `diffusers.WanPipeline` has mean the same here.
 
         Args:
             prompt: text, or one text per video; or give `prompt_embeds`.
-            negative_prompt: what to avoid (Wan was tuned with `WAN_NEGATIVE_PROMPT`); not used at guidance 1.
+            negative_prompt: what to avoid (Wan was tuned with `pusa.zoo.WAN_NEGATIVE_PROMPT`); not used at guidance 1.
             conditions: what is known: a list of `PusaCondition` for every video, or one list per prompt.
             height, width: pixels; rounded to the multiple of 16 that is nearest (and said).
             num_frames: rounded to the nearest 4n + 1 (and said); latent frames are n + 1.
@@ -272,7 +270,7 @@ class PusaPipeline(WanPipeline):
         scheduler = self.scheduler
         scheduler.set_begin_index(start_step)
         self._num_timesteps = steps = len(scheduler.timesteps)
-        tensors = {
+        tensors: dict[str, Any] = {
             "latents": latents,
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
@@ -368,11 +366,12 @@ class PusaPipeline(WanPipeline):
         if not conditions:
             return None
         per_prompt = not isinstance(conditions[0], PusaCondition)
-        if per_prompt and len(conditions) != num_prompts:
-            raise ValueError(f"{len(conditions)} lists of conditions for {num_prompts} prompts: give one for each")
+        lists: list[Any] = list(conditions) if per_prompt else [conditions]
+        if per_prompt and len(lists) != num_prompts:
+            raise ValueError(f"{len(lists)} lists of conditions for {num_prompts} prompts: give one for each")
         placements = [
             place(one, encode=self.encode_frames, shape=shape, factor=self.vae_scale_factor_temporal, **clip)
-            for one in (conditions if per_prompt else [conditions])
+            for one in lists
         ]
         repeats = num_videos_per_prompt if per_prompt else 1
         return Placement(
@@ -405,15 +404,6 @@ class PusaPipeline(WanPipeline):
             for embeds, source in zip((positive, negative), given, strict=True)
         )
         return positive, negative if self.do_classifier_free_guidance else None
-
-
-WAN_NEGATIVE_PROMPT = (
-    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
-    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
-    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
-    "legs, many people in the background, walking backwards"
-)
-"""Wan's default negative prompt in English, as its model cards give it."""
 
 
 def _nearest(name: str, value: int, multiple: int, offset: int) -> int:

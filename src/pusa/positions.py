@@ -32,6 +32,8 @@ def latent_index_of(
         return _index_in("latent_index", latent_index, latent_frames(num_frames, factor), "latent frames")
     if seconds is not None:
         frame = seconds if seconds == "last" else round(seconds * fps)
+        if seconds != "last" and seconds < 0:
+            frame = min(frame, -1)  # the shortest time before the end is the last frame
         duration = num_frames / fps
         if frame != "last" and not -num_frames <= frame < num_frames:
             raise ValueError(

@@ -161,7 +161,7 @@ class Tasks:
         return long_video.chain(covered, lambda span, known: self._denoise(span.length, known), conditions)
 
     @cached_property
-    def _embeddings(self) -> dict[str, Tensor | None]:
+    def _embeddings(self) -> dict[str, Any]:
         """Of both prompts, encoded once for all windows."""
         with torch.no_grad():
             positive, negative = self.pipe.encode_prompt(

@@ -149,7 +149,7 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
 def diffusers_components(folder: Path) -> list[str]:
     """Which of the components of a text-to-video pipeline ``model_index.json`` says are in the folder."""
     index = read_json(folder / "model_index.json")
-    return [name for name in COMPONENTS if index.get(name, [None])[0] is not None]
+    return [name for name in COMPONENTS if (index.get(name) or [None])[0] is not None]
 
 
 def _missing_tokenizer(root: Path, folder: Path) -> Iterator[str]:

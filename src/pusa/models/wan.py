@@ -220,7 +220,9 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
         x = self.proj_out(x)  # [B, S, C * patch], gathered from all ranks
 
         x = x.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # [B, f, h, w, p_t, p_h, p_w, C]
-        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)  # [B, C, F, H, W]
+        x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # [B, C, f, p_t, h, p_h, w, p_w]
+        sizes = [count * patch for count, patch in zip(grid, self.config.patch_size, strict=True)]
+        return x.reshape(*x.shape[:2], *sizes)  # [B, C, F, H, W]; one copy, as FSDP2 warns of views
 
 
 # First-block cache, MagCache and the others ask this registry what a block returns.

@@ -1,0 +1,155 @@
+"""Fields that describe themselves: one declaration gives a control for people, a schema and the words of an error."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class StrictModel(BaseModel):
+    """Frozen; refuses unknown fields, infinities and values of another type (text for a number, true for 1)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def knob(default: Any, help: str, *, unit: str | None = None, unset: str | None = None, **limits: Any) -> Any:
+    """A field with all that a control needs.
+
+    Args:
+        default: ``...`` for none.
+        help: one line, for a creator.
+        unit: of the number.
+        unset: what leaving it out means, where the default alone does not say it.
+        limits: as pydantic's ``Field`` takes them (``ge``, ``le``, ``max_length``, ``pattern``).
+    """
+    extra: dict[str, Any] = {name: text for name, text in (("unit", unit), ("unset", unset)) if text is not None}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One control: `minimum` and `maximum` are inclusive; `unset` says what leaving it out means."""
+
+    name: str
+    type: Literal["integer", "number", "string", "list"]
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+    default: Any
+    unit: str | None
+    unset: str | None
+    help: str
+
+    @property
+    def range(self) -> str:
+        """``1..200``, or nothing."""
+        return "" if self.minimum is None else f"{bound(self.minimum)}..{bound(self.maximum)}"
+
+
+def knobs(model: type[BaseModel]) -> Iterator[Knob]:
+    """The knobs of a model in their order, for options, controls and documentation; nested models are left out."""
+    for name, field in _schema(model)["properties"].items():
+        inner = _without_null(field)
+        if "$ref" in inner.get("items", {}):
+            continue
+        yield Knob(
+            name=name,
+            type="list" if inner["type"] == "array" else inner["type"],
+            minimum=inner.get("minimum"),
+            maximum=inner.get("maximum"),
+            choices=tuple(inner.get("enum", ())),
+            default=field.get("default"),
+            unit=field.get("unit"),
+            unset=field.get("unset"),
+            help=field["description"],
+        )
+
+
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    return next((option for option in field.get("anyOf", []) if option.get("type") != "null"), field)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each thing that is wrong with a `StrictModel`: the value, the limit and the way out."""
+    model = next(m for m in _descendants(StrictModel) if m.__name__ == error.title)
+    return "\n".join(_explain_one(e, _schema(model)) for e in error.errors(include_url=False))
+
+
+def _descendants(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def _explain_one(error: Any, schema: dict[str, Any]) -> str:
+    field, siblings, where, name = schema, schema, "", ""
+    for part in error[
+        "loc"
+    ]:  # ("conditions", 2, "noise", 0): down the schema to the field, names for people on the way
+        if isinstance(part, int):
+            field = _without_null(field).get("items", {})
+            if "$ref" in field:
+                field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
+                where, name = f"{where}{name.removesuffix('s')} {part + 1}: ", ""
+        else:
+            siblings, name = field, part
+            field = field.get("properties", {}).get(part, {})
+    return where + _message(error, name, _without_null(field), list(siblings.get("properties", ())))
+
+
+def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> str:
+    value, context = error["input"], error.get("ctx", {})
+    given = f"{name}={shown(value)}" if name else shown(value)
+    match error["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "greater_than_equal" | "less_than_equal":
+            return f"{given} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
+        case "extra_forbidden":
+            close = difflib.get_close_matches(name, known, n=1)
+            return f"{shown(name)} is unknown: " + (
+                f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            )
+        case "missing":
+            return f"{name} is missing"
+        case "literal_error":
+            return f"{given} is none of {', '.join(field['enum'])}"
+        case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
+            return f"{given} is not a whole number"
+        case "float_type" | "float_parsing" | "finite_number":
+            return f"{given} is not a number"
+        case "string_type":
+            return f"{given} is not text"
+        case "list_type":
+            return f"{given} is not a list"
+        case "model_type" | "model_attributes_type":
+            return f"{given} is not a set of named values"
+        case "too_long" | "string_too_long":
+            return f"{name} has a length of {len(value)}: the limit is {context['max_length']}"
+        case "too_short" | "string_too_short":
+            return f"{name} is empty: give something, or leave it out"
+        case "json_invalid":
+            return f"this is not JSON: {context['error']}"
+        case _:
+            return f"{given}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def bound(limit: float | None) -> str:
+    """A limit as people write it: 200, not 200.0."""
+    return str(int(limit)) if limit is not None and limit == int(limit) else str(limit)
+
+
+def shown(value: Any) -> str:
+    """A value in at most 60 characters of one line, text in quotes."""
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print more than 4300 digits
+        return f"(a number of {value.bit_length()} bits)"
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,24 @@
+"""Pictures and videos in (safely) and out (with the request inside)."""
+
+from pusa.media.decoding import VideoInfo
+from pusa.media.previews import contact_sheet, thumbnail
+from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video
+from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
+from pusa.media.writing import VideoWriter, to_uint8
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "MediaError",
+    "MediaLimits",
+    "Source",
+    "VideoInfo",
+    "VideoWriter",
+    "contact_sheet",
+    "iter_video",
+    "probe_video",
+    "read_image",
+    "read_metadata",
+    "read_video",
+    "thumbnail",
+    "to_uint8",
+]

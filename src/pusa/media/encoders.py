@@ -1,0 +1,243 @@
+"""One small class per output format: frames go in one at a time, a complete file is there after `close`."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import ClassVar, cast
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+from PIL import ExifTags, GifImagePlugin, Image, PngImagePlugin
+
+from pusa.media.source import MediaError
+
+_X264_THREADS = 4  # x264's decisions depend on it: a fixed number writes the same bytes on any number of cores
+_KEYFRAME_SECONDS = 2  # what a browser has to decode to jump to any place
+_BT709 = 1  # ITU-T H.273: primaries, transfer and matrix share this code
+_RGB_MATRIX = 0
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
+_GIF_PALETTE_SIDE = 160
+_PNG_COMPRESSION = 3  # of 9: half the time of the default 6
+_WEBP_QUALITY = 90
+_WEBP_EXIF_FLAG = 0x08
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an encoder has to know; `text` is ASCII, to be stored in the file, or None."""
+
+    path: Path
+    width: int
+    height: int
+    fps: Fraction
+    text: str | None
+    crf: int
+    lossless: bool
+
+
+class Encoder(ABC):
+    """`write` each frame, then `close`; or `abandon` in any state, which may leave a broken file but no open one."""
+
+    largest: ClassVar[int]
+    """Longest side in pixels that the format can hold."""
+    even: ClassVar[bool] = False
+    """Whether width and height have to be even."""
+
+    def __init__(self, output: Output):
+        self.output = output
+        self.frames = 0
+
+    @abstractmethod
+    def write(self, frame: np.ndarray) -> None:
+        """Take one uint8 frame [H, W, 3]."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def abandon(self) -> None: ...
+
+
+class _FFmpegEncoder(Encoder):
+    def __init__(self, output: Output, *, codec: str, pixels: str, container: dict[str, str], **options: object):
+        super().__init__(output)
+        self._converter = VideoReformatter()
+        self._container = av.open(str(output.path), "w", format=self.container_format, options=container)
+        text_options = {name: str(value) for name, value in options.items()}
+        self._stream = cast(VideoStream, self._container.add_stream(codec, rate=output.fps, options=text_options))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = output.width, output.height, pixels
+
+    container_format: ClassVar[str]
+
+    def write(self, frame: np.ndarray) -> None:
+        self._container.mux(self._stream.encode(self._prepared(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
+        self.frames += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(av.FFmpegError):  # closing writes an index, which fails again where writing failed
+            self._container.close()
+
+    @abstractmethod
+    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame: ...
+
+
+class Mp4Encoder(_FFmpegEncoder):
+    container_format = "mp4"
+    largest = 16384
+    even = True
+
+    def __init__(self, output: Output):
+        super().__init__(
+            output,
+            codec="libx264rgb" if output.lossless else "libx264",
+            pixels="rgb24" if output.lossless else "yuv420p",
+            container={"movflags": "+faststart", "movie_timescale": str(_movie_timescale(output.fps))},
+            crf=0 if output.lossless else output.crf,
+            preset="medium",
+        )
+        if output.text is not None:
+            self._container.metadata["comment"] = output.text
+        context = self._stream.codec_context
+        context.thread_count = _X264_THREADS
+        context.gop_size = max(1, round(_KEYFRAME_SECONDS * output.fps))
+        context.color_primaries = context.color_trc = _BT709
+        context.colorspace = _RGB_MATRIX if output.lossless else _BT709
+        context.color_range = _FULL_RANGE if output.lossless else _LIMITED_RANGE
+
+    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if self.output.lossless:
+            return frame
+        return self._converter.reformat(
+            frame,
+            format="yuv420p",
+            src_color_range=_FULL_RANGE,
+            dst_color_range=_LIMITED_RANGE,
+            dst_colorspace=Colorspace.ITU709,
+            interpolation="AREA",
+            threads=1,  # with more, a converter that is used again now and then gives another file for equal frames
+        )
+
+
+def _movie_timescale(fps: Fraction) -> int:
+    """Ticks per second that divide into whole frames: with the usual 1000, 33 frames at 16 fps lose half a tick."""
+    return fps.numerator if fps.numerator >= 1000 else fps.numerator * 1000
+
+
+class WebPEncoder(_FFmpegEncoder):
+    container_format = "webp"
+    largest = 16383
+
+    def __init__(self, output: Output):
+        super().__init__(
+            output,
+            codec="libwebp_anim",
+            pixels="bgra",
+            container={"loop": "0"},
+            lossless=int(output.lossless),
+            quality=_WEBP_QUALITY,
+        )
+
+    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
+        return self._converter.reformat(frame, format="bgra", threads=1)
+
+    def close(self) -> None:
+        super().close()
+        if self.output.text is not None:
+            path = self.output.path
+            path.write_bytes(_with_exif(path.read_bytes(), self.output))
+
+
+def _with_exif(webp: bytes, output: Output) -> bytes:
+    """A WebP file with `output.text` as its EXIF image description (FFmpeg's muxer stores no text)."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = output.text
+    payload = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunks = webp[12:]
+    if chunks[:4] != b"VP8X":  # one frame alone is written without the header that can announce EXIF
+        size = (output.width - 1).to_bytes(3, "little") + (output.height - 1).to_bytes(3, "little")
+        chunks = _chunk(b"VP8X", bytes(4) + size) + chunks
+    flags = chunks[8] | _WEBP_EXIF_FLAG
+    body = b"WEBP" + chunks[:8] + bytes([flags]) + chunks[9:] + _chunk(b"EXIF", payload)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def _chunk(name: bytes, payload: bytes) -> bytes:
+    return name + len(payload).to_bytes(4, "little") + payload + bytes(len(payload) % 2)
+
+
+class GifEncoder(Encoder):
+    """256 colours per frame, dithered. Pillow's `save` would collect all frames first; its parts do not."""
+
+    largest = 65535
+
+    def __init__(self, output: Output):
+        super().__init__(output)
+        self._file = output.path.open("wb")
+
+    def write(self, frame: np.ndarray) -> None:
+        image = Image.fromarray(frame)
+        smaller = image.reduce(max(1, min(image.size) // _GIF_PALETTE_SIDE))  # counting colours is the slow part
+        palette = smaller.quantize(256)
+        image = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        if self.frames == 0:
+            info = {"loop": 0, "comment": self.output.text}
+            self._file.writelines(GifImagePlugin.getheader(image, info=info)[0])
+        shown = self._hundredths(self.frames + 1) - self._hundredths(self.frames)
+        self._file.writelines(GifImagePlugin.getdata(image, duration=10 * shown, include_color_table=True))
+        self.frames += 1
+
+    def _hundredths(self, index: int) -> int:
+        return round(100 * index / self.output.fps)  # rounding times, not durations, keeps the clip's length
+
+    def close(self) -> None:
+        self._file.write(b";")
+        self._file.close()
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class PngEncoder(Encoder):
+    """One picture in one file."""
+
+    largest = 65535
+
+    def write(self, frame: np.ndarray) -> None:
+        if self.frames:
+            raise MediaError("a .png file holds one frame, and here is a second; name a folder or folder/%04d.png")
+        self._save(frame, self.output.path)
+        self.frames += 1
+
+    def _save(self, frame: np.ndarray, path: Path) -> None:
+        info = PngImagePlugin.PngInfo()
+        if self.output.text is not None and self.frames == 0:
+            info.add_text("comment", self.output.text)
+        Image.fromarray(frame).save(path, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
+
+    def close(self) -> None:
+        """Each picture is complete once written."""
+
+    def abandon(self) -> None:
+        """Nothing stays open between pictures."""
+
+
+class PngFolderEncoder(PngEncoder):
+    """A folder of numbered pictures."""
+
+    pattern = "%04d.png"
+
+    def __init__(self, output: Output):
+        super().__init__(output)
+        output.path.mkdir()
+
+    def write(self, frame: np.ndarray) -> None:
+        self._save(frame, self.output.path / (self.pattern % self.frames))
+        self.frames += 1

@@ -1,0 +1,251 @@
+"""Pictures and videos in: streamed, bounded, upright, at the frame rate the model wants."""
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from pusa.media.decoding import Decoder, VideoInfo, open_container, open_picture, open_video
+from pusa.media.source import (
+    DEFAULT_LIMITS,
+    MAX_FPS,
+    PICTURES,
+    MediaError,
+    MediaLimits,
+    Opened,
+    Source,
+    explained,
+    opened,
+)
+
+_JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+_MAX_JPEG_SCANS = 100  # encoders write about ten; 3 MB of tiny scans over a large picture cost minutes
+_TIME_STAMP_SECONDS = Fraction(1, 1000)  # Matroska rounds to these
+
+_T = TypeVar("_T")
+
+
+def read_image(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Read a PNG, JPEG, WebP or BMP picture (of an animation its first frame), upright, as RGB or RGBA.
+
+    The size is checked before a pixel is decoded, the EXIF orientation is applied, 16-bit grey becomes 8-bit. Raises
+    MediaError for anything that is not such a picture or passes `limits`, FileNotFoundError for a missing file.
+    """
+    with opened(source, limits=limits, what="picture") as media:
+        if media.kind.holds not in ("picture", "both"):
+            way_out = "pass it as a video" if media.kind.holds == "video" else f"convert it to {PICTURES}"
+            raise MediaError(f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}")
+        with explained(media.name, media.kind):
+            if media.kind.decoder == "JPEG":
+                _check_jpeg_scans(media)
+            with open_picture(media, limits) as image:
+                return _eight_bit(ImageOps.exif_transpose(image))
+
+
+def _check_jpeg_scans(media: Opened) -> None:
+    scans = len(_JPEG_SCAN.findall(media.file.read()))
+    media.file.seek(0)
+    if scans > _MAX_JPEG_SCANS:
+        raise MediaError(
+            f"{media.name}: has {scans} JPEG scans, the limit is {_MAX_JPEG_SCANS}; save it again as PNG or plain JPEG"
+        )
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips instead of scaling
+        grey = np.asarray(image).astype(np.int64) >> 8  # [H, W]
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def probe_video(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
+    """What a video's header says; its first frame is decoded too, so that a probed video is one that can be read.
+
+    Raises as `iter_video` does.
+    """
+    with open_video(source, limits) as decoder:
+        return decoder.info
+
+
+def iter_video(
+    source: Source,
+    *,
+    fps: float | Fraction | None = None,
+    start_seconds: float = 0.0,
+    max_frames: int | None = None,
+    fit: tuple[int, int] | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Iterator[np.ndarray]:
+    """Yield a video's frames, uint8 [H, W, 3], one at a time, upright and of one size.
+
+    fps: None yields the frames as stored. A number yields, for each time start + k / fps, the stored frame nearest to
+        it (the earlier of two equally near): frames are repeated or left out, never blended, and a variable frame
+        rate becomes a constant one.
+    start_seconds: exact to the frame; what lies before is decoded and dropped.
+    fit: (width, height) in pixels; larger frames are scaled down while decoding until they just cover this size.
+
+    Raises MediaError for what is no video, is damaged, or passes `limits`, FileNotFoundError for a missing file.
+    """
+    _check_arguments(fps, start_seconds, max_frames, fit)
+    return _frames(source, fps, start_seconds, max_frames, fit, limits)
+
+
+def read_video(
+    source: Source,
+    *,
+    fps: float | Fraction | None = None,
+    start_seconds: float = 0.0,
+    max_frames: int | None = None,
+    last_frames: int | None = None,
+    fit: tuple[int, int] | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> np.ndarray:
+    """`iter_video`, stacked: uint8 [F, H, W, 3]. `last_frames=n` keeps the last n only (all, where there are fewer).
+
+    Raises MediaError as `iter_video` does, and where the result would pass `limits.max_decoded_bytes`.
+    """
+    if max_frames is not None and last_frames is not None:
+        raise ValueError("max_frames counts from the start, last_frames from the end; give one of them")
+    _check_arguments(fps, start_seconds, max_frames, fit)
+    _check_arguments(None, 0.0, last_frames, None, name="last_frames")
+    if last_frames is None:
+        return _stacked(_frames(source, fps, start_seconds, max_frames, fit, limits), limits)
+    with open_video(source, limits) as decoder:
+        last = deque(_selected(decoder, fps, start_seconds, None), maxlen=last_frames)  # not yet RGB, so half the size
+        return _stacked((decoder.rgb(frame, fit) for frame in last), limits)
+
+
+def read_metadata(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> dict[str, Any] | None:
+    """The JSON object that `VideoWriter` stored in a file (or in the first picture of a folder), None if there is none.
+
+    Raises MediaError for what is neither picture nor video, FileNotFoundError for a missing file.
+    """
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        source = first_picture(Path(source))
+    with opened(source, limits=limits, what="file") as media:
+        if media.kind.holds == "other":
+            raise MediaError(f"{media.name} is {media.kind.name}; only pictures and videos carry a request")
+        with explained(media.name, media.kind):
+            text = _stored_text(media, limits)
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):  # somebody else's comment
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def first_picture(folder: Path) -> Path:
+    """The first PNG by name in a folder of frames. Raises MediaError where there is none."""
+    pictures = sorted(folder.glob("*.png"))
+    if not pictures:
+        raise MediaError(f"{folder} holds no PNG frames; name a video or a folder of frames")
+    return pictures[0]
+
+
+def _stored_text(media: Opened, limits: MediaLimits) -> str:
+    if media.kind.holds in ("picture", "both") or media.kind.decoder == "gif":
+        with open_picture(media, limits, decoder=media.kind.decoder.upper()) as image:
+            comment = image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription) or ""
+            return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+    with open_container(media, limits) as container:
+        tags = {key.lower(): value for key, value in container.metadata.items()}  # Matroska writes COMMENT
+        return tags.get("comment", "")
+
+
+def _check_arguments(
+    fps: float | Fraction | None,
+    start_seconds: float,
+    max_frames: int | None,
+    fit: tuple[int, int] | None,
+    *,
+    name: str = "max_frames",
+) -> None:
+    if fps is not None and not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps={fps} is outside 0..{MAX_FPS}")
+    if not (isfinite(start_seconds) and start_seconds >= 0):
+        raise ValueError(f"start_seconds={start_seconds} is not a time from the start (0 or more)")
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"{name}={max_frames} is less than 1")
+    if fit is not None and min(fit) < 1:
+        raise ValueError(f"fit={fit} is not a size in pixels")
+
+
+def _frames(
+    source: Source,
+    fps: float | Fraction | None,
+    start_seconds: float,
+    max_frames: int | None,
+    fit: tuple[int, int] | None,
+    limits: MediaLimits,
+) -> Iterator[np.ndarray]:
+    with open_video(source, limits) as decoder:
+        for frame in _selected(decoder, fps, start_seconds, max_frames):
+            yield decoder.rgb(frame, fit)
+
+
+def _selected(
+    decoder: Decoder, fps: float | Fraction | None, start_seconds: float, max_frames: int | None
+) -> Iterator[Any]:
+    """The frames asked for, not converted yet; at least one, or MediaError."""
+    start = Fraction(start_seconds)
+    if fps is None:
+        earliest = start - _TIME_STAMP_SECONDS
+        selected: Iterator[Any] = (frame for seconds, frame in decoder.frames() if seconds >= earliest)
+    else:
+        step = 1 / Fraction(fps)
+        selected = _nearest(decoder.frames(), step, start, decoder.last_frame_seconds)
+    number = 0
+    for number, frame in enumerate(islice(selected, max_frames), start=1):
+        if number > decoder.limits.max_frames:
+            raise MediaError(f"fps={fps} makes more than {decoder.limits.max_frames} frames, the limit; ask for fewer")
+        yield frame
+    if number == 0:
+        name, seconds = decoder.media.name, decoder.info.seconds
+        if start_seconds < seconds:
+            raise MediaError(f"{name}: ends before {start_seconds:g} s, though it says {seconds:g} s; export it again")
+        raise MediaError(f"start_seconds={start_seconds:g} is past the end of {name} ({seconds:g} s long)")
+
+
+def _nearest(
+    timed: Iterator[tuple[Fraction, _T]], step: Fraction, start: Fraction, last_frame_seconds: Fraction
+) -> Iterator[_T]:
+    wanted = start
+    shown: tuple[Fraction, _T] | None = None
+    for time, frame in timed:
+        if shown is not None:
+            while wanted - shown[0] <= time - wanted:
+                yield shown[1]
+                wanted += step
+        shown = time, frame
+    if shown is not None:
+        end = shown[0] + last_frame_seconds - step / 10  # a file's rounded time stamps must not add a frame at the end
+        while wanted < end:
+            yield shown[1]
+            wanted += step
+
+
+def _stacked(frames: Iterable[np.ndarray], limits: MediaLimits) -> np.ndarray:
+    """uint8 [F, H, W, 3]. One buffer grows in place: a list to stack would hold the video twice."""
+    frames = iter(frames)
+    first = next(frames)
+    room = limits.max_decoded_bytes // first.nbytes
+
+    def bounded() -> Iterator[np.ndarray]:
+        yield first
+        for number, frame in enumerate(frames, start=2):
+            if number > room:
+                raise MediaError(
+                    f"{first.shape[1]}x{first.shape[0]} video of more than {room} frames passes the limit of"
+                    f" {limits.max_decoded_bytes / 2**20:.0f} MiB; ask for fewer or smaller frames"
+                )
+            yield frame
+
+    return np.fromiter(bounded(), dtype=np.dtype((np.uint8, first.shape)))

@@ -1,0 +1,409 @@
+"""What a person asks for: every knob with its range, default and unit, and the one place where input is checked.
+
+The command line's options, the HTTP API's schema and the studio's controls are derived from `GenerationRequest`.
+Nothing here needs torch, so that a request can be checked where no model is.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+
+from pusa.knobs import StrictModel, explain, knob, knobs, shown
+from pusa.positions import latent_frames, latent_index_of
+
+__all__ = [
+    "PRESETS",
+    "ConditionSpec",
+    "GenerationRequest",
+    "Position",
+    "ResolvedRequest",
+    "explain",
+    "knobs",
+    "rounding_notes",
+]
+
+FRAMES_PER_LATENT = 4  # Wan's causal VAE: latent frame 0 is one frame, every later one is four
+SIZE_MULTIPLE = 16  # 8 by the VAE, 2 by the transformer's patches
+MAX_FRAMES = 4801
+OVERLAP_FRAMES = 13  # 4 latent frames: what Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
+
+Task = Literal["generate", "extend", "transition", "loop"]
+
+
+class Preset(NamedTuple):
+    """A starting point over the raw knobs; a knob that is given wins over it."""
+
+    noise: float
+    alpha_offset: float
+    help: str
+
+
+PRESETS = {
+    "faithful": Preset(0.0, 0.1, "conditions are kept exactly, steady motion"),
+    "balanced": Preset(0.2, 0.0, "conditions may change a little and move better"),
+    "creative": Preset(0.4, -0.1, "conditions are a suggestion, livelier motion"),
+}
+"""Noise multiplier and distance from the model's alpha. Pusa's README suggests noise 0.2 and calls a larger alpha
+steadier and less lively, with 1.3 to 1.5 as its range on Wan2.1 (default 1.4); its start-end example goes to 0.5."""
+
+
+class ModelDefaults(Protocol):
+    """What is read of a model (`pusa.zoo.GenerationDefaults`); alpha is one or per expert, as in Wan2.2."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def shift(self) -> float: ...
+    @property
+    def alpha(self) -> float | Mapping[str, float]: ...
+    @property
+    def negative_prompt(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a video: ``3`` is a latent frame, ``80f`` a frame, ``1.5s`` a time, ``last`` the last latent frame.
+
+    Negative values count from the end: ``-1`` is the last latent frame, ``-1f`` the last frame, ``-0.5s`` half a second
+    before the end.
+    """
+
+    unit: Literal["latent", "frame", "second"]
+    value: int | float
+
+    @classmethod
+    def parse(cls, text: "int | str | Position") -> "Position":
+        """Raises ValueError for anything but the grammar above."""
+        if isinstance(text, Position):
+            return text
+        match = re.fullmatch(r"(-?\d{1,7})(f?)|(-?\d{1,7}(?:\.\d{1,3})?)s|last", _text(text).strip().lower(), re.ASCII)
+        if match is None:
+            raise ValueError(
+                f"position {shown(text)} is not understood: write a latent frame (3), a frame (80f), seconds (1.5s) "
+                "or last; a negative one counts from the end"
+            )
+        whole, frame, seconds = match.groups()
+        if seconds is not None:
+            return cls("second", float(seconds) + 0.0)  # no minus zero
+        if whole is None:
+            return cls("latent", -1)
+        return cls("frame" if frame else "latent", int(whole))
+
+    def __str__(self) -> str:
+        if self.unit == "second":
+            return f"{self.value:.3f}".rstrip("0").rstrip(".") + "s"
+        if self == Position("latent", -1):
+            return "last"
+        return f"{int(self.value)}{'f' if self.unit == 'frame' else ''}"
+
+    def place(self) -> dict[str, Any]:
+        """The same as the arguments of a `PusaCondition`."""
+        return {{"latent": "latent_index", "frame": "frame_index", "second": "seconds"}[self.unit]: self.value}
+
+    def latent_index(self, frames: int, fps: float) -> int:
+        """The latent frame meant in a video of `frames` frames. Raises ValueError outside the video."""
+        return latent_index_of(num_frames=frames, fps=fps, **self.place())
+
+
+def _text(value: Any) -> str:
+    """A position as text; what is neither text nor a whole number becomes text that no grammar knows."""
+    return str(value) if isinstance(value, str) or (type(value) is int and abs(value) < 10**9) else "?"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int | float | str) else value
+
+
+def _clean(text: str) -> str:
+    """No NUL and no half of a surrogate pair: neither can be stored with the result."""
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ValueError(f"{shown(text)} has a character that is not valid text: type it again")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+FileReference = Annotated[Text, Field(min_length=1, max_length=4096)]
+PositionField = Annotated[
+    Position,
+    PlainValidator(Position.parse),
+    PlainSerializer(lambda p: int(p.value) if p.unit == "latent" and p.value != -1 else str(p)),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^(-?\d+f?|-?\d+(\.\d+)?s|last)$"}]}),
+]
+Multiplier = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConditionSpec(StrictModel):
+    """Something known of the video: an image or a piece of video, its place, how far the model may depart from it."""
+
+    kind: Literal["image", "video"] = knob("image", "What the file is.")
+    file: FileReference = knob(..., "The image or video: a path on the command line, the name of an upload in the API.")
+    positions: Annotated[list[PositionField], BeforeValidator(_listed)] = knob(
+        [],
+        "Where it goes: latent frame (3), frame (80f), seconds (1.5s) or last; negative counts from the end. An image "
+        "has one place. A video's latent frames stay at their own places, these are the ones kept; none keeps all.",
+        unset="the beginning",
+        max_length=512,
+    )
+    noise: Annotated[list[Multiplier], BeforeValidator(_listed)] | None = knob(
+        None,
+        "How far the model may depart from it: 0 keeps it exactly, 1 ignores it. One for all or one for each place.",
+        unset="the preset's",
+        min_length=1,
+        max_length=512,
+    )
+    encode: Literal["single", "repeat"] = knob(
+        "single", "How an image after the first frame is encoded: alone, as the original does, or as four equal frames."
+    )
+    fit: Literal["crop", "letterbox", "stretch"] = knob(
+        "crop", "How an image of another shape is fitted: cut its edges, show it all on black, or distort it."
+    )
+    sha256: str | None = knob(None, "Of the file's content, recorded with the result.", pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ConditionSpec":
+        places = self.positions
+        if self.kind == "image" and len(places) > 1:
+            raise ValueError(f"an image has one position, not {len(places)}: add the image once for each")
+        if len(set(places)) < len(places):
+            raise ValueError(f"position {next(p for p in places if places.count(p) > 1)} is given twice")
+        count = len(places) or (1 if self.kind == "image" else None)
+        if self.noise is not None and count is not None and len(self.noise) not in (1, count):
+            raise ValueError(
+                f"{len(self.noise)} noise multipliers for {count} position{'s' if count > 1 else ''}: "
+                "give one for all or one for each"
+            )
+        return self
+
+
+class GenerationRequest(StrictModel):
+    """A video to make. What is None is filled from the preset and the model by `resolved`."""
+
+    task: Task = knob(
+        "generate", "What to do: generate a video, extend one, join two by a transition, or make a seamless loop."
+    )
+    model: FileReference = knob(
+        "mini", "Model: a name from `pusa models`, a Hugging Face repository or a local folder."
+    )
+    prompt: Annotated[Text, Field(max_length=10_000)] = knob("", "What the video shows.")
+    negative_prompt: Annotated[Text, Field(max_length=10_000)] | None = knob(
+        None, "What the video should not show.", unset="the model's"
+    )
+    conditions: list[ConditionSpec] = knob([], "What is known of the video.", max_length=64)
+    preset: Literal["faithful", "balanced", "creative"] = knob(
+        "balanced", "Noise and alpha in one word: " + "; ".join(f"{n}: {p.help}" for n, p in PRESETS.items()) + "."
+    )
+    width: int | None = knob(
+        None, "Width; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
+    )
+    height: int | None = knob(
+        None, "Height; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
+    )
+    frames: int | None = knob(
+        None,
+        "Length; rounded to 4n + 1. When extending, the overlap counts; in a transition, both overlaps count.",
+        unit="frames",
+        unset="the model's",
+        ge=1,
+        le=MAX_FRAMES,
+    )
+    window: int | None = knob(
+        None,
+        "Frames made at once; a longer video is chained from windows that overlap.",
+        unit="frames",
+        unset="the model's",
+        ge=1,
+        le=MAX_FRAMES,
+    )
+    overlap: int | None = knob(
+        None,
+        "Frames that a continuation takes over from what comes before it.",
+        unit="frames",
+        unset="13, or less in a short window",
+        ge=1,
+        le=MAX_FRAMES,
+    )
+    fps: float | None = knob(None, "Frames per second of the file.", unit="fps", unset="the model's", ge=1, le=120)
+    steps: int | None = knob(
+        None, "Denoising steps: more are slower and finer, 10 are often enough.", unset="the model's", ge=1, le=200
+    )
+    guidance: float | None = knob(
+        None, "How closely the prompt is followed; 1 is off and twice as fast.", unset="the model's", ge=1, le=20
+    )
+    guidance_2: float | None = knob(
+        None, "Guidance of the low-noise expert of Wan2.2.", unset="as guidance", ge=1, le=20
+    )
+    shift: float | None = knob(
+        None,
+        "Higher spends more of the steps at high noise, where layout and motion form.",
+        unset="the model's",
+        ge=0.1,
+        le=20,
+    )
+    alpha: float | None = knob(
+        None, "Strength of Pusa's LoRA: higher is steadier, lower livelier.", unset="the model's", ge=0.1, le=5
+    )
+    alpha_2: float | None = knob(
+        None, "Alpha of the low-noise expert of Wan2.2.", unset="the model's, or as alpha", ge=0.1, le=5
+    )
+    lora: list[FileReference] = knob([], "LoRA file to load instead of the model's own.", max_length=8)
+    seed: int | None = knob(
+        None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "GenerationRequest":
+        videos = sum(c.kind == "video" for c in self.conditions)
+        needed = {"generate": None, "extend": 1, "transition": 2, "loop": 0}[self.task]
+        if needed is not None and videos != needed:
+            raise ValueError(f"task {self.task} takes {needed} video{'s' if needed != 1 else ''}, not {videos}")
+        if self.task in ("extend", "transition") and videos != len(self.conditions):
+            raise ValueError(f"task {self.task} takes no images: leave them out")
+        if self.task in ("extend", "transition") and any(c.positions for c in self.conditions):
+            raise ValueError(f"task {self.task} places its videos itself: leave positions out, overlap says how much")
+        if not self.prompt.strip() and not self.conditions:
+            raise ValueError("the prompt is empty: say what the video shows, or give an image or a video")
+        return self
+
+    def resolved(self, defaults: ModelDefaults) -> "ResolvedRequest":
+        """The same request with nothing left open, to be stored with its result.
+
+        Sizes are rounded to multiples of 16 and lengths to 4n + 1 (`rounding_notes` says so in words), a seed is drawn.
+
+        Raises:
+            ValueError: a position outside the video, two conditions on one latent frame, an overlap that leaves
+                nothing to make.
+        """
+        preset = PRESETS[self.preset]
+        offset = preset.alpha_offset
+        first_alpha, second_alpha = _per_expert(defaults.alpha)
+        frames = _rounded_frames(self.frames or defaults.num_frames)
+        window = min(frames, _rounded_frames(self.window or defaults.num_frames))
+        overlap = _rounded_frames(self.overlap) if self.overlap else min(OVERLAP_FRAMES, _half_of(window))
+        self._check_overlap(frames, window, overlap)
+        filled = {
+            "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
+            "conditions": [_filled(condition, preset) for condition in self.conditions],
+            "width": _rounded_size(self.width or defaults.width),
+            "height": _rounded_size(self.height or defaults.height),
+            "frames": frames,
+            "window": window,
+            "overlap": overlap,
+            "fps": self.fps or float(defaults.fps),
+            "steps": self.steps or defaults.steps,
+            "guidance": self.guidance or float(defaults.guidance),
+            "shift": self.shift or float(defaults.shift),
+            "alpha": self.alpha or _moved(first_alpha, offset),
+            "alpha_2": self.alpha_2 or (None if self.alpha or not second_alpha else _moved(second_alpha, offset)),
+            "seed": secrets.randbits(32) if self.seed is None else self.seed,
+        }
+        resolved = ResolvedRequest(**{**dict(self), **filled})
+        _check_places(resolved)
+        return resolved
+
+    def _check_overlap(self, frames: int, window: int, overlap: int) -> None:
+        sides = 2 if self.task in ("transition", "loop") else 1 if self.task == "extend" or frames > window else 0
+        kept = latent_frames(overlap)
+        if sides * kept >= latent_frames(window):
+            most = (latent_frames(window) - 1) // sides
+            raise ValueError(
+                f"overlap={overlap} leaves nothing to make in {window} frames: "
+                + (f"give at most {most * 4 - 3}" if most else "give more frames")
+            )
+        if self.task in ("extend", "transition"):
+            for condition in self.conditions:
+                if condition.noise and len(condition.noise) not in (1, kept):
+                    raise ValueError(
+                        f"{len(condition.noise)} noise multipliers for an overlap of {overlap} frames, which is {kept} "
+                        f"latent frames: give 1 or {kept}"
+                    )
+
+
+class ResolvedRequest(GenerationRequest):
+    """A request with nothing left open but `guidance_2` and `alpha_2`, where the first one holds for both experts."""
+
+    if TYPE_CHECKING:
+        negative_prompt: str
+        width: int
+        height: int
+        frames: int
+        window: int
+        overlap: int
+        fps: float
+        steps: int
+        guidance: float
+        shift: float
+        alpha: float
+        seed: int
+
+
+def rounding_notes(asked: GenerationRequest, resolved: ResolvedRequest) -> list[str]:
+    """One line for each number that was asked for and rounded."""
+    notes = []
+    for name in ("width", "height", "frames", "window", "overlap"):
+        before, after = getattr(asked, name), getattr(resolved, name)
+        if before is not None and before != after and not (name == "window" and after == resolved.frames):
+            rule = "a multiple of 16" if name in ("width", "height") else "4n + 1"
+            notes.append(f"{name} {before} becomes {after}: it has to be {rule}")
+    return notes
+
+
+def _rounded_size(pixels: int) -> int:
+    return max(SIZE_MULTIPLE, (pixels + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+
+
+def _rounded_frames(frames: int) -> int:
+    return (frames - 1 + FRAMES_PER_LATENT // 2) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+
+
+def _half_of(window: int) -> int:
+    """The largest 4n + 1 in half a window."""
+    return max(1, (window // 2 - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
+
+
+def _filled(condition: ConditionSpec, preset: Preset) -> ConditionSpec:
+    beginning = [Position("latent", 0)] if condition.kind == "image" else []
+    return condition.model_copy(
+        update={"noise": condition.noise or [preset.noise], "positions": condition.positions or beginning}
+    )
+
+
+def _per_expert(alpha: float | Mapping[str, float]) -> tuple[float, float | None]:
+    return (alpha["transformer"], alpha.get("transformer_2")) if isinstance(alpha, Mapping) else (alpha, None)
+
+
+def _moved(alpha: float, offset: float) -> float:
+    return min(5.0, max(0.1, round(alpha + offset, 6)))
+
+
+def _check_places(request: ResolvedRequest) -> None:
+    owner: dict[int, int] = {}
+    for number, condition in enumerate(request.conditions, start=1):
+        for position in condition.positions:
+            index = position.latent_index(request.frames, request.fps)
+            if index in owner:
+                raise ValueError(
+                    f"conditions {owner[index]} and {number} both hold latent frame {index}: move one of them"
+                )
+            owner[index] = number

@@ -1,0 +1,100 @@
+"""Disk, RAM and GPU memory: how much there is, how much weights take, and a refusal before the work starts."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import psutil
+
+if TYPE_CHECKING:  # sizes are there without torch
+    import torch
+
+DType: TypeAlias = "torch.dtype | Mapping[str, torch.dtype]"
+
+GB = 1e9
+LARGE_PARAMETERS = 10**9  # from here on bf16 is the default, as the published models are meant to be run
+RESERVE_BYTES = 10**9  # for Python, torch and the driver
+
+
+class ResourcesError(RuntimeError):
+    """The machine lacks disk or memory for a model."""
+
+
+def readable(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    if count < GB:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / GB:.0f} GB" if count >= 10 * GB else f"{count / GB:.1f} GB"
+
+
+def free_memory_bytes() -> int:
+    """RAM and swap that can still be had; a container's limit counts, which the kernel enforces by killing."""
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def gpu_memory_bytes() -> int:
+    """Free memory of the current GPU; 0 without one."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+
+def default_dtype(parameters: int) -> DType:
+    """For large models bf16, with the VAE in fp32 as in diffusers' own examples of Wan; fp32 for small ones."""
+    import torch
+
+    if parameters < LARGE_PARAMETERS:
+        return torch.float32
+    return {"default": torch.bfloat16, "vae": torch.float32}
+
+
+def dtype_of(component: str, dtype: DType) -> "torch.dtype":
+    """As diffusers reads its ``dtype``: one for all, or by component with a "default" (else fp32)."""
+    import torch
+
+    return dtype.get(component, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
+
+
+def weight_bytes(parameters: Mapping[str, int], dtype: "DType | None" = None) -> dict[str, int]:
+    """Memory of each component from its number of parameters; without a dtype, that of `default_dtype` (no torch)."""
+    if dtype is None:
+        large = sum(parameters.values()) >= LARGE_PARAMETERS
+        return {part: count * (2 if large and part != "vae" else 4) for part, count in parameters.items()}
+    return {part: count * dtype_of(part, dtype).itemsize for part, count in parameters.items()}
+
+
+def check_disk(need: int, folder: Path, what: str, *, otherwise: str = "") -> None:
+    """Raise ResourcesError unless `need` bytes can be written to `folder` (which need not exist yet)."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    have = shutil.disk_usage(existing).free
+    if need > have:
+        raise ResourcesError(
+            f"{what} needs {readable(need)} more disk for its download, and {folder} has {readable(have)}: "
+            f"free some, or set cache_dir or HF_HOME to a larger disk{otherwise}"
+        )
+
+
+def check_ram(weights: Mapping[str, int], what: str, *, otherwise: str = "") -> None:
+    """Raise ResourcesError unless `weights` (component -> bytes) fit into free memory together."""
+    need, have = sum(weights.values()) + RESERVE_BYTES, free_memory_bytes()
+    if need > have:
+        encoder = ", load it with text_encoder=None and cached prompts" if len(weights) > 1 else ""
+        raise ResourcesError(
+            f"{what} needs {readable(need)} of memory to be loaded, and {readable(have)} is free: close other programs"
+            f"{encoder}{otherwise}"
+        )
+
+
+def check_gpu(need: int, what: str, *, otherwise: str = "") -> None:
+    """Raise ResourcesError unless `need` bytes are free on the current GPU."""
+    have = gpu_memory_bytes()
+    if need > have:
+        raise ResourcesError(
+            f"{what} needs {readable(need)} of GPU memory with its parts there in turn, and {readable(have)} is free: "
+            f"offload by groups, or quantise the transformer{otherwise}"
+        )

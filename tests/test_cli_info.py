@@ -1,0 +1,155 @@
+"""Made again from itself, and what a file is: `pusa replay`, `decode`, `info` and `models`."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.numpy import save_file
+
+from pusa.cli import main
+from pusa.cli_options import build_conditions
+from pusa.events import GenerationEvent
+from pusa.request import GenerationRequest
+
+
+def pusa(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "cat.png")
+    return "cat.png"
+
+
+def write_video(path: Path, request: GenerationRequest) -> None:
+    from pusa.media import VideoWriter
+
+    with VideoWriter(path, width=32, height=16, metadata={"request": request.model_dump(mode="json")}) as writer:
+        writer.write(np.zeros((5, 16, 32, 3), np.uint8))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[Any]:
+    """What `generate` and `decode` are asked for; both write an empty file."""
+    asked = []
+
+    def fake(what: Any, output: Path, **_: Any) -> Iterator[GenerationEvent]:
+        asked.append(what)
+        output.write_bytes(b"")
+        yield GenerationEvent(kind="done", path=output)
+
+    monkeypatch.setattr("pusa.generate.generate", fake)
+    monkeypatch.setattr("pusa.generate.decode", fake)
+    return asked
+
+
+def test_replay_makes_a_video_from_the_request_inside_it(asked, picture, tmp_path):
+    [condition] = build_conditions(image=picture, noise="0.2")
+    request = GenerationRequest(prompt="狐", model="tiny", seed=7, conditions=[condition])
+    write_video(tmp_path / "out.mp4", request)
+    result = pusa("replay", "out.mp4", "-o", "again.mp4")
+    assert (result.exit_code, result.stdout) == (0, "again.mp4\n")
+    assert asked[0] == request
+
+
+def test_replay_finds_a_picture_beside_the_video(asked, picture, tmp_path, monkeypatch):
+    request = GenerationRequest(prompt="x", model="tiny", conditions=build_conditions(image=picture))
+    write_video(tmp_path / "out.mp4", request)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pusa("replay", "../out.mp4").exit_code == 0
+    assert Path(asked[0].conditions[0].file).samefile(tmp_path / "cat.png")
+    (tmp_path / "cat.png").unlink()
+    result = pusa("replay", "../out.mp4")
+    assert result.exit_code == 2
+    assert "image 'cat.png' does not exist" in result.stderr
+
+
+def test_a_video_of_others_cannot_be_replayed(picture):
+    result = pusa("replay", picture)
+    assert result.exit_code == 2
+    assert "no request is stored inside" in result.stderr
+
+
+def test_decode_makes_a_video_of_saved_latents(asked, tmp_path):
+    save_file({"latents": np.zeros((1, 16, 2, 4, 4), np.float32)}, tmp_path / "z.safetensors")
+    result = pusa("decode", "z.safetensors", "-o", "z.mp4")
+    assert (result.exit_code, result.stdout) == (0, "z.mp4\n")
+    assert asked == [Path("z.safetensors")]
+    assert pusa("decode", "nope.safetensors", "-o", "z.mp4").exit_code == 2
+
+
+def test_info_of_our_video_says_how_it_was_made(tmp_path):
+    write_video(tmp_path / "out.mp4", GenerationRequest(prompt="a fox", seed=7))
+    facts = json.loads(pusa("info", "out.mp4", "--json").stdout)
+    assert (facts["size"], facts["frames"], facts["request"]["prompt"], facts["request"]["seed"]) == (
+        "32x16",
+        5,
+        "a fox",
+        7,
+    )
+    assert re.search(r"^  prompt +a fox$", pusa("info", "out.mp4").stdout, re.MULTILINE)
+
+
+def test_info_of_a_picture_and_of_latents(picture, tmp_path):
+    assert json.loads(pusa("info", picture, "--json").stdout) == {"kind": "a PNG picture", "size": "8x8"}
+    made_from = json.dumps({"request": {"prompt": "a fox"}})
+    save_file({"latents": np.zeros((16, 2, 4, 4), np.float32)}, tmp_path / "z.safetensors", {"pusa": made_from})
+    facts = json.loads(pusa("info", "z.safetensors", "--json").stdout)
+    assert (facts["kind"], facts["shape"], facts["dtype"]) == ("saved latents", [16, 2, 4, 4], "F32")
+    assert facts["request"]["prompt"] == "a fox"
+
+
+@pytest.mark.parametrize("name", ["lora/pusa_official_keys.pt", "lora/lightx2v_with_alpha.safetensors"])
+def test_info_of_a_lora(golden, name):
+    facts = json.loads(pusa("info", golden / name, "--json").stdout)
+    assert facts["kind"] == "a LoRA"
+    assert facts["layers"] > 0
+    assert facts["for"].startswith("Wan")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("transformer/weights_original.safetensors", "transformer, original layout"),
+        ("transformer/weights_diffusers.safetensors", "transformer, diffusers layout"),
+        ("vae/weights_original.safetensors", "VAE"),
+        ("text/weights_transformers.safetensors", "text encoder (UMT5)"),
+    ],
+)
+def test_info_of_a_checkpoint_names_the_part(golden, name, part):
+    facts = json.loads(pusa("info", golden / name, "--json").stdout)
+    assert facts["kind"] == "a checkpoint"
+    assert facts["part"].startswith(part)
+
+
+def test_info_of_anything_else_is_one_line(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "a.pt").write_bytes(b"\x80\x04c__builtin__\neval\n.")
+    (tmp_path / "a.txt").write_text("hello, this is a text")
+    for name in ("a.safetensors", "a.pt", "a.txt", "nope.mp4", "."):
+        result = pusa("info", name)
+        assert result.exit_code == 2, name
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stdout == ""
+
+
+def test_models_are_listed_with_sizes_and_what_this_machine_can_run():
+    listed = json.loads(pusa("models", "--json").stdout)
+    assert listed["wan2.1-14b"]["download"] == "80.4 GB"
+    assert all("here" in facts["here"] for facts in listed.values())
+    shown = pusa("models", "show", "wan2.2-a14b")
+    assert shown.exit_code == 0
+    assert "transformer_2" in shown.stdout

@@ -1,0 +1,348 @@
+"""Models by name: they load, or it is said at once why they cannot."""
+
+import json
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, WanPipeline
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from pusa import PusaPipeline, resources, zoo
+from pusa.models import files, tiny
+from pusa.models.wan import PusaWanTransformer3DModel
+
+GB = 10**9
+
+
+def latents(pipe: PusaPipeline) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt="a duck",
+        height=32,
+        width=32,
+        num_frames=5,
+        num_inference_steps=2,
+        max_sequence_length=16,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).frames
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The tiny model as a folder in diffusers layout, its transformer in several shards."""
+    pipe = PusaPipeline.from_pretrained("tiny")
+    pipe.save_pretrained(tmp_path / "tiny-wan", max_shard_size="1MB")
+    return tmp_path / "tiny-wan"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Set what this machine has: `machine(disk=..., ram=..., gpu=...)` in bytes."""
+
+    def pretend(*, disk: int = 10**15, ram: int = 10**15, gpu: int = 0) -> None:
+        usage = namedtuple("usage", "total used free")(disk, 0, disk)
+        monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage)
+        monkeypatch.setattr(resources, "free_memory_bytes", lambda: ram)
+        monkeypatch.setattr(resources, "gpu_memory_bytes", lambda: gpu)
+
+    return pretend
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_defaults_and_sizes_are_there_without_torch() -> None:
+    code = "import sys; from pusa import zoo; zoo.get('wan2.1-14b').download_bytes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
+    with pytest.raises(
+        ValueError, match=r"no model is called 'Wan2\.1-14': did you mean 'wan2\.1-14b'\?.*tiny.*wan2\.2-a14b"
+    ):
+        PusaPipeline.from_pretrained("Wan2.1-14")
+    with pytest.raises(FileNotFoundError, match="no/such/folder: no such folder"):
+        zoo.load_pipeline(PusaPipeline, "no/such/folder")
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    wan21, wan22 = zoo.get("wan2.1-14b"), zoo.get("wan2.2-a14b")
+    assert (wan21.defaults.steps, wan21.defaults.guidance, wan21.defaults.shift, wan21.defaults.alpha) == (
+        10,
+        3.0,
+        5.0,
+        1.4,
+    )
+    assert (wan21.experts, wan22.experts) == (1, 2)
+    assert wan22.defaults.alpha == {"transformer": 1.5, "transformer_2": 1.4}
+    assert wan22.defaults.boundary_ratio == 0.875
+    for model in zoo.ZOO.values():
+        size = model.defaults
+        assert size.width % 16 == size.height % 16 == 0
+        assert size.num_frames % 4 == 1
+
+
+def test_sizes_follow_from_parameter_counts() -> None:
+    model = zoo.get("wan2.1-14b")
+    transformer, text, vae = 14_288_491_584, 5_680_910_336, 126_892_531
+    assert model.download_bytes == 4 * (transformer + text + vae)
+    assert model.resident_bytes == 2 * (transformer + text) + 4 * vae
+    assert model.activation_bytes == 32_760 * 5120 * 26  # 21 latent frames of 30x52 tokens
+
+
+def test_the_embedded_model_is_in_the_zoo_once_its_folder_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "MINI_FOLDER", folder)
+    assert zoo._mini() == []
+    card = {"title": "embedded", "defaults": {"width": 128, "height": 128}, "lora": {"transformer": "pusa.safetensors"}}
+    (folder / "pusa.json").write_text(json.dumps(card))
+    (model,) = zoo._mini()
+    assert (model.name, model.title, model.defaults.width) == ("mini", "embedded", 128)
+    assert model.parameters == zoo.get("tiny").parameters
+    assert model.lora.fetch() == {"transformer": folder / "pusa.safetensors"}
+    monkeypatch.setitem(zoo.ZOO, "mini", model)
+    assert torch.equal(latents(PusaPipeline.from_pretrained("mini")), latents(PusaPipeline.from_pretrained("tiny")))
+
+
+# ---- the tiny model ------------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_model_needs_nothing_and_is_the_same_each_time() -> None:
+    assert "makes noise" in zoo.get("tiny").title
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    first, second = PusaPipeline.from_pretrained("tiny"), PusaPipeline.from_pretrained("tiny")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert isinstance(first.transformer, PusaWanTransformer3DModel)
+    assert torch.equal(latents(first), latents(second))
+
+
+def test_the_zoo_describes_the_tiny_model_as_it_is() -> None:
+    model, parts = zoo.get("tiny"), tiny.components()
+    assert model.parameters == {name: sum(p.numel() for p in parts[name].parameters()) for name in model.parameters}
+    assert model.transformer.items() <= dict(parts["transformer"].config).items()
+
+
+def test_the_tiny_tokenizer_maps_any_text() -> None:
+    tokenizer = tiny.tokenizer()
+    for text in ("", "a duck", "一只鸭子 🦆", "\x00<b>"):
+        ids = tokenizer(text, padding="max_length", max_length=64, truncation=True).input_ids
+        end = ids.index(1)
+        assert len(ids) == 64
+        assert set(ids[end + 1 :]) == {0}
+        assert tokenizer.decode(ids[:end]) == text
+
+
+def test_a_dtype_reaches_every_part() -> None:
+    pipe = PusaPipeline.from_pretrained("tiny", torch_dtype={"default": torch.bfloat16, "vae": torch.float32})
+    assert pipe.vae.dtype == torch.float32
+    assert pipe.text_encoder.dtype == torch.bfloat16
+    assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert pipe.transformer.blocks[0].scale_shift_table.dtype == torch.float32  # as diffusers loads it
+
+
+# ---- folders in diffusers layout -----------------------------------------------------------------------------------
+
+
+def test_a_diffusers_folder_loads_as_the_model_it_was(folder: Path) -> None:
+    pipe = PusaPipeline.from_pretrained(folder)
+    assert torch.equal(latents(pipe), latents(PusaPipeline.from_pretrained("tiny")))
+    assert PusaPipeline.from_pretrained(folder, shift=3.0).scheduler.config.shift == 3.0
+    stock = zoo.load_pipeline(WanPipeline, folder, dtype={"transformer": torch.bfloat16})
+    assert type(stock) is WanPipeline
+    assert stock.transformer.dtype == torch.bfloat16
+
+
+def test_every_file_that_a_diffusers_folder_lacks_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = sorted((folder / "transformer").glob("*.safetensors"))[1]
+    vae = sorted((folder / "vae").glob("*.safetensors"))[0]
+    vae.write_bytes(vae.read_bytes()[:-1])
+    for path in (shard, folder / "tokenizer/tokenizer.json", folder / "scheduler/scheduler_config.json"):
+        path.unlink()
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(lambda *a, **k: pytest.fail("loading began")))
+    with pytest.raises(files.MissingFilesError) as error:
+        zoo.load_pipeline(PusaPipeline, folder)
+    for name in (
+        f"transformer/{shard.name}",
+        f"vae/{vae.name} (cut short: ",
+        "tokenizer/spiece.model",
+        "scheduler/scheduler_config.json",
+    ):
+        assert name in str(error.value)
+
+
+def test_a_folder_of_neither_layout_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(files.MissingFilesError, match=r"missing: model_index\.json"):
+        PusaPipeline.from_pretrained(tmp_path)
+
+
+def test_a_part_that_the_caller_brings_or_leaves_out_need_not_be_there(folder: Path) -> None:
+    for path in (folder / "text_encoder").iterdir():
+        path.unlink()
+    with pytest.raises(files.MissingFilesError, match=r"text_encoder/model\.safetensors"):
+        PusaPipeline.from_pretrained(folder)
+    assert PusaPipeline.from_pretrained(folder, text_encoder=None).text_encoder is None
+    encoder = tiny.text_encoder()
+    assert PusaPipeline.from_pretrained(folder, text_encoder=encoder).text_encoder is encoder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 36}, r"image-to-video transformer \(36 input channels for 16"),
+        ({"image_dim": 1280}, "image-to-video transformer"),
+        ({"_class_name": "HunyuanVideoTransformer3DModel"}, "is a HunyuanVideoTransformer3DModel; Pusa needs a Wan"),
+    ],
+)
+def test_another_architecture_is_refused(folder: Path, change: dict, message: str) -> None:
+    path = folder / "transformer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(files.WrongArchitectureError, match=message):
+        PusaPipeline.from_pretrained(folder)
+
+
+def test_untied_embeddings_of_the_text_encoder_are_found_at_load_time(folder: Path) -> None:
+    """transformers issue 43992: prompts became noise."""
+    encoder = tiny.text_encoder()
+    zoo.check_text_encoder(encoder)
+    encoder.encoder.embed_tokens = torch.nn.Embedding.from_pretrained(encoder.shared.weight.detach().clone())
+    with pytest.raises(RuntimeError, match=r"embeddings are not tied.*issue 43992"):
+        PusaPipeline.from_pretrained(folder, text_encoder=encoder)
+    path = folder / "text_encoder/model.safetensors"
+    tensors = load_file(path)
+    tensors["encoder.embed_tokens.weight"] = torch.randn_like(tensors["shared.weight"])
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(RuntimeError, match="embeddings are not tied"):
+        PusaPipeline.from_pretrained(folder)
+
+
+# ---- the Hub, offline ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A local Hub cache; `hub(id)` puts the tiny model into it under that id."""
+    cache = tmp_path / "cache"
+
+    def add(hub_id: str) -> None:
+        repository = cache / f"models--{hub_id.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("abc123")
+        (repository / "snapshots").mkdir()
+        folder.rename(repository / "snapshots/abc123")
+
+    return cache, add
+
+
+def test_a_cached_hub_model_loads_offline(hub) -> None:
+    cache, add = hub
+    add("someone/tiny-wan")
+    pipe = zoo.load_pipeline(PusaPipeline, "someone/tiny-wan", cache_dir=cache, local_files_only=True)
+    assert torch.equal(latents(pipe), latents(PusaPipeline.from_pretrained("tiny")))
+    assert pipe.text_encoder_identity == "someone/tiny-wan@abc123"
+
+
+def test_a_zoo_name_checks_what_the_hub_holds_before_the_download(
+    hub, machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, add = hub
+    machine()
+    monkeypatch.setattr(WanPipeline, "download", lambda *a, **k: pytest.fail("the download began"))
+    with pytest.raises(FileNotFoundError, match=r"Wan-AI/Wan2\.1-T2V-1\.3B-Diffusers is not in the local cache"):
+        PusaPipeline.from_pretrained("wan2.1-1.3b", cache_dir=cache, local_files_only=True)
+    add("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    with pytest.raises(files.WrongArchitectureError, match="attention_head_dim=32, and not 128 as expected"):
+        PusaPipeline.from_pretrained("wan2.1-1.3b", cache_dir=cache, local_files_only=True)
+
+
+def test_a_hub_repository_in_the_original_layout_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*args: object, **kwargs: object) -> None:
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
+    with pytest.raises(files.WrongArchitectureError, match=r"take the repository called \.\.\.-Diffusers"):
+        zoo.load_pipeline(PusaPipeline, "Wan-AI/Wan2.1-T2V-14B")
+
+
+# ---- resources -----------------------------------------------------------------------------------------------------
+
+
+def test_too_little_disk_is_said_with_what_is_cached_already_taken_off(machine, tmp_path: Path) -> None:
+    model = zoo.get("wan2.1-1.3b")
+    machine(disk=20 * GB)
+    with pytest.raises(
+        resources.ResourcesError, match=r"wan2\.1-1\.3b needs 29 GB more disk .* has 20 GB: .*cache_dir or HF_HOME"
+    ):
+        zoo.check_resources(model, folder=tmp_path / "cache")
+    blobs = tmp_path / "cache/models--Wan-AI--Wan2.1-T2V-1.3B-Diffusers/blobs"
+    blobs.mkdir(parents=True)
+    with (blobs / "half").open("wb") as file:
+        file.truncate(15 * GB)  # sparse: takes no space
+    zoo.check_resources(model, folder=tmp_path / "cache")
+    zoo.check_resources(model, folder=tmp_path / "elsewhere", skip=["text_encoder"])
+
+
+def test_too_little_memory_is_said_with_the_way_out(machine) -> None:
+    model = zoo.get("wan2.1-14b")
+    machine(ram=32 * GB)
+    with pytest.raises(
+        resources.ResourcesError,
+        match=r"needs 41 GB of memory .* 32 GB is free: .*text_encoder=None.*smaller model \(wan2\.1-1\.3b\)",
+    ):
+        zoo.check_resources(model)
+    zoo.check_resources(model, skip=["text_encoder"])
+    zoo.check_resources(zoo.get("wan2.1-1.3b"))
+    machine(ram=28 * GB)
+    with pytest.raises(resources.ResourcesError, match="needs 30 GB of memory"):
+        zoo.check_resources(zoo.get("wan2.1-1.3b"), dtype=torch.float32)
+    machine(ram=64 * GB, gpu=24 * GB)
+    with pytest.raises(
+        resources.ResourcesError, match=r"needs 33 GB of GPU memory .* 24 GB is free: offload by groups, or quantise"
+    ):
+        zoo.check_resources(model, device="cuda")
+    machine(ram=64 * GB, gpu=40 * GB)
+    zoo.check_resources(model, device="cuda:0")
+
+
+def test_memory_is_checked_before_a_folder_is_read(folder: Path, machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(ram=GB)  # what Python itself is given
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(lambda *a, **k: pytest.fail("loading began")))
+    with pytest.raises(
+        resources.ResourcesError, match=r"tiny-wan needs 1\.0 GB of memory to be loaded, and 1\.0 GB is free"
+    ):
+        zoo.load_pipeline(PusaPipeline, folder)
+
+
+def test_free_memory_is_no_more_than_the_machine_has() -> None:
+    total = resources.psutil.virtual_memory().total + resources.psutil.swap_memory().total
+    assert 0 < resources.free_memory_bytes() <= total
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ram", "verdict"),
+    [
+        (80, 64, "here 80 GB and 64 GB: yes"),
+        (40, 64, "yes, with model offloading"),
+        (24, 64, "with group offloading or quantisation"),
+        (40, 32, "no"),
+        (0, 64, "here no GPU, 64 GB of RAM: on the CPU only, very slowly"),
+        (0, 42, "no"),
+    ],
+)
+def test_one_line_tells_whether_a_model_fits(machine, gpu: int, ram: int, verdict: str) -> None:
+    machine(gpu=gpu * GB, ram=ram * GB)
+    line = zoo.fits(zoo.get("wan2.1-14b"))
+    assert line.startswith("needs 33 GB of GPU memory and 41 GB of RAM; here ")
+    assert line.endswith(verdict)
+
+
+def test_large_models_default_to_bf16_with_an_fp32_vae() -> None:
+    assert resources.default_dtype(14 * GB) == {"default": torch.bfloat16, "vae": torch.float32}
+    assert resources.default_dtype(10**6) == torch.float32
+    counts = zoo.get("wan2.1-14b").parameters
+    assert resources.weight_bytes(counts) == resources.weight_bytes(counts, resources.default_dtype(14 * GB))
