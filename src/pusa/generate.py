@@ -210,10 +210,12 @@ def _writer(output: Path, request: ResolvedRequest, metadata: dict[str, Any]) ->
 def _write(writer: media.VideoWriter, film: Film, pipe: PusaPipeline, metadata: dict[str, Any], report: Report) -> None:
     """Decode and encode at once: no more than a chunk of frames is held."""
     saved = writer.path.with_suffix(".latents.safetensors")
+    was_there = saved.exists()
     with writer, closing(_shown(film, _decoded(film.pieces, pipe, saved, metadata, report))) as chunks:
         for chunk in chunks:
             writer.write(chunk)
-    saved.unlink(missing_ok=True)
+    if not was_there:
+        saved.unlink(missing_ok=True)
 
 
 def _shown(film: Film, decoded: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:

@@ -88,7 +88,7 @@ class PusaPipeline(WanPipeline):
         Raises:
             ValueError: adapters are attached; their layers would make the folder unreadable.
         """
-        if self.get_list_adapters():
+        if any(lora.adapter_names(model) for model in (self.transformer, self.transformer_2) if model is not None):
             raise ValueError("adapters are attached: export_lora saves them; unload_lora_weights, then save the base")
         super().save_pretrained(save_directory, *args, **kwargs)
         index_file = Path(save_directory) / "model_index.json"
@@ -115,6 +115,10 @@ class PusaPipeline(WanPipeline):
     def unmerge_lora(self) -> None:
         """See `pusa.lora.unmerge_lora`."""
         lora.unmerge_lora(self)
+
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters; see `pusa.lora.unload_lora`."""
+        lora.unload_lora(self)
 
     def export_lora(self, path: str | Path, **kwargs: Any) -> lora.ExportReport:
         """See `pusa.lora.export_lora`."""

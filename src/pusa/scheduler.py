@@ -6,6 +6,7 @@ along each column on its own. Equal columns are text-to-video; a column of zeros
 multiplier m scales a column (Pusa V1.0, arXiv 2507.16116, Algorithm 1 and appendix B).
 """
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +86,10 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         self.frame_sigmas: Tensor
 
     def to_json_string(self) -> str:
-        """The configuration under the nearest stock class name: any diffusers program can load what we save."""
-        stock = FlowMatchEulerDiscreteScheduler.__name__
-        return super().to_json_string().replace(f'"{type(self).__name__}"', f'"{stock}"')
+        """The configuration of the nearest stock class: any diffusers program can load what we save."""
+        config = json.loads(super().to_json_string())
+        del config["reference_rounding"]
+        return json.dumps({**config, "_class_name": FlowMatchEulerDiscreteScheduler.__name__}, indent=2) + "\n"
 
     def set_timesteps(
         self,

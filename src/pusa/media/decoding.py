@@ -267,7 +267,7 @@ class FFmpegDecoder(Decoder):
         smaller = covering_size(size, fit)
         width, height = smaller[::-1] if turns % 2 else smaller
         interpolation = "BICUBIC" if size == smaller else "LANCZOS"
-        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
+        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
         return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))  # [H, W, 3]
 
 

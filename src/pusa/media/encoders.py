@@ -102,6 +102,7 @@ class Mp4Encoder(_FFmpegEncoder):
             container={"movflags": "+faststart", "movie_timescale": str(_movie_timescale(output.fps))},
             crf=0 if output.lossless else output.crf,
             preset="medium",
+            mbtree=0,  # x264's AVX-512 code for it reads memory it never wrote: equal frames would give unequal files
         )
         if output.text is not None:
             self._container.metadata["comment"] = output.text
@@ -122,7 +123,6 @@ class Mp4Encoder(_FFmpegEncoder):
             dst_color_range=_LIMITED_RANGE,
             dst_colorspace=Colorspace.ITU709,
             interpolation="AREA",
-            threads=1,  # with more, a converter that is used again now and then gives another file for equal frames
         )
 
 
@@ -146,7 +146,7 @@ class WebPEncoder(_FFmpegEncoder):
         )
 
     def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
-        return self._converter.reformat(frame, format="bgra", threads=1)
+        return self._converter.reformat(frame, format="bgra")
 
     def close(self) -> None:
         super().close()

@@ -52,15 +52,15 @@ class PusaWanTransformerBlock(WanTransformerBlock):
         modulation = self.scale_shift_table.unsqueeze(0) + temb.float()  # [B, G, 6, D]
         shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(2)
 
-        x = _modulate(self.norm1(hidden_states.float()), 1 + scale_msa, shift_msa, token_groups)
-        x = self.attn1(x.type_as(hidden_states), None, None, rotary_emb)
+        x = _modulate(self.norm1(hidden_states.float()), 1 + scale_msa, shift_msa, token_groups).type_as(hidden_states)
+        x = self.attn1(x, None, None, rotary_emb)
         hidden_states = (hidden_states.float() + _modulate(x, gate_msa, None, token_groups)).type_as(hidden_states)
 
         x = self.norm2(hidden_states.float()).type_as(hidden_states)
         hidden_states = hidden_states + self.attn2(x, encoder_hidden_states, None, None)
 
-        x = _modulate(self.norm3(hidden_states.float()), 1 + scale_ffn, shift_ffn, token_groups)
-        x = self.ffn(x.type_as(hidden_states))
+        x = _modulate(self.norm3(hidden_states.float()), 1 + scale_ffn, shift_ffn, token_groups).type_as(hidden_states)
+        x = self.ffn(x)
         return (hidden_states.float() + _modulate(x.float(), gate_ffn, None, token_groups)).type_as(hidden_states)
 
 

@@ -1,0 +1,88 @@
+"""What the benchmark scripts share: printing, and what a forward of Wan's transformer costs on paper."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from torch import Tensor
+
+from pusa.models.wan import PusaWanTransformer3DModel
+
+WAN_14B: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+}
+"""Wan2.1 T2V 14B, and each expert of Wan2.2 A14B."""
+WAN_1_3B: dict[str, Any] = WAN_14B | {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+
+
+def forward_flops(config: dict[str, Any], grid: Sequence[int], text_tokens: int, timesteps: int = 1) -> int:
+    """Floating-point operations of the matrix products of one forward of one sample, two per multiply-add.
+
+    Args:
+        config: of the transformer, without image embeddings.
+        grid: latent frames, height and width ``(F, h, w)``.
+        text_tokens: length of the prompt embeddings.
+        timesteps: how many are embedded: 1, F or S.
+    """
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    patch, ffn, freq = config["patch_size"], config["ffn_dim"], config["freq_dim"]
+    volume = patch[0] * patch[1] * patch[2]
+    tokens = grid[0] * grid[1] * grid[2] // volume
+    embedding = timesteps * width * (freq + width + 6 * width) + text_tokens * width * (config["text_dim"] + width)
+    ends = tokens * width * volume * (config["in_channels"] + config["out_channels"])
+    linear = tokens * width * (6 * width + 2 * ffn) + text_tokens * 2 * width**2  # q k v o, q o, two of the ffn; k v
+    attention = 2 * tokens * (tokens + text_tokens) * width
+    return 2 * (embedding + ends + config["num_layers"] * (linear + attention))
+
+
+def timesteps_for(path: str, times: Tensor, tokens: int) -> Tensor:
+    """Times ``[B, F]`` as each path takes them: "scalar" ``[B]`` (the last frame's), "frame", "token" ``[B, S]``."""
+    if path == "token":
+        return times.repeat_interleave(tokens // times.shape[1], dim=1)
+    return times if path == "frame" else times[:, -1]
+
+
+def stock_twin(model: WanTransformer3DModel) -> WanTransformer3DModel:
+    """A stock transformer on the very same weights, without a copy."""
+    with torch.device("meta"):
+        twin = WanTransformer3DModel.from_config(model.config)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    twin.rope = model.rope  # its buffers are in no state dict
+    return twin.eval()
+
+
+def in_dtype(model: PusaWanTransformer3DModel, dtype: torch.dtype) -> PusaWanTransformer3DModel:
+    """A copy in `dtype`, but for the parts that stay in fp32 when a model is loaded."""
+    state = {n: t if is_kept_in_fp32(model, n) else t.to(dtype) for n, t in model.state_dict().items()}
+    copy = PusaWanTransformer3DModel.from_config(model.config).to(model.device)
+    copy.load_state_dict(state, assign=True)
+    return copy.eval()
+
+
+def is_kept_in_fp32(model: WanTransformer3DModel, name: str) -> bool:
+    """Whether loading keeps the parameter of this name in fp32, whatever the dtype asked for."""
+    return not set(model._keep_in_fp32_modules).isdisjoint(name.split("."))
+
+
+class SameSigmas(FlowMatchEulerDiscreteScheduler):
+    """The stock scheduler on our sigmas: its own grid is shifted twice and ends elsewhere."""
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | None = None, **_: Any) -> None:
+        super().set_timesteps(sigmas=torch.linspace(1, 0, num_inference_steps + 1)[:-1].tolist(), device=device)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Text in columns: the first to the left, the others to the right."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

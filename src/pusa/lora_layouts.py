@@ -1,0 +1,415 @@
+"""LoRA files as they are found: every layout of a Wan LoRA read into one, and a name for those of other models."""
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Layout = Literal["comfyui", "diffusers", "original"]
+Pair = tuple[Tensor, Tensor]  # A [rank, in], B [out, rank]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+# Wan's own module names and diffusers', inside a block and outside.
+BLOCK_NAMES = {
+    "self_attn.q": "attn1.to_q",
+    "self_attn.k": "attn1.to_k",
+    "self_attn.v": "attn1.to_v",
+    "self_attn.o": "attn1.to_out.0",
+    "self_attn.norm_q": "attn1.norm_q",
+    "self_attn.norm_k": "attn1.norm_k",
+    "cross_attn.q": "attn2.to_q",
+    "cross_attn.k": "attn2.to_k",
+    "cross_attn.v": "attn2.to_v",
+    "cross_attn.o": "attn2.to_out.0",
+    "cross_attn.norm_q": "attn2.norm_q",
+    "cross_attn.norm_k": "attn2.norm_k",
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "norm3": "norm2",
+    "modulation": "scale_shift_table",
+}
+MODEL_NAMES = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_KOHYA_NAMES = {name.replace(".", "_"): name for name in BLOCK_NAMES | MODEL_NAMES}
+_ORIGINAL_BLOCK_NAMES = {theirs: own for own, theirs in BLOCK_NAMES.items()}
+_ORIGINAL_MODEL_NAMES = {theirs: own for own, theirs in MODEL_NAMES.items()}
+_IMAGE_NAMES = ("attn2.add_k_proj", "attn2.add_v_proj", "attn2.norm_added_k", "condition_embedder.image_embedder")
+
+_PREFIXES = {
+    "base_model.model.": "peft",
+    "lora_unet_": "kohya",
+    "model.diffusion_model.": "comfyui",
+    "diffusion_model.": "comfyui",
+    "transformer.": "diffusers",
+    "pipe.dit.": "original",
+    "module.": "original",
+}
+_KEY = re.compile(
+    r"(?P<layer>.+)\.(?:(?P<part>alpha|diff|diff_b)|lora_(?:(?P<a>A|down)|(?P<b>B|up))(?:\.[^.]+)?\.weight"
+    r"|(?P<bias>lora_B)(?:\.[^.]+)?\.bias)"
+)
+
+_OTHER_MODELS = (
+    (r"individual_token_refiner|img_attn_qkv|txt_attn_qkv", "HunyuanVideo"),
+    (r"double_blocks|single_blocks|single_transformer_blocks", "Flux or HunyuanVideo"),
+    (r"qkv_x|qkv_y", "Mochi"),
+    (r"lora_te|text_model|down_blocks|up_blocks|mid_block|input_blocks|output_blocks", "Stable Diffusion"),
+    (r"joint_blocks|attn.add_q_proj|attn_add_q_proj", "Stable Diffusion 3 or Qwen-Image"),
+    (r"transformer_blocks", "LTX-Video or CogVideoX"),
+)
+_WAN_SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
+
+
+@dataclass(frozen=True)
+class ModelGuess:
+    """The model a LoRA was made for, as far as names and shapes tell; `width` and `blocks` are 0 where they do not."""
+
+    family: str
+    width: int = 0
+    blocks: int = 0
+    image_to_video: bool = False
+
+    def __str__(self) -> str:
+        if self.family != "Wan":
+            return self.family
+        size = _WAN_SIZES.get((self.width, self.blocks), "")
+        task = "image-to-video" if self.image_to_video else ""
+        shape = f"(width {self.width or 'unknown'}, {self.blocks} blocks)"
+        return " ".join(part for part in ("Wan", size, task, shape) if part)
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What `pusa info` says of a LoRA file: `ranks` ascending, `dtype` of its matrices, `metadata` of its header."""
+
+    path: Path
+    layout: str
+    model: ModelGuess
+    layers: int
+    ranks: tuple[int, ...]
+    dtype: str
+    has_alpha: bool
+    has_diff: bool
+    has_diff_b: bool
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA in diffusers' module names, ready to be added as `weight + strength * (B @ A)`.
+
+    `pairs` maps a module to A `[rank, in]` and B `[out, rank]`, with the file's alpha / rank folded into B. `deltas`
+    maps a parameter to a whole difference (`diff`, `diff_b`). `strange` holds the keys that are neither.
+    """
+
+    path: Path
+    layout: str
+    model: ModelGuess
+    pairs: dict[str, Pair]
+    deltas: dict[str, Tensor]
+    strange: list[str]
+    has_alpha: bool
+    metadata: dict[str, str]
+
+    @property
+    def layers(self) -> set[str]:
+        """Modules changed in any way."""
+        return set(self.pairs) | {name.rpartition(".")[0] for name in self.deltas}
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted({a.shape[0] for a, _ in self.pairs.values()}))
+
+
+def to_diffusers(name: str) -> str:
+    """Diffusers' name of a Wan module; a name that is diffusers' already, or unknown, comes back as it is."""
+    block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
+    return block[1] + BLOCK_NAMES.get(block[2], block[2]) if block else MODEL_NAMES.get(name, name)
+
+
+def to_original(name: str) -> str:
+    """Wan's own name of a diffusers module."""
+    block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
+    if block:
+        return block[1] + _ORIGINAL_BLOCK_NAMES.get(block[2], block[2])
+    return _ORIGINAL_MODEL_NAMES.get(name, name)
+
+
+def fold(b: Tensor, scale: float) -> Tensor:
+    """`b * scale`, in `b`'s dtype where that is exact and in float32 where it is not."""
+    if scale == 1.0 or b.is_meta:
+        return b
+    scaled = b.float() * scale
+    narrow = scaled.to(b.dtype)
+    return narrow if torch.equal(narrow.float(), scaled) else scaled
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read a LoRA file of any layout.
+
+    Layouts: Wan's own names (the official `pusa_v1.pt`), ComfyUI (`diffusion_model.`), diffusers (`transformer.`), PEFT
+    (`base_model.model.`) and kohya (`lora_unet_`); `lora_A/B` or `lora_down/up`; with or without `.alpha`; `diff` and
+    `diff_b`. Without an alpha the scale is 1, as in PEFT and ComfyUI (Pusa's `load_lora_lightx2v` takes 1 / rank, which
+    leaves a rank-256 file almost off). Pickles are read by `torch.load(weights_only=True)`, which runs no code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a LoRA, is damaged or of an unsupported kind, or is a pickle that holds code.
+    """
+    tensors, metadata = _read_tensors(path, shapes_only=False)
+    return _parse(path, tensors, metadata)
+
+
+def describe_lora(path: str | os.PathLike[str]) -> LoraInfo:
+    """What a LoRA file is, from names and shapes alone: fast and small whatever its size. Raises as `read_lora`."""
+    file = Path(path)
+    lora = _parse(file, *_read_tensors(file, shapes_only=True))
+    return LoraInfo(
+        path=file,
+        layout=lora.layout,
+        model=lora.model,
+        layers=len(lora.layers),
+        ranks=lora.ranks,
+        dtype=", ".join(sorted({str(a.dtype).removeprefix("torch.") for a, _ in lora.pairs.values()})),
+        has_alpha=lora.has_alpha,
+        has_diff=any(not name.endswith(".bias") for name in lora.deltas),
+        has_diff_b=any(name.endswith(".bias") for name in lora.deltas),
+        metadata=lora.metadata,
+    )
+
+
+def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> LoraFile:
+    parts: dict[str, dict[str, Any]] = {}
+    strange: list[str] = []
+    layouts: set[str] = set()
+    for key, value in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            strange.append(key)
+            continue
+        layer, layout = _plain_name(match["layer"])
+        layouts.add(layout)
+        layer = to_diffusers(layer)
+        part = match["part"] or next(name for name in ("a", "b", "bias") if match[name])
+        if part in parts.setdefault(layer, {}):
+            raise ValueError(f"{path.name}: {key!r} repeats what another key says of {layer}")
+        parts[layer][part] = value
+    unsupported = [key for key in strange if re.search(r"dora_scale|magnitude_vector|lokr_|hada_|oft_", key)]
+    if unsupported:
+        raise ValueError(f"{path.name} is a DoRA, LoKr, LoHa or OFT file ({unsupported[0]!r}); only LoRA is supported")
+    if not any(part.keys() - {"alpha"} for part in parts.values()):
+        first = next(iter(tensors), None)
+        raise ValueError(f"{path.name} holds no LoRA layer (first of {len(tensors)} keys: {first!r})")
+
+    config = _peft_config(path, metadata)
+    pairs: dict[str, Pair] = {}
+    deltas: dict[str, Tensor] = {}
+    for layer, part in parts.items():
+        if "diff" in part:
+            deltas[layer if layer.endswith("scale_shift_table") else f"{layer}.weight"] = part["diff"]
+        if "diff_b" in part:
+            deltas[f"{layer}.bias"] = part["diff_b"]
+        if not part.keys() & {"a", "b", "bias"}:
+            continue
+        if "a" not in part or "b" not in part:
+            raise ValueError(
+                f"{path.name}: {layer} has only one of its two matrices (lora_A/lora_B or lora_down/lora_up)"
+            )
+        a, b = part["a"], part["b"]
+        if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1]:
+            raise ValueError(f"{path.name}: the matrices of {layer} do not fit: A {list(a.shape)}, B {list(b.shape)}")
+        scale = _scale(part.get("alpha"), config, layer, a.shape[0])
+        pairs[layer] = a, fold(b, scale)
+        if "bias" in part:  # PEFT's lora_bias, inside the scale, unlike diff_b
+            deltas[f"{layer}.bias"] = fold(part["bias"], scale)
+    return LoraFile(
+        path=path,
+        layout="+".join(sorted(layouts - {"diffusers"} or layouts)),  # patch_embedding is the same in both conventions
+        model=_guess_model(pairs, deltas, tensors),
+        pairs=pairs,
+        deltas=deltas,
+        strange=strange,
+        has_alpha=any("alpha" in part for part in parts.values()),
+        metadata=metadata,
+    )
+
+
+def _plain_name(layer: str) -> tuple[str, str]:
+    """A layer's name without the prefixes tools put before it, and the layout they show."""
+    layout = ""
+    while prefix := next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), None):
+        layer, layout = layer.removeprefix(prefix), layout or _PREFIXES[prefix]
+    if layout == "kohya":
+        block = re.fullmatch(r"blocks_(\d+)_(.+)", layer)
+        if block and block[2] in _KOHYA_NAMES:
+            layer = f"blocks.{block[1]}.{_KOHYA_NAMES[block[2]]}"
+        else:
+            layer = _KOHYA_NAMES.get(layer, layer)
+    return layer, layout or ("original" if to_diffusers(layer) != layer else "diffusers")
+
+
+def _scale(alpha: Tensor | float | None, config: dict[str, Any], layer: str, rank: int) -> float:
+    if alpha is not None:
+        return float(alpha) / rank
+    if not config:
+        return 1.0
+    patterns = config.get("alpha_pattern") or {}
+    value = next((v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", layer)), config["lora_alpha"])
+    return float(value) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _peft_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """PEFT's LoraConfig, kept in the header by diffusers and beside `adapter_model.*` by PEFT; {} without one."""
+    beside = path.with_name("adapter_config.json")
+    if "lora_adapter_metadata" in metadata:
+        config = json.loads(metadata["lora_adapter_metadata"])
+    elif path.stem == "adapter_model" and beside.is_file():
+        config = json.loads(beside.read_text())
+    else:
+        return {}
+    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    return config if "lora_alpha" in config else {}
+
+
+def _guess_model(pairs: dict[str, Pair], deltas: dict[str, Tensor], keys: Iterable[str]) -> ModelGuess:
+    names = [*pairs, *deltas]
+    known = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, BLOCK_NAMES.values())) + r")(\.weight|\.bias)?")
+    blocks = [int(match[1]) for match in map(known.fullmatch, names) if match]
+    if not blocks and not any(name.removesuffix(".weight") in MODEL_NAMES.values() for name in names):
+        found = next((model for pattern, model in _OTHER_MODELS if any(re.search(pattern, key) for key in keys)), None)
+        return ModelGuess(found or "an unknown model")
+    inner = re.compile(r"blocks\.\d+\.(attn1\.\w+|attn1\.to_out\.0|attn2\.to_q|attn2\.to_out\.0|ffn\.net\.0\.proj)")
+    width = next((a.shape[1] for name, (a, _) in pairs.items() if inner.fullmatch(name)), 0)
+    patch = deltas.get("patch_embedding.weight")
+    image = any(image in name for name in names for image in _IMAGE_NAMES) or (
+        patch is not None and patch.shape[1] == 36
+    )
+    return ModelGuess("Wan", width, max(blocks, default=-1) + 1, image)
+
+
+def _read_tensors(path: Path, *, shapes_only: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors by key (if only shapes are wanted, all but the alphas on the meta device), and the header's metadata."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no LoRA file {str(path)!r}")
+    if path.suffix != ".safetensors":
+        return _read_pickle(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            if not shapes_only:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors: dict[str, Any] = {}
+            for key in file.keys():  # noqa: SIM118
+                tensors[key] = file.get_tensor(key) if key.endswith(".alpha") else _on_meta(file.get_slice(key))
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def _on_meta(part: Any) -> Tensor:
+    return torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} is refused: its pickle is damaged or holds code, not only tensors. Nothing in it was run; "
+            "ask its author for a safetensors file"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path.name} is not a readable PyTorch file: {error}") from error
+    while isinstance(content, dict):
+        inner = next(
+            (content[key] for key in ("state_dict", "module", "model") if isinstance(content.get(key), dict)), None
+        )
+        if inner is None:
+            return {
+                key: value
+                for key, value in content.items()
+                if isinstance(value, Tensor) or (isinstance(value, float | int) and str(key).endswith(".alpha"))
+            }
+        content = inner
+    raise ValueError(f"{path.name} holds a {type(content).__name__}, not a dict of tensors")
+
+
+def write_lora(
+    path: Path,
+    pairs: Mapping[str, Pair],
+    deltas: Mapping[str, Tensor],
+    *,
+    layout: Layout,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write pairs and whole differences (as in `LoraFile`) to a safetensors file that appears only when complete.
+
+    "comfyui" gives each layer an `.alpha` equal to its rank, so that readers with other defaults agree on scale 1.
+
+    Raises:
+        ValueError: The layout cannot hold one of the differences.
+    """
+    tensors: dict[str, Tensor] = {}
+    biased = any(name.endswith(".bias") for name in deltas)
+    for name, (a, b) in pairs.items():
+        if layout == "comfyui":
+            key = f"diffusion_model.{to_original(name)}"
+            tensors |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b}
+            tensors[f"{key}.alpha"] = torch.tensor(float(a.shape[0]))
+        elif layout == "original":
+            key = to_original(name)
+            tensors |= {f"{key}.lora_A.default.weight": a, f"{key}.lora_B.default.weight": b}
+        else:
+            key = f"transformer.{name}"
+            tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+            if biased:  # PEFT has a bias on all layers or on none
+                tensors[f"{key}.lora_B.bias"] = deltas.get(f"{name}.bias", torch.zeros(b.shape[0], dtype=b.dtype))
+    for name, delta in deltas.items():
+        module, _, own = name.rpartition(".")
+        if layout == "comfyui":
+            original = to_original(name if own == "scale_shift_table" else module)
+            tensors[f"diffusion_model.{original}.{'diff_b' if own == 'bias' else 'diff'}"] = delta
+        elif layout == "original" or own != "bias" or module not in pairs:
+            raise ValueError(f'the {layout} layout cannot hold the difference of {name}: use layout="comfyui"')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    save_file(
+        {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, partial, {"format": "pt", **metadata}
+    )
+    partial.replace(path)

@@ -1,0 +1,303 @@
+"""Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pusa import media
+from pusa.conditions import fit_image, pixels
+from pusa.events import GenerationEvent
+from pusa.generate import decode, generate, load_latents, save_latents, stored
+from pusa.models import vae as vae_module
+from pusa.pipeline import PusaPipeline
+from pusa.request import GenerationRequest
+
+FRAMES, WIDTH, HEIGHT = 17, 96, 64  # the defaults of "tiny"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Three pictures and two short videos of a user."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(rng.integers(0, 256, (80, 120, 3), np.uint8)).save(tmp_path / name)
+        found[name[0]] = str(tmp_path / name)
+    for name, frames in (("one.mp4", 24), ("two.mp4", 20)):
+        ramp = np.linspace(0, 255, WIDTH, dtype=np.uint8)
+        video = np.stack(
+            [np.broadcast_to(np.roll(ramp, 2 * i)[None, :, None], (HEIGHT, WIDTH, 3)) for i in range(frames)]
+        )
+        with media.VideoWriter(tmp_path / name, width=WIDTH, height=HEIGHT) as writer:
+            writer.write(np.ascontiguousarray(video))
+        found[name[:3]] = str(tmp_path / name)
+    return found
+
+
+def run(output: Path, **asked: Any) -> list[GenerationEvent]:
+    options = {key: asked.pop(key) for key in ("stop", "pipeline", "carried", "preview_every") if key in asked}
+    request = GenerationRequest(**{"model": "tiny", "prompt": "a cat", "seed": 0, "steps": 2, **asked})
+    events = list(generate(request, output, **options))
+    assert events[-1].kind == "done"
+    assert events[-1].path == output
+    return events
+
+
+def frames_of(path: Path) -> np.ndarray:
+    return media.read_video(path)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a.astype(float) - b.astype(float)) ** 2) / 255**2))
+
+
+def image(file: str, position: str | int = 0, noise: float = 0.0, **more: Any) -> dict[str, Any]:
+    return {"kind": "image", "file": file, "positions": [position], "noise": [noise], **more}
+
+
+def video(file: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "video", "file": file, "noise": [0.0], **more}
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "frames"),
+    [
+        ({}, 17),
+        ({"conditions": ["a"]}, 17),
+        ({"conditions": ["a", "b:last"]}, 17),
+        ({"conditions": ["a", "b:0.5s", "c:last"]}, 17),
+        ({"conditions": ["one"]}, 17),
+        ({"task": "extend", "conditions": ["one"]}, 24 + 17 - 5),
+        ({"task": "transition", "conditions": ["one", "two"]}, 24 + (17 - 5 - 8) + 20),
+        ({"task": "loop"}, 17),
+        ({"frames": 49}, 49),
+        ({"task": "extend", "conditions": ["one"], "frames": 33}, 24 + 33 - 5),
+        ({"frames": 5, "width": 64, "height": 48, "fps": 24.0}, 5),
+    ],
+)
+def test_each_task_makes_a_video_of_the_right_size_length_and_rate(asked, frames, files, tmp_path):
+    conditions = []
+    for text in asked.pop("conditions", []):
+        name, _, position = text.partition(":")
+        conditions.append(image(files[name], position or 0) if len(name) == 1 else video(files[name]))
+    run(tmp_path / "out.mp4", conditions=conditions, **asked)
+    info = media.probe_video(tmp_path / "out.mp4")
+    assert (info.width, info.height) == (asked.get("width", WIDTH), asked.get("height", HEIGHT))
+    assert info.frames == frames == len(frames_of(tmp_path / "out.mp4"))
+    assert info.fps == asked.get("fps", 16.0)
+
+
+def test_a_kept_first_frame_is_the_vaes_own_picture_of_it(files, tmp_path):
+    pipe = PusaPipeline.from_pretrained("tiny")
+    run(tmp_path / "out.png", frames=1, conditions=[image(files["a"])])
+    given = fit_image(Image.open(files["a"]), WIDTH, HEIGHT)
+    own = media.to_uint8(vae_module.decode_video(pipe.vae, pipe.encode_frames(pixels([given]))))[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), own)
+
+
+def test_extension_and_transition_show_the_given_videos_as_they_are(files, tmp_path):
+    one, two = frames_of(Path(files["one"])), frames_of(Path(files["two"]))
+    run(tmp_path / "longer.mp4", task="extend", conditions=[video(files["one"])])
+    assert psnr(frames_of(tmp_path / "longer.mp4")[:24], one) > 40
+    run(tmp_path / "joined.mp4", task="transition", conditions=[video(files["one"]), video(files["two"])])
+    joined = frames_of(tmp_path / "joined.mp4")
+    assert psnr(joined[:24], one) > 40
+    assert psnr(joined[-20:], two) > 40
+
+
+def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files, tmp_path):
+    Image.new("RGB", (40, 90), "red").save(tmp_path / "tall.png")
+    run(tmp_path / "tall.mp4", conditions=[image(str(tmp_path / "tall.png"))])
+    info = media.probe_video(tmp_path / "tall.mp4")
+    assert (info.width, info.height) == (HEIGHT, WIDTH)
+    run(tmp_path / "wide.mp4", conditions=[image(str(tmp_path / "tall.png"))], width=96, height=48)
+    info = media.probe_video(tmp_path / "wide.mp4")
+    assert (info.width, info.height) == (96, 48)
+
+
+@pytest.mark.slow
+def test_every_task_on_real_pictures_and_a_real_video(inputs, tmp_path):
+    start, end, clip = (str(inputs / name) for name in ("start_frame.jpg", "end_frame.jpg", "input_video.mp4"))
+    whole = len(media.read_video(Path(clip), fps=16, fit=(WIDTH, HEIGHT)))
+    tasks: list[tuple[dict[str, Any], int]] = [
+        ({"conditions": [image(str(inputs / "input_image.jpg"))]}, 17),
+        ({"conditions": [image(start), image(end, "last", 0.5)]}, 17),
+        ({"conditions": [video(clip, positions=[0, 1, 2, 3], noise=[0.0, 0.3, 0.4, 0.5])]}, 17),
+        ({"task": "extend", "conditions": [video(clip)]}, whole + 12),
+        ({"task": "transition", "conditions": [video(clip), video(clip)]}, 2 * whole + 4),
+    ]
+    for number, (asked, frames) in enumerate(tasks):
+        output = tmp_path / f"{number}.mp4"
+        run(output, **asked)
+        info = media.probe_video(output)
+        assert (info.width, info.height, info.fps, info.frames) == (WIDTH, HEIGHT, 16.0, frames)
+
+
+# ---- the same again --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["image", "extend", "loop", "long"])
+def test_a_video_is_made_again_from_itself(task, files, tmp_path):
+    asked: dict[str, Any] = {
+        "image": {"conditions": [image(files["a"], noise=0.2)], "preset": "creative"},
+        "extend": {"task": "extend", "conditions": [video(files["one"])]},
+        "loop": {"task": "loop"},
+        "long": {"frames": 33},
+    }[task]
+    first, again = tmp_path / "first.mp4", tmp_path / "again.mp4"
+    run(first, **{**asked, "seed": None})
+    for file in files.values():
+        Path(file).unlink()  # small inputs travel inside
+    request, carried = stored(media.read_metadata(first))
+    list(generate(request, again, carried=carried))
+    assert np.array_equal(frames_of(first), frames_of(again))
+
+
+def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
+    run(tmp_path / "out.mp4", conditions=[image(files["a"])], seed=None)
+    request, _ = stored(media.read_metadata(tmp_path / "out.mp4"))
+    assert request.seed is not None
+    assert (request.width, request.height, request.frames, request.steps) == (WIDTH, HEIGHT, FRAMES, 2)
+    assert request.conditions[0].file == "a.png"
+    assert len(request.conditions[0].sha256 or "") == 64
+
+
+def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("pusa.inputs.MAX_BYTES_INSIDE", 0)
+    run(tmp_path / "out.mp4", conditions=[image(files["a"])])
+    request, carried = stored(media.read_metadata(tmp_path / "out.mp4"))
+    assert carried == {}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files["b"], "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has changed: the video was made from a file with sha256"):
+        list(generate(request, tmp_path / "again.mp4"))
+    Path("a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png is not here: this image is needed"):
+        list(generate(request, tmp_path / "again.mp4"))
+
+
+def test_a_video_that_is_not_ours_cannot_be_made_again(files):
+    with pytest.raises(ValueError, match="no request is stored inside"):
+        stored(media.read_metadata(Path(files["one"])))
+
+
+# ---- progress, stopping, failing -------------------------------------------------------------------------------------
+
+
+def test_progress_counts_every_step_of_every_window_and_ends_at_zero_seconds(tmp_path):
+    events = run(tmp_path / "out.mp4", frames=49)
+    steps = [(e.step, e.steps) for e in events if e.kind == "step"]
+    assert steps == [(k + 1, len(steps)) for k in range(len(steps))]
+    assert len(steps) == 2 * 4  # 13 latent frames: windows of 5 that share 2
+    assert [e.seconds_left for e in events if e.kind == "step"][-1] == 0
+    assert [e.stage for e in events if e.kind == "stage"][:2] == ["load", "denoise"]
+
+
+def test_previews_show_the_video_so_far(tmp_path):
+    events = run(tmp_path / "out.mp4", preview_every=1)
+    previews = [e.image for e in events if e.kind == "preview"]
+    assert [p.size for p in previews] == [(WIDTH, HEIGHT)] * 2
+
+
+def test_stopping_leaves_no_file(tmp_path):
+    seen: list[GenerationEvent] = []
+    request = GenerationRequest(model="tiny", prompt="a cat", steps=5)
+    for event in generate(request, tmp_path / "out.mp4", stop=lambda: len(seen) >= 4):
+        seen.append(event)
+    assert seen[-1].kind == "step"
+    assert seen[-1].step < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closing_the_events_ends_the_run(tmp_path):
+    events = generate(GenerationRequest(model="tiny", prompt="a cat", frames=401), tmp_path / "out.mp4")
+    for event in events:
+        if event.kind == "step" and event.step == 3:
+            break
+    events.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_name_is_told_before_any_work(tmp_path):
+    for name, message in (("out.avi", "give .mp4"), ("no/such/out.mp4", "no/such"), ("out.png", "holds one picture")):
+        events = generate(GenerationRequest(model="tiny", prompt="a cat"), tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            assert next(events).stage == "load"
+
+
+def test_too_short_a_video_says_how_much_is_needed(files, tmp_path):
+    with pytest.raises(ValueError, match=r"one\.mp4 has 24 frames at 16 fps, 29 are taken over"):
+        run(tmp_path / "out.mp4", task="extend", conditions=[video(files["one"])], overlap=29, frames=49, window=49)
+
+
+def test_without_a_trained_model_the_random_one_says_what_it_is(tmp_path):
+    from pusa import zoo
+
+    if "mini" in zoo.ZOO:
+        pytest.skip("the trained model is in the package")
+    events = run(tmp_path / "out.mp4", model="mini")
+    assert "'tiny' makes noise instead" in next(e.message for e in events if e.kind == "note")
+    assert stored(media.read_metadata(tmp_path / "out.mp4"))[0].model == "tiny"
+
+
+def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):
+    run(tmp_path / "whole.mp4")
+    calls = 0
+
+    def short(_: Any, pieces: Any) -> Any:
+        nonlocal calls
+        calls += len(list(pieces))
+        raise torch.OutOfMemoryError("out of memory")
+        yield
+
+    monkeypatch.setattr("pusa.generate.decode_chunks", short)
+    run(tmp_path / "tiled.mp4")
+    assert calls == 1
+    assert np.array_equal(frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "tiled.mp4"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiled.mp4", "whole.mp4"]
+
+
+def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, monkeypatch):
+    run(tmp_path / "whole.mp4")
+
+    def short(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffusers.models.autoencoders.autoencoder_kl_wan.WanDecoder3d.forward", short)
+        with pytest.raises(vae_module.DecodeMemoryError, match=r"pusa decode .*out\.latents\.safetensors"):
+            run(tmp_path / "out.mp4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.latents.safetensors", "whole.mp4"]
+    list(decode(tmp_path / "out.latents.safetensors", tmp_path / "out.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+
+
+def test_other_errors_in_decoding_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("diffusers.models.autoencoders.autoencoder_kl_wan.WanDecoder3d.forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saved_latents_are_exact_and_other_files_are_refused(tmp_path):
+    z = torch.randn(1, 16, 3, 4, 6)
+    save_latents(tmp_path / "z.safetensors", z, {"request": {"prompt": "a cat"}})
+    loaded, metadata = load_latents(tmp_path / "z.safetensors")
+    assert torch.equal(loaded, z)
+    assert metadata["request"]["prompt"] == "a cat"
+    (tmp_path / "other.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(ValueError, match="holds no latents saved by pusa"):
+        load_latents(tmp_path / "other.safetensors")
+    with pytest.raises(FileNotFoundError):
+        load_latents(tmp_path / "gone.safetensors")

@@ -1,0 +1,59 @@
+"""The numbers are the original's: recorded tensors are met within tolerance, as `benchmarks/parity.py` prints."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+parity = importlib.import_module("parity")
+recorded = importlib.import_module("_golden")
+
+
+@pytest.fixture(scope="module")
+def data(golden: Path) -> Any:
+    return recorded.Golden(golden)
+
+
+@pytest.mark.parametrize("check", recorded.CHECKS, ids=lambda c: f"{c.component}: {c.case}")
+def test_meets_the_recorded_number(check: Any, data: Any) -> None:
+    measured = check.measure(data)
+    assert measured.error <= measured.tolerance
+
+
+@pytest.mark.parametrize("departure", recorded.DEPARTURES, ids=lambda d: f"{d.component}: {d.case}")
+def test_a_listed_departure_is_still_one(departure: Any, data: Any) -> None:
+    assert departure.measure(data) > 1e-3  # or it belongs among the checks
+
+
+def test_every_recorded_case_is_checked(golden: Path) -> None:
+    cases = {word for c in recorded.CHECKS + recorded.DEPARTURES for word in (c.case, *c.case.split())}
+    names = [path.stem.removeprefix("case_") for path in golden.glob("*/case_*.safetensors")]
+    names += [path.stem.removeprefix("trajectory_").rsplit("_", 1)[0] for path in golden.glob("*/trajectory_*")]
+    names += [path.stem for path in golden.glob("keys/wan*.json")] + [
+        path.stem for path in golden.glob("keys/umt5*.json")
+    ]
+    names += json.loads((golden / "scheduler/tables.json").read_text())["tables"]
+    unchecked = {name for name in names if name.removesuffix("frames") not in cases}
+    assert unchecked == {
+        "multi_frame_activations",  # inside multi_frame, whose output is checked
+        "multi_frame_bf16",  # the original keeps no part in fp32 there
+        "10_shift5.0_denoise0.6",  # img2img strength, which nothing here has
+    }
+
+
+def test_a_wrong_number_is_seen(golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    check = next(c for c in recorded.CHECKS if c.case == "v2v_0.0_0.3_0.4_0.5 fp32")
+    monkeypatch.setattr(recorded, "CHECKS", [check])
+    monkeypatch.setattr(parity, "CHECKS", [check])
+    monkeypatch.setattr(parity, "DEPARTURES", [])
+    assert parity.main(["--golden", str(golden)]) == 0
+    monkeypatch.setattr("pusa.scheduler._checked_multipliers", lambda m: torch.as_tensor(m).view(1, 1, -1) + 1e-6)
+    assert parity.main(["--golden", str(golden)]) == 1
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["failed"] == ["sampler, sigmas per frame: v2v_0.0_0.3_0.4_0.5 fp32"]
