@@ -1,9 +1,9 @@
-"""Seams and drift: how visible are the joints of an extension, a transition, a loop; how colours change over ten windows.
+"""Seams and drift: how visible are joints of extensions, transitions and loops; how colours change over ten windows.
 
     python benchmarks/joints.py [--model NAME_OR_FOLDER] [--lora FILE] [--video FILE] [--seeds 3]
 
 Seam: the mean absolute difference between the two frames at a joint over that between neighbours within eight frames of
-it; 1 is no seam. Kept: PSNR in dB of the frames taken over against the VAE's own reconstruction of them (noise 0). Drift: how far
+it; 1 is no seam. Kept: PSNR in dB of the frames taken over at noise 0 against the VAE's own picture. Drift: how far
 the mean colour (0..255) and the contrast of the last of ten windows are from those of the first, for ways to go on.
 Memory: peak resident memory of `pusa generate` for a video and for one ten times as long.
 

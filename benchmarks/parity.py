@@ -29,8 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
     golden = Golden(parser.parse_args(arguments).golden)
     if not golden.folder.is_dir():
         parser.error(f"{golden.folder} is no folder: give the recorded data with --golden")
-    logging.getLogger("pusa").setLevel(logging.ERROR)
-
     rows, failed, worst = [], [], dict.fromkeys((c.component for c in CHECKS), 0.0)
     for check in CHECKS:
         measured = check.measure(golden)
@@ -51,4 +49,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("pusa").setLevel(logging.ERROR)  # the roundings that are meant
     sys.exit(main())
