@@ -466,3 +466,59 @@ def test_takes_the_shift_of_a_stock_scheduler() -> None:
 def test_a_shift_must_be_positive() -> None:
     with pytest.raises(ValueError, match="shift=0 is not above 0"):
         PusaFlowMatchEulerScheduler(shift=0)
+
+
+def _end_point(order: int, steps: int, **table: Tensor) -> Tensor:
+    """Walk the flow of data whose velocity bends: x(sigma) = data * cos(sigma) + noise * sin(sigma)."""
+    scheduler = PusaFlowMatchEulerScheduler(shift=1.0, solver_order=order)
+    scheduler.set_timesteps(None if table else steps, **table)
+    rows = scheduler.frame_sigmas.expand(-1, 1, 3)
+    data, noise = torch.randn(2, 1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def at(sigma: Tensor) -> tuple[Tensor, Tensor]:
+        s = sigma[:, None, :, None, None]
+        return data * s.cos() + noise * s.sin(), -data * s.sin() + noise * s.cos()
+
+    x, _ = at(rows[0])
+    for k, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(at(rows[k])[1], t, x).prev_sample
+    return (x - at(rows[-1])[0]).abs().max()
+
+
+@pytest.mark.parametrize(("order", "least"), [(1, 1.8), (2, 3.4)])
+def test_halving_the_steps_divides_the_error_by_the_solver_order(order: int, least: float) -> None:
+    errors = [float(_end_point(order, steps)) for steps in (20, 40, 80)]
+    assert errors[0] / errors[1] > least
+    assert errors[1] / errors[2] > least
+
+
+def test_the_second_order_starts_anew_where_a_frame_starts_late_and_keeps_what_is_kept() -> None:
+    wave = wave_sigmas(3, 8, delay=3, shift=1.0)
+    assert _end_point(2, 0, frame_sigmas=wave) < _end_point(1, 0, frame_sigmas=wave)
+    scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
+    scheduler.set_timesteps(4, noise_multipliers=torch.tensor([0.0, 1.0]))
+    x = start = torch.randn(1, 2, 2, 3, 3)
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch.randn(1, 2, 2, 3, 3), t, x).prev_sample
+    assert torch.equal(x[:, :, :1], start[:, :, :1])
+    assert not torch.equal(x[:, :, 1:], start[:, :, 1:])
+
+
+def test_the_second_order_forgets_the_run_before() -> None:
+    scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
+    velocities = torch.randn(3, 1, 2, 2, 3, 3)
+
+    def run() -> Tensor:
+        scheduler.set_timesteps(3)
+        scheduler.set_begin_index(0)
+        x = torch.ones(1, 2, 2, 3, 3)
+        for v, t in zip(velocities, scheduler.timesteps, strict=True):
+            x = scheduler.step(v, t, x).prev_sample
+        return x
+
+    assert torch.equal(run(), run())
+
+
+def test_there_is_no_third_order() -> None:
+    with pytest.raises(ValueError, match="solver_order=3 is neither 1 nor 2"):
+        PusaFlowMatchEulerScheduler(solver_order=3)
