@@ -68,7 +68,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: scale between sigma (0..1) and the timestep given to the model.
         shift: flow shift; the original uses 5 for Wan2.1 and Wan2.2 alike.
         solver_order: 1 is Euler. 2 bends each step by the velocity of the one before it (Adams-Bashforth, its slope
-            capped at that of equal steps): nearer the exact flow at 5 to 10 steps, see docs/solvers.md. A run that is resumed
+            capped at that of equal steps): nearer the exact flow at 5 to 10 steps, see docs/solvers.md. A resumed run
             begins with an Euler step again, so only Euler resumes to the bit.
         reference_rounding: truncate the timesteps given to the model to integers, as the original's multi-frame and
             video-to-video pipelines do. Only for comparison with them.
@@ -193,7 +193,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         return PusaSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def _extrapolated(self, k: int, change: Tensor, velocity: Tensor) -> Tensor:
-        """The velocity in the middle of the step, by that of the step before; unchanged where a frame has just started."""
+        """The velocity in the middle of the step, by that of the step before; as it is where a frame only starts."""
         if self._velocity_before is None or self._step_index != k:
             return velocity
         change_before = _over_latents(self.frame_sigmas[k] - self.frame_sigmas[k - 1])
