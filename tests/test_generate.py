@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pusa import media
+from pusa import media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import GenerationEvent
 from pusa.generate import decode, generate, load_latents, save_latents, stored
@@ -189,6 +189,21 @@ def test_a_video_that_is_not_ours_cannot_be_made_again(files):
         stored(media.read_metadata(Path(files["one"])))
 
 
+def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
+    PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
+    reads = []
+    load = zoo.load_text_encoder
+    monkeypatch.setattr("pusa.zoo.load_text_encoder", lambda source: reads.append(source) or load(source))
+    clip = {"model": str(tmp_path / "model"), "width": WIDTH, "height": HEIGHT, "frames": 5, "negative_prompt": ""}
+    run(tmp_path / "a.mp4", **clip)
+    run(tmp_path / "b.mp4", **clip)
+    assert len(reads) == 1
+    assert np.array_equal(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"))
+    run(tmp_path / "c.mp4", prompt="a dog", **clip)
+    assert len(reads) == 2
+
+
 # ---- progress, stopping, failing -------------------------------------------------------------------------------------
 
 
@@ -239,8 +254,6 @@ def test_too_short_a_video_says_how_much_is_needed(files, tmp_path):
 
 
 def test_without_a_trained_model_the_random_one_says_what_it_is(tmp_path):
-    from pusa import zoo
-
     if "mini" in zoo.ZOO:
         pytest.skip("the trained model is in the package")
     events = run(tmp_path / "out.mp4", model="mini")

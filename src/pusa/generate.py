@@ -169,8 +169,10 @@ def _loaded(model: str, loras: tuple[str, ...]) -> PusaPipeline:
 
 
 def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
-    pipe = PusaPipeline.from_pretrained(model)
     known = zoo.find(model)
+    in_package = known is not None and known.hub_id is None
+    # Elsewhere the text encoder is by far the largest part after the transformer: it is read for new prompts only.
+    pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
     sources: list[Any] = list(loras) or ([known.lora.fetch()] if known and known.lora else [])
     for number, source in enumerate(sources):
         pipe.load_pusa(source, alpha=1.0, adapter_name="pusa" if number == 0 else f"lora_{number}")

@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 _SAMPLE_BYTES = 1 << 16
 
 
+def default_folder() -> Path:
+    """``prompts`` in the folder named by PUSA_CACHE, or in ``~/.cache/pusa``."""
+    return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "prompts"
+
+
 class PromptNotCachedError(RuntimeError):
     """A prompt is not in the cache and there is no text encoder to compute it."""
 

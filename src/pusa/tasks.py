@@ -7,7 +7,7 @@ encoded frames where it is somebody's video.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pusa import long_video, media
+from pusa import long_video, media, zoo
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import GenerationEvent, Report
 from pusa.inputs import Input
 from pusa.models.vae import decode_video
 from pusa.pipeline import PusaPipeline
 from pusa.positions import latent_frames
+from pusa.prompt_cache import PromptCache, default_folder, encode_prompts
 from pusa.request import ResolvedRequest
 
 
@@ -162,14 +163,26 @@ class Tasks:
 
     @cached_property
     def _embeddings(self) -> dict[str, Any]:
-        """Of both prompts, encoded once for all windows."""
-        with torch.no_grad():
-            positive, negative = self.pipe.encode_prompt(
-                self.request.prompt,
-                self.request.negative_prompt,
-                do_classifier_free_guidance=self.request.guidance > 1,
+        """Of both prompts, once for all windows; a pipeline without a text encoder takes them from the disk's cache."""
+        request = self.request
+        if self.pipe.text_encoder is None:
+            positive, negative = encode_prompts(
+                self.pipe,
+                request.prompt,
+                request.negative_prompt,
+                cache=PromptCache(default_folder()),
                 max_sequence_length=self.max_sequence_length,
+                guidance_scale=request.guidance,
+                load_text_encoder=partial(zoo.load_text_encoder, request.model),
             )
+        else:
+            with torch.no_grad():
+                positive, negative = self.pipe.encode_prompt(
+                    request.prompt,
+                    request.negative_prompt,
+                    do_classifier_free_guidance=request.guidance > 1,
+                    max_sequence_length=self.max_sequence_length,
+                )
         return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
