@@ -2,12 +2,13 @@
 
 import json
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from pusa.conditions import PusaCondition
@@ -169,6 +170,33 @@ def test_a_callback_sees_and_changes_latents_and_sees_what_is_expected(pipe):
     out = call(pipe, callback_on_step_end=zero, callback_on_step_end_tensor_inputs=inputs)
     assert out.abs().max() == 0
     torch.testing.assert_close(denoised[-1], call(pipe), rtol=0, atol=1e-5)  # the last step walks down to sigma 0
+
+
+def test_a_callback_may_hand_back_all_that_it_was_given(pipe):
+    given = []
+
+    def callback(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        given.append(sorted(tensors))
+        return tensors
+
+    inputs = ["latents", "denoised", "prompt_embeds", "negative_prompt_embeds"]
+    out = call(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=inputs)
+    assert torch.equal(out, call(pipe))
+    assert given == [sorted(inputs)] * 3
+
+
+def test_diffusers_own_callbacks_work(pipe, monkeypatch):
+    class NoGuidanceFromStep2(PipelineCallback):
+        tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+        def callback_fn(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step == 1:
+                pipeline._guidance_scale = 0.0
+            return tensors
+
+    calls = count_calls(pipe, monkeypatch)
+    call(pipe, callback_on_step_end=NoGuidanceFromStep2(cutoff_step_index=1, cutoff_step_ratio=None))
+    assert len(calls) == 2 + 2 + 1
 
 
 def test_a_wave_finishes_early_frames_while_later_ones_are_noise(pipe):

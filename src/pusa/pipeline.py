@@ -14,6 +14,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
@@ -131,7 +132,6 @@ class PusaPipeline(WanPipeline):
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
-        conditions: Conditions | None = None,
         height: int = 480,
         width: int = 832,
         num_frames: int = 81,
@@ -150,6 +150,7 @@ class PusaPipeline(WanPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (as in diffusers)
         max_sequence_length: int = 512,
         *,
+        conditions: Conditions | None = None,
         fps: float = 16.0,
         frame_sigmas: Tensor | None = None,
         start_step: int = 0,
@@ -183,6 +184,8 @@ class PusaPipeline(WanPipeline):
             ValueError, TypeError: an argument or a condition does not fit; see `PusaCondition` and `place`.
             DecodeMemoryError: decoding ran out of memory; it carries the denoised latents.
         """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         height, width = (self._rounded(name, v) for name, v in (("height", height), ("width", width)))
         num_frames = self._rounded_frames(num_frames)
         self.check_inputs(
@@ -288,10 +291,11 @@ class PusaPipeline(WanPipeline):
                 v = self._velocity(k, **tensors)
                 tensors["latents"] = scheduler.step(v, t, x, return_dict=False)[0]
                 if callback is not None:
-                    seen = tensors | (
-                        {"denoised": scheduler.denoised(k, v, x)} if "denoised" in callback_tensors else {}
-                    )
-                    tensors |= callback(self, k, t, {name: seen[name] for name in callback_tensors})
+                    seen = dict(tensors)
+                    if "denoised" in callback_tensors:
+                        seen["denoised"] = scheduler.denoised(k, v, x)
+                    changed = callback(self, k, t, {name: seen[name] for name in callback_tensors})
+                    tensors |= {name: changed[name] for name in tensors.keys() & changed.keys()}
                 progress.update()
         self._current_timestep = None
         return tensors["latents"]
@@ -316,7 +320,7 @@ class PusaPipeline(WanPipeline):
                 )[0]
 
         v = predict("cond", prompt_embeds)
-        if negative_prompt_embeds is None:
+        if negative_prompt_embeds is None or not self.do_classifier_free_guidance:  # a callback may switch it off
             return v
         v_uncond = predict("uncond", negative_prompt_embeds)
         return v_uncond + guidance * (v - v_uncond)
