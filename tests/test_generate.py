@@ -123,6 +123,23 @@ def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files,
     assert (info.width, info.height) == (96, 48)
 
 
+def test_kept_frames_of_real_media_are_the_vaes_own_reconstruction(inputs, tmp_path):
+    pipe = PusaPipeline.from_pretrained("tiny")
+
+    def own(frames: list[Any]) -> np.ndarray:
+        fitted = [fit_image(frame, WIDTH, HEIGHT) for frame in frames]
+        return media.to_uint8(vae_module.decode_video(pipe.vae, pipe.encode_frames(pixels(fitted))))
+
+    def shown(folder: Path, count: int) -> np.ndarray:
+        return np.stack([np.asarray(Image.open(folder / f"{i:04d}.png")) for i in range(count)])
+
+    run(tmp_path / "image", conditions=[image(str(inputs / "input_image.jpg"))])
+    assert np.array_equal(shown(tmp_path / "image", 1), own([media.read_image(inputs / "input_image.jpg")]))
+    run(tmp_path / "video", conditions=[video(str(inputs / "input_video.mp4"), positions=[0, 1, 2, 3])])
+    first = media.read_video(inputs / "input_video.mp4", fps=16, fit=(WIDTH, HEIGHT), max_frames=13)
+    assert np.array_equal(shown(tmp_path / "video", 13), own(list(first)))
+
+
 @pytest.mark.slow
 def test_every_task_on_real_pictures_and_a_real_video(inputs, tmp_path):
     start, end, clip = (str(inputs / name) for name in ("start_frame.jpg", "end_frame.jpg", "input_video.mp4"))
