@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,3 +169,44 @@ def tiny_pipeline() -> Callable[..., Any]:
         return pipeline
 
     return make
+
+
+# ---- LoRA; see lora_samples.py -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transformer(tiny_transformer: Callable[..., WanTransformer3DModel]) -> WanTransformer3DModel:
+    """The tiny transformer as Pusa's, to attach a LoRA to."""
+    from pusa.models.wan import PusaWanTransformer3DModel
+
+    return PusaWanTransformer3DModel.from_wan(tiny_transformer())
+
+
+@pytest.fixture
+def pairs(transformer: WanTransformer3DModel) -> dict[str, tuple[Tensor, Tensor]]:
+    """A LoRA for `transformer`: A and B by module."""
+    from lora_samples import make_pairs
+
+    return make_pairs(transformer)
+
+
+@pytest.fixture
+def experts(tiny_transformer: Callable[..., WanTransformer3DModel]) -> SimpleNamespace:
+    """A stand-in for a pipeline with two transformers."""
+    from lora_samples import pipe
+
+    from pusa.models.wan import PusaWanTransformer3DModel
+
+    return pipe(*(PusaWanTransformer3DModel.from_wan(tiny_transformer(seed=seed)) for seed in range(2)))
+
+
+@pytest.fixture
+def noise_pair(tmp_path: Path, transformer: WanTransformer3DModel, pairs: dict[str, tuple[Tensor, Tensor]]) -> Path:
+    """Wan2.2 files as they are named on the Hub."""
+    from lora_samples import comfyui, make_pairs, write
+
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    write(folder / "low_noise_pusa.safetensors", comfyui(make_pairs(transformer, rank=3, seed=5)))
+    write(folder / "high_noise_pusa.safetensors", comfyui(pairs))
+    return folder
