@@ -57,6 +57,7 @@ def test_one_function_converts_every_way_to_say_a_position(position, index):
         ({"latent_index": 21}, "latent_index=21: this video has 21 latent frames (0..20, or -21..-1 from the end)"),
         ({"latent_index": -22}, "latent_index=-22: this video has 21 latent frames"),
         ({"frame_index": 81}, "frame_index=81: this video has 81 frames (0..80"),
+        ({"seconds": -6.0}, "seconds=-6: this video is 5.0625 s long"),
         ({"seconds": 6.0}, "seconds=6: this video is 5.0625 s long (81 frames at 16 fps)"),
     ],
 )
@@ -95,6 +96,17 @@ def test_a_condition_that_makes_no_sense_is_refused_at_once(arguments, message):
     with pytest.raises(ValueError) as error:
         PusaCondition(**arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("seconds", ["1.5s", float("nan")])
+def test_seconds_that_are_no_number_are_refused(seconds):
+    with pytest.raises(TypeError, match="is neither a number nor 'last'"):
+        latent_index_of(num_frames=81, seconds=seconds)
+
+
+def test_numpys_whole_numbers_are_whole_numbers(encode):
+    known = place([PusaCondition(image=picture(), latent_index=np.int64(3))], encode=encode, **CLIP)
+    assert known.noise_multipliers.tolist() == [1, 1, 1, 0, 1]
 
 
 def test_an_image_is_held_at_its_place_with_its_noise(encode):

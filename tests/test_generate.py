@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
 from PIL import Image
 
 from pusa import media, zoo
@@ -16,6 +17,7 @@ from pusa.generate import decode, generate, load_latents, save_latents, stored
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
+from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 FRAMES, WIDTH, HEIGHT = 17, 96, 64  # the defaults of "tiny"
 
@@ -284,7 +286,8 @@ def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):
 
     def short(_: Any, pieces: Any) -> Any:
         nonlocal calls
-        calls += len(list(pieces))
+        pieces = iter(pieces)
+        calls += next(pieces).shape[0]
         raise torch.OutOfMemoryError("out of memory")
         yield
 
@@ -308,6 +311,79 @@ def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, mo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.latents.safetensors", "whole.mp4"]
     list(decode(tmp_path / "out.latents.safetensors", tmp_path / "out.mp4"))
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+
+
+def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
+    decoded = 0
+    forward = WanDecoder3d.forward
+
+    def short(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal decoded
+        decoded += 1
+        if decoded == 7:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(WanDecoder3d, "forward", short)
+    with pytest.raises(vae_module.DecodeMemoryError):
+        run(tmp_path / "out.mp4", frames=49)
+    latents, _ = load_latents(tmp_path / "out.latents.safetensors")
+    assert latents.shape[2] == 8  # two windows of 5 that share 2
+
+
+def test_out_of_memory_in_denoising_is_not_taken_for_decoding(tmp_path, monkeypatch):
+    calls = 0
+    denoise = PusaPipeline._denoise
+
+    def short(self: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return denoise(self, *args)
+
+    monkeypatch.setattr(PusaPipeline, "_denoise", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path / "out.mp4", frames=49)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_part_of_a_task_can_hold_is_refused_before_denoising(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(PusaPipeline, "_denoise", lambda *_: pytest.fail("denoised"))
+    with pytest.raises(ValueError, match=r"latent frame 12 of this loop is in the bridge .* give a place in 0\.\.11"):
+        run(tmp_path / "out.mp4", task="loop", frames=49, conditions=[image(files["a"], "last")])
+    damaged = Path(files["two"]).read_bytes()
+    Path(files["two"]).write_bytes(damaged[: len(damaged) * 6 // 10] + bytes(len(damaged) * 4 // 10))
+    with pytest.raises(media.MediaError):
+        run(tmp_path / "out.mp4", task="transition", conditions=[video(files["one"]), video(files["two"])])
+    with pytest.raises(ValueError, match="frames=33: a transition is made at once; give at most window=17"):
+        run(tmp_path / "out.mp4", task="transition", frames=33, conditions=[video(files["one"])] * 2)
+
+
+def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypatch):
+    def short(_: Any, z: torch.Tensor) -> Any:
+        raise vae_module.DecodeMemoryError("no memory", z)
+
+    monkeypatch.setattr("pusa.tasks.decode_video", short)
+    events = run(tmp_path / "out.mp4", preview_every=1)
+    assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
+
+
+def test_a_given_pipeline_keeps_its_solver_and_a_useless_alpha_is_said(tmp_path):
+    pipe = PusaPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
+    events = run(tmp_path / "out.mp4", pipeline=pipe, alpha=2.0, shift=3.0)
+    assert (pipe.scheduler.config.solver_order, pipe.scheduler.config.shift) == (2, 3.0)
+    assert "alpha 2 has no effect: no LoRA is loaded" in [e.message for e in events]
+
+
+def test_decoding_can_be_stopped(tmp_path):
+    request = GenerationRequest(model="tiny", prompt="a cat", seed=0)
+    save_latents(tmp_path / "z.safetensors", torch.zeros(1, 16, 5, 8, 12), {"request": request.model_dump(mode="json")})
+    events = list(decode(tmp_path / "z.safetensors", tmp_path / "out.mp4", stop=lambda: True))
+    assert "done" not in [e.kind for e in events]
+    assert [p.name for p in tmp_path.iterdir()] == ["z.safetensors"]
 
 
 def test_other_errors_in_decoding_are_not_hidden(tmp_path, monkeypatch):

@@ -55,10 +55,28 @@ def test_chaining_asks_for_a_window_only_when_its_piece_is_taken():
     assert len(windows) == 3
 
 
-def test_places_that_move_with_the_window_must_be_counted_from_the_beginning():
-    condition = PusaCondition(latents=torch.zeros(2, 1, 3, 4), latent_index="last")
-    with pytest.raises(ValueError, match="counted from its beginning"):
-        next(chain(spans(11, 5, 2), lambda *_: torch.zeros(1, 2, 5, 3, 4), [condition]))
+@pytest.mark.parametrize(
+    "place", [{"latent_index": "last"}, {"latent_index": -1}, {"frame_index": 40}, {"seconds": 2.5}]
+)
+def test_places_in_a_long_video_may_be_said_in_any_way(place):
+    known: list[int] = []
+
+    def denoise(span: Span, conditions: list[PusaCondition]) -> Tensor:
+        known.append(len(conditions))
+        return torch.zeros(1, 2, span.length, 3, 4)
+
+    list(chain(spans(11, 5, 2), denoise, [PusaCondition(latents=torch.zeros(2, 1, 3, 4), **place)]))
+    assert known == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [(11, "latent_index=11: this video has 11 latent frames"), (4, r"latent frames 4..5 are not made by one window")],
+)
+def test_places_that_no_window_makes_are_refused_before_any_work(index, message):
+    condition = PusaCondition(latents=torch.zeros(2, 2, 3, 4), latent_index=index)
+    with pytest.raises(ValueError, match=message):
+        chain(spans(11, 5, 2), lambda *_: pytest.fail("a window was made"), [condition])
 
 
 def test_a_turn_of_the_wave_takes_every_frame_to_where_the_next_one_was():

@@ -229,6 +229,24 @@ def test_wan22_changes_experts_by_the_base_noise_level(tiny_pipeline, monkeypatc
     assert not torch.equal(strong, call(pipe, num_inference_steps=10, guidance_scale=3.0))
 
 
+def test_a_wave_across_the_boundary_of_two_experts_is_refused(tiny_pipeline):
+    pipe = tiny_pipeline(experts=2)
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="both sides of the boundary"):
+        call(pipe, frame_sigmas=wave_sigmas(5, 4, delay=1))
+    assert call(pipe, frame_sigmas=wave_sigmas(5, 4, delay=0)).shape == SHAPE
+
+
+def test_each_expert_is_guided_by_its_own_scale(tiny_pipeline, monkeypatch):
+    pipe = tiny_pipeline(experts=2)
+    pipe.set_progress_bar_config(disable=True)
+    high, low = (count_calls(pipe, monkeypatch, name) for name in ("transformer", "transformer_2"))
+    call(pipe, num_inference_steps=10, guidance_scale=1.0, guidance_scale_2=3.0)
+    assert (len(high), len(low)) == (5, 10)
+    call(pipe, num_inference_steps=10, guidance_scale=3.0, guidance_scale_2=1.0)
+    assert (len(high), len(low)) == (15, 15)
+
+
 def test_output_types(pipe):
     array = call(pipe, output_type="np")
     assert array.shape == (1, 17, 32, 48, 3)
@@ -293,6 +311,9 @@ def test_sizes_are_rounded_and_the_rounding_is_said(pipe, asked, shape, said, ca
         ({"start_step": 1}, "start_step=1 needs the latents"),
         ({"start_step": 4, "latents": torch.zeros(SHAPE)}, "start_step=4 is outside 0..3"),
         ({"guidance_scale_2": 2.0}, "guidance_scale_2"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt=0 is below 1"),
+        ({"frame_sigmas": torch.ones(4, 3, 5)}, "frame_sigmas is for 3 videos, this call makes 1"),
+        ({"frame_sigmas": wave_sigmas(5, 4, delay=0)[1:]}, "starts below 1 where nothing is known"),
         ({"num_inference_steps": 0}, "num_inference_steps=0 is below 1"),
         ({"conditions": [PusaCondition(image=picture(), latent_index=5)]}, "latent_index=5: this video has 5"),
     ],

@@ -98,6 +98,8 @@ class _Group(click.Group):
                 code == INTERRUPTED and args is None
             ):  # as a program: at once, as torch aborts when it is shut down in a step
                 sys.stdout.flush()
+                if "pusa.media" in sys.modules:
+                    sys.modules["pusa.media"].discard_unfinished()
                 os._exit(code)
             sys.exit(code)
         sys.exit(result if isinstance(result, int) else 0)

@@ -7,7 +7,7 @@ frame 0 is frame 0 of the video, every later one is four frames: 81 frames are l
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ def place(
             list of multipliers of another length, latents of another size. Nothing is encoded before all places fit.
         TypeError: an image or a position is of a type that is not known.
     """
-    places = [_places(c, num_frames=num_frames, fps=fps, factor=factor) for c in conditions]
+    places = [places_of(c, num_frames=num_frames, fps=fps, factor=factor) for c in conditions]
     owner: dict[int, int] = {}
     for number, targets in enumerate(places):
         for target in targets:
@@ -184,7 +184,7 @@ def place(
 
 def _listed(condition: PusaCondition) -> list[Position] | None:
     index = condition.latent_index
-    return None if index is None or isinstance(index, int | str) else list(index)
+    return None if index is None or isinstance(index, SupportsIndex | str) else list(index)
 
 
 def _available(condition: PusaCondition, start: int, factor: int) -> int:
@@ -203,8 +203,8 @@ def _is_in_context(condition: PusaCondition, start: int) -> bool:
     return condition.encode == "repeat" and start > 0 and not at_own_places
 
 
-def _places(condition: PusaCondition, *, num_frames: int, fps: float, factor: int) -> list[int]:
-    """The latent frames of the clip that a condition holds, in the order of its own latent frames."""
+def places_of(condition: PusaCondition, *, num_frames: int, fps: float = 16.0, factor: int = 4) -> list[int]:
+    """The latent frames of a clip that a condition holds, in the order of its own; raises as `place` does."""
     count = latent_frames(num_frames, factor)
     listed = _listed(condition)
     if listed is not None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import inputs, media, zoo
+from pusa import inputs, media, resources, zoo
 from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
@@ -55,11 +55,7 @@ def generate(
     """
 
     def run(report: Report) -> None:
-        def report_or_stop(event: GenerationEvent) -> None:
-            if stop():
-                raise RunEnded
-            report(event)
-
+        report_or_stop = _stopping(report, stop)
         asked = _with_a_model_that_is_here(request, report)
         defaults = zoo.defaults_of(asked.model)
         given = [inputs.find(spec, carried or {}) for spec in asked.conditions]
@@ -74,9 +70,12 @@ def generate(
             "request": inputs.without_folders(resolved).model_dump(mode="json"),
             "inputs": inputs.carried_inside(given),
         }
-        writer = _writer(output, resolved, metadata)  # a name that cannot be written is told before any work
+        writer = _writer(output, resolved, metadata)  # what cannot be written or read is told before any work
+        inputs.check(given)
         report(GenerationEvent(kind="stage", stage="load"))
         pipe = _prepared(pipeline or _loaded(asked.model, tuple(asked.lora)), resolved)
+        if asked.alpha and not _has_pusa(pipe):
+            report(GenerationEvent(kind="note", message=f"alpha {asked.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
             resolved,
             given,
@@ -101,16 +100,28 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
     """
 
     def run(report: Report) -> None:
+        report_or_stop = _stopping(report, stop)
         z, metadata = load_latents(latents)
         request = GenerationRequest.model_validate(metadata["request"])
         writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
         report(GenerationEvent(kind="stage", stage="load"))
         unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
         pipe = PusaPipeline.from_pretrained(request.model, **unused)
-        _write(writer, Film([z]), pipe, metadata, report)
+        if torch.cuda.is_available():
+            pipe.vae.to("cuda")
+        _write(writer, Film([z]), pipe, metadata, report_or_stop)
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)
+
+
+def _stopping(report: Report, stop: Callable[[], bool]) -> Report:
+    def report_or_stop(event: GenerationEvent) -> None:
+        if stop():
+            raise RunEnded
+        report(event)
+
+    return report_or_stop
 
 
 def stored(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:
@@ -184,16 +195,22 @@ def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
         if needed_bytes < 0.8 * free_bytes:  # the rest is for activations
             pipe.to("cuda")
         else:
+            largest_bytes = max(sum(p.numel() * p.element_size() for p in module.parameters()) for module in modules)
+            resources.check_gpu(largest_bytes, model)
             pipe.enable_model_cpu_offload()
     return pipe
 
 
 def _prepared(pipe: PusaPipeline, request: ResolvedRequest) -> PusaPipeline:
-    pipe.scheduler = PusaFlowMatchEulerScheduler(shift=request.shift)
-    if any("pusa" in names for names in pipe.get_list_adapters().values()):
+    pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
+    if _has_pusa(pipe):
         second = {} if pipe.transformer_2 is None else {"transformer_2": request.alpha_2 or request.alpha}
         pipe.set_alpha({"transformer": request.alpha, **second})
     return pipe
+
+
+def _has_pusa(pipe: PusaPipeline) -> bool:
+    return any("pusa" in names for names in pipe.get_list_adapters().values())
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -239,15 +256,18 @@ def _decoded(
     pieces: Iterable[Tensor], pipe: PusaPipeline, saved: Path, metadata: dict[str, Any], report: Report
 ) -> Iterator[np.ndarray]:
     """Frames of each piece as soon as it is denoised; latents that do not fit into memory are saved, not lost."""
-    piece = torch.empty(0)
+    denoised: list[Tensor] = []  # small next to frames: 0.4 MB per latent frame at 480p
     frames_shown = 0
+    is_decoding = False
 
     def taken() -> Iterator[Tensor]:
-        nonlocal piece, frames_shown
+        nonlocal is_decoding
         for piece in pieces:
-            frames_shown = 0
+            denoised.append(piece.cpu())
             report(GenerationEvent(kind="stage", stage="decode"))
+            is_decoding = True
             yield piece
+            is_decoding = False
 
     try:
         for chunk in decode_chunks(pipe.vae, taken()):
@@ -255,14 +275,15 @@ def _decoded(
             frames_shown += chunk.shape[2]
         return
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_decoding or not is_out_of_memory(error):
             raise
-    save_latents(saved, piece, metadata)
+    latents = torch.cat(denoised, dim=2)
+    save_latents(saved, latents, metadata)
     told = f"out of memory while decoding; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
-    if not isinstance(pieces, list):  # later pieces would need the stream that has just broken
-        raise DecodeMemoryError(told, piece)
+    if not isinstance(pieces, list):  # the rest is not denoised yet
+        raise DecodeMemoryError(told, latents)
     try:
-        frames = decode_video(pipe.vae, piece)
+        frames = decode_video(pipe.vae, latents)
     except DecodeMemoryError as error:
-        raise DecodeMemoryError(told, piece) from error
+        raise DecodeMemoryError(told, latents) from error
     yield media.to_uint8(frames[:, :, frames_shown:])

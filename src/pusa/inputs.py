@@ -51,6 +51,15 @@ def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
     return Input(spec, path, sha256)
 
 
+def check(inputs: Sequence[Input]) -> None:
+    """Raise MediaError for an input that cannot be read, before anything large is loaded."""
+    for given in inputs:
+        if given.spec.kind == "image":
+            media.read_image(given.source)
+        else:
+            media.probe_video(given.source)
+
+
 def carried_inside(inputs: Sequence[Input]) -> dict[str, str]:
     """Base64 by sha256 of as many inputs as fit into a video, the smallest first."""
     inside: dict[str, str] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pusa.conditions import PusaCondition
+from pusa.conditions import PusaCondition, places_of
 from pusa.scheduler import shifted
 
 if TYPE_CHECKING:
@@ -49,44 +49,57 @@ def chain(
     covered: Sequence[Span],
     denoise: Callable[[Span, list[PusaCondition]], Tensor],
     conditions: Sequence[PusaCondition] = (),
+    *,
+    fps: float = 16.0,
 ) -> Iterator[Tensor]:
     """Each window continues the latents of the one before it.
 
     Args:
         covered: from `spans`.
         denoise: makes a window, ``[1, C, length, h, w]``, from what is known of it.
-        conditions: by latent index in the whole video; each goes to the window that makes its place. A video's latent
-            frames must begin in one window and end in it.
+        conditions: with places in the whole video; each goes to the window that makes all of its places.
+        fps: frames per second, for places in seconds.
 
     Yields:
         New latents ``[1, C, n, h, w]``, to be decoded in one stream (`pusa.models.vae.decode_chunks`).
+
+    Raises:
+        ValueError: at once, before any window is made: a condition whose places no single window makes.
     """
+    owned: dict[Span, list[PusaCondition]] = {span: [] for span in covered}
+    num_frames = 4 * (covered[-1].start + covered[-1].length) - 3
+    for condition in conditions:
+        places = places_of(condition, num_frames=num_frames, fps=fps)
+        span = _owner(covered, places)
+        if span.start > 0:
+            if len(places) > 1 and places != list(range(places[0], places[0] + len(places))):
+                raise ValueError("a video at places of its own must lie within the first window of a long video")
+            condition = replace(condition, latent_index=places[0] - span.start, frame_index=None, seconds=None)
+        owned[span].append(condition)
+    return _chained(owned, denoise)
+
+
+def _chained(
+    owned: dict[Span, list[PusaCondition]], denoise: Callable[[Span, list[PusaCondition]], Tensor]
+) -> Iterator[Tensor]:
     window = None
-    for span in covered:
-        known = [
-            _moved(c, span) for c in conditions if span.start + span.overlap <= _first(c) < span.start + span.length
-        ]
+    for span, known in owned.items():
         if window is not None:
-            known.append(PusaCondition(latents=window[0, :, window.shape[2] - span.overlap :], latent_index=0))
+            known = [*known, PusaCondition(latents=window[0, :, window.shape[2] - span.overlap :])]
         window = denoise(span, known)
         yield window[:, :, span.overlap :]
 
 
-def _first(condition: PusaCondition) -> int:
-    index = condition.latent_index
-    places = [0 if index is None else index] if index is None or isinstance(index, int | str) else list(index)
-    if not all(isinstance(place, int) and place >= 0 for place in places):
-        raise ValueError(f"latent_index={index!r}: in a long video give latent frames counted from its beginning")
-    return min(int(place) for place in places)
-
-
-def _moved(condition: PusaCondition, span: Span) -> PusaCondition:
-    index = condition.latent_index
-    if span.start == 0:
-        return condition
-    if index is None or isinstance(index, int):
-        return replace(condition, latent_index=(index or 0) - span.start)
-    raise ValueError("a video at places of its own must lie within the first window of a long video")
+def _owner(covered: Sequence[Span], places: list[int]) -> Span:
+    """The window that makes all of these places."""
+    for span in covered:
+        if all(span.start + span.overlap <= place < span.start + span.length for place in places):
+            return span
+    made = ", ".join(f"{s.start + s.overlap}..{s.start + s.length - 1}" for s in covered)
+    raise ValueError(
+        f"latent frames {min(places)}..{max(places)} are not made by one window of this video ({made}): "
+        "split or shorten the condition, or give a larger window"
+    )
 
 
 def rolling_table(window: int, steps_per_frame: int, *, history: int = 0, shift: float = 5.0) -> Tensor:
@@ -143,6 +156,13 @@ def roll(
 def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """`roll`'s `advance` by a pipeline; `call` are the arguments of its call (prompt, size, guidance, ...)."""
     factor = pipe.vae_scale_factor_temporal
+    if "prompt" in call:  # encoded once, not at every turn
+        positive, negative = pipe.encode_prompt(
+            call.pop("prompt"),
+            call.pop("negative_prompt", None),
+            max_sequence_length=call.get("max_sequence_length", 512),
+        )
+        call |= {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
     def advance(latents: Tensor, table: Tensor) -> Tensor:
         # The latents are at the table's first row already: they are handed over as reached after one step that stays.

@@ -125,6 +125,11 @@ class PusaPipeline(WanPipeline):
         """See `pusa.lora.export_lora`."""
         return lora.export_lora(self, path, **kwargs)
 
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether any expert is guided."""
+        return max(self._guidance_scale, self._guidance_scale_2) > 1 if self._guidance_scale else False
+
     # ---- generation --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -198,6 +203,8 @@ class PusaPipeline(WanPipeline):
             callback_on_step_end_tensor_inputs,
             guidance_scale_2,
         )
+        if num_videos_per_prompt < 1:
+            raise ValueError(f"num_videos_per_prompt={num_videos_per_prompt} is below 1")
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type={output_type!r} is none of 'np', 'pt', 'pil', 'latent'")
         if start_step and latents is None:
@@ -206,6 +213,7 @@ class PusaPipeline(WanPipeline):
         self._guidance_scale_2 = guidance_scale if guidance_scale_2 is None else guidance_scale_2
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
+        self._is_resumed = start_step > 0
         device = self._execution_device
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_prompts = len(prompts) if prompts is not None else prompt_embeds.shape[0]  # type: ignore[union-attr]
@@ -238,9 +246,7 @@ class PusaPipeline(WanPipeline):
             noise_multipliers=None if known is None else known.noise_multipliers,
             frame_sigmas=frame_sigmas,
         )
-        table_frames = self.scheduler.frame_sigmas.shape[2]
-        if table_frames not in (1, shape[1]):
-            raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {shape[1]}")
+        self._check_table(batch_size, shape[1], frame_sigmas, known)
         steps = len(self.scheduler.timesteps)
         if not 0 <= start_step <= steps:
             raise ValueError(f"start_step={start_step} is outside 0..{steps}")
@@ -320,7 +326,7 @@ class PusaPipeline(WanPipeline):
                 )[0]
 
         v = predict("cond", prompt_embeds)
-        if negative_prompt_embeds is None or not self.do_classifier_free_guidance:  # a callback may switch it off
+        if negative_prompt_embeds is None or guidance <= 1 or not self.do_classifier_free_guidance:
             return v
         v_uncond = predict("uncond", negative_prompt_embeds)
         return v_uncond + guidance * (v - v_uncond)
@@ -371,6 +377,8 @@ class PusaPipeline(WanPipeline):
         **clip: Any,
     ) -> Placement | None:
         """Known latents ``[B or 1, C, F, h, w]`` and multipliers ``[B or 1, F]``."""
+        if isinstance(conditions, PusaCondition):
+            raise TypeError("conditions is one PusaCondition: give a list of them")
         if not conditions:
             return None
         per_prompt = not isinstance(conditions[0], PusaCondition)
@@ -386,6 +394,29 @@ class PusaPipeline(WanPipeline):
             latents=torch.stack([p.latents for p in placements]).repeat_interleave(repeats, 0),
             noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
         )
+
+    def _check_table(self, batch_size: int, frames: int, frame_sigmas: Tensor | None, known: Placement | None) -> None:
+        """Whether a table that a user gives is for this call."""
+        if frame_sigmas is None:
+            return
+        _, table_videos, table_frames = self.scheduler.frame_sigmas.shape
+        if table_videos not in (1, batch_size):
+            raise ValueError(f"frame_sigmas is for {table_videos} videos, this call makes {batch_size}")
+        if table_frames not in (1, frames):
+            raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {frames}")
+        levels = torch.as_tensor(frame_sigmas, dtype=torch.float32)
+        free = torch.ones(frames, dtype=torch.bool) if known is None else (known.noise_multipliers == 1).all(0)
+        if self.config.boundary_ratio is not None:
+            highest = levels.flatten(1).amax(1)[:-1]
+            walking = torch.where(levels[:-1] > 0, levels[:-1], 1.0).flatten(1).amin(1)
+            if bool(((highest >= self.config.boundary_ratio) & (walking < self.config.boundary_ratio)).any()):
+                raise ValueError(
+                    "frame_sigmas has frames on both sides of the boundary between the two experts at one step: "
+                    "waves need a model with one transformer"
+                )
+        starts = levels[0].expand(*levels.shape[1:-1], frames)
+        if bool((starts[..., free] < 1).any()) and not self._is_resumed:
+            raise ValueError("frame_sigmas starts below 1 where nothing is known: give latents and start_step to go on")
 
     def _embeddings(
         self,
@@ -417,7 +448,7 @@ class PusaPipeline(WanPipeline):
 def _nearest(name: str, value: int, multiple: int, offset: int) -> int:
     if value < 1:
         raise ValueError(f"{name}={value} is below 1")
-    rounded = max(round((value - offset) / multiple) * multiple, 0 if offset else multiple) + offset
+    rounded = max((value - offset + multiple // 2) // multiple * multiple, 0 if offset else multiple) + offset
     if rounded != value:
         rule = f"{multiple}n + {offset}" if offset else f"a multiple of {multiple}"
         logger.warning("%s=%d becomes %d: it must be %s", name, value, rounded, rule)

@@ -4,6 +4,7 @@ Wan's causal VAE makes one latent frame of the first frame and one of every four
 frames 0..20. People say a frame or a time, the model knows latent frames; one function converts. No torch here.
 """
 
+import math
 from typing import Literal, SupportsIndex
 
 Position = int | Literal["last"]
@@ -31,6 +32,8 @@ def latent_index_of(
     if latent_index is not None:
         return _index_in("latent_index", latent_index, latent_frames(num_frames, factor), "latent frames")
     if seconds is not None:
+        if seconds != "last" and (not isinstance(seconds, int | float) or not math.isfinite(seconds)):
+            raise TypeError(f"seconds={seconds!r} is neither a number nor 'last'")
         frame = seconds if seconds == "last" else round(seconds * fps)
         if seconds != "last" and seconds < 0:
             frame = min(frame, -1)  # the shortest time before the end is the last frame

@@ -325,6 +325,8 @@ class GenerationRequest(StrictModel):
     def _check_overlap(self, frames: int, window: int, overlap: int) -> None:
         sides = 2 if self.task in ("transition", "loop") else 1 if self.task == "extend" or frames > window else 0
         kept = latent_frames(overlap)
+        if self.task == "transition" and frames > window:
+            raise ValueError(f"frames={frames}: a transition is made at once; give at most window={window}")
         if sides * kept >= latent_frames(window):
             most = (latent_frames(window) - 1) // sides
             raise ValueError(

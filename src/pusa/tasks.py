@@ -19,7 +19,7 @@ from pusa import long_video, media, zoo
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import GenerationEvent, Report
 from pusa.inputs import Input
-from pusa.models.vae import decode_video
+from pusa.models.vae import DecodeMemoryError, decode_video
 from pusa.pipeline import PusaPipeline
 from pusa.positions import latent_frames
 from pusa.prompt_cache import PromptCache, default_folder, encode_prompts
@@ -75,14 +75,12 @@ class Tasks:
     def transition(self) -> Film:
         """The end of the first video and the beginning of the second are the two ends of one window."""
         request = self.request
-        if request.frames > request.window:
-            raise ValueError(
-                f"frames={request.frames}: a transition is made at once; give at most window={request.window}"
-            )
         first, second = self.inputs
         joined = 4 * self.overlap  # at later places each latent frame holds four frames
         beginning = media.read_video(second.source, fps=request.fps, fit=self._size, max_frames=joined)
         self._check_length(second, len(beginning), joined)
+        for _ in self._all_frames(second):
+            pass  # it is shown after all else: better to find it damaged now
         known = [self._end_of(first), _at_the_end(beginning, second.spec.noise, second.spec.fit)]
         return Film(
             self._latents(latent_frames(request.frames), known),
@@ -96,12 +94,14 @@ class Tasks:
         """A clip, and a bridge that leads from its end to its beginning, in one stream of latents."""
         bridge_length = self.window - 2 * self.overlap
         clip_length = latent_frames(self.request.frames) - bridge_length
-        if clip_length <= self.overlap:
-            raise ValueError(
-                f"overlap={self.request.overlap} leaves too little of a loop of {self.request.frames} frames: "
-                "give a smaller overlap or more frames"
-            )
         conditions = [self._condition(i) for i in self.inputs]
+        for condition in conditions:
+            place = condition.latent_index
+            if isinstance(place, int) and place >= clip_length:
+                raise ValueError(
+                    f"latent frame {place} of this loop is in the bridge from its end to its beginning: "
+                    f"give a place in 0..{clip_length - 1}"
+                )
 
         def pieces() -> Iterator[Tensor]:
             beginning = end = torch.empty(0)
@@ -187,12 +187,12 @@ class Tasks:
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
         """The latents of one window, ``[1, C, length, h, w]``."""
-        request = self.request
+        request, embeddings = self.request, self._embeddings
         if self.steps_done == 0:
             self.report(GenerationEvent(kind="stage", stage="denoise"))
             self.began = time.monotonic()
         return self.pipe(
-            **self._embeddings,
+            **embeddings,
             conditions=conditions,
             height=request.height,
             width=request.width,
@@ -220,10 +220,18 @@ class Tasks:
             )
         )
         if self.preview_every and self.steps_done % self.preview_every == 0:
-            middle = tensors["denoised"].shape[2] // 2
-            frame = media.to_uint8(decode_video(pipe.vae, tensors["denoised"][:, :, middle : middle + 1]))[0]
-            self.report(GenerationEvent(kind="preview", stage="denoise", image=Image.fromarray(frame)))
+            self._preview(pipe, tensors["denoised"])
         return {}
+
+    def _preview(self, pipe: PusaPipeline, denoised: Tensor) -> None:
+        middle = denoised.shape[2] // 2
+        try:
+            frame = media.to_uint8(decode_video(pipe.vae, denoised[:, :, middle : middle + 1]))[0]
+        except DecodeMemoryError:
+            self.preview_every = 0
+            self.report(GenerationEvent(kind="note", message="no previews: there is no memory for them"))
+            return
+        self.report(GenerationEvent(kind="preview", stage="denoise", image=Image.fromarray(frame)))
 
 
 def _at_the_end(frames: np.ndarray, noise: Any, fit: Any) -> PusaCondition:

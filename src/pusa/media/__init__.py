@@ -4,7 +4,7 @@ from pusa.media.decoding import VideoInfo
 from pusa.media.previews import contact_sheet, thumbnail
 from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
-from pusa.media.writing import VideoWriter, to_uint8
+from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -14,6 +14,7 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "contact_sheet",
+    "discard_unfinished",
     "iter_video",
     "probe_video",
     "read_image",

@@ -54,6 +54,22 @@ def to_uint8(frames: Any) -> np.ndarray:
     return levels.byte().permute(1, 2, 3, 0).contiguous().cpu().numpy()  # [n, H, W, 3]
 
 
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove what open writers have written: for a program that is about to end without unwinding its threads."""
+    for temporary in list(_unfinished):
+        _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    else:
+        temporary.unlink(missing_ok=True)
+
+
 class VideoWriter:
     """Write frames to a video while they are being made.
 
@@ -125,6 +141,7 @@ class VideoWriter:
         self._encoder: Encoder | None = None
 
     def __enter__(self) -> Self:
+        _unfinished.add(self._output.path)
         try:
             self._encoder = self._format(self._output)
         except BaseException:
@@ -177,10 +194,8 @@ class VideoWriter:
             if self._encoder is not None:
                 self._encoder.abandon()
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            else:
-                temporary.unlink(missing_ok=True)
+            _remove(temporary)
+            _unfinished.discard(temporary)
 
     def _check_size(self, width: int, height: int) -> None:
         largest = self._format.largest

@@ -120,7 +120,14 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _decode_at_once(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    return torch.cat(list(decode_chunks(vae, latents)), dim=2)
+    video, done = torch.empty(0), 0
+    for frames in decode_chunks(vae, latents):
+        if done == 0:  # allocated once, so that the video never exists twice
+            count = (latents.shape[2] - 1) * vae.config.scale_factor_temporal + 1
+            video = frames.new_empty(*frames.shape[:2], count, *frames.shape[3:])
+        video[:, :, done : done + frames.shape[2]] = frames
+        done += frames.shape[2]
+    return video
 
 
 def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
