@@ -3,9 +3,10 @@
     python benchmarks/joints.py [--model NAME_OR_FOLDER] [--lora FILE] [--video FILE] [--seeds 3]
 
 Seam: the mean absolute difference between the two frames at a joint over that between neighbours within eight frames of
-it; 1 is no seam. Kept: PSNR in dB of the frames taken over at noise 0 against the VAE's own picture. Drift: how far
-the mean colour (0..255) and the contrast of the last of ten windows are from those of the first, for ways to go on.
-Memory: peak resident memory of `pusa generate` for a video and for one ten times as long.
+it; 1 is no seam. "the VAE alone" is the joint between the given video and its own reconstruction. Kept: PSNR in dB of the
+frames taken over at noise 0 against the VAE's own picture. Drift: how far the mean colour (0..255) and the contrast of
+the last of ten windows are from those of the first, for ways to go on. Memory: peak resident memory of `pusa generate`
+for a video and for one ten times as long.
 
 With random weights (`tiny`) only the memory figures mean anything.
 """
@@ -145,7 +146,17 @@ class Bench:
                 seams += [seam(frames, joint) for joint in joints]
             spread = statistics.pstdev(seams)
             results[name] = {"seam": statistics.mean(seams), "spread": spread}
+        results["the VAE alone"] = {"seam": self.vae_seam(), "spread": 0.0}
         return results
+
+    def vae_seam(self) -> float:
+        """Where the given video goes over into its own reconstruction: what the VAE's loss adds to a joint."""
+        clip = media.read_video(self.clip_file)
+        whole = clip[: (len(clip) - 1) // 4 * 4 + 1]
+        z = self.pipe.encode_frames(pixels([fit_image(frame, *self.size) for frame in whole]))
+        rebuilt = media.to_uint8(torch.cat(list(self.pipe.decode_stream(z)), 2))
+        joint = len(whole) // 2
+        return seam(np.concatenate([whole[:joint], rebuilt[joint:]]), joint)
 
     def kept(self) -> float | None:
         """The frames taken over, decoded with what was made after them, against the VAE's own picture of them."""
