@@ -3,8 +3,8 @@
     python benchmarks/joints.py [--model NAME_OR_FOLDER] [--lora FILE] [--video FILE] [--seeds 3]
 
 Seam: the mean absolute difference between the two frames at a joint over that between neighbours within eight frames of
-it; 1 is no seam. "the VAE alone" is the joint between the given video and its own reconstruction. Kept: PSNR in dB of the
-frames taken over at noise 0 against the VAE's own picture. Drift: how far the mean colour (0..255) and the contrast of
+it; 1 is no seam. "the VAE alone" is the joint between the given video and its own reconstruction. Kept: PSNR in dB of
+the frames taken over at noise 0 against the VAE's own picture. Drift: how far mean colour (0..255) and contrast of
 the last of ten windows are from those of the first, for ways to go on. Memory: peak resident memory of `pusa generate`
 for a video and for one ten times as long.
 

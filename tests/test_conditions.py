@@ -109,6 +109,12 @@ def test_numpys_whole_numbers_are_whole_numbers(encode):
     assert known.noise_multipliers.tolist() == [1, 1, 1, 0, 1]
 
 
+@pytest.mark.parametrize("arguments", [{"image": "cat.png"}, {"video": "cat.mp4"}, {"video": iter([picture()])}])
+def test_names_and_generators_are_refused_at_once(arguments):
+    with pytest.raises(TypeError, match=r"is a name: read the file with pusa\.media\.read_|give a list of images"):
+        PusaCondition(**arguments)
+
+
 def test_an_image_is_held_at_its_place_with_its_noise(encode):
     known = place([PusaCondition(image=picture(), latent_index=2, noise_multiplier=0.2)], encode=encode, **CLIP)
     assert known.noise_multipliers.tolist() == [1, 1, pytest.approx(0.2), 1, 1]

@@ -13,11 +13,12 @@ from PIL import Image
 from pusa import media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import GenerationEvent
-from pusa.generate import decode, generate, load_latents, save_latents, stored
+from pusa.generate import _shown, decode, generate, load_latents, save_latents, stored
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
 from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.tasks import Film
 
 FRAMES, WIDTH, HEIGHT = 17, 96, 64  # the defaults of "tiny"
 
@@ -158,6 +159,22 @@ def test_every_task_on_real_pictures_and_a_real_video(inputs, tmp_path):
         run(output, **asked)
         info = media.probe_video(output)
         assert (info.width, info.height, info.fps, info.frames) == (WIDTH, HEIGHT, 16.0, frames)
+
+
+def test_differences_at_joints_fade_out_instead_of_jumping():
+    def grey(*values: int) -> list[np.ndarray]:
+        return [np.full((2, 2, 3), value, np.uint8) for value in values]
+
+    def shown(film: Film, *decoded: int) -> list[int]:
+        return [int(frame[0, 0, 0, 0]) for frame in _shown(film, [np.stack(grey(*decoded))])]
+
+    extension = shown(Film([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
+    assert extension == [100, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 10, 10, 10]
+    transition = shown(Film([], before=grey(10), skip=1, drop=2, after=grey(100, 101)), 10, *[10] * 10, 10, 10)
+    assert transition == [10, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 101]
+    loop = shown(Film([], drop=2), 100, *[10] * 10, 10, 10)
+    assert loop == [100, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+    assert shown(Film([]), 1, 2, 3) == [1, 2, 3]
 
 
 # ---- the same again --------------------------------------------------------------------------------------------------

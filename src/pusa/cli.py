@@ -82,7 +82,7 @@ class _Group(click.Group):
         self.params.append(_debug_option())
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        session = _Session()
+        session = _Session(as_json="--json" in (sys.argv[1:] if args is None else args))  # errors of usage, too
         try:
             with warnings.catch_warnings(action="ignore"):  # libraries' advice to programmers
                 result = super().main(args, "pusa", **{**extra, "standalone_mode": False, "obj": session})
@@ -144,7 +144,11 @@ def main(ctx: click.Context) -> None:
 
 
 _output = click.option(
-    "-o", "--output", metavar="FILE", help="Video to write. [default: a new name in this folder, made from the prompt]"
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    help="Video to write. [default: a new name in this folder, made from the prompt]",
 )
 _json = click.option(
     "--json", is_flag=True, expose_value=False, callback=_remember("as_json"), help="Write lines of JSON, for scripts."
@@ -169,6 +173,12 @@ def _run(
     from pusa.generate import generate
 
     _show(lambda stop: generate(request, path, stop=stop, carried=carried))
+
+
+def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from pusa.zoo import ZOO
+
+    return [name for name in ZOO if name.startswith(incomplete)]
 
 
 def _show(start: Start) -> None:
@@ -220,7 +230,7 @@ def generate(
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.argument("video", metavar="VIDEO")
+@click.argument("video", metavar="VIDEO", type=click.Path())
 @_prompt
 @noise_option
 @request_options()
@@ -234,8 +244,8 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, **opt
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.argument("first", metavar="FIRST")
-@click.argument("second", metavar="SECOND")
+@click.argument("first", metavar="FIRST", type=click.Path())
+@click.argument("second", metavar="SECOND", type=click.Path())
 @_prompt
 @noise_option
 @request_options()
@@ -271,7 +281,7 @@ def loop(
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.argument("video", metavar="VIDEO")
+@click.argument("video", metavar="VIDEO", type=click.Path())
 @_output
 @_json
 def replay(video: str, output: str | None) -> None:
@@ -292,7 +302,7 @@ def replay(video: str, output: str | None) -> None:
 
 
 @main.command(epilog=_EXIT_CODES)
-@click.argument("latents", metavar="LATENTS")
+@click.argument("latents", metavar="LATENTS", type=click.Path())
 @_output
 @_json
 def decode(latents: str, output: str | None) -> None:
@@ -306,7 +316,7 @@ def decode(latents: str, output: str | None) -> None:
 
 
 @main.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", type=click.Path())
 @_json
 def info(file: str) -> None:
     """Say what FILE is: a video and how it was made, a LoRA, a checkpoint or saved latents."""
@@ -348,7 +358,7 @@ def models(ctx: click.Context) -> None:
 
 
 @models.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=_complete_models)
 @_json
 def show(name: str) -> None:
     """Say all that is known of the model NAME."""

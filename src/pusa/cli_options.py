@@ -55,7 +55,7 @@ def request_options(*without: str) -> Callable[[C], C]:
 
 image_options = _applied(
     [
-        click.option("--image", metavar="FILE", help="The first frame."),
+        click.option("--image", metavar="FILE", type=click.Path(), help="The first frame."),
         click.option(
             "--keyframe",
             "keyframes",
@@ -70,7 +70,12 @@ image_options = _applied(
 )
 video_options = _applied(
     [
-        click.option("--video", metavar="FILE", help="A video to complete: its frames stay at their own places."),
+        click.option(
+            "--video",
+            metavar="FILE",
+            type=click.Path(),
+            help="A video to complete: its frames stay at their own places.",
+        ),
         click.option(
             "--positions", metavar="LIST", help='Which latent frames of the video are kept: "0,1,2,3". [default: all]'
         ),

@@ -7,6 +7,7 @@ frame 0 is frame 0 of the video, every later one is four frames: 81 frames are l
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -69,6 +70,11 @@ class PusaCondition:
             raise ValueError("latent_index=[] is empty: give a latent frame, or leave it out for the beginning")
         if self.image is not None and listed is not None and len(listed) > 1:
             raise ValueError(f"latent_index={listed} for one image: use one condition per place, or a video")
+        for name in ("image", "video"):
+            if isinstance(getattr(self, name), str | PathLike):
+                raise TypeError(f"{name}={getattr(self, name)!r} is a name: read the file with pusa.media.read_{name}")
+        if self.video is not None and not hasattr(self.video, "__len__"):
+            raise TypeError(f"a video of type {type(self.video).__name__}: give a list of images, an array or a tensor")
         if self.video is not None and len(self.video) == 0:
             raise ValueError("the video has no frames")
         if self.encode not in ("single", "repeat"):

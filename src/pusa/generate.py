@@ -5,8 +5,8 @@ The command line, the server's worker and the evaluation all go through `generat
 
 import base64
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.tasks import Film, Tasks
+
+FADE_FRAMES = 8  # half a second at Wan's rate
 
 
 def generate(
@@ -230,26 +232,54 @@ def _write(writer: media.VideoWriter, film: Film, pipe: PusaPipeline, metadata: 
     """Decode and encode at once: no more than a chunk of frames is held."""
     saved = writer.path.with_suffix(".latents.safetensors")
     was_there = saved.exists()
-    with writer, closing(_shown(film, _decoded(film.pieces, pipe, saved, metadata, report))) as chunks:
-        for chunk in chunks:
-            writer.write(chunk)
+    with writer:
+        for frame in _shown(film, _decoded(film.pieces, pipe, saved, metadata, report)):
+            writer.write(frame)
     if not was_there:
         saved.unlink(missing_ok=True)
 
 
-def _shown(film: Film, decoded: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
-    """uint8 chunks ``[n, H, W, 3]`` of the whole film."""
-    yield from (frame[None] for frame in film.before)
-    held: list[np.ndarray] = []  # the last frames, as long as they may have to be dropped
-    to_skip = film.skip
-    for chunk in decoded:
-        held.extend(chunk[to_skip:])
-        to_skip = max(to_skip - len(chunk), 0)
-        ready = len(held) - film.drop
-        if ready > 0:
-            yield np.stack(held[:ready])
-            del held[:ready]
-    yield from (frame[None] for frame in film.after)
+def _shown(film: Film, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """uint8 frames ``[1, H, W, 3]`` of the whole film, without a jump at its joints.
+
+    The frames that are skipped and dropped show the same moments as their neighbours outside, but through the VAE (and
+    not quite the same, if they were held with noise). What they differ by at a joint fades out over the free frames.
+    """
+    outside = None
+    for outside in film.before:
+        yield outside[None]
+    free = _faded_in(outside, film.skip, (frame for chunk in decoded for frame in chunk))
+    first, held = None, deque[np.ndarray]()
+    for frame in free:
+        first = frame if first is None else first
+        held.append(frame)
+        if not film.drop or len(held) > film.drop + FADE_FRAMES:
+            yield held.popleft()[None]
+    after = iter(film.after)
+    outside = next(after, first)  # a loop goes on with its own first frame
+    fading = len(held) - film.drop
+    if film.drop and outside is not None:
+        difference = outside - held[fading].astype(np.float32)
+        for number in range(fading):
+            yield _moved(held[number], difference * ((number + 1) / (fading + 1)))[None]
+        if film.after:
+            yield outside[None]
+    for frame in after:
+        yield frame[None]
+
+
+def _faded_in(outside: np.ndarray | None, skip: int, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames after the first `skip`, of which the last shows what `outside` shows."""
+    difference: Any = 0.0
+    for number, frame in enumerate(frames, start=1 - skip):
+        if number == 0 and outside is not None:
+            difference = outside - frame.astype(np.float32)
+        if number >= 1:
+            yield _moved(frame, difference * (1 - number / (FADE_FRAMES + 1))) if number <= FADE_FRAMES else frame
+
+
+def _moved(frame: np.ndarray, difference: Any) -> np.ndarray:
+    return (frame + difference).round().clip(0, 255).astype(np.uint8)
 
 
 def _decoded(

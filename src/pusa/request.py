@@ -304,7 +304,11 @@ class GenerationRequest(StrictModel):
         self._check_overlap(frames, window, overlap)
         filled = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
-            "conditions": [_filled(condition, preset) for condition in self.conditions],
+            "conditions": [
+                # A video that is shown as it is must not be departed from: its joint would show (docs/long_video.md).
+                _filled(condition, 0.0 if self.task in ("extend", "transition") else preset.noise)
+                for condition in self.conditions
+            ],
             "width": _rounded_size(self.width or defaults.width),
             "height": _rounded_size(self.height or defaults.height),
             "frames": frames,
@@ -384,10 +388,10 @@ def _half_of(window: int) -> int:
     return max(1, (window // 2 - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
 
 
-def _filled(condition: ConditionSpec, preset: Preset) -> ConditionSpec:
+def _filled(condition: ConditionSpec, noise: float) -> ConditionSpec:
     beginning = [Position("latent", 0)] if condition.kind == "image" else []
     return condition.model_copy(
-        update={"noise": condition.noise or [preset.noise], "positions": condition.positions or beginning}
+        update={"noise": condition.noise or [noise], "positions": condition.positions or beginning}
     )
 
 

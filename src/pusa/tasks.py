@@ -28,7 +28,11 @@ from pusa.request import ResolvedRequest
 
 @dataclass
 class Film:
-    """What a file shows: `before`, the decoded `pieces` without `skip` and `drop` frames at their ends, `after`."""
+    """What a file shows: `before`, the decoded `pieces` without `skip` and `drop` frames at their ends, `after`.
+
+    The skipped frames show the same moments as the last ones of `before`; those dropped as the first of `after`, or
+    of the film itself if nothing comes after (a loop).
+    """
 
     pieces: Iterable[Tensor]  # normalised latents [1, C, n, h, w], one stream
     before: Iterable[np.ndarray] = ()  # uint8 [H, W, 3]
@@ -111,9 +115,9 @@ class Tasks:
                 yield piece
             first_frames = media.to_uint8(decode_video(self.pipe.vae, beginning))[: 4 * self.overlap]
             known = [PusaCondition(latents=end[0]), _at_the_end(first_frames, 0.0, "crop")]
-            yield self._denoise(self.window, known)[:, :, self.overlap : -self.overlap]
+            yield self._denoise(self.window, known)[:, :, self.overlap :]
 
-        return Film(pieces())
+        return Film(pieces(), drop=4 * self.overlap)
 
     # ---- what is known ----
 

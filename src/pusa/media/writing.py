@@ -208,6 +208,8 @@ class VideoWriter:
         target = self._target
         if not target.parent.is_dir():
             raise FileNotFoundError(f"{one_line(target.parent)}: no such folder; make it first")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise MediaError(f"{one_line(target.parent)} cannot be written to; name another folder")
         if self._format is PngFolderEncoder:
             if target.exists() and not (target.is_dir() and not any(target.iterdir())):
                 raise MediaError(f"{one_line(target)} is there already and no empty folder; name another one")
