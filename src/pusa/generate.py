@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -286,28 +287,29 @@ def _decoded(
     pieces: Iterable[Tensor], pipe: PusaPipeline, saved: Path, metadata: dict[str, Any], report: Report
 ) -> Iterator[np.ndarray]:
     """Frames of each piece as soon as it is denoised; latents that do not fit into memory are saved, not lost."""
-    denoised: list[Tensor] = []  # small next to frames: 0.4 MB per latent frame at 480p
     frames_shown = 0
     is_decoding = False
 
-    def taken() -> Iterator[Tensor]:
-        nonlocal is_decoding
-        for piece in pieces:
-            denoised.append(piece.cpu())
-            report(GenerationEvent(kind="stage", stage="decode"))
-            is_decoding = True
-            yield piece
-            is_decoding = False
+    with TemporaryFile() as denoised:  # on disk, so that memory does not grow with the video
 
-    try:
-        for chunk in decode_chunks(pipe.vae, taken()):
-            yield media.to_uint8(chunk)
-            frames_shown += chunk.shape[2]
-        return
-    except RuntimeError as error:
-        if not is_decoding or not is_out_of_memory(error):
-            raise
-    latents = torch.cat(denoised, dim=2)
+        def taken() -> Iterator[Tensor]:
+            nonlocal is_decoding
+            for piece in pieces:
+                np.save(denoised, piece.cpu().numpy())
+                report(GenerationEvent(kind="stage", stage="decode"))
+                is_decoding = True
+                yield piece
+                is_decoding = False
+
+        try:
+            for chunk in decode_chunks(pipe.vae, taken()):
+                yield media.to_uint8(chunk)
+                frames_shown += chunk.shape[2]
+            return
+        except RuntimeError as error:
+            if not is_decoding or not is_out_of_memory(error):
+                raise
+        latents = torch.cat(list(_read_back(denoised)), dim=2)
     save_latents(saved, latents, metadata)
     told = f"out of memory while decoding; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
     if not isinstance(pieces, list):  # the rest is not denoised yet
@@ -317,3 +319,10 @@ def _decoded(
     except DecodeMemoryError as error:
         raise DecodeMemoryError(told, latents) from error
     yield media.to_uint8(frames[:, :, frames_shown:])
+
+
+def _read_back(file: IO[bytes]) -> Iterator[Tensor]:
+    end = file.tell()
+    file.seek(0)
+    while file.tell() < end:
+        yield torch.from_numpy(np.load(file))
