@@ -213,7 +213,6 @@ class PusaPipeline(WanPipeline):
         self._guidance_scale_2 = guidance_scale if guidance_scale_2 is None else guidance_scale_2
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
-        self._is_resumed = start_step > 0
         device = self._execution_device
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_prompts = len(prompts) if prompts is not None else prompt_embeds.shape[0]  # type: ignore[union-attr]
@@ -246,7 +245,8 @@ class PusaPipeline(WanPipeline):
             noise_multipliers=None if known is None else known.noise_multipliers,
             frame_sigmas=frame_sigmas,
         )
-        self._check_table(batch_size, shape[1], frame_sigmas, known)
+        if frame_sigmas is not None:
+            self._check_table(torch.as_tensor(frame_sigmas).float(), batch_size, shape[1], known, start_step)
         steps = len(self.scheduler.timesteps)
         if not 0 <= start_step <= steps:
             raise ValueError(f"start_step={start_step} is outside 0..{steps}")
@@ -395,16 +395,15 @@ class PusaPipeline(WanPipeline):
             noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
         )
 
-    def _check_table(self, batch_size: int, frames: int, frame_sigmas: Tensor | None, known: Placement | None) -> None:
+    def _check_table(
+        self, levels: Tensor, batch_size: int, frames: int, known: Placement | None, start_step: int
+    ) -> None:
         """Whether a table that a user gives is for this call."""
-        if frame_sigmas is None:
-            return
         _, table_videos, table_frames = self.scheduler.frame_sigmas.shape
         if table_videos not in (1, batch_size):
             raise ValueError(f"frame_sigmas is for {table_videos} videos, this call makes {batch_size}")
         if table_frames not in (1, frames):
             raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {frames}")
-        levels = torch.as_tensor(frame_sigmas, dtype=torch.float32)
         free = torch.ones(frames, dtype=torch.bool) if known is None else (known.noise_multipliers == 1).all(0)
         if self.config.boundary_ratio is not None:
             highest = levels.flatten(1).amax(1)[:-1]
@@ -415,7 +414,7 @@ class PusaPipeline(WanPipeline):
                     "waves need a model with one transformer"
                 )
         starts = levels[0].expand(*levels.shape[1:-1], frames)
-        if bool((starts[..., free] < 1).any()) and not self._is_resumed:
+        if bool((starts[..., free] < 1).any()) and start_step == 0:
             raise ValueError("frame_sigmas starts below 1 where nothing is known: give latents and start_step to go on")
 
     def _embeddings(
