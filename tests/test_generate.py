@@ -268,6 +268,15 @@ def test_stopping_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_stopping_works_while_frames_are_written(tmp_path):
+    stages: list[str] = []
+    request = GenerationRequest(model="tiny", prompt="a cat", steps=1)
+    for event in generate(request, tmp_path / "out.mp4", stop=lambda: "decode" in stages):
+        stages.append(event.stage)
+    assert stages[-1] == "decode"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_closing_the_events_ends_the_run(tmp_path):
     events = generate(GenerationRequest(model="tiny", prompt="a cat", frames=401), tmp_path / "out.mp4")
     for event in events:

@@ -43,7 +43,7 @@ def generate(
     Args:
         request: what to make; what it leaves open is filled from the model's defaults.
         output: file to write; its suffix says the format, see `pusa.media.VideoWriter`.
-        stop: asked between steps; True ends the run, and no file is left.
+        stop: asked between steps and between frames; True ends the run, and no file is left.
         pipeline: a loaded one; None loads the request's model and keeps it for the next request.
         carried: contents by sha256, for conditions whose files may be gone (see `stored`).
         preview_every: a ``preview`` event after every so many steps (0: none).
@@ -87,7 +87,7 @@ def generate(
             max_sequence_length=defaults.max_sequence_length,
             preview_every=preview_every,
         )
-        _write(writer, tasks.film(), pipe, metadata, report_or_stop)
+        _write(writer, tasks.film(), pipe, metadata, report_or_stop, stop)
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)
@@ -112,16 +112,20 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
         pipe = PusaPipeline.from_pretrained(request.model, **unused)
         if torch.cuda.is_available():
             pipe.vae.to("cuda")
-        _write(writer, Film([z]), pipe, metadata, report_or_stop)
+        _write(writer, Film([z]), pipe, metadata, report_or_stop, stop)
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)
 
 
+def _end_if(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise RunEnded
+
+
 def _stopping(report: Report, stop: Callable[[], bool]) -> Report:
     def report_or_stop(event: GenerationEvent) -> None:
-        if stop():
-            raise RunEnded
+        _end_if(stop)
         report(event)
 
     return report_or_stop
@@ -193,13 +197,11 @@ def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        needed_bytes = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        free_bytes, _ = torch.cuda.mem_get_info()
-        if needed_bytes < 0.8 * free_bytes:  # the rest is for activations
+        sizes_bytes = [sum(p.numel() * p.element_size() for p in module.parameters()) for module in modules]
+        if sum(sizes_bytes) < 0.8 * resources.gpu_memory_bytes():  # the rest is for activations
             pipe.to("cuda")
         else:
-            largest_bytes = max(sum(p.numel() * p.element_size() for p in module.parameters()) for module in modules)
-            resources.check_gpu(largest_bytes, model)
+            resources.check_gpu(max(sizes_bytes), model)
             pipe.enable_model_cpu_offload()
     return pipe
 
@@ -229,12 +231,20 @@ def _writer(output: Path, request: ResolvedRequest, metadata: dict[str, Any]) ->
     return media.VideoWriter(output, width=request.width, height=request.height, fps=request.fps, metadata=metadata)
 
 
-def _write(writer: media.VideoWriter, film: Film, pipe: PusaPipeline, metadata: dict[str, Any], report: Report) -> None:
+def _write(
+    writer: media.VideoWriter,
+    film: Film,
+    pipe: PusaPipeline,
+    metadata: dict[str, Any],
+    report: Report,
+    stop: Callable[[], bool],
+) -> None:
     """Decode and encode at once: no more than a chunk of frames is held."""
     saved = writer.path.with_suffix(".latents.safetensors")
     was_there = saved.exists()
     with writer:
         for frame in _shown(film, _decoded(film.pieces, pipe, saved, metadata, report)):
+            _end_if(stop)
             writer.write(frame)
     if not was_there:
         saved.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition, places_of
+from pusa.positions import frames_of
 from pusa.scheduler import shifted
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def chain(
         ValueError: at once, before any window is made: a condition whose places no single window makes.
     """
     owned: dict[Span, list[PusaCondition]] = {span: [] for span in covered}
-    num_frames = 4 * (covered[-1].start + covered[-1].length) - 3
+    num_frames = frames_of(covered[-1].start + covered[-1].length)
     for condition in conditions:
         places = places_of(condition, num_frames=num_frames, fps=fps)
         span = _owner(covered, places)
@@ -168,7 +169,7 @@ def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], 
         # The latents are at the table's first row already: they are handed over as reached after one step that stays.
         return pipe(
             **call,
-            num_frames=factor * (latents.shape[2] - 1) + 1,
+            num_frames=frames_of(latents.shape[2], factor),
             latents=latents,
             frame_sigmas=torch.cat([table[:1], table]),
             start_step=1,

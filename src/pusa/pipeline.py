@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from pusa import lora, zoo
-from pusa.conditions import Placement, PusaCondition, latent_frames, place
+from pusa.conditions import Placement, PusaCondition, place
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.positions import latent_frames, nearest_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 logger = logging.getLogger(__name__)
@@ -358,10 +359,10 @@ class PusaPipeline(WanPipeline):
 
     def _rounded(self, name: str, value: int) -> int:
         multiple = self.vae_scale_factor_spatial * self._any_transformer().config.patch_size[1]
-        return _nearest(name, value, multiple, 0)
+        return _rounded(name, value, multiple)
 
     def _rounded_frames(self, num_frames: int) -> int:
-        return _nearest("num_frames", num_frames, self.vae_scale_factor_temporal, 1)
+        return _rounded("num_frames", num_frames, self.vae_scale_factor_temporal, 1)
 
     def _latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
         scale = self.vae_scale_factor_spatial
@@ -444,10 +445,10 @@ class PusaPipeline(WanPipeline):
         return positive, negative if self.do_classifier_free_guidance else None
 
 
-def _nearest(name: str, value: int, multiple: int, offset: int) -> int:
+def _rounded(name: str, value: int, multiple: int, offset: int = 0) -> int:
     if value < 1:
         raise ValueError(f"{name}={value} is below 1")
-    rounded = max((value - offset + multiple // 2) // multiple * multiple, 0 if offset else multiple) + offset
+    rounded = nearest_of(value, multiple, offset)
     if rounded != value:
         rule = f"{multiple}n + {offset}" if offset else f"a multiple of {multiple}"
         logger.warning("%s=%d becomes %d: it must be %s", name, value, rounded, rule)

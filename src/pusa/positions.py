@@ -15,6 +15,16 @@ def latent_frames(num_frames: int, factor: int = 4) -> int:
     return (num_frames - 1) // factor + 1
 
 
+def frames_of(latents: int, factor: int = 4) -> int:
+    """Frames of a clip of `latents` latent frames: the inverse of `latent_frames` for a clip that it makes whole."""
+    return factor * (latents - 1) + 1
+
+
+def nearest_of(value: int, multiple: int, offset: int = 0) -> int:
+    """The number ``multiple * n + offset``, at least 1, that is nearest to `value`; halves go up."""
+    return max((value - offset + multiple // 2) // multiple * multiple, 0 if offset else multiple) + offset
+
+
 def latent_index_of(
     *,
     num_frames: int,

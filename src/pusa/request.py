@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from pusa.knobs import StrictModel, explain, knob, knobs, shown
-from pusa.positions import latent_frames, latent_index_of
+from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
 
 __all__ = [
     "PRESETS",
@@ -298,9 +298,11 @@ class GenerationRequest(StrictModel):
         preset = PRESETS[self.preset]
         offset = preset.alpha_offset
         first_alpha, second_alpha = _per_expert(defaults.alpha)
-        frames = _rounded_frames(self.frames or defaults.num_frames)
-        window = min(frames, _rounded_frames(self.window or defaults.num_frames))
-        overlap = _rounded_frames(self.overlap) if self.overlap else min(OVERLAP_FRAMES, _half_of(window))
+        frames = nearest_of(self.frames or defaults.num_frames, FRAMES_PER_LATENT, 1)
+        window = min(frames, nearest_of(self.window or defaults.num_frames, FRAMES_PER_LATENT, 1))
+        overlap = (
+            nearest_of(self.overlap, FRAMES_PER_LATENT, 1) if self.overlap else min(OVERLAP_FRAMES, _half_of(window))
+        )
         self._check_overlap(frames, window, overlap)
         filled = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
@@ -309,8 +311,8 @@ class GenerationRequest(StrictModel):
                 _filled(condition, 0.0 if self.task in ("extend", "transition") else preset.noise)
                 for condition in self.conditions
             ],
-            "width": _rounded_size(self.width or defaults.width),
-            "height": _rounded_size(self.height or defaults.height),
+            "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
+            "height": nearest_of(self.height or defaults.height, SIZE_MULTIPLE),
             "frames": frames,
             "window": window,
             "overlap": overlap,
@@ -335,7 +337,7 @@ class GenerationRequest(StrictModel):
             most = (latent_frames(window) - 1) // sides
             raise ValueError(
                 f"overlap={overlap} leaves nothing to make in {window} frames: "
-                + (f"give at most {most * 4 - 3}" if most else "give more frames")
+                + (f"give at most {frames_of(most)}" if most else "give more frames")
             )
         if self.task in ("extend", "transition"):
             for condition in self.conditions:
@@ -373,14 +375,6 @@ def rounding_notes(asked: GenerationRequest, resolved: ResolvedRequest) -> list[
             rule = "a multiple of 16" if name in ("width", "height") else "4n + 1"
             notes.append(f"{name} {before} becomes {after}: it has to be {rule}")
     return notes
-
-
-def _rounded_size(pixels: int) -> int:
-    return max(SIZE_MULTIPLE, (pixels + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE * SIZE_MULTIPLE)
-
-
-def _rounded_frames(frames: int) -> int:
-    return (frames - 1 + FRAMES_PER_LATENT // 2) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
 
 
 def _half_of(window: int) -> int:

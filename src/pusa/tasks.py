@@ -21,7 +21,7 @@ from pusa.events import GenerationEvent, Report
 from pusa.inputs import Input
 from pusa.models.vae import DecodeMemoryError, decode_video
 from pusa.pipeline import PusaPipeline
-from pusa.positions import latent_frames
+from pusa.positions import frames_of, latent_frames
 from pusa.prompt_cache import PromptCache, default_folder, encode_prompts
 from pusa.request import ResolvedRequest
 
@@ -132,7 +132,7 @@ class Tasks:
         shared: dict[str, Any] = {"noise_multiplier": spec.noise, "encode": spec.encode, "fit": spec.fit}
         if spec.kind == "image":
             return PusaCondition(image=media.read_image(given.source), latent_index=places[0], **shared)
-        needed = 4 * max(places) + 1 if places else request.frames
+        needed = frames_of(max(places) + 1) if places else request.frames
         frames = media.read_video(given.source, fps=request.fps, fit=self._size, max_frames=needed)
         return PusaCondition(video=frames, latent_index=places or 0, **shared)
 
@@ -200,7 +200,7 @@ class Tasks:
             conditions=conditions,
             height=request.height,
             width=request.width,
-            num_frames=4 * length - 3,
+            num_frames=frames_of(length),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             guidance_scale_2=None if self.pipe.config.boundary_ratio is None else request.guidance_2,

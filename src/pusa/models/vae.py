@@ -14,6 +14,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
+from pusa.positions import frames_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ def _decode_at_once(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     video, done = torch.empty(0), 0
     for frames in decode_chunks(vae, latents):
         if done == 0:  # allocated once, so that the video never exists twice
-            count = (latents.shape[2] - 1) * vae.config.scale_factor_temporal + 1
+            count = frames_of(latents.shape[2], vae.config.scale_factor_temporal)
             video = frames.new_empty(*frames.shape[:2], count, *frames.shape[3:])
         video[:, :, done : done + frames.shape[2]] = frames
         done += frames.shape[2]
