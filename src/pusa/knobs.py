@@ -100,8 +100,10 @@ def _explain_one(error: Any, schema: dict[str, Any]) -> str:
                 field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
                 where, name = f"{where}{name.removesuffix('s')} {part + 1}: ", ""
         else:
-            siblings, name = field, part
+            siblings, name = field, f"{name}.{part}" if name else part  # dotted where one model holds another
             field = field.get("properties", {}).get(part, {})
+            if "$ref" in field:
+                field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
     return where + _message(error, name, _without_null(field), list(siblings.get("properties", ())))
 
 
@@ -114,14 +116,14 @@ def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> 
         case "greater_than_equal" | "less_than_equal":
             return f"{given} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
         case "extra_forbidden":
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
             return f"{shown(name)} is unknown: " + (
                 f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             )
         case "missing":
             return f"{name} is missing"
         case "literal_error":
-            return f"{given} is none of {', '.join(field['enum'])}"
+            return f"{given} is none of {', '.join(field.get('enum') or [context['expected']])}"
         case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
             return f"{given} is not a whole number"
         case "float_type" | "float_parsing" | "finite_number":

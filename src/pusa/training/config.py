@@ -1,0 +1,361 @@
+"""All that a training run is told, in one typed and checked value, which is stored with the run.
+
+A configuration is a TOML file (or the JSON that a run keeps); ready ones are in ``configs/``. Nothing here needs torch,
+so that a run can be checked and its cost estimated on a machine that could never train it.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
+
+from pusa.knobs import StrictModel, bound, explain, knob, shown
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+CONFIG_FILE = "config.json"  # in a run's folder
+
+Expert = Literal["transformer", "transformer_2"]
+T = TypeVar("T")
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+"""The released adapters': q, k, v and o of self- and cross-attention, and both matrices of the feed-forward part."""
+
+
+def _listed(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _noise_range(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"noise range {bound(low)}..{bound(high)}: give two levels in 0..1, the lower one first")
+    return value
+
+
+_EXCLUSIVE = (
+    ("steps", "seconds"),
+    ("seconds", "steps"),
+    ("batch_size", "batch_frames"),
+    ("batch_frames", "batch_size"),
+)
+
+Several = Annotated[tuple[T, ...], Strict(False), BeforeValidator(_listed)]
+NoiseRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_noise_range)]
+
+
+class ModelConfig(StrictModel):
+    """What is adapted."""
+
+    source: str = knob(
+        "wan2.1-14b", "The model: a name of the zoo, a Hub id or a folder in diffusers layout.", min_length=1
+    )
+    experts: dict[Expert, NoiseRange] = knob(
+        {"transformer": (0.0, 1.0)},
+        "Which transformers are trained, one after the other, and the noise levels at which each one works. Wan2.2's "
+        "first is for levels from 0.875 up, its second for those below.",
+        min_length=1,
+    )
+    dtype: Literal["bf16", "fp32"] = knob(
+        "bf16",
+        "bf16: frozen weights in bf16 and computation by autocast, trained weights in fp32. fp32: everything.",
+    )
+    gradient_checkpointing: bool = knob(
+        True, "Keep only what enters each block and compute the rest again: a third more work, far less memory."
+    )
+    attention: Literal["auto", "math"] = knob(
+        "auto", "PyTorch's choice, or the plain formula, which is the fastest on a CPU for a few hundred tokens."
+    )
+    compile: bool = knob(False, "Compile the repeated block.")
+
+
+class DataConfig(StrictModel):
+    """What it is adapted on."""
+
+    folders: Several[str] = knob((), "Datasets that `pusa data prepare` has made.")
+    held_out_share: float = knob(
+        0.02, "The share of clips that are never trained on, for the held-out loss.", ge=0, le=0.5
+    )
+    lengths: Several[int] = knob(
+        (),
+        "Cut clips to so many latent frames, drawn anew for each batch; empty: whole clips. The VAE is causal: the "
+        "first latent frames of a clip are those of a shorter clip.",
+    )
+    width: int = knob(
+        832, "Of the clips, for estimates and validation; the data decide.", unit="pixels", ge=16, le=8192
+    )
+    height: int = knob(
+        480, "Of the clips, for estimates and validation; the data decide.", unit="pixels", ge=16, le=8192
+    )
+    num_frames: int = knob(81, "Of the clips, for estimates and validation; the data decide.", ge=1, le=4801)
+    workers: int = knob(1, "Threads that read clips and draw noise in the background.", ge=1, le=64)
+    prefetch: int = knob(3, "Batches that are kept ready.", ge=1, le=64)
+
+
+class MethodConfig(StrictModel):
+    """How it is adapted."""
+
+    kind: Literal["lora", "full"] = knob("lora", "A LoRA beside frozen weights, or all weights.")
+    rank: int = knob(512, "Of the LoRA; Pusa V1.0: 512.", ge=1, le=8192)
+    alpha: float = knob(512.0, "Of the LoRA while training; B A is scaled by alpha / rank.", gt=0, le=65536)
+    targets: Several[str] = knob(LORA_TARGETS, "The adapted layers, by the end of their names.", min_length=1)
+
+
+class ObjectiveConfig(StrictModel):
+    """Which noise each latent frame gets and how its error counts; see `pusa.training.objective`."""
+
+    times: Literal["independent", "image_to_video", "scalar"] = knob(
+        "independent",
+        "independent: each frame its own time. image_to_video: the first frame clean, the others share one. scalar: "
+        "all share one.",
+    )
+    asynchronous: float = knob(
+        1.0,
+        "PTSS: the probability that a clip's times are independent rather than shared. Pusa V1.0: 1; FVDM: 0.2.",
+        ge=0,
+        le=1,
+    )
+    distribution: Literal["shifted", "uniform"] = knob(
+        "shifted",
+        "Of one time. shifted: a uniform index into the shifted 1000-step grid, as the released code does. uniform: "
+        "U(0, 1), as the paper says.",
+    )
+    shift: float = knob(5.0, "Flow shift of the grid, that of sampling.", gt=0, le=100)
+    clean_frames: float = knob(
+        0.0, "The share of frames that are given clean, and whose error does not count.", ge=0, lt=1
+    )
+    weighting: Literal["per_sample", "per_frame", "none"] = knob(
+        "per_sample",
+        "per_sample: a clip's error times the mean of its frames' weights, as the released code does. per_frame: each "
+        "frame's error times its own weight. none.",
+    )
+    caption_dropout: float = knob(0.0, "The share of clips trained with an empty caption. Pusa V1.0: 0.", ge=0, le=1)
+
+
+class OptimizerConfig(StrictModel):
+    name: Literal["adamw", "muon"] = knob(
+        "adamw", "muon: torch's Muon for the matrices of `full` and for LoRA's, AdamW for the rest."
+    )
+    lr: float = knob(1e-5, "Learning rate.", gt=0, le=1)
+    muon_lr: float = knob(0.02, "Learning rate of the matrices, with muon.", gt=0, le=1)
+    beta1: float = knob(0.9, "AdamW's.", ge=0, lt=1)
+    beta2: float = knob(0.999, "AdamW's.", ge=0, lt=1)
+    eps: float = knob(1e-8, "AdamW's.", gt=0, le=1)
+    weight_decay: float = knob(0.01, "AdamW's (the default of PyTorch, and so of the released code).", ge=0, le=1)
+    max_gradient_norm: float | None = knob(
+        1.0, "Longer gradients are scaled down to it.", unset="no limit", gt=0, le=1e6
+    )
+
+
+class ScheduleConfig(StrictModel):
+    """The learning rate's factor: up over `warmup_steps`, then by `shape`, down to `floor` over the cool-down."""
+
+    shape: Literal["constant", "linear", "cosine"] = knob("constant", "Between warm-up and cool-down; see `factor`.")
+    warmup_steps: int = knob(0, "Steps from almost nothing to the full rate.", ge=0, le=1_000_000)
+    cooldown_share: float = knob(
+        0.0, "The last part of a constant run over which the rate falls to the floor.", ge=0, le=1
+    )
+    floor: float = knob(0.0, "What linear, cosine and the cool-down end at, as a share of the rate.", ge=0, le=1)
+
+
+class CheckpointConfig(StrictModel):
+    """When the whole state is written, and which of these are kept. One is always written at the end."""
+
+    every_steps: int | None = knob(100, "Steps between checkpoints.", unset="only by time", ge=1, le=1_000_000)
+    every_seconds: float | None = knob(None, "Seconds between checkpoints.", unset="only by steps", gt=0, le=1e6)
+    keep_last: int = knob(2, "How many of the latest are kept.", ge=1, le=1000)
+    keep_every: int | None = knob(
+        None, "Those at multiples of so many steps are kept for good.", unset="none", ge=1, le=1_000_000
+    )
+
+
+class ReportConfig(StrictModel):
+    """What is told while training; every number also goes to ``metrics.jsonl`` in the run's folder."""
+
+    log_every: int = knob(1, "Steps between entries.", ge=1, le=100_000)
+    held_out_every: int | None = knob(
+        100, "Steps between held-out losses.", unset="only at the end", ge=1, le=1_000_000
+    )
+    held_out_draws: int = knob(2, "Times and noises per held-out clip; always the same ones.", ge=1, le=1000)
+    validate_every: int | None = knob(None, "Steps between validation videos.", unset="none", ge=1, le=1_000_000)
+    tracker: Literal["auto", "tensorboard", "wandb", "none"] = knob(
+        "auto", "Where curves are drawn; auto: TensorBoard if it is installed."
+    )
+
+
+class ParallelConfig(StrictModel):
+    """How several processes share the work. Without either, each holds the model and gradients are averaged."""
+
+    fsdp: bool = knob(False, "Share weights, gradients and optimizer state out over processes (FSDP2).")
+    context_parallel: int = knob(
+        1, "Processes that share one clip's tokens (Ulysses), for clips too long for one card.", ge=1, le=64
+    )
+
+
+class TrainConfig(StrictModel):
+    """One training run."""
+
+    name: str = knob("vta", "Of the run.", pattern=r"^[\w][\w.-]*$", max_length=100)
+    output: str | None = knob(None, "Folder of the run.", unset="runs/NAME")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    method: MethodConfig = MethodConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    steps: int | None = knob(900, "Optimizer steps. Pusa V1.0: 900.", unset="by seconds", ge=1, le=100_000_000)
+    seconds: float | None = knob(
+        None, "A budget of training time instead of steps.", unset="by steps", unit="seconds", gt=0, le=1e8
+    )
+    batch_size: int | None = knob(1, "Clips per process and pass.", unset="by batch_frames", ge=1, le=4096)
+    batch_frames: int | None = knob(
+        None,
+        "Latent frames per process and pass instead of clips: as many clips as fit, so that long and short ones cost "
+        "the same.",
+        unset="by batch_size",
+        ge=1,
+        le=1_000_000,
+    )
+    global_batch: int | None = knob(
+        None,
+        "Clips per step over all processes; gradients are accumulated to reach it, on any number of cards. "
+        "Pusa V1.0: 8.",
+        unset="batch_size times processes",
+        ge=1,
+        le=1_000_000,
+    )
+    ema_decay: float | None = knob(
+        None, "Keep a moving average of the trained weights and give that out.", unset="none", gt=0, lt=1
+    )
+    max_nonfinite: int = knob(
+        10, "Steps in a row that may be skipped because loss or gradient is not finite.", ge=0, le=10_000
+    )
+    seed: int = knob(0, "Of everything random.", ge=0, le=2**53)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        """Of two fields that exclude each other, the one that is named alone takes the other's default back."""
+        if not isinstance(values, Mapping):
+            return values
+        unset = {other: None for one, other in _EXCLUSIVE if values.get(one) is not None and other not in values}
+        return {**values, **unset}
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        for one, other in _EXCLUSIVE[::2]:
+            if (getattr(self, one) is None) == (getattr(self, other) is None):
+                raise ValueError(f"give either {one} or {other}, and null for the other one")
+        if self.global_batch is not None and self.batch_frames is not None:
+            raise ValueError("global_batch counts clips of batch_size: it cannot be combined with batch_frames")
+        if self.global_batch is not None and self.batch_size is not None and self.global_batch % self.batch_size:
+            raise ValueError(f"global_batch={self.global_batch} is no multiple of batch_size={self.batch_size}")
+        if any(length < 1 for length in self.data.lengths):
+            raise ValueError(f"data.lengths={list(self.data.lengths)} has a length below 1")
+        if self.parallel.context_parallel > 1 and self.model.attention == "math":
+            raise ValueError("attention=math cannot be shared over processes: leave it at auto with context_parallel")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output) if self.output else Path("runs") / self.name
+
+    def clips_per_pass(self, latent_frames: int) -> int:
+        """Clips that one process takes through the model at once, when they have so many latent frames."""
+        return self.batch_size or max(1, (self.batch_frames or 1) // latent_frames)
+
+    def accumulation(self, data_parallel: int) -> int:
+        """Passes per step when `data_parallel` processes (or groups of context parallelism) have clips of their own.
+
+        Raises:
+            ValueError: `global_batch` cannot be divided among them.
+        """
+        if self.global_batch is None or self.batch_size is None:
+            return 1
+        passes, left = divmod(self.global_batch, self.batch_size * data_parallel)
+        if left:
+            raise ValueError(
+                f"global_batch={self.global_batch} cannot be shared by {data_parallel} processes with "
+                f"batch_size={self.batch_size}: take a multiple of {self.batch_size * data_parallel}"
+            )
+        return passes
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+
+# ---- files and overrides -------------------------------------------------------------------------------------------
+
+
+def ready_configs() -> dict[str, Path]:
+    """The configurations of this package by name."""
+    return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.toml"))}
+
+
+def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> TrainConfig:
+    """Read a configuration and change fields of it.
+
+    Args:
+        source: the name of a ready one, a ``.toml`` or ``.json`` file, or the folder of a run.
+        overrides: ``section.field=value`` each, the value in JSON (``1e-4``, ``null``, ``[5, 9]``) or plain text; or a
+            mapping from ``section.field`` to values. Of two fields that exclude each other (steps and seconds,
+            batch_size and batch_frames), naming one takes the other back.
+
+    Raises:
+        FileNotFoundError: no such file or name.
+        ValueError: the file cannot be read, or a field is unknown or out of its range; every problem is named.
+    """
+    values = _read(source)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [_parsed(text) for text in overrides]
+    for name, value in pairs:
+        *sections, field = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{name} is unknown: {section} has no fields of its own")
+        place[field] = value
+        for one, other in _EXCLUSIVE:
+            if name == one and value is not None:
+                values[other] = None
+    return config_from(values)
+
+
+def config_from(values: Mapping[str, Any]) -> TrainConfig:
+    """A checked configuration from nested plain values. Raises ValueError, which names every problem."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = ready_configs().get(str(source)) or Path(source)
+    if (path / CONFIG_FILE).is_file():
+        path = path / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no configuration {str(source)!r}: give a .toml file, the folder of a run, or one of "
+            f"{', '.join(ready_configs())}"
+        )
+    try:
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable configuration: {error}") from error
+
+
+def _parsed(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"{shown(text)} is not understood: write section.field=value, such as optimizer.lr=1e-4")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value.strip()
