@@ -1,14 +1,14 @@
-"""The recipe of the small model, from nothing to a folder that `PusaPipeline.from_pretrained` takes.
+"""The recipe of the embedded model, from nothing to a folder that `PusaPipeline.from_pretrained` takes.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m pusa.training.mini_recipe --work FOLDER
-
-Run it again after an interruption: finished stages are skipped and a broken one goes on where it was.
+``pusa mini train`` starts it, in one process on a GPU and in two on a CPU. Run it again after an interruption: finished
+stages are skipped and a broken one goes on where it was. A `Budget` says how large everything is and how long it takes.
 """
 
 import argparse
 import json
 import logging
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,72 +16,204 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
 
+from pusa.models.vae import decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, SHIFT, TextToVideo, cache_latents, load_latents, train_base
+from pusa.training import pictures
+from pusa.training.mini_base import (
+    MAX_SEQUENCE_LENGTH,
+    SHIFT,
+    TextToVideo,
+    cache_latents,
+    held_out_loss,
+    train_base,
+)
 from pusa.training.mini_loop import rank
-from pusa.training.mini_vae import channels_last, normalise, train_vae
+from pusa.training.mini_vae import channels_last, normalise, psnr, train_vae
 from pusa.training.mini_vta import train_vta
-from pusa.training.world import World, load_sprites
+from pusa.training.scenery import PLACES
+from pusa.training.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
+from pusa.training.world import PHOTOGRAPH, World, draw_scenes
 
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "pusa_lora.safetensors"
+STAGES = ("vae", "base", "vta", "export")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="where everything is written; the model in WORK/model")
-    parser.add_argument("--minutes-vae", type=float, default=20)
-    parser.add_argument("--minutes-base", type=float, default=35)
-    parser.add_argument("--minutes-vta", type=float, default=12)
-    parser.add_argument("--shards", type=int, default=64, help="of 64 clips each, to train the transformer on")
-    parser.add_argument("--alpha", type=float, default=1.0, help="the LoRA's strength that pusa.json recommends")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
-    work: Path = options.work
+@dataclass(frozen=True)
+class Budget:
+    """Sizes in pixels and frames, times in minutes; `things` is how many of `THINGS` the transformer learns."""
+
+    size: int
+    small_size: int
+    frames: int
+    things: int
+    heads: int
+    layers: int
+    vae_minutes: float
+    vae_gate_db: float
+    base_minutes: float
+    vta_minutes: float
+    clips: int
+    small_clips: int
+    batch_tokens: int
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.frames - 1) // 4 + 1
+
+
+BUDGETS = {
+    # three commands of under ten minutes: --until vae, --until base, and the rest
+    "gpu": Budget(
+        size=128,
+        small_size=64,
+        frames=81,
+        things=len(THINGS),
+        heads=10,
+        layers=10,
+        vae_minutes=7.5,
+        vae_gate_db=30,
+        base_minutes=8.5,
+        vta_minutes=4,
+        clips=6144,
+        small_clips=12288,
+        batch_tokens=32_768,
+    ),
+    "cpu": Budget(
+        size=96,
+        small_size=64,
+        frames=33,
+        things=32,
+        heads=8,
+        layers=8,
+        vae_minutes=27,
+        vae_gate_db=30,
+        base_minutes=50,
+        vta_minutes=12,
+        clips=4096,
+        small_clips=6144,
+        batch_tokens=1_280,
+    ),
+    # a rehearsal of everything, in a few minutes; what comes out is good for nothing
+    "rehearsal": Budget(
+        size=64,
+        small_size=64,
+        frames=17,
+        things=4,
+        heads=2,
+        layers=2,
+        vae_minutes=0.3,
+        vae_gate_db=0,
+        base_minutes=0.5,
+        vta_minutes=0.3,
+        clips=64,
+        small_clips=64,
+        batch_tokens=640,
+    ),
+}
+
+
+def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device) -> None:
+    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
     work.mkdir(parents=True, exist_ok=True)
-
     if rank() == 0:
-        load_sprites(work / "npm")
+        pictures.fetch(work / "pictures")
     _wait()
-    world = World(load_sprites(work / "npm"))
+    photographs = pictures.load_photographs(work / "pictures")
+    motion_frames = budget.frames - 1
+    sprites = pictures.load_sprites(work / "pictures")
+    world = World(sprites, photographs, motion_frames=motion_frames, device=device)
+    report = Report(work / "report.json", budget)
 
     if not (work / "vae" / "config.json").exists():
-        vae = train_vae(world, work / "vae.pt", seconds=60 * options.minutes_vae)
-        normalise(vae, world)
+        vae = train_vae(world, work / "vae.pt", seconds=60 * budget.vae_minutes, size=budget.size)
+        normalise(vae, world, size=budget.size)
         if rank() == 0:
             vae.save_pretrained(work / "vae")
     _wait()
-    vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae"))
+    vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae")).to(device)
+    if rank() == 0 and "vae" not in report:
+        scores = measure_vae(vae, world, size=budget.size, frames=budget.frames)
+        report.add("vae", scores)
+        if scores["held_out_db"] < budget.vae_gate_db:
+            logger.warning("the VAE reaches %.1f dB, not %.0f", scores["held_out_db"], budget.vae_gate_db)
+    if until == "vae":
+        return
 
-    cache_latents(vae, world, work / "latents", shards=options.shards)
-    _wait()
-    data = load_latents(work / "latents")
-    logger.info("%d clips, %d processes", len(data.latents), dist.get_world_size() if dist.is_initialized() else 1)
-
+    sized = {"frames": budget.frames, "things": budget.things}
+    full = cache_latents(vae, world, work / "latents", clips=budget.clips, size=budget.size, **sized)
+    held_out = cache_latents(vae, world, work / "held_out", clips=256, size=budget.size, held_out=True, **sized)
     base_file = work / "base.safetensors"
-    if base_file.exists():
-        base = TextToVideo()
-        load_model(base, base_file)
-    else:
-        base = train_base(data, work / "base.pt", seconds=60 * options.minutes_base)
+    if not base_file.exists():
+        torch.manual_seed(0)
+        base = TextToVideo(heads=budget.heads, layers=budget.layers)
+        small = cache_latents(
+            vae, world, work / "small_latents", clips=budget.small_clips, size=budget.small_size, **sized
+        )
+        logger.info("%d small and %d full clips", len(small), len(full))
+        seconds, tokens = 60 * budget.base_minutes, budget.batch_tokens
+        train_base(base, small, full, work / "base.pt", seconds=seconds, batch_tokens=tokens, device=device)
         if rank() == 0:
-            save_model(base, str(base_file))
-    if rank() == 0:
-        write_folder(work / "model", vae, base, alpha=options.alpha)
-    if not (work / "model" / LORA_FILE).exists():
-        train_vta(base, data, work / "vta.pt", work / "model" / LORA_FILE, seconds=60 * options.minutes_vta)
+            report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
+            save_model(base.to("cpu"), str(base_file))
     _wait()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if until == "base":
+        return
+    base = TextToVideo(heads=budget.heads, layers=budget.layers)  # anew: the one that was trained is compiled
+    load_model(base, base_file)
+    base.to(device)
+    if not (work / LORA_FILE).exists():
+        train_vta(base, full, work / "vta.pt", work / LORA_FILE, seconds=60 * budget.vta_minutes)
+    _wait()
+    if until == "vta":
+        return
+    base = TextToVideo(heads=budget.heads, layers=budget.layers)  # without the adapter
+    load_model(base, base_file)
+    if rank() == 0:
+        write_folder(work / "model", vae, base, work / LORA_FILE, budget)
+    _wait()
 
 
-def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, *, alpha: float) -> None:
-    """A folder in diffusers layout, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`)."""
+class Report:
+    """What the stages measured, as JSON in the working folder; the card and the documentation are made from it."""
+
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path = path
+        self.content = json.loads(path.read_text()) if path.exists() else {"budget": asdict(budget)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.content
+
+    def add(self, name: str, values: object) -> None:
+        self.content[name] = values
+        self.path.write_text(json.dumps(self.content, indent=2) + "\n")
+        logger.info("%s: %s", name, values)
+
+
+@torch.no_grad()
+def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
+    """Mean PSNR in dB over clips of combinations that training never drew, and over photographs, which it did."""
+    scores = {}
+    scenes = draw_scenes(clips, 77, held_out=True)
+    pictured = draw_scenes(40 * clips, 78)
+    pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
+    for name, chosen in (("held_out", scenes), ("photographs", pictured)):
+        frame_scores = []
+        for first in range(0, len(chosen), 8):
+            video, _ = world.render(chosen[first : first + 8], frames, size=size)
+            with torch.autocast(video.device.type, torch.bfloat16):
+                decoded = decode_video(vae, encode_video(vae, video))
+            frame_scores.append(psnr(decoded, video))
+        db = torch.cat(frame_scores)  # [clips, frames]
+        scores[f"{name}_db"] = float(db.mean())
+        scores[f"{name}_first_frame_db"] = float(db[:, 0].mean())
+    return scores
+
+
+def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, lora: Path, budget: Budget) -> None:
+    """A folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`)."""
     pipe = PusaPipeline(
         tokenizer=base.tokenizer,
         text_encoder=base.text_encoder,
@@ -89,22 +221,35 @@ def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, *, alph
         scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
         transformer=base.transformer,
     )
+    pipe.to(torch.bfloat16, silence_dtype_warnings=True)
     pipe.save_pretrained(folder)
+    (folder / LORA_FILE).write_bytes(lora.read_bytes())
+    seconds = budget.frames / 16
+    title = (
+        f"embedded model: {budget.things} things, {len(MOTIONS)} motions, {budget.size} pixels, {seconds:.0f} seconds"
+    )
     card = {
-        "title": "practice model: 24 things, 8 motions, 8 places at 64 pixels",
+        "title": title,
         "defaults": {
-            "width": 64,
-            "height": 64,
-            "num_frames": 33,
+            "width": budget.size,
+            "height": budget.size,
+            "num_frames": budget.frames,
             "fps": 16.0,
             "steps": 10,
             "guidance": 3.0,
             "shift": SHIFT,
-            "alpha": alpha,
+            "alpha": 1.4,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "negative_prompt": "",
         },
         "lora": {"transformer": LORA_FILE},
+        "words": {
+            "things": [list(names[1:]) for names in THINGS[: budget.things]],
+            "motions": [list(words) for words in MOTIONS.values()],
+            "places": [list(place.phrases) for place in PLACES],
+            "cameras": [words.removeprefix(", ") for words in CAMERAS.values() if words],
+            "pictures": list(PHOTOGRAPH_WORDS),
+        },
     }
     (folder / "pusa.json").write_text(json.dumps(card, indent=2) + "\n")
 
@@ -112,6 +257,22 @@ def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, *, alph
 def _wait() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--budget", choices=BUDGETS, required=True)
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if "WORLD_SIZE" in os.environ:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        dist.init_process_group("gloo")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run(options.work, BUDGETS[options.budget], until=options.until, device=device)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ CONFIG = {
 }
 _IMAGE_SHARE = 0.35  # of the time
 _IMAGES, _WINDOW_FRAMES = 16, 20  # per step and process
+_CROP = 64  # pixels; the detail is that of the full size, and a step sees more clips
 _KL_WEIGHT = 1e-4
 
 
@@ -56,10 +57,17 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int = 64) -> AutoencoderKLWan:
-    """Train from scratch, or on from `checkpoint`, until `seconds` are spent."""
+def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> AutoencoderKLWan:
+    """Train from scratch, or on from `checkpoint`, until `seconds` are spent.
+
+    Args:
+        world: what to draw; all its things, so that the VAE is not limited to those of the text-to-video model.
+        checkpoint: a file, written once a minute.
+        seconds: of wall time.
+        size: pixels of the clips; the VAE sees random parts of them.
+    """
     torch.manual_seed(0)
-    vae = make_vae()
+    vae = make_vae().to(world.device)
     kernels = [m.weight for m in vae.modules() if isinstance(m, nn.Conv3d | nn.Conv2d)]
     chosen = {id(kernel) for kernel in kernels}
     rest = [p for p in vae.parameters() if id(p) not in chosen]
@@ -73,9 +81,9 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int = 64)
         is_image = progress < _IMAGE_SHARE
         frames = 1 if is_image else (5, 9)[seed % 2]
         scenes = draw_scenes(_IMAGES if is_image else _WINDOW_FRAMES // frames, seed)
-        start = int(torch.randint(0, 34 - frames, ()))
-        video, alpha = world.render(scenes, frames, size=size, start=start)
-        with torch.autocast("cpu", torch.bfloat16):
+        start = int(torch.randint(0, world.motion_frames + 2 - frames, ()))
+        video, alpha = _crop(*world.render(scenes, frames, size=size, start=start))
+        with torch.autocast(video.device.type, torch.bfloat16):
             posterior = vae.encode(video).latent_dist
             decoded = torch.cat(list(_decode(vae, posterior.sample())), dim=2)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
@@ -90,6 +98,12 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int = 64)
 
     fit(loss_of, vae, optimizers, seconds=seconds, schedule=schedule, checkpoint=checkpoint)
     return vae
+
+
+def _crop(video: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The same square of all clips and of their alpha, ``_CROP`` pixels wide."""
+    top, left = torch.randint(0, video.shape[-1] - _CROP + 1, (2,)).tolist()
+    return tuple(x[..., top : top + _CROP, left : left + _CROP].contiguous() for x in (video, alpha))  # type: ignore[return-value]
 
 
 def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
@@ -120,10 +134,10 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKLWan, world: World, *, clips: int = 64) -> None:
+def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int = 64) -> None:
     """Measure mean and standard deviation of the latents, channel by channel, and write them into the configuration."""
-    video, _ = world.render(draw_scenes(clips, seed=-1), 17)
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = torch.cat([vae.encode(part).latent_dist.mode().float() for part in video.split(8)])
+    video, _ = world.render(draw_scenes(clips, seed=-1), 17, size=size)
+    with torch.autocast(video.device.type, torch.bfloat16):
+        latents = torch.cat([vae.encode(part).latent_dist.mode().float() for part in video.split(4)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

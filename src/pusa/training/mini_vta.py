@@ -14,12 +14,12 @@ from pusa.lora import export_lora
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.scheduler import shifted
 from pusa.training.mini_base import SHIFT, Latents, TextToVideo, velocity_loss
-from pusa.training.mini_loop import fit, rank, warm_then_cool
+from pusa.training.mini_loop import fit, rank, warm_then_cool, world_size
 
 RANK = 16
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 _CAPTION_DROP = 0.2  # more than the base: an image alone must be enough
-_BATCH_FRAMES = 80
+_BATCH_FRAMES = 36
 
 
 def train_vta(base: TextToVideo, data: Latents, checkpoint: Path, lora: Path, *, seconds: float) -> None:
@@ -32,8 +32,9 @@ def train_vta(base: TextToVideo, data: Latents, checkpoint: Path, lora: Path, *,
 
     def loss_of(seed: int, progress: float) -> Tensor:
         torch.manual_seed(seed)
-        frames = 9 if seed // 2 % 2 else 5
-        clean, texts = data.sample(_BATCH_FRAMES // frames, frames)
+        longest = data.latents.shape[2]
+        frames = longest if seed // world_size() % 2 else (longest + 1) // 2
+        clean, texts = data.sample(max(1, _BATCH_FRAMES // frames), frames)
         sigma = shifted(torch.rand(len(clean), frames), SHIFT)  # [B, F]
         return velocity_loss(transformer, clean, sigma, base.embed(texts, drop=_CAPTION_DROP))
 
