@@ -68,7 +68,11 @@ class ModelConfig(StrictModel):
     attention: Literal["auto", "math"] = knob(
         "auto", "PyTorch's choice, or the plain formula, which is the fastest on a CPU for a few hundred tokens."
     )
-    compile: bool = knob(False, "Compile the repeated block.")
+    deterministic: bool = knob(
+        True,
+        "On a GPU, only kernels whose sums do not depend on timing, so that a run that was killed goes on to the same "
+        "weights bit for bit; off is faster.",
+    )
 
 
 class DataConfig(StrictModel):
@@ -136,7 +140,7 @@ class ObjectiveConfig(StrictModel):
 
 class OptimizerConfig(StrictModel):
     name: Literal["adamw", "muon"] = knob(
-        "adamw", "muon: torch's Muon for the matrices of `full` and for LoRA's, AdamW for the rest."
+        "adamw", "muon: torch's Muon for the matrices of the blocks, AdamW for the rest."
     )
     lr: float = knob(1e-5, "Learning rate.", gt=0, le=1)
     muon_lr: float = knob(0.02, "Learning rate of the matrices, with muon.", gt=0, le=1)
@@ -255,6 +259,10 @@ class TrainConfig(StrictModel):
             raise ValueError("global_batch counts clips of batch_size: it cannot be combined with batch_frames")
         if self.global_batch is not None and self.batch_size is not None and self.global_batch % self.batch_size:
             raise ValueError(f"global_batch={self.global_batch} is no multiple of batch_size={self.batch_size}")
+        if self.schedule.cooldown_share and self.schedule.shape != "constant":
+            raise ValueError(f"schedule.cooldown_share goes with shape=constant; {self.schedule.shape} falls by itself")
+        if self.optimizer.name == "muon" and self.parallel.fsdp:
+            raise ValueError("muon needs whole matrices, which fsdp takes apart: take adamw, or fsdp=false")
         if any(length < 1 for length in self.data.lengths):
             raise ValueError(f"data.lengths={list(self.data.lengths)} has a length below 1")
         if self.parallel.context_parallel > 1 and self.model.attention == "math":

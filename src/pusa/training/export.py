@@ -1,0 +1,169 @@
+"""What a run is for: its adapter as safetensors that `pusa.lora.load_pusa` takes, or the whole transformer."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from pusa.lora_layouts import Layout, Pair, read_lora, write_lora
+from pusa.models.original import weight_dtype
+from pusa.training.adapting import ADAPTER
+from pusa.training.checkpoint import Tensors, checkpoints, read_state
+from pusa.training.config import Expert, TrainConfig, load_config
+
+_SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
+_MATRICES = (f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")
+
+
+def result_path(folder: Path, config: TrainConfig, expert: Expert) -> Path:
+    """Where a run's result is: an adapter file, or the folder of a transformer in diffusers layout."""
+    if config.method.kind == "full":
+        return folder / "model" / expert
+    return _of_expert(folder / "adapter.safetensors", config, expert)
+
+
+def write_result(
+    folder: Path,
+    model: Any,
+    parameters: Mapping[str, Tensor],
+    *,
+    config: TrainConfig,
+    expert: Expert,
+    step: int,
+    data_hash: str,
+    writes: bool,
+) -> Path:
+    """Write the result; every process must call it, as sharded tensors are gathered, and one `writes`."""
+    path = result_path(folder, config, expert)
+    is_lora = config.method.kind == "lora"
+    dtype = torch.float32 if is_lora or config.model.dtype == "fp32" else torch.bfloat16
+    whole = {}
+    for name, tensor in parameters.items():
+        gathered = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+        if writes:
+            whole[name] = gathered.to("cpu", weight_dtype(model, name, dtype))
+    if not writes:
+        return path
+    if is_lora:
+        metadata = adapter_metadata(config, expert, step=step, data_hash=data_hash)
+        write_lora(path, pairs_of(whole.items(), config), {}, layout="comfyui", metadata=metadata)
+        return path
+    part = path.with_name(f"{path.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(whole, part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
+    model.save_config(part)
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.before-step-{step}"))
+    part.rename(path)
+    return path
+
+
+def pairs_of(tensors: Iterable[tuple[str, Tensor]], config: TrainConfig) -> dict[str, Pair]:
+    """A and B by layer, with alpha / rank in B, so that strength 1 is what was trained."""
+    halves: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for name, tensor in tensors:
+        for half, suffix in zip(halves, _MATRICES, strict=True):
+            if name.endswith(suffix):
+                half[name.removesuffix(suffix)] = tensor
+    scale = config.method.alpha / config.method.rank
+    return {layer: (a, halves[1][layer] * scale) for layer, a in halves[0].items()}
+
+
+def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_hash: str) -> dict[str, str]:
+    """The header: as `export_lora` writes it, where ``alpha`` is the strength it was trained at, and the run."""
+    return {
+        "base": config.model.source,
+        "expert": expert,
+        "noise_range": json.dumps(config.model.experts[expert]),
+        "rank": str(config.method.rank),
+        "lora_alpha": f"{config.method.alpha:g}",
+        "alpha": "1.0",
+        "steps": str(step),
+        "data_hash": data_hash,
+        "config": config.model_dump_json(),
+        "trained_with": f"pusa {version('pusa')}",
+    }
+
+
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    *,
+    layout: Layout = "comfyui",
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+    step: int | None = None,
+) -> list[Path]:
+    """Write a run's adapter in another layout.
+
+    Args:
+        run: the run's folder.
+        output: ``NAME.safetensors``; two experts give ``NAME_high_noise`` and ``NAME_low_noise``.
+        layout: "original" (as ``pusa_v1.pt``), "diffusers" or "comfyui".
+        scale: multiplies the adapter: 1.4 makes strength 1 what alpha 1.4 was.
+        dtype: of the matrices; None: fp32, as they were trained.
+        step: of a checkpoint instead of the result; its moving average, if it has one.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no run, no result or no such checkpoint, or an argument is wrong.
+    """
+    folder, target = Path(run), Path(output)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout={layout!r} is not one of {', '.join(get_args(Layout))}")
+    if not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"scale={scale:g} must be a finite number other than 0")
+    config = load_config(folder)
+    if config.method.kind == "full":
+        raise ValueError(
+            f"{folder} is a full fine-tune: its transformers lie in {folder / 'model'}, in diffusers layout"
+        )
+    written = []
+    for expert in config.model.experts:
+        pairs, metadata = _stored(folder, config, expert, step)
+        scaled = {layer: (a.to(dtype or a.dtype), (b * scale).to(dtype or b.dtype)) for layer, (a, b) in pairs.items()}
+        path = _of_expert(target, config, expert)
+        write_lora(path, scaled, {}, layout=layout, metadata={**metadata, "scale": f"{scale:g}", "layout": layout})
+        written.append(path)
+    return written
+
+
+def _stored(
+    folder: Path, config: TrainConfig, expert: Expert, step: int | None
+) -> tuple[dict[str, Pair], dict[str, str]]:
+    if step is None:
+        path = result_path(folder, config, expert)
+        if not path.is_file():
+            leg = folder / expert if len(config.model.experts) > 1 else folder
+            steps = ", ".join(map(str, checkpoints(leg)))
+            raise FileNotFoundError(
+                f"{folder} has no {path.name}: the run is not finished" + (f"; give a step: {steps}" if steps else "")
+            )
+        lora = read_lora(path)
+        return lora.pairs, lora.metadata
+    leg = folder / expert if len(config.model.experts) > 1 else folder
+    found = checkpoints(leg)
+    if step not in found:
+        raise FileNotFoundError(
+            f"{leg} has no checkpoint of step {step}: there are {', '.join(map(str, found)) or 'none'}"
+        )
+    weights, averages = Tensors(found[step], "weights"), Tensors(found[step], "average")
+    tensors = averages if any(True for _ in averages) else weights
+    data_hash = read_state(found[step])["data_hash"]
+    metadata = adapter_metadata(config, expert, step=step, data_hash=data_hash)
+    return pairs_of(((name, tensors[name]) for name in tensors), config), metadata
+
+
+def _of_expert(path: Path, config: TrainConfig, expert: Expert) -> Path:
+    return path.with_stem(path.stem + _SUFFIXES[expert]) if len(config.model.experts) > 1 else path

@@ -1,0 +1,221 @@
+"""Frame-aware flow matching: a noise level for each latent frame, and the velocity there as the target.
+
+A clip of F latent frames has levels sigma in [0, 1]^F, 0 for data and 1 for noise. Frame f is mixed as
+``x_f = (1 - sigma_f) * data_f + sigma_f * noise_f``; the target is ``noise - data``, whatever sigma is; the loss is the
+squared error of the model's velocity at ``(x, sigma)`` (Pusa V1.0, arXiv 2507.16116, section 2.2, after FVDM's
+vectorised timesteps, arXiv 2410.03160). Paper and released code differ in how sigma is drawn and how errors are
+weighted; the defaults follow the code, which made the published weights.
+
+Everything here is a pure function; what is random takes a generator and serves one clip.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from pusa.scheduler import shifted
+from pusa.training.config import ObjectiveConfig
+
+NUM_TRAIN_TIMESTEPS = 1000
+LEVEL_BINS = 10
+_WHOLE = (0.0, 1.0)
+
+NoiseRange = tuple[float, float]
+
+
+# ---- noise levels --------------------------------------------------------------------------------------------------
+
+
+def training_grid(shift: float) -> Tensor:
+    """The levels of the shifted schedule of 1000 steps, from 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
+    return shifted(torch.linspace(1, 0, NUM_TRAIN_TIMESTEPS + 1)[:-1], shift)
+
+
+def draw_levels(
+    count: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+) -> Tensor:
+    """`count` independent levels.
+
+    "shifted" draws a uniform index into `training_grid`, as the released code does, so that at shift 5 half of the
+    levels are above 5/6; "uniform" is the paper's U(0, 1).
+
+    Args:
+        noise_range: of an expert: its lower end belongs to it, its upper end to the next one (1 belongs to the last).
+
+    Raises:
+        ValueError: the grid has no level in the range.
+    """
+    low, high = noise_range
+    if objective.distribution == "uniform":
+        return low + (high - low) * torch.rand(count, generator=generator)
+    grid = training_grid(objective.shift)
+    grid = grid[(grid >= low) & ((grid < high) | (high == 1))]
+    if not len(grid):
+        raise ValueError(f"no level of the grid with shift {objective.shift:g} lies in the noise range {low}..{high}")
+    return grid[torch.randint(len(grid), (count,), generator=generator)]
+
+
+def independent_times(
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+) -> Tensor:
+    """Each frame its own level.
+
+    An expert is chosen by the noisiest frame (kept frames are less noisy than the others, in sampling), so with a lower
+    end above 0 only one frame must reach the range, and a frame at random is drawn there if none has.
+    """
+    low, high = noise_range
+    sigmas = draw_levels(frames, objective, generator, (0.0, high))
+    if sigmas.max() < low:
+        lifted = torch.randint(frames, (), generator=generator)
+        sigmas[lifted] = draw_levels(1, objective, generator, noise_range)[0]
+    return sigmas
+
+
+def shared_time(
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+) -> Tensor:
+    """One level for all frames: plain text-to-video training."""
+    return draw_levels(1, objective, generator, noise_range).expand(frames).clone()
+
+
+def image_to_video_times(
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+) -> Tensor:
+    """The first frame clean, one level for all others: the paper's image-to-video baseline.
+
+    Of a clip of one frame nothing would be left to learn; it is drawn like any other.
+    """
+    sigmas = shared_time(frames, objective, generator, noise_range)
+    if frames > 1:
+        sigmas[0] = 0
+    return sigmas
+
+
+def draw_sigmas(
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+) -> Tensor:
+    """The levels of one clip, fp32 ``[frames]``, as the configuration says.
+
+    With independent times, FVDM's probabilistic sampling (PTSS) comes first: with probability ``asynchronous`` they
+    are independent, else shared. Pusa V1.0 uses 1. Last, ``clean_frames`` of the frames are set to 0, never all.
+    """
+    if objective.times == "scalar":
+        draw = shared_time
+    elif objective.times == "image_to_video":
+        draw = image_to_video_times
+    else:
+        is_asynchronous = torch.rand((), generator=generator) < objective.asynchronous
+        draw = independent_times if is_asynchronous else shared_time
+    sigmas = draw(frames, objective, generator, noise_range)
+    if objective.clean_frames > 0:
+        clean = torch.rand(frames, generator=generator) < objective.clean_frames
+        noisiest = int(sigmas.argmax())  # stays, so that a frame is left, and the expert the same
+        clean[noisiest] = False
+        sigmas = sigmas.masked_fill(clean, 0.0)
+    return sigmas
+
+
+# ---- path, target and loss -----------------------------------------------------------------------------------------
+
+
+def noised(clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """``(1 - sigma) * clean + sigma * noise`` frame by frame: latents ``[B, C, F, h, w]``, sigmas ``[B, F]``."""
+    sigma = sigmas[:, None, :, None, None]
+    return (1 - sigma) * clean + sigma * noise
+
+
+def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
+    """``noise - clean``, the derivative of the path; the same at every level."""
+    return noise - clean
+
+
+def level_weights(sigmas: Tensor, shift: float) -> Tensor:
+    """The released code's weight of a level ("bsmntw"), shaped like `sigmas`.
+
+    ``w(t) = (exp(-2 ((t - 500) / 1000)^2) - m) * 1000 / s`` with t = 1000 sigma, where m is the smallest value on the
+    training grid (at t = 1000) and s the sum over the grid after subtracting it, so that the mean over a uniform index
+    is 1. Highest in the middle, 0 for pure noise; at shift 5 up to 2.1.
+    """
+
+    def bump(timesteps: Tensor) -> Tensor:
+        return torch.exp(-2 * ((timesteps - NUM_TRAIN_TIMESTEPS / 2) / NUM_TRAIN_TIMESTEPS) ** 2)
+
+    grid = bump(NUM_TRAIN_TIMESTEPS * training_grid(shift))
+    lowest = grid.min()
+    scale = NUM_TRAIN_TIMESTEPS / (grid - lowest).sum()
+    return (bump(NUM_TRAIN_TIMESTEPS * sigmas) - lowest.to(sigmas)) * scale.to(sigmas)
+
+
+def frame_errors(velocity: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each frame: ``[B, C, F, h, w]`` twice -> fp32 ``[B, F]``."""
+    return (velocity.float() - target.float()).square().mean(dim=(1, 3, 4))
+
+
+def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """The loss of a batch, a scalar: the mean over its clips of the mean over their frames with sigma > 0.
+
+    With e_f the error of a frame and w_f its weight (`level_weights`), a clip counts
+
+    - "per_sample": ``mean(e) * mean(w)``. The released code reduces the error over the whole tensor first and
+      multiplies by the weights afterwards, so that no frame keeps its own; its batch is one clip per process.
+    - "per_frame": ``mean(w * e)``.
+    - "none": ``mean(e)``, the paper's loss.
+
+    A clean frame (sigma 0) has the velocity of an unknown noise as its target: there is nothing to learn.
+
+    Args:
+        errors: ``[B, F]``, see `frame_errors`.
+        sigmas: ``[B, F]``.
+    """
+    noisy = (sigmas > 0).to(errors)
+    count = noisy.sum(dim=1).clamp(min=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * noisy).sum(dim=1) / count  # [B]
+
+    if objective.weighting == "none":
+        return mean(errors).mean()
+    weights = level_weights(sigmas, objective.shift)
+    if objective.weighting == "per_frame":
+        return mean(weights * errors).mean()
+    return (mean(errors) * mean(weights)).mean()
+
+
+# ---- where the loss is ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LossBins:
+    """Unweighted errors of noisy frames, summed by noise level (ten equal parts of 0..1) and by latent frame."""
+
+    frames: int
+    sums: Tensor = field(init=False)  # [2, LEVEL_BINS + frames]: errors, how many
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(2, LEVEL_BINS + self.frames, dtype=torch.float64)
+
+    def add(self, errors: Tensor, sigmas: Tensor) -> None:
+        """Count errors at their levels, ``[B, F]`` each with F up to `frames`, on the CPU."""
+        noisy = sigmas > 0
+        position = torch.arange(errors.shape[1]).expand_as(errors)[noisy]
+        level = (sigmas[noisy] * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)
+        values = torch.stack([errors[noisy].double(), torch.ones(len(level), dtype=torch.float64)])
+        self.sums.index_add_(1, level, values)
+        self.sums.index_add_(1, LEVEL_BINS + position, values)
+
+    def by_level(self) -> dict[str, float]:
+        """Mean error by the lower end of its bin ("0.9": from 0.9 up); bins that saw nothing are left out."""
+        return {f"{k / LEVEL_BINS:.1f}": mean for k, mean in enumerate(self._means()[:LEVEL_BINS]) if mean == mean}
+
+    def by_frame(self) -> dict[str, float]:
+        """Mean error by latent frame, from "0" on."""
+        return {str(k): mean for k, mean in enumerate(self._means()[LEVEL_BINS:]) if mean == mean}
+
+    def mean(self) -> float:
+        """Over all frames; not a number if nothing was counted."""
+        total, count = self.sums[:, :LEVEL_BINS].sum(dim=1).tolist()
+        return total / count if count else float("nan")
+
+    def _means(self) -> list[float]:
+        return (self.sums[0] / self.sums[1]).tolist()

@@ -1,0 +1,100 @@
+"""What a run says of itself: ``metrics.jsonl``, always, and the curves of a tracker."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from pusa.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Reporter:
+    """Writes entries as they come; on the main process only.
+
+    Args:
+        folder: for ``metrics.jsonl`` and TensorBoard's files.
+        config: the run's.
+        first_step: where the run goes on; entries of later steps, from before a kill, are taken out.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        self._path = folder / METRICS_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [entry for entry in read_metrics(folder) if entry["step"] <= first_step]
+        part = self._path.with_suffix(".part")
+        part.write_text("".join(json.dumps(entry) + "\n" for entry in kept) if first_step else "")
+        part.replace(self._path)
+        self._file = self._path.open("a")
+        self._trackers = _trackers(folder, config)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """An entry: numbers, and mappings of numbers. What is not finite becomes null in the file."""
+        self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(dict(_flat(values)), step=step)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a run so far; a line that was being written when the run was killed is left out."""
+    path = folder / METRICS_FILE
+    entries = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("a damaged line of %s is left out: %.40s", path, line)
+    return entries
+
+
+def _trackers(folder: Path, config: TrainConfig) -> list[GeneralTracker]:
+    kind = config.report.tracker
+    is_there = find_spec("tensorboard") is not None
+    if kind == "auto":
+        kind = "tensorboard" if is_there else "none"
+    if kind == "none":
+        return []
+    if kind == "tensorboard" and not is_there:
+        raise ValueError("report.tracker=tensorboard is not installed: pip install tensorboard, or report.tracker=none")
+    if kind == "wandb" and find_spec("wandb") is None:
+        raise ValueError("report.tracker=wandb is not installed: pip install wandb, or report.tracker=none")
+    if kind == "tensorboard":
+        tracker: GeneralTracker = TensorBoardTracker("tensorboard", str(folder))
+    else:
+        tracker = WandBTracker("pusa", name=config.name, dir=str(folder), config=json.loads(config.model_dump_json()))
+    tracker.start()
+    return [tracker]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _plain(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in values.items()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,430 @@
+"""The loop of a training run: one transformer, from its first step or from a checkpoint to its result."""
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pusa.training.adapting import MovingAverage, factor, make_optimizers, precision
+from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
+from pusa.training.checkpoint import (
+    Tensors,
+    checkpoints,
+    fill_optimizers,
+    optimizer_tensors,
+    random_states,
+    read_own,
+    read_state,
+    restore_random_states,
+    write_checkpoint,
+)
+from pusa.training.config import Expert, TrainConfig
+from pusa.training.export import write_result
+from pusa.training.launch import Processes
+from pusa.training.objective import LossBins, frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.reports import Reporter
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+
+Validate = Callable[[int, Any], None]
+
+
+class TrainingStoppedError(RuntimeError):
+    """A signal ended the run early; its state is on the disk."""
+
+
+@dataclass
+class Progress:
+    """What changes from step to step and is neither weight nor optimizer state."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training steps, without evaluation and checkpoints
+    waited_seconds: float = 0.0
+    clips: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one transformer's training is about: `folder` is the whole run's."""
+
+    config: TrainConfig
+    expert: Expert
+    folder: Path
+    processes: Processes
+    dataset: Data
+    training: Data
+    held_out: Data
+    on_validate: Validate | None
+    is_stopping: Callable[[], bool]
+
+    @property
+    def leg(self) -> Path:
+        """Where its checkpoints and metrics are: the run's folder, or one inside if there are two experts."""
+        return self.folder / self.expert if len(self.config.model.experts) > 1 else self.folder
+
+
+class Run:
+    """One transformer's training.
+
+    Args:
+        model: as `pusa.training.adapting.prepare` made it.
+        parameters: its trained ones by name.
+    """
+
+    def __init__(self, job: Job, model: Any, parameters: dict[str, Tensor]) -> None:
+        config, noise_range = job.config, job.config.model.experts[job.expert]
+        self.job, self.config, self.processes = job, config, job.processes
+        self.model, self.parameters = model, parameters
+        self.plan = Plan(job.training.buckets, config, job.processes.data_parallel)
+        self.reader = Reader(job.training, config, noise_range)
+        self.held_out = Reader(job.held_out, config, noise_range)
+        self.optimizers = make_optimizers(parameters, config.optimizer)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.average = MovingAverage(parameters, config.ema_decay) if config.ema_decay else None
+        self.progress = Progress()
+        self.frames = max(shape[1] for data in (job.training, job.held_out) for shape in data.buckets)
+        self.bins = LossBins(self.frames)
+        self.losses: list[float] = []  # of the steps since the last entry
+        self.norms: list[float] = []
+        self.seconds_before = 0.0  # of the last step, after processes agreed on its time
+        self.reporter: Reporter | None = None
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def go(self, *, resume: bool) -> None:
+        """From the last checkpoint, or from the start, to the result. Raises as `pusa.training.trainer.train`."""
+        checkpoint = self._last_checkpoint() if resume else None
+        if checkpoint is not None:
+            self._go_on_from(checkpoint)
+        if self.processes.is_main:
+            self.reporter = Reporter(self.job.leg, self.config, self.progress.step)
+            self._write_facts()
+        try:
+            if self.progress.step == 0 and self.config.report.held_out_every:
+                self._judge()
+            self._loop(written_step=self.progress.step if checkpoint else None)
+            if not self._is_done():
+                raise TrainingStoppedError(
+                    f"stopped after step {self.progress.step}, whose state is written: go on with --resume"
+                )
+            self._judge()
+            if self.config.report.validate_every:
+                self._validate()
+            self._finish()
+        finally:
+            if self.reporter is not None:
+                self.reporter.close()
+
+    def _last_checkpoint(self) -> Path | None:
+        found = checkpoints(self.job.leg)
+        step = self.processes.agree(max(found, default=-1))
+        if step < 0:
+            logger.info("%s has no checkpoint: the run begins", self.job.leg)
+        return None if step < 0 else found[step]
+
+    def _loop(self, written_step: int | None) -> None:
+        """Until the run is done or told to stop; ends with a checkpoint."""
+        config, progress = self.config, self.progress
+        every_seconds, written_seconds = config.checkpoint.every_seconds, progress.seconds
+        logged = progress.seconds, progress.waited_seconds, progress.clips
+        device, rank = self.processes.device, self.processes.data_rank
+        stopping = False
+        with Loader(self.reader, self.plan, data_rank=rank, first_step=progress.step, device=device) as loader:
+            while not self._is_done() and not stopping:
+                stopping = self._step(loader)
+                step, is_done = progress.step, self._is_done()
+                if step % config.report.log_every == 0 or is_done:
+                    self._log(*logged)
+                    logged = progress.seconds, progress.waited_seconds, progress.clips
+                if _is_due(config.report.held_out_every, step) and not is_done:
+                    self._judge()
+                if _is_due(config.report.validate_every, step) and not is_done:
+                    self._validate()
+                late = every_seconds is not None and progress.seconds - written_seconds >= every_seconds
+                if _is_due(config.checkpoint.every_steps, step) or late or stopping or is_done:
+                    self._write()
+                    written_step, written_seconds = step, progress.seconds
+        if written_step != progress.step:  # there was nothing to do
+            self._write()
+
+    def _is_done(self) -> bool:
+        if self.config.steps is not None:
+            return self.progress.step >= self.config.steps
+        return self.progress.seconds >= (self.config.seconds or 0.0)
+
+    def _share_done(self) -> float:
+        if self.config.steps is not None:
+            return self.progress.step / self.config.steps
+        return self.progress.seconds / (self.config.seconds or 1.0)
+
+    def _step(self, loader: Loader) -> bool:
+        """One optimizer step. Says whether a process was told to stop."""
+        began, waited = time.monotonic(), loader.waited_seconds
+        processes, progress = self.processes, self.progress
+        scale = factor(self.config.schedule, progress.step, self._share_done())
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+        loss, clips = 0.0, 0
+        for _ in range(self.plan.accumulation):
+            batch = loader.next()
+            clips += batch.counted
+            part, errors = self._loss(batch)
+            # Gradients are averaged over all processes; those that share a clip each hold a part of its gradient.
+            (part * processes.context_parallel / self.plan.accumulation).backward()
+            loss += float(part.detach()) / self.plan.accumulation
+            self.bins.add(errors.detach().cpu(), batch.sigmas.cpu())
+        spent = self.seconds_before + time.monotonic() - began
+        numbers = [loss, float(self.job.is_stopping()), spent, loader.waited_seconds - waited]
+        if self.config.parallel.fsdp:  # has reduced the gradients itself
+            loss, stop, spent, lost = processes.mean(numbers)
+        else:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            loss, stop, spent, lost = processes.average(gradients, numbers)
+        agreed = time.monotonic()
+        norm = self._clipped_norm()
+        if math.isfinite(loss) and math.isfinite(norm):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if self.average is not None:
+                self.average.update(progress.step)
+            progress.skipped_in_row = 0
+            self.losses.append(loss)
+            self.norms.append(norm)
+        else:
+            self._skip(loss, norm)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.clips += clips * processes.data_parallel
+        progress.seconds += spent
+        progress.waited_seconds += lost
+        self.seconds_before = time.monotonic() - agreed
+        return stop > 0
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        x = noised(batch.latents, batch.noise, batch.sigmas)
+        with precision(self.config, self.processes.device):
+            velocity = self.model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
+        errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
+        return weighted_loss(errors, batch.sigmas, self.config.objective), errors
+
+    def _clipped_norm(self) -> float:
+        """Of the whole gradient, which is no longer than the limit afterwards."""
+        limit = self.config.optimizer.max_gradient_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), float("inf") if limit is None else limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _skip(self, loss: float, norm: float) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        clips = sorted(set(self.plan.step(progress.step).clips))
+        if self.processes.is_main:
+            logger.warning(
+                "step %d is skipped: loss %g, gradient %g (clips %s)",
+                *(progress.step, loss, norm, ", ".join(map(str, clips[:8]))),
+            )
+        if progress.skipped_in_row > self.config.max_nonfinite:
+            raise RuntimeError(
+                f"{progress.skipped_in_row} steps in a row were not finite (the last: loss {loss:g}, gradient "
+                f"{norm:g}, clips {clips[:8]}): lower optimizer.lr, or look at these clips; the last checkpoint is "
+                "intact"
+            )
+
+    # ---- what it tells ---------------------------------------------------------------------------------------------
+
+    def _log(self, seconds: float, waited_seconds: float, clips: int) -> None:
+        """An entry about the steps since those figures."""
+        progress = self.progress
+        bins = LossBins(self.frames)
+        bins.sums = self.processes.sum(self.bins.sums)
+        self.bins = LossBins(self.frames)
+        spent = max(progress.seconds - seconds, 1e-9)
+        entry = {
+            "loss": _mean(self.losses),
+            "error": bins.mean(),
+            "gradient_norm": _mean(self.norms),
+            "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
+            "seconds": progress.seconds,
+            "clips": progress.clips,
+            "clips_per_second": (progress.clips - clips) / spent,
+            "data_share": (progress.waited_seconds - waited_seconds) / spent,
+            "skipped": progress.skipped,
+            "error_by_level": bins.by_level(),
+            "error_by_frame": bins.by_frame(),
+        }
+        self.losses, self.norms = [], []
+        if self.reporter is not None:
+            self.reporter.log(progress.step, entry)
+            logger.info(
+                "step %d%s  loss %.4f  %.2f clips/s  %.1f %% of the time waiting for data%s",
+                *(progress.step, f"/{self.config.steps}" if self.config.steps else "", entry["loss"]),
+                *(entry["clips_per_second"], 100 * entry["data_share"], self._time_left()),
+            )
+
+    def _time_left(self) -> str:
+        done = self._share_done()
+        if not 0 < done < 1:
+            return ""
+        left = self.progress.seconds * (1 - done) / done
+        if left < 120:
+            return f"  {left:.0f} s left"
+        return f"  {left / 60:.0f} min left" if left < 5400 else f"  {left / 3600:.1f} h left"
+
+    def _judge(self) -> None:
+        """Log the held-out loss, by level and frame too, of the averaged weights if there are such."""
+        if not len(self.held_out.data):
+            return
+        processes, bins, total = self.processes, LossBins(self.frames), torch.zeros(2)
+        batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
+        with self._judged_weights(), torch.no_grad():
+            for batch in batches:
+                _, errors = self._loss(batch.to(processes.device))
+                errors, sigmas = errors[: batch.counted].cpu(), batch.sigmas[: batch.counted]
+                bins.add(errors, sigmas)
+                for clip in range(batch.counted):
+                    loss = weighted_loss(errors[clip : clip + 1], sigmas[clip : clip + 1], self.config.objective)
+                    total += torch.stack([loss, torch.ones(())])
+        bins.sums = processes.sum(bins.sums)
+        loss, count = processes.sum(total).tolist()
+        if self.reporter is not None:
+            entry = {
+                "held_out_loss": loss / count,
+                "held_out_error": bins.mean(),
+                "held_out_error_by_level": bins.by_level(),
+                "held_out_error_by_frame": bins.by_frame(),
+            }
+            self.reporter.log(self.progress.step, entry)
+            logger.info("step %d  held-out loss %.4f", self.progress.step, entry["held_out_loss"])
+
+    def _validate(self) -> None:
+        if self.job.on_validate is None:
+            return
+        states = random_states()
+        with self._judged_weights(), torch.no_grad():
+            self.job.on_validate(self.progress.step, self.model)
+        restore_random_states(states)
+        self.processes.wait()
+
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        self.model.eval()
+        with self.average.in_place() if self.average is not None else nullcontext():
+            yield
+        self.model.train()
+
+    # ---- what it leaves --------------------------------------------------------------------------------------------
+
+    def _layout(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to give the same bits."""
+        return {
+            "processes": self.processes.world,
+            "context_parallel": self.processes.context_parallel,
+            "fsdp": self.config.parallel.fsdp,
+            "device": self.processes.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def _write(self) -> None:
+        tensors = {
+            "weights": self.parameters.items(),
+            "average": self.average.averages.items() if self.average is not None else (),
+            "optimizer": optimizer_tensors(self.optimizers, self.parameters),
+        }
+        write_checkpoint(
+            self.job.leg,
+            self.progress.step,
+            state={**asdict(self.progress), "layout": self._layout(), "data_hash": self.job.dataset.hash},
+            tensors=tensors,
+            own={"bins": self.bins.sums, "losses": self.losses, "norms": self.norms},
+            processes=self.processes,
+            rule=self.config.checkpoint,
+        )
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        state = read_state(checkpoint)
+        layout, data_hash = state.pop("layout"), state.pop("data_hash")
+        self.progress.__dict__.update(state)
+        weights = Tensors(checkpoint, "weights")
+        for name, parameter in self.parameters.items():
+            weights.into(name, parameter)
+        fill_optimizers(self.optimizers, self.parameters, Tensors(checkpoint, "optimizer"))
+        if self.average is not None:
+            averages = Tensors(checkpoint, "average")
+            for name, average in self.average.averages.items():
+                (averages if name in averages else weights).into(name, average)
+        own = read_own(checkpoint, self.processes.rank)
+        if own:
+            restore_random_states(own["random"])
+            if own["bins"].shape == self.bins.sums.shape:
+                self.bins.sums = own["bins"]
+            self.losses, self.norms = own["losses"], own["norms"]
+        if self.processes.is_main:
+            changes = [f"{k} was {v} and is {self._layout()[k]}" for k, v in layout.items() if self._layout()[k] != v]
+            if data_hash != self.job.dataset.hash:
+                changes.append("the data have changed")
+            logger.info("going on after step %d", self.progress.step)
+            if changes:
+                logger.warning(
+                    "the run goes on, but not to the same bits as if it had not been stopped: %s", "; ".join(changes)
+                )
+
+    def _write_facts(self) -> None:
+        trained = sum(p.numel() for p in self.parameters.values())
+        facts = {
+            "base_model": self.config.model.source,
+            "expert": self.job.expert,
+            "noise_range": list(self.held_out.noise_range),
+            "method": self.config.method.kind,
+            "trained_parameters": trained,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "clips": len(self.job.training),
+            "held_out_clips": len(self.held_out.data),
+            "data_hash": self.job.dataset.hash,
+            "clips_per_step": len(self.plan.step(0).clips),
+            "layout": self._layout(),
+            "versions": {name: version(name) for name in ("pusa", "torch", "diffusers", "peft", "accelerate")},
+            "python": platform.python_version(),
+        }
+        (self.job.leg / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+
+    def _finish(self) -> None:
+        self.model.eval()
+        if self.average is not None:
+            self.average.swap()
+        write_result(
+            self.job.folder,
+            self.model,
+            self.parameters,
+            config=self.config,
+            expert=self.job.expert,
+            step=self.progress.step,
+            data_hash=self.job.dataset.hash,
+            writes=self.processes.is_main,
+        )
+        self.processes.wait()
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
