@@ -15,6 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -71,9 +72,13 @@ class ShardFolder:
         self.clips = list(clips.values())
         self._prompt_files: dict[str, str] | None = None
         self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._lock = Lock()  # clips are read by several threads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _open=OrderedDict(), _lock=Lock())
 
     def latents(self, clip: ClipInfo) -> Tensor:
         return self._tensor(self.folder / LATENTS_FOLDER / clip.shard, clip.id)
@@ -101,17 +106,22 @@ class ShardFolder:
             raise ValueError(f"{path} has no {key}, or is damaged ({error}): make the dataset again") from error
 
     def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: copy the whole folder, or make the dataset again")
-            try:
-                self._open[path] = safe_open(path, "pt")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}): make the dataset again") from error
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        self._open.move_to_end(path)
-        return self._open[path]
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = _mapped(path)
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(path)
+            return self._open[path]
+
+
+def _mapped(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: copy the whole folder, or make the dataset again")
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): make the dataset again") from error
 
 
 class LatentDataset:

@@ -107,7 +107,10 @@ def read_manifest(folder: Path) -> tuple[dict[str, ClipInfo], bool]:
         ValueError: another line is damaged.
     """
     path = folder / CLIPS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    lines: list[str] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="\n") as file:  # a caption may hold other line breaks
+            lines = list(file)
     torn = bool(lines) and not lines[-1].endswith("\n")
     clips = {}
     for number, line in enumerate(lines[:-1] if torn else lines, start=1):

@@ -145,10 +145,10 @@ class DatasetWriter:
         if lost:
             logger.info("%d clips of a run that was killed are taken up again", len(lost))
         self._append(lost)
-        self._prompts = set()
+        self._prompts: dict[str, Path | None] = {}  # key -> file, None while it is in none yet
         for path in sorted((self.folder / PROMPTS_FOLDER).glob("*.safetensors")):
             with safe_open(path, "pt") as file:
-                self._prompts.update(file.keys())
+                self._prompts.update(dict.fromkeys(file.keys(), path))
 
     def _check_same(self, name: str, there: Any, given: Any) -> None:
         if there != given:
@@ -182,6 +182,15 @@ class DatasetWriter:
     def has_prompt(self, caption: str) -> bool:
         return caption_key(caption) in self._prompts
 
+    def embeds(self, caption: str) -> Tensor:
+        """Embeddings that were added, ``[L, D]`` without padding. Raises KeyError for an unknown caption."""
+        key = caption_key(caption)
+        path = self._prompts[key]
+        if path is None:
+            return self._pending_prompts[key]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(key)
+
     def add_prompt(self, caption: str, embeds: Tensor) -> None:
         """Keep the embeddings ``[n, D]`` of a caption, in their own dtype; zero rows at the end are not stored.
 
@@ -196,7 +205,7 @@ class DatasetWriter:
         if key in self._prompts:
             return
         self._pending_prompts[key] = without_padding(embeds).detach().cpu().contiguous().clone()
-        self._prompts.add(key)
+        self._prompts[key] = None
         if sum(tensor.nbytes for tensor in self._pending_prompts.values()) >= _PROMPT_SHARD_BYTES:
             self._write_prompts()
         self._flush_if_due()
@@ -258,6 +267,8 @@ class DatasetWriter:
 
     def recaption(self, clip_id: str, caption: str) -> None:
         """Give a clip that is here another caption; its latents stay as they are. Raises KeyError for an unknown id."""
+        if self._clips[clip_id].caption == caption:
+            return
         if not self._clips[clip_id].shard:
             self.flush()
         self._append([replace(self._clips[clip_id], caption=caption, prompt=caption_key(caption))])
@@ -320,7 +331,9 @@ class DatasetWriter:
 
     def _write_prompts(self) -> None:
         if self._pending_prompts:
-            self._save(self._next(PROMPTS_FOLDER, ""), self._pending_prompts, {})
+            path = self._next(PROMPTS_FOLDER, "")
+            self._save(path, self._pending_prompts, {})
+            self._prompts.update(dict.fromkeys(self._pending_prompts, path))
             self._pending_prompts = {}
 
     def _next(self, folder: str, stem: str) -> Path:
@@ -329,7 +342,7 @@ class DatasetWriter:
 
     def _append(self, clips: list[ClipInfo]) -> None:
         if clips:
-            with (self.folder / CLIPS_FILE).open("a", encoding="utf-8") as file:
+            with (self.folder / CLIPS_FILE).open("a", encoding="utf-8", newline="\n") as file:
                 file.writelines(_line(clip) for clip in clips)
                 file.flush()
                 os.fsync(file.fileno())
