@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from world_samples import make_photographs, make_sprites, make_world
 
 from pusa.training.scenery import CANVAS, PLACES, paint_textures
 from pusa.training.vocabulary import CAMERAS, MOTIONS, THINGS, with_article
@@ -11,25 +12,9 @@ from pusa.training.world import PHOTOGRAPH, TEXTURE, Scenes, World, captions, dr
 SIZE = 32
 
 
-def make_sprites(size: int = 24) -> Tensor:
-    """A disc for every thing, each in its own colour: ``[100, 4, size, size]``."""
-    axis = torch.linspace(-1, 1, size)
-    disc = ((axis[:, None].square() + axis.square()).sqrt() < 0.8).float()
-    colours = torch.rand(len(THINGS), 3, 1, 1, generator=torch.Generator().manual_seed(0))
-    return torch.cat([colours * disc, disc.expand(len(THINGS), 1, -1, -1)], dim=1)
-
-
-def make_photographs() -> Tensor:
-    return torch.rand(3, 3, CANVAS, CANVAS, generator=torch.Generator().manual_seed(1))
-
-
-def make_world(sprites: Tensor, variants: int = 2) -> World:
-    return World(sprites, make_photographs(), variants=variants)
-
-
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(make_sprites())
+    return make_world()
 
 
 def scene(
@@ -53,7 +38,7 @@ def test_the_same_seed_draws_the_same_clips_with_the_same_captions(world: World)
     first, again, other = draw_scenes(8, 1), draw_scenes(8, 1), draw_scenes(8, 2)
     assert captions(first) == captions(again) != captions(other)
     assert torch.equal(world.render(first, 5, size=SIZE)[0], world.render(again, 5, size=SIZE)[0])
-    twin = make_world(make_sprites())
+    twin = make_world()
     assert torch.equal(world.backgrounds, twin.backgrounds)
 
 

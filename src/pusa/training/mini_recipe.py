@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,13 +89,13 @@ BUDGETS = {
         things=32,
         heads=8,
         layers=8,
-        vae_minutes=27,
+        vae_minutes=31,
         vae_gate_db=30,
         base_minutes=50,
         vta_minutes=12,
         clips=4096,
         small_clips=6144,
-        batch_tokens=1_280,
+        batch_tokens=1_440,
     ),
     # a rehearsal of everything, in a few minutes; what comes out is good for nothing
     "rehearsal": Budget(
@@ -142,16 +143,14 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     if until == "vae":
         return
 
-    sized = {"frames": budget.frames, "things": budget.things}
-    full = cache_latents(vae, world, work / "latents", clips=budget.clips, size=budget.size, **sized)
-    held_out = cache_latents(vae, world, work / "held_out", clips=256, size=budget.size, held_out=True, **sized)
+    cache = partial(cache_latents, vae, world, frames=budget.frames, things=budget.things)
+    full = cache(work / "latents", clips=budget.clips, size=budget.size)
+    held_out = cache(work / "held_out", clips=256, size=budget.size, held_out=True)
     base_file = work / "base.safetensors"
     if not base_file.exists():
         torch.manual_seed(0)
         base = TextToVideo(heads=budget.heads, layers=budget.layers)
-        small = cache_latents(
-            vae, world, work / "small_latents", clips=budget.small_clips, size=budget.small_size, **sized
-        )
+        small = cache(work / "small_latents", clips=budget.small_clips, size=budget.small_size)
         logger.info("%d small and %d full clips", len(small), len(full))
         seconds, tokens = 60 * budget.base_minutes, budget.batch_tokens
         train_base(base, small, full, work / "base.pt", seconds=seconds, batch_tokens=tokens, device=device)

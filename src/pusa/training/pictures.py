@@ -129,11 +129,11 @@ def _panoramas(package: Path) -> Iterator[Tensor]:
             match = re.search(r"base64,([A-Za-z0-9+/=]+)", text)
             if match is None:
                 raise FileNotFoundError(f"{package.name}: {name} holds no picture")
-            with av.open(io.BytesIO(base64.b64decode(match[1])), format="exr_pipe") as container:
+            with av.open(io.BytesIO(base64.b64decode(match[1])), "r", format="exr_pipe") as container:
                 frame = next(container.decode(video=0))
             # Half precision, plane by plane: a conversion by ffmpeg wraps round at the brightest spots.
             green, blue, red = (
-                np.frombuffer(plane, np.float16).reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes
+                np.frombuffer(bytes(plane), np.float16).reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes
             )
             linear = torch.from_numpy(np.stack([red, green, blue])).float().clamp(0, 1e4)  # [3, H, W]
             shown = linear / torch.quantile(linear[:, 64:192], 0.9)

@@ -1,0 +1,55 @@
+"""`pusa mini`: the recipe of the embedded model."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+_STAGES = ("vae", "base", "vta", "export")
+
+
+@click.group()
+def mini() -> None:
+    """Make the embedded model anew."""
+
+
+@mini.command()
+@click.argument("work", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--budget",
+    type=click.Choice(["cpu", "gpu", "rehearsal"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: two cores, about two hours, 96 pixels. gpu: one large GPU, about 25 minutes, 128 pixels. rehearsal: all "
+    "stages in a few minutes, for a look at the machinery.",
+)
+@click.option("--until", type=click.Choice(_STAGES), default=_STAGES[-1], help="Stop after this stage.")
+@click.option("--processes", type=click.IntRange(1, 64), help="Of one thread each. [default: 1 with a GPU, else 2]")
+def train(work: Path, budget: str, until: str, processes: int | None) -> None:
+    """Draw clips, train VAE, text-to-video model and Pusa adapter, and write the model to FOLDER/model.
+
+    The pictures it is drawn from are fetched from npm and Debian (npm, apt-get and dpkg-deb are needed, once). Stop it
+    when you like: the same command goes on where it was.
+    """
+    if processes is None:
+        import torch
+
+        processes = 1 if torch.cuda.is_available() else 2
+    options = ["--work", str(work), "--budget", budget, "--until", until]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "pusa.training.mini_recipe", *options]
+    # One thread a process: two processes with averaged gradients are faster than one with two threads.
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} if processes > 1 else {}
+    process = subprocess.Popen(command, env={**os.environ, **threads})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise click.Abort from None
+    if code:
+        raise RuntimeError(f"the recipe ended with exit code {code}; what went wrong is said above")
+    click.echo(f"{work / 'model'}" if until == _STAGES[-1] else f"{work}: done up to stage {until}")

@@ -1,0 +1,128 @@
+"""The recipe of the embedded model, all stages at a tiny size; discs and noise stand in for its pictures."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from world_samples import make_photographs, make_sprites
+
+from pusa import PusaCondition, PusaPipeline
+from pusa.training import mini_recipe, pictures
+from pusa.training.mini_loop import fit, warm_then_cool
+from pusa.training.mini_vae import psnr
+from pusa.training.world import captions, draw_scenes
+
+BUDGET = dataclasses.replace(
+    mini_recipe.BUDGETS["rehearsal"], vae_minutes=4 / 60, base_minutes=4 / 60, vta_minutes=3 / 60, batch_tokens=160
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "fetch", lambda cache: None)
+        patch.setattr(pictures, "load_sprites", lambda cache: make_sprites())
+        patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
+        mini_recipe.run(folder, BUDGET, until="vae", device=torch.device("cpu"))
+        assert not (folder / "base.safetensors").exists()
+        mini_recipe.run(folder, BUDGET, device=torch.device("cpu"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_a_folder_that_the_pipeline_loads_and_that_says_how_it_is_meant(work: Path) -> None:
+    pipe = PusaPipeline.from_pretrained(work / "model")
+    assert pipe.load_pusa(work / "model" / mini_recipe.LORA_FILE, alpha=1.4) == 2 * 10
+    latents = torch.zeros(16, 1, 8, 8)
+    start = PusaCondition(latents=latents, latent_index=0)
+    made = pipe(
+        captions(draw_scenes(1, 0))[0],
+        conditions=[start],
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=2,
+        max_sequence_length=64,
+        output_type="latent",
+    ).frames
+    assert torch.equal(made[0, :, 0].float(), latents[:, 0])
+    card = json.loads((work / "model" / "pusa.json").read_text())
+    assert card["defaults"]["width"] == 64
+    assert card["words"]["things"] == [
+        ["duck", "mallard"],
+        ["fish", "tropical fish"],
+        ["turtle", "tortoise"],
+        ["octopus"],
+    ]
+
+
+@pytest.mark.slow
+def test_latents_are_normalised_and_the_report_holds_what_was_measured(work: Path) -> None:
+    vae = AutoencoderKLWan.from_pretrained(work / "vae")
+    assert min(vae.config.latents_std) > 0
+    assert vae.config.latents_std != [1.0] * 16
+    report = json.loads((work / "report.json").read_text())
+    assert report["vae"]["held_out_db"] > 5
+    assert 0 < report["base"]["held_out_loss"] < 5
+    assert report["budget"]["things"] == 4
+
+
+@pytest.mark.slow
+def test_finished_stages_are_not_done_again(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, stand_in in (("load_sprites", make_sprites), ("load_photographs", make_photographs)):
+        monkeypatch.setattr(pictures, name, lambda cache, make=stand_in: make())
+    monkeypatch.setattr(pictures, "fetch", lambda cache: None)
+    for stage in ("train_vae", "train_base", "train_vta"):
+        monkeypatch.setattr(mini_recipe, stage, lambda *_, **__: pytest.fail("trained again"))
+    mini_recipe.run(work, BUDGET, device=torch.device("cpu"))
+
+
+def test_the_loop_goes_on_where_it_was_and_averages_the_weights(tmp_path: Path) -> None:
+    target = torch.tensor([1.0, -2.0])
+
+    def train(seconds: float) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1, bias=False)
+
+        def loss_of(seed: int, progress: float) -> torch.Tensor:
+            return (model.weight[0] - target).square().sum()
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        fit(
+            loss_of,
+            model,
+            [optimizer],
+            seconds=seconds,
+            schedule=warm_then_cool(1, 0.5),
+            checkpoint=tmp_path / "loop.pt",
+            ema_decay=0.9,
+        )
+        return model
+
+    train(0.05)
+    steps = torch.load(tmp_path / "loop.pt", weights_only=True)["step"]
+    model = train(0.5)
+    assert torch.load(tmp_path / "loop.pt", weights_only=True)["step"] > steps
+    torch.testing.assert_close(model.weight[0].detach(), target, atol=1e-2, rtol=0)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="the loss is nan at step 0: lower the learning rates"):
+        fit(
+            lambda seed, progress: model.weight.sum() * torch.nan,
+            model,
+            [],
+            seconds=1,
+            schedule=warm_then_cool(1, 0.5),
+            checkpoint=tmp_path / "loop.pt",
+        )
+
+
+def test_psnr_is_20_db_at_a_tenth_of_the_range() -> None:
+    video = torch.zeros(1, 3, 2, 4, 4)
+    torch.testing.assert_close(psnr(video, video + 0.2), torch.full((1, 2), 20.0))
