@@ -111,7 +111,8 @@ def launched(context_parallel: int = 1) -> Processes:
             raise ValueError(
                 f"accelerate is configured to wrap the model ({variable}): launch without it, and {remedy}"
             )
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())  # torchrun alone does not say so
     if dist.is_initialized() and dist.get_world_size() != state.num_processes:
         raise ValueError(
             f"{dist.get_world_size()} processes are connected and the environment says {state.num_processes}: start "

@@ -7,7 +7,6 @@ stages are skipped and a broken one goes on where it was. A `Budget` says how la
 import argparse
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,8 @@ from pusa.models.vae import decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training import pictures
+from pusa.training.export import export_run
+from pusa.training.launch import launched
 from pusa.training.mini_base import (
     MAX_SEQUENCE_LENGTH,
     SHIFT,
@@ -31,7 +32,7 @@ from pusa.training.mini_base import (
 )
 from pusa.training.mini_loop import rank
 from pusa.training.mini_vae import channels_last, normalise, psnr, train_vae
-from pusa.training.mini_vta import train_vta
+from pusa.training.mini_vta import train_vta, write_dataset
 from pusa.training.scenery import PLACES
 from pusa.training.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
 from pusa.training.world import PHOTOGRAPH, World, draw_scenes
@@ -91,7 +92,7 @@ BUDGETS = {
         layers=8,
         vae_minutes=31,
         vae_gate_db=30,
-        base_minutes=50,
+        base_minutes=58,
         vta_minutes=12,
         clips=4096,
         small_clips=6144,
@@ -162,16 +163,16 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         return
     base = TextToVideo(heads=budget.heads, layers=budget.layers)  # anew: the one that was trained is compiled
     load_model(base, base_file)
-    base.to(device)
-    if not (work / LORA_FILE).exists():
-        train_vta(base, full, work / "vta.pt", work / LORA_FILE, seconds=60 * budget.vta_minutes)
-    _wait()
+    dataset = write_dataset(base, full, work / "dataset", size=budget.size)
+    frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
+    train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, batch_frames=frames)
     if until == "vta":
         return
     base = TextToVideo(heads=budget.heads, layers=budget.layers)  # without the adapter
     load_model(base, base_file)
     if rank() == 0:
-        write_folder(work / "model", vae, base, work / LORA_FILE, budget)
+        write_folder(work / "model", vae, base, budget)
+        export_run(work / "vta", work / "model" / LORA_FILE, dtype=torch.bfloat16)
     _wait()
 
 
@@ -211,7 +212,7 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
     return scores
 
 
-def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, lora: Path, budget: Budget) -> None:
+def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget: Budget) -> None:
     """A folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`)."""
     pipe = PusaPipeline(
         tokenizer=base.tokenizer,
@@ -222,7 +223,6 @@ def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, lora: P
     )
     pipe.to(torch.bfloat16, silence_dtype_warnings=True)
     pipe.save_pretrained(folder)
-    (folder / LORA_FILE).write_bytes(lora.read_bytes())
     seconds = budget.frames / 16
     title = (
         f"embedded model: {budget.things} things, {len(MOTIONS)} motions, {budget.size} pixels, {seconds:.0f} seconds"
@@ -265,11 +265,7 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if "WORLD_SIZE" in os.environ:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        dist.init_process_group("gloo")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run(options.work, BUDGETS[options.budget], until=options.until, device=device)
+    run(options.work, BUDGETS[options.budget], until=options.until, device=launched().device)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Stage 3: vectorised timestep adaptation (VTA): a LoRA that teaches the model one time per latent frame.
+"""Stage 3: vectorised timestep adaptation (VTA) of the small model, by the trainer that adapts the large ones.
 
 As in Pusa V1.0 (arXiv 2507.16116): every frame's time is drawn on its own, without any synchronous sample, from the
 shifted grid that sampling uses; nothing shows the model an image to be continued.
@@ -7,44 +7,50 @@ shifted grid that sampling uses; nothing shows the model an image to be continue
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from torch import Tensor
+import torch.distributed as dist
 
-from pusa.lora import export_lora
-from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.scheduler import shifted
-from pusa.training.mini_base import SHIFT, Latents, TextToVideo, velocity_loss
-from pusa.training.mini_loop import fit, rank, warm_then_cool, world_size
-
-RANK = 16
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-_CAPTION_DROP = 0.2  # more than the base: an image alone must be enough
-_BATCH_FRAMES = 36
+from pusa.training.config import load_config
+from pusa.training.dataset import LatentDataset
+from pusa.training.dataset_writer import DatasetWriter
+from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, Latents, TextToVideo
+from pusa.training.mini_loop import rank
+from pusa.training.trainer import train
+from pusa.training.world import captions
 
 
-def train_vta(base: TextToVideo, data: Latents, checkpoint: Path, lora: Path, *, seconds: float) -> None:
-    """Adapt `base`, whose weights stay as they are, on from `checkpoint` if there, and write the LoRA to `lora`."""
-    torch.manual_seed(0)
-    base.requires_grad_(False)
-    transformer = PusaWanTransformer3DModel.from_wan(base.transformer)
-    transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), adapter_name="pusa")
-    adapted = [p for p in transformer.parameters() if p.requires_grad]
+def write_dataset(base: TextToVideo, data: Latents, folder: Path, *, size: int) -> LatentDataset:
+    """Clips with their captions and these captions' embeddings, as `pusa data prepare` leaves them."""
+    if rank() == 0 and not (folder / "dataset.json").exists():
+        part = folder.with_name(folder.name + ".part")
+        texts = captions(data.scenes)
+        with (
+            torch.no_grad(),
+            DatasetWriter(part, model="mini", max_sequence_length=MAX_SEQUENCE_LENGTH) as writer,
+        ):
+            for text in sorted({"", *texts}):
+                length = len(base.tokenizer(text).input_ids)
+                writer.add_prompt(text, base.embed([text])[0, :length].cpu())
+            for number, (latents, text) in enumerate(zip(data.latents, texts, strict=True)):
+                name = f"clip-{number:05d}"
+                frames = 4 * latents.shape[1] - 3
+                if name not in writer:
+                    writer.add(name, latents, text, fps=16, height=size, width=size, frames=frames)
+        part.replace(folder)
+    if dist.is_initialized():
+        dist.barrier()
+    return LatentDataset(folder)
 
-    def loss_of(seed: int, progress: float) -> Tensor:
-        torch.manual_seed(seed)
-        longest = data.latents.shape[2]
-        frames = longest if seed // world_size() % 2 else (longest + 1) // 2
-        clean, texts = data.sample(max(1, _BATCH_FRAMES // frames), frames)
-        sigma = shifted(torch.rand(len(clean), frames), SHIFT)  # [B, F]
-        return velocity_loss(transformer, clean, sigma, base.embed(texts, drop=_CAPTION_DROP))
 
-    fit(
-        loss_of,
-        transformer,
-        [torch.optim.AdamW(adapted, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)],
-        seconds=seconds,
-        schedule=warm_then_cool(30, 0.5, floor=0.02),
-        checkpoint=checkpoint,
+def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, batch_frames: int) -> None:
+    """Adapt `base`, whose weights stay as they are, in the folder `run`, on from where it was."""
+    longest = max(shape[1] for shape in dataset.buckets)
+    config = load_config(
+        "mini-vta",
+        {
+            "output": str(run),
+            "data.lengths": [(longest + 1) // 2, longest],
+            "seconds": seconds,
+            "batch_frames": batch_frames,
+        },
     )
-    if rank() == 0:
-        export_lora(transformer, lora)
+    train(config, transformer=base.transformer, dataset=dataset, resume=True)
