@@ -65,26 +65,37 @@ def cache_latents(
     """Draw and encode clips into `folder`, 64 a file; processes share the work, and files that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-clips // _SHARD_CLIPS)
-
-    def scenes_of(shard: int) -> Scenes:
-        return draw_scenes(_SHARD_CLIPS, 1_000_000 + shard, things=things, held_out=held_out)
-
     for shard in range(rank(), shards, world_size()):
         path = folder / f"{shard:04d}.safetensors"
         if path.exists():
             continue
-        parts = []
+        scenes, parts = _scenes_of(shard, things, held_out), []
         for first in range(0, _SHARD_CLIPS, 8):
-            video, _ = world.render(scenes_of(shard)[first : first + 8], frames, size=size)
+            video, _ = world.render(scenes[first : first + 8], frames, size=size)
             with torch.autocast(world.device.type, torch.bfloat16):
                 parts.append(encode_video(vae, video))
         save_file({"latents": torch.cat(parts).bfloat16().cpu().contiguous()}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     if dist.is_initialized():
         dist.barrier()
-    files = [folder / f"{shard:04d}.safetensors" for shard in range(shards)]
-    latents = torch.cat([load_file(path)["latents"] for path in files])
-    return Latents(latents, Scenes.cat([scenes_of(shard) for shard in range(shards)]))
+    return load_latents(folder, things=things, held_out=held_out, shards=shards)
+
+
+def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: int | None = None) -> Latents:
+    """Clips that `cache_latents` has left in `folder`, called with the same arguments; all files if not only `shards`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    count = len(list(folder.glob("*.safetensors"))) if shards is None else shards
+    if not count:
+        raise FileNotFoundError(f"{folder} holds no latents")
+    latents = torch.cat([load_file(folder / f"{shard:04d}.safetensors")["latents"] for shard in range(count)])
+    return Latents(latents, Scenes.cat([_scenes_of(shard, things, held_out) for shard in range(count)]))
+
+
+def _scenes_of(shard: int, things: int, held_out: bool) -> Scenes:
+    return draw_scenes(_SHARD_CLIPS, 1_000_000 + shard, things=things, held_out=held_out)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
