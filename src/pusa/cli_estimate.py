@@ -1,0 +1,194 @@
+"""`pusa train estimate`: what a run takes, on paper."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pusa.training.config import TrainConfig, load_config
+
+if TYPE_CHECKING:
+    from pusa.training.estimate import Estimate, Gpu, Remedy
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG")
+@click.argument("overrides", metavar="[SECTION.FIELD=VALUE]...", nargs=-1)
+@click.option("--gpu", "gpu_name", metavar="NAME", default="h200", show_default=True, help="A card by name, or cpu.")
+@click.option("--count", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many of them.")
+@click.option("--price", type=click.FloatRange(0), help="Of one card for an hour, in any currency.")
+@click.option("--json", "as_json", is_flag=True, help="Write one line of JSON, for scripts.")
+def estimate(
+    config: str, overrides: tuple[str, ...], gpu_name: str, count: int, price: float | None, as_json: bool
+) -> None:
+    """Say what a run of CONFIG takes: operations, memory, hours and money, beside the run of the paper.
+
+    CONFIG is the name of a ready configuration, a .toml file or the folder of a run; its fields can be changed as for a
+    run. Nothing is downloaded or trained. With --gpu cpu the rate of this machine is measured, which takes seconds.
+
+    \b
+    pusa train estimate wan2.1-14b-vta --gpu h200 --count 8 --price 3.5
+    pusa train estimate wan2.1-1.3b-vta method.rank=64 --gpu 4090
+    """
+    from pusa.training import estimate as estimates
+
+    wanted = load_config(config, overrides)
+    gpu = _find(gpu_name, wanted)
+    base = estimates.base_of(wanted.model.source)
+    found = estimates.estimate(wanted, base, gpu, cards=count, price=price)
+    paper = estimates.paper_run(gpu, cards=count, price=price)
+    ways = [] if found.fits else estimates.remedies(wanted, base, gpu, cards=count)
+    if as_json:
+        click.echo(json.dumps(_facts(found, paper, ways), ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(wanted, found, paper, ways)))
+
+
+def _find(name: str, config: TrainConfig) -> "Gpu":
+    from pusa.training.estimate import GPUS
+
+    if name == "cpu":
+        return _this_cpu(config)
+    if name not in GPUS:
+        raise ValueError(f"--gpu {name!r} is not known: take the nearest of {', '.join(GPUS)}, or cpu")
+    return GPUS[name]
+
+
+def _this_cpu(config: TrainConfig) -> "Gpu":
+    """The processor at hand, with its rate for matrix products as wide as these models at their smallest."""
+    import time
+
+    import torch
+
+    from pusa import resources
+    from pusa.training.estimate import Gpu
+
+    size, dtype = 1024, torch.bfloat16 if config.model.dtype == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size).to(dtype)
+    products, seconds = 0, 0.0
+    torch.mm(a, b)  # the first call chooses kernels
+    while seconds < 1.0:
+        began = time.perf_counter()
+        torch.mm(a, b)
+        seconds += time.perf_counter() - began
+        products += 1
+    rate = 2 * size**3 * products / seconds
+    title = f"this processor, {torch.get_num_threads()} threads"
+    return Gpu("cpu", title, resources.free_memory_bytes(), rate, 0.35, 10e9, "a guess; the rate was measured now")
+
+
+def _tera(rate: float) -> str:
+    return f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:.0f} GFLOP/s"
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def _operations(count: float) -> str:
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count / 1e9:.3g} GFLOP"
+
+
+def _time(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} seconds"
+    if hours < 1:
+        return f"{hours * 60:.0f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _lines(config: TrainConfig, found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
+    from pusa.resources import readable
+    from pusa.training.estimate import PAPER_CLIPS, PAPER_DOLLARS, PAPER_STEPS
+
+    gpu, work, flops, memory = found.gpu, found.largest, found.flops, found.memory
+    kind = f"LoRA of rank {work.rank}" if work.rank else "all weights"
+    experts = len(config.model.experts)
+    each = f" for each of {experts} transformers" if experts > 1 else ""
+    grid = "x".join(map(str, work.grid))
+    yield f"{config.name}: {kind}, {_many(work.trained_parameters)} parameters for a model of {_many(work.parameters)}"
+    yield f"on        {found.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_tera(gpu.peak)} at most"
+    yield f"work      {found.steps / experts:,.0f} steps of {work.clips_per_step} clips{each}"
+    yield f"a clip    {grid} latents, {work.sequence:,} tokens"
+    yield (
+        f"a pass    {_operations(flops.total)}: forward {_operations(flops.forward)}, once more "
+        f"{_operations(flops.recompute)}, backward {_operations(flops.backward)}"
+    )
+    yield ""
+    yield "memory per card"
+    rows = {
+        "weights": memory.weights,
+        "adapter": memory.adapter,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "moving average": memory.ema,
+        "gathered by FSDP": memory.gathered,
+        "activations": memory.activations,
+    }
+    for name, count in rows.items():
+        if count:
+            yield f"  {name:<17} {readable(count):>8}"
+    room = f"{readable(memory.peak)} of {readable(gpu.usable_bytes)} that can be used"
+    yield f"  {'at the peak':<17} {readable(memory.peak):>8}  (gradients come while activations go)"
+    yield f"fits      {'yes' if found.fits else 'NO'}: {room}"
+    if not found.fits:
+        yield from _ways(found, ways)
+    yield ""
+    speed = f"{found.step_seconds:.3g} s a step at {gpu.share:.0%} of the rate"
+    if found.communication_seconds > found.compute_seconds:
+        speed += f" (waiting for communication; {found.compute_seconds:.3g} s of computing)"
+    yield f"speed     {speed}"
+    yield f"          the share: {gpu.basis}"
+    yield f"takes     {_time(found.hours)}, {found.gpu_hours:,.1f} card-hours{_money(found)}"
+    if gpu.name == "cpu":
+        return
+    yield (
+        f"the paper {PAPER_STEPS} steps of {PAPER_CLIPS} clips at 1280x720, rank 512 (they report about "
+        f"${PAPER_DOLLARS}): here {_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_money(paper)}"
+    )
+
+
+def _money(found: "Estimate") -> str:
+    return "" if found.cost is None else f", {found.cost:,.2f} at {found.price:g} an hour"
+
+
+def _ways(found: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
+    from pusa.resources import readable
+
+    if not ways:
+        yield "          no knob that is known here makes it fit: take a larger card or a smaller model"
+        return
+    yield "          it would with" if len(ways) == 1 else "          it would with any one of these"
+    for way in ways:
+        changes = [f"{name}={json.dumps(value)}" for name, value in way.overrides.items()]
+        if way.cards != found.cards:
+            changes.append(f"--count {way.cards}")
+        yield f"            {' '.join(changes):<48} {readable(way.peak)}"
+    if any("data.width" in way.overrides for way in ways):
+        yield "          (a size is that of the clips: prepare the data so)"
+
+
+def _facts(found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
+    memory, flops = found.memory, found.flops
+    return {
+        "gpu": found.gpu.name,
+        "count": found.cards,
+        "steps": found.steps,
+        "clips_per_step": found.largest.clips_per_step,
+        "flops": {"forward": flops.forward, "recompute": flops.recompute, "backward": flops.backward},
+        "parameters": found.largest.parameters,
+        "trained_parameters": found.largest.trained_parameters,
+        "memory_bytes": vars(memory) | {"usable": found.gpu.usable_bytes},
+        "fits": found.fits,
+        "remedies": [{"set": dict(way.overrides), "count": way.cards, "peak_bytes": way.peak} for way in ways],
+        "assumed_share": found.gpu.share,
+        "step_seconds": found.step_seconds,
+        "hours": found.hours,
+        "gpu_hours": found.gpu_hours,
+        "cost": found.cost,
+        "paper": {"hours": paper.hours, "gpu_hours": paper.gpu_hours, "cost": paper.cost},
+    }

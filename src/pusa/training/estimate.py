@@ -1,0 +1,325 @@
+"""What a training run costs, before it is started: hours, money, and whether it fits the cards.
+
+Operations and bytes are counted (`pusa.training.counting`). Seconds follow from a card's rate and an assumed share of
+it, the least certain figure here: `GPUS` says where each share comes from.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pusa import zoo
+from pusa.models import files
+from pusa.training.config import TrainConfig, config_from
+from pusa.training.counting import Flops, Memory, Workload, flops, memory
+
+_GIB = 2**30
+_CONTEXT_BYTES = 10**9  # driver, kernels, communication
+_UNUSABLE_SHARE = 0.05  # of a card, for gaps that the allocator cannot fill
+
+PAPER_STEPS, PAPER_CLIPS, PAPER_DOLLARS = 900, 8, 500
+"""Pusa V1.0 (arXiv 2507.16116): 900 steps of 8 clips; about $500 is the authors' figure, without a wall-clock time."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card.
+
+    Attributes:
+        memory_bytes: as PyTorch reports it.
+        peak: dense bf16 operations per second with fp32 sums, by the data sheet.
+        share: of the peak that training is assumed to reach.
+        link_bytes: per second to the other cards of a machine in one direction, by the data sheet.
+        basis: where the share comes from.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    peak: float
+    share: float
+    link_bytes: float
+    basis: str
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(self.memory_bytes * (1 - _UNUSABLE_SHARE)) - _CONTEXT_BYTES
+
+
+def _gpu(name: str, title: str, gib: float, teraflops: float, share: float, link_gb: float, basis: str) -> Gpu:
+    return Gpu(name, title, int(gib * _GIB), teraflops * 1e12, share, link_gb * 1e9, basis)
+
+
+_HOPPER = "Wan's own timings of inference give 0.42 at 480p and 0.51 at 720p on an H100; a fifth less for a backward"
+_AMPERE = "Wan's own timings of inference give 0.55 at 480p and 0.61 at 720p on an A800; a fifth less for a backward"
+_ADA = "Wan's own timing of inference gives 0.66 for 1.3B on a 4090; a fifth less for a backward"
+_GUESS = "a guess: no timing of Wan on this card is known to us"
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("b200", "NVIDIA B200", 178, 2250, 0.30, 900, _GUESS),
+        _gpu("h200", "NVIDIA H200", 139, 989, 0.40, 450, _HOPPER),
+        _gpu("h100", "NVIDIA H100 SXM", 79, 989, 0.40, 450, _HOPPER),
+        _gpu("a100-80g", "NVIDIA A100 80 GB", 79, 312, 0.47, 300, _AMPERE),
+        _gpu("a100-40g", "NVIDIA A100 40 GB", 39, 312, 0.47, 300, _AMPERE),
+        _gpu("l40s", "NVIDIA L40S", 44, 362, 0.35, 32, _GUESS),
+        _gpu("a6000", "NVIDIA RTX A6000", 47, 155, 0.45, 32, _GUESS),
+        _gpu("5090", "NVIDIA GeForce RTX 5090", 31, 209, 0.45, 64, _GUESS),
+        _gpu("4090", "NVIDIA GeForce RTX 4090", 23.5, 165, 0.53, 32, _ADA),
+        _gpu("3090", "NVIDIA GeForce RTX 3090", 23.5, 71, 0.50, 32, _GUESS),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the arithmetic needs to know of a model: its transformer's configuration and the scales of its VAE."""
+
+    transformer: Mapping[str, Any]
+    text_tokens: int = 512
+    spatial_scale: int = 8
+    temporal_scale: int = 4
+
+    def grid(self, width: int, height: int, num_frames: int) -> tuple[int, int, int]:
+        """Latent frames, height and width."""
+        frames = (num_frames - 1) // self.temporal_scale + 1
+        return frames, height // self.spatial_scale, width // self.spatial_scale
+
+
+def base_of(source: str) -> Base:
+    """A zoo model, a folder in diffusers layout, or a Hub id (its small configuration files are downloaded).
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such model.
+    """
+    if source == "tiny" or (source == "mini" and "mini" not in zoo.ZOO):
+        from pusa.models.tiny import TRANSFORMER
+
+        return Base(TRANSFORMER, text_tokens=zoo.ZOO["tiny"].defaults.max_sequence_length)
+    known = zoo.find(source)
+    folder = known.folder if known and known.folder else Path(source).expanduser()
+    text_tokens = zoo.defaults_of(source).max_sequence_length
+    if known and not folder.is_dir():
+        return Base(known.transformer, text_tokens)
+    if folder.is_dir():
+        read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
+    elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
+        from huggingface_hub import hf_hub_download
+
+        parts = ("transformer", "vae")
+        read = {part: files.read_json(Path(hf_hub_download(source, f"{part}/config.json"))) for part in parts}
+    else:
+        zoo.get(source)  # raises, and names what there is
+    if not read["transformer"]:
+        raise FileNotFoundError(f"{source} has no transformer/config.json: give a folder in diffusers layout")
+    vae = read["vae"] or {}
+    return Base(
+        read["transformer"], text_tokens, vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
+    )
+
+
+def workloads(config: TrainConfig, base: Base, cards: int) -> list[Workload]:
+    """What a card does in one pass, for each length that clips are cut to.
+
+    Raises:
+        ValueError: the clips of a step cannot be shared by so many cards.
+    """
+    shared = config.parallel.context_parallel
+    heads = base.transformer.get("num_attention_heads", 40)
+    for what, number in (("cards", cards), ("attention heads", heads)):
+        if number % shared:
+            raise ValueError(f"context_parallel={shared} does not divide the {number} {what}")
+    frames, height, width = base.grid(config.data.width, config.data.height, config.data.num_frames)
+    passes = config.accumulation(cards // shared)
+    is_lora, is_muon = config.method.kind == "lora", config.optimizer.name == "muon"
+    return [
+        Workload(
+            model=base.transformer,
+            grid=(length, height, width),
+            text_tokens=base.text_tokens,
+            clips=config.clips_per_pass(length),
+            passes=passes,
+            rank=config.method.rank if is_lora else None,
+            targets=config.method.targets,
+            bf16=config.model.dtype == "bf16",
+            checkpointing=config.model.gradient_checkpointing,
+            ema=config.ema_decay is not None,
+            states=1 if is_muon else 2,
+            cards=cards,
+            fsdp=config.parallel.fsdp,
+            context_parallel=shared,
+            math_attention=config.model.attention == "math",
+        )
+        for length in sorted({min(length, frames) for length in config.data.lengths or (frames,)})
+    ]
+
+
+def memory_of(config: TrainConfig, base: Base, cards: int) -> Memory:
+    """Bytes on each card with the longest clips. Raises as `workloads` does."""
+    return max((memory(work) for work in workloads(config, base, cards)), key=lambda m: m.peak)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes on `cards` cards. Steps, hours and money are of all experts together."""
+
+    gpu: Gpu
+    cards: int
+    works: tuple[Workload, ...]
+    steps: float
+    step_seconds: float
+    compute_seconds: float
+    communication_seconds: float
+    price: float | None = None
+
+    @property
+    def largest(self) -> Workload:
+        return max(self.works, key=lambda work: work.tokens)
+
+    @property
+    def flops(self) -> Flops:
+        """Of one pass of one card with the longest clips."""
+        return flops(self.largest)
+
+    @property
+    def memory(self) -> Memory:
+        return max((memory(work) for work in self.works), key=lambda m: m.peak)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.gpu.usable_bytes
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.step_seconds / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.cards
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of `price`, which is for one card and hour."""
+        return None if self.price is None else self.gpu_hours * self.price
+
+
+def estimate(config: TrainConfig, base: Base, gpu: Gpu, *, cards: int = 1, price: float | None = None) -> Estimate:
+    """What a run takes. Communication is assumed to be hidden behind computing, or computing behind it.
+
+    Raises:
+        ValueError: the clips of a step cannot be shared by so many cards.
+    """
+    works = workloads(config, base, cards)
+    compute = sum(work.passes * flops(work).total for work in works) / len(works) / (gpu.peak * gpu.share)
+    communication = sum(_moved_bytes(work) for work in works) / len(works) / gpu.link_bytes
+    seconds = max(compute, communication)
+    steps = config.steps if config.steps is not None else (config.seconds or 0.0) / seconds
+    return Estimate(
+        gpu=gpu,
+        cards=cards,
+        works=tuple(works),
+        steps=len(config.model.experts) * steps,
+        step_seconds=seconds,
+        compute_seconds=compute,
+        communication_seconds=communication,
+        price=price,
+    )
+
+
+def _moved_bytes(work: Workload) -> float:
+    """Bytes that a card sends in one step: FSDP gathers weights in forward and backward, gradients are shared out."""
+    if work.cards == 1:
+        return 0.0
+    share = (work.cards - 1) / work.cards
+    trained = 4 * work.trained_parameters
+    if not work.fsdp:
+        return 2 * trained * share
+    frozen = 0 if work.rank is None else work.parameters * work.itemsize
+    return work.passes * (2 * (frozen + trained) + trained) * share
+
+
+def paper_run(gpu: Gpu, *, cards: int, price: float | None = None) -> Estimate:
+    """Pusa V1.0's run on these cards: 14B, rank 512, 81 frames of 1280x720, 900 steps of 8 clips, FSDP."""
+    model = zoo.ZOO["wan2.1-14b"].transformer
+    base = Base(model)
+    work = Workload(model=model, grid=base.grid(1280, 720, 81), cards=cards, fsdp=cards > 1)
+    passes = PAPER_CLIPS / cards  # a comparison: cards need not divide the clips
+    compute = passes * flops(work).total / (gpu.peak * gpu.share)
+    communication = _moved_bytes(work) / gpu.link_bytes
+    seconds = max(compute, communication)
+    return Estimate(gpu, cards, (work,), PAPER_STEPS, seconds, compute, communication, price)
+
+
+# ---- what makes it fit -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Fields of the configuration to set (with the values there) and how many cards to take, and the peak then."""
+
+    overrides: Mapping[str, Any]
+    cards: int
+    peak: int
+
+
+def remedies(config: TrainConfig, base: Base, gpu: Gpu, *, cards: int) -> list[Remedy]:
+    """For each knob the smallest change that alone makes a run fit its cards; if none does, the first set that does.
+
+    Nothing that changes what is learned comes before what only costs time or cards. Empty: nothing known helps.
+    """
+    alone: list[Remedy] = []
+    joined = Remedy({}, cards, memory_of(config, base, cards).peak)
+    for knob in _knobs(config, base, cards):
+        for overrides, count in knob:
+            changed = _changed(config, base, overrides, count)
+            if changed and changed.peak <= gpu.usable_bytes:
+                alone.append(changed)
+                break
+        for overrides, count in knob:
+            if joined.peak <= gpu.usable_bytes:
+                break
+            joined = _changed(config, base, {**joined.overrides, **overrides}, max(count, joined.cards)) or joined
+    return alone or ([joined] if joined.peak <= gpu.usable_bytes else [])
+
+
+def _knobs(config: TrainConfig, base: Base, cards: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    """For each knob the values to try, the mildest first."""
+    data, parallel, rank = config.data, config.parallel, config.method.rank
+    if not config.model.gradient_checkpointing:
+        yield [({"model.gradient_checkpointing": True}, cards)]
+    if config.model.dtype == "fp32":
+        yield [({"model.dtype": "bf16"}, cards)]
+    if (config.batch_size or 1) > 1:
+        clips = config.global_batch or (config.batch_size or 1) * cards // parallel.context_parallel
+        yield [({"batch_size": 1, "global_batch": clips}, cards)]
+    if cards > 1 and not parallel.fsdp:
+        yield [({"parallel.fsdp": True}, cards)]
+    yield [({"parallel.fsdp": True}, count) for count in (2, 4, 8, 16, 32, 64) if count > cards]
+    degrees = [degree for degree in (2, 4, 8) if degree > parallel.context_parallel]
+    yield [({"parallel.context_parallel": degree}, max(cards, degree)) for degree in degrees]
+    if config.method.kind == "lora":
+        yield [
+            ({"method.rank": rank // by, "method.alpha": config.method.alpha / by}, cards)
+            for by in (2, 4, 8, 16, 32)
+            if rank // by >= 8
+        ]
+    longest = max(data.lengths, default=base.grid(16, 16, data.num_frames)[0])
+    yield [({"data.lengths": [length]}, cards) for length in (17, 13, 9, 5) if length < longest]
+    sizes = [tuple(round(side * part / 16) * 16 for side in (data.width, data.height)) for part in (0.75, 0.5)]
+    yield [({"data.width": width, "data.height": height}, cards) for width, height in sizes if min(width, height) >= 64]
+
+
+def _changed(config: TrainConfig, base: Base, overrides: Mapping[str, Any], cards: int) -> Remedy | None:
+    values = config.model_dump()
+    for name, value in overrides.items():
+        *sections, field = name.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[field] = value
+    try:
+        return Remedy(overrides, cards, memory_of(config_from(values), base, cards).peak)
+    except ValueError:  # so many cards cannot share the clips of a step
+        return None
