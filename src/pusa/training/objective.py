@@ -10,6 +10,7 @@ Everything here is a pure function; what is random takes a generator and serves 
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
@@ -27,6 +28,7 @@ NoiseRange = tuple[float, float]
 # ---- noise levels --------------------------------------------------------------------------------------------------
 
 
+@cache
 def training_grid(shift: float) -> Tensor:
     """The levels of the shifted schedule of 1000 steps, from 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
     return shifted(torch.linspace(1, 0, NUM_TRAIN_TIMESTEPS + 1)[:-1], shift)
@@ -137,14 +139,19 @@ def level_weights(sigmas: Tensor, shift: float) -> Tensor:
     training grid (at t = 1000) and s the sum over the grid after subtracting it, so that the mean over a uniform index
     is 1. Highest in the middle, 0 for pure noise; at shift 5 up to 2.1.
     """
+    lowest, scale = _weight_scale(shift)
+    return (_bump(sigmas) - lowest) * scale
 
-    def bump(timesteps: Tensor) -> Tensor:
-        return torch.exp(-2 * ((timesteps - NUM_TRAIN_TIMESTEPS / 2) / NUM_TRAIN_TIMESTEPS) ** 2)
 
-    grid = bump(NUM_TRAIN_TIMESTEPS * training_grid(shift))
-    lowest = grid.min()
-    scale = NUM_TRAIN_TIMESTEPS / (grid - lowest).sum()
-    return (bump(NUM_TRAIN_TIMESTEPS * sigmas) - lowest.to(sigmas)) * scale.to(sigmas)
+def _bump(sigmas: Tensor) -> Tensor:
+    timesteps = NUM_TRAIN_TIMESTEPS * sigmas
+    return torch.exp(-2 * ((timesteps - NUM_TRAIN_TIMESTEPS / 2) / NUM_TRAIN_TIMESTEPS) ** 2)
+
+
+@cache
+def _weight_scale(shift: float) -> tuple[float, float]:
+    grid = _bump(training_grid(shift))
+    return float(grid.min()), float(NUM_TRAIN_TIMESTEPS / (grid - grid.min()).sum())
 
 
 def frame_errors(velocity: Tensor, target: Tensor) -> Tensor:
