@@ -1,0 +1,342 @@
+"""Validation videos: what the model in training makes of fixed prompts and clips, always from the same noise.
+
+The same tasks at every visit, so that visits can be laid beside each other: text-to-video from the prompt alone;
+image-to-video from the clip's first latent frame; start-end from its first and last; extension from its first few.
+Frames are held exactly (noise multiplier 0). What differs from visit to visit is the model and nothing else.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pusa import media
+from pusa.conditions import PusaCondition, fit_image, pixels
+from pusa.lora_adapters import lora_layers
+from pusa.models.vae import decode_chunks
+from pusa.positions import frames_of
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.training.adapting import ADAPTER, precision
+from pusa.training.checkpoint import random_states, restore_random_states
+from pusa.training.config import TrainConfig
+from pusa.training.export import result_path
+from pusa.training.sheets import Strip, sheet, spread, write_picture
+
+logger = logging.getLogger(__name__)
+
+Task = Literal["text-to-video", "image-to-video", "start-end", "extension"]
+TASKS: tuple[Task, ...] = ("text-to-video", "image-to-video", "start-end", "extension")
+VALIDATION_FOLDER = "validation"  # in a run's folder
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How validation videos are made.
+
+    Attributes:
+        width, height, num_frames: of the videos, where no latents say it; None: the pipeline's defaults.
+        steps, guidance: of sampling; guidance 1 halves the time.
+        alpha: strength of the adapter in training: 1 is what is trained; Pusa V1.0 is used at 1.4.
+        held: latent frames that the extension begins with: 4 as in the paper, half of a shorter clip.
+        seed: of the noise; the same for all tasks and visits, another for each prompt.
+        columns: frames of each video in the contact sheet.
+    """
+
+    tasks: tuple[Task, ...] = TASKS
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    steps: int = 10
+    guidance: float = 3.0
+    alpha: float = 1.0
+    held: int = 4
+    seed: int = 0
+    fps: float = 16.0
+    columns: int = 6
+
+
+def validate(
+    pipe: Any,
+    folder: Path,
+    *,
+    step: int,
+    prompts: Sequence[str],
+    images: Sequence[Any] | None = None,
+    videos: Sequence[Any] | None = None,
+    latents: Sequence[Tensor] | None = None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    settings: ValidationSettings = ValidationSettings(),
+    computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    writes: bool = True,
+) -> list[Path]:
+    """Make the videos of one visit.
+
+    Args:
+        pipe: a `PusaPipeline`.
+        folder: gets ``step-00000100/1-text-to-video.mp4`` and so on, and the contact sheet ``step-00000100.jpg``.
+        step: of the training.
+        prompts: what the videos show.
+        images, videos, latents: what is known, one for each prompt; at most one kind. Images allow image-to-video,
+            videos (as in `PusaCondition`) and normalised latents ``[C, F, h, w]`` all tasks, nothing text-to-video.
+        prompt_embeds, negative_prompt_embeds: ``[n, L, D]`` and ``[1, L, D]``, where there is no text encoder.
+        computing: entered around each call of the transformer's pipeline, for autocast; encoding and decoding, in the
+            VAE's own dtype, stay outside.
+        writes: False on all processes but one where several compute together.
+
+    Returns:
+        The videos, and the sheet last; empty where this process does not write.
+
+    Raises:
+        ValueError: a task or a number of inputs does not fit.
+
+    Random states, the scheduler, the adapter's strength and the training mode are afterwards what they were.
+    """
+    unknown = set(settings.tasks) - set(TASKS)
+    if unknown or not settings.tasks:
+        raise ValueError(f"tasks={list(settings.tasks)}: give some of {', '.join(TASKS)}")
+    with _untouched(pipe, settings.alpha), torch.no_grad():
+        clips = _clips(pipe, prompts, images, videos, latents, settings)
+        rows: list[Strip] = []
+        written: list[Path] = []
+        place = folder / f"step-{step:08d}"
+        if writes:
+            place.mkdir(parents=True, exist_ok=True)
+        for number, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
+            arguments = _arguments(pipe, clip, settings, number)
+            text: dict[str, Any] = {"prompt": prompt, "negative_prompt": ""}
+            if prompt_embeds is not None:
+                text = {
+                    "prompt_embeds": prompt_embeds[number : number + 1],
+                    "negative_prompt_embeds": negative_prompt_embeds,
+                }
+            if writes and clip is not None and clip.shape[1] > 1:
+                shown = _shown(pipe, clip[None], None, settings)
+                rows.append(replace(shown, label=f"{number + 1}. {prompt} (the clip)"))
+            for task in settings.tasks:
+                conditions = _conditions(task, clip, settings)
+                if conditions is None:
+                    continue
+                with computing():
+                    made = pipe(**text, **arguments, conditions=conditions).frames
+                if writes:
+                    path = place / f"{number + 1}-{task}.mp4"
+                    strip = _shown(pipe, made, path, settings)
+                    held = {frame for c in conditions for frame in _frames_held(pipe, c, made.shape[2])}
+                    rows.append(replace(strip, label=f"{number + 1}. {prompt} ({task})", held=held))
+                    written.append(path)
+    if not rows:
+        return []
+    picture = sheet(rows, columns=settings.columns, title=f"step {step}; outlined frames were given")
+    return [*written, write_picture(picture, folder / f"step-{step:08d}.jpg")]
+
+
+@contextmanager
+def _untouched(pipe: Any, alpha: float) -> Iterator[None]:
+    """Evaluation mode, an adapter's strength and no progress bars, for a while; random states come back."""
+    states, model, scheduler = random_states(), pipe.transformer, pipe.scheduler
+    was_training, bars = model.training, getattr(pipe, "_progress_bar_config", {})
+    layers = [layer for layer in lora_layers(model).values() if ADAPTER in layer.scaling]
+    scalings = [layer.scaling[ADAPTER] for layer in layers]
+    model.eval()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(scheduler.config)
+    for layer in layers:
+        layer.set_scale(ADAPTER, alpha)
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer.scaling[ADAPTER] = scaling
+        pipe.scheduler = scheduler
+        pipe._progress_bar_config = bars
+        model.train(was_training)
+        restore_random_states(states)
+
+
+def _clips(
+    pipe: Any,
+    prompts: Sequence[str],
+    images: Sequence[Any] | None,
+    videos: Sequence[Any] | None,
+    latents: Sequence[Tensor] | None,
+    settings: ValidationSettings,
+) -> list[Tensor | None]:
+    """What is known for each prompt as latents ``[C, f, h, w]``: of one latent frame for an image."""
+    given = {name: v for name, v in (("images", images), ("videos", videos), ("latents", latents)) if v is not None}
+    if len(given) > 1:
+        raise ValueError(f"give one of images, videos and latents, not {' and '.join(given)}")
+    for name, values in given.items():
+        if len(values) != len(prompts):
+            raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one for each")
+    if latents is not None:
+        return list(latents)
+    known = [[image] for image in images] if images is not None else [list(v) for v in videos or ()]
+    if not known:
+        return [None] * len(prompts)
+    defaults = pipe.defaults
+    width, height = settings.width or defaults.width, settings.height or defaults.height
+    longest = settings.num_frames or defaults.num_frames
+    encoded: list[Tensor | None] = []
+    for frames in known:
+        count = (min(len(frames), longest) - 1) // 4 * 4 + 1
+        encoded.append(pipe.encode_frames(pixels([fit_image(frame, width, height) for frame in frames[:count]]))[0])
+    return encoded
+
+
+def _arguments(pipe: Any, clip: Tensor | None, settings: ValidationSettings, number: int) -> dict[str, Any]:
+    """Size and sampling of a call; a clip of more than one latent frame says how long and large the video is."""
+    size = {"width": settings.width, "height": settings.height, "num_frames": settings.num_frames}
+    if clip is not None:
+        size["height"], size["width"] = (pipe.vae_scale_factor_spatial * side for side in clip.shape[2:])
+        if clip.shape[1] > 1:
+            size["num_frames"] = frames_of(clip.shape[1], pipe.vae_scale_factor_temporal)
+    return {
+        **size,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        "fps": settings.fps,
+        "generator": torch.Generator().manual_seed(settings.seed + number),
+        "output_type": "latent",
+    }
+
+
+def _conditions(task: Task, clip: Tensor | None, settings: ValidationSettings) -> list[PusaCondition] | None:
+    """What is held; None where the clip does not allow the task."""
+    if task == "text-to-video":
+        return []
+    length = 0 if clip is None else clip.shape[1]
+    if clip is None or (task != "image-to-video" and length < 2):
+        return None
+    first = PusaCondition(latents=clip[:, :1], latent_index=0)
+    if task == "image-to-video":
+        return [first]
+    if task == "start-end":
+        return [first, PusaCondition(latents=clip[:, -1:], latent_index="last")]
+    return [PusaCondition(latents=clip[:, : max(1, min(settings.held, length // 2))], latent_index=0)]
+
+
+def _frames_held(pipe: Any, condition: PusaCondition, length: int) -> range:
+    """Numbers of the frames that a condition holds in a video of `length` latent frames."""
+    assert condition.latents is not None
+    count = condition.latents.shape[1]
+    start = length - count if condition.latent_index == "last" else 0
+    factor = pipe.vae_scale_factor_temporal
+    return range(frames_of(start, factor) if start else 0, frames_of(start + count, factor))
+
+
+def _shown(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSettings) -> Strip:
+    """Decode ``[1, C, F, h, w]``, write the video if a path is given, and keep the frames of the sheet."""
+    numbers = spread(frames_of(latents.shape[2], pipe.vae_scale_factor_temporal), settings.columns)
+    height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
+    kept: list[np.ndarray] = []
+    at = 0
+    writing = nullcontext() if path is None else media.VideoWriter(path, width=width, height=height, fps=settings.fps)
+    with writing as writer:
+        for chunk in decode_chunks(pipe.vae, latents):
+            frames = media.to_uint8(chunk)
+            if writer is not None:
+                writer.write(frames)
+            kept += [frames[number - at] for number in numbers if at <= number < at + len(frames)]
+            at += len(frames)
+    return Strip("", np.stack(kept), numbers)
+
+
+# ---- while training --------------------------------------------------------------------------------------------------
+
+
+class Validator:
+    """`on_validate` of `pusa.training.trainer.train`: the first clips that are held out, at every visit.
+
+        train(config, dataset=data, on_validate=Validator(config, data))
+
+    Prompts and clips come from the dataset, so no text encoder is loaded, and the empty caption is the negative prompt.
+    The VAE is loaded at the first visit and stays on the card, which wants some gigabytes beside the training: it
+    decodes a few frames at a time. With two experts each is shown alone over all noise levels, which one of them was
+    not trained for: good to see that it learns, not how good both are.
+
+    Args:
+        config: of the run.
+        dataset: a `LatentDataset`, whole.
+        clips: how many.
+        folder: to write to; None: ``validation`` in the run's folder.
+        settings: None: the sampling defaults of the model.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Any,
+        *,
+        clips: int = 2,
+        folder: Path | None = None,
+        settings: ValidationSettings | None = None,
+    ) -> None:
+        training, held_out = dataset.split(config.data.held_out_share, config.seed)
+        source = held_out if len(held_out) else training
+        indices = sorted(range(len(source)), key=lambda index: (source.clips[index].latent_shape[1] == 1, index))
+        self.config, self.folder = config, folder or config.folder / VALIDATION_FOLDER
+        chosen = indices[:clips]
+        self._prompts = [source.clips[index].caption for index in chosen]
+        self._latents = [source.latents(index) for index in chosen]
+        self._embeds = torch.stack([_padded(source.embeds(i), source.max_sequence_length) for i in chosen])
+        self._negative: Tensor | None = None
+        self._settings = settings
+        self._pipe: Any = None
+        if settings is None or settings.guidance > 1:
+            self._negative = _padded(source.empty_embeds, source.max_sequence_length)[None]
+
+    def __call__(self, step: int, model: Any) -> None:
+        """Videos of this step; every process of a run calls it, the first one writes."""
+        device = next(model.parameters()).device
+        pipe = self._loaded(model, device)
+        settings = self._settings or _settings_of(pipe)
+        written = validate(
+            pipe,
+            self._place(),
+            step=step,
+            prompts=self._prompts,
+            latents=[latents.to(device) for latents in self._latents],
+            prompt_embeds=self._embeds.to(device),
+            negative_prompt_embeds=None if self._negative is None else self._negative.to(device),
+            settings=settings,
+            computing=partial(precision, self.config, device),
+            writes=not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0,
+        )
+        if written:
+            logger.info("step %d  %d videos, at a glance in %s", step, len(written) - 1, written[-1])
+
+    def _loaded(self, model: Any, device: torch.device) -> Any:
+        if self._pipe is None:
+            from pusa.pipeline import PusaPipeline
+
+            absent = dict.fromkeys(("text_encoder", "tokenizer", "transformer", "transformer_2"))
+            self._pipe = PusaPipeline.from_pretrained(self.config.model.source, **absent)
+            self._pipe.register_to_config(boundary_ratio=None)
+            self._pipe.scheduler = PusaFlowMatchEulerScheduler(shift=self.config.objective.shift)
+            self._pipe.vae.to(device)
+        self._pipe.register_modules(transformer=model)
+        return self._pipe
+
+    def _place(self) -> Path:
+        experts = list(self.config.model.experts)
+        if len(experts) == 1:
+            return self.folder
+        unfinished = [e for e in experts if not result_path(self.config.folder, self.config, e).exists()]
+        return self.folder / (unfinished[0] if unfinished else experts[-1])
+
+
+def _settings_of(pipe: Any) -> ValidationSettings:
+    return ValidationSettings(steps=pipe.defaults.steps, guidance=pipe.defaults.guidance, fps=pipe.defaults.fps)
+
+
+def _padded(embeds: Tensor, length: int) -> Tensor:
+    return F.pad(embeds, (0, 0, 0, length - len(embeds)))
