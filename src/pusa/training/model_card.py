@@ -1,0 +1,341 @@
+"""The model card of a run: what was trained, on what, how well, and how to use it; written from the run's own files."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pusa import zoo
+from pusa.training.config import TrainConfig, load_config
+from pusa.training.curves import draw, panels_of
+from pusa.training.dataset_format import CLIPS_FILE, read_manifest
+from pusa.training.export import result_path
+from pusa.training.reports import read_metrics
+from pusa.training.run import RUN_FILE
+from pusa.training.sheets import write_picture
+from pusa.training.validation import VALIDATION_FOLDER
+
+CARD_FILE, CURVES_FILE = "README.md", "curves.png"
+_PAPER = "[arXiv 2507.16116](https://arxiv.org/abs/2507.16116)"
+
+Facts = dict[str, Any]  # of one expert: what `run.json` says
+
+
+def write_card(run_folder: str | Path) -> Path:
+    """Write ``README.md`` and ``curves.png`` into a run's folder; what is there of both is replaced.
+
+    Everything is taken from the folder: configuration, facts, metrics, the adapter's size, validation videos. Folders
+    of the machine it was trained on are left out.
+
+    Returns:
+        The card.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or one that has not begun.
+    """
+    folder = Path(run_folder)
+    config = load_config(folder)
+    facts: dict[str, Facts] = {expert: _facts(_leg(folder, config, expert)) for expert in config.model.experts}
+    text = "\n".join(_card(folder, config, facts)) + "\n"
+    path = folder / CARD_FILE
+    part = path.with_suffix(".part")
+    part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def _leg(folder: Path, config: TrainConfig, expert: str) -> Path:
+    return folder / expert if len(config.model.experts) > 1 else folder
+
+
+def _facts(leg: Path) -> Facts:
+    path = leg / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{leg} has no {RUN_FILE}: the run has not begun, or this is no run's folder")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _card(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> Iterator[str]:
+    first = next(iter(facts.values()))
+    yield from _front_matter(config)
+    yield from (f"# {config.name}", "", _summary(config, first), "")
+    yield from ("## Files", "", *_files(folder, config), "")
+    yield from ("## Use", "", *_use(folder, config), "")
+    yield from ("## Training", "", *_training(folder, config, facts), "")
+    for expert, fact in facts.items():
+        yield from _curves(folder, config, expert, fact)
+    yield from _samples(folder, config)
+    yield from ("## Limits", "", *(f"- {limit}" for limit in _limits(folder, config, first)), "")
+    yield from ("## Configuration", "", *_configuration(config))
+
+
+def _front_matter(config: TrainConfig) -> Iterator[str]:
+    relation = "adapter" if config.method.kind == "lora" else "finetune"
+    known = zoo.find(config.model.source)
+    base = (known.hub_id if known else None) or _public_name(config.model.source)
+    tags = ["pusa", "vectorised-timesteps", "video", *(["lora"] if config.method.kind == "lora" else [])]
+    yield from ("---", f"base_model: {base}", f"base_model_relation: {relation}", "library_name: diffusers")
+    yield from ("pipeline_tag: image-to-video", f"tags: [{', '.join(tags)}]", "---", "")
+
+
+def _public_name(source: str) -> str:
+    """A Hub id or a zoo name as it is; of a folder its own name alone."""
+    is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
+    return Path(source).name if is_folder else source
+
+
+def _summary(config: TrainConfig, facts: Facts) -> str:
+    base = _public_name(config.model.source)
+    trained = _many(facts["trained_parameters"])
+    method = config.method
+    if method.kind == "lora":
+        what = f"A LoRA of rank {method.rank} ({trained} parameters) for {base}"
+    else:
+        what = f"All {trained} parameters of {base}, fine-tuned"
+    return (
+        f"{what}: the video model learns one time per latent frame (vectorised timestep adaptation, as in Pusa V1.0, "
+        f"{_PAPER}), so that any frames can be kept while the others are generated. Image-to-video, keyframes, start "
+        "and end frames, completion and extension need no training of their own."
+    )
+
+
+# ---- files and use ---------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, config: TrainConfig) -> Iterator[str]:
+    yield from ("| file | what |", "|---|---|")
+    for expert, (low, high) in config.model.experts.items():
+        path = result_path(folder, config, expert)
+        name = path.relative_to(folder).as_posix()
+        noise = "" if len(config.model.experts) == 1 else f", for noise levels {low:g} to {high:g}"
+        if not path.exists():
+            yield f"| `{name}` | not written yet: the run is not finished{noise} |"
+        elif path.is_dir():
+            yield f"| `{name}/` | the transformer in diffusers layout{noise} |"
+        else:
+            yield f"| `{name}` | the adapter, {path.stat().st_size / 1e6:,.1f} MB{noise} |"
+    yield "| `config.json` | the configuration: `pusa train config.json` trains it again |"
+
+
+def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
+    base = _public_name(config.model.source)
+    names = {e: result_path(folder, config, e).relative_to(folder).as_posix() for e in config.model.experts}
+    if config.method.kind == "full":
+        (name, *others) = names.values()
+        yield from ("In Python, with pusa:", "", "```python", "from pusa import PusaPipeline")
+        yield from ("from pusa.models.wan import PusaWanTransformer3DModel", "")
+        yield f'transformer = PusaWanTransformer3DModel.from_pretrained("{name}")'
+        second = ""
+        if others:
+            yield f'transformer_2 = PusaWanTransformer3DModel.from_pretrained("{others[0]}")'
+            second = ", transformer_2=transformer_2"
+        yield from (f'pipe = PusaPipeline.from_pretrained("{base}", transformer=transformer{second})', "```")
+        return
+    recommended = zoo.defaults_of(config.model.source).alpha
+    alpha = 1.4 if isinstance(recommended, Mapping) else recommended
+    if len(names) > 1:
+        source = "{" + ", ".join(f'"{expert}": "{name}"' for expert, name in names.items()) + "}"
+        option = " ".join(f"--lora {name}" for name in names.values())
+    else:
+        (file,) = names.values()
+        source, option = f'"{file}"', f"--lora {file}"
+    yield from (
+        "The adapter was trained at strength (alpha) 1. Pusa V1.0 is best at 1.4: more follows the kept frames "
+        "better and moves less. Try 1.0 to 1.7.",
+        "",
+        "In Python, with pusa:",
+        "",
+        "```python",
+        "from PIL import Image",
+        "from pusa import PusaCondition, PusaPipeline",
+        "",
+        f'pipe = PusaPipeline.from_pretrained("{base}")',
+        f"pipe.load_pusa({source}, alpha={alpha:g})",
+        'start = Image.new("RGB", (832, 480), "orange")  # or Image.open("start.png")',
+        'video = pipe("the sun sets", conditions=[PusaCondition(image=start, noise_multiplier=0.2)]).frames',
+        "```",
+    )
+    if len(names) == 1:
+        yield from ("", "On the command line:", "", "```bash")
+        yield f'pusa generate "the sun sets" --model {base} {option} --alpha {alpha:g} --image start.png -o sunset.mp4'
+        yield "```"
+    yield from ("", *_elsewhere(config, base, list(names.values()), alpha))
+
+
+def _elsewhere(config: TrainConfig, base: str, files: list[str], alpha: float) -> Iterator[str]:
+    known = zoo.find(config.model.source)
+    hub_id = (known.hub_id if known else None) or base
+    yield from (
+        "In diffusers, whose own pipeline has one time for all frames: text-to-video works, kept frames do not.",
+        "",
+        "```py",
+        "import torch",
+        "from diffusers import WanPipeline",
+        "",
+        f'pipe = WanPipeline.from_pretrained("{hub_id}", torch_dtype=torch.bfloat16)',
+        f'pipe.load_lora_weights("{files[0]}", adapter_name="pusa")',
+    )
+    if len(files) > 1:
+        yield f'pipe.load_lora_weights("{files[1]}", adapter_name="pusa", load_into_transformer_2=True)'
+    yield from (f'pipe.set_adapters("pusa", {alpha:g})', "```", "")
+    yield (
+        "In ComfyUI the files go to `models/loras`, over a text-to-video Wan model. A sampler that gives each frame "
+        "its own time is needed (WanVideoWrapper's `flowmatch_pusa`); as an ordinary LoRA it does nothing useful. Not "
+        "tried by the run that wrote this card."
+    )
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> Iterator[str]:
+    first = next(iter(facts.values()))
+    method, objective, optimizer = config.method, config.objective, config.optimizer
+    rows = {"base model": f"`{_public_name(config.model.source)}`, {_many(first['parameters'])} parameters in all"}
+    if method.kind == "lora":
+        rows["LoRA"] = f"rank {method.rank}, alpha {method.alpha:g}, on {', '.join(method.targets)}"
+    rows |= {
+        "data": f"{first['clips']:,} clips{_extent(config)}; {first['held_out_clips']:,} more held out",
+        "data hash": f"`{first['data_hash']}`",
+        "times of frames": _times(config),
+        "loss": f"squared error of the velocity, weighting {objective.weighting}",
+        "caption dropout": f"{objective.caption_dropout:g}",
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {config.schedule.shape} schedule",
+        "precision": f"{config.model.dtype} with trained weights in fp32" if config.model.dtype == "bf16" else "fp32",
+        "moving average": f"{config.ema_decay:g}" if config.ema_decay else "none",
+        "clips per step": f"{first['clips_per_step']}",
+    }
+    for expert, fact in facts.items():
+        metrics = read_metrics(_leg(folder, config, expert))
+        label = (
+            ""
+            if len(facts) == 1
+            else f" of `{expert}` (noise {fact['noise_range'][0]:g} to {fact['noise_range'][1]:g})"
+        )
+        rows[f"training{label}"] = _spent(metrics, fact)
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    rows["made with"] = f"{versions}, Python {first['python']}"
+    yield from ("| | |", "|---|---|")
+    yield from (f"| {name} | {value} |" for name, value in rows.items())
+    yield ""
+
+
+def _times(config: TrainConfig) -> str:
+    objective = config.objective
+    words = {
+        "independent": f"each its own, with probability {objective.asynchronous:g}; else shared",
+        "image_to_video": "the first clean, the others share one",
+        "scalar": "all share one",
+    }[objective.times]
+    if objective.times == "independent" and objective.asynchronous == 1:
+        words = "each its own"
+    grid = f"from the grid with shift {objective.shift:g}" if objective.distribution == "shifted" else "uniform"
+    clean = f"; {objective.clean_frames:.0%} of frames clean" if objective.clean_frames else ""
+    return f"{words}, {grid}{clean}"
+
+
+def _extent(config: TrainConfig) -> str:
+    """Sizes and lengths of the clips, where the datasets are still there."""
+    clips = []
+    for name in config.data.folders:
+        if (Path(name) / CLIPS_FILE).is_file():
+            clips += list(read_manifest(Path(name))[0].values())
+    if not clips:
+        return ""
+    sizes = Counter((clip.width, clip.height, clip.frames) for clip in clips)
+    shown = ", ".join(f"{w}x{h} x {n} frames" for (w, h, n), _ in sizes.most_common(4))
+    more = f" and {len(sizes) - 4} other shapes" if len(sizes) > 4 else ""
+    return f" ({shown}{more}; {math.fsum(clip.seconds for clip in clips) / 60:,.1f} minutes with those held out)"
+
+
+def _spent(metrics: list[dict[str, Any]], facts: Facts) -> str:
+    logged = [entry for entry in metrics if "clips" in entry]
+    if not logged:
+        return "no step yet"
+    last = logged[-1]
+    processes, device = facts["layout"]["processes"], facts["layout"]["device"]
+    hours = last["seconds"] / 3600
+    spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    skipped = f", {last['skipped']} steps skipped as not finite" if last["skipped"] else ""
+    return f"{last['step']:,} steps, {last['clips']:,} clips, {spent} on {processes} x {device}{skipped}"
+
+
+def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Iterator[str]:
+    metrics = read_metrics(_leg(folder, config, expert))
+    if not any("loss" in entry for entry in metrics):
+        return
+    path = folder / CURVES_FILE
+    title = "## Curves"
+    if len(config.model.experts) > 1:
+        path, title = path.with_stem(f"{path.stem}_{expert}"), f"## Curves of `{expert}`"
+    write_picture(draw(panels_of(metrics)), path)
+    yield from (title, "", f"![losses over steps, and held-out error by noise level]({path.name})", "")
+    judged = [entry for entry in metrics if entry.get("held_out_loss") is not None]
+    if len(judged) > 1:
+        first, last = judged[0], judged[-1]
+        yield from ("| held out | loss | squared error |", "|---|---|---|")
+        for entry in (first, last):
+            yield f"| step {entry['step']:,} | {entry['held_out_loss']:.4f} | {_number(entry['held_out_error'])} |"
+        yield ""
+
+
+def _samples(folder: Path, config: TrainConfig) -> Iterator[str]:
+    place = folder / VALIDATION_FOLDER
+    places = [place] if len(config.model.experts) == 1 else [place / expert for expert in config.model.experts]
+    sheets = [sorted(one.glob("step-*.jpg")) for one in places]
+    if not any(sheets):
+        return
+    yield from ("## Samples", "")
+    yield (
+        "Fixed prompts and clips that were not trained on, always from the same noise. Outlined frames were given."
+        if config.data.held_out_share
+        else "Fixed prompts and clips, always from the same noise. Outlined frames were given."
+    )
+    yield ""
+    for found in sheets:
+        for sheet in found[-1:]:
+            name = sheet.relative_to(folder).as_posix()
+            yield from (f"![validation videos after {int(sheet.stem[5:])} steps]({name})", "")
+            videos = sorted(sheet.with_suffix("").glob("*.mp4"))
+            yield " ".join(f"[{video.stem}]({video.relative_to(folder).as_posix()})" for video in videos)
+            yield ""
+
+
+def _limits(folder: Path, config: TrainConfig, facts: Facts) -> Iterator[str]:
+    yield "What the base model cannot draw, this cannot either; its licence holds for what is made with it."
+    yield (
+        f"It has seen {facts['clips']:,} clips. Other sizes, lengths and subjects than theirs were not looked at."
+        if facts["clips"] >= 100
+        else f"It has seen {facts['clips']:,} clips: too few for anything but trying the machinery."
+    )
+    yield (
+        "Colours may shift between a kept frame and the generated ones; higher alpha follows it better and moves less, "
+        "and collapses in the end (reported for Pusa V1.0)."
+    )
+    if config.objective.times != "independent":
+        yield f"Times were `{config.objective.times}`, a baseline of the paper and not Pusa: kept frames may fail."
+    if not facts["held_out_clips"]:
+        yield "No clip was held out: nothing here tells whether it has learned its clips by heart."
+    if any(not result_path(folder, config, expert).exists() for expert in config.model.experts):
+        yield "**The run is not finished**: this card describes it so far."
+    yield "No benchmark was run by the training itself."
+
+
+def _configuration(config: TrainConfig) -> Iterator[str]:
+    """As JSON, without the folders of a machine."""
+    values = config.model_dump(mode="json")
+    values["data"]["folders"], values["output"] = [Path(name).name for name in config.data.folders], None
+    values["model"]["source"] = _public_name(config.model.source)
+    yield from ("<details><summary>All fields</summary>", "", "```json", json.dumps(values, indent=2), "```")
+    yield from ("", "</details>")
+
+
+def _many(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

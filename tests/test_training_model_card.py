@@ -1,0 +1,164 @@
+"""A run's card says what was trained and how to use it, from the run's own files; its code runs, its links lead."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_text_encoder, make_tokenizer, make_vae
+from diffusers import WanPipeline
+from PIL import Image
+from training_samples import make_config, write_dataset
+
+from pusa.models.tiny import components
+from pusa.training.curves import Curve, Panel, draw, panels_of, smoothed, ticks
+from pusa.training.dataset import LatentDataset
+from pusa.training.model_card import write_card
+from pusa.training.trainer import train
+from pusa.training.validation import ValidationSettings, Validator
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with held-out losses and validation videos."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    data = LatentDataset(write_dataset(folder / "clips"))
+    config = make_config(
+        folder / "clips",
+        folder / "run",
+        name="practice",
+        steps=3,
+        objective={"weighting": "none"},
+        report={"held_out_every": 2, "held_out_draws": 1, "validate_every": 3, "tracker": "none"},
+    )
+    settings = ValidationSettings(tasks=("image-to-video", "extension"), steps=1, columns=3)
+    return train(config, dataset=data, on_validate=Validator(config, data, clips=1, settings=settings))
+
+
+@pytest.fixture(scope="module")
+def card(run: Path) -> str:
+    return write_card(run).read_text()
+
+
+def test_it_says_what_was_trained_on_what_and_for_how_long(run: Path, card: str) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    assert "# practice\n" in card
+    assert "A LoRA of rank 4" in card
+    assert f"`{facts['data_hash']}`" in card
+    assert f"{facts['clips']} clips (48x32 x 9 frames" in card
+    assert "3 steps, 6 clips" in card
+    assert "| times of frames | each its own, from the grid with shift 5 |" in card
+    assert "too few for anything but trying the machinery" in card
+
+
+def test_its_front_matter_is_what_a_hub_reads(card: str) -> None:
+    head = card.split("---\n")[1]
+    fields = dict(line.split(": ", 1) for line in head.splitlines())
+    assert fields["base_model"] == "tiny"
+    assert fields["base_model_relation"] == "adapter"
+    assert "pusa" in fields["tags"]
+
+
+def test_its_links_lead_to_files_of_the_run(run: Path, card: str) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)]+)\)", card)
+    assert {"curves.png", "validation/step-00000003.jpg", "validation/step-00000003/1-extension.mp4"} <= set(targets)
+    for target in targets:
+        assert (run / target).is_file(), target
+
+
+def test_its_python_runs_in_the_folder_of_the_run(run: Path, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert np.asarray(names["video"]).shape[0] == 1
+
+
+def test_its_adapter_loads_in_plain_diffusers(run: Path, card: str) -> None:
+    assert 'pipe.load_lora_weights("adapter.safetensors", adapter_name="pusa")' in card
+    parts = components() | {"vae": make_vae(), "text_encoder": make_text_encoder(), "tokenizer": make_tokenizer()}
+    pipe = WanPipeline(**parts)
+    pipe.load_lora_weights(str(run / "adapter.safetensors"), adapter_name="pusa")
+    pipe.set_adapters("pusa", 1.4)
+    assert pipe.get_active_adapters() == ["pusa"]
+
+
+def test_no_folder_of_the_machine_is_in_it(run: Path, card: str) -> None:
+    assert str(run.parent) not in card
+    assert str(Path.home()) not in card
+
+
+def test_writing_it_again_changes_nothing(run: Path, card: str) -> None:
+    assert write_card(run).read_text() == card
+    assert not list(run.glob("*.part"))
+
+
+def test_an_unfinished_run_is_called_so(run: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "run.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    card = write_card(tmp_path).read_text()
+    assert "not written yet: the run is not finished" in card
+    assert "## Samples" not in card
+
+
+def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_card(tmp_path)
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    with pytest.raises(FileNotFoundError) as error:
+        write_card(tmp_path)
+    assert str(error.value).endswith("has no run.json: the run has not begun, or this is no run's folder")
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_ticks_are_round_numbers_within_the_axis() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(37, 912) == [200, 400, 600, 800]
+    assert ticks(-0.3, 0.3) == pytest.approx([-0.2, 0, 0.2])
+    with pytest.raises(ValueError):
+        ticks(1, 1)
+
+
+def test_smoothing_keeps_a_straight_line_and_calms_noise() -> None:
+    line = [(float(x), 3.0 * x) for x in range(100)]
+    assert smoothed(line)[50] == pytest.approx((50, 150))
+    noise = np.random.default_rng(0).normal(size=400)
+    calm = [y for _, y in smoothed(list(enumerate(noise.tolist())))]
+    assert np.std(calm) < 0.3 * np.std(noise)
+
+
+def blue(picture: Image.Image) -> np.ndarray:
+    """Where the first curve is drawn: (rows, columns)."""
+    return np.argwhere(abs(np.asarray(picture).astype(int) - np.array([66, 110, 180])).sum(-1) < 60)
+
+
+def test_a_falling_curve_falls_on_the_picture() -> None:
+    picture = draw([Panel("loss", "step", [Curve("", [(step, 1 / (1 + step)) for step in range(50)])])])
+    points = blue(picture)
+    points = points[points[:, 0] > 60]  # below the legend
+    left, right = points[points[:, 1] < 200], points[points[:, 1] > 400]
+    assert left[:, 0].min() < right[:, 0].min() - 100
+
+
+def test_what_is_not_finite_or_not_there_is_left_out() -> None:
+    metrics = [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": None},
+        {"step": 2, "held_out_loss": 0.5, "held_out_error_by_level": {"0.0": 0.1, "0.9": None}},
+    ]
+    loss, levels = panels_of(metrics)
+    assert [list(curve.points) for curve in loss.curves] == [[(1.0, 1.0)], [(2.0, 0.5)]]
+    assert [list(curve.points) for curve in levels.curves] == [[(0.05, 0.1)]]
+    assert draw([loss, levels]).size == (1120, 320)
+    assert draw([Panel("", "", [Curve("", [(0.0, math.nan)])])]).size == (560, 320)
+
+
+def test_equal_weights_make_equal_pictures() -> None:
+    torch.manual_seed(0)
+    panel = Panel("loss", "step", [Curve("a", [(i, float(v)) for i, v in enumerate(torch.randn(30))], smooth=True)])
+    assert draw([panel]).tobytes() == draw([panel]).tobytes()
