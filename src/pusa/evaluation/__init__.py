@@ -1,0 +1,1 @@
+"""How good a model is: metrics, probes of the small world, and the commands of ``pusa eval``."""
