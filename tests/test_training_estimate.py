@@ -1,5 +1,6 @@
 """What `pusa train estimate` says is what PyTorch counts in a real step, and what the paper's authors paid."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -8,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,7 +307,8 @@ def test_the_command_says_it_in_words_and_in_json() -> None:
         facts = json.loads(said.output)
     assert facts["fits"]
     assert facts["cost"] == pytest.approx(facts["gpu_hours"] * 3.5)
-    with cli("wan2.1-14b-vta", "--gpu", "4090") as said:
+    with cli("wan2.1-14b-vta", "method.rank=256", "--set", "method.alpha=256", "--gpu", "4090") as said:
+        assert "LoRA of rank 256" in said.output
         assert "fits      NO" in said.output
         assert "it would with" in said.output
 
@@ -330,3 +333,36 @@ def test_an_estimate_needs_no_torch() -> None:
         "estimate(['wan2.1-14b-vta', '--gpu', 'h200'], standalone_mode=False); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# ---- benchmarks/train_gpu.py ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train_gpu() -> Any:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    return importlib.import_module("train_gpu")
+
+
+def test_the_training_benchmark_rehearses_on_the_cpu(train_gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "2"])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["outcome"], found["steps_run"], found["skipped"]) == ("done", 2, 0)
+    assert found["share_of_matmul_rate"] > found["share_without_recompute"] > 0
+    assert found["flops_per_second"] * found["seconds_per_step"] == pytest.approx(found["flops_per_step"])
+
+
+def test_the_training_benchmark_ends_in_time_and_reports_too_little_memory(
+    train_gpu: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "100", "--budget-seconds", "0"])
+    assert json.loads(capsys.readouterr().out)["outcome"] == "out of time"
+
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is small")
+
+    monkeypatch.setattr(train_gpu, "prepare", too_large)
+    train_gpu.main(["--tiny", "--device", "cpu"])
+    last = json.loads(capsys.readouterr().out)
+    assert (last["outcome"], last["error"]) == ("out of memory", "CUDA out of memory. Tried to allocate 9 GiB")

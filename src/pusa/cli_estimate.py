@@ -14,13 +14,26 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", metavar="CONFIG")
-@click.argument("overrides", metavar="[SECTION.FIELD=VALUE]...", nargs=-1)
+@click.argument("changes", metavar="[SECTION.FIELD=VALUE]...", nargs=-1)
+@click.option(
+    "--set",
+    "more_changes",
+    metavar="SECTION.FIELD=VALUE",
+    multiple=True,
+    help="The same, as an option. [may be repeated]",
+)
 @click.option("--gpu", "gpu_name", metavar="NAME", default="h200", show_default=True, help="A card by name, or cpu.")
 @click.option("--count", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many of them.")
 @click.option("--price", type=click.FloatRange(0), help="Of one card for an hour, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Write one line of JSON, for scripts.")
 def estimate(
-    config: str, overrides: tuple[str, ...], gpu_name: str, count: int, price: float | None, as_json: bool
+    config: str,
+    changes: tuple[str, ...],
+    more_changes: tuple[str, ...],
+    gpu_name: str,
+    count: int,
+    price: float | None,
+    as_json: bool,
 ) -> None:
     """Say what a run of CONFIG takes: operations, memory, hours and money, beside the run of the paper.
 
@@ -33,7 +46,7 @@ def estimate(
     """
     from pusa.training import estimate as estimates
 
-    wanted = load_config(config, overrides)
+    wanted = load_config(config, [*changes, *more_changes])
     gpu = _find(gpu_name, wanted)
     base = estimates.base_of(wanted.model.source)
     found = estimates.estimate(wanted, base, gpu, cards=count, price=price)
