@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
 from huggingface_hub.errors import EntryNotFoundError
+from lora_samples import comfyui, make_pairs, write
 from safetensors.torch import load_file, save_file
 
 from pusa import PusaPipeline, resources, zoo
@@ -96,17 +99,93 @@ def test_sizes_follow_from_parameter_counts() -> None:
     assert model.activation_bytes == 32_760 * 5120 * 26  # 21 latent frames of 30x52 tokens
 
 
-def test_the_embedded_model_is_in_the_zoo_once_its_folder_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "MINI_FOLDER", folder)
-    assert zoo._mini() == []
-    card = {"title": "embedded", "defaults": {"width": 128, "height": 128}, "lora": {"transformer": "pusa.safetensors"}}
-    (folder / "pusa.json").write_text(json.dumps(card))
-    (model,) = zoo._mini()
-    assert (model.name, model.title, model.defaults.width) == ("mini", "embedded", 128)
+def describe(folder: Path, **card: Any) -> None:
+    """Let `folder` say how it is meant to be used."""
+    (folder / "pusa.json").write_text(json.dumps({"title": "ours", "defaults": {"width": 128, "height": 96}} | card))
+
+
+@pytest.fixture
+def ours(folder: Path) -> Path:
+    """The tiny model as our recipe would write it: described, with a Pusa LoRA beside its weights."""
+    pipe = PusaPipeline.from_pretrained("tiny")
+    write(folder / "pusa_lora.safetensors", comfyui(make_pairs(pipe.transformer)))
+    defaults = {"width": 64, "height": 32, "num_frames": 9, "steps": 2, "max_sequence_length": 16, "alpha": 1.2}
+    describe(folder, defaults=defaults, lora={"transformer": "pusa_lora.safetensors"})
+    return folder
+
+
+def test_a_folder_says_itself_how_it_is_meant_to_be_used(folder: Path) -> None:
+    assert zoo.find(folder) is None
+    assert zoo.described(folder, "mini") is None
+    describe(folder, lora={"transformer": "pusa.safetensors"}, words={"things": [["duck", "mallard"], "fish"]})
+    model = zoo.described(folder, "mini")
+    assert model is not None
+    assert (model.name, model.title, model.defaults.width, model.words) == (
+        *("mini", "ours", 128),
+        {"things": [["duck", "mallard"], ["fish"]]},
+    )
     assert model.parameters == zoo.get("tiny").parameters
+    assert model.lora is not None
     assert model.lora.fetch() == {"transformer": folder / "pusa.safetensors"}
-    monkeypatch.setitem(zoo.ZOO, "mini", model)
-    assert torch.equal(latents(PusaPipeline.from_pretrained("mini")), latents(PusaPipeline.from_pretrained("tiny")))
+    assert zoo.find(folder) == replace(model, name=folder.name)
+    assert zoo.defaults_of(str(folder)).height == 96
+    describe(folder, defaults={"wide": 3})
+    with pytest.raises(ValueError, match=r"pusa\.json does not describe a model .*'wide'"):
+        PusaPipeline.from_pretrained(folder)
+
+
+def test_the_adapter_of_a_described_folder_is_part_of_the_model(ours: Path) -> None:
+    pipe = PusaPipeline.from_pretrained(ours)
+    assert pipe.get_list_adapters() == {"transformer": ["pusa"]}
+    base = zoo.load_pipeline(PusaPipeline, ours)
+    assert base.get_list_adapters() == {}
+    base.load_pusa(ours / "pusa_lora.safetensors", alpha=1.2)
+    assert torch.equal(latents(pipe), latents(base))
+    pipe.load_pusa(ours / "pusa_lora.safetensors", alpha=0.5)  # replaces it
+    assert not torch.equal(latents(pipe), latents(base))
+    pipe.unload_lora_weights()
+    assert torch.equal(latents(pipe), latents(zoo.load_pipeline(PusaPipeline, ours)))
+    assert type(zoo.load_pipeline(WanPipeline, ours)) is WanPipeline  # plain text to video
+    assert PusaPipeline.from_pretrained(ours, transformer=None).transformer is None
+
+
+def test_what_a_call_leaves_open_is_the_models_own(ours: Path) -> None:
+    pipe = PusaPipeline.from_pretrained(ours)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.set_timesteps(2)
+    video = pipe("a duck", generator=torch.Generator().manual_seed(0), output_type="latent").frames
+    assert video.shape == (1, 16, 3, 4, 8)
+    assert len(pipe.scheduler.timesteps) == 2
+    same = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 16}
+    again = pipe("a duck", generator=torch.Generator().manual_seed(0), output_type="latent", **same).frames
+    assert torch.equal(video, again)
+    assert PusaPipeline(**PusaPipeline.from_pretrained("tiny").components).defaults == zoo.GenerationDefaults()
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_what_our_recipe_made_is_bf16_where_the_cpu_computes_in_it(
+    ours: Path, native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pipe = PusaPipeline.from_pretrained(ours)
+    assert (pipe.vae.dtype, pipe.text_encoder.dtype) == (dtype, torch.float32)
+    assert pipe.transformer.blocks[0].ffn.net[2].weight.dtype == dtype
+    assert torch.isfinite(latents(pipe)).all()
+    kernels = [m.weight for m in pipe.vae.modules() if isinstance(m, torch.nn.Conv3d) and m.weight[0].numel() > 1]
+    assert all(k.is_contiguous(memory_format=torch.channels_last_3d) for k in kernels) == native
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(ours / "again")
+    again = zoo.load_pipeline(PusaPipeline, ours / "again", dtype=resources.native_dtype())
+    assert torch.equal(latents(again), latents(pipe))
+
+
+def test_our_own_models_load_without_progress_bars(ours: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    PusaPipeline.from_pretrained(ours)
+    assert capfd.readouterr().err == ""
+    (ours / "pusa.json").unlink()
+    PusaPipeline.from_pretrained(ours)
+    assert "Loading" in capfd.readouterr().err  # of others', they are shown
 
 
 # ---- the tiny model ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from pusa.cli_run import MissingModelError
 if TYPE_CHECKING:
     from pusa.zoo import ZooModel
 
+_GROUPS_WITH_A_LINE_EACH = 30
 _SAFETENSORS, _PICKLES = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -156,7 +158,7 @@ def find_model(name: str) -> "ZooModel":
     from pusa import zoo
 
     try:
-        return zoo.get(name)
+        return zoo.find(name) or zoo.get(name)
     except ValueError as error:
         raise MissingModelError(str(error)) from error
 
@@ -173,7 +175,7 @@ def list_models() -> dict[str, dict[str, Any]]:
 
 def describe_model(name: str) -> dict[str, Any]:
     """All that the zoo knows of one model."""
-    from pusa.zoo import fits
+    from pusa.zoo import ZOO, fits
 
     model = find_model(name)
     defaults = {
@@ -182,13 +184,38 @@ def describe_model(name: str) -> dict[str, Any]:
     return {
         "name": model.name,
         "about": model.title,
-        "from": model.hub_id or "this package",
+        "from": model.hub_id or ("this package" if model.name in ZOO else str(model.folder)),
         "download": _gigabytes(model.download_bytes),
         "parameters": {part: f"{count:,}" for part, count in model.parameters.items()},
-        "Pusa LoRA": model.lora.source if model.lora else "none",
+        "Pusa LoRA": _lora_source(model),
+        "words": f"{sum(map(len, model.words.values()))} groups: see --words" if model.words else None,
         "here": fits(model),
         "defaults": {name: value for name, value in defaults.items() if value is not None},
     }
+
+
+def _lora_source(model: "ZooModel") -> str:
+    if model.lora is None:
+        return "none"
+    return "part of it" if model.folder else model.lora.source
+
+
+def words_of_model(name: str) -> dict[str, list[list[str]]]:
+    """Kind -> groups of phrases that mean the same. Raises ValueError for a model that has no such list."""
+    model = find_model(name)
+    if not model.words:
+        raise ValueError(f"{name} comes without a list of words: write what you like")
+    return {kind: [list(group) for group in groups] for kind, groups in model.words.items()}
+
+
+def words_as_text(words: dict[str, list[list[str]]]) -> str:
+    """For people: phrases that mean the same in brackets; many groups run on in a paragraph, few have a line each."""
+    lines: list[str] = []
+    for kind, groups in words.items():
+        shown = [first + (f" ({', '.join(others)})" if others else "") for first, *others in groups]
+        paragraph = len(groups) > _GROUPS_WITH_A_LINE_EACH
+        lines += [kind, *(textwrap.wrap(", ".join(shown), 100) if paragraph else shown), ""]
+    return "\n".join(line if line in (*words, "") else f"  {line}" for line in lines[:-1])
 
 
 def _gigabytes(count: int) -> str:

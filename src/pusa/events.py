@@ -3,9 +3,11 @@
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from pusa.words import UnknownWord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +15,8 @@ class GenerationEvent:
     """One thing that happened.
 
     A ``stage`` begins ("load", "denoise", "decode"); a ``step`` of it is done, the `step`-th of `steps`; a ``note``
-    tells a person what was decided; a ``preview`` shows the video so far as `image` (PIL); ``done`` comes once for each
-    file that was written, at `path`.
+    tells a person what was decided, or which `unknown_words` the prompt has; a ``preview`` shows the video so far as
+    `image` (PIL); ``done`` comes once for each file that was written, at `path`.
     """
 
     kind: Literal["stage", "step", "note", "preview", "done"]
@@ -24,14 +26,19 @@ class GenerationEvent:
     seconds_left: float | None = None
     path: Path | None = None
     message: str | None = None
+    unknown_words: tuple[UnknownWord, ...] = ()
     image: Any = None
 
     def as_json(self) -> dict[str, Any]:
         """For a line of JSON: without the image and what is not set."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image"}
-        unset = (None, "", 0) if self.steps == 0 else (None, "")
+        unset = (None, "", (), 0) if self.steps == 0 else (None, "", ())
         values = {name: value for name, value in values.items() if value not in unset}
-        return {**values, "path": str(self.path)} if self.path else values
+        if self.path:
+            values["path"] = str(self.path)
+        if self.unknown_words:
+            values["unknown_words"] = [asdict(word) for word in self.unknown_words]
+        return values
 
 
 Report = Callable[[GenerationEvent], None]

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import inputs, media, resources, zoo
+from pusa import inputs, media, resources, words, zoo
 from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
@@ -65,6 +65,9 @@ def generate(
         resolved = inputs.turned(asked, given, defaults).resolved(defaults)
         for note in rounding_notes(asked, resolved):
             report(GenerationEvent(kind="note", message=note))
+        if unknown := words.unknown_words(asked.prompt, asked.model):
+            told = words.hint(unknown, asked.model)
+            report(GenerationEvent(kind="note", message=told, unknown_words=tuple(unknown)))
         specs = [s.model_copy(update={"sha256": i.sha256}) for s, i in zip(resolved.conditions, given, strict=True)]
         resolved = resolved.model_copy(update={"conditions": specs})
         given = [inputs.Input(spec, i.content, i.sha256) for spec, i in zip(specs, given, strict=True)]
@@ -173,7 +176,8 @@ _resident: dict[tuple[str, tuple[str, ...]], PusaPipeline] = {}  # the last one 
 def _with_a_model_that_is_here(request: GenerationRequest, report: Report) -> GenerationRequest:
     if request.model != "mini" or "mini" in zoo.ZOO:
         return request
-    report(GenerationEvent(kind="note", message="no trained model is in the package yet: 'tiny' makes noise instead"))
+    told = "the weights of 'mini' are missing from this installation: 'tiny' makes noise instead"
+    report(GenerationEvent(kind="note", message=told))
     return request.model_copy(update={"model": "tiny"})
 
 
@@ -191,7 +195,9 @@ def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
     in_package = known is not None and known.hub_id is None
     # Elsewhere the text encoder is by far the largest part after the transformer: it is read for new prompts only.
     pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
-    sources: list[Any] = list(loras) or ([known.lora.fetch()] if known and known.lora else [])
+    sources: list[Any] = list(loras)
+    if not sources and known and known.lora and not _has_pusa(pipe):
+        sources = [known.lora.fetch()]
     for number, source in enumerate(sources):
         pipe.load_pusa(source, alpha=1.0, adapter_name="pusa" if number == 0 else f"lora_{number}")
     pipe.set_progress_bar_config(disable=True)

@@ -161,7 +161,7 @@ def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], 
         positive, negative = pipe.encode_prompt(
             call.pop("prompt"),
             call.pop("negative_prompt", None),
-            max_sequence_length=call.get("max_sequence_length", 512),
+            max_sequence_length=call.get("max_sequence_length", pipe.defaults.max_sequence_length),
         )
         call |= {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 

@@ -65,6 +65,8 @@ class PusaPipeline(WanPipeline):
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
+        self.defaults = zoo.GenerationDefaults()
+        """What a call does not say: size, length, steps, guidance, text length. Wan's, or those of the model loaded."""
 
     _callback_tensor_inputs = [*WanPipeline._callback_tensor_inputs, "denoised"]  # noqa: RUF012 (as in diffusers)
 
@@ -72,7 +74,7 @@ class PusaPipeline(WanPipeline):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs: Any) -> "PusaPipeline":
-        """Load a pipeline.
+        """Load a pipeline, with the `defaults` of its model; an adapter that is part of it ("mini") is attached.
 
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
@@ -82,7 +84,13 @@ class PusaPipeline(WanPipeline):
         Raises:
             ValueError, FileNotFoundError: what is missing or does not fit, before anything large is read.
         """
-        return zoo.load_pipeline(cls, source, **kwargs)
+        pipe = zoo.load_pipeline(cls, source, **kwargs)
+        model = zoo.find(source)
+        if model is not None:
+            pipe.defaults = model.defaults
+            if model.lora is not None and model.folder is not None and "transformer" not in kwargs:
+                pipe.load_pusa(model.lora.fetch(), alpha=model.defaults.alpha)
+        return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; the folder names stock classes only, so that it loads without this package.
@@ -138,11 +146,11 @@ class PusaPipeline(WanPipeline):
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
-        height: int = 480,
-        width: int = 832,
-        num_frames: int = 81,
-        num_inference_steps: int = 10,
-        guidance_scale: float = 3.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -154,14 +162,16 @@ class PusaPipeline(WanPipeline):
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (as in diffusers)
-        max_sequence_length: int = 512,
+        max_sequence_length: int | None = None,
         *,
         conditions: Conditions | None = None,
-        fps: float = 16.0,
+        fps: float | None = None,
         frame_sigmas: Tensor | None = None,
         start_step: int = 0,
     ) -> WanPipelineOutput:
         """Generate videos. Arguments that `diffusers.WanPipeline` has mean the same here.
+
+        What is None is taken from `defaults`: for Wan 832 x 480, 81 frames, 10 steps, guidance 3, 512 tokens of text.
 
         Args:
             prompt: text, or one text per video; or give `prompt_embeds`.
@@ -169,7 +179,7 @@ class PusaPipeline(WanPipeline):
             conditions: what is known: a list of `PusaCondition` for every video, or one list per prompt.
             height, width: pixels; rounded to the multiple of 16 that is nearest (and said).
             num_frames: rounded to the nearest 4n + 1 (and said); latent frames are n + 1.
-            num_inference_steps: steps N of the shifted grid; the original uses 10.
+            num_inference_steps: steps N of the shifted grid.
             guidance_scale: 1 switches classifier-free guidance, and the second pass, off.
             guidance_scale_2: for the low-noise expert of Wan2.2; `guidance_scale` if None.
             latents: ``[B, C, F, h, w]``: the noise to start from, or with `start_step` the latents to go on with.
@@ -192,8 +202,16 @@ class PusaPipeline(WanPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height, width = (self._rounded(name, v) for name, v in (("height", height), ("width", width)))
-        num_frames = self._rounded_frames(num_frames)
+        own = self.defaults
+        height, width = (
+            self._rounded(name, getattr(own, name) if value is None else value)
+            for name, value in (("height", height), ("width", width))
+        )
+        num_frames = self._rounded_frames(own.num_frames if num_frames is None else num_frames)
+        num_inference_steps = own.steps if num_inference_steps is None else num_inference_steps
+        guidance_scale = own.guidance if guidance_scale is None else guidance_scale
+        max_sequence_length = own.max_sequence_length if max_sequence_length is None else max_sequence_length
+        fps = own.fps if fps is None else fps
         self.check_inputs(
             prompt,
             negative_prompt,

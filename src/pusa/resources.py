@@ -53,6 +53,20 @@ def default_dtype(parameters: int) -> DType:
     return {"default": torch.bfloat16, "vae": torch.float32}
 
 
+def native_dtype() -> DType:
+    """For small models trained in bf16: that, where this machine computes in it, fp32 elsewhere.
+
+    A CPU without AVX512-BF16 (AMX comes with it) is slower in bf16 than in fp32. The text encoder runs once per prompt
+    and gains nothing.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if not (on_gpu or torch.cpu._is_avx512_bf16_supported()):
+        return torch.float32
+    return {"default": torch.bfloat16, "text_encoder": torch.float32}
+
+
 def dtype_of(component: str, dtype: DType) -> "torch.dtype":
     """As diffusers reads its ``dtype``: one for all, or by component with a "default" (else fp32)."""
     import torch

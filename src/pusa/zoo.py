@@ -3,11 +3,16 @@
 A source is a name of the `ZOO`, a Hub id or a folder in diffusers layout, or a folder as Wan publishes it. Whatever can
 be known to fail (files, architecture, disk, memory) is said before anything large is downloaded or read.
 
+A folder with a ``pusa.json`` says itself how it is meant to be used (`described`): so the embedded model does, and any
+other that our own recipe has made.
+
 Torch is imported where it is needed: names, defaults and sizes are there at once.
 """
 
 import difflib
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +36,7 @@ WAN_NEGATIVE_PROMPT = (
 """Wan's default negative prompt in English, as its model cards give it."""
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "weights"
+CARD_FILE = "pusa.json"
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 # A forward pass has about 26 bytes per token and channel alive at once, whatever the number of blocks: 47.0 MB were
@@ -74,7 +80,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One model. `parameters` and `file_bytes` go by component; `file_bytes` is what its download is."""
+    """One model. `parameters` and `file_bytes` go by component; `file_bytes` is what its download is.
+
+    `words` is the vocabulary of a model that knows no other: by kind, groups of phrases that mean the same.
+    """
 
     name: str
     title: str
@@ -85,6 +94,7 @@ class ZooModel:
     parameters: Mapping[str, int] = field(default_factory=dict)
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     lora: Adapter | None = None
+    words: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
     @property
     def experts(self) -> int:
@@ -143,28 +153,37 @@ def _wan(
     )
 
 
-def _mini() -> list[ZooModel]:
-    """The embedded model, if it is there; ``pusa.json`` beside its weights says how it is meant to be used."""
-    card = files.read_json(MINI_FOLDER / "pusa.json")
-    if not card:
-        return []
-    return [
-        ZooModel(
-            name="mini",
+def described(folder: Path, name: str) -> ZooModel | None:
+    """The model in a folder whose ``pusa.json`` says how it is meant to be used; None without such a file.
+
+    Raises:
+        ValueError: the file does not say what it should.
+    """
+    if not os.path.isfile(folder / CARD_FILE):
+        return None
+    card = files.read_json(folder / CARD_FILE)
+    try:
+        return ZooModel(
+            name=name,
             title=card["title"],
-            transformer=files.read_json(MINI_FOLDER / "transformer" / "config.json"),
+            transformer=files.read_json(folder / "transformer" / "config.json"),
             defaults=GenerationDefaults(**card["defaults"]),
-            folder=MINI_FOLDER,
-            parameters=files.parameter_counts(MINI_FOLDER),
-            lora=Adapter(str(MINI_FOLDER), card["lora"]) if "lora" in card else None,
+            folder=folder,
+            parameters=files.parameter_counts(folder),
+            lora=Adapter(str(folder), card["lora"]) if "lora" in card else None,
+            words={
+                kind: [[group] if isinstance(group, str) else group for group in groups]
+                for kind, groups in card.get("words", {}).items()
+            },
         )
-    ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CARD_FILE} does not describe a model ({error}): make it anew") from error
 
 
 ZOO: dict[str, ZooModel] = {
     model.name: model
     for model in (
-        *_mini(),
+        *filter(None, [described(MINI_FOLDER, "mini")]),
         ZooModel(
             name="tiny",
             title="random weights, for tests: makes noise",
@@ -221,12 +240,14 @@ def get(name: str) -> ZooModel:
 
 
 def find(source: str | Path) -> ZooModel | None:
-    """The zoo's model behind a name or a Hub id, if it is one of the zoo's."""
-    return next((model for model in ZOO.values() if str(source) in (model.name, model.hub_id)), None)
+    """The zoo's model behind a name or a Hub id, or the one that a folder's ``pusa.json`` describes."""
+    known = next((model for model in ZOO.values() if str(source) in (model.name, model.hub_id)), None)
+    folder = Path(os.path.expanduser(source))
+    return known or described(folder, folder.name)
 
 
 def defaults_of(source: str | Path) -> GenerationDefaults:
-    """The defaults of a zoo model; Wan's for any other source."""
+    """The defaults of a model that `find` knows; Wan's for any other source."""
     model = find(source)
     return model.defaults if model else GenerationDefaults()
 
@@ -326,7 +347,7 @@ def load_pipeline(
         cls: the pipeline's class.
         source: a zoo name, a Hub id or folder in diffusers layout, or a folder as Wan publishes it.
         torch_dtype, dtype: one for all parts, or by component with a "default". None: bf16 with the VAE in fp32 from a
-            billion parameters on, fp32 below.
+            billion parameters on, fp32 below; `pusa.resources.native_dtype` for what our recipe made.
         shift: flow shift of the sampler. None: what the source says, or 5.
         kwargs: components that replace the source's (``text_encoder=None`` leaves it out), and whatever
             `diffusers.DiffusionPipeline.from_pretrained` takes.
@@ -339,9 +360,11 @@ def load_pipeline(
         FileNotFoundError: no such folder, or MissingFilesError, which names every file.
         ResourcesError: not enough disk or memory.
     """
+    import torch
     from diffusers import DiffusionPipeline
 
     from pusa.models import original, tiny
+    from pusa.models.vae import channels_last
     from pusa.prompt_cache import identity_of_module
     from pusa.scheduler import PusaFlowMatchEulerScheduler
 
@@ -363,11 +386,30 @@ def load_pipeline(
         if files.is_original(folder):
             pipe = cls(**original.load_components(folder, dtype=dtype, skip=passed) | kwargs)
         else:
-            pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
+            model = find(source)
+            with _without_bars() if model is not None and model.folder else nullcontext():  # it takes a second
+                pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
+            if "vae" not in kwargs and pipe.vae is not None and pipe.vae.dtype == torch.bfloat16:
+                channels_last(pipe.vae)
         identity = revision or _identity(folder)
     if kwargs.get("text_encoder") is None:
         pipe.text_encoder_identity = identity
     return pipe
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub: Any) -> "UMT5EncoderModel":
@@ -425,9 +467,12 @@ def _checked(
     missing = files.missing_files(folder, skip=skip)
     if missing:
         raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
-    _check_architecture(folder, find(source), skip=skip)
+    model = find(source)
+    _check_architecture(folder, model, skip=skip)
     counts = files.parameter_counts(folder, skip=skip)
-    dtype = resources.default_dtype(sum(counts.values())) if dtype is None else dtype
+    if dtype is None:
+        ours = model is not None and model.folder is not None
+        dtype = resources.native_dtype() if ours else resources.default_dtype(sum(counts.values()))
     if check_ram:
         resources.check_ram(resources.weight_bytes(counts, dtype), str(source))
     return dtype

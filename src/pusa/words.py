@@ -1,0 +1,215 @@
+"""The words that a small model knows, and a gentle hint about those that it does not.
+
+Wan reads any language; the embedded model was trained on some hundred things, motions, places and camera moves, which
+its ``pusa.json`` lists. A prompt may say anything: what is unknown is named, with the nearest known words, and never
+refused. Nothing here needs torch.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pusa import zoo
+
+_NAMED_AT_MOST = 4  # unknown words in one sentence
+_NEAREST_AT_MOST = 2
+
+# Grammar, and what captions are decorated with: no picture hangs on these.
+_GRAMMAR = """
+a about above across after again all along also am an and another any are around as at away back be because been
+before behind being below beneath beside between beyond both but by can could did do does doing done down during
+each either else ever every few first for from gently get gets had has have having he her here hers him his how i if
+in inside into is it its itself just last less like many may me more most much my near next no nor not now of off on
+once one only onto or other our out outside over own past perhaps please put quite rather same scene see she shot
+should shows so some somewhere still such than that the their them then there these they this those through
+throughout till to together too toward towards two under until up upon us very video was way we well were what when
+where which while who whole whose will with within without would you your
+"""
+
+_TRAVELS = (
+    "walks runs drives rides rolls travels strolls marches crawls swims sails skates gallops drifts passes crosses "
+    "wanders glides"
+)
+
+# What people ask for, by the known phrase that comes nearest to it; models that lack the phrase ignore the line.
+_RELATED = {
+    "dog": "wolf wolves hound terrier poodle doggy doggie coyote jackal pet",
+    "fox": "wolf wolves coyote jackal",
+    "cat": "kitty lynx bobcat pet",
+    "rabbit": "hare mouse rat hamster squirrel chipmunk rodent guineapig",
+    "tiger": "leopard cheetah puma jaguar panther cougar",
+    "lion": "leopard cheetah puma cougar",
+    "bear": "grizzly polar beaver badger",
+    "cow": "bull ox buffalo bison calf sheep lamb goat cattle",
+    "horse": "pony donkey mule foal stallion mare deer moose reindeer elk",
+    "monkey": "ape chimp chimpanzee baboon lemur sloth",
+    "gorilla": "ape orangutan",
+    "elephant": "mammoth rhino rhinoceros hippo hippopotamus",
+    "pig": "hog boar swine",
+    "hedgehog": "porcupine mole mouse",
+    "duck": "goose duckling drake",
+    "parrot": "macaw toucan parakeet crow raven pigeon",
+    "swan": "goose stork crane heron",
+    "chicken": "rooster cock turkey",
+    "eagle": "hawk falcon vulture seagull gull ",
+    "fish": "salmon tuna trout goldfish clownfish seahorse",
+    "dolphin": "seal porpoise orca otter",
+    "octopus": "jellyfish",
+    "frog": "toad newt lizard gecko",
+    "turtle": "lizard crocodile alligator",
+    "dinosaur": "reptile crocodile alligator lizard monster tyrannosaurus raptor",
+    "snake": "worm eel serpent python cobra",
+    "ladybug": "beetle bug insect",
+    "bee": "wasp hornet mosquito insect",
+    "butterfly": "moth dragonfly insect",
+    "spider": "ant scorpion insect",
+    "unicorn": "pegasus",
+    "robot": "man woman person people boy girl child human android machine somebody someone",
+    "teddy bear": "toy doll baby child",
+    "snowman": "man person",
+    "alien": "martian monster",
+    "ghost": "spirit phantom spook monster",
+    "apple": "fruit peach plum",
+    "orange": "lemon lime mandarin clementine",
+    "strawberry": "raspberry cherry cherries berry berries",
+    "bunch of grapes": "blueberry blueberries",
+    "carrot": "vegetable radish",
+    "eggplant": "vegetable cucumber zucchini pepper",
+    "burger": "sandwich cheeseburger hotdog food",
+    "pizza": "pie food",
+    "donut": "cookie biscuit bagel pretzel",
+    "cake": "tart dessert",
+    "ice cream": "gelato dessert",
+    "teapot": "kettle pot cup mug coffee tea",
+    "sunflower": "rose tulip daisy blossom",
+    "mushroom": "fungus",
+    "cactus": "plant",
+    "car": "automobile vehicle van jeep convertible",
+    "bus": "lorry van coach tram",
+    "fire ": "truck lorry ambulance",
+    "train": "tram subway railway",
+    "bicycle": "cycle tricycle scooter",
+    "motorcycle": "scooter moped vespa",
+    "sailboat": "ship yacht vessel sail canoe ferry",
+    "motorboat": "ship ferry",
+    "airplane": "aeroplane aircraft jet glider",
+    "rocket": "missile shuttle spacecraft starship",
+    "helicopter": "drone chopper",
+    "ufo": "spacecraft",
+    "balloon": "kite bubble",
+    "football": "tennis volleyball",
+    "basketball": "volleyball sphere",
+    "guitar": "violin banjo ukulele instrument",
+    "star": "asterisk sparkle",
+    "gift": "box parcel package",
+    "crown": "tiara hat diadem",
+    "umbrella": "parasol",
+    "pumpkin": "squash gourd lantern",
+    "goes left": _TRAVELS,
+    "goes right": _TRAVELS,
+    "rises": "climbs ascends lifts floats soars launches",
+    "sinks": "drops descends dives plunges tumbles lands",
+    "bounces": "leaps springs trampolines",
+    "comes closer": "approaches nears enlarges expands",
+    "goes away": "retreats recedes departs",
+    "shrinks": "dwindles diminishes",
+    "spins": "twirls whirls tumbles revolves pirouettes twists",
+    "swings": "dances waves nods wobbles shakes tilts wiggles",
+    "circles around": "orbits loops hovers",
+    "fades away": "dissolves melts evaporates explodes",
+    "stands still": "sits waits sleeps rests lies stops freezes poses",
+    "in a meadow": "field park garden lawn pasture farm hill hills countryside",
+    "at the beach": "coast shore seaside island lake river",
+    "under the sea": "ocean underwater reef coral aquarium deep lake",
+    "in the snow": "icy snowy arctic glacier mountain mountains blizzard antarctic",
+    "in the desert": "sahara canyon sandy",
+    "in space": "galaxy universe planet cosmos milky outer mars",
+    "in the moonlight": "moon midnight moonlit dark",
+    "in the forest": "wood woods jungle woodland tree",
+    "at sunset": "sunrise dusk dawn twilight sun",
+    "in autumn": "october leaf foliage",
+    "in a room": "kitchen bedroom house living hall indoors studio office",
+    "in the sky": "cloudy heaven air",
+    "the camera zooms in": "closeup dolly",
+    "the camera pans to the right": "tracking tracks",
+    "a photo": "image snapshot photography photographic painting",
+    "an abstract pattern": "texture colors swirl",
+}
+
+
+@dataclass(frozen=True)
+class UnknownWord:
+    """A word of a prompt that the model was not trained on, and known phrases near to it, the nearest first."""
+
+    word: str
+    nearest: tuple[str, ...]
+
+
+def vocabulary(model: str | Path) -> Mapping[str, Sequence[Sequence[str]]]:
+    """What a model knows: kind ("things", "motions", ...) -> groups of phrases that mean the same.
+
+    Args:
+        model: a name of the zoo, a Hub id or a folder. Empty for a model that reads any text.
+    """
+    known = zoo.find(model)
+    return known.words if known else {}
+
+
+def unknown_words(prompt: str, model: str | Path) -> list[UnknownWord]:
+    """The words of a prompt that a model was not trained on, each once, in order.
+
+    Args:
+        prompt: any text.
+        model: as for `vocabulary`; one that reads any text has no unknown words.
+    """
+    phrases = [phrase for groups in vocabulary(model).values() for group in groups for phrase in group]
+    if not phrases:
+        return []
+    by_word: dict[str, list[str]] = {}  # each known word -> the phrases that hold it
+    for phrase in sorted(phrases, key=len):
+        for word in _words(phrase):
+            by_word.setdefault(word, []).append(phrase)
+    known = {_stem(word) for word in by_word}.union(_GRAMMAR.split())
+    asked = dict.fromkeys(word for word in _words(prompt) if not {word, _stem(word)} & known)
+    return [UnknownWord(word, tuple(_nearest(word, by_word, set(phrases)))) for word in asked]
+
+
+def hint(unknown: Sequence[UnknownWord], model: str) -> str:
+    """One sentence for a person: which words are unknown, what comes near, and where all are listed."""
+    named = [
+        f"{one.word!r}" + (f" (nearest: {', '.join(one.nearest)})" if one.nearest else "")
+        for one in unknown[:_NAMED_AT_MOST]
+    ]
+    more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
+    return (
+        f"{model} was not trained on {', '.join(named)}{more}; `pusa models show {model} --words` lists what it knows"
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text.lower())
+
+
+def _stem(word: str) -> str:
+    """Alike for the forms of an English word: ``slides``, ``sliding`` and ``slide``; ``ducks`` and ``duck's``."""
+    word = re.sub(r"['’]s?$", "", word)
+    if len(word) > 4 and word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif len(word) > 3 and not word.endswith("ss"):
+        word = re.sub(r"(?<=..)(?:ing|ed|es|s)$", "", word)
+    word = word[:-1] if len(word) > 2 and word.endswith("e") else word
+    return word[:-1] if len(word) > 2 and word[-1] == word[-2] else word
+
+
+def _nearest(word: str, by_word: Mapping[str, Sequence[str]], phrases: set[str]) -> Iterator[str]:
+    """By meaning, where somebody has thought of it; else by spelling, for slips of the finger."""
+    stem = _stem(word)
+    related = [
+        phrase for phrase, others in _RELATED.items() if phrase in phrases and stem in map(_stem, others.split())
+    ]
+    if not related:
+        spelt = difflib.get_close_matches(word, by_word, n=_NEAREST_AT_MOST, cutoff=0.75)
+        related = list(dict.fromkeys(by_word[other][0] for other in spelt))
+    yield from related[:_NEAREST_AT_MOST]
