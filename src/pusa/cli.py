@@ -137,7 +137,7 @@ def _line(error: object) -> str:
 def main(ctx: click.Context) -> None:
     """Make videos from words, images and pieces of video.
 
-    Try:  pusa generate "a fox walks through the snow" -o fox.mp4
+    Try:  pusa generate "a rabbit bounces in the snow" -o rabbit.mp4
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -212,10 +212,10 @@ def generate(
     """Make a video from PROMPT, and from images and video at their places.
 
     \b
-    From words:        pusa generate "a fox walks through the snow"
-    From an image:     pusa generate "it turns its head" --image fox.png
-    Start and end:     pusa generate "the sun sets" --image day.png --keyframe night.png@last
-    Complete a video:  pusa generate "a man walks" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"
+    From words:        pusa generate "a rabbit bounces in the snow"
+    From an image:     pusa generate "a cat spins" --image cat.png
+    Start and end:     pusa generate "a cat slides to the right" --image left.png --keyframe right.png@last
+    Complete a video:  pusa generate "a cat spins" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"
     """
     conditions = build_conditions(
         image=image,
@@ -359,12 +359,23 @@ def models(ctx: click.Context) -> None:
 
 @models.command()
 @click.argument("name", metavar="NAME", shell_complete=_complete_models)
+@click.option(
+    "--words",
+    is_flag=True,
+    help="List the words that a small model knows; prompts are made of them: a duck slides to the right under the sea, "
+    "the camera zooms in.",
+)
 @_json
-def show(name: str) -> None:
-    """Say all that is known of the model NAME."""
-    from pusa.cli_info import describe_model
+def show(name: str, words: bool) -> None:
+    """Say all that is known of the model NAME, a folder that holds one too."""
+    from pusa.cli_info import describe_model, words_as_text, words_of_model
 
-    _print_facts(describe_model(name))
+    if not words:
+        _print_facts(describe_model(name))
+    elif click.get_current_context().find_root().obj.as_json:
+        click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
+    else:
+        click.echo(words_as_text(words_of_model(name)))
 
 
 @main.command()
