@@ -296,7 +296,7 @@ class DatasetWriter:
             missing |= set() if self.has_prompt("") else {""}
             if missing:
                 some = ", ".join(repr(caption[:40]) for caption in sorted(missing)[:3])
-                raise ValueError(f"{len(missing)} captions have no embeddings ({some}): add_prompt them")
+                raise ValueError(f"captions without embeddings: {len(missing)} ({some}); add_prompt them")
         finally:
             self._lock.release()
 

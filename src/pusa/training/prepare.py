@@ -401,8 +401,8 @@ def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
     buckets = Counter((clip.width, clip.height, clip.frames) for clip in clips)
     words = [f"{width}x{height}x{frames}: {count}" for (width, height, frames), count in sorted(buckets.items())]
     text = f"{len(clips)} clips of {sum(clip.seconds for clip in clips):.0f} s ({', '.join(words)})"
-    others = len(skipped.entries) - skipped.duplicates
-    left_out = [f"{skipped.duplicates} duplicates"] * bool(skipped.duplicates) + [f"{others} files"] * bool(others)
+    counts = ((skipped.duplicates, "duplicate"), (len(skipped.entries) - skipped.duplicates, "file"))
+    left_out = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
     return f"{text}; left out: {' and '.join(left_out)}, see {skipped.path}" if left_out else text
 
 
