@@ -16,6 +16,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from pusa.cli_data import data
 from pusa.cli_options import (
     build_conditions,
     build_request,
@@ -111,7 +112,7 @@ def _outcome(error: Exception) -> tuple[int, str]:
         command = error.ctx.command_path if error.ctx else "pusa"
         return BAD_INPUT, f"{_line(error.format_message()).rstrip('.')} (see {command} --help)"
     if isinstance(error, click.Abort | Stopped):
-        return INTERRUPTED, "stopped, nothing was written"
+        return INTERRUPTED, str(error) or "stopped, nothing was written"
     if isinstance(error, ValidationError):
         return BAD_INPUT, explain(error)
     if isinstance(error, MissingModelError):
@@ -376,6 +377,16 @@ def show(name: str, words: bool) -> None:
         click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
     else:
         click.echo(words_as_text(words_of_model(name)))
+
+
+def _add_group(group: click.Group) -> None:
+    """A group from a file of its own, whose commands get what those of this file have."""
+    for command in (group, *group.commands.values()):
+        command.params.append(_debug_option())
+    main.add_command(group)
+
+
+_add_group(data)
 
 
 @main.command()
