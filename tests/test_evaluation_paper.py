@@ -1,0 +1,393 @@
+"""The paper's claims in small: equal budgets, measures with a known truth, and verdicts by fixed rules."""
+
+import copy
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file, save_model
+
+from pusa.cli_eval_paper import paper as command
+from pusa.evaluation import paper, paper_points, paper_report, paper_training, plots
+from pusa.evaluation.paper_points import Judge, Point
+from pusa.evaluation.paper_report import BEGIN, END
+from pusa.evaluation.paper_training import BATCH, REGIMES, Plan
+from pusa.lora_layouts import write_lora
+from pusa.training import mini_base
+from pusa.training.batches import Plan as Order
+from pusa.training.mini_vae import CONFIG
+from pusa.training.vocabulary import MOTIONS
+from pusa.training.world import captions, draw_scenes
+
+THINGS = 4
+FRAMES, SIDE = 3, 4  # of latents: clips of 9 frames of 32 pixels
+PLAN = Plan(steps=4, clips=4, loss_clips=4, probe_steps=2, compiled=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return mini_base.make_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _one_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning it takes longer than all the rest."""
+    monkeypatch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """What `pusa mini train --until base` leaves, with weights and latents that nobody trained."""
+    folder = tmp_path_factory.mktemp("mini")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
+        save_model(mini_base.TextToVideo(heads=1, layers=1), str(folder / "base.safetensors"))
+    AutoencoderKLWan(**{**CONFIG, "base_dim": 8}).save_pretrained(folder / "vae")
+    for name, files in (("latents", 1), ("held_out", 3)):
+        (folder / name).mkdir()
+        for number in range(files):
+            latents = torch.randn(64, 16, FRAMES, SIDE, SIDE).bfloat16()
+            save_file({"latents": latents}, folder / name / f"{number:04d}.safetensors")
+    (folder / "report.json").write_text(json.dumps({"budget": {"heads": 1, "layers": 1, "things": THINGS}}))
+    return folder
+
+
+@pytest.fixture
+def judge(work: Path, tmp_path: Path) -> Judge:
+    paper_points.train_probe(work, tmp_path, 1)
+    return Judge(work, tmp_path, PLAN)
+
+
+def write_adapter(path: Path, judge: Judge, layers: tuple[str, ...] = ("blocks.0.attn1.to_q",)) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    pairs = {}
+    for layer in layers:
+        out, inside = judge.model.get_submodule(layer).weight.shape
+        pairs[layer] = torch.randn(2, inside, generator=generator), torch.randn(out, 2, generator=generator)
+    write_lora(path, pairs, {}, layout="comfyui", metadata={})
+    return path
+
+
+# ---- equal budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_trainings_differ_in_nothing_but_how_times_are_drawn(tmp_path: Path) -> None:
+    configs = [paper_training.train_config(tmp_path, regime, 8, on_cpu=True) for regime in REGIMES]
+    plain = [config.model_copy(update={"name": "", "objective": None}) for config in configs]
+    assert all(config == plain[0] for config in plain)
+    objectives = [config.objective.model_dump() for config in configs]
+    same = [{k: v for k, v in o.items() if k not in ("times", "asynchronous")} for o in objectives]
+    assert all(values == same[0] for values in same)
+    assert len({json.dumps(o) for o in objectives}) == len(REGIMES)
+    orders = [Order({(16, 3, 4, 4): range(64)}, config, 1) for config in configs]
+    assert len({tuple(order.step(k).clips for k in range(8)) for order in orders}) == 1
+
+
+def test_a_longer_budget_has_more_steps_and_more_clips_and_fills_its_time() -> None:
+    def plan(minutes: float, processes: int = 2) -> Plan:
+        speed = {"seconds_per_step": 0.3, "seconds_per_forward": 0.04, "compiled": True}
+        return paper.make_plan(minutes, processes, **speed)
+
+    short, long = plan(4), plan(24)
+    assert short.steps < long.steps
+    assert short.clips < long.clips
+    assert plan(12, processes=1).steps < plan(12).steps
+    for minutes in (8, 12, 24):
+        chosen = plan(minutes)
+        assert chosen.steps % paper_training.CURVE == chosen.clips % BATCH == 0
+        measuring = 0.04 * sum(point.cost(chosen) for point in paper.points_of(chosen))
+        spent = measuring + len(REGIMES) * chosen.steps * 0.3
+        assert 0.4 * 120 * minutes < spent < 120 * minutes
+
+
+def test_every_point_needs_an_adapter_that_some_training_leaves(tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, steps=8)
+    kept = {paper_training.adapter_path(tmp_path, r, step) for r in REGIMES for step in (2, 4, 6, 8)}
+    jobs = paper.jobs_of(tmp_path, tmp_path, plan, 0.1)
+    assert len({job.result for job in jobs}) == len(jobs)
+    needed = {path for job in jobs for path in job.needs} - {paper_points.probe_path(tmp_path)}
+    assert needed <= kept
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_clips_are_held_out_combinations_half_of_them_still_before_a_fixed_camera(work: Path, judge: Judge) -> None:
+    clips = judge.clips
+    scenes = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True).scenes
+    assert clips.still.tolist() == [True, True, False, False]
+    for latents, still in zip(clips.latents, clips.still, strict=True):
+        data = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True).latents.float()
+        index = int((data == latents).flatten(1).all(1).nonzero())
+        assert scenes.camera[index] == 0
+        assert (scenes.motion[index] == list(MOTIONS).index("still")) == still
+        assert scenes.motion[index] != list(MOTIONS).index("fade")
+    both = {tuple(z.flatten()[:4].tolist()) for z in clips.latents}
+    assert both.isdisjoint(tuple(z.flatten()[:4].tolist()) for z in judge.loss_clips.latents)
+
+
+def test_cached_latents_are_read_with_the_scenes_they_were_drawn_from(work: Path, tmp_path: Path) -> None:
+    data = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True)
+    drawn = [draw_scenes(64, 1_000_000 + shard, things=THINGS, held_out=True) for shard in range(3)]
+    assert captions(data.scenes) == [text for scenes in drawn for text in captions(scenes)]
+    with pytest.raises(FileNotFoundError, match="holds no latents"):
+        mini_base.load_latents(tmp_path, things=THINGS)
+
+
+def test_likeness_and_change_have_known_values() -> None:
+    real = torch.randn(2, 16, 4, 4, 4)
+    torch.testing.assert_close(paper_points.likeness(real + 0.1, real), torch.full((2,), 20.0), atol=1e-3, rtol=0)
+    assert paper_points.likeness(real, real).tolist() == [80.0, 80.0]
+    frozen = real[:, :, :1].expand_as(real)
+    assert paper_points.change(frozen).tolist() == [0.0, 0.0]
+    steps = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 16, 4, 4, 4)
+    assert paper_points.change(0.5 * steps).tolist() == [0.5]
+
+
+def test_the_given_frame_is_kept_and_noise_lets_it_go(judge: Judge) -> None:
+    def first(noise: float) -> list[float]:
+        return judge.measure(Point("x", ("image",), steps=2, noise=noise))["image"]["first"]
+
+    assert first(0.0) == [80.0] * 4
+    assert max(first(0.2)) < 60
+    assert max(first(1.0)) < min(first(0.2))
+
+
+def test_without_an_image_nothing_of_the_clip_gets_in(judge: Judge) -> None:
+    point = Point("x", ("text",), steps=2)
+    made = judge.generate("text", point)
+    judge.clips = dataclasses.replace(judge.clips, latents=torch.zeros_like(judge.clips.latents))
+    assert torch.equal(judge.generate("text", point), made)
+    assert not torch.equal(judge.generate("image", point), made)
+
+
+def test_without_a_caption_the_caption_does_not_matter(judge: Judge) -> None:
+    point = Point("x", ("image",), steps=2)
+    made = judge.generate("image", point), judge.generate("caption", point)
+    judge.clips = dataclasses.replace(judge.clips, embeds=judge.clips.embeds.flip(0))
+    assert torch.equal(judge.generate("image", point), made[0])
+    assert not torch.equal(judge.generate("caption", point), made[1])
+
+
+def test_an_adapter_is_added_at_its_alpha_and_taken_out_exactly(judge: Judge, tmp_path: Path) -> None:
+    weight = judge.model.get_submodule("blocks.0.attn1.to_q").weight
+    before = weight.detach().clone()
+    path = write_adapter(tmp_path / "a.safetensors", judge)
+    judge.adapt(path, 0.5)
+    half = weight - before
+    judge.adapt(path, 1.0)
+    torch.testing.assert_close(weight - before, 2 * half)
+    assert half.abs().max() > 0.1
+    judge.adapt(None, 1.0)
+    assert torch.equal(weight, before)
+
+
+def test_weights_that_moved_are_told_apart_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "a.safetensors", judge, ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2"))
+    found = paper_points.moved(judge.base, path)
+    assert found["cross-attention"] == 0
+    weight = judge.model.get_submodule("blocks.0.attn1.to_q").weight.detach().clone()
+    judge.adapt(path, 1.0)
+    moved = judge.model.get_submodule("blocks.0.attn1.to_q").weight - weight
+    assert found["self-attention"] == pytest.approx(float(moved.norm() / weight.norm()), rel=1e-4)
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "verdict"),
+    [(0.5, 0.2, "agrees"), (-0.5, 0.2, "contradicts"), (0.3, 0.2, "not settled"), (0.3, None, "not settled")],
+)
+def test_two_standard_errors_settle_a_claim(value: float, error: float | None, verdict: str) -> None:
+    assert paper_report.verdict_of({"value": value, "n": 8, "error": error}) == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "verdict"),
+    [(0.1, 0.05, "agrees"), (-0.1, 0.05, "agrees"), (0.9, 0.1, "contradicts"), (0.2, 0.2, "not settled")],
+)
+def test_equality_is_claimed_within_a_tolerance(value: float, error: float, verdict: str) -> None:
+    assert paper_report.verdict_of_equality({"value": value, "n": 8, "error": error}, 0.3) == verdict
+
+
+def point(likeness: list[float], loss: list[float], change: list[float]) -> dict[str, dict[str, list[float]]]:
+    figures = {"likeness": likeness, "change": change, "jump": [1.0] * 4, "first": [80.0] * 4, "kept": [1.0] * 4}
+    return {"image": figures, "caption": figures, "losses": {"image, no caption": loss, "text": loss}}
+
+
+def make_results(tmp_path: Path, points: dict[str, Any]) -> paper_report.Results:
+    (tmp_path / "points").mkdir()
+    real = point([80.0] * 4, [], [1.0, 1.0, 1.0, 1.0])
+    reference = {"image": real["image"], "text": {"thing": [1.0] * 4, "place": [1.0] * 4, "change": [1.0] * 4}}
+    content = {"still": [True, True, True, False], "real": reference, "frozen": reference}
+    (tmp_path / "points" / "references.json").write_text(json.dumps(content))
+    for name, measured in points.items():
+        path = paper.result_path(tmp_path, name)
+        path.write_text(json.dumps({"point": {"name": name}, "measured": measured}))
+    return paper_report.Results(tmp_path, PLAN)
+
+
+def test_claims_are_judged_clip_by_clip_and_the_better_is_the_likelier_or_the_one_of_less_loss(tmp_path: Path) -> None:
+    base = point([1.0, 2.0, 3.0, 4.0], [0.5, 0.7, 0.9, 1.1], [2.0, 2.0, 2.0, 2.0])
+    better = point([2.0, 3.1, 3.9, 5.0], [0.4, 0.61, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0])
+    results = make_results(tmp_path, {"base": base, "independent 4": better, "p 0.8 4": copy.deepcopy(better)})
+    findings = paper_report.judge_claims(results, {"independent": {}, "image-to-video": {}})
+    cured = [finding for finding in findings if "adaptation cures it" in finding.claim]
+    assert [finding.verdict for finding in cured] == ["agrees"] * 3
+    assert "without caption" in cured[0].compared
+    assert cured[0].found.startswith("+1.00 ±0.06")  # of the three still clips
+    against = [finding for finding in findings if "p 0.8" in finding.compared]
+    assert {finding.verdict for finding in against} == {"not settled"}
+    kept = next(finding for finding in findings if "Text-to-video is kept" in finding.claim)
+    assert kept.verdict == "contradicts"  # 12 % less loss is not the same either
+    assert not [finding for finding in findings if "inference steps" in finding.claim]  # nothing was measured
+
+
+def test_how_far_weights_moved_is_judged_by_fixed_factors(tmp_path: Path) -> None:
+    kinds = ("self-attention", "cross-attention", "feed-forward")
+    ours, theirs = dict(zip(kinds, (0.4, 0.1, 0.1), strict=True)), dict(zip(kinds, (0.4, 0.4, 0.4), strict=True))
+    results = make_results(tmp_path, {})
+    findings = paper_report.judge_claims(results, {"independent": {"4": ours}, "image-to-video": {"4": theirs}})
+    assert [(finding.found, finding.verdict) for finding in findings] == [
+        ("4.00 times as far", "agrees"),
+        ("1.63 times as far", "contradicts"),
+    ]
+
+
+# ---- the whole run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Path, Path, dict[str, Any]]:
+    """A run in threads of this process: with no time at first, and then with enough."""
+    out, page = tmp_path_factory.mktemp("paper"), tmp_path_factory.mktemp("docs") / "small.md"
+    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
+        patch.setattr(paper, "_lane", lambda threads: ThreadPoolExecutor(1))
+        patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
+        lines: list[str] = []
+        report = paper.run(work, out, minutes=0.05, processes=1, page=page, say=lines.append)
+        assert report["left_out"]
+        assert lines[-1].endswith("the same command goes on with it")
+        report = paper.run(work, out, minutes=30, processes=1, page=page, say=lines.append)
+    return out, page, report
+
+
+def test_a_run_measures_everything_and_says_so(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    out, _, report = finished
+    assert report["left_out"] == []
+    assert report == json.loads((out / "paper.json").read_text())
+    assert report["plan"]["steps"] == 4
+    cells = [cell for table in report["tables"].values() for row in table for cell in row]
+    assert "not measured" not in cells
+    assert {finding["verdict"] for finding in report["claims"]} <= {"agrees", "contradicts", "not settled", "in part"}
+    assert len(report["claims"]) == 30
+    assert set(report["moved"]) == set(REGIMES)
+    text = paper_report.as_text(report)
+    assert "How far weights moved" in text
+
+
+def test_the_page_gets_tables_and_plots_between_its_marks(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, page, report = finished
+    text = page.read_text()
+    assert text.startswith("# Title")
+    assert text.endswith("The end.\n")
+    assert "old" not in text
+    for title in report["tables"]:
+        assert f"### {title}\n" in text
+    for name in ("curves", "sweeps"):
+        assert f"(small/{name}.svg)" in text
+        assert ET.fromstring((page.parent / "small" / f"{name}.svg").read_text()).tag.endswith("svg")
+
+
+def test_what_is_finished_is_not_done_again(
+    finished: tuple[Path, Path, dict[str, Any]], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _, report = finished
+    monkeypatch.setattr(paper, "_lane", lambda threads: ThreadPoolExecutor(1))
+    for name in ("_measure", "_measure_references", "_calibrate"):
+        monkeypatch.setattr(paper, name, lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(paper_training, "train_regime", lambda *_: pytest.fail("trained again"))
+    assert paper.run(work, out, minutes=0.1, say=lambda line: None) == report
+
+
+def test_results_of_two_bases_are_not_mixed(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_bytes(b"another one")
+    with pytest.raises(ValueError, match="holds results of another base: name another folder with --out"):
+        paper.run(tmp_path, finished[0], say=lambda line: None)
+
+
+def test_what_cannot_work_is_refused_before_any_work(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no base\.safetensors"):
+        paper.run(tmp_path, say=lambda line: None)
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match=r"page\.md needs the lines"):
+        paper.run(work, tmp_path / "out", page=page, say=lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_passes_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def stand_in(*args: Any, **options: Any) -> dict[str, Any]:
+        asked.append((args, options))
+        return {"claims": [], "tables": {"Table": [["a", "b"], ["1", "2"]]}}
+
+    monkeypatch.setattr(paper, "run", stand_in)
+    result = CliRunner().invoke(command, ["mini", "--minutes", "3", "--processes", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (args, options) = asked[0]
+    assert args == (Path("mini"), tmp_path)
+    assert (options["minutes"], options["processes"], options["page"]) == (3.0, 1, None)
+    assert "Table\na  b\n1  2" in result.output
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(work: Path, tmp_path: Path) -> None:
+    report = paper.run(work, tmp_path, minutes=0.5, say=lambda line: None)
+    assert report["plan"]["clips"] >= BATCH
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_has_a_mark_for_each_point_and_one_colour_for_each_name() -> None:
+    line = plots.Series("a & b", (1, 2, 4), (0.1, 0.2, 0.15), (0.01, None, 0.02))
+    level = plots.Series("level", (), (0.3,), dashed=True)
+    panel = plots.Panel("Title", "x", "y", (line, level), log_x=True)
+    root = ET.fromstring(plots.figure([panel, panel]))
+    marks = [node for node in root.iter() if node.tag.endswith("circle")]
+    assert len(marks) == 6
+    assert {node.get("fill") for node in marks} == {plots.COLOURS[0]}
+    first, second, third = (float(node.get("cx", "nan")) for node in marks[:3])
+    assert second - first == pytest.approx(third - second, abs=0.2)  # equal factors, equal distances
+    heights = [float(node.get("cy", "nan")) for node in marks[:3]]
+    assert heights[1] < heights[2] < heights[0]
+    assert any("a & b" in (node.text or "") for node in root.iter())
+
+
+def test_a_figure_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one panel"):
+        plots.figure([])
+    bad = plots.Panel("Bad", "x", "y", (plots.Series("a", (1.0,), (float("nan"),)),))
+    with pytest.raises(ValueError, match="'Bad' has no points, or some that are not finite"):
+        plots.figure([bad])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 11), (0.151, 0.162), (5, 5), (0, 0)])
+def test_ticks_are_few_and_hold_the_range(low: float, high: float) -> None:
+    ticks = plots.ticks_of(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
