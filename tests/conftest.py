@@ -171,6 +171,18 @@ def tiny_pipeline() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="session")
+def mini() -> Any:
+    """The embedded model as its users get it, shared by all tests: leave it as it was."""
+    from pusa import PusaPipeline, zoo
+
+    if "mini" not in zoo.ZOO:
+        pytest.skip("the weights of the embedded model are not in src/pusa/mini/weights")
+    pipeline = PusaPipeline.from_pretrained("mini")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 # ---- LoRA; see lora_samples.py -------------------------------------------------------------------------------------
 
 
