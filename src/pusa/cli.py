@@ -31,6 +31,7 @@ from pusa.cli_options import (
     with_files_found,
 )
 from pusa.cli_run import MissingModelError, Start, Stopped, run
+from pusa.cli_train import train
 from pusa.request import GenerationRequest, explain
 
 FAILED, BAD_INPUT, MISSING_MODEL, INTERRUPTED = 1, 2, 3, 130
@@ -387,6 +388,7 @@ def _add_group(group: click.Group) -> None:
 
 
 _add_group(data)
+_add_group(train)
 
 
 @main.command()

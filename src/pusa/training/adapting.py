@@ -74,19 +74,20 @@ def prepare(
         model.requires_grad_(True)
         for parameter in model.parameters():
             parameter.data = parameter.data.float()
-    model.to(device=processes.device)
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    is_sharded = config.parallel.fsdp and processes.world > 1
+    if config.parallel.fsdp and not is_sharded:
+        logger.warning("fsdp shares out over processes and there is one: each weight stays whole")
+    if not is_sharded:
+        model.to(device=processes.device)
     if processes.context_parallel > 1:
         _share_tokens(model, processes, shapes)
-    if config.parallel.fsdp:
-        if processes.world == 1:
-            logger.warning("fsdp shares out over processes and there is one: it only costs time here")
-        mesh = processes.mesh() if processes.world > 1 else None
-        if mesh is not None:
-            for block in model.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(model, mesh=mesh)
+    if is_sharded:  # takes a block at a time to the device, where the whole model might not fit
+        mesh = processes.mesh()
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     model.train()
     return model, {name: p for name, p in model.named_parameters() if p.requires_grad}
 

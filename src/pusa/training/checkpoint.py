@@ -84,6 +84,7 @@ def write_checkpoint(
     if processes.is_main:
         (part / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
         _flush(part / STATE_FILE)
+        _flush(part)
         if target.exists():  # this step again, after going on from an earlier one
             shutil.rmtree(target)
         part.rename(target)

@@ -346,7 +346,7 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
 def _read(source: str | Path) -> dict[str, Any]:
     path = ready_configs().get(str(source)) or Path(source)
     if (path / CONFIG_FILE).is_file():
-        path = path / CONFIG_FILE
+        return {**_read(path / CONFIG_FILE), "output": str(path)}  # wherever the run lies now
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no configuration {str(source)!r}: give a .toml file, the folder of a run, or one of "

@@ -48,7 +48,7 @@ def write_result(
     for name, tensor in parameters.items():
         gathered = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
         if writes:
-            whole[name] = gathered.to("cpu", weight_dtype(model, name, dtype))
+            whole[name] = gathered.to("cpu", weight_dtype(model, name, dtype)).clone()  # not a view of more
     if not writes:
         return path
     if is_lora:

@@ -35,7 +35,7 @@ class Reporter:
         part.write_text("".join(json.dumps(entry) + "\n" for entry in kept) if first_step else "")
         part.replace(self._path)
         self._file = self._path.open("a")
-        self._trackers = _trackers(folder, config)
+        self._trackers = _trackers(folder, config, first_step)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """An entry: numbers, and mappings of numbers. What is not finite becomes null in the file."""
@@ -64,7 +64,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _trackers(folder: Path, config: TrainConfig) -> list[GeneralTracker]:
+def _trackers(folder: Path, config: TrainConfig, first_step: int) -> list[GeneralTracker]:
     kind = config.report.tracker
     is_there = find_spec("tensorboard") is not None
     if kind == "auto":
@@ -76,7 +76,7 @@ def _trackers(folder: Path, config: TrainConfig) -> list[GeneralTracker]:
     if kind == "wandb" and find_spec("wandb") is None:
         raise ValueError("report.tracker=wandb is not installed: pip install wandb, or report.tracker=none")
     if kind == "tensorboard":
-        tracker: GeneralTracker = TensorBoardTracker("tensorboard", str(folder))
+        tracker: GeneralTracker = TensorBoardTracker("tensorboard", str(folder), purge_step=first_step + 1)
     else:
         tracker = WandBTracker("pusa", name=config.name, dir=str(folder), config=json.loads(config.model_dump_json()))
     tracker.start()

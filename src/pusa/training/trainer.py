@@ -106,12 +106,13 @@ def _open_folder(folder: Path, config: TrainConfig, processes: Processes, *, res
     processes.wait()
     if not processes.is_main:
         return
-    if before is not None and before != config:
-        old, new = (dict(_leaves(json.loads(c.model_dump_json()))) for c in (before, config))
+    if before is not None:
+        old, new = (dict(_leaves(json.loads(c.model_dump_json(exclude={"output"})))) for c in (before, config))
         changes = [
             f"{name} was {old.get(name)} and is {new.get(name)}" for name in old | new if old.get(name) != new.get(name)
         ]
-        logger.warning("the configuration has changed since the run began: %s", "; ".join(changes))
+        if changes:
+            logger.warning("the configuration has changed since the run began: %s", "; ".join(changes))
     folder.mkdir(parents=True, exist_ok=True)
     part = stored.with_suffix(".part")
     part.write_text(config.to_json())
