@@ -30,6 +30,7 @@ from pusa.training.config import config_from
 from pusa.training.counting import Workload, flops, memory
 from pusa.training.launch import Processes
 from pusa.training.run import Job, Run
+from pusa.training.trainer import _deterministic
 
 GOAL_BYTES, GOAL_SHARE = 139 * 10**9, 0.5
 
@@ -69,7 +70,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     config = config_from(
         {
             "name": "benchmark",
-            "model": {"gradient_checkpointing": not options.no_checkpointing},
+            "model": {
+                "gradient_checkpointing": not options.no_checkpointing,
+                "deterministic": not options.not_deterministic,
+            },
             "method": {"rank": rank, "alpha": float(rank)},
             "steps": 1 + options.steps,
             "report": {"tracker": "none"},
@@ -93,6 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "rank": rank,
         "trained_parameters": work.trained_parameters,
         "checkpointing": config.model.gradient_checkpointing,
+        "deterministic": config.model.deterministic,
         "attention": options.attention,
         "flops_per_step": counted.total,
         "expected_peak_bytes": expected.peak,
@@ -133,7 +138,7 @@ def _steps(
         model.set_attention_backend(options.attention)
     model, parameters = prepare(model, config, processes, [shape])
     data = RandomClips(shape, text_tokens, model_config["text_dim"])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _deterministic(config, processes):
         job = Job(config, "transformer", Path(folder), processes, data, data, data, None, lambda: False)
         run = Run(job, model, parameters)
         seconds: list[float] = []
@@ -167,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=512, help="of the adapter (a toy has at most 8)")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--not-deterministic", action="store_true", help="allow sums whose order is not fixed")
     parser.add_argument("--attention", help="attention backend of diffusers (default: PyTorch's)")
     parser.add_argument("--budget-seconds", type=float, default=540, help="begin no step that would end later")
     parser.add_argument("--tiny", action="store_true", help="a toy model and toy videos")

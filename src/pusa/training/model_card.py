@@ -203,7 +203,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         "times of frames": _times(config),
         "loss": f"squared error of the velocity, weighting {objective.weighting}",
         "caption dropout": f"{objective.caption_dropout:g}",
-        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {config.schedule.shape} schedule",
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {_schedule(config)}",
         "precision": f"{config.model.dtype} with trained weights in fp32" if config.model.dtype == "bf16" else "fp32",
         "moving average": f"{config.ema_decay:g}" if config.ema_decay else "none",
         "clips per step": f"{first['clips_per_step']}",
@@ -221,6 +221,15 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
     yield from ("| | |", "|---|---|")
     yield from (f"| {name} | {value} |" for name, value in rows.items())
     yield ""
+
+
+def _schedule(config: TrainConfig) -> str:
+    schedule = config.schedule
+    warm_up = f", warm-up over {schedule.warmup_steps} steps" if schedule.warmup_steps else ""
+    cool_down = ""
+    if schedule.shape == "constant" and schedule.cooldown_share:
+        cool_down = f", down to {schedule.floor:g} of it over the last {schedule.cooldown_share:.0%}"
+    return f"{schedule.shape}{warm_up}{cool_down}"
 
 
 def _times(config: TrainConfig) -> str:
