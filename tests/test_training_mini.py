@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from world_samples import make_photographs, make_sprites
 
 from pusa import PusaCondition, PusaPipeline
+from pusa.lora_layouts import read_lora
 from pusa.training import mini_recipe, pictures
 from pusa.training.mini_loop import fit, warm_then_cool
 from pusa.training.mini_vae import psnr
@@ -19,6 +20,8 @@ BUDGET = dataclasses.replace(
     mini_recipe.BUDGETS["rehearsal"], vae_minutes=4 / 60, base_minutes=4 / 60, vta_minutes=3 / 60, batch_tokens=160
 )
 
+STRENGTH = {"best": 1.2, "factor": 1.2 / 1.4, "sweep": {"1": {"jump": 1.5}, "1.2": {"jump": 1.25}}}
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,6 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(pictures, "fetch", lambda cache: None)
         patch.setattr(pictures, "load_sprites", lambda cache: make_sprites())
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
+        patch.setattr(mini_recipe, "find_strength", lambda work, clips: STRENGTH)  # needs a minute, and a real model
         mini_recipe.run(folder, BUDGET, until="vae", device=torch.device("cpu"))
         assert not (folder / "base.safetensors").exists()
         mini_recipe.run(folder, BUDGET, device=torch.device("cpu"))
@@ -69,6 +73,21 @@ def test_latents_are_normalised_and_the_report_holds_what_was_measured(work: Pat
     assert report["vae"]["held_out_db"] > 5
     assert 0 < report["base"]["held_out_loss"] < 5
     assert report["budget"]["things"] == 4
+
+
+@pytest.mark.slow
+def test_the_adapter_is_scaled_so_that_alpha_1_4_is_the_best_strength_and_the_card_says_so(work: Path) -> None:
+    trained = read_lora(work / "vta" / "adapter.safetensors").pairs
+    shipped = read_lora(work / "model" / mini_recipe.LORA_FILE).pairs
+    assert trained.keys() == shipped.keys()
+    for layer, (a, b) in trained.items():
+        torch.testing.assert_close(
+            1.4 * (shipped[layer][1].float() @ shipped[layer][0].float()), 1.2 * (b @ a), atol=1e-3, rtol=0.05
+        )
+    card = (work / "README.md").read_text()
+    assert "scaled by 0.857, so that this is alpha 1.4" in card
+    assert "CC-BY-4.0" in card
+    assert (work / "curves.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from pusa.training.mini_base import (
     held_out_loss,
     train_base,
 )
+from pusa.training.mini_card import write_card
 from pusa.training.mini_loop import rank
 from pusa.training.mini_vae import channels_last, normalise, psnr, train_vae
 from pusa.training.mini_vta import train_vta, write_dataset
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 LORA_FILE = "pusa_lora.safetensors"
 STAGES = ("vae", "base", "vta", "export")
+_ALPHA = 1.4  # Pusa V1.0's
+_STRENGTHS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Budget:
     clips: int
     small_clips: int
     batch_tokens: int
+    sweep_clips: int = 24
 
     @property
     def latent_frames(self) -> int:
@@ -96,7 +101,7 @@ BUDGETS = {
         vta_minutes=12,
         clips=4096,
         small_clips=6144,
-        batch_tokens=1_440,
+        batch_tokens=2_880,
     ),
     # a rehearsal of everything, in a few minutes; what comes out is good for nothing
     "rehearsal": Budget(
@@ -113,6 +118,7 @@ BUDGETS = {
         clips=64,
         small_clips=64,
         batch_tokens=640,
+        sweep_clips=4,
     ),
 }
 
@@ -168,11 +174,16 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, batch_frames=frames)
     if until == "vta":
         return
-    base = TextToVideo(heads=budget.heads, layers=budget.layers)  # without the adapter
-    load_model(base, base_file)
     if rank() == 0:
+        base = TextToVideo(heads=budget.heads, layers=budget.layers)  # without the adapter
+        load_model(base, base_file)
         write_folder(work / "model", vae, base, budget)
-        export_run(work / "vta", work / "model" / LORA_FILE, dtype=torch.bfloat16)
+        lora = work / "model" / LORA_FILE
+        if "strength" not in report:
+            export_run(work / "vta", lora)
+            report.add("strength", find_strength(work, clips=budget.sweep_clips))
+        export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
+        write_card(work, work)
     _wait()
 
 
@@ -212,6 +223,25 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
     return scores
 
 
+def find_strength(work: Path, *, clips: int) -> dict[str, Any]:
+    """Try strengths of the adapter on combinations that training never drew, without a caption.
+
+    The best one recognises the thing best in the last frame; `factor` makes it alpha 1.4, which Pusa V1.0 recommends.
+    """
+    from pusa.evaluation.bench import load_bench
+    from pusa.evaluation.mini import quick_scores
+
+    bench = load_bench(work / "model", work / "pictures", work / "evaluation")
+    sweep = {
+        f"{strength:g}": quick_scores(
+            bench.pipe, bench.world, bench.probes, model=work / "model", clips=clips, alpha=strength
+        )
+        for strength in _STRENGTHS
+    }
+    best = max(_STRENGTHS, key=lambda strength: sweep[f"{strength:g}"]["sprite_match"])
+    return {"best": best, "factor": best / _ALPHA, "sweep": sweep}
+
+
 def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget: Budget) -> None:
     """A folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`)."""
     pipe = PusaPipeline(
@@ -237,7 +267,7 @@ def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget:
             "steps": 10,
             "guidance": 3.0,
             "shift": SHIFT,
-            "alpha": 1.4,
+            "alpha": _ALPHA,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "negative_prompt": "",
         },
