@@ -348,3 +348,11 @@ def test_a_request_needs_no_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize("own", ["single", "repeat"])
+def test_images_are_encoded_as_the_model_has_it_and_videos_alone(own):
+    images = [{"file": "a.png"}, {"file": "b.png", "encode": "single", "positions": ["last"]}]
+    request = GenerationRequest(prompt="x", conditions=[*images, {"kind": "video", "file": "c.mp4", "positions": [1]}])
+    resolved = request.resolved(replace(WAN, encode=own))
+    assert [condition.encode for condition in resolved.conditions] == [own, "single", "single"]

@@ -54,6 +54,7 @@ def test_a_prompt_in_the_models_words_has_no_unknown_ones(model: str) -> None:
         ("a duck in the ocean", "ocean", ("under the sea",)),
         ("an elefant", "elefant", ("elephant",)),
         ("the camera zoms in", "zoms", ("the camera zooms in",)),
+        ("a bee", "bee", ()),  # and not a form of "be"
         ("a xylograph", "xylograph", ()),
         ("一只鸭子", "一只鸭子", ()),
     ],

@@ -13,9 +13,10 @@ import torch
 from diffusers import DiffusionPipeline, WanPipeline
 from huggingface_hub.errors import EntryNotFoundError
 from lora_samples import comfyui, make_pairs, write
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pusa import PusaPipeline, resources, zoo
+from pusa import PusaCondition, PusaPipeline, resources, zoo
 from pusa.models import files, tiny
 from pusa.models.wan import PusaWanTransformer3DModel
 
@@ -110,6 +111,7 @@ def ours(folder: Path) -> Path:
     pipe = PusaPipeline.from_pretrained("tiny")
     write(folder / "pusa_lora.safetensors", comfyui(make_pairs(pipe.transformer)))
     defaults = {"width": 64, "height": 32, "num_frames": 9, "steps": 2, "max_sequence_length": 16, "alpha": 1.2}
+    defaults |= {"encode": "repeat"}
     describe(folder, defaults=defaults, lora={"transformer": "pusa_lora.safetensors"})
     return folder
 
@@ -159,6 +161,15 @@ def test_what_a_call_leaves_open_is_the_models_own(ours: Path) -> None:
     same = {"height": 32, "width": 64, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 16}
     again = pipe("a duck", generator=torch.Generator().manual_seed(0), output_type="latent", **same).frames
     assert torch.equal(video, again)
+    picture = Image.linear_gradient("L").convert("RGB")
+    own, same, other = (
+        pipe(
+            "a duck", conditions=[PusaCondition(image=picture, seconds="last", encode=way)], output_type="latent"
+        ).frames
+        for way in (None, "repeat", "single")
+    )
+    assert torch.equal(own[:, :, -1], same[:, :, -1])
+    assert not torch.equal(own[:, :, -1], other[:, :, -1])
     assert PusaPipeline(**PusaPipeline.from_pretrained("tiny").components).defaults == zoo.GenerationDefaults()
 
 

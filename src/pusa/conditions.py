@@ -44,7 +44,8 @@ class PusaCondition:
             keep while denoising. 0 keeps them exactly; 0.2 lets them change a little and often moves better.
         encode: how pictures at later places become latents. ``"single"``: alone, as the original does, though the place
             stands for four frames. ``"repeat"``: as four static frames with the same frame before them; a video is
-            encoded with its first frame before it, so that four frames go to each place.
+            encoded with its first frame before it, so that four frames go to each place. None: images as the
+            pipeline's model has it (`pipe.defaults.encode`), videos "single".
         fit: how images become the clip's size: cut to its shape, fit into it on black, or stretch.
     """
 
@@ -55,7 +56,7 @@ class PusaCondition:
     frame_index: Position | None = None
     seconds: float | Literal["last"] | None = None
     noise_multiplier: float | Sequence[float] = 0.0
-    encode: Literal["single", "repeat"] = "single"
+    encode: Literal["single", "repeat"] | None = None
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class PusaCondition:
             raise TypeError(f"a video of type {type(self.video).__name__}: give a list of images, an array or a tensor")
         if self.video is not None and len(self.video) == 0:
             raise ValueError("the video has no frames")
-        if self.encode not in ("single", "repeat"):
+        if self.encode not in (None, "single", "repeat"):
             raise ValueError(f"encode={self.encode!r} is neither 'single' nor 'repeat'")
         if self.fit not in ("crop", "letterbox", "stretch"):
             raise ValueError(f"fit={self.fit!r} is none of 'crop', 'letterbox', 'stretch'")

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +403,7 @@ class PusaPipeline(WanPipeline):
             return None
         per_prompt = not isinstance(conditions[0], PusaCondition)
         lists: list[Any] = list(conditions) if per_prompt else [conditions]
+        lists = [[self._with_own_encoding(condition) for condition in one] for one in lists]
         if per_prompt and len(lists) != num_prompts:
             raise ValueError(f"{len(lists)} lists of conditions for {num_prompts} prompts: give one for each")
         placements = [
@@ -413,6 +415,11 @@ class PusaPipeline(WanPipeline):
             latents=torch.stack([p.latents for p in placements]).repeat_interleave(repeats, 0),
             noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
         )
+
+    def _with_own_encoding(self, condition: PusaCondition) -> PusaCondition:
+        if not isinstance(condition, PusaCondition) or condition.image is None or condition.encode is not None:
+            return condition
+        return replace(condition, encode=self.defaults.encode)
 
     def _check_table(
         self, levels: Tensor, batch_size: int, frames: int, known: Placement | None, start_step: int

@@ -80,6 +80,8 @@ class ModelDefaults(Protocol):
     def alpha(self) -> float | Mapping[str, float]: ...
     @property
     def negative_prompt(self) -> str: ...
+    @property
+    def encode(self) -> Literal["single", "repeat"]: ...
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,10 @@ class ConditionSpec(StrictModel):
         min_length=1,
         max_length=512,
     )
-    encode: Literal["single", "repeat"] = knob(
-        "single", "How an image after the first frame is encoded: alone, as the original does, or as four equal frames."
+    encode: Literal["single", "repeat"] | None = knob(
+        None,
+        "How an image after the first frame is encoded: alone, as the original does, or as four equal frames.",
+        unset="the model's",
     )
     fit: Literal["crop", "letterbox", "stretch"] = knob(
         "crop", "How an image of another shape is fitted: cut its edges, show it all on black, or distort it."
@@ -308,7 +312,7 @@ class GenerationRequest(StrictModel):
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
             "conditions": [
                 # A video that is shown as it is must not be departed from: its joint would show (docs/long_video.md).
-                _filled(condition, 0.0 if self.task in ("extend", "transition") else preset.noise)
+                _filled(condition, 0.0 if self.task in ("extend", "transition") else preset.noise, defaults.encode)
                 for condition in self.conditions
             ],
             "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
@@ -382,10 +386,14 @@ def _half_of(window: int) -> int:
     return max(1, (window // 2 - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
 
 
-def _filled(condition: ConditionSpec, noise: float) -> ConditionSpec:
-    beginning = [Position("latent", 0)] if condition.kind == "image" else []
+def _filled(condition: ConditionSpec, noise: float, encode: str) -> ConditionSpec:
+    is_image = condition.kind == "image"
     return condition.model_copy(
-        update={"noise": condition.noise or [noise], "positions": condition.positions or beginning}
+        update={
+            "noise": condition.noise or [noise],
+            "positions": condition.positions or ([Position("latent", 0)] if is_image else []),
+            "encode": condition.encode or (encode if is_image else "single"),
+        }
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pusa import resources
 from pusa.models import files
@@ -46,7 +46,11 @@ _ACTIVATION_BYTES = 26
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What a model is run with unless the user says otherwise. `alpha` is the Pusa adapter's, one or per expert."""
+    """What a model is run with unless the user says otherwise. `alpha` is the Pusa adapter's, one or per expert.
+
+    `encode` is for images at later places, see `PusaCondition`: Wan's follow the original; small VAEs in the style of
+    Wan2.2 show a lone frame badly there (docs/keyframe_encoding.md).
+    """
 
     width: int = 832
     height: int = 480
@@ -58,6 +62,7 @@ class GenerationDefaults:
     alpha: float | Mapping[str, float] = 1.4
     max_sequence_length: int = 512
     negative_prompt: str = WAN_NEGATIVE_PROMPT
+    encode: Literal["single", "repeat"] = "single"
     boundary_ratio: float | None = None
 
 
