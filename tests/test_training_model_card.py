@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import make_text_encoder, make_tokenizer, make_vae
 from diffusers import WanPipeline
 from PIL import Image
 from training_samples import make_config, write_dataset
 
+from pusa.cli_card import card as command
 from pusa.models.tiny import components
 from pusa.training.curves import Curve, Panel, draw, panels_of, smoothed, ticks
 from pusa.training.dataset import LatentDataset
@@ -94,6 +96,11 @@ def test_no_folder_of_the_machine_is_in_it(run: Path, card: str) -> None:
 def test_writing_it_again_changes_nothing(run: Path, card: str) -> None:
     assert write_card(run).read_text() == card
     assert not list(run.glob("*.part"))
+
+
+def test_the_command_names_the_file_it_wrote(run: Path) -> None:
+    result = CliRunner().invoke(command, [str(run)])
+    assert result.output == f"{run / 'README.md'}\n"
 
 
 def test_an_unfinished_run_is_called_so(run: Path, tmp_path: Path) -> None:
