@@ -29,24 +29,12 @@ from torch import Tensor
 
 from pusa import PusaCondition, PusaPipeline, media, zoo
 from pusa.conditions import fit_image, pixels
-from pusa.generate import generate
+from pusa.evaluation.joints import film, vae_seam
+from pusa.evaluation.metrics import EQUAL_DB, as_video, drift, psnr, seam
 from pusa.long_video import advance_by, chain, roll, spans
 from pusa.request import GenerationRequest
 
 WINDOWS = 10
-
-
-def seam(frames: np.ndarray, joint: int, around: int = 8) -> float:
-    """`joint`: the first frame after it."""
-    steps = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
-    near = [i for i in range(max(0, joint - around), min(len(steps), joint + around)) if i != joint - 1]
-    return float(steps[joint - 1] / max(steps[near].mean(), 1e-6))
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
-    """In dB; None if equal."""
-    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)
-    return None if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 class Bench:
@@ -56,12 +44,7 @@ class Bench:
         self.pipe.set_progress_bar_config(disable=True)
         if args.lora:
             self.pipe.load_pusa(args.lora, alpha=args.alpha)
-        card = Path(args.model) / "pusa.json"
-        self.defaults = (
-            zoo.GenerationDefaults(**json.loads(card.read_text())["defaults"])
-            if card.is_file()
-            else zoo.defaults_of(args.model)
-        )
+        self.defaults = zoo.defaults_of(args.model)
         self.alpha = args.alpha
         self.prompt = args.prompt
         d = self.defaults
@@ -108,14 +91,7 @@ class Bench:
             negative_prompt="",
             **asked,
         )
-        folder = self.folder / "frames"
-        for event in generate(request, folder, pipeline=self.pipe):
-            assert event.kind != "error"
-        frames = np.stack([np.asarray(media.read_image(file)) for file in sorted(folder.glob("*.png"))])
-        for file in folder.glob("*.png"):
-            file.unlink()
-        folder.rmdir()
-        return frames
+        return film(request, self.pipe)
 
     def joints(self, seeds: int) -> dict[str, dict[str, float]]:
         given = {"kind": "video", "file": str(self.clip_file)}
@@ -143,7 +119,7 @@ class Bench:
                 joints = joints_of(frames)
                 if name == "loop":
                     frames = np.concatenate([frames, frames[:9]])
-                seams += [seam(frames, joint) for joint in joints]
+                seams += [float(seam(as_video(frames), joint)) for joint in joints]
             spread = statistics.pstdev(seams)
             results[name] = {"seam": statistics.mean(seams), "spread": spread}
         results["the VAE alone"] = {"seam": self.vae_seam(), "spread": 0.0}
@@ -155,17 +131,17 @@ class Bench:
         whole = clip[: (len(clip) - 1) // 4 * 4 + 1]
         z = self.pipe.encode_frames(pixels([fit_image(frame, *self.size) for frame in whole]))
         rebuilt = media.to_uint8(torch.cat(list(self.pipe.decode_stream(z)), 2))
-        joint = len(whole) // 2
-        return seam(np.concatenate([whole[:joint], rebuilt[joint:]]), joint)
+        return float(vae_seam(as_video(whole), as_video(rebuilt)))
 
-    def kept(self) -> float | None:
+    def kept(self) -> float:
         """The frames taken over, decoded with what was made after them, against the VAE's own picture of them."""
         tail = media.read_video(self.clip_file, last_frames=4 * self.overlap - 3)
         known = PusaCondition(video=tail)
         latents = self.denoise([known], self.window, torch.Generator().manual_seed(0))
         z = self.pipe.encode_frames(pixels([fit_image(f, *self.size) for f in tail]))
         own = media.to_uint8(torch.cat(list(self.pipe.decode_stream(z)), 2))
-        return psnr(media.to_uint8(torch.cat(list(self.pipe.decode_stream(latents)), 2))[: len(own)], own)
+        shown = media.to_uint8(torch.cat(list(self.pipe.decode_stream(latents)), 2))[: len(own)]
+        return float(psnr(as_video(shown), as_video(own)).mean())
 
     # ---- drift ----
 
@@ -252,21 +228,17 @@ class Bench:
             rows = []
             for seed in range(seeds):
                 frames = np.concatenate(list(self.ways(seed)[name]))
-                first, last = frames[:length].astype(np.float32), frames[-length:].astype(np.float32)
-                colour = np.abs(first.mean(axis=(0, 1, 2)) - last.mean(axis=(0, 1, 2))).mean()
-                contrast = last.std(axis=(1, 2)).mean() / max(first.std(axis=(1, 2)).mean(), 1e-6)
-                motion = np.abs(np.diff(last, axis=0)).mean() / max(np.abs(np.diff(first, axis=0)).mean(), 1e-6)
-                rows.append((colour, contrast, motion))
+                rows.append(tuple(map(float, drift(as_video(frames), length))))
                 if seed == 0:
                     media.contact_sheet(frames, frames=24, columns=8).save(
                         self.folder / f"drift-{name.replace(', ', '-').replace(' ', '-')}.png"
                     )
             colours, contrasts, motions = zip(*rows, strict=True)
             results[name] = {
-                "colour": statistics.mean(map(float, colours)),
-                "colour_spread": statistics.pstdev(map(float, colours)),
-                "contrast_ratio": statistics.mean(map(float, contrasts)),
-                "motion_ratio": statistics.mean(map(float, motions)),
+                "colour": statistics.mean(colours),
+                "colour_spread": statistics.pstdev(colours),
+                "contrast_ratio": statistics.mean(contrasts),
+                "motion_ratio": statistics.mean(motions),
             }
         return results
 
@@ -314,7 +286,7 @@ def main() -> None:
     for name, row in result["joints"].items():
         print(f"{name:24} {row['seam']:7.2f} {row['spread']:6.2f}")
     kept = result["kept_psnr_db"]
-    print(f"frames taken over, against the VAE's own picture: {'equal' if kept is None else f'{kept:.1f} dB'}")
+    print(f"frames taken over, against the VAE's own picture: {'equal' if kept >= EQUAL_DB else f'{kept:.1f} dB'}")
     print(f"\n{f'{WINDOWS} windows, continued by':24} {'colour':>7} {'+-':>6} {'contrast':>9} {'motion':>7}")
     for name, row in result["drift"].items():
         print(
