@@ -17,6 +17,8 @@ import click
 from pydantic import ValidationError
 
 from pusa.cli_data import data
+from pusa.cli_eval import evaluation
+from pusa.cli_mini import mini
 from pusa.cli_options import (
     build_conditions,
     build_request,
@@ -388,6 +390,8 @@ def _add_group(group: click.Group) -> None:
 
 
 _add_group(data)
+_add_group(evaluation)
+_add_group(mini)
 _add_group(train)
 
 
