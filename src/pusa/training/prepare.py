@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class ClipSettings:
         """The same with nothing left open."""
         defaults = zoo.defaults_of(self.model)
         width, height = defaults.width, defaults.height
-        side = nearest_of(round((width * height) ** 0.5), SIZE_MULTIPLE)
+        side = max(SIZE_MULTIPLE, isqrt(width * height) // SIZE_MULTIPLE * SIZE_MULTIPLE)
         sizes = self.sizes or tuple(dict.fromkeys([(width, height), (height, width), (side, side)]))
         return replace(
             self,
@@ -178,7 +179,15 @@ def _prepare(
     chosen = settings.resolved()
     count = min(usable_cores(), _MAX_WORKERS) if workers is None else workers
     skipped = Skipped(output / SKIPPED_FILE)
-    with _writer(output, chosen) as writer, Workers(work, min(count, max(1, len(listing.items)))) as pool:
+    length = zoo.defaults_of(chosen.model).max_sequence_length
+    writing = DatasetWriter(
+        output,
+        model=chosen.model,
+        dtype=chosen.dtype,
+        settings=chosen.as_json(),
+        max_sequence_length=length,
+    )
+    with writing as writer, Workers(work, min(count, max(1, len(listing.items)))) as pool:
         for name, reason in listing.skipped:
             skipped.add(name, reason)
         plan = _plan(listing.items, _scanned(listing.items, pool, skipped, report), chosen, skipped, report)
@@ -195,19 +204,6 @@ def _prepare(
         if not len(writer):
             raise ValueError(f"none of {len(listing.items)} files can be decoded: {skipped.path} says why")
     report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
-
-
-def _writer(output: Path, settings: ClipSettings, **changes: Any) -> DatasetWriter:
-    return DatasetWriter(
-        output,
-        model=settings.model,
-        dtype=settings.dtype,
-        **{
-            "settings": settings.as_json(),
-            "max_sequence_length": zoo.defaults_of(settings.model).max_sequence_length,
-            **changes,
-        },
-    )
 
 
 def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
@@ -363,8 +359,15 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
     skipped = Skipped(output / SKIPPED_FILE)
     for name, reason in there.skipped:
         skipped.add(name, reason)
-    facts = {"settings": {"made_by": "prepare"}, "max_sequence_length": there.facts.max_sequence_length}
-    with _writer(output, settings, **facts) as writer:
+    length = there.facts.max_sequence_length
+    writing = DatasetWriter(
+        output,
+        model=settings.model,
+        dtype=settings.dtype,
+        settings={"made_by": "prepare"},
+        max_sequence_length=length,
+    )
+    with writing as writer:
         clips = [clip for clip in there.clips if clip.caption]
         for clip in there.clips:
             if not clip.caption:
