@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file, save_model
 
 from pusa.cli_eval_paper import paper as command
-from pusa.evaluation import paper, paper_points, paper_report, paper_training, plots
+from pusa.evaluation import paper, paper_claims, paper_points, paper_report, paper_training, plots
 from pusa.evaluation.paper_points import Judge, Point
 from pusa.evaluation.paper_report import BEGIN, END
 from pusa.evaluation.paper_training import BATCH, REGIMES, Plan
@@ -28,6 +28,7 @@ from pusa.training.world import captions, draw_scenes
 
 THINGS = 4
 FRAMES, SIDE = 3, 4  # of latents: clips of 9 frames of 32 pixels
+VERDICTS = {"agrees", "contradicts", "no difference", "not settled", "in part"}
 PLAN = Plan(steps=4, clips=4, loss_clips=4, probe_steps=2, compiled=False)
 
 
@@ -205,10 +206,17 @@ def test_weights_that_moved_are_told_apart_by_the_kind_of_their_layer(judge: Jud
 
 @pytest.mark.parametrize(
     ("value", "error", "verdict"),
-    [(0.5, 0.2, "agrees"), (-0.5, 0.2, "contradicts"), (0.3, 0.2, "not settled"), (0.3, None, "not settled")],
+    [
+        (0.5, 0.2, "agrees"),
+        (-0.5, 0.2, "contradicts"),
+        (0.4, 0.2, "not settled"),  # two standard errors are too few for 8 clips: Student's t is 2.36
+        (0.05, 0.02, "no difference"),
+        (0.15, 0.01, "agrees"),
+        (0.15, None, "not settled"),
+    ],
 )
-def test_two_standard_errors_settle_a_claim(value: float, error: float | None, verdict: str) -> None:
-    assert paper_report.verdict_of({"value": value, "n": 8, "error": error}) == verdict
+def test_a_claim_is_settled_by_the_interval_of_the_difference(value: float, error: float | None, verdict: str) -> None:
+    assert paper_claims.verdict_of({"value": value, "n": 8, "error": error}, margin=0.1) == verdict
 
 
 @pytest.mark.parametrize(
@@ -216,7 +224,14 @@ def test_two_standard_errors_settle_a_claim(value: float, error: float | None, v
     [(0.1, 0.05, "agrees"), (-0.1, 0.05, "agrees"), (0.9, 0.1, "contradicts"), (0.2, 0.2, "not settled")],
 )
 def test_equality_is_claimed_within_a_tolerance(value: float, error: float, verdict: str) -> None:
-    assert paper_report.verdict_of_equality({"value": value, "n": 8, "error": error}, 0.3) == verdict
+    assert paper_claims.verdict_of_equality({"value": value, "n": 8, "error": error}, 0.3) == verdict
+
+
+@pytest.mark.parametrize(("clips", "quantile"), [(4, 3.182), (8, 2.365), (16, 2.131), (32, 2.040)])
+def test_intervals_are_those_of_students_t(clips: int, quantile: float) -> None:
+    low, high = paper_claims.interval({"value": 1.0, "n": clips, "error": 1.0})
+    assert high - 1 == pytest.approx(quantile, rel=0.04)
+    assert low + high == pytest.approx(2)
 
 
 def point(likeness: list[float], loss: list[float], change: list[float]) -> dict[str, dict[str, list[float]]]:
@@ -224,7 +239,7 @@ def point(likeness: list[float], loss: list[float], change: list[float]) -> dict
     return {"image": figures, "caption": figures, "losses": {"image, no caption": loss, "text": loss}}
 
 
-def make_results(tmp_path: Path, points: dict[str, Any]) -> paper_report.Results:
+def make_results(tmp_path: Path, points: dict[str, Any]) -> paper_claims.Results:
     (tmp_path / "points").mkdir()
     real = point([80.0] * 4, [], [1.0, 1.0, 1.0, 1.0])
     reference = {"image": real["image"], "text": {"thing": [1.0] * 4, "place": [1.0] * 4, "change": [1.0] * 4}}
@@ -233,30 +248,45 @@ def make_results(tmp_path: Path, points: dict[str, Any]) -> paper_report.Results
     for name, measured in points.items():
         path = paper.result_path(tmp_path, name)
         path.write_text(json.dumps({"point": {"name": name}, "measured": measured}))
-    return paper_report.Results(tmp_path, PLAN)
+    return paper_claims.Results(tmp_path, PLAN)
 
 
 def test_claims_are_judged_clip_by_clip_and_the_better_is_the_likelier_or_the_one_of_less_loss(tmp_path: Path) -> None:
     base = point([1.0, 2.0, 3.0, 4.0], [0.5, 0.7, 0.9, 1.1], [2.0, 2.0, 2.0, 2.0])
     better = point([2.0, 3.1, 3.9, 5.0], [0.4, 0.61, 0.8, 1.0], [1.0, 1.0, 1.0, 1.0])
     results = make_results(tmp_path, {"base": base, "independent 4": better, "p 0.8 4": copy.deepcopy(better)})
-    findings = paper_report.judge_claims(results, {"independent": {}, "image-to-video": {}})
+    findings = paper_claims.judge_claims(results, {"independent": {}, "image-to-video": {}})
     cured = [finding for finding in findings if "adaptation cures it" in finding.claim]
     assert [finding.verdict for finding in cured] == ["agrees"] * 3
     assert "without caption" in cured[0].compared
     assert cured[0].found.startswith("+1.00 ±0.06")  # of the three still clips
     against = [finding for finding in findings if "p 0.8" in finding.compared]
-    assert {finding.verdict for finding in against} == {"not settled"}
+    assert {finding.verdict for finding in against} == {"no difference"}
     kept = next(finding for finding in findings if "Text-to-video is kept" in finding.claim)
     assert kept.verdict == "contradicts"  # 12 % less loss is not the same either
     assert not [finding for finding in findings if "inference steps" in finding.claim]  # nothing was measured
+
+
+def test_cells_say_what_kind_of_uncertainty_they_have(tmp_path: Path) -> None:
+    base = point([1.0, 2.0, 3.0, 4.0], [0.5, 0.7, 0.9, 1.1], [2.0] * 4)
+    better = point([2.0, 3.1, 3.9, 5.0], [0.4, 0.61, 0.8, 1.0], [1.0] * 4)
+    tables = paper_report.make_tables(
+        make_results(tmp_path, {"base": base, "independent 4": better}), {regime: {} for regime in REGIMES}
+    )
+    rows = {row[0]: row[1:] for row in tables["Image-to-video without a caption"]}
+    assert rows["independent"] == ["3.00 ±0.55", "1.00 ±0.00", "1.00 (0.51-1.00)", "1.00"]
+    assert rows["p 0.8"] == ["not measured"] * 4
+    assert rows["real clips"][0] == ""  # like itself, which says nothing
+    losses = {row[0]: row[1] for row in tables["Held-out losses"]}
+    assert losses["no adaptation"] == "0.8000"
+    assert losses["independent"] == "0.7025 (-0.0975 ±0.0025)"
 
 
 def test_how_far_weights_moved_is_judged_by_fixed_factors(tmp_path: Path) -> None:
     kinds = ("self-attention", "cross-attention", "feed-forward")
     ours, theirs = dict(zip(kinds, (0.4, 0.1, 0.1), strict=True)), dict(zip(kinds, (0.4, 0.4, 0.4), strict=True))
     results = make_results(tmp_path, {})
-    findings = paper_report.judge_claims(results, {"independent": {"4": ours}, "image-to-video": {"4": theirs}})
+    findings = paper_claims.judge_claims(results, {"independent": {"4": ours}, "image-to-video": {"4": theirs}})
     assert [(finding.found, finding.verdict) for finding in findings] == [
         ("4.00 times as far", "agrees"),
         ("1.63 times as far", "contradicts"),
@@ -288,9 +318,9 @@ def test_a_run_measures_everything_and_says_so(finished: tuple[Path, Path, dict[
     assert report["left_out"] == []
     assert report == json.loads((out / "paper.json").read_text())
     assert report["plan"]["steps"] == 4
-    cells = [cell for table in report["tables"].values() for row in table for cell in row]
-    assert "not measured" not in cells
-    assert {finding["verdict"] for finding in report["claims"]} <= {"agrees", "contradicts", "not settled", "in part"}
+    rows = [row for table in report["tables"].values() for row in table if "not measured" in row]
+    assert [row[0] for row in rows] == ["50"]  # with captions, 50 steps would cost more than all the others
+    assert {finding["verdict"] for finding in report["claims"]} <= VERDICTS
     assert len(report["claims"]) == 30
     assert set(report["moved"]) == set(REGIMES)
     text = paper_report.as_text(report)

@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
@@ -250,6 +251,7 @@ def _start_lane(threads: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the trainer has its own way
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms under autocast
     torch.set_num_threads(threads)
     logging.getLogger("pusa").setLevel(logging.WARNING)
 
