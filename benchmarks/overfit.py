@@ -1,7 +1,7 @@
 """Does VTA teach a model to go on from a first frame, where the same training with one time per clip does not?
 
-One clip (two soft spots that move, drawn as latents) is seen in 16 places of the frame: text cannot say which, only the
-first frame can. A small transformer learns it as text-to-video, with one time per clip. From there two adapters are
+One clip (two soft spots that move, drawn as latents) is seen in eight places of the frame: text cannot say which, only
+the first frame can. A small transformer learns it as text-to-video, with one time per clip. From there two adapters are
 trained, alike in everything but the times: one per latent frame (VTA), or one per clip (scalar). Each of the three then
 makes the clip from its first latent frame, kept exactly (image-to-video at noise multiplier 0), in all places.
 
@@ -30,19 +30,19 @@ from pusa.training.dataset import DatasetWriter, LatentDataset
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import train
 
-FRAMES, SIDE, CHANNELS = 5, 8, 16
-PLACES = 16
+FRAMES, SIDE, CHANNELS = 4, 8, 8
+PLACES = 8
 SHIFT = 3.0
 TEXT_WIDTH, TEXT_LENGTH = 32, 4
 TRANSFORMER: dict[str, Any] = {
-    "num_attention_heads": 4,
+    "num_attention_heads": 3,
     "attention_head_dim": 32,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
     "text_dim": TEXT_WIDTH,
     "freq_dim": 64,
-    "ffn_dim": 384,
-    "num_layers": 3,
+    "ffn_dim": 256,
+    "num_layers": 2,
 }
 
 
@@ -92,9 +92,9 @@ def configuration(output: Path, *, times: str, kind: str, steps: int, lr: float)
         {
             "output": str(output),
             "steps": steps,
-            "batch_size": 16,
+            "batch_size": PLACES,
             "ema_decay": 0.99,
-            "model": {"source": "overfit", "gradient_checkpointing": False, "attention": "math"},
+            "model": {"source": "overfit", "dtype": "fp32", "gradient_checkpointing": False, "attention": "math"},
             "method": {"kind": kind, "rank": 16, "alpha": 16.0},
             "objective": {"times": times, "shift": SHIFT, "weighting": "none"},
             "optimizer": {"lr": lr, "beta2": 0.98, "weight_decay": 0.0},

@@ -128,7 +128,7 @@ def test_two_processes_train_what_one_trains(runs: Path, name: str) -> None:
     assert worst_difference(weights(found), weights(alone)) <= 1e-3  # Adam divides by gradients that are near 0
     for entry, expected in zip(read_metrics(found), read_metrics(alone), strict=True):
         for kind in ("error_by_level", "error_by_frame", "held_out_error_by_frame"):
-            assert entry.get(kind) == pytest.approx(expected.get(kind), rel=1e-4)
+            assert entry.get(kind, {}) == pytest.approx(expected.get(kind, {}), rel=1e-4)
 
 
 def test_weights_are_really_shared_out(runs: Path) -> None:
@@ -139,7 +139,8 @@ def test_a_sharded_run_goes_on_to_the_same_bits(runs: Path) -> None:
     whole, resumed = runs / "sharded", runs / "resumed"
     assert losses(resumed) == losses(whole)
     assert worst_difference(weights(resumed), weights(whole)) == 0
-    assert (resumed / "adapter.safetensors").stat().st_size == (whole / "adapter.safetensors").stat().st_size
+    adapters = [load_file(run / "adapter.safetensors") for run in (resumed, whole)]
+    assert worst_difference(*adapters) == 0
 
 
 def test_another_number_of_processes_goes_on_and_says_what_it_is_worth(

@@ -144,13 +144,14 @@ def _what_next(folder: Path, model: str) -> str:
         if shutil.which("pusa")
         else str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
     )
+    other = "" if model == "mini" else f" --model {model}"
     return f"""
 Next, for example:
-  {pusa} models show {model} --words                      all the words that this model knows
-  {pusa} generate "an octopus spins under the sea"        a video of your own words
-  {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg
-  {pusa} extend {folder / "image-to-video.mp4"} --prompt "a rabbit bounces at the beach"
-  {pusa} generate --help                                  keyframes, strength, sizes, other models
+  {pusa} models show {model} --words    all the words that this model knows
+  {pusa} generate "an octopus spins under the sea"{other}
+  {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg{other}
+  {pusa} extend {folder / "image-to-video.mp4"} --prompt "a rabbit bounces at the beach"{other}
+  {pusa} generate --help    keyframes, strength, sizes, other models
 """
 
 

@@ -142,7 +142,9 @@ class Bench:
         latents = []
         for first in range(0, len(prompts), BATCH):
             chosen = slice(first, min(first + BATCH, len(prompts)))
-            known = {} if conditions is None else {"conditions": [list(some) for some in conditions[chosen]]}
+            known: dict[str, Any] = (
+                {} if conditions is None else {"conditions": [list(some) for some in conditions[chosen]]}
+            )
             latents.append(
                 self.pipe(
                     list(prompts[chosen]),

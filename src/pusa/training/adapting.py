@@ -10,7 +10,7 @@ import torch
 from diffusers import ContextParallelConfig
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -38,6 +38,7 @@ def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DMo
     other = {"transformer": "transformer_2", "transformer_2": "transformer"}[expert]
     absent = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
     pipe = PusaPipeline.from_pretrained(config.model.source, torch_dtype=dtype, **absent)
+    pipe.unload_lora_weights()  # the embedded model comes with its own adapter
     model = getattr(pipe, expert)
     if model is None:
         raise ValueError(f"{config.model.source} has no {expert}: name the transformers it has in model.experts")
@@ -195,7 +196,8 @@ class MovingAverage:
     After few steps an average over thousands would still be the start: the decay is at most ``(1 + n) / (10 + n)``.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.model = model
         self.decay = decay
         self.parameters = parameters
         self.averages = {name: p.detach().clone() for name, p in parameters.items()}
@@ -223,3 +225,6 @@ class MovingAverage:
             kept = parameter.clone()
             parameter.copy_(local(average))
             local(average).copy_(kept)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):  # a pass without gradients leaves the root's weights gathered
+                module.reshard()

@@ -48,14 +48,16 @@ def draw_scene(world: World, thing: str, motion: str, place: str, frame: int) ->
     Raises:
         ValueError: the combination is one of those trained on.
     """
-    names = [next(i for i, words in enumerate(THINGS) if thing in words), list(MOTIONS).index(motion)]
-    names.append(next(i for i, known in enumerate(PLACES) if place in known.phrases))
-    which = [torch.tensor([index]) for index in names]
-    if not is_held_out(*which):
+    which = (
+        next(i for i, names in enumerate(THINGS) if thing in names),
+        list(MOTIONS).index(motion),
+        next(i for i, known in enumerate(PLACES) if place in known.phrases),
+    )
+    subject, moves, where, zero = (torch.tensor([index]) for index in (*which, 0))
+    if not is_held_out(subject, moves, where):
         raise ValueError(f"{thing}, {motion}, {place} is trained on: take another combination")
-    none = torch.tensor([-1])
-    jitter = torch.full((1, 20), 0.5)
-    video, _ = world.render(Scenes(*which, none + 1, none, none + 1, none + 1, jitter), _FRAMES, size=SIZE)
+    alone = Scenes(subject, moves, where, zero, zero - 1, zero, zero, torch.full((1, 20), 0.5))
+    video, _ = world.render(alone, _FRAMES, size=SIZE)
     return (video[0, :, frame] + 1) / 2
 
 

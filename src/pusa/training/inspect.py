@@ -184,7 +184,7 @@ def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dic
     return {
         "name": data.folders[0].resolve().name,
         "model": data.facts.model,
-        "settings": data.facts.settings or {},
+        "made_by": (data.facts.settings or {}).get("made_by", ""),
         "hash": data.hash,
         "clips": len(clips),
         "measured": len(measures),
@@ -250,26 +250,35 @@ def _notes(
         middle = median(moving.values())
         still = sorted((i for i, motion in moving.items() if motion < _STILL * middle), key=lambda i: moving[i])
         if still:
-            yield {"text": f"{len(still)} clips hardly move, compared with the others", "names": named(still)}
+            told = _many(len(still), "clip hardly moves", "clips hardly move")
+            yield {"text": f"{told}, compared with the others", "names": named(still)}
     if measures:
         middle = median(m.detail for m in measures.values())
         soft = [i for i, m in measures.items() if m.detail < _BLURRED * middle]
         if soft:
-            yield {"text": f"{len(soft)} clips are blurred, compared with the others", "names": named(soft)}
+            told = _many(len(soft), "clip is blurred", "clips are blurred")
+            yield {"text": f"{told}, compared with the others", "names": named(soft)}
     long = [caption for caption, count in tokens.items() if count >= data.max_sequence_length]
     if long:
-        text = f"{len(long)} captions fill all {data.max_sequence_length} tokens: what is longer was cut"
+        told = _many(len(long), "caption fills", "captions fill")
+        text = f"{told} all {data.max_sequence_length} tokens: what is longer was cut"
         yield {"text": text, "names": "; ".join(caption[:60] + "..." for caption in long[:3])}
     caption, count = captions.most_common(1)[0]
     if count > max(2, 0.1 * len(data)):
         yield {"text": f"{count} clips share one caption", "names": caption[:120]}
     short = [index for index, clip in enumerate(data.clips) if len(clip.caption.split()) < 3]
     if short:
-        yield {"text": f"{len(short)} captions have fewer than three words", "names": named(short)}
+        told = _many(len(short), "caption has", "captions have")
+        yield {"text": f"{told} fewer than three words", "names": named(short)}
     small = [indices for indices in data.buckets.values() if len(indices) < 4]
     if small:
         rare = sum(map(len, small))
-        yield {"text": f"{rare} clips are in buckets of fewer than four, which fill no batch", "names": ""}
+        told = _many(rare, "clip is in a bucket", "clips are in buckets")
+        yield {"text": f"{told} of fewer than four, which fill no batch", "names": ""}
+
+
+def _many(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def histogram(title: str, unit: str, values: Sequence[float], about: str, *, bins: int = 24) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         *_strengths(strength["sweep"]),
         "",
-        "How good it is at every task is in `docs/embedded_model.md`, made by `pusa eval mini`.",
+        "`pusa eval mini` measures how good it is at every task, on clips that were never drawn for training.",
         "",
         "## Limits",
         "",

@@ -64,7 +64,7 @@ class Budget:
     clips: int
     small_clips: int
     batch_tokens: int
-    sweep_clips: int = 24
+    sweep_clips: int = 12
 
     @property
     def latent_frames(self) -> int:
@@ -98,7 +98,7 @@ BUDGETS = {
         vae_minutes=31,
         vae_gate_db=30,
         base_minutes=58,
-        vta_minutes=12,
+        vta_minutes=5,
         clips=4096,
         small_clips=6144,
         batch_tokens=2_880,

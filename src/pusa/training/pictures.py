@@ -133,7 +133,8 @@ def _panoramas(package: Path) -> Iterator[Tensor]:
                 frame = next(container.decode(video=0))
             # Half precision, plane by plane: a conversion by ffmpeg wraps round at the brightest spots.
             green, blue, red = (
-                np.frombuffer(bytes(plane), np.float16).reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes
+                np.frombuffer(bytes(plane), np.float16).reshape(frame.height, -1)[:, : frame.width]
+                for plane in frame.planes
             )
             linear = torch.from_numpy(np.stack([red, green, blue])).float().clamp(0, 1e4)  # [3, H, W]
             shown = linear / torch.quantile(linear[:, 64:192], 0.9)

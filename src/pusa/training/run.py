@@ -95,7 +95,7 @@ class Run:
         self.held_out = Reader(job.held_out, config, noise_range)
         self.optimizers = make_optimizers(parameters, config.optimizer)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.average = MovingAverage(parameters, config.ema_decay) if config.ema_decay else None
+        self.average = MovingAverage(model, parameters, config.ema_decay) if config.ema_decay else None
         self.progress = Progress()
         self.frames = max(shape[1] for data in (job.training, job.held_out) for shape in data.buckets)
         self.bins = LossBins(self.frames)

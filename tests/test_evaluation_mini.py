@@ -1,0 +1,230 @@
+"""`pusa eval mini` from the command to the report, on a model with random weights and a world of four shapes."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from lora_samples import comfyui, make_pairs, write
+from PIL import Image
+from shape_samples import make_shapes
+from world_samples import make_photographs
+
+from pusa import zoo
+from pusa.cli import main
+from pusa.evaluation import bench as benches
+from pusa.evaluation import mini, photographs, report
+from pusa.evaluation.bench import Bench, load_bench
+from pusa.evaluation.photographs import PhotographWorld
+from pusa.training import pictures
+from pusa.training.scenery import PLACES
+from pusa.training.vocabulary import CAMERAS, MOTIONS, THINGS
+from pusa.training.world import captions, is_held_out
+
+SIZE, FRAMES = 32, 17
+
+
+@pytest.fixture(scope="module")
+def patched() -> Any:
+    """No picture is fetched, and probes learn next to nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "fetch", lambda cache: None)
+        patch.setattr(pictures, "load_sprites", lambda cache: make_shapes())
+        patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
+        patch.setattr(benches, "train_probes", partial(benches.train_probes, frame_steps=2, motion_steps=2))
+        patch.setattr(benches, "_REFERENCE_CLIPS", 16)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pipeline: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the recipe makes it, with an adapter of random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(folder)
+    write(folder / "lora.safetensors", comfyui(make_pairs(pipe.transformer)))
+    defaults = {
+        "width": SIZE,
+        "height": SIZE,
+        "num_frames": FRAMES,
+        "steps": 2,
+        "guidance": 2.0,
+        "shift": 3.0,
+        "alpha": 1.4,
+        "max_sequence_length": 32,
+        "negative_prompt": "",
+    }
+    card = {
+        "title": "noise",
+        "defaults": defaults,
+        "lora": {"transformer": "lora.safetensors"},
+        "words": {"things": [list(names[1:]) for names in THINGS[:4]]},
+    }
+    (folder / zoo.CARD_FILE).write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench(model: Path, patched: Any, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return load_bench(model, Path("nowhere"), tmp_path_factory.mktemp("out"))
+
+
+def test_the_model_s_card_says_what_is_evaluated(bench: Bench) -> None:
+    assert bench.things == 4
+    assert bench.world.motion_frames == FRAMES - 1
+    assert bench.has_adapter
+    assert bench.defaults.width == SIZE
+
+
+def test_a_model_without_words_is_refused(patched: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        load_bench("tiny", Path("nowhere"), tmp_path)
+    assert str(error.value).startswith("'tiny' does not list the small world's things")
+
+
+def test_probes_are_trained_once(model: Path, patched: Any, tmp_path: Path) -> None:
+    first = load_bench(model, Path("nowhere"), tmp_path)
+    patched_training: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benches, "train_probes", lambda *a, **k: patched_training.append(1))
+        second = load_bench(model, Path("nowhere"), tmp_path)
+    assert not patched_training
+    video = torch.rand(1, 3, FRAMES, SIZE, SIZE)
+    assert torch.equal(first.judge(video).features, second.judge(video).features)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_scenes_hold_every_motion_as_often_and_half_of_the_cameras_move(bench: Bench, held_out: bool) -> None:
+    scenes = bench.scenes(24, seed=1, held_out=held_out)
+    assert torch.bincount(scenes.motion).tolist() == [2] * len(MOTIONS)
+    assert int((scenes.camera > 0).sum()) == 12
+    assert (is_held_out(scenes.thing, scenes.motion, scenes.place) == held_out).all()
+    assert (scenes.place < len(PLACES)).all()
+    assert (scenes.second < 0).all()
+
+
+def test_without_the_adapter_is_the_base_model_and_the_adapter_comes_back(bench: Bench) -> None:
+    text = captions(bench.scenes(1, seed=2))
+    with_it = bench.denoise(text)
+    with bench.without_adapter():
+        base = bench.denoise(text)
+    assert not torch.equal(base, with_it)
+    assert torch.equal(bench.denoise(text), with_it)
+    bench.pipe.unload_lora_weights()
+    assert torch.equal(bench.denoise(text), base)
+    bench.pipe.load_pusa(Path(bench.model) / "lora.safetensors", alpha=bench.defaults.alpha)
+
+
+def test_noise_belongs_to_the_clip_and_not_to_its_batch(bench: Bench) -> None:
+    texts = captions(bench.scenes(benches.BATCH + 1, seed=3))
+    together = bench.denoise(texts, seed=7)
+    alone = bench.denoise(texts[-1:], seed=7 + benches.BATCH)
+    torch.testing.assert_close(alone[0], together[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_features_of_real_clips_are_nearer_to_real_ones_than_those_of_noise(bench: Bench) -> None:
+    real, _ = bench.drawn(bench.scenes(12, seed=4))
+    noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    near, far = (bench.frechet(bench.judge(video).features)["value"] for video in (real, noise))
+    assert near < far
+
+
+def test_quick_scores_leave_the_pipeline_as_it_was(bench: Bench) -> None:
+    text = captions(bench.scenes(1, seed=2))
+    before = bench.denoise(text)
+    scores = mini.quick_scores(bench.pipe, bench.world, bench.probes, model=bench.model, clips=2, steps=1, alpha=0.7)
+    assert set(scores) == {
+        "thing_kept",
+        "sprite_match",
+        "jump",
+        "sharpness_kept",
+        "frames_1_4_db",
+        "first_frame_db",
+    }
+    assert torch.equal(bench.denoise(text), before)
+
+
+def test_photographs_are_filmed_by_every_camera_and_their_own_end_is_nearest(bench: Bench, tmp_path: Path) -> None:
+    files = []
+    for number in range(2):
+        files.append(tmp_path / f"{number}.png")
+        noise = torch.rand(40, 60, 3, generator=torch.Generator().manual_seed(number)) * 255
+        Image.fromarray(noise.byte().numpy()).resize((400, 300)).save(files[-1])
+    world = PhotographWorld(files, motion_frames=FRAMES - 1)
+    real = world.clips(bench, 8)
+    assert sorted(set(real.scenes.camera.tolist())) == list(range(1, len(CAMERAS)))
+    assert (real.scenes.thing < 0).all()
+    own = world.nearest_end(bench, real, real.video[:, :, -1:])
+    other = world.nearest_end(bench, real, real.video.roll(1, 0)[:, :, -1:])
+    assert (own > 35).all()  # but for rounding to grey levels
+    assert (own > other + 10).all()
+
+
+def test_no_photographs_are_refused_and_installed_ones_are_files() -> None:
+    with pytest.raises(ValueError) as error:
+        PhotographWorld([], motion_frames=4)
+    assert str(error.value).startswith("no photographs: give files")
+    assert all(path.is_file() for path in photographs.installed())
+
+
+def test_the_command_measures_every_part_and_keeps_what_is_done(
+    model: Path, patched: Any, bench: Bench, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.effect_noise((80, 60), 90).convert("RGB").save(photo)
+    out = tmp_path / "out"
+    command = ["eval", "mini", "--model", str(model), "--cache", "nowhere", "--out", str(out), "--clips", "2"]
+    first = CliRunner().invoke(main, [*command, "--steps", "1,2", "--part", "vae,t2v,i2v", "--photos", str(photo)])
+    assert first.exit_code == 0, first.output
+    assert "| 2 steps |" in first.stdout
+    assert "without captions, without the adapter" in first.stdout
+    rest = "probes,start-end,keyframes,extension,transition,loop"
+    second = CliRunner().invoke(main, [*command, "--part", rest, "--photos", str(photo), "--json"])
+    assert second.exit_code == 0, second.output
+    found = json.loads(second.stdout)
+    assert list(found["parts"]) == list(mini.PARTS)
+    assert found == json.loads((out / "report.json").read_text())
+    assert found["parts"]["vae"]["tables"]["the VAE"]["held-out clips"]["PSNR, dB"]["n"] == 2
+    kept = found["parts"]["i2v"]["tables"]["image to video, held-out clips"]["with captions"]
+    assert kept["first frame against the VAE's, dB"]["value"] > 60  # a frame held at noise 0
+    assert kept["first frame, dB"]["value"] < 60
+    extended = found["parts"]["extension"]["tables"]["extension, 5 in a row"]["extended"]
+    assert extended["seam"]["n"] == 2
+    for name in ("t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop"):
+        with Image.open(out / f"{name}.png") as sheet:
+            assert sheet.width > 300
+    assert (out / "report.md").read_text() == report.as_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--part", "t2v,x2v", "'x2v' is none of probes, vae, t2v"),
+        ("--steps", "4,many", "'4,many': write numbers of steps in 1..200"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(option: str, value: str, message: str) -> None:
+    result = CliRunner().invoke(main, ["eval", "mini", option, value])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_help_names_all_parts() -> None:
+    from pusa import cli_eval
+
+    assert tuple(mini.PARTS) == cli_eval._PARTS
+
+
+def test_reports_show_rates_means_chance_and_equality() -> None:
+    assert report.shown({"value": 0.9, "n": 40, "low": 0.77, "high": 0.96}) == "90 % (77-96)"
+    assert report.shown({"value": 1.234, "n": 4, "error": 0.1}) == "1.23 ± 0.10"
+    assert report.shown({"value": 24.34, "n": 4, "error": 0.25}, "frames, dB") == "24.3 ± 0.2"
+    assert report.shown({"value": 80.0, "n": 4, "error": 0.0}, "first frame, dB") == "equal"
+    assert report.shown({"value": 0.25}) == "25 %"
+    assert report.shown({"value": None, "n": 0}) == ""
+    table = report.table_of({"a": {"x": {"value": 1.0, "n": 2}}, "b": {"y": {"value": None, "n": 3}}})
+    assert table.splitlines() == ["| | clips | x | y |", "|---|---|---|---|", "| a | 2 | 1.00 |  |", "| b | 3 |  |  |"]

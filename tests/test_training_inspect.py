@@ -1,0 +1,156 @@
+"""A page and a contact sheet of a dataset: they show what is in it, and what is wrong with it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pusa.training.dataset import DatasetWriter
+from pusa.training.inspect import histogram, inspect, measure
+
+SHAPE = (16, 3, 4, 6)
+
+
+def noise(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def still(seed: int) -> Tensor:
+    z = noise(seed)
+    z[:, 2:] = z[:, 1:2]
+    return z
+
+
+def smooth(seed: int) -> Tensor:
+    return F.interpolate(noise(seed, (16, 3, 2, 2)), (4, 6), mode="bilinear")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight clips of noise, a still, a blurred one, a picture; a caption that is code; a duplicate and a bad file."""
+    captions = ["", *(f"a fox number {number} in the snow" for number in range(9)), "<script>alert(1)</script>", "hm"]
+    clips = {f"noise{number}.mp4": (noise(number), captions[1 + number]) for number in range(8)}
+    clips |= {"still.mp4": (still(8), captions[9]), "soft.mp4": (smooth(9), captions[10])}
+    clips["picture.png"] = (noise(10)[:, :1], captions[11])
+    with DatasetWriter(tmp_path / "clips", model="tiny", max_sequence_length=6) as writer:
+        for caption in captions:
+            writer.add_prompt(caption, torch.ones(min(6, 1 + len(caption.split())), 48))
+        for name, (latents, caption) in clips.items():
+            frames = 4 * latents.shape[1] - 3
+            writer.add(name, latents, caption, fps=16, height=32, width=48, frames=frames, source=name)
+    entries = [
+        {"source": "bad <b>.mp4", "reason": "is cut short"},
+        {"source": "copy.mp4", "reason": "has the same content as noise1.mp4", "duplicate_of": "noise1.mp4"},
+    ]
+    (tmp_path / "clips" / "skipped.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+    return tmp_path / "clips"
+
+
+def shown(folder: Path, page: Path, **options: Any) -> tuple[str, list[Any]]:
+    events = list(inspect(folder, page, **options))
+    return page.read_text(), events
+
+
+def words(page: str) -> str:
+    return " ".join(re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL).split())
+
+
+# --- measures
+
+
+def test_motion_is_nothing_for_a_still_and_about_one_for_noise():
+    assert measure(still(1)).motion == 0
+    assert measure(noise(1, (16, 9, 16, 16))).motion == pytest.approx(1.128, abs=0.02)
+    assert measure(noise(1)[:, :1]).motion is None
+    assert (measure(noise(1)[:, :2]).motion or 0) > 1
+
+
+def test_detail_falls_with_every_blur_and_not_with_contrast():
+    sharp = noise(2, (16, 3, 32, 32))
+    once = F.avg_pool2d(F.pad(sharp, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    twice = F.avg_pool2d(F.pad(once, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    details = [measure(z).detail for z in (sharp, once, twice)]
+    assert details[0] > 2 * details[1] > 4 * details[2] > 0
+    assert measure(0.1 * sharp + 3).detail == pytest.approx(details[0], rel=1e-3)
+
+
+def test_a_histogram_counts_all_values():
+    bars = histogram("Length", "seconds", [1, 1, 2, 5], "")["bars"]
+    assert [bar["label"] for bar in bars] == ["1: 2", "2: 1", "3: 0", "4: 0", "5: 1"]
+    assert [bar["height"] for bar in bars] == [100, 50, 0, 0, 50]
+    assert len(histogram("Motion", "", [0.1, 0.2, 0.35], "")["bars"]) == 24
+    assert histogram("Same", "", [0.5, 0.5], "")["bars"][0]["height"] == 100
+    assert histogram("None", "", [], "") == {}
+
+
+# --- the page and the sheet
+
+
+def test_the_page_shows_what_is_in_the_dataset(folder, tmp_path):
+    page, events = shown(folder, tmp_path / "look.html")
+    text = words(page)
+    assert "11 clips, 1 of them pictures" in text
+    assert "1 / 1 duplicates / left out" in text
+    assert "48 x 32 9 10" in text  # a bucket: size, frames, clips
+    assert "copy.mp4 is noise1.mp4" in text
+    assert "fox 9" in text
+    assert page.count("<figure") == 11
+    assert [event.path for event in events if event.kind == "done"] == [tmp_path / "look.html", tmp_path / "look.png"]
+
+
+def test_what_is_worth_a_look_is_named(folder, tmp_path):
+    text = words(shown(folder, tmp_path / "look.html", clips=0)[0])
+    assert re.search(r"1 clip hardly moves, compared with the others\W+still\.mp4", text)
+    assert re.search(r"1 clip is blurred, compared with the others\W+soft\.mp4", text)
+    assert re.search(r"9 captions fill all 6 tokens", text)
+    assert "fewer than three words" in text
+    assert "fill no batch" in text
+
+
+def test_captions_and_names_are_text_and_nothing_else(folder, tmp_path):
+    page, _ = shown(folder, tmp_path / "look.html")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "bad &lt;b&gt;.mp4" in page
+
+
+def test_the_page_needs_no_other_file(folder, tmp_path):
+    page, _ = shown(folder, tmp_path / "look.html")
+    assert set(re.findall(r'(?:src|href)="([^",]*)', page)) == {"data:image/jpeg;base64"}
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_sheet_has_a_strip_for_each_clip_from_still_to_lively(folder, tmp_path):
+    page, _ = shown(folder, tmp_path / "look.html", clips=3, frames=2)
+    sheet = Image.open(tmp_path / "look.png")
+    strip_width, strip_height = 2 * 144 + 4, 96 + 46  # two frames, enlarged threefold, and two lines of text
+    assert sheet.size == (2 * (strip_width + 20) + 20, 2 * (strip_height + 20) + 20)
+    motions = [float(value) for value in re.findall(r"motion (\d\.\d\d),", page)]
+    assert motions == sorted(motions)
+    assert len(motions) == 2  # the third is a picture
+
+
+def test_without_a_model_there_is_a_page_without_pictures(folder, tmp_path):
+    facts = folder / "dataset.json"
+    facts.write_text(facts.read_text().replace('"tiny"', '"gone"'))
+    page, events = shown(folder, tmp_path / "look.html")
+    assert "<figure" not in page
+    assert "11 clips" in words(page)
+    assert "no pictures" in next(event.message for event in events if event.kind == "note")
+    assert not (tmp_path / "look.png").exists()
+    assert shown(folder, tmp_path / "again.html", model="tiny")[0].count("<figure") == 11
+
+
+def test_what_cannot_be_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="clips=-1"):
+        inspect(folder, tmp_path / "look.html", clips=-1)
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        inspect(folder, tmp_path / "nowhere" / "look.html")
+    with pytest.raises(FileNotFoundError, match="holds no dataset"):
+        list(inspect(tmp_path / "nowhere", tmp_path / "look.html"))
