@@ -151,6 +151,6 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="clips=-1"):
         inspect(folder, tmp_path / "look.html", clips=-1)
     with pytest.raises(FileNotFoundError, match="make it first"):
-        inspect(folder, tmp_path / "nowhere" / "look.html")
+        list(inspect(folder, tmp_path / "nowhere" / "look.html"))
     with pytest.raises(FileNotFoundError, match="holds no dataset"):
         list(inspect(tmp_path / "nowhere", tmp_path / "look.html"))

@@ -91,12 +91,12 @@ def inspect(
     """
     if clips < 0 or frames < 1:
         raise ValueError(f"clips={clips}, frames={frames}: at least 0 clips of at least 1 frame")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent} is no folder: make it first")
 
     def run(report: Report) -> None:
         told = stopping(report, stop)
         data = LatentDataset(folder)
+        if not output.parent.is_dir():
+            raise FileNotFoundError(f"{output.parent} is no folder: make it first")
         measures = _measured(data, told)
         strips = list(_strips(data, measures, clips, frames, model or data.facts.model, told)) if clips else []
         skipped = [entry for one in data.folders for entry in _skipped(one / SKIPPED_FILE)]
