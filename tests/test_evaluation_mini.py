@@ -37,6 +37,7 @@ def patched() -> Any:
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
         patch.setattr(benches, "train_probes", partial(benches.train_probes, frame_steps=2, motion_steps=2))
         patch.setattr(benches, "_REFERENCE_CLIPS", 16)
+        patch.setattr(benches, "World", partial(benches.World, variants=1))
         yield patch
 
 
@@ -69,8 +70,13 @@ def model(tiny_pipeline: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def bench(model: Path, patched: Any, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return load_bench(model, Path("nowhere"), tmp_path_factory.mktemp("out"))
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def bench(model: Path, patched: Any, out: Path) -> Bench:
+    return load_bench(model, Path("nowhere"), out)
 
 
 def test_the_model_s_card_says_what_is_evaluated(bench: Bench) -> None:
@@ -86,15 +92,16 @@ def test_a_model_without_words_is_refused(patched: Any, tmp_path: Path) -> None:
     assert str(error.value).startswith("'tiny' does not list the small world's things")
 
 
-def test_probes_are_trained_once(model: Path, patched: Any, tmp_path: Path) -> None:
-    first = load_bench(model, Path("nowhere"), tmp_path)
-    patched_training: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benches, "train_probes", lambda *a, **k: patched_training.append(1))
-        second = load_bench(model, Path("nowhere"), tmp_path)
-    assert not patched_training
+def test_probes_are_trained_once_for_a_model(bench: Bench, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(benches, "train_probes", lambda world, vae, *, things, size: trained.append(1) or bench.probes)
+    file = out / "probes.safetensors"
+    again = benches.probes_for(bench.pipe, bench.world, things=4, size=SIZE, file=file)
+    assert not trained
     video = torch.rand(1, 3, FRAMES, SIZE, SIZE)
-    assert torch.equal(first.judge(video).features, second.judge(video).features)
+    assert torch.equal(again.judge(video).features, bench.probes.judge(video).features)
+    benches.probes_for(bench.pipe, bench.world, things=4, size=2 * SIZE, file=file)
+    assert trained
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -172,13 +179,13 @@ def test_no_photographs_are_refused_and_installed_ones_are_files() -> None:
 
 
 def test_the_command_measures_every_part_and_keeps_what_is_done(
-    model: Path, patched: Any, bench: Bench, tmp_path: Path
+    model: Path, patched: Any, bench: Bench, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(benches, "load_bench", lambda *arguments: bench)
     photo = tmp_path / "photo.png"
     Image.effect_noise((80, 60), 90).convert("RGB").save(photo)
-    out = tmp_path / "out"
     command = ["eval", "mini", "--model", str(model), "--cache", "nowhere", "--out", str(out), "--clips", "2"]
-    first = CliRunner().invoke(main, [*command, "--steps", "1,2", "--part", "vae,t2v,i2v", "--photos", str(photo)])
+    first = CliRunner().invoke(main, [*command, "--steps", "2,1", "--part", "vae,t2v,i2v", "--photos", str(photo)])
     assert first.exit_code == 0, first.output
     assert "| 2 steps |" in first.stdout
     assert "without captions, without the adapter" in first.stdout

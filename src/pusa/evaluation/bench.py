@@ -185,20 +185,25 @@ class Bench:
         """How many clips show what their captions say, by the probes and by the track of the named sprite."""
         seen = self.judge(video)
         track = self.matcher.track(video, scenes.thing)
-        distinct = self.matcher.distinctness[scenes.thing]
+        by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing])
         directed = torch.isin(scenes.motion, DIRECTIONS)
-        moving = scenes.camera > 0
-        by_track = motion_of(track, scenes.camera, distinct)
+        return self.named(scenes, seen) | {
+            "sprite match": mean(self.sprite_match(track)),
+            "motion by track": rate(by_track == scenes.motion),
+            "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
+            "Frechet": self.frechet(seen.features),
+        }
+
+    @staticmethod
+    def named(scenes: Scenes, seen: Verdicts) -> dict[str, Figure]:
+        """How often the probes see what captions say."""
+        directed, moving = torch.isin(scenes.motion, DIRECTIONS), scenes.camera > 0
         return {
             "thing": rate(seen.thing == scenes.thing),
             "motion": rate(seen.motion == scenes.motion),
             "direction": rate((seen.direction == scenes.motion)[directed]),
             "place": rate(seen.place == scenes.place),
             "camera": rate((seen.camera == scenes.camera)[moving]),
-            "sprite match": mean(self.sprite_match(track)),
-            "motion by track": rate(by_track == scenes.motion),
-            "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
-            "Frechet": self.frechet(seen.features),
         }
 
     def chance(self) -> dict[str, Figure]:

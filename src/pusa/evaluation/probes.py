@@ -440,12 +440,10 @@ def roughened(pictures: Tensor) -> Tensor:
     return pictures + strength * torch.randn_like(pictures)
 
 
-Distortion = Callable[[Tensor], Tensor]
-DISTORTIONS: dict[str, Distortion] = {
-    "as they are": lambda video: video,
+DISTORTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "grey": lambda video: greyed(video.transpose(1, 2)).transpose(1, 2),
     "hue turned by a third": lambda video: turned_hue(
         video.transpose(1, 2), torch.full((len(video),), 2 * math.pi / 3)
     ).transpose(1, 2),
 }
-"""What the probes are tried on: videos to videos, ``[B, 3, F, H, W]``."""
+"""What the probes are tried on, too: videos to videos, ``[B, 3, F, H, W]``."""
