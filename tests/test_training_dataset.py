@@ -362,6 +362,15 @@ def test_the_originals_training_data_is_read_as_it_is(tmp_path):
     assert torch.equal(given.empty_embeds, embeds("")[:1])
 
 
+def test_lists_in_folders_of_the_folder_are_found(tmp_path):
+    for name in ("one", "two"):
+        original(tmp_path / "o" / name, {"v.mp4": cached(1, "x")}, {"v.mp4": name})
+    assert {clip.id: clip.caption for clip in LatentDataset(tmp_path / "o").clips} == {
+        "one/v.mp4": "one",
+        "two/v.mp4": "two",
+    }
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self.path = path

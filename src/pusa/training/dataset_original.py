@@ -9,6 +9,7 @@ not needed.
 
 import csv
 import logging
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,11 +90,16 @@ class OriginalFolder:
 
 def _entries(folder: Path) -> Iterator[tuple[str, Path, str]]:
     """(name, file of tensors, caption); without a list, all there are, with empty captions."""
-    table = folder / METADATA_FILE
-    if not table.is_file():
+    tables = sorted(folder.rglob(METADATA_FILE))
+    for table in tables:
+        yield from _rows(folder, table)
+    if not tables:
         for path in sorted(folder.rglob(f"*{SUFFIX}")):
-            yield str(path.relative_to(folder)).removesuffix(SUFFIX), path, ""
-        return
+            yield path.relative_to(folder).as_posix().removesuffix(SUFFIX), path, ""
+
+
+def _rows(folder: Path, table: Path) -> Iterator[tuple[str, Path, str]]:
+    base = table.parent
     with table.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         columns = rows.fieldnames or []
@@ -103,11 +109,13 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path, str]]:
             raise ValueError(f"{table} has the columns {', '.join(columns)}: one of {', '.join(_NAMES)} is needed")
         for row in rows:
             name = row[name_column]
-            places = [folder / parent / (name + suffix) for parent in ("train", "") for suffix in (SUFFIX, "")]
-            places = [place for place in places if place.name.endswith(SUFFIX)]
+            places = [base / parent / name for parent in ("train", "")]
+            if not name.endswith(SUFFIX):
+                places = [place.with_name(place.name + SUFFIX) for place in places]
             path = next((place for place in places if place.is_file()), places[0])
-            if path.resolve().is_relative_to(folder.resolve()):
-                yield name, path, row.get(text_column or "") or ""
+            shown = (base.relative_to(folder) / name).as_posix()
+            if os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):  # links of the Hub's cache lead out
+                yield shown, path, row.get(text_column or "") or ""
             else:
                 logger.warning("%s is left out: it is outside of %s", name, folder)
 
