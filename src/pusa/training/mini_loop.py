@@ -134,7 +134,7 @@ def fit(
             average.lerp_(parameters[name].detach(), 1 - decay)
         step += 1
         elapsed += _average([], time.monotonic() - began)  # every process stops at the same step
-        if elapsed - logged_at > _LOG_SECONDS and rank() == 0:
+        if (elapsed - logged_at > _LOG_SECONDS or elapsed >= seconds) and rank() == 0:
             logger.info("%s: %4.0f s, step %d, loss %.4f", checkpoint.stem, elapsed, step, report)
             with checkpoint.with_suffix(".jsonl").open("a") as curve:
                 curve.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": report}) + "\n")
