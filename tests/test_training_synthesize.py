@@ -42,7 +42,7 @@ def test_a_clip_is_plain_text_to_video_of_its_prompt_and_seed(whole):
             height=32,
             num_frames=5,
             num_inference_steps=2,
-            guidance_scale=5.0,
+            guidance_scale=3.0,
             max_sequence_length=64,
             generator=torch.Generator().manual_seed(SETTINGS.seed + number),
             output_type="latent",
@@ -93,6 +93,12 @@ def test_more_clips_are_added_and_none_is_made_again(whole, tmp_path):
 def test_settings_that_cannot_be_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         made(tmp_path, SynthesisSettings(model="tiny", **changes))
+
+
+def test_wan_is_guided_as_its_authors_do_and_a_model_of_the_package_as_it_is_made_for():
+    assert SynthesisSettings(model="wan2.1-14b").resolved().guidance == 5.0
+    assert SynthesisSettings(model="tiny").resolved().guidance == 3.0
+    assert SynthesisSettings(model="tiny", guidance=2).resolved().guidance == 2
 
 
 def test_a_part_that_is_none_is_refused(tmp_path):

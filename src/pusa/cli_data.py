@@ -137,7 +137,9 @@ def prepare(
 @click.option("--frames", type=click.IntRange(1), help="Length, 4n + 1. [default: the model's]")
 @click.option("--fps", type=float, help="Frames per second. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True, help="Denoising steps.")
-@click.option("--guidance", type=click.FloatRange(1), default=5.0, show_default=True, help="Guidance scale.")
+@click.option(
+    "--guidance", type=click.FloatRange(1), help="Guidance scale. [default: 5; the default of a model in the package]"
+)
 @click.option("--shift", type=click.FloatRange(0, min_open=True), help="Flow shift. [default: the model's]")
 @click.option("--negative", metavar="TEXT", help="What to avoid. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Clip k is made from seed + k.")
@@ -153,7 +155,7 @@ def synthesize(
     frames: int | None,
     fps: float | None,
     steps: int,
-    guidance: float,
+    guidance: float | None,
     shift: float | None,
     negative: str | None,
     seed: int,

@@ -25,7 +25,7 @@ from pusa.training.dataset import ClipInfo, LatentDataset
 from pusa.training.dataset_format import LATENTS_FOLDER
 from pusa.training.encoding import Progress, devices, load_vae, stopping
 from pusa.training.inspect_page import Strip, contact_sheet, page
-from pusa.training.prepare import SKIPPED_FILE
+from pusa.training.prepare import SKIPPED_FILE, reasons_of
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dic
         "notes": list(_notes(data, measures, captions, tokens)),
         "duplicates": duplicates,
         "skipped": others,
-        "reasons": Counter(entry["reason"] for entry in others).most_common(12),
+        "reasons": reasons_of(others).most_common(12),
     }
 
 

@@ -6,6 +6,7 @@ stopped goes on where it was, for a clip is known by the content it was cut from
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -105,7 +106,9 @@ class Skipped:
     path: Path
     entries: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, source: str, reason: str, **more: str) -> None:
+    def add(self, source: str, reason: str, *, path: Path | None = None, **more: str) -> None:
+        """`path` at the beginning of a reason is left out: `source` says it."""
+        reason = reason.removeprefix(str(path)).lstrip(" :") if path else reason
         self.entries.append({"source": source, "reason": reason, **more})
 
     @property
@@ -221,7 +224,8 @@ def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Re
     with closing(pool.run(tasks())) as results:
         for task, result in results:
             if isinstance(result, Failure):
-                skipped.add(items[task.index].name, result.reason)
+                item = items[task.index]
+                skipped.add(item.name, result.reason, path=item.path)
             else:
                 found[task.index] = result
             progress.advance()
@@ -252,8 +256,8 @@ def _plan(
             if not fitting:
                 skipped.add(
                     item.name,
-                    f"lasts {media.seconds:.4g} s, which is {available} frames at {settings.fps:g} fps; the shortest "
-                    f"clip has {settings.frames[0]} frames: give a smaller --frames as well",
+                    f"is too short ({available} frames at {settings.fps:g} fps, the shortest clip has "
+                    f"{settings.frames[0]}): give a smaller --frames as well",
                 )
                 continue
             frames = max(fitting)
@@ -318,7 +322,7 @@ def _encode(
             for task, result in results:
                 planned = plan[task.index]
                 if isinstance(result, Failure):
-                    skipped.add(planned.item.name, result.reason)
+                    skipped.add(planned.item.name, result.reason, path=planned.item.path)
                     progress.advance(len(missing[task.index]))
                 else:
                     assert isinstance(result, Clip)
@@ -404,9 +408,18 @@ def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
     buckets = Counter((clip.width, clip.height, clip.frames) for clip in clips)
     words = [f"{width}x{height}x{frames}: {count}" for (width, height, frames), count in sorted(buckets.items())]
     text = f"{len(clips)} clips of {sum(clip.seconds for clip in clips):.0f} s ({', '.join(words)})"
-    counts = ((skipped.duplicates, "duplicate"), (len(skipped.entries) - skipped.duplicates, "file"))
-    left_out = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
-    return f"{text}; left out: {' and '.join(left_out)}, see {skipped.path}" if left_out else text
+    reasons = reasons_of(skipped.entries)
+    counts = ((skipped.duplicates, "duplicate"), (sum(reasons.values()), "file"))
+    left_out = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+    if left_out:
+        text += f"; left out: {left_out}, see {skipped.path}"
+    [(reason, count)] = reasons.most_common(1) or [("", 0)]
+    return text + (f"; {count} of them: {reason}" if count > 1 else "")
+
+
+def reasons_of(entries: Iterable[Mapping[str, str]]) -> Counter[str]:
+    """Why files were left out, without the figures of each; duplicates are not among them."""
+    return Counter(re.sub(r" \([^)]*\)", "", entry["reason"]) for entry in entries if "duplicate_of" not in entry)
 
 
 def _source_of(entry: Mapping[str, str]) -> str:

@@ -23,6 +23,8 @@ from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 from pusa.training.dataset import DatasetWriter
 from pusa.training.encoding import Progress, add_prompts, identity_of_vae, load_vae, stopping
 
+_WAN_GUIDANCE = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSettings:
@@ -32,7 +34,8 @@ class SynthesisSettings:
         model: a name of the zoo, a Hub id or a folder. No adapter is attached: the base model alone speaks.
         size: (width, height) in pixels, multiples of 16.
         frames: 4n + 1.
-        steps, guidance: Wan's own for text-to-video are 50 and 5. Few steps suit a Pusa model, not its base.
+        steps: Wan's own for text-to-video are 50. Few steps suit a Pusa model, not its base.
+        guidance: None: Wan's own for text-to-video, 5; for a model in the package, its default.
         shift: flow shift of the sampler.
         seed: clip k is made from seed + k.
         dtype: of the latents on disk.
@@ -43,7 +46,7 @@ class SynthesisSettings:
     frames: int | None = None
     fps: float | None = None
     steps: int = 50
-    guidance: float = 5.0
+    guidance: float | None = None
     shift: float | None = None
     negative_prompt: str | None = None
     seed: int = 0
@@ -63,12 +66,15 @@ class SynthesisSettings:
         if frames % FRAMES_PER_LATENT != 1:
             near = nearest_of(max(1, frames), FRAMES_PER_LATENT, 1)
             raise ValueError(f"frames={frames}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
-        if self.steps < 1 or self.guidance < 1:
-            raise ValueError(f"steps={self.steps}, guidance={self.guidance:g}: both are 1 or more")
+        known = zoo.find(self.model)
+        guidance = self.guidance or (defaults.guidance if known and known.hub_id is None else _WAN_GUIDANCE)
+        if self.steps < 1 or guidance < 1:
+            raise ValueError(f"steps={self.steps}, guidance={guidance:g}: both are 1 or more")
         return replace(
             self,
             size=(width, height),
             frames=frames,
+            guidance=guidance,
             fps=float(self.fps or defaults.fps),
             shift=float(self.shift or defaults.shift),
             negative_prompt=defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
@@ -202,6 +208,7 @@ def make_clip(
     """
     assert settings.size
     assert settings.frames
+    assert settings.guidance
 
     def callback(*_: Any) -> dict[str, Any]:
         at_step()
