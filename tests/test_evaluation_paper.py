@@ -314,7 +314,7 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
         patch.setattr(paper, "_lane", lambda threads: ThreadPoolExecutor(1))
         patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
         lines: list[str] = []
-        report = paper.run(work, out, minutes=0.05, processes=1, page=page, say=lines.append)
+        report = paper.run(work, out, minutes=0.05, processes=1, steps=4, clips=8, page=page, say=lines.append)
         assert report["left_out"]
         assert lines[-1].endswith("the same command goes on with it")
         report = paper.run(work, out, minutes=30, processes=1, page=page, say=lines.append)
@@ -325,7 +325,7 @@ def test_a_run_measures_everything_and_says_so(finished: tuple[Path, Path, dict[
     out, _, report = finished
     assert report["left_out"] == []
     assert report == json.loads((out / "paper.json").read_text())
-    assert report["plan"]["steps"] == 4
+    assert (report["plan"]["steps"], report["plan"]["clips"]) == (4, 8)
     rows = [row for table in report["tables"].values() for row in table if "not measured" in row]
     assert [row[0] for row in rows] == ["50"]  # with captions, 50 steps would cost more than all the others
     assert {finding["verdict"] for finding in report["claims"]} <= VERDICTS
@@ -359,15 +359,22 @@ def test_what_is_finished_is_not_done_again(
     assert paper.run(work, out, minutes=0.1, say=lambda line: None) == report
 
 
-def test_results_of_two_bases_are_not_mixed(finished: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_results_of_two_bases_or_sizes_are_not_mixed(
+    finished: tuple[Path, Path, dict[str, Any]], work: Path, tmp_path: Path
+) -> None:
     (tmp_path / "base.safetensors").write_bytes(b"another one")
     with pytest.raises(ValueError, match="holds results of another base: name another folder with --out"):
         paper.run(tmp_path, finished[0], say=lambda line: None)
+    with pytest.raises(ValueError, match=r"clips=12: .* holds results of 8 clips: name another folder with --out"):
+        paper.run(work, finished[0], clips=12, say=lambda line: None)
 
 
 def test_what_cannot_work_is_refused_before_any_work(work: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no base\.safetensors"):
         paper.run(tmp_path, say=lambda line: None)
+    for name in ("steps", "clips"):
+        with pytest.raises(ValueError, match=f"{name}=6 is no multiple of 4"):
+            paper.run(work, tmp_path / "out", **{name: 6}, say=lambda line: None)  # type: ignore[arg-type]
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match=r"page\.md needs the lines"):

@@ -19,6 +19,8 @@ from pusa.cli_run import Stopped
     help="What the first run plans for, and the time after which nothing more is started.",
 )
 @click.option("--processes", type=click.IntRange(1, 16), help="That share the work. [default: 1 with a GPU, else 2]")
+@click.option("--steps", type=int, help="Of each training, a multiple of 4. [default: as many as fit into the time]")
+@click.option("--clips", type=int, help="Per point, a multiple of 4. [default: as many as fit]")
 @click.option(
     "--page",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -26,7 +28,14 @@ from pusa.cli_run import Stopped
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
 def paper(
-    work: Path, out: Path | None, minutes: float, processes: int | None, page: Path | None, as_json: bool
+    work: Path,
+    out: Path | None,
+    minutes: float,
+    processes: int | None,
+    steps: int | None,
+    clips: int | None,
+    page: Path | None,
+    as_json: bool,
 ) -> None:
     """Try the claims of Pusa's paper on the base model that `pusa mini train` has made in FOLDER.
 
@@ -42,6 +51,8 @@ def paper(
             out,
             minutes=minutes,
             processes=processes,
+            steps=steps,
+            clips=clips,
             page=page,
             say=lambda line: click.echo(line, err=True),
         )

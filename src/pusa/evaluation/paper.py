@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,8 @@ def run(
     *,
     minutes: float = 12.0,
     processes: int | None = None,
+    steps: int | None = None,
+    clips: int | None = None,
     page: Path | None = None,
     say: Say = print,
 ) -> dict[str, Any]:
@@ -192,6 +194,8 @@ def run(
         out: where results are kept; None: ``paper`` in `work`.
         minutes: what the first run plans for, and when this one starts nothing more.
         processes: that share the work; None: two of one thread on a CPU, one with a GPU.
+        steps: of each training, a multiple of 4; None: as many as fit into the time.
+        clips: per point, a multiple of 4; None: as many as fit. What is given here does not depend on the machine.
         page: a Markdown file whose part between the marks of `paper_report` is replaced by the tables, with the plots
             in a folder of its name beside it.
         say: told what goes on, a line at a time.
@@ -201,10 +205,15 @@ def run(
 
     Raises:
         FileNotFoundError: there is no base in `work`.
-        ValueError: `out` holds results of another base, or `page` has no marks.
+        ValueError: `out` holds results of another base or of other `steps` or `clips`, these are no multiples of 4, or
+            `page` has no marks.
     """
     import torch
 
+    given = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
+    for name, value in given.items():
+        if value < 4 or value % 4:
+            raise ValueError(f"{name}={value} is no multiple of 4")
     if page is not None:
         paper_report.check_page(page)
     out = work / "paper" if out is None else out
@@ -214,6 +223,11 @@ def run(
     stored = json.loads((out / PLAN_FILE).read_text()) if (out / PLAN_FILE).is_file() else None
     if stored is not None and stored["base"] != fingerprint:
         raise ValueError(f"{out} holds results of another base: name another folder with --out")
+    for name, value in given.items():
+        if stored is not None and stored["plan"][name] != value:
+            raise ValueError(
+                f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
+            )
     out.mkdir(parents=True, exist_ok=True)
     threads = 1 if processes > 1 else torch.get_num_threads()
     with ExitStack() as stack:
@@ -226,6 +240,7 @@ def run(
             say("calibrating")
             step, forward = lanes[0].submit(_calibrate, work, out, compiled).result()
             plan = make_plan(minutes, processes, seconds_per_step=step, seconds_per_forward=forward, compiled=compiled)
+            plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips)
             stored = {"base": fingerprint, "plan": asdict(plan), "seconds_per_forward": forward}
             _write_json(out / PLAN_FILE, stored)
         plan = Plan(**stored["plan"])
