@@ -112,8 +112,14 @@ def test_a_longer_budget_has_more_steps_and_more_clips_and_fills_its_time() -> N
 def test_every_point_needs_an_adapter_that_some_training_leaves(tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, steps=8)
     kept = {paper_training.adapter_path(tmp_path, r, step) for r in REGIMES for step in (2, 4, 6, 8)}
-    jobs = paper.jobs_of(tmp_path, tmp_path, plan, 0.1)
+    jobs = paper.jobs_of(tmp_path, tmp_path, plan, seconds_per_step=1.0, seconds_per_forward=0.1)
     assert len({job.result for job in jobs}) == len(jobs)
+    assert {job.name for job in jobs if job.must} == {
+        "references",
+        "base",
+        *(f"train {regime}" for regime in REGIMES),
+        *(f"{regime} 8" for regime in REGIMES),
+    }
     needed = {path for job in jobs for path in job.needs} - {paper_points.probe_path(tmp_path)}
     assert needed <= kept
 
@@ -315,7 +321,8 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
         patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
         lines: list[str] = []
         report = paper.run(work, out, minutes=0.05, processes=1, steps=4, clips=8, page=page, say=lines.append)
-        assert report["left_out"]
+        assert "noise 0.2" in report["left_out"]
+        assert "not measured" not in str(report["tables"]["Held-out losses"])  # the ends of all trainings are there
         assert lines[-1].endswith("the same command goes on with it")
         report = paper.run(work, out, minutes=30, processes=1, page=page, say=lines.append)
     return out, page, report

@@ -16,7 +16,7 @@ from pusa.cli_run import Stopped
     type=click.FloatRange(min=0.1),
     default=12.0,
     show_default=True,
-    help="What the first run plans for, and the time after which nothing more is started.",
+    help="What the first run plans for; what does not fit into it is left to the next call.",
 )
 @click.option("--processes", type=click.IntRange(1, 16), help="That share the work. [default: 1 with a GPU, else 2]")
 @click.option("--steps", type=int, help="Of each training, a multiple of 4. [default: as many as fit into the time]")

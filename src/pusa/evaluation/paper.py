@@ -64,9 +64,9 @@ def points_of(plan: Plan) -> list[Point]:
 
 @dataclass(frozen=True)
 class Job:
-    """A part that leaves `result`; it can start once `needs` are there.
+    """A part that leaves `result`; it can start once `needs` are there, and takes about so many `seconds`.
 
-    `seconds` is what it will take, about; 0 for what is done however late it is.
+    What `must` be is done however late it is, and time is kept for it: the trainings, and how each of them ends.
     """
 
     name: str
@@ -74,13 +74,14 @@ class Job:
     work: Callable[[], None]
     needs: tuple[Path, ...] = ()
     seconds: float = 0.0
+    must: bool = False
     trains: bool = False
 
     def is_ready(self) -> bool:
         return all(path.exists() for path in self.needs)
 
 
-def jobs_of(work: Path, out: Path, plan: Plan, seconds_per_forward: float) -> list[Job]:
+def jobs_of(work: Path, out: Path, plan: Plan, *, seconds_per_step: float, seconds_per_forward: float) -> list[Job]:
     """In order of importance; a process takes the first one that is ready."""
     adapter = partial(paper_training.adapter_path, out)
     jobs = [
@@ -88,13 +89,16 @@ def jobs_of(work: Path, out: Path, plan: Plan, seconds_per_forward: float) -> li
             f"train {regime}",
             adapter(regime, plan.steps),
             partial(paper_training.train_regime, work, out, plan, regime),
+            seconds=plan.steps * seconds_per_step,
+            must=True,
             trains=True,
         )
         for regime in REGIMES
     ]
     probe = paper_points.probe_path(out)
     result = result_path(out, REFERENCES)
-    jobs.append(Job(REFERENCES, result, partial(_measure_references, work, out, plan, result), needs=(probe,)))
+    references = partial(_measure_references, work, out, plan, result)
+    jobs.append(Job(REFERENCES, result, references, needs=(probe,), must=True))
     for point in points_of(plan):
         needs = [probe] if point.regime is None else [probe, adapter(point.regime, point.step)]
         result = result_path(out, point.name)
@@ -105,6 +109,7 @@ def jobs_of(work: Path, out: Path, plan: Plan, seconds_per_forward: float) -> li
                 partial(_measure, work, out, plan, point, result),
                 needs=tuple(needs),
                 seconds=point.cost(plan) * seconds_per_forward,
+                must="text" in point.measures,
             )
         )
     return jobs
@@ -192,7 +197,7 @@ def run(
     Args:
         work: a folder in which `pusa mini train` has finished its base.
         out: where results are kept; None: ``paper`` in `work`.
-        minutes: what the first run plans for, and when this one starts nothing more.
+        minutes: what the first run plans for. Once they are over, only the trainings and their ends are still done.
         processes: that share the work; None: two of one thread on a CPU, one with a GPU.
         steps: of each training, a multiple of 4; None: as many as fit into the time.
         clips: per point, a multiple of 4; None: as many as fit. What is given here does not depend on the machine.
@@ -241,13 +246,14 @@ def run(
             step, forward = lanes[0].submit(_calibrate, work, out, compiled).result()
             plan = make_plan(minutes, processes, seconds_per_step=step, seconds_per_forward=forward, compiled=compiled)
             plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips)
-            stored = {"base": fingerprint, "plan": asdict(plan), "seconds_per_forward": forward}
+            speed = {"seconds_per_step": step, "seconds_per_forward": forward}
+            stored = {"base": fingerprint, "plan": asdict(plan), "speed": speed}
             _write_json(out / PLAN_FILE, stored)
         plan = Plan(**stored["plan"])
         say(f"{plan.steps} steps of each of {len(REGIMES)} trainings, {plan.clips} clips per point")
         if probing is not None:
             probing.result()
-        jobs = jobs_of(work, out, plan, stored["seconds_per_forward"])
+        jobs = jobs_of(work, out, plan, **stored["speed"])
         left_out = _work_off(jobs, lanes, deadline=began + 60 * minutes, began=began, say=say)
     report = paper_report.collect(work, out, plan, left_out)
     _write_json(out / REPORT_FILE, report)
@@ -279,8 +285,9 @@ def _work_off(
     running: dict[Future[None], tuple[int, Job]] = {}
     left_out: list[str] = []
     while pending or running:
-        now = time.monotonic()
-        left_out += [job.name for job in pending if job.seconds and now + job.seconds > deadline]
+        kept = _seconds_kept([*pending, *(job for _, job in running.values())], len(lanes))
+        latest = deadline - time.monotonic() - kept
+        left_out += [job.name for job in pending if not job.must and job.seconds > latest]
         pending = [job for job in pending if job.name not in left_out]
         busy = {lane for lane, _ in running.values()}
         for lane in sorted(set(range(len(lanes))) - busy):
@@ -296,6 +303,12 @@ def _work_off(
             future.result()
             say(f"{time.monotonic() - began:5.0f} s  {job.name}")
     return left_out
+
+
+def _seconds_kept(jobs: list[Job], lanes: int) -> float:
+    """What those that must be done will take, if one lane does all the training."""
+    training = sum(job.seconds for job in jobs if job.trains)
+    return max(training, sum(job.seconds for job in jobs if job.must) / lanes)
 
 
 def _offered(pending: list[Job], *, trains: bool) -> Iterator[Job]:
