@@ -292,7 +292,7 @@ def probes_for(pipe: PusaPipeline, world: World, *, things: int, size: int, file
 
     `training` goes to `train_probes`.
     """
-    wanted = f"2 {things} things, {size} pixels, {world.motion_frames} frames, VAE {_digest(pipe.vae)}, {training}"
+    wanted = f"3 {things} things, {size} pixels, {world.motion_frames} frames, VAE {_digest(pipe.vae)}, {training}"
     probes = Probes.load(file, wanted)
     if probes is None:
         logger.info("training the probes")

@@ -43,7 +43,9 @@ class FrameProbe(nn.Module):
 
     def __init__(self, things: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(3, 32, 5), *_conv(32, 64, 3), *_conv(64, 128, 3), *_conv(128, 128, 3))
+        self.body = nn.Sequential(
+            *_conv(3, 32, 5), *_conv(32, 64, 3), *_conv(64, 128, 3), *_conv(128, 128, 3, stride=1)
+        )
         self.features = nn.Linear(2 * 128, _FEATURES)
         self.thing = nn.Linear(_FEATURES, things + 1)
         self.place = nn.Linear(_FEATURES, len(PLACES) + 1)

@@ -1,7 +1,7 @@
 """Where a known sprite is in each frame, by comparing it at all places, sizes and angles: no learning is involved.
 
 The score of a placement says how much better the sprite explains the pixels inside it than the plain colour around it
-does: 1 if the sprite is there exactly, about 0 or below if something else is. From the track of a clip follow its
+does: 1 if the sprite is there exactly, 0 if something else is. From the track of a clip follow its
 direction and its motion, by the paths that the world knows.
 """
 
@@ -35,7 +35,7 @@ _PLACE_SPREAD, _SCALE_SPREAD, _ANGLE_SPREAD, _VISIBLE_SPREAD = 0.12, 0.12, 0.35,
 class Track:
     """A thing in B clips at L moments, ``[B, L]`` each.
 
-    Centre `x`, `y` and half size `scale` in halves of the frame, `angle` in radians, `score` up to 1; `density` is how
+    Centre `x`, `y` and half size `scale` in halves of the frame, `angle` in radians, `score` in 0..1; `density` is how
     much of the squared difference from its surroundings the sprite explains, for its size.
     """
 
@@ -158,7 +158,7 @@ class Matcher:
             rows = torch.arange(count)
             place = tried[rows, index]
             sprite_error, plain_error = of_sprite[rows, index], of_plain[rows, index]
-            score = 1 - sprite_error / (plain_error + 3 * _NOISE * area[rows, index]).clamp(min=1e-3)
+            score = (1 - sprite_error / (plain_error + 3 * _NOISE * area[rows, index]).clamp(min=1e-3)).clamp(min=0)
             density = (plain_error - sprite_error) / (_FINE * place[:, 2]).square()
         return torch.cat([place, score[:, None], density[:, None]], dim=1)
 
