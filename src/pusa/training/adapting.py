@@ -38,10 +38,10 @@ def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DMo
     other = {"transformer": "transformer_2", "transformer_2": "transformer"}[expert]
     absent = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
     pipe = PusaPipeline.from_pretrained(config.model.source, torch_dtype=dtype, **absent)
-    pipe.unload_lora_weights()  # the embedded model comes with its own adapter
     model = getattr(pipe, expert)
     if model is None:
         raise ValueError(f"{config.model.source} has no {expert}: name the transformers it has in model.experts")
+    pipe.unload_lora_weights()  # the embedded model comes with its own adapter
     return model
 
 
