@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -22,6 +23,7 @@ from pusa.training import prepare as preparing
 from pusa.training import sources
 from pusa.training.clips import Cut, cut, frames_at, nearest_size, starts_of
 from pusa.training.dataset import ClipInfo, LatentDataset
+from pusa.training.encoding import ClipEncoder
 from pusa.training.prepare import ClipSettings, prepare
 
 SETTINGS = ClipSettings(model="tiny", sizes=((32, 32), (48, 32)), frames=(5, 9), fps=16)
@@ -154,6 +156,26 @@ def test_several_processes_make_the_same_dataset(videos, prepared, tmp_path):
     assert skipped(tmp_path / "clips") == skipped(output)
 
 
+def test_several_devices_keep_the_order(tiny_vae):
+    """Two copies of the VAE stand for two GPUs."""
+    encoder = ClipEncoder(tiny_vae(), [torch.device("cpu")] * 2)
+    clips = [moving(seed, 5) for seed in range(5)]
+    taken = []
+
+    def given() -> Iterator[tuple[int, np.ndarray]]:
+        for number, clip in enumerate(clips):
+            taken.append(number)
+            yield number, clip
+
+    results = encoder.encoded(given())
+    first = next(results)
+    assert len(taken) <= 3
+    numbers, latents = zip(first, *results, strict=True)
+    assert numbers == (0, 1, 2, 3, 4)
+    alone = ClipEncoder(tiny_vae(), [torch.device("cpu")])
+    assert all(torch.equal(z, alone.encode(clip)) for z, clip in zip(latents, clips, strict=True))
+
+
 # --- stopped and run again
 
 
@@ -187,6 +209,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from pusa.training import dataset_writer, prepare as preparing
+from pusa.training.encoding import ClipEncoder
 from pusa.training.prepare import ClipSettings, prepare
 
 torch.set_num_threads(1)
@@ -380,6 +403,13 @@ def test_files_without_a_caption_are_left_out_or_get_the_one_given(files):
     listing = sources.listed(files)
     assert [name for name, _ in listing.skipped] == ["b.mp4", "c.png"]
     assert captions(sources.listed(files, caption="waves"))["c.png"] == "waves"
+
+
+def test_datasets_in_the_folder_are_no_data(files):
+    (files / "clips" / "deeper").mkdir(parents=True)
+    (files / "clips" / "dataset.json").write_text("{}")
+    (files / "clips" / "deeper" / "sheet.png").write_bytes(b"x")
+    assert set(captions(sources.listed(files, caption="waves"))) == {"a.mp4", "b.mp4", "c.png"}
 
 
 @pytest.mark.parametrize("columns", [("video", "prompt"), ("file_name", "text"), ("File", "Caption")])

@@ -232,8 +232,9 @@ def _words(captions: Counter[str]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for caption, clips in captions.items():
         words = {word.strip(".,;:!?\"'()[]").lower() for word in caption.split()}
-        counts.update({word: clips for word in words if len(word) > 1 and word not in _COMMON_WORDS})
-    return counts.most_common(40)
+        counts.update({word: clips for word in words if len(word) > 1 and not word.isdigit()})
+    told = [(word, count) for word, count in counts.items() if word not in _COMMON_WORDS]
+    return sorted(told, key=lambda item: (-item[1], item[0]))[:40]
 
 
 def _notes(

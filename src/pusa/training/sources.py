@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.training.clips import Content
+from pusa.training.dataset_format import DATASET_FILE
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".ogv", ".gif"})
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -95,9 +96,15 @@ def _from_folder(folder: Path, given: Mapping[str, str], default: str | None) ->
     table = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
     known = {**_captions(folder / CAPTIONS_FILE), **(_captions(table) if table else {}), **given}
     listing = Listing()
+    ours = {file.parent for file in folder.rglob(DATASET_FILE)}  # their contact sheets are no data
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in VIDEO_SUFFIXES | PICTURE_SUFFIXES or not path.is_file():
+        if (
+            hidden
+            or not ours.isdisjoint(path.parents)
+            or path.suffix.lower() not in VIDEO_SUFFIXES | PICTURE_SUFFIXES
+            or not path.is_file()
+        ):
             continue
         name = path.relative_to(folder).as_posix()
         try:
