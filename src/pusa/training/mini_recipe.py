@@ -170,9 +170,10 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         return
     base = TextToVideo(heads=budget.heads, layers=budget.layers)  # anew: the one that was trained is compiled
     load_model(base, base_file)
-    dataset = write_dataset(base, full, work / "dataset", size=budget.size)
-    frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
-    train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, batch_frames=frames)
+    if not (work / "vta" / "adapter.safetensors").exists():
+        dataset = write_dataset(base, full, work / "dataset", size=budget.size)
+        frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, batch_frames=frames)
     if until == "vta":
         return
     if rank() == 0:
@@ -271,6 +272,7 @@ def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget:
             "alpha": _ALPHA,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "negative_prompt": "",
+            "encode": "repeat",
         },
         "lora": {"transformer": LORA_FILE},
         "words": {
