@@ -141,7 +141,7 @@ def _line(error: object) -> str:
 def main(ctx: click.Context) -> None:
     """Make videos from words, images and pieces of video.
 
-    Try:  pusa generate "a rabbit bounces in the snow" -o rabbit.mp4
+    Try:  pusa generate "a balloon rises in the sky" -o balloon.mp4
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -216,7 +216,7 @@ def generate(
     """Make a video from PROMPT, and from images and video at their places.
 
     \b
-    From words:        pusa generate "a rabbit bounces in the snow"
+    From words:        pusa generate "a balloon rises in the sky"
     From an image:     pusa generate "a cat spins" --image cat.png
     Start and end:     pusa generate "a cat slides to the right" --image left.png --keyframe right.png@last
     Complete a video:  pusa generate "a cat spins" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"

@@ -57,7 +57,7 @@ def _picture(name: str, position: str = "0", noise: float = 0.0) -> dict[str, An
 def clips(folder: Path) -> list[Clip]:
     """One of each kind; the last goes on from the first one's file in `folder`."""
     return [
-        Clip("text-to-video", "text to video", {"prompt": "a penguin bounces in the snow"}),
+        Clip("text-to-video", "text to video", {"prompt": "a red apple bounces on the grass"}),
         Clip(
             "image-to-video",
             "image to video",
@@ -76,7 +76,7 @@ def clips(folder: Path) -> list[Clip]:
             "extension",
             {
                 "task": "extend",
-                "prompt": "a penguin bounces in the snow",
+                "prompt": "a red apple bounces on the grass",
                 "conditions": [{"kind": "video", "file": str(folder / "text-to-video.mp4")}],
             },
         ),
@@ -85,10 +85,13 @@ def clips(folder: Path) -> list[Clip]:
 
 def more_clips() -> list[Clip]:
     return [
-        Clip("rocket", "text to video", {"prompt": "a rocket rises in space"}),
-        Clip("butterfly", "text to video", {"prompt": "a butterfly flies in a circle in autumn"}),
+        Clip("bus", "text to video", {"prompt": "a bus slides to the right in the desert"}),
+        Clip("ghost", "text to video", {"prompt": "a ghost fades away in the forest"}),
         Clip(
-            "view", "image to video", {"prompt": "a photo, the camera zooms in", "conditions": [_picture("view.jpg")]}
+            "view",
+            "image to video",
+            # What the words add to a picture they do not describe is little, and guidance makes it coarse.
+            {"prompt": "a photo, the camera zooms in", "conditions": [_picture("view.jpg")], "guidance": 1.0},
         ),
         Clip("loop", "loop", {"task": "loop", "prompt": "a fish swings under the sea", "overlap": 5}),
     ]
@@ -149,7 +152,7 @@ def _what_next(folder: Path, model: str) -> str:
 Next, for example:
   {pusa} models show {model} --words    all the words that this model knows
   {pusa} generate "an octopus spins under the sea"{other}
-  {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg{other}
+  {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg --guidance 1{other}
   {pusa} extend {folder / "image-to-video.mp4"} --prompt "a rabbit bounces at the beach"{other}
   {pusa} generate --help    keyframes, strength, sizes, other models
 """
