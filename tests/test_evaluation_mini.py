@@ -197,8 +197,8 @@ def test_the_command_measures_every_part_and_keeps_what_is_done(
     assert found == json.loads((out / "report.json").read_text())
     assert found["parts"]["vae"]["tables"]["the VAE"]["held-out clips"]["PSNR, dB"]["n"] == 2
     kept = found["parts"]["i2v"]["tables"]["image to video, held-out clips"]["with captions"]
-    assert kept["first frame against the VAE's, dB"]["value"] > 60  # a frame held at noise 0
-    assert kept["first frame, dB"]["value"] < 60
+    assert kept["first frame against the VAE's, dB"]["value"] > 45  # held at noise 0; the VAE computes in bfloat16
+    assert kept["first frame, dB"]["value"] < 45
     extended = found["parts"]["extension"]["tables"]["extension, 5 in a row"]["extended"]
     assert extended["seam"]["n"] == 2
     for name in ("t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop"):
