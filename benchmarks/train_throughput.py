@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training.adapting import make_optimizers, precision, prepare
+from pusa.training.adapting import computing, make_optimizers, precision, prepare
 from pusa.training.batches import Plan, Reader, generator_of
 from pusa.training.config import TrainConfig, load_config
 from pusa.training.dataset import DatasetWriter, LatentDataset
@@ -90,12 +90,13 @@ def by_bare_loop(config: TrainConfig, model: Any, data: LatentDataset, processes
     for step, batch in enumerate(batches):
         if step == config.report.log_every:
             seen, began = 0, time.monotonic()
-        with precision(config, processes.device):
-            x = noised(batch.latents, batch.noise, batch.sigmas)
-            velocity = model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
-        errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
-        loss = weighted_loss(errors, batch.sigmas, config.objective)
-        loss.backward()
+        x = noised(batch.latents, batch.noise, batch.sigmas)
+        with computing(config, model):
+            with precision(config, processes.device):
+                velocity = model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
+            errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
+            loss = weighted_loss(errors, batch.sigmas, config.objective)
+            loss.backward()
         processes.average([p.grad for p in parameters.values() if p.grad is not None], [float(loss.detach())])
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for optimizer in optimizers:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from training_samples import make_config, write_dataset
 
 from pusa.lora import describe_lora, load_pusa
 from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.training import adapting
 from pusa.training.adapting import factor, make_optimizers
 from pusa.training.checkpoint import checkpoints
 from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from pusa.training.dataset import LatentDataset
 from pusa.training.export import export_run
+from pusa.training.launch import Processes
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import TrainingStoppedError, train
 
@@ -210,6 +213,34 @@ def test_the_losses_do_not_depend_on_how_they_are_computed(
     torch.testing.assert_close(losses(run(**changes)), losses(plain), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_computed_again_is_computed_as_before(
+    configure: Callable[..., TrainConfig], tiny_transformer: Callable[..., Any]
+) -> None:
+    """Gradient checkpointing runs each block in the backward again: with the same attention, and without copies."""
+    model, seen = tiny_transformer(), []
+
+    def look(*_: Any) -> None:
+        layer = model.blocks[0].attn1.to_q
+        seen.append((torch.backends.cuda.flash_sdp_enabled(), layer.cast_input_dtype_enabled))
+
+    model.blocks[0].attn1.register_forward_hook(look)
+    changes = {"dtype": "bf16", "attention": "math", "gradient_checkpointing": True}
+    train(configure(steps=1, model=changes, data={"held_out_share": 0.0}), transformer=model)
+    assert seen == [(False, False)] * 2
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert model.blocks[0].attn1.to_q.cast_input_dtype_enabled  # outside of autocast it is needed
+
+
+def test_that_adapters_read_bf16_changes_no_bit(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT alone copies what an adapter reads to fp32, and autocast copies it back."""
+    changes: dict[str, Any] = {"model": {"dtype": "bf16", "gradient_checkpointing": True}}
+    without = run("without copies", **changes)
+    monkeypatch.setattr(adapting, "disable_input_dtype_casting", lambda *_, **__: nullcontext())
+    copied = run("with copies", **changes)
+    assert losses(without) == losses(copied)
+    assert are_equal(adapter(without), adapter(copied))
+
+
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +297,18 @@ def test_a_checkpoint_that_was_being_written_is_not_taken(run: Callable[..., Pat
     run("run", resume=True, steps=4, checkpoint={"every_steps": 2})
     assert losses(folder) == losses(plain)[:4]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_process_that_does_not_yet_see_the_checkpoint_goes_on_from_it(
+    run: Callable[..., Path], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a shared file system the main process may list a folder that another machine still lists as empty."""
+    folder = run("run", steps=4)
+    (folder / "adapter.safetensors").unlink()
+    monkeypatch.setattr("pusa.training.run.checkpoints", lambda _: {})
+    monkeypatch.setattr(Processes, "agree", lambda _, value: 4 if value == -1 else value)
+    run("run", steps=6, resume=True)
+    assert losses(folder) == losses(plain)
 
 
 def test_checkpoints_are_kept_by_the_rule(run: Callable[..., Path]) -> None:

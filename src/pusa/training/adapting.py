@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ContextParallelConfig
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -121,13 +122,21 @@ def _share_tokens(model: Any, processes: Processes, shapes: list[Shape]) -> None
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree, mesh=processes.context_mesh()))
 
 
-@contextmanager
-def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """How a forward pass is computed."""
+def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """For a forward pass: bf16 or fp32. The backward follows the forward, and checkpoints remember it."""
     # Every weight is used once: autocast's cache would only keep copies of them all until the end of the pass.
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bf16", cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bf16", cache_enabled=False)
+
+
+@contextmanager
+def computing(config: TrainConfig, model: nn.Module) -> Iterator[None]:
+    """For passes forward and backward, as gradient checkpointing computes forwards in the backward.
+
+    Attention as the configuration says, and what enters an adapter stays in bf16 under autocast: PEFT would copy it to
+    fp32, the adapter's dtype, only for autocast to copy it back.
+    """
     attention = sdpa_kernel(SDPBackend.MATH) if config.model.attention == "math" else nullcontext()
-    with autocast, attention:
+    with attention, disable_input_dtype_casting(model, active=config.model.dtype == "bf16"):
         yield
 
 

@@ -122,11 +122,6 @@ class Workload:
         return 2 if self.bf16 else _FP32
 
     @property
-    def casts(self) -> bool:
-        """Whether PEFT casts what enters an adapter to fp32 (and autocast back), each layer anew."""
-        return self.bf16 and self.rank is not None
-
-    @property
     def clips_per_step(self) -> int:
         return self.clips * self.passes * self.cards // self.context_parallel
 
@@ -328,8 +323,6 @@ def kept_for_backward(work: Workload) -> int:
 def working_bytes(work: Workload) -> int:
     """What the backward needs beside: with checkpointing a block's own activations, and gradients of states."""
     row = work.width * (_FP32 + work.itemsize) + work["ffn_dim"] * work.itemsize
-    if work.casts:
-        row += (work.width + work["ffn_dim"]) * _FP32
     return work.tokens * row + (saved_by_a_block(work) if work.checkpointing else 0)
 
 
@@ -340,9 +333,7 @@ def saved_by_a_block(work: Workload) -> int:
     row = 3 * _FP32 + 3 * _FP32  # what enters the norms of the stream, and those of q, k and the cross-attention's q
     row += 3 * size  # what the norms of the stream give to the matrices
     row += (4 + 2) * size  # q, k, v and result of self-attention; q and result of cross-attention
-    if work.casts:
-        row += 4 * size  # q, k and v keep a copy each of what enters them, and so do both outputs
-    elif work.bf16 and work.fused_norms:
+    if work.bf16 and work.fused_norms:
         row += 2 * size  # RMS norm gives fp32 under autocast, and attention's results follow it
     text_row = _FP32 + 2 * size  # k before its norm; k and v
     if learns_all:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pusa.training.adapting import MovingAverage, factor, make_optimizers, precision
+from pusa.training.adapting import MovingAverage, computing, factor, make_optimizers, precision
 from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
     checkpoints,
     fill_optimizers,
+    folder_name,
     optimizer_tensors,
     random_states,
     read_own,
@@ -135,7 +136,7 @@ class Run:
         step = self.processes.agree(max(found, default=-1))
         if step < 0:
             logger.info("%s has no checkpoint: the run begins", self.job.leg)
-        return None if step < 0 else found[step]
+        return None if step < 0 else self.job.leg / "checkpoints" / folder_name(step)
 
     def _loop(self, written_step: int | None) -> None:
         """Until the run is done or told to stop; ends with a checkpoint."""
@@ -181,14 +182,15 @@ class Run:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
         loss, clips = 0.0, 0
-        for _ in range(self.plan.accumulation):
-            batch = loader.next()
-            clips += batch.counted
-            part, errors = self._loss(batch)
-            # Gradients are averaged over all processes; those that share a clip each hold a part of its gradient.
-            (part * processes.context_parallel / self.plan.accumulation).backward()
-            loss += float(part.detach()) / self.plan.accumulation
-            self.bins.add(errors.detach().cpu(), batch.sigmas.cpu())
+        with computing(self.config, self.model):
+            for _ in range(self.plan.accumulation):
+                batch = loader.next()
+                clips += batch.counted
+                part, errors = self._loss(batch)
+                # Gradients are averaged over all processes; those that share a clip each hold a part of its gradient.
+                (part * processes.context_parallel / self.plan.accumulation).backward()
+                loss += float(part.detach()) / self.plan.accumulation
+                self.bins.add(errors.detach().cpu(), batch.sigmas.cpu())
         spent = self.seconds_before + time.monotonic() - began
         numbers = [loss, float(self.job.is_stopping()), spent, loader.waited_seconds - waited]
         if self.config.parallel.fsdp:  # has reduced the gradients itself
@@ -293,7 +295,7 @@ class Run:
             return
         processes, bins, total = self.processes, LossBins(self.frames), torch.zeros(2)
         batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
-        with self._judged_weights(), torch.no_grad():
+        with self._judged_weights(), torch.no_grad(), computing(self.config, self.model):
             for batch in batches:
                 _, errors = self._loss(batch.to(processes.device))
                 errors, sigmas = errors[: batch.counted].cpu(), batch.sigmas[: batch.counted]
