@@ -98,8 +98,8 @@ BUDGETS = {
         layers=8,
         vae_minutes=31,
         vae_gate_db=30,
-        base_minutes=58,
-        vta_minutes=5,
+        base_minutes=103,
+        vta_minutes=12,
         clips=4096,
         small_clips=6144,
         batch_tokens=2_880,
@@ -183,7 +183,8 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         lora = work / "model" / LORA_FILE
         if "strength" not in report:
             export_run(work / "vta", lora)
-            report.add("strength", find_strength(work, world, budget))
+            judge = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
+            report.add("strength", find_strength(work, judge, budget))
         export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
         write_card(work, work)
     _wait()
