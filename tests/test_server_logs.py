@@ -1,0 +1,134 @@
+"""Logs say what belongs together, and never what is private."""
+
+import io
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pusa.request import GenerationRequest
+from pusa.server.logs import configure_logging, log_context
+
+LOGGER = logging.getLogger("pusa.server.somewhere")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def logged(log: Any, stream: io.StringIO | None = None, **options: Any) -> str:
+    stream = stream or io.StringIO()
+    configure_logging(stream=stream, **options)
+    log()
+    return stream.getvalue()
+
+
+def test_a_line_is_json_and_names_the_request_and_the_job() -> None:
+    def log() -> None:
+        with log_context(request="req-1"), log_context(job="video_1"):
+            LOGGER.info("created in %d ms", 3, extra={"bytes": 5})
+        LOGGER.warning("outside")
+
+    first, second = map(json.loads, logged(log).splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "info",
+        "logger": "pusa.server.somewhere",
+        "message": "created in 3 ms",
+        "request_id": "req-1",
+        "job_id": "video_1",
+        "bytes": 5,
+    }
+    assert "request_id" not in second
+    assert "job_id" not in second
+
+
+def test_threads_keep_their_jobs_apart() -> None:
+    def job(name: str, barrier: threading.Barrier) -> None:
+        with log_context(job=name):
+            barrier.wait(5)
+            LOGGER.info("mine is %s", name)
+
+    def log() -> None:
+        barrier = threading.Barrier(2)
+        threads = [threading.Thread(target=job, args=(name, barrier)) for name in ("video_1", "video_2")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    lines = [json.loads(line) for line in logged(log).splitlines()]
+    assert sorted(line["job_id"] for line in lines) == ["video_1", "video_2"]
+    assert all(line["message"] == f"mine is {line['job_id']}" for line in lines)
+
+
+def test_a_terminal_gets_a_short_line_and_a_pipe_gets_json() -> None:
+    def log() -> None:
+        LOGGER.info("hello", extra={"job_id": "video_1"})
+
+    assert logged(log, Terminal()).endswith("INFO somewhere: hello (job video_1)\n")
+    assert logged(log, Terminal(), format="json").startswith("{")
+    assert logged(log).startswith("{")
+
+
+@pytest.mark.parametrize("format", ["json", "plain"])
+def test_no_prompt_and_no_key_is_written(format: Any) -> None:
+    refused = ["SECRET"]
+    statement = "[SQL: INSERT INTO jobs VALUES (?)]\n[parameters: ('SECRET [fox]',)]\n(Background: ...)"
+
+    def log() -> None:
+        LOGGER.info("asked", extra={"prompt": "SECRET fox", "api_key": "SECRET"})
+        LOGGER.info("header Authorization: Bearer SECRET-1.x and /v1/videos?key=SECRET&limit=2")
+        LOGGER.info("database postgresql+psycopg://pusa:SECRET@db/pusa", extra={"url": "postgresql://pusa:SECRET@db"})
+        try:
+            GenerationRequest(prompt="a fox", negative_prompt=refused)  # type: ignore[arg-type]
+        except ValidationError:
+            LOGGER.exception("refused")
+        try:
+            raise RuntimeError(statement)
+        except RuntimeError:
+            LOGGER.exception("not stored")
+        logging.getLogger("sqlalchemy.engine.Engine").info("[generated in 1s] ('SECRET',)")
+
+    text = logged(log, format=format, level="debug")
+    assert "SECRET" not in text
+    assert "limit=2" in text
+    assert "ValidationError" in text
+    assert "(Background" in text
+
+
+def test_what_a_client_sends_cannot_look_like_another_line() -> None:
+    def log() -> None:
+        with log_context(request="a\n12:00:00 INFO fake: hello"):
+            LOGGER.info("upload %s", "x.png\x1b[2J\r\n12:00:00 ERROR fake: hello")
+
+    for format in ("json", "plain"):
+        text = logged(log, format=format)
+        assert text.count("\n") == 1
+        assert "\x1b" not in text
+
+
+def test_an_unknown_level_is_told() -> None:
+    with pytest.raises(ValueError) as refused:
+        configure_logging(level="loud")
+    assert str(refused.value) == "log level 'loud' is unknown: use debug, info, warning or error"
+
+
+def test_uvicorn_says_it_in_the_same_way() -> None:
+    def log() -> None:
+        logging.getLogger("uvicorn.error").info("Started")
+
+    assert json.loads(logged(log))["logger"] == "uvicorn.error"
