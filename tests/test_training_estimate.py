@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from pusa import zoo
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training.adapting import computing, make_optimizers, precision, prepare
+from pusa.training.adapting import kernels, make_optimizers, precision, prepare
 from pusa.training.config import TrainConfig, config_from, load_config
 from pusa.training.counting import Workload, flops, kept_for_backward, memory
 from pusa.training.estimate import GPUS, Base, base_of, estimate, memory_of, paper_run, remedies, workloads
@@ -122,7 +122,7 @@ class Step:
 def test_a_step_has_the_operations_that_pytorch_counts(kind: str, checkpointing: bool) -> None:
     config = config_of(kind, checkpointing=checkpointing, attention="math")
     step = Step(config)
-    with computing(config, step.model), FlopCounterMode(display=False) as counter:
+    with kernels(config, step.model), FlopCounterMode(display=False) as counter:
         loss = step.loss()
         forward = counter.get_total_flops()
         loss.backward()
@@ -179,7 +179,7 @@ def test_memory_is_what_is_alive_in_a_real_step(kind: str, checkpointing: bool, 
     config = config_of(kind, checkpointing=checkpointing, dtype=dtype)
     step, work = Step(config), work_of(config)
     live = LiveBytes([*step.model.parameters(), *step.model.buffers()])
-    with computing(config, step.model), live:
+    with kernels(config, step.model), live:
         loss = step.loss()
         kept = live.now
         live.peak = 0
@@ -203,7 +203,7 @@ def test_memory_is_what_is_alive_in_a_real_step(kind: str, checkpointing: bool, 
 def test_the_memory_of_plain_attention_grows_with_the_square_of_the_tokens() -> None:
     config = config_of("lora", checkpointing=False, attention="math")
     step, work = Step(config), work_of(config)
-    with computing(config, step.model), LiveBytes([*step.model.parameters(), *step.model.buffers()]) as live:
+    with kernels(config, step.model), LiveBytes([*step.model.parameters(), *step.model.buffers()]) as live:
         loss = step.loss()
     assert kept_for_backward(work) == pytest.approx(live.now, rel=WITHIN)
     assert kept_for_backward(work) > 1.5 * kept_for_backward(work_of(config_of("lora", checkpointing=False)))

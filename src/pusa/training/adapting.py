@@ -129,7 +129,7 @@ def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def computing(config: TrainConfig, model: nn.Module) -> Iterator[None]:
+def kernels(config: TrainConfig, model: nn.Module) -> Iterator[None]:
     """For passes forward and backward, as gradient checkpointing computes forwards in the backward.
 
     Attention as the configuration says, and what enters an adapter stays in bf16 under autocast: PEFT would copy it to

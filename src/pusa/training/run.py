@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pusa.training.adapting import MovingAverage, computing, factor, make_optimizers, precision
+from pusa.training.adapting import MovingAverage, factor, kernels, make_optimizers, precision
 from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
@@ -182,7 +182,7 @@ class Run:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
         loss, clips = 0.0, 0
-        with computing(self.config, self.model):
+        with kernels(self.config, self.model):
             for _ in range(self.plan.accumulation):
                 batch = loader.next()
                 clips += batch.counted
@@ -295,7 +295,7 @@ class Run:
             return
         processes, bins, total = self.processes, LossBins(self.frames), torch.zeros(2)
         batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
-        with self._judged_weights(), torch.no_grad(), computing(self.config, self.model):
+        with self._judged_weights(), torch.no_grad(), kernels(self.config, self.model):
             for batch in batches:
                 _, errors = self._loss(batch.to(processes.device))
                 errors, sigmas = errors[: batch.counted].cpu(), batch.sigmas[: batch.counted]

@@ -24,7 +24,7 @@ from pusa.lora_adapters import lora_layers
 from pusa.models.vae import decode_chunks
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training.adapting import ADAPTER, precision
+from pusa.training.adapting import ADAPTER, kernels, precision
 from pusa.training.checkpoint import random_states, restore_random_states
 from pusa.training.config import TrainConfig
 from pusa.training.export import result_path
@@ -308,11 +308,16 @@ class Validator:
             prompt_embeds=self._embeds.to(device),
             negative_prompt_embeds=None if self._negative is None else self._negative.to(device),
             settings=settings,
-            computing=partial(precision, self.config, device),
+            computing=partial(self._computing, model, device),
             writes=not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0,
         )
         if written:
             logger.info("step %d  %d videos, at a glance in %s", step, len(written) - 1, written[-1])
+
+    @contextmanager
+    def _computing(self, model: Any, device: torch.device) -> Iterator[None]:
+        with kernels(self.config, model), precision(self.config, device):
+            yield
 
     def _loaded(self, model: Any, device: torch.device) -> Any:
         if self._pipe is None:
