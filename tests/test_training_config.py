@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pusa import zoo
 from pusa.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -42,6 +43,17 @@ def test_the_14b_configuration_is_the_paper_s() -> None:
 
 def test_the_a14b_configuration_trains_two_experts_that_share_the_noise_levels() -> None:
     assert load_config("wan2.2-a14b-vta").model.experts == {"transformer": (0.875, 1.0), "transformer_2": (0.0, 0.875)}
+
+
+@pytest.mark.parametrize("name", ready_configs())
+def test_the_clips_of_a_ready_configuration_are_as_large_as_its_model_makes_them(name: str) -> None:
+    config = load_config(name)
+    if config.model.source not in zoo.ZOO:
+        pytest.skip(f"the weights of {config.model.source} are not here")
+    made = zoo.defaults_of(config.model.source)
+    assert (config.data.width, config.data.height) == (made.width, made.height)
+    assert config.data.num_frames == made.num_frames
+    assert config.objective.shift == made.shift
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
