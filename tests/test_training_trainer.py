@@ -175,6 +175,25 @@ def test_a_model_by_name_is_frozen_in_bf16_and_adapted_in_fp32(configure: Callab
     )
 
 
+@pytest.mark.parametrize("limit", [0.01, None])
+def test_gradients_are_no_longer_than_the_limit(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: float | None
+) -> None:
+    lengths: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def look(optimizer: torch.optim.Optimizer, *words: Any) -> Any:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        lengths.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        return step(optimizer, *words)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", look)
+    folder = run(steps=2, optimizer={"max_gradient_norm": limit})
+    told = [entry["gradient_norm"] for entry in read_metrics(folder) if "loss" in entry]
+    assert min(told) > 0.015  # is that of the whole gradient
+    assert lengths == pytest.approx(told if limit is None else [limit] * 2, rel=1e-4)
+
+
 def test_muon_takes_the_matrices_and_adamw_the_rest(
     run: Callable[..., Path], tiny_transformer: Callable[..., WanTransformer3DModel]
 ) -> None:
