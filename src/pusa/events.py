@@ -5,21 +5,25 @@ import threading
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pusa.words import UnknownWord
+
+if TYPE_CHECKING:
+    from pusa.request import ResolvedRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationEvent:
     """One thing that happened.
 
-    A ``stage`` begins ("load", "denoise", "decode"); a ``step`` of it is done, the `step`-th of `steps`; a ``note``
-    tells a person what was decided, or which `unknown_words` the prompt has; a ``preview`` shows the video so far as
-    `image` (PIL); ``done`` comes once for each file that was written, at `path`.
+    The `request` is ``resolved``: nothing is left open in it; a ``stage`` begins ("load", "denoise", "decode"); a
+    ``step`` of it is done, the `step`-th of `steps`; a ``checkpoint`` at `path` has what `step` steps have made; a
+    ``note`` tells a person what was decided, or which `unknown_words` the prompt has; a ``preview`` shows the video so
+    far as `image` (PIL); ``done`` comes once for each file that was written, at `path`.
     """
 
-    kind: Literal["stage", "step", "note", "preview", "done"]
+    kind: Literal["resolved", "stage", "step", "checkpoint", "note", "preview", "done"]
     stage: str = ""
     step: int = 0
     steps: int = 0
@@ -27,6 +31,7 @@ class GenerationEvent:
     path: Path | None = None
     message: str | None = None
     unknown_words: tuple[UnknownWord, ...] = ()
+    request: "ResolvedRequest | None" = None
     image: Any = None
 
     def as_json(self) -> dict[str, Any]:
@@ -36,6 +41,8 @@ class GenerationEvent:
         values = {name: value for name, value in values.items() if value not in unset}
         if self.path:
             values["path"] = str(self.path)
+        if self.request:
+            values["request"] = self.request.model_dump(mode="json")
         if self.unknown_words:
             values["unknown_words"] = [asdict(word) for word in self.unknown_words]
         return values

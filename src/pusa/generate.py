@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import inputs, media, resources, words, zoo
+from pusa.checkpoints import Checkpoint
 from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
@@ -37,6 +38,8 @@ def generate(
     pipeline: PusaPipeline | None = None,
     carried: Mapping[str, bytes] | None = None,
     preview_every: int = 0,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 4,
 ) -> Events:
     """Make the video of a request.
 
@@ -47,6 +50,10 @@ def generate(
         pipeline: a loaded one; None loads the request's model and keeps it for the next request.
         carried: contents by sha256, for conditions whose files may be gone (see `stored`).
         preview_every: a ``preview`` event after every so many steps (0: none).
+        checkpoint: a file that has, while the video is being made, what was denoised so far (`pusa.checkpoints`). If it
+            is there already and of the same request, the run goes on from it and its video is the same to the byte.
+            A request without a seed is another one each time: give the ``resolved`` one of the first run.
+        checkpoint_every: steps between two writes of it.
 
     Yields:
         `GenerationEvent`; the last is ``done`` with the path, unless `stop` ended the run. Closing the generator ends
@@ -78,6 +85,12 @@ def generate(
         }
         writer = _writer(output, resolved, metadata)  # what cannot be written or read is told before any work
         inputs.check(given)
+        report(GenerationEvent(kind="resolved", request=resolved))
+        kept = None
+        if checkpoint is not None:
+            kept = Checkpoint(checkpoint, resolved, every=checkpoint_every)
+            if told := kept.read():
+                report(GenerationEvent(kind="note", message=told))
         report(GenerationEvent(kind="stage", stage="load"))
         pipe = _prepared(pipeline or _loaded(asked.model, tuple(asked.lora)), resolved)
         if asked.alpha and not _has_pusa(pipe):
@@ -89,8 +102,11 @@ def generate(
             report_or_stop,
             max_sequence_length=defaults.max_sequence_length,
             preview_every=preview_every,
+            checkpoint=kept,
         )
         _write(writer, tasks.film(), pipe, metadata, report_or_stop, stop)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pusa import long_video, media, zoo
+from pusa.checkpoints import Checkpoint
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import GenerationEvent, Report
 from pusa.inputs import Input
@@ -53,13 +54,17 @@ class Tasks:
         *,
         max_sequence_length: int,
         preview_every: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
         self.max_sequence_length, self.preview_every = max_sequence_length, preview_every
         self.generator = torch.Generator().manual_seed(request.seed)
+        self.checkpoint = checkpoint
+        if checkpoint is not None and checkpoint.generator_state is not None:
+            self.generator.set_state(checkpoint.generator_state)
         self.window, self.overlap = latent_frames(request.window), latent_frames(request.overlap)
-        self.steps_done = self.steps_in_all = 0
-        self.began = 0.0
+        self.windows_begun = self.steps_done = self.steps_taken_over = self.steps_in_all = 0
+        self.began: float | None = None
 
     def film(self) -> Film:
         """Raises ValueError where inputs, places or lengths do not fit."""
@@ -191,8 +196,17 @@ class Tasks:
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
         """The latents of one window, ``[1, C, length, h, w]``."""
-        request, embeddings = self.request, self._embeddings
-        if self.steps_done == 0:
+        request = self.request
+        reached, steps_reached = None, 0
+        if self.checkpoint is not None:
+            reached, steps_reached = self.checkpoint.reached(self.windows_begun)
+        self.windows_begun += 1
+        self.steps_done += steps_reached
+        self.steps_taken_over += steps_reached
+        if reached is not None and steps_reached == request.steps:
+            return reached.to(self.pipe._execution_device)
+        embeddings = self._embeddings
+        if self.began is None:
             self.report(GenerationEvent(kind="stage", stage="denoise"))
             self.began = time.monotonic()
         return self.pipe(
@@ -205,15 +219,22 @@ class Tasks:
             guidance_scale=request.guidance,
             guidance_scale_2=None if self.pipe.config.boundary_ratio is None else request.guidance_2,
             generator=self.generator,
+            latents=reached,
+            start_step=steps_reached,
             output_type="latent",
             callback_on_step_end=self._after_step,
-            callback_on_step_end_tensor_inputs=["denoised"],
+            callback_on_step_end_tensor_inputs=["latents", "denoised"],
             fps=request.fps,
         ).frames
 
-    def _after_step(self, pipe: PusaPipeline, _: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def _after_step(self, pipe: PusaPipeline, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        assert self.began is not None
         self.steps_done += 1
-        per_step_seconds = (time.monotonic() - self.began) / self.steps_done
+        if self.checkpoint is not None and self.checkpoint.keep(
+            self.windows_begun - 1, tensors["latents"], step + 1, self.generator
+        ):
+            self.report(GenerationEvent(kind="checkpoint", step=self.steps_done, path=self.checkpoint.path))
+        per_step_seconds = (time.monotonic() - self.began) / (self.steps_done - self.steps_taken_over)
         self.report(
             GenerationEvent(
                 kind="step",
