@@ -128,6 +128,8 @@ def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> 
             return f"{given} is not a whole number"
         case "float_type" | "float_parsing" | "finite_number":
             return f"{given} is not a number"
+        case "bool_type" | "bool_parsing":
+            return f"{given} is neither true nor false"
         case "string_type":
             return f"{given} is not text"
         case "list_type":

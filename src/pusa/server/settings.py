@@ -1,0 +1,325 @@
+"""All options of the server in one checked value: from a TOML file, the environment (PUSA_...) and the command line.
+
+The command line wins over the environment, that over the file, that over the defaults. A field ``queue_limit`` is
+``queue_limit = 50`` in the file, ``PUSA_QUEUE_LIMIT=50`` in the environment, ``--queue-limit 50`` on the command line.
+"""
+
+import difflib
+import ipaddress
+import json
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Strict, ValidationError, model_validator
+
+from pusa.knobs import Knob, StrictModel, explain, knob, knobs, shown
+
+__all__ = ["ServerSettings", "load_settings", "parse_option"]
+
+PREFIX = "PUSA_"
+CONFIG_VARIABLE = "PUSA_CONFIG"
+MIN_KEY_LENGTH = 16
+
+_MIB, _GIB = 2**20, 2**30
+_NOT_OURS = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # the client's and the caches' own
+_YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+logger = logging.getLogger(__name__)
+
+Several = Annotated[
+    tuple[str, ...], Strict(False), BeforeValidator(lambda v: [v] if isinstance(v, str) and v else v or [])
+]
+
+
+class ServerSettings(StrictModel):
+    """How a server, or a worker beside it, is set up."""
+
+    # Where it listens and whom it lets in
+    host: str = knob("127.0.0.1", "Address to listen on; one that others can reach needs an API key.", min_length=1)
+    port: int = knob(7860, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    api_keys: Several = knob(
+        (), "Keys that clients must show one of.", unset="none: whoever reaches the port", repr=False
+    )
+    api_keys_file: str | None = knob(None, "A file with one key a line; # begins a comment.", unset="none")
+    insecure: bool = knob(
+        False, "Listen where others can reach it without a key: only behind something that asks for one."
+    )
+    allowed_hosts: Several = knob(
+        (), "Names that clients may call the server by, such as videos.example.org.", unset="localhost and addresses"
+    )
+    allowed_origins: Several = knob(
+        (), "Other web pages that may use the API from a browser, such as https://example.org.", unset="none"
+    )
+    root_path: str = knob(
+        "", "Path under which a reverse proxy shows the server, such as /pusa.", pattern=r"^(/[\w.~-]+)*$"
+    )
+    trusted_proxies: Several = knob(
+        (), "Addresses of reverse proxies whose X-Forwarded headers are believed.", unset="none"
+    )
+    studio: bool = knob(True, "Show the studio at /, where gradio is installed.")
+    docs: bool = knob(True, "Show the API's documentation at /docs.")
+    metrics: bool = knob(True, "Show figures for Prometheus at /metrics.")
+
+    # What it keeps, and where
+    data: str | None = knob(
+        None, "Folder for jobs and files, on a local disk.", unset="~/.local/share/pusa", min_length=1
+    )
+    database: str | None = knob(
+        None,
+        "The queue: sqlite:///FILE on a local disk, or postgresql://USER:PASSWORD@HOST/NAME for several machines.",
+        unset="jobs.sqlite in the data folder",
+        min_length=1,
+        repr=False,
+    )
+    files: str | None = knob(
+        None,
+        "Inputs and results: a folder, or a URL for fsspec such as s3://bucket/folder.",
+        unset="files in the data folder",
+        min_length=1,
+        repr=False,
+    )
+    keep_hours: float | None = knob(
+        168.0, "How long results are kept; 0 keeps them for ever.", unit="hours", ge=0, le=87_600
+    )
+    housekeeping_seconds: float = knob(
+        600.0, "Time between two looks for expired results and orphaned files.", unit="seconds", ge=1, le=86_400
+    )
+    orphan_seconds: float = knob(
+        3600.0, "How old a file that belongs to no job must be to be removed.", unit="seconds", ge=60, le=604_800
+    )
+    min_free_bytes: int = knob(_GIB, "Disk space below which new jobs are refused.", unit="bytes", ge=0, le=2**50)
+
+    # What it makes videos with
+    model: str = knob(
+        "mini", "The model: a name from `pusa models`, a Hugging Face repository or a folder.", min_length=1
+    )
+    lora: Several = knob((), "LoRA files to load instead of the model's own.", unset="the model's own")
+    workers: int = knob(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
+    executor: Literal["local", "ray"] = knob(
+        "local", "What runs the model: a process of its own on this machine, or an actor of a Ray cluster."
+    )
+    ray_address: str | None = knob(
+        None, "Address of the Ray cluster.", unset="the one that Ray finds, or a new local one"
+    )
+    ray_gpus: float = knob(1.0, "GPUs that each of Ray's actors takes; 0 for a CPU.", ge=0, le=64)
+    lease_seconds: float = knob(
+        60.0,
+        "How long a worker may be silent before its job is given to another. Clocks of several machines must agree "
+        "much better than this.",
+        unit="seconds",
+        ge=0.2,
+        le=3600,
+    )
+    poll_seconds: float = knob(0.5, "Time between two looks for new jobs.", unit="seconds", ge=0.01, le=60)
+    max_failures: int = knob(
+        3, "Attempts in a row that get no further than the last checkpoint before a job fails.", ge=1, le=100
+    )
+    checkpoint_steps: int = knob(
+        5, "Denoising steps between two checkpoints, from which a job goes on after a crash.", ge=1, le=200
+    )
+    checkpoint_seconds: float = knob(
+        10.0, "Least time between two checkpoints, so that quick steps are not held up.", unit="seconds", ge=0, le=3600
+    )
+    preview_seconds: float = knob(
+        2.0, "Least time between two previews of a running job; 0 makes none.", unit="seconds", ge=0, le=3600
+    )
+    cancel_seconds: float = knob(
+        10.0, "How long a cancelled job may take to stop before its process is killed.", unit="seconds", ge=0.1, le=600
+    )
+    load_seconds: float = knob(
+        3600.0,
+        "How long loading the model may take before its process is started anew.",
+        unit="seconds",
+        ge=1,
+        le=86_400,
+    )
+    job_seconds: float = knob(86_400.0, "How long one attempt at a job may take.", unit="seconds", ge=1, le=2_592_000)
+    shutdown_seconds: float = knob(
+        10.0,
+        "How long requests that are being answered may take when the server is asked to stop; jobs go on later.",
+        unit="seconds",
+        ge=0,
+        le=3600,
+    )
+
+    # What it accepts
+    queue_limit: int = knob(100, "Jobs that may wait or run at once; more are answered with 429.", ge=1, le=1_000_000)
+    key_queue_limit: int = knob(20, "The same for each API key.", ge=1, le=1_000_000)
+    retry_window_seconds: float = knob(
+        600.0,
+        "How long a request that a client sends again after a lost answer is known to be the same.",
+        unit="seconds",
+        ge=0,
+        le=86_400,
+    )
+    max_body_bytes: int = knob(128 * _MIB, "Of a request, with its uploads.", unit="bytes", ge=1024, le=2**40)
+    max_uploads: int = knob(16, "Files in a request.", ge=1, le=64)
+    max_upload_pixels: int = knob(
+        36_000_000, "Of an uploaded image or a frame of a video.", unit="pixels", ge=256, le=2**30
+    )
+    max_upload_seconds: float = knob(120.0, "Length of an uploaded video.", unit="seconds", ge=0.1, le=86_400)
+    max_upload_frames: int = knob(4801, "Frames of an uploaded video.", ge=1, le=1_000_000)
+    probe_seconds: float = knob(10.0, "Time to look at the uploads of a request.", unit="seconds", ge=0.5, le=600)
+    probe_memory_bytes: int = knob(_GIB, "Memory to look at an upload.", unit="bytes", ge=64 * _MIB, le=2**40)
+    max_video_pixels: int = knob(
+        2048 * 2048, "Width times height of a video to make.", unit="pixels", ge=256, le=2048 * 2048
+    )
+    max_video_frames: int = knob(4801, "Frames of a video to make.", ge=1, le=4801)
+    max_steps: int = knob(200, "Denoising steps of a video to make.", ge=1, le=200)
+    image_url_hosts: Several = knob(
+        (), "Hosts that images may be fetched from by https; data: URLs are always taken.", unset="none"
+    )
+
+    # What it says
+    log_level: Literal["debug", "info", "warning", "error"] = knob("info", "What is logged.")
+    log_format: Literal["text", "json"] = knob("text", "Lines for people, or JSON for programs.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ServerSettings":
+        short = [len(key) for key in self.api_keys if len(key) < MIN_KEY_LENGTH]
+        if short:  # the key itself stays out of messages
+            raise ValueError(
+                f"an API key has {short[0]} characters and needs {MIN_KEY_LENGTH}: "
+                "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
+            )
+        if not (self.api_keys or self.insecure or self.is_loopback):
+            raise ValueError(
+                f"host={self.host} can be reached by others and there is no API key: set PUSA_API_KEYS or "
+                "api_keys_file, or say insecure if something in front of it lets in whom it may"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def data_folder(self) -> Path:
+        """Where jobs and files are kept unless `database` and `files` say otherwise."""
+        if self.data is not None:
+            return Path(self.data).expanduser().absolute()
+        return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "pusa"
+
+    @property
+    def database_url(self) -> str:
+        """For `JobQueue`."""
+        return self.database or f"sqlite:///{self.data_folder / 'jobs.sqlite'}"
+
+    @property
+    def files_url(self) -> str:
+        """For `FileStore`."""
+        return self.files or str(self.data_folder / "files")
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Of this machine's own, for uploads that are coming in and videos that are being made."""
+        return self.data_folder / "scratch"
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """How long results are kept; None for ever."""
+        return self.keep_hours * 3600 if self.keep_hours else None
+
+
+def load_settings(
+    file: str | Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ServerSettings:
+    """The settings that hold.
+
+    Args:
+        file: TOML; the one that PUSA_CONFIG names without it.
+        environ: of the process without it.
+        options: of the command line, typed or as text; what is None or an empty tuple was not given.
+
+    Raises:
+        FileNotFoundError: the file, or the one with keys, is not there.
+        ValueError: every problem is named.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or environ.get(CONFIG_VARIABLE) or None
+    values = _read_toml(Path(file)) if file else {}
+    values |= _from_environment(environ)
+    for name, value in (options or {}).items():
+        if value is not None and value != ():
+            values[name] = parse_option(name, value) if isinstance(value, str) else value
+    keys_file = values.get("api_keys_file")
+    if isinstance(keys_file, str):
+        keys = values.get("api_keys") or ()
+        values["api_keys"] = [*([keys] if isinstance(keys, str) else keys), *_read_keys(Path(keys_file).expanduser())]
+    try:
+        return ServerSettings.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error
+
+
+def parse_option(name: str, text: str) -> Any:
+    """The value that a field has for a text of the environment or the command line; lists are divided by commas.
+
+    A text that does not fit stays as it is, for the check of all settings to refuse it.
+    """
+    known = _fields().get(name)
+    text = text.strip()
+    match known.type if known else "string":
+        case "list":
+            return [part.strip() for part in text.split(",") if part.strip()]
+        case "boolean":
+            return True if text.lower() in _YES else False if text.lower() in _NO else text
+        case "integer" | "number":
+            try:
+                number = json.loads(text)
+            except ValueError:
+                return text
+            return number if type(number) in (int, float) else text
+        case _:
+            return text
+
+
+@cache
+def _fields() -> dict[str, Knob]:
+    return {k.name: k for k in knobs(ServerSettings)}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable, text in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or not text:
+            continue
+        if name in _fields():
+            values[name] = parse_option(name, text)
+        elif variable not in _NOT_OURS and (close := difflib.get_close_matches(name, _fields(), n=1)):
+            logger.warning("%s is unknown: did you mean %s%s?", variable, PREFIX, close[0].upper())
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no configuration {str(path)!r}: check the name, or leave it out")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def _read_keys(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"api_keys_file={shown(str(path))} is not there: check its name and who may read it")
+    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    keys = [line for line in lines if line]
+    if not keys:
+        raise ValueError(f"api_keys_file={shown(str(path))} holds no key: write one a line")
+    return keys
