@@ -92,7 +92,7 @@ def generate(
             if told := kept.read():
                 report(GenerationEvent(kind="note", message=told))
         report(GenerationEvent(kind="stage", stage="load"))
-        pipe = _prepared(pipeline or _loaded(asked.model, tuple(asked.lora)), resolved)
+        pipe = _prepared(pipeline or loaded(asked.model, tuple(asked.lora)), resolved)
         if asked.alpha and not _has_pusa(pipe):
             report(GenerationEvent(kind="note", message=f"alpha {asked.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
@@ -197,8 +197,8 @@ def _with_a_model_that_is_here(request: GenerationRequest, report: Report) -> Ge
     return request.model_copy(update={"model": "tiny"})
 
 
-def _loaded(model: str, loras: tuple[str, ...]) -> PusaPipeline:
-    """The pipeline on its device, with its adapters."""
+def loaded(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:
+    """The pipeline on its device, with its adapters; kept for the next request until another one is asked for."""
     key = model, loras
     if key not in _resident:
         _resident.clear()

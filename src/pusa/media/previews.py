@@ -59,6 +59,31 @@ def contact_sheet(
     return sheet
 
 
+def sprite_sheet(
+    video: Source | np.ndarray,
+    *,
+    frames: int = 25,
+    columns: int = 5,
+    max_width: int = 1280,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Image.Image:
+    """At most `frames` frames, evenly spread, edge to edge in `columns` columns: for a player's seek bar; RGB.
+
+    video: as for `thumbnail`. The sheet is at most `max_width` pixels wide. Raises as `read_video` does.
+    """
+    if frames < 1 or columns < 1 or max_width < columns:
+        raise ValueError(f"frames={frames}, columns={columns}, max_width={max_width} make no sheet; use larger numbers")
+    cells = [frame for frame, _ in _spread(video, frames, max_width // columns, 16.0, limits)]
+    scale = min(Fraction(max_width // columns, cells[0].width), Fraction(1))
+    width, height = (max(1, round(side * scale)) for side in cells[0].size)
+    columns = min(columns, len(cells))
+    sheet = Image.new("RGB", (columns * width, ceil(len(cells) / columns) * height))
+    for index, frame in enumerate(cells):
+        cell = frame.resize((width, height), Image.Resampling.LANCZOS)
+        sheet.paste(cell, (index % columns * width, index // columns * height))
+    return sheet
+
+
 def _spread(
     video: Source | np.ndarray, count: int, size: int, fps: float, limits: MediaLimits
 ) -> list[tuple[Image.Image, float]]:

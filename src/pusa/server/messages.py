@@ -1,0 +1,131 @@
+"""What a worker and the process that holds the model say to each other. Plain and picklable; importing it loads no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One attempt at one job.
+
+    `request` is a GenerationRequest as JSON whose conditions name keys of the FileStore; `inputs` are local files by
+    key. All that is written goes to `folder`, which may hold the checkpoint of an earlier attempt.
+    """
+
+    job_id: str
+    attempt: int
+    request: dict[str, Any]
+    folder: Path
+    inputs: dict[str, Path] = field(default_factory=dict)
+    checkpoint_every: int = 4  # steps
+    preview_every: int = 0  # steps; 0: none
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT_FILE
+
+
+@dataclass(frozen=True)
+class CancelTask:
+    """The task is to end between two steps."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A stage of becoming ready; `percent` (0..100) of it, None where that cannot be known."""
+
+    stage: str
+    percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is in memory."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """It is not, and will not be."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Of a task: "load", "denoise", "decode" or "finish"."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """The `step`-th of `steps` is done, over all windows of the video."""
+
+    step: int
+    steps: int
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """For the person who asked: what was rounded or left aside."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The request with nothing left open, as JSON; its files are keys again."""
+
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The video so far as one WebP picture."""
+
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole file with what `step` steps (or more, by the time it is read) have made."""
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last message of a task that succeeded: files by kind, and what they took (seconds, and peak_memory_mb)."""
+
+    files: dict[str, Path]
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Error:
+    """The last message of one that failed.
+
+    `code` is for programs (``invalid_request``, ``out_of_memory``, ``disk_full``, ``worker_lost``, ``stalled``,
+    ``internal_error``); `retry` says whether another attempt may succeed; `latents` is a file for ``pusa decode``.
+    """
+
+    code: str
+    message: str
+    retry: bool
+    latents: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The last message of one that was to end."""
+
+
+Message = Stage | Step | Note | Resolved | Preview | Checkpoint | Done | Error | Cancelled
+LAST = (Done, Error, Cancelled)
