@@ -182,8 +182,8 @@ class Housekeeping:
             else:
                 if swept != Swept(0, 0, 0, 0):
                     logger.info(
-                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch entries removed, %d jobs taken "
-                        "back from workers that are gone",
+                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch entries removed, "
+                        "%d jobs taken back from workers that are gone",
                         swept.expired,
                         swept.orphans,
                         swept.scratch,

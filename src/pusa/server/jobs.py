@@ -34,112 +34,11 @@ __all__ = [
     "new_id",
 ]
 
-Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
-ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
-
 MAX_FAILURES = 3
 RECENT = 20  # the finished jobs that say how long the next one takes
 
 _table, _worker_table = database.jobs, database.workers
 _c = _table.c
-_TUPLES = ("inputs", "notes")  # lists as JSON
-
-
-def new_id() -> str:
-    """A job's name: ``video_`` and 32 hexadecimal digits, drawn at random."""
-    return f"video_{uuid.uuid4().hex}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewJob:
-    """A job as it is submitted.
-
-    `request` is ``GenerationRequest.model_dump(mode="json")`` with keys of the FileStore as its files; `inputs` are
-    these keys. `owner` is empty or the sha256 of an API key; `model`, `prompt`, `seconds` and `size` are what clients
-    are shown. A higher `priority` comes first. `parent` is the job that this one remixes, extends or edits.
-    """
-
-    id: str = field(default_factory=new_id)
-    owner: str = ""
-    request: dict[str, Any]
-    model: str
-    prompt: str
-    seconds: str
-    size: str
-    inputs: tuple[str, ...] = ()
-    priority: int = 0
-    parent: str | None = None
-    idempotency_key: str | None = None
-    fingerprint: str | None = None
-    source: str = "api"
-    traceparent: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job(NewJob):
-    """A row of the table: times are unix seconds, `progress` is 0..100 over all stages.
-
-    `seq` is the order of arrival, `attempt` the fencing number, `failures` the attempts in a row that made no
-    progress. `checkpoint` is a key of the FileStore with `checkpoint_step` steps done; `results` are keys by kind
-    (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known.
-    """
-
-    seq: int
-    status: Status
-    created_at: float
-    started_at: float | None = None
-    completed_at: float | None = None
-    expires_at: float | None = None
-    attempt: int = 0
-    failures: int = 0
-    lease_owner: str | None = None
-    lease_until: float | None = None
-    cancel_requested: bool = False
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    progress: float = 0.0
-    seconds_left: float | None = None
-    checkpoint: str | None = None
-    checkpoint_step: int = 0
-    resolved: dict[str, Any] | None = None
-    results: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
-    error_code: str | None = None
-    error_message: str | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.status in ENDED
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerRecord:
-    """What a worker last said of itself, and when (unix seconds)."""
-
-    name: str
-    seen_at: float
-    state: dict[str, Any]
-
-
-class QueueFull(Exception):  # noqa: N818 (a state that passes, not a mistake)
-    """As many jobs wait or run as are allowed, in all (scope "total") or of this owner ("key")."""
-
-    def __init__(self, limit: int, retry_after_seconds: float, scope: Literal["total", "key"]) -> None:
-        self.limit, self.retry_after_seconds, self.scope = limit, retry_after_seconds, scope
-        whose = "your key has" if scope == "key" else "the queue has"
-        super().__init__(
-            f"{whose} {limit} unfinished job{'s' if limit != 1 else ''}, which is the limit: wait for one to end "
-            f"(about {retry_after_seconds:.0f} s) or cancel one"
-        )
-
-
-class LeaseLost(Exception):  # noqa: N818 (ends an attempt; nothing is wrong with it)
-    """The attempt is no longer this worker's: it was late, or the job was deleted. Its result must be dropped."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(f"attempt {job.attempt} of {job.id} is no longer {job.lease_owner}'s: drop its result")
 
 
 class JobQueue:
@@ -227,7 +126,7 @@ class JobQueue:
                 .returning(_table)
             ).one()
         self._note_change()
-        return _job(row), True
+        return job_of(row), True
 
     @repeated
     def get(self, id: str, owner: str | None = None) -> Job | None:
@@ -248,16 +147,16 @@ class JobQueue:
 
         Raises KeyError for an `after` that is not there.
         """
-        chosen = sa.select(_table).where(*_of(owner))
+        chosen = sa.select(_table).where(*owned_by(owner))
         chosen = chosen.order_by(_c.seq.asc() if order == "asc" else _c.seq.desc()).limit(limit + 1)
         with self._engine.connect() as connection:
             if after is not None:
-                last = connection.execute(sa.select(_c.seq).where(_c.id == after, *_of(owner))).scalar()
+                last = connection.execute(sa.select(_c.seq).where(_c.id == after, *owned_by(owner))).scalar()
                 if last is None:
                     raise KeyError(after)
                 chosen = chosen.where(_c.seq > last if order == "asc" else _c.seq < last)
             rows = connection.execute(chosen).all()
-        return [_job(row) for row in rows[:limit]], len(rows) > limit
+        return [job_of(row) for row in rows[:limit]], len(rows) > limit
 
     @repeated
     def cancel(self, id: str, owner: str | None = None) -> Job:
@@ -266,14 +165,14 @@ class JobQueue:
         Raises KeyError for a job that is not there.
         """
         now = self._clock()
-        this = [_c.id == id, *_of(owner)]
+        this = [_c.id == id, *owned_by(owner)]
         held = sa.and_(_c.status == "in_progress", _c.lease_until >= now)
         with transaction(self._engine) as connection:
             connection.execute(_table.update().where(*this, held).values(cancel_requested=True))
             connection.execute(
                 _table.update()
                 .where(*this, _c.status.not_in(ENDED), sa.not_(held))
-                .values(**_ended_as("cancelled", now))
+                .values(**ended_as("cancelled", now))
             )
             job = self._find(connection, id, owner)
         if job is None:
@@ -288,11 +187,13 @@ class JobQueue:
         Raises KeyError for a job that is not there.
         """
         with transaction(self._engine) as connection:
-            row = connection.execute(_table.delete().where(_c.id == id, *_of(owner)).returning(_table)).one_or_none()
+            row = connection.execute(
+                _table.delete().where(_c.id == id, *owned_by(owner)).returning(_table)
+            ).one_or_none()
         if row is None:
             raise KeyError(id)
         self._note_change()
-        return _job(row)
+        return job_of(row)
 
     @repeated
     def position(self, id: str) -> int:
@@ -315,10 +216,10 @@ class JobQueue:
         return {status: found.get(status, 0) for status in get_args(Status)}
 
     @repeated
-    def seconds_per_job(self) -> float | None:
+    def seconds_perjob_of(self) -> float | None:
         """The median time, from the first claim to the end, of the last jobs that completed; None before the first."""
         with self._engine.connect() as connection:
-            return self._seconds_per_job(connection)
+            return self._seconds_perjob_of(connection)
 
     # ---- What workers do ---------------------------------------------------------------------------------------------
 
@@ -341,11 +242,11 @@ class JobQueue:
         """
         now = self._clock()
         waiting = [_c.status == "queued"] + ([] if models is None else [_c.model.in_(list(models))])
-        look = sa.select(sa.exists().where(*waiting), sa.exists().where(*_overdue(now)))
+        look = sa.select(sa.exists().where(*waiting), sa.exists().where(*overdue(now)))
         with self._engine.connect() as connection:  # most looks find nothing and must not hold up those who write
             anything_waits, anything_is_overdue = connection.execute(look).one()
         if anything_is_overdue:
-            self.recover_overdue(max_failures=max_failures)
+            self.recoveroverdue(max_failures=max_failures)
         elif not anything_waits:
             return None
         first = sa.select(_c.seq).where(*waiting).order_by(_c.priority.desc(), _c.seq).limit(1)
@@ -364,7 +265,7 @@ class JobQueue:
                 .returning(_table)
             ).one_or_none()
         self._note_change()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     @repeated
     def beat(
@@ -415,7 +316,7 @@ class JobQueue:
     ) -> None:
         """The job is completed; its files must be in the store by now. Raises LeaseLost."""
         values = {"results": dict(results), "timings": dict(timings), "expires_at": expires_at, "progress": 100.0}
-        self._fenced(job, **_ended_as("completed", self._clock()), **values)
+        self._fenced(job, **ended_as("completed", self._clock()), **values)
 
     @repeated
     def fail(self, job: Job, code: str, message: str, *, retry: bool, max_failures: int = MAX_FAILURES) -> Status:
@@ -432,16 +333,16 @@ class JobQueue:
         """
         error = {"error_code": code, "error_message": message}
         with transaction(self._engine) as connection:
-            row = connection.execute(sa.select(_table).where(*_fence(job)).with_for_update()).one_or_none()
+            row = connection.execute(sa.select(_table).where(*held_as(job)).with_for_update()).one_or_none()
             if row is None:
                 return self._said_before(connection, job, ("queued", "failed", "cancelled"))
             failures = 0 if row.progressed else row.failures + 1
             if not retry or failures >= max_failures:
-                values = _ended_as("failed", self._clock()) | error
+                values = ended_as("failed", self._clock()) | error
             elif row.cancel_requested:
-                values = _ended_as("cancelled", self._clock())
+                values = ended_as("cancelled", self._clock())
             else:
-                values = _back_in_queue() | error
+                values = back_in_queue() | error
             connection.execute(_table.update().where(_c.seq == row.seq).values(**values, failures=failures))
         self._note_change()
         return values["status"]
@@ -449,22 +350,22 @@ class JobQueue:
     @repeated
     def cancelled(self, job: Job) -> None:
         """The attempt ended because the job was to be cancelled. Raises LeaseLost."""
-        self._fenced(job, **_ended_as("cancelled", self._clock()))
+        self._fenced(job, **ended_as("cancelled", self._clock()))
 
     @repeated
     def release(self, job: Job) -> None:
         """Back into the queue with no failure counted: the worker was asked to stop. Raises LeaseLost."""
-        self._fenced(job, **_back_in_queue())
+        self._fenced(job, **back_in_queue())
 
     @repeated
-    def recover_overdue(self, *, max_failures: int = MAX_FAILURES) -> int:
+    def recoveroverdue(self, *, max_failures: int = MAX_FAILURES) -> int:
         """Take back the jobs whose leases have ended; how many there were.
 
         They wait again, save those that were to be cancelled and those that fail with the code ``worker_lost``: their
         `max_failures`-th attempt in a row has ended so, without a new checkpoint.
         """
         now = self._clock()
-        return self._take_back(_overdue(now), now, max_failures)
+        return self._take_back(overdue(now), now, max_failures)
 
     @repeated
     def release_leases_of(self, worker_prefix: str, *, max_failures: int = MAX_FAILURES) -> int:
@@ -510,7 +411,7 @@ class JobQueue:
             over.append(sa.and_(_c.status.in_(("failed", "cancelled")), _c.completed_at < unfinished_before))
         with self._engine.connect() as connection:
             return [
-                _job(r)
+                job_of(r)
                 for r in connection.execute(sa.select(_table).where(sa.or_(*over)).order_by(_c.seq).limit(limit))
             ]
 
@@ -533,8 +434,8 @@ class JobQueue:
             self._changes += 1
 
     def _find(self, connection: Connection, id: str, owner: str | None) -> Job | None:
-        row = connection.execute(sa.select(_table).where(_c.id == id, *_of(owner))).one_or_none()
-        return None if row is None else _job(row)
+        row = connection.execute(sa.select(_table).where(_c.id == id, *owned_by(owner))).one_or_none()
+        return None if row is None else job_of(row)
 
     def _known(self, connection: Connection, new: NewJob, now: float, seconds: float | None) -> Job | None:
         same = [_c.id == new.id]
@@ -544,7 +445,7 @@ class JobQueue:
             same.append(sa.and_(_c.fingerprint == new.fingerprint, _c.created_at >= now - seconds))
         chosen = sa.select(_table).where(_c.owner == new.owner, sa.or_(*same)).order_by(_c.seq.desc()).limit(1)
         row = connection.execute(chosen).one_or_none()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def _check_limits(self, connection: Connection, owner: str, total: int | None, key: int | None) -> None:
         limits: tuple[tuple[int | None, Literal["total", "key"], str | None], ...] = (
@@ -554,14 +455,14 @@ class JobQueue:
         for limit, scope, whose in limits:
             if limit is None:
                 continue
-            unfinished = sa.select(sa.func.count()).where(_c.status.not_in(ENDED), *_of(whose))
+            unfinished = sa.select(sa.func.count()).where(_c.status.not_in(ENDED), *owned_by(whose))
             if connection.execute(unfinished).scalar_one() >= limit:
                 running = sa.select(sa.func.count()).where(_c.status == "in_progress")
                 at_once = max(1, connection.execute(running).scalar_one())
-                seconds = (self._seconds_per_job(connection) or 30.0) / at_once
+                seconds = (self._seconds_perjob_of(connection) or 30.0) / at_once
                 raise QueueFull(limit, min(max(seconds, 1.0), 3600.0), scope)
 
-    def _seconds_per_job(self, connection: Connection) -> float | None:
+    def _seconds_perjob_of(self, connection: Connection) -> float | None:
         last = sa.select(_c.started_at, _c.completed_at).where(_c.status == "completed", _c.started_at.is_not(None))
         rows = connection.execute(last.order_by(_c.seq.desc()).limit(RECENT)).all()
         return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
@@ -570,7 +471,7 @@ class JobQueue:
         """One UPDATE of a row that must still be this attempt's; a value of the row as it is now."""
         with transaction(self._engine) as connection:
             updated = connection.execute(
-                _table.update().where(*_fence(job)).values(**values).returning(returning)
+                _table.update().where(*held_as(job)).values(**values).returning(returning)
             ).one_or_none()
             told = self._said_before(connection, job, (values.get("status"),)) if updated is None else updated[0]
         self._note_change()
@@ -583,7 +484,7 @@ class JobQueue:
             raise LeaseLost(job)
         return row.status
 
-    def _take_back(self, which: list[sa.ColumnElement[bool]], now: float, max_failures: int) -> int:
+    def _take_back(self, which: list[Condition], now: float, max_failures: int) -> int:
         failures = sa.case((_c.progressed, 0), else_=_c.failures + 1)
         lost = {
             "error_code": "worker_lost",
@@ -591,9 +492,9 @@ class JobQueue:
             "unexpectedly: see the worker's log, or try a smaller video",
         }
         steps = (
-            ([_c.cancel_requested], _ended_as("cancelled", now)),
-            ([failures >= max_failures], _ended_as("failed", now) | lost),
-            ([], _back_in_queue()),
+            ([_c.cancel_requested], ended_as("cancelled", now)),
+            ([failures >= max_failures], ended_as("failed", now) | lost),
+            ([], back_in_queue()),
         )
         with transaction(self._engine, exclusive=True) as connection:
             count = sum(
@@ -603,38 +504,3 @@ class JobQueue:
         if count:
             self._note_change()
         return count
-
-
-def _job(row: Row[Any]) -> Job:
-    values = {f.name: row._mapping[f.name] for f in fields(Job)}
-    return Job(**values | {name: tuple(values[name]) for name in _TUPLES})
-
-
-def _of(owner: str | None) -> list[sa.ColumnElement[bool]]:
-    return [] if owner is None else [_c.owner == owner]
-
-
-def _overdue(now: float) -> list[sa.ColumnElement[bool]]:
-    return [_c.status == "in_progress", _c.lease_until < now]
-
-
-def _fence(job: Job) -> list[sa.ColumnElement[bool]]:
-    return [
-        _c.id == job.id,
-        _c.status == "in_progress",
-        _c.lease_owner == job.lease_owner,
-        _c.attempt == job.attempt,
-    ]
-
-
-def _without_lease(status: Status) -> dict[str, Any]:
-    return {"status": status, "lease_owner": None, "lease_until": None, "stage": "", "seconds_left": None}
-
-
-def _ended_as(status: Status, now: float) -> dict[str, Any]:
-    nothing = {"cancel_requested": False, "checkpoint": None, "error_code": None, "error_message": None}
-    return _without_lease(status) | nothing | {"completed_at": now}
-
-
-def _back_in_queue() -> dict[str, Any]:
-    return _without_lease("queued")
