@@ -1,0 +1,331 @@
+"""What `pusa.client` sends and what it makes of the answers, without any connection."""
+
+import io
+import json
+import os
+import uuid
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
+File = str | os.PathLike[str] | bytes | Any
+"""An image or a video: a path, the bytes of a file, or a PIL image, which is sent as PNG."""
+
+# -- what comes back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A job and its video, as the server tells it.
+
+    `status` is ``queued``, ``in_progress``, ``completed`` or ``failed``; `progress` is 0..100; times are unix seconds.
+    `details` holds all that the server said, also what has no field here.
+    """
+
+    id: str
+    status: str
+    progress: int = 0
+    model: str = ""
+    prompt: str | None = None
+    seconds: str = ""
+    size: str = ""
+    created_at: int = 0
+    completed_at: int | None = None
+    expires_at: int | None = None
+    remixed_from_video_id: str | None = None
+    error: Mapping[str, Any] | None = None
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    queue_position: int | None = None
+    seed: int | None = None
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "in_progress")
+
+    @property
+    def cancelled(self) -> bool:
+        """Clients of the OpenAI API know four statuses, so that a cancelled job is a failed one with this code."""
+        return bool(self.error) and self.error.get("code") == "cancelled"  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Some videos, and whether there are more after `last_id`."""
+
+    data: Sequence[Video]
+    has_more: bool
+    last_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a job: `name` says what, `video` is the job then, `preview` an image file (WebP)."""
+
+    name: str
+    video: Video | None
+    data: Mapping[str, Any]
+    preview: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readiness:
+    """Whether the model is loaded. Jobs are accepted before that, too; they wait."""
+
+    ready: bool
+    stage: str = ""
+    percent: float = 0.0
+    message: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """An image and its place: a latent frame (3), a frame (``"80f"``), a time (``"1.5s"``) or ``"last"``.
+
+    `noise` is how far the model may depart from it, 0 (kept exactly) to 1 (ignored); the server's default if None.
+    """
+
+    image: File
+    at: int | str = 0
+    noise: float | None = None
+
+
+# -- what goes wrong
+
+
+class PusaError(Exception):
+    """A request was refused. `status` is HTTP's; `code` is for programs; `param` names the field that was wrong."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.code, self.param = message, status, code, param
+        self.request_id, self.retry_after_seconds = request_id, retry_after_seconds
+
+
+class ServerUnreachableError(PusaError):
+    """No answer, also after trying again."""
+
+
+class WaitTimeoutError(PusaError):
+    """The time given to `wait` or `wait_until_ready` is over; the job goes on."""
+
+
+class JobFailedError(PusaError):
+    """The job ended without a video: `code` and `message` say why, `video` is the job."""
+
+    def __init__(self, video: Video) -> None:
+        error = video.error or {}
+        super().__init__(str(error.get("message") or f"{video.id} failed"), code=error.get("code"))
+        self.video = video
+
+
+# -- what is sent
+
+
+def size_text(size: str | tuple[int, int] | None) -> str | None:
+    return f"{size[0]}x{size[1]}" if isinstance(size, tuple) else size
+
+
+def key_header(given: str | None) -> dict[str, Any]:
+    return {"headers": {"Idempotency-Key": given or uuid.uuid4().hex}}
+
+
+def body_of(asked: Mapping[str, Any], parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Arguments of httpx: JSON, or a form if there are files."""
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if "seconds" in asked:
+        asked["seconds"] = str(asked["seconds"])
+    if not parts:
+        return {"json": asked}
+    return {"data": {name: text_of(value) for name, value in asked.items()}, "files": parts}
+
+
+def text_of(value: Any) -> str:
+    """One field of a form: lists of plain values as ``0,20``, what is nested as JSON."""
+    if isinstance(value, bool | Mapping):
+        return json.dumps(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        nested = any(isinstance(item, Mapping | list | tuple) for item in value)
+        return json.dumps(value) if nested else ",".join(map(str, value))
+    return str(value)
+
+
+def references(
+    files: ExitStack, asked: dict[str, Any], image: File | None, keyframes: Sequence[Keyframe], video: File | None
+) -> Sequence[tuple[str, Any]]:
+    """Parts of a form for all that is known of the video; where keyframes go is added to `asked`."""
+    if keyframes and image is not None:
+        keyframes = [Keyframe(image), *keyframes]
+    elif image is not None:
+        return [("input_reference", part_of(files, image, "image.png"))]
+    if keyframes:
+        places = [
+            {**place_of(k.at), "file": index} | ({} if k.noise is None else {"noise": k.noise})
+            for index, k in enumerate(keyframes)
+        ]
+        asked["keyframes"] = json.dumps(places)
+    parts = [("input_reference[]", part_of(files, k.image, f"{i}.png")) for i, k in enumerate(keyframes)]
+    return parts if video is None else [*parts, ("video_reference", part_of(files, video, "video.mp4"))]
+
+
+def source_videos(files: ExitStack, asked: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:
+    """Arguments of httpx for what starts from videos, told by their ids or sent."""
+    ids = [{"id": video} for video in videos if isinstance(video, str) and video.startswith("video_")]
+    if ids and len(ids) < len(videos):
+        raise ValueError("an id and a file cannot be sent together: download the one, then send both as files")
+    if ids:
+        return body_of({**asked, "video": ids if len(ids) > 1 else ids[0]}, [])
+    name = "video[]" if len(videos) > 1 else "video"
+    return body_of(asked, [(name, part_of(files, video, "video.mp4")) for video in videos])
+
+
+def place_of(at: int | str) -> dict[str, Any]:
+    text = str(at).strip().lower()
+    try:
+        if text == "last":
+            return {"latent": "last"}
+        if text.endswith("f"):
+            return {"frame": int(text[:-1])}
+        return {"time": float(text[:-1])} if text.endswith("s") else {"latent": int(text)}
+    except ValueError:
+        raise ValueError(
+            f"position {at!r} is not understood: write a latent frame (3), a frame ('80f'), seconds ('1.5s') or 'last'"
+        ) from None
+
+
+def part_of(files: ExitStack, file: File, name: str) -> tuple[str, Any]:
+    """Name and content of a file for httpx, which reads it from its beginning at each attempt."""
+    if isinstance(file, bytes):
+        return name, io.BytesIO(file)
+    if isinstance(file, str | os.PathLike):
+        path = Path(file)
+        return path.name, files.enter_context(path.open("rb"))
+    buffer = io.BytesIO()
+    file.save(buffer, format="PNG")
+    return name, buffer
+
+
+def typed(kind: Callable[..., T], values: Mapping[str, Any]) -> T:
+    """One of the classes above from an answer; what a field has no name for stays in `details`."""
+    known = {f.name for f in fields(kind)} - {"details"}  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in known if values.get(name) is not None}, details=values)
+
+
+def video_of(response: httpx.Response) -> Video:
+    return typed(Video, response.json())
+
+
+def error_of(response: httpx.Response) -> PusaError:
+    try:
+        found = response.json()["error"]
+        message, code, param = str(found["message"]), found.get("code"), found.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError):  # a proxy in between answers with a page of its own
+        message, code, param = f"{response.status_code} {response.reason_phrase}", None, None
+    after = response.headers.get("retry-after-ms")
+    seconds = number_of(response.headers.get("retry-after"), -1) if after is None else number_of(after, -1000) / 1000
+    return PusaError(
+        message,
+        status=response.status_code,
+        code=code,
+        param=param,
+        request_id=response.headers.get("x-request-id"),
+        retry_after_seconds=seconds if seconds >= 0 else None,
+    )
+
+
+def number_of(text: str | None, default: float) -> float:
+    try:
+        return float(text or "")
+    except ValueError:
+        return default
+
+
+# -- events
+
+
+class EventReader:
+    """From the lines of a stream of server-sent events to `Event`; knows when it is done and when to connect again.
+
+    Raises, from `opened` and `lost`:
+        PusaError: there is no such job.
+        ServerUnreachableError: after more than `max_retries` connections in a row that brought nothing.
+    """
+
+    def __init__(self, max_retries: int) -> None:
+        self.done = False
+        self.pause_seconds = 0.5
+        self._max_retries, self._failures = max_retries, 0
+        self._last_id: str | None = None
+        self._seen_any = False
+        self._name, self._data = "", []  # type: str, list[str]
+
+    def request(self, video_id: str) -> tuple[str, dict[str, Any]]:
+        """Path and arguments of the next connection."""
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self._last_id} if self._last_id else {})
+        return f"/v1/videos/{video_id}/events", {"headers": headers}
+
+    def opened(self, response: httpx.Response) -> None:
+        self._name, self._data = "", []
+        if response.is_success:
+            self._fail(None)
+        elif response.status_code == 404 and self._seen_any:
+            self.done = True  # deleted while nobody was connected
+        elif response.status_code < 500:
+            raise error_of(response)
+        else:
+            self._fail(error_of(response))
+
+    def lost(self, error: httpx.TransportError) -> None:
+        self._fail(ServerUnreachableError(f"no answer from the server: {error or type(error).__name__}"))
+
+    def _fail(self, error: PusaError | None) -> None:
+        self._failures += 1
+        self.pause_seconds = min(0.25 * 2**self._failures, 8)
+        if self._failures > self._max_retries:
+            raise error or ServerUnreachableError("the server closed the stream of events again and again")
+
+    def feed(self, line: str) -> Event | None:
+        """The event that this line ends, if it ends one."""
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "event":
+                self._name = value
+            elif name == "data":
+                self._data.append(value)
+            elif name == "id":
+                self._last_id = value
+            return None
+        if not self._data:
+            return None
+        values = json.loads("\n".join(self._data))
+        event_name, self._name, self._data = self._name or "message", "", []
+        self._failures, self._seen_any = 0, True
+        video = typed(Video, values) if "status" in values and "id" in values else None
+        preview = values.get("preview")
+        self.done = event_name in ("done", "deleted") or (video is not None and video.ended)
+        return Event(
+            name=event_name, video=video, data=values, preview=b64decode(preview) if isinstance(preview, str) else None
+        )
