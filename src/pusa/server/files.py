@@ -167,7 +167,7 @@ class FileStore:
             if error.errno not in _FULL:
                 raise
             raise StorageFullError(
-                error.errno, f"{os.strerror(error.errno)}: {key} was not stored; delete results or add space"
+                error.errno, f"{error.strerror}: {key} was not stored; delete results or add space"
             ) from error
 
     def _put_local(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -110,25 +110,31 @@ class LeaseLost(Exception):  # noqa: N818 (ends an attempt; nothing is wrong wit
         super().__init__(f"attempt {job.attempt} of {job.id} is no longer {job.lease_owner}'s: drop its result")
 
 
-_TUPLES = ("inputs", "notes")  # lists as JSON
 _c = database.jobs.c
+_TUPLES = ("inputs", "notes")  # lists as JSON
+
 Condition = sa.ColumnElement[bool]
+"""Part of a WHERE."""
 
 
 def job_of(row: Row[Any]) -> Job:
+    """From a whole row of the table."""
     values = {f.name: row._mapping[f.name] for f in fields(Job)}
     return Job(**values | {name: tuple(values[name]) for name in _TUPLES})
 
 
 def owned_by(owner: str | None) -> list[Condition]:
+    """This owner's jobs; anyone's for None."""
     return [] if owner is None else [_c.owner == owner]
 
 
 def overdue(now: float) -> list[Condition]:
+    """Jobs whose workers have been silent for too long."""
     return [_c.status == "in_progress", _c.lease_until < now]
 
 
 def held_as(job: Job) -> list[Condition]:
+    """The fence: the row, as long as it is in this very attempt."""
     return [
         _c.id == job.id,
         _c.status == "in_progress",
@@ -142,9 +148,11 @@ def _without_lease(status: Status) -> dict[str, Any]:
 
 
 def ended_as(status: Status, now: float) -> dict[str, Any]:
+    """What a row says when its job ends."""
     nothing = {"cancel_requested": False, "checkpoint": None, "error_code": None, "error_message": None}
     return _without_lease(status) | nothing | {"completed_at": now}
 
 
 def back_in_queue() -> dict[str, Any]:
+    """What a row says when its job waits for another attempt, which goes on from the checkpoint."""
     return _without_lease("queued")

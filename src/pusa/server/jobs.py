@@ -9,9 +9,8 @@ counted, and a job that reached the limit fails rather than being tried for ever
 import statistics
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
@@ -19,9 +18,27 @@ from sqlalchemy.engine import Connection, Row
 
 from pusa.server import database
 from pusa.server.database import QueueUnavailable, SchemaError, once, repeated, transaction
+from pusa.server.job_rows import (
+    ENDED,
+    Condition,
+    Job,
+    LeaseLost,
+    NewJob,
+    QueueFull,
+    Status,
+    WorkerRecord,
+    back_in_queue,
+    ended_as,
+    held_as,
+    job_of,
+    new_id,
+    overdue,
+    owned_by,
+)
 
 __all__ = [
     "ENDED",
+    "MAX_FAILURES",
     "Job",
     "JobQueue",
     "LeaseLost",
@@ -212,14 +229,15 @@ class JobQueue:
     def counts(self) -> dict[Status, int]:
         """How many jobs there are of each status."""
         with self._engine.connect() as connection:
-            found = dict(connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status)).tuples().all())
-        return {status: found.get(status, 0) for status in get_args(Status)}
+            rows = connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status)).all()
+        counts: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
+        return counts | {row[0]: row[1] for row in rows}
 
     @repeated
-    def seconds_perjob_of(self) -> float | None:
+    def seconds_per_job(self) -> float | None:
         """The median time, from the first claim to the end, of the last jobs that completed; None before the first."""
         with self._engine.connect() as connection:
-            return self._seconds_perjob_of(connection)
+            return self._seconds_per_job(connection)
 
     # ---- What workers do ---------------------------------------------------------------------------------------------
 
@@ -246,7 +264,7 @@ class JobQueue:
         with self._engine.connect() as connection:  # most looks find nothing and must not hold up those who write
             anything_waits, anything_is_overdue = connection.execute(look).one()
         if anything_is_overdue:
-            self.recoveroverdue(max_failures=max_failures)
+            self.recover_overdue(max_failures=max_failures)
         elif not anything_waits:
             return None
         first = sa.select(_c.seq).where(*waiting).order_by(_c.priority.desc(), _c.seq).limit(1)
@@ -332,20 +350,16 @@ class JobQueue:
             "queued" or "failed"; "cancelled" if that was asked for and there would have been another attempt.
         """
         error = {"error_code": code, "error_message": message}
-        with transaction(self._engine) as connection:
-            row = connection.execute(sa.select(_table).where(*held_as(job)).with_for_update()).one_or_none()
-            if row is None:
-                return self._said_before(connection, job, ("queued", "failed", "cancelled"))
+
+        def fate(row: Row[Any]) -> dict[str, Any]:
             failures = 0 if row.progressed else row.failures + 1
             if not retry or failures >= max_failures:
-                values = ended_as("failed", self._clock()) | error
-            elif row.cancel_requested:
-                values = ended_as("cancelled", self._clock())
-            else:
-                values = back_in_queue() | error
-            connection.execute(_table.update().where(_c.seq == row.seq).values(**values, failures=failures))
-        self._note_change()
-        return values["status"]
+                return ended_as("failed", self._clock()) | error | {"failures": failures}
+            if row.cancel_requested:
+                return ended_as("cancelled", self._clock())
+            return back_in_queue() | error | {"failures": failures}
+
+        return self._let_go(job, fate)
 
     @repeated
     def cancelled(self, job: Job) -> None:
@@ -353,12 +367,20 @@ class JobQueue:
         self._fenced(job, **ended_as("cancelled", self._clock()))
 
     @repeated
-    def release(self, job: Job) -> None:
-        """Back into the queue with no failure counted: the worker was asked to stop. Raises LeaseLost."""
-        self._fenced(job, **back_in_queue())
+    def release(self, job: Job) -> Status:
+        """Back into the queue with no failure counted, as the worker was asked to stop. Raises LeaseLost.
+
+        Returns:
+            "queued", or "cancelled" if that was asked for.
+        """
+
+        def fate(row: Row[Any]) -> dict[str, Any]:
+            return ended_as("cancelled", self._clock()) if row.cancel_requested else back_in_queue()
+
+        return self._let_go(job, fate)
 
     @repeated
-    def recoveroverdue(self, *, max_failures: int = MAX_FAILURES) -> int:
+    def recover_overdue(self, *, max_failures: int = MAX_FAILURES) -> int:
         """Take back the jobs whose leases have ended; how many there were.
 
         They wait again, save those that were to be cancelled and those that fail with the code ``worker_lost``: their
@@ -459,10 +481,10 @@ class JobQueue:
             if connection.execute(unfinished).scalar_one() >= limit:
                 running = sa.select(sa.func.count()).where(_c.status == "in_progress")
                 at_once = max(1, connection.execute(running).scalar_one())
-                seconds = (self._seconds_perjob_of(connection) or 30.0) / at_once
+                seconds = (self._seconds_per_job(connection) or 30.0) / at_once
                 raise QueueFull(limit, min(max(seconds, 1.0), 3600.0), scope)
 
-    def _seconds_perjob_of(self, connection: Connection) -> float | None:
+    def _seconds_per_job(self, connection: Connection) -> float | None:
         last = sa.select(_c.started_at, _c.completed_at).where(_c.status == "completed", _c.started_at.is_not(None))
         rows = connection.execute(last.order_by(_c.seq.desc()).limit(RECENT)).all()
         return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
@@ -476,6 +498,17 @@ class JobQueue:
             told = self._said_before(connection, job, (values.get("status"),)) if updated is None else updated[0]
         self._note_change()
         return told
+
+    def _let_go(self, job: Job, fate: Callable[[Row[Any]], dict[str, Any]]) -> Status:
+        """End an attempt as its row decides, which nobody else changes meanwhile."""
+        with transaction(self._engine) as connection:
+            row = connection.execute(sa.select(_table).where(*held_as(job)).with_for_update()).one_or_none()
+            if row is None:
+                return self._said_before(connection, job, ("queued", "failed", "cancelled"))
+            values = fate(row)
+            connection.execute(_table.update().where(_c.seq == row.seq).values(**values))
+        self._note_change()
+        return values["status"]
 
     def _said_before(self, connection: Connection, job: Job, wanted: tuple[str | None, ...]) -> Status:
         """The status, if this attempt has ended in one of `wanted`: by this very call, whose answer was lost."""
