@@ -111,7 +111,7 @@ def test_an_image_goes_as_input_reference_whatever_it_is(tmp_path: Path) -> None
 
 def test_keyframes_are_one_json_string_that_points_to_files() -> None:
     server = Server(video())
-    places = (3, "80f", "1.5s", "last")
+    places: tuple[int | str, ...] = (3, "80f", "1.5s", "last")
     frames = [Keyframe(b"%d" % number, at, noise=0.25 * number) for number, at in enumerate(places)]
     server.client().create("a fox", image=b"first", keyframes=frames)
     parts = form(server.requests[0])

@@ -1,4 +1,4 @@
-"""Logs: a line of JSON for machines, a short line for terminals, both with the request and the job they belong to.
+"""Logs: a line of JSON for programs, a short line for people, both with the request and the job they belong to.
 
 Prompts and keys are kept out. Nothing of the server passes them to a logger; what libraries put into the text of an
 error (pydantic the refused value, SQLAlchemy the parameters of a statement) is cut out before a line is written.
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-Format = Literal["auto", "json", "plain"]
+Format = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the HTTP request that is answered: ``X-Request-ID``."""
@@ -89,7 +89,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-class PlainFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """``12:30:05 INFO worker: text (job video_1a2b...)``."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -105,11 +105,11 @@ class PlainFormatter(logging.Formatter):
         return without_secrets(text)
 
 
-def configure_logging(format: Format = "auto", level: str = "info", stream: TextIO | None = None) -> None:
+def configure_logging(format: Format = "text", level: str = "info", stream: TextIO | None = None) -> None:
     """Send every logger of this process to one stream, stderr by default; what was set up before is replaced.
 
     Args:
-        format: ``auto`` is plain on a terminal and JSON elsewhere.
+        format: for people or for programs.
         level: of the server's own loggers; libraries that talk a lot, SQL with its parameters for one, only warn.
 
     Raises:
@@ -118,10 +118,8 @@ def configure_logging(format: Format = "auto", level: str = "info", stream: Text
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"log level {level!r} is unknown: use debug, info, warning or error")
-    stream = stream or sys.stderr
-    plain = stream.isatty() if format == "auto" else format == "plain"
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(PlainFormatter() if plain else JsonFormatter())
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         if type(old) is logging.StreamHandler:  # not the handlers of a test runner or of an embedding program
