@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,22 +89,21 @@ def sweep_orphans(queue: JobQueue, files: FileStore, *, now: float, older_than_s
 
 
 def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int:
-    """Remove what processes that were killed have left in a machine's scratch folder; how many entries there were.
+    """Remove files that processes which were killed have left in a machine's scratch folder; how many there were.
 
-    An entry is as old as the newest file in it.
+    The folders in it stay, what is empty below them goes.
     """
-    count = 0
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        try:
-            newest = max(path.lstat().st_mtime for path in (entry, *entry.rglob("*")))
-        except FileNotFoundError:
-            continue  # in use: it changes as we look
-        if newest < now - older_than_seconds:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
+    before, count = now - older_than_seconds, 0
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+        with suppress(OSError):  # in use: it changes as we look, or is a folder that is not empty
+            if path.lstat().st_mtime >= before:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                if path.parent != folder:
+                    path.rmdir()
             else:
-                entry.unlink(missing_ok=True)
-            count += 1
+                path.unlink()
+                count += 1
     return count
 
 
@@ -182,7 +182,7 @@ class Housekeeping:
             else:
                 if swept != Swept(0, 0, 0, 0):
                     logger.info(
-                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch entries removed, "
+                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
                         "%d jobs taken back from workers that are gone",
                         swept.expired,
                         swept.orphans,

@@ -121,27 +121,7 @@ class JobQueue:
                 return known, known.id == new.id  # the same id: this call's own first try, whose answer was lost
             self._check_limits(connection, new.owner, total_limit, key_limit)
             values = {f.name: getattr(new, f.name) for f in fields(NewJob)} | {"inputs": list(new.inputs)}
-            row = connection.execute(
-                _table.insert()
-                .values(
-                    **values,
-                    status="queued",
-                    created_at=now,
-                    attempt=0,
-                    failures=0,
-                    progressed=False,
-                    cancel_requested=False,
-                    stage="",
-                    step=0,
-                    steps=0,
-                    progress=0.0,
-                    checkpoint_step=0,
-                    results={},
-                    notes=[],
-                    timings={},
-                )
-                .returning(_table)
-            ).one()
+            row = connection.execute(_table.insert().values(**values, created_at=now).returning(_table)).one()
         self._note_change()
         return job_of(row), True
 
@@ -333,8 +313,8 @@ class JobQueue:
         self, job: Job, *, results: Mapping[str, str], timings: Mapping[str, float], expires_at: float | None = None
     ) -> None:
         """The job is completed; its files must be in the store by now. Raises LeaseLost."""
-        values = {"results": dict(results), "timings": dict(timings), "expires_at": expires_at, "progress": 100.0}
-        self._fenced(job, **ended_as("completed", self._clock()), **values)
+        values = ended_as("completed", self._clock()) | {"results": dict(results), "timings": dict(timings)}
+        self._fenced(job, **values, expires_at=expires_at, progress=100.0)
 
     @repeated
     def fail(self, job: Job, code: str, message: str, *, retry: bool, max_failures: int = MAX_FAILURES) -> Status:
@@ -524,7 +504,7 @@ class JobQueue:
             "error_message": f"its worker ended {max_failures} times in a row without getting further; the last time "
             "unexpectedly: see the worker's log, or try a smaller video",
         }
-        steps = (
+        steps: tuple[tuple[list[Condition], dict[str, Any]], ...] = (
             ([_c.cancel_requested], ended_as("cancelled", now)),
             ([failures >= max_failures], ended_as("failed", now) | lost),
             ([], back_in_queue()),
