@@ -6,7 +6,7 @@ equal for equal seeds. The `make_*` functions are for other processes; tests use
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,3 +222,21 @@ def noise_pair(tmp_path: Path, transformer: WanTransformer3DModel, pairs: dict[s
     write(folder / "low_noise_pusa.safetensors", comfyui(make_pairs(transformer, rank=3, seed=5)))
     write(folder / "high_noise_pusa.safetensors", comfyui(pairs))
     return folder
+
+
+# ---- The server; see needs.py --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A real PostgreSQL of this session's own (`needs.PostgreSQL`)."""
+    from needs import postgresql
+
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: Any) -> str:
+    """The URL of an empty database on it."""
+    return postgresql.new_database()

@@ -301,7 +301,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         if name in _fields():
             values[name] = parse_option(name, text)
-        elif variable not in _NOT_OURS and (close := difflib.get_close_matches(name, _fields(), n=1)):
+        elif variable not in _NOT_OURS and (close := difflib.get_close_matches(name, _fields(), n=1, cutoff=0.8)):
             logger.warning("%s is unknown: did you mean %s%s?", variable, PREFIX, close[0].upper())
     return values
 
