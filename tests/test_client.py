@@ -283,30 +283,36 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def stream(*events: tuple[str, dict[str, Any]]) -> httpx.Response:
-    text = "".join(f"id: {n}\nevent: {name}\ndata: {json.dumps(data)}\n\n" for n, (name, data) in enumerate(events))
+    text = "retry: 2000\n\n" + "".join(
+        f"id: {n}\nevent: {name}\ndata: {json.dumps(data)}\n\n" for n, (name, data) in enumerate(events)
+    )
     return httpx.Response(200, text=": hello\n\n" + text)
 
 
-def test_events_go_on_after_a_lost_connection() -> None:
-    running = video(status="in_progress", progress=10).json()
+def test_events_go_on_after_a_restart_and_a_lost_connection() -> None:
+    running, done = video(status="in_progress", progress=10).json(), video(status="completed", progress=100).json()
     server = Server(
-        stream(("progress", running)),
+        stream(("video", running), ("end", {"reason": "shutdown"})),
         httpx.ConnectError("restarting"),
         refused(503),
-        stream(("progress", running), ("completed", video(status="completed", progress=100).json())),
+        stream(("video", running), ("preview", {"image": "data:image/webp;base64,YWJj"})),
+        stream(("video", done), ("end", {"reason": "completed"})),
     )
     events = list(server.client().events(ID))
     assert [(e.name, e.video and e.video.status) for e in events] == [
-        ("progress", "in_progress"),
-        ("progress", "in_progress"),
-        ("completed", "completed"),
+        ("video", "in_progress"),
+        ("video", "in_progress"),
+        ("preview", "in_progress"),
+        ("video", "completed"),
+        ("end", "completed"),
     ]
-    assert server.requests[1].headers["last-event-id"] == "0"
+    assert events[2].preview == b"abc"
 
 
 def test_events_of_a_deleted_job_end_and_of_an_unknown_one_are_an_error() -> None:
     running = video(status="in_progress").json()
-    assert len(list(Server(stream(("progress", running)), refused(404)).client().events(ID))) == 1
+    assert len(list(Server(stream(("video", running)), refused(404)).client().events(ID))) == 1
+    assert [e.name for e in Server(stream(("end", {"reason": "deleted"}))).client().events(ID)] == ["end"]
     with pytest.raises(PusaError) as error:
         list(Server(refused(404)).client().events(ID))
     assert error.value.status == 404
@@ -320,7 +326,7 @@ def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     def answer(request: httpx.Request) -> httpx.Response:
         path = request.url.path
         if path.endswith("/events"):
-            return stream(("progress", running), ("completed", video(status="completed").json()))
+            return stream(("video", running), ("end", {"reason": "completed"}))
         if path.endswith("/content"):
             return httpx.Response(200, content=b"whole")
         return pages(request) if request.method == "GET" and path == "/v1/videos" else video(status="completed")
@@ -331,7 +337,7 @@ def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.Monk
             done = await client.create_and_wait("a fox", image=b"picture")
             assert done.status == "completed"
             assert [v.id async for v in client.list(page_size=2)] == [f"video_{n}" for n in range(5)]
-            assert [e.name async for e in client.events(ID)] == ["progress", "completed"]
+            assert [e.name async for e in client.events(ID)] == ["video", "end"]
             assert await client.download(ID, to=tmp_path / "fox.mp4") == tmp_path / "fox.mp4"
 
     async def no_sleep(_: float) -> None:

@@ -203,7 +203,7 @@ class Verbs:
     def download(
         self, video_id: str, variant: Variant = "video", *, to: str | os.PathLike[str] | None = None
     ) -> Flow[Any]:
-        """The video, or a picture of it: ``thumbnail``, ``spritesheet`` or ``contact_sheet``.
+        """The video, or a picture of it: ``thumbnail`` or ``spritesheet``.
 
         Args:
             to: a file, which is there only when it is whole; its folder must exist.

@@ -15,7 +15,7 @@ import httpx
 
 T = TypeVar("T")
 
-Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
+Variant = Literal["video", "thumbnail", "spritesheet"]
 File = str | os.PathLike[str] | bytes | Any
 """An image or a video: a path, the bytes of a file, or a PIL image, which is sent as PNG."""
 
@@ -72,7 +72,11 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a job: `name` says what, `video` is the job then, `preview` an image file (WebP)."""
+    """Something that happened to a job.
+
+    `name` is ``video`` (it changed), ``preview`` (there is a picture of it so far, `preview`, a WebP file) or ``end``,
+    the last one. `video` is the job as it was told last.
+    """
 
     name: str
     video: Video | None
@@ -277,20 +281,19 @@ class EventReader:
         self.done = False
         self.pause_seconds = 0.5
         self._max_retries, self._failures = max_retries, 0
-        self._last_id: str | None = None
-        self._seen_any = False
-        self._name, self._data = "", []  # type: str, list[str]
+        self._video: Video | None = None
+        self._name = ""
+        self._data: list[str] = []
 
     def request(self, video_id: str) -> tuple[str, dict[str, Any]]:
         """Path and arguments of the next connection."""
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self._last_id} if self._last_id else {})
-        return f"/v1/videos/{video_id}/events", {"headers": headers}
+        return f"/v1/videos/{video_id}/events", {"headers": {"Accept": "text/event-stream"}}
 
     def opened(self, response: httpx.Response) -> None:
         self._name, self._data = "", []
         if response.is_success:
             self._fail(None)
-        elif response.status_code == 404 and self._seen_any:
+        elif response.status_code == 404 and self._video is not None:
             self.done = True  # deleted while nobody was connected
         elif response.status_code < 500:
             raise error_of(response)
@@ -315,17 +318,18 @@ class EventReader:
                 self._name = value
             elif name == "data":
                 self._data.append(value)
-            elif name == "id":
-                self._last_id = value
             return None
         if not self._data:
             return None
-        values = json.loads("\n".join(self._data))
-        event_name, self._name, self._data = self._name or "message", "", []
-        self._failures, self._seen_any = 0, True
-        video = typed(Video, values) if "status" in values and "id" in values else None
-        preview = values.get("preview")
-        self.done = event_name in ("done", "deleted") or (video is not None and video.ended)
-        return Event(
-            name=event_name, video=video, data=values, preview=b64decode(preview) if isinstance(preview, str) else None
-        )
+        name, values = self._name or "message", json.loads("\n".join(self._data))
+        self._name, self._data, self._failures = "", [], 0
+        preview = None
+        if name == "video":
+            self._video = typed(Video, values)
+        elif name == "preview":
+            preview = b64decode(values["image"].partition(",")[2])
+        elif name == "end":
+            if values.get("reason") == "shutdown":
+                return None  # the job goes on when the server is there again
+            self.done = True
+        return Event(name=name, video=self._video, data=values, preview=preview)
