@@ -7,6 +7,7 @@ draws the noise of later windows are all there is. What goes on from them makes 
 import hashlib
 import json
 import os
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Checkpoint:
         path: the file, safetensors: latents of every window begun and the generator's state.
         request: what is made, with nothing left open.
         every: steps between two writes; what the last step of a window has made is always written.
+        seconds: least time between two writes, save those after a window.
 
     Attributes:
         windows: latents of the windows begun, fp32 ``[1, C, F, h, w]`` on the CPU. They are kept until the end: a
@@ -46,10 +48,11 @@ class Checkpoint:
         generator_state: uint8, after the noise of the last window was drawn; None before that.
     """
 
-    def __init__(self, path: Path, request: ResolvedRequest, *, every: int = 4) -> None:
+    def __init__(self, path: Path, request: ResolvedRequest, *, every: int = 4, seconds: float = 0.0) -> None:
         if every < 1:
             raise ValueError(f"checkpoint_every={every} is below 1")
         self.path, self.key, self.every, self.steps = path, key_of(request), every, request.steps
+        self.seconds, self.written_at = seconds, time.monotonic()
         self.windows: list[Tensor] = []
         self.steps_of_last = 0
         self.generator_state: Tensor | None = None
@@ -83,7 +86,8 @@ class Checkpoint:
             window: its number; those before it are finished.
             latents: of this window after `steps_done` of its steps.
         """
-        if steps_done % self.every and steps_done < self.steps:
+        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
+        if is_early and steps_done < self.steps:
             return False
         self.windows[window:] = [latents.detach().float().cpu()]
         self.steps_of_last = steps_done
@@ -94,6 +98,7 @@ class Checkpoint:
         _to_disk(temporary)
         os.replace(temporary, self.path)
         _to_disk(self.path.parent)
+        self.written_at = time.monotonic()
         return True
 
 

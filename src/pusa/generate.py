@@ -38,8 +38,10 @@ def generate(
     pipeline: PusaPipeline | None = None,
     carried: Mapping[str, bytes] | None = None,
     preview_every: int = 0,
+    preview_seconds: float = 0.0,
     checkpoint: Path | None = None,
     checkpoint_every: int = 4,
+    checkpoint_seconds: float = 0.0,
 ) -> Events:
     """Make the video of a request.
 
@@ -50,10 +52,12 @@ def generate(
         pipeline: a loaded one; None loads the request's model and keeps it for the next request.
         carried: contents by sha256, for conditions whose files may be gone (see `stored`).
         preview_every: a ``preview`` event after every so many steps (0: none).
+        preview_seconds: least time between two of them.
         checkpoint: a file that has, while the video is being made, what was denoised so far (`pusa.checkpoints`). If it
             is there already and of the same request, the run goes on from it and its video is the same to the byte.
             A request without a seed is another one each time: give the ``resolved`` one of the first run.
         checkpoint_every: steps between two writes of it.
+        checkpoint_seconds: least time between two of them; what the last step of a window has made is always written.
 
     Yields:
         `GenerationEvent`; the last is ``done`` with the path, unless `stop` ended the run. Closing the generator ends
@@ -88,7 +92,7 @@ def generate(
         report(GenerationEvent(kind="resolved", request=resolved))
         kept = None
         if checkpoint is not None:
-            kept = Checkpoint(checkpoint, resolved, every=checkpoint_every)
+            kept = Checkpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
             if told := kept.read():
                 report(GenerationEvent(kind="note", message=told))
         report(GenerationEvent(kind="stage", stage="load"))
@@ -102,6 +106,7 @@ def generate(
             report_or_stop,
             max_sequence_length=defaults.max_sequence_length,
             preview_every=preview_every,
+            preview_seconds=preview_seconds,
             checkpoint=kept,
         )
         _write(writer, tasks.film(), pipe, metadata, report_or_stop, stop)

@@ -54,10 +54,12 @@ class Tasks:
         *,
         max_sequence_length: int,
         preview_every: int = 0,
+        preview_seconds: float = 0.0,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
-        self.max_sequence_length, self.preview_every = max_sequence_length, preview_every
+        self.max_sequence_length = max_sequence_length
+        self.preview_every, self.preview_seconds, self.previewed = preview_every, preview_seconds, float("-inf")
         self.generator = torch.Generator().manual_seed(request.seed)
         self.checkpoint = checkpoint
         if checkpoint is not None and checkpoint.generator_state is not None:
@@ -244,7 +246,8 @@ class Tasks:
                 seconds_left=per_step_seconds * (self.steps_in_all - self.steps_done),
             )
         )
-        if self.preview_every and self.steps_done % self.preview_every == 0:
+        is_early = time.monotonic() - self.previewed < self.preview_seconds
+        if self.preview_every and self.steps_done % self.preview_every == 0 and not is_early:
             self._preview(pipe, tensors["denoised"])
         return {}
 
@@ -256,6 +259,7 @@ class Tasks:
             self.preview_every = 0
             self.report(GenerationEvent(kind="note", message="no previews: there is no memory for them"))
             return
+        self.previewed = time.monotonic()
         self.report(GenerationEvent(kind="preview", stage="denoise", image=Image.fromarray(frame)))
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -80,25 +80,28 @@ class LocalExecutor:
     """A child process on this machine.
 
     Args:
-        model: what it loads, as in a request.
+        model, loras: what it loads, as in a request.
         target: ``module:name`` of the `pusa.server.process.Engine` in it.
         stall_seconds: without any message in a task for so long, the child is taken for hung and killed. One step of a
             large model, or the decoding of a long window, must fit.
         grace_seconds: from `cancel` to a kill.
+        load_seconds: from `start` to a kill, if the model is not there by then.
         env: variables to set in the child, such as CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(
         self,
         model: str,
+        loras: Sequence[str] = (),
         *,
         target: str = PUSA_ENGINE,
         stall_seconds: float = 1800.0,
         grace_seconds: float = 10.0,
+        load_seconds: float = 3600.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.target = model, target
-        self.stall_seconds, self.grace_seconds = stall_seconds, grace_seconds
+        self.model, self.loras, self.target = model, tuple(loras), target
+        self.stall_seconds, self.grace_seconds, self.load_seconds = stall_seconds, grace_seconds, load_seconds
         self._env = {**os.environ, **(env or {})}
         self._lock = threading.RLock()
         self._child: _Child | None = None
@@ -113,7 +116,11 @@ class LocalExecutor:
 
     def start(self) -> None:
         with self._lock:
-            if self._closed or (self._child is not None and self._child.is_alive):
+            if self._closed:
+                return
+            if self._child is not None and self._child.is_alive:
+                if not self._child.was_ready and time.monotonic() - self._child.began_at > self.load_seconds:
+                    self._child.kill(f"the model was not loaded within load_seconds={self.load_seconds:g}")
                 return
             if self._child is not None and not self._child.was_ready:
                 wait_seconds = _RESTART_SECONDS[min(self._starts_in_vain, len(_RESTART_SECONDS) - 1)]
@@ -122,7 +129,7 @@ class LocalExecutor:
                 self._starts_in_vain += 1
             else:
                 self._starts_in_vain = 1
-            self._child = _Child(self.target, self.model, self._env)
+            self._child = _Child([self.target, self.model, *self.loras], self.model, self._env)
 
     def run(self, task: Task) -> Iterator[Message]:
         with self._lock:
@@ -191,15 +198,15 @@ _LOOK_AGAIN: Any = object()
 class _Child:
     """A started process, with a thread that takes in what it says."""
 
-    def __init__(self, target: str, model: str, env: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], model: str, env: Mapping[str, str]) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # messages; None: it has ended
         self.was_ready = False
-        self.ended_at = 0.0
+        self.began_at, self.ended_at = time.monotonic(), 0.0
         self._is_ending = False
         self._write = threading.Lock()
         # A session of its own: Ctrl-C in a terminal is for the server, which then ends its jobs in good order.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pusa.server.process", target, model],
+            [sys.executable, "-m", "pusa.server.process", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(env),
@@ -254,8 +261,8 @@ class _Child:
         with self._write, suppress(OSError):  # what is still in the buffer has nowhere to go
             self._process.stdin.close()
 
-    def kill(self) -> None:
-        self.state = replace(self.state, stage="failed", percent=None)
+    def kill(self, why: str | None = None) -> None:
+        self.state = replace(self.state, stage="failed", percent=None, error=why)
         self._process.kill()
 
     def end(self) -> None:

@@ -317,7 +317,16 @@ class JobQueue:
         self._fenced(job, **values, expires_at=expires_at, progress=100.0)
 
     @repeated
-    def fail(self, job: Job, code: str, message: str, *, retry: bool, max_failures: int = MAX_FAILURES) -> Status:
+    def fail(
+        self,
+        job: Job,
+        code: str,
+        message: str,
+        *,
+        retry: bool,
+        max_failures: int = MAX_FAILURES,
+        results: Mapping[str, str] | None = None,
+    ) -> Status:
         """The attempt failed: the job waits for another one, or has failed. Raises LeaseLost.
 
         Args:
@@ -325,6 +334,7 @@ class JobQueue:
             message: for people.
             retry: whether another attempt may succeed.
             max_failures: attempts in a row without a new checkpoint after which there is no other one.
+            results: keys of what is kept of a job that has failed: its denoised latents.
 
         Returns:
             "queued" or "failed"; "cancelled" if that was asked for and there would have been another attempt.
@@ -334,7 +344,8 @@ class JobQueue:
         def fate(row: Row[Any]) -> dict[str, Any]:
             failures = 0 if row.progressed else row.failures + 1
             if not retry or failures >= max_failures:
-                return ended_as("failed", self._clock()) | error | {"failures": failures}
+                kept = {} if results is None else {"results": dict(results)}
+                return ended_as("failed", self._clock()) | error | kept | {"failures": failures}
             if row.cancel_requested:
                 return ended_as("cancelled", self._clock())
             return back_in_queue() | error | {"failures": failures}

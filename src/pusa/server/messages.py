@@ -1,4 +1,4 @@
-"""What a worker and the process that holds the model say to each other. Plain and picklable; importing it loads no torch."""
+"""What a worker and the process that holds the model say to each other: plain, picklable, without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ class Task:
     folder: Path
     inputs: dict[str, Path] = field(default_factory=dict)
     checkpoint_every: int = 4  # steps
-    preview_every: int = 0  # steps; 0: none
+    checkpoint_seconds: float = 0.0  # least time between two
+    preview_seconds: float = 0.0  # least time between two; 0: none
 
     @property
     def checkpoint(self) -> Path:

@@ -4,7 +4,7 @@ It is a process of its own so that a crash or a kill for lack of memory takes ne
 standard input brings tasks, its standard output takes messages away, both pickled; when the input ends, whoever started
 it is gone and it ends, too. What libraries print goes to standard error.
 
-    python -m pusa.server.process MODULE:CLASS MODEL
+    python -m pusa.server.process MODULE:CLASS MODEL [LORA...]
 """
 
 import errno
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pusa.server.messages import (
-    CancelTask,
     Cancelled,
+    CancelTask,
     Checkpoint,
     Done,
     Error,
@@ -50,7 +50,7 @@ ReportLoading = Callable[[str, float | None], None]
 
 
 class Engine(Protocol):
-    """What runs inside the process; made with the model's name. Tests and benchmarks bring their own."""
+    """What runs inside the process; made with the names of model and LoRAs. Tests and benchmarks bring their own."""
 
     def load(self, report: ReportLoading) -> str:
         """Get ready; says stages and percent (0..100 or None), and answers with the name of the model that is there."""
@@ -62,8 +62,8 @@ class Engine(Protocol):
 class PusaEngine:
     """`pusa.generate.generate` behind the messages of a task."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, *loras: str) -> None:
+        self.model, self.loras = model, loras
 
     def load(self, report: ReportLoading) -> str:
         """The percentage is the share of the weights' bytes in memory; a download before that shows as 0."""
@@ -74,7 +74,7 @@ class PusaEngine:
         if self.model == "mini" and "mini" not in zoo.ZOO:
             self.model = "tiny"  # as `generate` does; the job's notes say so
         with _reported(self.model, report):
-            loaded(self.model)
+            loaded(self.model, self.loras)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
@@ -91,9 +91,11 @@ class PusaEngine:
             GenerationRequest.model_validate(request),
             video,
             stop=is_cancelled,
-            preview_every=task.preview_every,
+            preview_every=1 if task.preview_seconds else 0,
+            preview_seconds=task.preview_seconds,
             checkpoint=task.checkpoint,
             checkpoint_every=task.checkpoint_every,
+            checkpoint_seconds=task.checkpoint_seconds,
         )
         finished = False
         with closing(events):
@@ -307,10 +309,10 @@ def _free_memory() -> None:
 # ---- the process -----------------------------------------------------------------------------------------------------
 
 
-def make_engine(target: str, model: str) -> Engine:
-    """From ``module:name``, called with the model's name."""
+def make_engine(target: str, model: str, *loras: str) -> Engine:
+    """From ``module:name``, called with the model's name and those of LoRA files."""
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)(model)
+    return getattr(importlib.import_module(module), name)(model, *loras)
 
 
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
@@ -351,7 +353,7 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
                 return 1
 
 
-def main(target: str, model: str) -> None:
+def main(target: str, model: str, *loras: str) -> None:
     """Take the pipes over, so that nobody else reads or writes them, and serve."""
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -360,8 +362,8 @@ def main(target: str, model: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with suppress(OSError):  # where memory runs out, the kernel takes this process and not the one that has the jobs
         Path("/proc/self/oom_score_adj").write_text("500")
-    os._exit(serve(make_engine(target, model), commands, answers))  # threads of libraries must not hold it up
+    os._exit(serve(make_engine(target, model, *loras), commands, answers))  # threads of libraries must not hold it up
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

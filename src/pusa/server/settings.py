@@ -138,6 +138,14 @@ class ServerSettings(StrictModel):
         ge=1,
         le=86_400,
     )
+    stall_seconds: float = knob(
+        1800.0,
+        "How long a running job may be silent before its process is taken for hung and killed; a step, and the "
+        "decoding, must fit.",
+        unit="seconds",
+        ge=1,
+        le=86_400,
+    )
     job_seconds: float = knob(86_400.0, "How long one attempt at a job may take.", unit="seconds", ge=1, le=2_592_000)
     shutdown_seconds: float = knob(
         10.0,
