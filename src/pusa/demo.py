@@ -61,14 +61,14 @@ def clips(folder: Path) -> list[Clip]:
         Clip(
             "image-to-video",
             "image to video",
-            {"prompt": "a rabbit bounces at the beach", "conditions": [_picture("rabbit.png")]},
+            {"prompt": "a penguin slides to the right at the beach", "conditions": [_picture("penguin.png")]},
         ),
         Clip(
             "start-end",
             "start and end",
             {
-                "prompt": "a whale slides to the right in the sky",
-                "conditions": [_picture("whale-start.png"), _picture("whale-end.png", "last")],
+                "prompt": "a star slides to the right in autumn",
+                "conditions": [_picture("star-start.png"), _picture("star-end.png", "last")],
             },
         ),
         Clip(
@@ -153,7 +153,7 @@ Next, for example:
   {pusa} models show {model} --words    all the words that this model knows
   {pusa} generate "an octopus spins under the sea"{other}
   {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg --guidance 1{other}
-  {pusa} extend {folder / "image-to-video.mp4"} --prompt "a rabbit bounces at the beach"{other}
+  {pusa} extend {folder / "image-to-video.mp4"} --prompt "a penguin bounces at the beach"{other}
   {pusa} generate --help    keyframes, strength, sizes, other models
 """
 

@@ -23,6 +23,9 @@ from pusa.training.world import Scenes, World, is_held_out
 SIZE = 256
 _FRAMES = 33
 _SCENES = {  # name: thing, motion, place, and which frame
+    "penguin": ("penguin", "right", "at the beach", 0),
+    "star-start": ("star", "right", "in autumn", 0),
+    "star-end": ("star", "right", "in autumn", _FRAMES - 1),
     "rabbit": ("rabbit", "bounce", "at the beach", 0),
     "whale-start": ("whale", "right", "in the sky", 0),
     "whale-end": ("whale", "right", "in the sky", _FRAMES - 1),
