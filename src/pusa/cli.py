@@ -33,6 +33,7 @@ from pusa.cli_options import (
     with_files_found,
 )
 from pusa.cli_run import MissingModelError, Start, Stopped, run
+from pusa.cli_serve import serve, worker
 from pusa.cli_train import train
 from pusa.request import GenerationRequest, explain
 
@@ -389,6 +390,14 @@ def _add_group(group: click.Group) -> None:
     main.add_command(group)
 
 
+def _add_command(command: click.Command) -> None:
+    """The same for a single command."""
+    command.params.append(_debug_option())
+    main.add_command(command)
+
+
+_add_command(serve)
+_add_command(worker)
 _add_group(data)
 _add_group(evaluation)
 _add_group(mini)

@@ -1,0 +1,214 @@
+"""The server's app: routes, the gate before them, and what runs beside them (workers, housekeeping).
+
+Importing it loads no torch: models live in processes of their own.
+"""
+
+import asyncio
+import importlib.util
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+
+from pusa.server import api, errors, openapi, pages
+from pusa.server.executor import Executor
+from pusa.server.files import FileStore
+from pusa.server.housekeeping import Housekeeping
+from pusa.server.jobs import JobQueue, QueueUnavailable
+from pusa.server.limits import ApiKeys, Gate, HostCheck
+from pusa.server.metrics import CONTENT_TYPE, LOOK_SECONDS, Metrics
+from pusa.server.schemas import Health, Ready
+from pusa.server.service import VideoService, in_thread
+from pusa.server.settings import ServerSettings
+from pusa.server.worker import Worker, make_executor
+
+logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 10.0  # for a worker to give its job back
+_DESCRIPTION = (
+    "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
+    "settings and our own for keyframes, positions and noise multipliers."
+)
+
+
+def create_app(
+    settings: ServerSettings,
+    *,
+    queue: JobQueue | None = None,
+    files: FileStore | None = None,
+    make_executor: Callable[[ServerSettings], Executor] = make_executor,
+) -> FastAPI:
+    """The app. Its workers begin when it starts, and give their jobs back when it ends.
+
+    Args:
+        queue, files: instead of those that the settings name.
+        make_executor: called once for each of `settings.workers`.
+
+    Raises:
+        ValueError, SchemaError, QueueUnavailable: the database or the store cannot be used.
+    """
+    settings.scratch_folder.mkdir(parents=True, exist_ok=True)
+    queue = queue or JobQueue(settings.database_url)
+    files = files or FileStore(settings.files_url)
+    service = VideoService(settings, queue, files)
+    metrics = Metrics(service)
+    background = _Background(service, metrics, make_executor)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        background.start()
+        looking = asyncio.create_task(background.count())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+            await in_thread(background.close)
+
+    app = FastAPI(
+        title="pusa",
+        version=version("pusa"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        root_path=settings.root_path,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
+    errors.install(app)
+    openapi.install(app)
+    app.include_router(api.router)
+    _add_own_routes(app, service, metrics, settings)
+    if settings.studio and importlib.util.find_spec("gradio") is not None and _studio_is_there():
+        from pusa.server.studio import mount
+
+        app = mount(app, service, settings)
+    else:
+        _add_start_page(app, service, settings)
+    app.add_middleware(
+        Gate,
+        keys=ApiKeys(settings.api_keys),
+        hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
+        max_body_bytes=settings.max_body_bytes,
+    )
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.allowed_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "range", "x-request-id"],
+            expose_headers=["openai-poll-after-ms", "x-request-id", "content-range"],
+        )
+    return app
+
+
+def _studio_is_there() -> bool:
+    return importlib.util.find_spec("pusa.server.studio.mounting") is not None
+
+
+class _Background:
+    """The threads beside the app."""
+
+    def __init__(
+        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings], Executor]
+    ) -> None:
+        self._service, self._metrics, self._make_executor = service, metrics, make_executor
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._housekeeping: Housekeeping | None = None
+
+    def start(self) -> None:
+        service, settings = self._service, self._service.settings
+        for _ in range(settings.workers):
+            worker = Worker(settings, service.queue, service.files, self._make_executor(settings))
+            thread = threading.Thread(target=worker.run, args=(self._stop,), name=worker.name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._housekeeping = Housekeeping(
+            service.queue,
+            service.files,
+            every_seconds=settings.housekeeping_seconds,
+            keep_seconds=settings.keep_seconds,
+            orphan_seconds=settings.orphan_seconds,
+            scratch=settings.scratch_folder,
+            scratch_seconds=settings.job_seconds + 3600,
+            max_failures=settings.max_failures,
+        )
+        self._housekeeping.start()
+        threading.Thread(target=service.prober.warm, name="warm-probe", daemon=True).start()
+
+    async def count(self) -> None:
+        """Look for jobs that have ended, for the metrics, as long as the server runs."""
+        look = self._metrics.begin
+        while True:
+            try:
+                await asyncio.to_thread(look)
+                look = self._metrics.look
+            except QueueUnavailable as error:
+                logger.warning("the queue does not answer: %s", error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Ask everything to end: at once at the first signal, while requests are still being answered."""
+        self._service.is_stopping = True
+        self._stop.set()
+
+    def close(self) -> None:
+        self.stop()
+        self._service.close()
+        if self._housekeeping is not None:
+            self._housekeeping.close()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
+            if thread.is_alive():
+                logger.warning("worker %s does not end: its job is taken back when its lease ends", thread.name)
+        self._service.queue.close()
+
+
+def _add_own_routes(app: FastAPI, service: VideoService, metrics: Metrics, settings: ServerSettings) -> None:
+    @app.get("/health", summary="Alive", response_model=Health)
+    async def health() -> Health:
+        return Health(version=app.version)
+
+    @app.get(
+        "/ready",
+        summary="Ready to make a video",
+        response_model=Ready,
+        responses={503: {"model": Ready, "description": "The model is being loaded, or no worker is there."}},
+    )
+    async def ready() -> Response:
+        """While the model is loaded, `stage` and `percent` say how far it is; create accepts jobs all the while."""
+        state = await in_thread(service.readiness)
+        body = Ready(**vars(state)).model_dump()
+        return JSONResponse(body, 200 if state.ready else 503, headers={} if state.ready else {"retry-after": "2"})
+
+    if settings.metrics:
+
+        @app.get(
+            "/metrics",
+            summary="Figures for Prometheus",
+            response_class=Response,
+            responses={200: {"description": "Text.", "content": {CONTENT_TYPE: {}}}, **openapi.errors(503)},
+        )
+        async def figures() -> Response:
+            return Response(await in_thread(metrics.text), headers={"content-type": CONTENT_TYPE})
+
+    if settings.docs:
+
+        @app.get("/docs", include_in_schema=False)
+        async def documentation() -> Response:
+            return HTMLResponse(pages.docs(app.openapi()))
+
+
+def _add_start_page(app: FastAPI, service: VideoService, settings: ServerSettings) -> None:
+    @app.get("/", include_in_schema=False)
+    async def start(request: Request) -> Response:
+        state = await in_thread(service.readiness)
+        return HTMLResponse(pages.start(state, has_docs=settings.docs, root_path=request.scope.get("root_path", "")))

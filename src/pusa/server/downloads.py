@@ -1,0 +1,75 @@
+"""Files on their way out, whole or from a place within them, wherever they lie."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import BinaryIO
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from pusa.server.errors import ServiceError
+from pusa.server.service import Content, in_thread
+
+_CHUNK_BYTES = 256 * 1024
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+async def download(request: Request, content: Content) -> Response:
+    """The file, or the one range of it that is asked for: 200, 206 or 304.
+
+    Several ranges at once, and units other than bytes, are answered with the whole file, as RFC 9110 allows.
+
+    Raises:
+        ServiceError: 416 for a range outside the file.
+    """
+    etag = f'"{content.etag}"'
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": etag,
+        "cache-control": "private, max-age=86400, immutable",
+        "content-disposition": f'inline; filename="{content.name}"',
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, content.size, 200
+    if request.headers.get("if-range", etag) == etag:
+        wanted = _wanted(request.headers.get("range", ""), content)
+        if wanted is not None:
+            (start, end), status = wanted, 206
+            headers["content-range"] = f"bytes {start}-{end - 1}/{content.size}"
+    headers["content-length"] = str(end - start)
+    try:
+        file = await in_thread(content.open)
+    except FileNotFoundError:
+        raise ServiceError(404, "file_gone", f"{content.name} is not kept any more") from None
+    return StreamingResponse(_read(file, start, end), status, headers, content.media_type)
+
+
+def _wanted(header: str, content: Content) -> tuple[int, int] | None:
+    """First byte and the one after the last; None for the whole file."""
+    found = _RANGE.fullmatch(header.replace(" ", ""))
+    if found is None or found[1] == found[2] == "":
+        return None
+    if found[1] == "":  # the last so many bytes
+        start, end = max(0, content.size - int(found[2])), content.size
+    else:
+        start, end = int(found[1]), min(content.size, int(found[2]) + 1 if found[2] else content.size)
+    if found[2] and found[1] and int(found[2]) < int(found[1]):
+        return None  # no range at all
+    if start >= content.size or start >= end:
+        told = f"{content.name} has {content.size} bytes: the range {header[:60]!r} is outside of it"
+        raise ServiceError(416, "range_not_satisfiable", told, headers={"content-range": f"bytes */{content.size}"})
+    return start, end
+
+
+async def _read(file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
+    try:
+        await in_thread(file.seek, start)
+        while start < end:
+            chunk = await in_thread(file.read, min(_CHUNK_BYTES, end - start))
+            if not chunk:
+                break
+            start += len(chunk)
+            yield chunk
+    finally:
+        file.close()

@@ -1,0 +1,84 @@
+"""Two small pages of our own, without scripts or fonts from elsewhere: the start, and the API's documentation."""
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+from pusa.server.service import Readiness
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 3rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; } code { font-size: .95em; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top; padding: .25rem .75rem
+.25rem 0; border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); }
+.muted { opacity: .7; } progress { width: 100%; height: .75rem; }
+"""
+
+
+def _page(title: str, content: str, head: str = "") -> str:
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style>{head}</head><body>{content}</body></html>\n"
+    )
+
+
+def start(state: Readiness, *, has_docs: bool, root_path: str = "") -> str:
+    """What a browser shows at ``/`` where the studio is not installed; it looks again by itself."""
+    content = [
+        "<h1>pusa</h1>",
+        f"<p>Model <code>{html.escape(state.model)}</code>: {html.escape(state.message)}.</p>",
+    ]
+    if not state.ready:
+        content.append(f'<progress max="100" value="{state.percent:.0f}"></progress>')
+        content.append(f'<p class="muted">Stage: {html.escape(state.stage)}, {state.percent:.0f} %</p>')
+    content.append(f'<p class="muted">{state.running} running, {state.queued} waiting.</p>')
+    content.append(
+        "<p>Videos are made over the API at <code>/v1/videos</code>"
+        + (f', which <a href="{html.escape(root_path)}/docs">the documentation</a> describes.' if has_docs else ".")
+        + " The studio, for the browser, comes with <code>pip install 'pusa[studio]'</code>.</p>"
+    )
+    head = f'<meta http-equiv="refresh" content="{2 if not state.ready else 30}">'
+    return _page("pusa", "\n".join(content), head)
+
+
+def docs(schema: dict[str, Any]) -> str:
+    """The OpenAPI as one page to read."""
+    return _page(f"{schema['info']['title']} API", "\n".join(_docs(schema)))
+
+
+def _docs(schema: dict[str, Any]) -> Iterator[str]:
+    yield f"<h1>{html.escape(schema['info']['title'])} API</h1>"
+    yield f"<p>{html.escape(schema['info'].get('description', ''))}</p>"
+    yield '<p class="muted">For programs: <a href="openapi.json">openapi.json</a>.</p>'
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+            yield f"<p>{html.escape(operation.get('summary', ''))}. {html.escape(operation.get('description', ''))}</p>"
+            yield from _table("Parameters", _parameters(operation))
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            yield from _table("Fields, as JSON or as a form", _fields(body))
+            answers = ((status, answer.get("description", "")) for status, answer in operation["responses"].items())
+            yield from _table("Answers", answers)
+
+
+def _parameters(operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for parameter in operation.get("parameters", []):
+        yield f"{parameter['name']} ({parameter['in']})", parameter.get("description", "")
+
+
+def _fields(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, field in body.get("properties", {}).items():
+        options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+        bounds = next(
+            (f" [{o['minimum']:g}..{o['maximum']:g}]" for o in options if {"minimum", "maximum"} <= set(o)), ""
+        )
+        choices = next((f" [{', '.join(map(str, o['enum']))}]" for o in options if "enum" in o), "")
+        yield name, field.get("description", "") + bounds + choices
+
+
+def _table(title: str, rows: Any) -> Iterator[str]:
+    cells = [f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td></tr>" for a, b in rows]
+    if cells:
+        yield f"<table><tr><th colspan=2>{title}</th></tr>{''.join(cells)}</table>"
