@@ -74,7 +74,7 @@ class PostgreSQL:
         command = [str(self._binaries / program), f"--pgdata={self._data}", *arguments]
         # pg_ctl's child keeps its output open: a pipe would never end, so it goes to a file.
         with tempfile.TemporaryFile() as output:
-            done = subprocess.run(command, stdout=output, stderr=output, cwd="/", timeout=60, **self._as)
+            done = subprocess.run(command, stdout=output, stderr=output, cwd="/", timeout=240, **self._as)
             output.seek(0)
             assert done.returncode == 0, f"{program}: {output.read().decode(errors='replace')}"
 
