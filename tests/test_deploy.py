@@ -2,6 +2,7 @@
 
 import configparser
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -19,6 +21,11 @@ from pusa.server.worker import worker_name
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
+
+
+def options_of(command: str) -> set[str]:
+    found = main.commands[command]  # type: ignore[attr-defined]
+    return {name for parameter in found.get_params(click.Context(found)) for name in parameter.opts}
 
 
 def known_setting(variable: str) -> bool:
@@ -34,8 +41,7 @@ def test_every_variable_is_a_setting(file: Path) -> None:
 @pytest.mark.parametrize("file", sorted(DEPLOY.iterdir()), ids=lambda file: file.name)
 def test_every_option_and_command_of_the_command_line_is_one(file: Path) -> None:
     for command, rest in re.findall(r"\bpusa (serve|worker)\b((?:[ \n#]*--[a-z-]+ [^\s,]+)*)", file.read_text()):
-        options = {name for parameter in main.commands[command].params for name in parameter.opts}  # type: ignore[attr-defined]
-        assert set(re.findall(r"--[a-z-]+", rest)) <= options
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options_of(command)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +53,10 @@ def test_compose_has_an_api_a_database_and_two_workers_that_share_files(compose:
     services = compose["services"]
     assert set(services) == {"database", "api", "worker-0", "worker-1"}
     ours = [services[name] for name in ("api", "worker-0", "worker-1")]
-    assert [service["command"] for service in ours] == [["serve"], ["worker"], ["worker"]]
+    assert [service["command"] for service in ours] == [["serve", "--host", "0.0.0.0"], ["worker"], ["worker"]]
+    assert "--host" in options_of("serve")
+    assert "--data" in options_of("worker")
     for service in ours:
-        assert service["command"][0] in main.commands  # type: ignore[attr-defined]
         assert "files:/files" in service["volumes"]
         assert service["depends_on"] == {"database": {"condition": "service_healthy"}}
         assert service["read_only"]
@@ -80,9 +87,8 @@ def test_the_settings_of_a_container_are_accepted(name: str, compose: dict[str, 
     if "PUSA_API_KEYS_FILE" in variables:
         (tmp_path / "keys.txt").write_text("k" * 43)
         variables["PUSA_API_KEYS_FILE"] = str(tmp_path / "keys.txt")
-    else:
-        variables["PUSA_HOST"] = "127.0.0.1"  # a worker listens to nothing
-    settings = load_settings(environ=variables)
+    host = compose["services"][name]["command"][2:]
+    settings = load_settings(environ=variables, options={"host": host[0] if host else None})
     assert settings.database_url.startswith("postgresql://pusa:")
     assert settings.files_url == "/files"
     assert (settings.workers, len(settings.api_keys)) == ((0, 1) if name == "api" else (1, 0))
@@ -114,10 +120,11 @@ def test_the_dockerfile_copies_what_is_there_and_lets_nobody_be_root() -> None:
     assert requirement == [re.findall(r'"(torch[^"]*)"', pyproject)[0]] * 2
 
 
-def test_the_settings_of_the_image_want_a_key() -> None:
-    image = dict(re.findall(r"\b(PUSA_[A-Z_]+)=(\S+)", (DEPLOY / "Dockerfile").read_text().split("ENV PATH")[1]))
+def test_the_image_serves_nobody_without_a_key() -> None:
+    (command,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), re.M)[-1:]
+    assert json.loads(command) == ["serve", "--host", "0.0.0.0"]
     with pytest.raises(ValueError) as refused:
-        load_settings(environ=image)
+        load_settings(environ={}, options={"host": "0.0.0.0"})
     assert "there is no API key" in str(refused.value)
 
 

@@ -1,0 +1,129 @@
+"""A server for benchmarks and tests: the real one, or the same app and worker with the fake engine in its child.
+
+python benchmarks/_server.py        # the latter; settings as `pusa serve` reads them from PUSA_...
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import httpx
+import psutil
+
+FOLDER = Path(__file__).resolve().parent
+FAKE_ENGINE = "fake_engine:FakeEngine"
+
+
+class ServerProcess:
+    """A server in a process of its own, in a folder of its own.
+
+    Args:
+        data: its data folder; what it logs is in ``server.log`` beside it.
+        fake: with the fake engine, whose prompts are JSON.
+        settings: of `ServerSettings`, as text.
+    """
+
+    def __init__(self, data: Path, *, fake: bool = False, **settings: str) -> None:
+        self.data, self.fake = data, fake
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data.with_name(f"{data.name}.log")
+        self._settings = {"port": str(self.port), "data": str(data), **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [str(FOLDER / "_server.py")] if self.fake else ["-m", "pusa", "serve"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                env=environment(self._settings),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def rss_mb(self) -> float:
+        """Of the process that answers requests, without the child that holds the model."""
+        return psutil.Process(self.pid).memory_info().rss / 2**20
+
+    def wait_until_alive(self, timeout_seconds: float = 120.0) -> float:
+        """Until ``/health`` answers; the seconds since `start` was called are about what is returned.
+
+        Raises:
+            RuntimeError: it ended, or says nothing; with the end of its log.
+        """
+        start = time.monotonic()
+        while time.monotonic() - start < timeout_seconds:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                break
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2.0).is_success:
+                    return time.monotonic() - start
+            except httpx.TransportError:
+                time.sleep(0.02)
+        raise RuntimeError(f"the server does not answer:\n{self.log.read_text(errors='replace')[-3000:]}")
+
+    def stop(self, timeout_seconds: float = 60.0) -> int:
+        """Ask it to end, as systemd would; its exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.wait_until_alive()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's, with these settings and no others."""
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PUSA_")}
+    paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return outer | {"PYTHONPATH": paths} | {f"PUSA_{name.upper()}": value for name, value in settings.items()}
+
+
+def serve_fake() -> None:
+    """The app as it is, with a `LocalExecutor` whose child runs the fake engine."""
+    import uvicorn
+
+    from pusa.server.app import create_app
+    from pusa.server.executor import LocalExecutor
+    from pusa.server.logs import configure_logging
+    from pusa.server.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(settings.log_format, settings.log_level)
+    app = create_app(settings, make_executor=lambda s: LocalExecutor(s.model, target=FAKE_ENGINE))
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, ws="none")
+
+
+if __name__ == "__main__":
+    serve_fake()
