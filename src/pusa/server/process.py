@@ -253,7 +253,7 @@ def error_of(error: BaseException, task: Task) -> Error:
         return Error("invalid_request", text, retry=False)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourcesError":
         return Error("out_of_memory", text or "not enough memory", retry=False)
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
         from pusa.models.vae import DecodeMemoryError, is_out_of_memory
 
         if isinstance(error, DecodeMemoryError):

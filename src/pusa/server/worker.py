@@ -460,6 +460,8 @@ class _Attempt:
         """What this attempt has stored and, its lease being lost, nobody is going to name."""
         try:
             self.files.delete_prefix(self._results_prefix)
+            if self.queue.get(self.job.id) is None:  # deleted, while this attempt was still writing
+                self._remove_intermediate()
         except Exception:  # a store's own errors are of any kind; housekeeping finds what is left
             logger.exception("files of attempt %d of %s were not removed", self.job.attempt, self.job.id)
 

@@ -1,0 +1,150 @@
+"""An engine that is quick and can misbehave: for tests and benchmarks of everything around the model.
+
+Its steps are a chain of hashes, with a checkpoint after every few of them; the video shows the last hash in coloured
+frames. So a run that lost or repeated a step makes another video. What it does is said by the prompt, as JSON:
+
+    {"steps": 8, "step_seconds": 0.05, "decode_seconds": 0.0, "at_step": 4, "then": "segfault", "times": 1}
+
+`then` happens right after that step (0: before the first one), in the first `times` attempts (1 unless given):
+"segfault", "kill", "exit", "hang", "raise", "invalid", "out_of_memory", "decode_memory", "disk_full".
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pusa import media
+from pusa.server.messages import Cancelled, Checkpoint, Done, Message, Note, Preview, Resolved, Stage, Step, Task
+from pusa.server.process import ReportLoading
+
+WIDTH, HEIGHT, FRAMES = 64, 48, 8
+
+
+class FakeEngine:
+    """`model` may say how loading goes, as JSON: ``{"load_seconds": 1}`` or ``{"load_fails": true}``."""
+
+    def __init__(self, model: str, *loras: str) -> None:
+        self.model, self.loading = model, {}
+        with suppress(ValueError):
+            self.loading = json.loads(model)
+
+    def load(self, report: ReportLoading) -> str:
+        report("loading", 0.0)
+        seconds = self.loading.get("load_seconds", 0.0)
+        for tenth in range(10 if seconds else 0):
+            time.sleep(seconds / 10)
+            report("loading", 10.0 * (tenth + 1))
+        if self.loading.get("load_fails"):
+            raise ValueError("no such model")
+        return self.model
+
+    def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
+        said = json.loads(task.request["prompt"])
+        steps = said.get("steps", 4)
+        yield Stage("load")
+        state, done = self._state_of(task)
+        yield Resolved({**task.request, "seed": task.request.get("seed") or 7})
+        if not done:
+            yield Note("made by a fake")
+        yield Stage("denoise")
+        began = time.monotonic()
+        if said.get("at_step") == 0:
+            misbehave(said, task)
+        for step in range(done + 1, steps + 1):
+            time.sleep(said.get("step_seconds", 0.0))
+            state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
+            if step % task.checkpoint_every == 0 or step == steps:
+                write_whole(task.checkpoint, json.dumps({"state": state, "step": step}).encode())
+                yield Checkpoint(task.checkpoint, step)
+            yield Step(step, steps, (steps - step) * (time.monotonic() - began) / (step - done))
+            if task.preview_seconds:
+                yield Preview(picture(state, 0, "WEBP"))
+            if said.get("at_step") == step:
+                misbehave(said, task)
+            if is_cancelled():
+                yield Cancelled()
+                return
+        denoised = time.monotonic()
+        yield Stage("decode")
+        time.sleep(said.get("decode_seconds", 0.0))
+        video = task.folder / "video.mp4"
+        with media.VideoWriter(video, width=WIDTH, height=HEIGHT, metadata={"request": task.request}) as writer:
+            for number in range(FRAMES):
+                writer.write(frame(state, number)[None])
+        thumbnail = task.folder / "thumbnail.webp"
+        thumbnail.write_bytes(picture(state, FRAMES // 2, "WEBP"))
+        files = {"video": video, "thumbnail": thumbnail, "spritesheet": thumbnail, "contact_sheet": thumbnail}
+        decoded = time.monotonic()
+        yield Done(files, {"load": 0.0, "denoise": denoised - began, "decode": decoded - denoised, "finish": 0.0})
+
+    def _state_of(self, task: Task) -> tuple[str, int]:
+        if not task.checkpoint.exists():
+            inputs = [path.read_bytes() for path in task.inputs.values()]
+            return hashlib.sha256(b"/".join([task.request["prompt"].encode(), *inputs])).hexdigest(), 0
+        kept = json.loads(task.checkpoint.read_bytes())
+        return kept["state"], kept["step"]
+
+
+def misbehave(said: dict[str, Any], task: Task) -> None:
+    if task.attempt > said.get("times", 1):
+        return
+    match said["then"]:
+        case "segfault":
+            ctypes.string_at(0)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "hang":
+            time.sleep(3600)
+        case "raise":
+            raise RuntimeError("the engine broke")
+        case "invalid":
+            raise ValueError(f"{next(iter(task.inputs.values()), task.folder / 'x')} is not an image")
+        case "out_of_memory":
+            raise MemoryError
+        case "decode_memory":
+            import torch
+
+            from pusa.models.vae import DecodeMemoryError
+
+            (task.folder / "video.latents.safetensors").write_bytes(b"latents")
+            raise DecodeMemoryError("out of memory", torch.zeros(1))
+        case "disk_full":
+            raise OSError(errno.ENOSPC, "no space left on device")
+        case other:
+            raise AssertionError(f"then={other!r} is not known")
+
+
+def frame(state: str, number: int) -> np.ndarray:
+    """uint8 ``[H, W, 3]``: 4 x 3 blocks whose colours are a hash."""
+    values = np.frombuffer(hashlib.sha512(f"{state}/{number}".encode()).digest()[:36], np.uint8)
+    return np.kron(values.reshape(3, 4, 3), np.ones((HEIGHT // 3, WIDTH // 4, 1), np.uint8))
+
+
+def picture(state: str, number: int, kind: str) -> bytes:
+    from io import BytesIO
+
+    target = BytesIO()
+    Image.fromarray(frame(state, number)).save(target, kind)
+    return target.getvalue()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
