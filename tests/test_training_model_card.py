@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,23 +46,41 @@ def card(run: Path) -> str:
     return write_card(run).read_text()
 
 
-def test_it_says_what_was_trained_on_what_and_for_how_long(run: Path, card: str) -> None:
+@pytest.fixture(scope="module")
+def card_for_wan(run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """That of the same run, had it been one of Wan 14B with a budget of latent frames."""
+    folder = tmp_path_factory.mktemp("runs") / "practice"
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["source"] = "wan2.1-14b"
+    config |= {"batch_size": None, "batch_frames": 6}
+    (folder / "config.json").write_text(json.dumps(config))
+    return write_card(folder).read_text()
+
+
+def test_it_says_what_was_trained_on_what_and_for_how_long(run: Path, card: str, card_for_wan: str) -> None:
     facts = json.loads((run / "run.json").read_text())
     assert "# practice\n" in card
     assert "A LoRA of rank 4" in card
     assert f"`{facts['data_hash']}`" in card
     assert f"{facts['clips']} clips (48x32 x 9 frames" in card
     assert "3 steps, 6 clips" in card
+    assert "| clips per step | 2 |" in card
+    assert "| clips per step | as many as have 6 latent frames on each process, 2 in the mean |" in card_for_wan
     assert "| times of frames | each its own, from the grid with shift 5 |" in card
     assert "too few for anything but trying the machinery" in card
 
 
-def test_its_front_matter_is_what_a_hub_reads(card: str) -> None:
-    head = card.split("---\n")[1]
-    fields = dict(line.split(": ", 1) for line in head.splitlines())
-    assert fields["base_model"] == "tiny"
+def front_matter(card: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines())
+
+
+def test_its_front_matter_is_what_a_hub_reads(card: str, card_for_wan: str) -> None:
+    fields = front_matter(card_for_wan)
+    assert fields["base_model"] == "Wan-AI/Wan2.1-T2V-14B-Diffusers"
     assert fields["base_model_relation"] == "adapter"
     assert "pusa" in fields["tags"]
+    assert front_matter(card).keys() == fields.keys() - {"base_model", "base_model_relation"}  # tiny is on no Hub
 
 
 def test_its_links_lead_to_files_of_the_run(run: Path, card: str) -> None:
@@ -79,8 +98,10 @@ def test_its_python_runs_in_the_folder_of_the_run(run: Path, card: str, monkeypa
     assert np.asarray(names["video"]).shape[0] == 1
 
 
-def test_its_adapter_loads_in_plain_diffusers(run: Path, card: str) -> None:
-    assert 'pipe.load_lora_weights("adapter.safetensors", adapter_name="pusa")' in card
+def test_its_adapter_loads_in_plain_diffusers(run: Path, card: str, card_for_wan: str) -> None:
+    assert 'WanPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-14B-Diffusers"' in card_for_wan
+    assert 'pipe.load_lora_weights("adapter.safetensors", adapter_name="pusa")' in card_for_wan
+    assert "there is nothing to load in diffusers" in card
     parts = components() | {"vae": make_vae(), "text_encoder": make_text_encoder(), "tokenizer": make_tokenizer()}
     pipe = WanPipeline(**parts)
     pipe.load_lora_weights(str(run / "adapter.safetensors"), adapter_name="pusa")
@@ -161,6 +182,7 @@ def test_what_is_not_finite_or_not_there_is_left_out() -> None:
     loss, levels = panels_of(metrics)
     assert [list(curve.points) for curve in loss.curves] == [[(1.0, 1.0)], [(2.0, 0.5)]]
     assert [list(curve.points) for curve in levels.curves] == [[(0.05, 0.1)]]
+    assert levels.x_range == (0, 1)
     assert draw([loss, levels]).size == (1120, 320)
     assert draw([Panel("", "", [Curve("", [(0.0, math.nan)])])]).size == (560, 320)
 

@@ -27,11 +27,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram. The y axis begins at the lowest value shown, not at 0."""
+    """One diagram. The y axis begins at the lowest value shown, not at 0; so does x where it has no range."""
 
     title: str
     x: str
     curves: Sequence[Curve]
+    x_range: tuple[float, float] | None = None
 
 
 def draw(panels: Sequence[Panel]) -> Image.Image:
@@ -80,7 +81,7 @@ class _Drawing:
         if not every:
             self.text(_LEFT, _HEIGHT / 2, "nothing was measured", self.small)
             return
-        self.x_range = _range([x for x, _ in every], margin=0.0)
+        self.x_range = panel.x_range or _range([x for x, _ in every], margin=0.0)
         self.y_range = _range([y for _, y in every], margin=0.05)
         self.axes(panel.x)
         for number, curve in enumerate(curves):
@@ -170,4 +171,5 @@ def panels_of(metrics: Sequence[Mapping[str, object]]) -> list[Panel]:
     visits = [entry for entry in metrics if entry.get("held_out_error_by_level")]
     chosen = visits if len(visits) < 2 else [visits[0], visits[-1]]
     by_level = [Curve(f"step {entry['step']}", levels(entry), dots=True) for entry in chosen]
-    return [Panel("loss", "step", losses), Panel("held-out error by noise level", "noise level", by_level)]
+    levels_panel = Panel("held-out error by noise level", "noise level", by_level, x_range=(0.0, 1.0))
+    return [Panel("loss", "step", losses), levels_panel]

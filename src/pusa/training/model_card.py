@@ -74,11 +74,19 @@ def _card(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> Iter
 
 def _front_matter(config: TrainConfig) -> Iterator[str]:
     relation = "adapter" if config.method.kind == "lora" else "finetune"
-    known = zoo.find(config.model.source)
-    base = (known.hub_id if known else None) or _public_name(config.model.source)
+    base = _hub_id(config.model.source)
     tags = ["pusa", "vectorised-timesteps", "video", *(["lora"] if config.method.kind == "lora" else [])]
-    yield from ("---", f"base_model: {base}", f"base_model_relation: {relation}", "library_name: diffusers")
-    yield from ("pipeline_tag: image-to-video", f"tags: [{', '.join(tags)}]", "---", "")
+    yield "---"
+    if base is not None:
+        yield from (f"base_model: {base}", f"base_model_relation: {relation}")
+    yield from ("library_name: diffusers", "pipeline_tag: image-to-video", f"tags: [{', '.join(tags)}]", "---", "")
+
+
+def _hub_id(source: str) -> str | None:
+    """Where others find the model; None for one that is not on the Hub, such as the embedded one."""
+    known = zoo.find(source)
+    name = (known.hub_id if known else None) or _public_name(source)
+    return name if "/" in name else None
 
 
 def _public_name(source: str) -> str:
@@ -167,7 +175,10 @@ def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
 
 def _elsewhere(config: TrainConfig, base: str, files: list[str], alpha: float) -> Iterator[str]:
     known = zoo.find(config.model.source)
-    hub_id = (known.hub_id if known else None) or base
+    if known is not None and known.hub_id is None:
+        yield f"`{base}` is part of the package pusa: there is nothing to load in diffusers or ComfyUI alone."
+        return
+    hub_id = _hub_id(config.model.source) or base
     yield from (
         "In diffusers, whose own pipeline has one time for all frames: text-to-video works, kept frames do not.",
         "",
@@ -206,7 +217,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {_schedule(config)}",
         "precision": f"{config.model.dtype} with trained weights in fp32" if config.model.dtype == "bf16" else "fp32",
         "moving average": f"{config.ema_decay:g}" if config.ema_decay else "none",
-        "clips per step": f"{first['clips_per_step']}",
+        "clips per step": _clips_per_step(folder, config, first),
     }
     for expert, fact in facts.items():
         metrics = read_metrics(_leg(folder, config, expert))
@@ -221,6 +232,14 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
     yield from ("| | |", "|---|---|")
     yield from (f"| {name} | {value} |" for name, value in rows.items())
     yield ""
+
+
+def _clips_per_step(folder: Path, config: TrainConfig, facts: Facts) -> str:
+    if config.batch_frames is None:
+        return f"{facts['clips_per_step']}"
+    logged = [entry for entry in read_metrics(_leg(folder, config, facts["expert"])) if entry.get("clips")]
+    mean = f", {logged[-1]['clips'] / logged[-1]['step']:.3g} in the mean" if logged else ""
+    return f"as many as have {config.batch_frames} latent frames on each process{mean}"
 
 
 def _schedule(config: TrainConfig) -> str:
