@@ -303,6 +303,10 @@ def test_the_command_says_it_in_words_and_in_json() -> None:
     with cli("wan2.1-14b-vta", "--gpu", "h200", "--count", "8", "--price", "3.5") as said:
         assert "900 steps of 8 clips" in said.output
         assert "fits      yes" in said.output
+        assert "once more 1.81 PFLOP" in said.output
+    with cli("mini-vta", "--gpu", "4090") as said:
+        assert "steps of 8 to 16 clips" in said.output  # 80 latent frames of clips of 9, or of 5
+        assert "once more" not in said.output
     with cli("wan2.1-14b-vta", "--gpu", "h200", "--count", "8", "--price", "3.5", "--json") as said:
         facts = json.loads(said.output)
     assert facts["fits"]

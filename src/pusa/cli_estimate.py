@@ -125,11 +125,14 @@ def _lines(config: TrainConfig, found: "Estimate", paper: "Estimate", ways: list
     grid = "x".join(map(str, work.grid))
     yield f"{config.name}: {kind}, {_many(work.trained_parameters)} parameters for a model of {_many(work.parameters)}"
     yield f"on        {found.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_tera(gpu.peak)} at most"
-    yield f"work      {found.steps / experts:,.0f} steps of {work.clips_per_step} clips{each}"
+    clips = sorted({work.clips_per_step for work in found.works})
+    many = f"{clips[0]} to {clips[-1]}" if len(clips) > 1 else f"{clips[0]}"
+    yield f"work      {found.steps / experts:,.0f} steps of {many} clips{each}"
     yield f"a clip    {grid} latents, {work.sequence:,} tokens"
+    again = f", once more {_operations(flops.recompute)}" if flops.recompute else ""
     yield (
-        f"a pass    {_operations(flops.total)}: forward {_operations(flops.forward)}, once more "
-        f"{_operations(flops.recompute)}, backward {_operations(flops.backward)}"
+        f"a pass    {_operations(flops.total)}: forward {_operations(flops.forward)}{again}, "
+        f"backward {_operations(flops.backward)}"
     )
     yield ""
     yield "memory per card"
