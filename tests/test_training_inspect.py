@@ -43,7 +43,9 @@ def folder(tmp_path: Path) -> Path:
             writer.add_prompt(caption, torch.ones(min(6, 1 + len(caption.split())), 48))
         for name, (latents, caption) in clips.items():
             frames = 4 * latents.shape[1] - 3
-            writer.add(name, latents, caption, fps=16, height=32, width=48, frames=frames, source=name)
+            start = 2.5 if name == "still.mp4" else 0.0
+            clip = {"source": name, "start_seconds": start}
+            writer.add(name, latents, caption, fps=16, height=32, width=48, frames=frames, **clip)
     entries = [
         {"source": "bad <b>.mp4", "reason": "is cut short"},
         {"source": "copy.mp4", "reason": "has the same content as noise1.mp4", "duplicate_of": "noise1.mp4"},
@@ -101,6 +103,7 @@ def test_the_page_shows_what_is_in_the_dataset(folder, tmp_path):
     assert "copy.mp4 is noise1.mp4" in text
     assert "fox 9" in text
     assert page.count("<figure") == 11
+    assert "still.mp4 at 2.50 s: 9 frames, motion 0.00" in text
     assert [event.path for event in events if event.kind == "done"] == [tmp_path / "look.html", tmp_path / "look.png"]
 
 

@@ -256,7 +256,10 @@ class LatentDataset:
         ranked = sorted(self.clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip.id}".encode()).digest())
         count = max(1, round(held_out_share * len(ranked))) if held_out_share else 0
         if count >= len(ranked):
-            raise ValueError(f"held_out_share={held_out_share:g} of {len(ranked)} clips leaves none to train on")
+            raise ValueError(
+                f"data.held_out_share={held_out_share:g} of {len(ranked)} clip{'s' * (len(ranked) > 1)} leaves none to "
+                "train on: add clips, or set it to 0 and hold none out"
+            )
         return self._view(ranked[count:]), self._view(ranked[:count])
 
     def _view(self, clips: Iterable[ClipInfo]) -> "LatentDataset":

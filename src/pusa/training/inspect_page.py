@@ -31,10 +31,11 @@ class Strip:
 
     @property
     def words(self) -> str:
-        """``81 frames, motion 0.31, detail 0.52``."""
+        """``fox.mp4 at 2.50 s: 81 frames, motion 0.31, detail 0.52``."""
+        start = f" at {self.clip.start_seconds:.2f} s" if self.clip.start_seconds else ""
         parts = [f"{self.clip.frames} frames" if self.clip.frames > 1 else "picture"]
         parts += [] if self.motion is None else [f"motion {self.motion:.2f}"]
-        return ", ".join([*parts, f"detail {self.detail:.2f}"])
+        return f"{self.clip.source or self.clip.id}{start}: {', '.join([*parts, f'detail {self.detail:.2f}'])}"
 
     def image(self) -> Image.Image:
         """The frames side by side."""
@@ -89,8 +90,7 @@ def contact_sheet(strips: list[Strip], *, columns: int = 2) -> Image.Image:
             sheet.paste(image, (left, top))
             below = top + height - text_height + 6
             draw.text((left, below), _cut(strip.clip.caption, width, font), _TEXT, font)
-            told = f"{strip.clip.source or strip.clip.id}: {strip.words}"
-            draw.text((left, below + 20), _cut(told, width, small), _FAINT, small)
+            draw.text((left, below + 20), _cut(strip.words, width, small), _FAINT, small)
         top += height + _MARGIN
     return sheet
 
