@@ -28,21 +28,20 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DModel:
-    """One transformer of the source, on the CPU, in the dtype it is trained in.
+    """One transformer of the source, on the CPU, in the dtype it is trained in, without the adapter of "mini".
 
     Raises:
         ValueError: the source has no such expert. Otherwise as `PusaPipeline.from_pretrained`.
     """
+    from pusa import zoo
     from pusa.pipeline import PusaPipeline
 
     dtype = torch.float32 if config.method.kind == "full" else _DTYPES[config.model.dtype]
     other = {"transformer": "transformer_2", "transformer_2": "transformer"}[expert]
     absent = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
-    pipe = PusaPipeline.from_pretrained(config.model.source, torch_dtype=dtype, **absent)
-    model = getattr(pipe, expert)
+    model = getattr(zoo.load_pipeline(PusaPipeline, config.model.source, torch_dtype=dtype, **absent), expert)
     if model is None:
         raise ValueError(f"{config.model.source} has no {expert}: name the transformers it has in model.experts")
-    pipe.unload_lora_weights()  # the embedded model comes with its own adapter
     return model
 
 
