@@ -35,10 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="practice",
         steps=3,
         objective={"weighting": "none"},
-        report={"held_out_every": 2, "held_out_draws": 1, "validate_every": 3, "tracker": "none"},
+        report={"held_out_every": 2, "held_out_draws": 1, "validate_every": 3, "validate_clips": 1, "tracker": "none"},
     )
     settings = ValidationSettings(tasks=("image-to-video", "extension"), steps=1, columns=3)
-    return train(config, dataset=data, on_validate=Validator(config, data, clips=1, settings=settings))
+    return train(config, dataset=data, on_validate=Validator(config, data, settings=settings))
 
 
 @pytest.fixture(scope="module")

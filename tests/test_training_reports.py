@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from training_samples import make_config
 
 from pusa.training import reports
@@ -19,7 +20,8 @@ class Recorder:
     made: list["Recorder"]
 
     def __init__(self, *words: Any, **options: Any) -> None:
-        self.words, self.options, self.logged, self.calls = words, options, [], []
+        self.words, self.options = words, options
+        self.logged, self.pictures, self.calls = [], [], []
         self.made.append(self)
 
     def start(self) -> None:
@@ -28,8 +30,19 @@ class Recorder:
     def log(self, values: dict[str, float], step: int) -> None:
         self.logged.append((step, values))
 
+    def log_images(self, values: dict[str, Any], step: int, **options: Any) -> None:
+        self.pictures.append((step, {name: pictures.shape for name, pictures in values.items()}, options))
+
     def finish(self) -> None:
         self.calls.append("finish")
+
+
+class TensorBoard(Recorder):
+    name = "tensorboard"
+
+
+class WeightsAndBiases(Recorder):
+    name = "wandb"
 
 
 @pytest.fixture
@@ -37,16 +50,20 @@ def trackers(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """Trackers are installed, and remembered when they are made."""
     Recorder.made = []
     monkeypatch.setattr(reports, "find_spec", lambda _: True)
-    monkeypatch.setattr(reports, "TensorBoardTracker", Recorder)
-    monkeypatch.setattr(reports, "WandBTracker", Recorder)
+    monkeypatch.setattr(reports, "TensorBoardTracker", TensorBoard)
+    monkeypatch.setattr(reports, "WandBTracker", WeightsAndBiases)
     return Recorder.made
 
 
 @pytest.mark.parametrize("kind", ["auto", "tensorboard", "wandb"])
-def test_a_tracker_gets_every_number_and_is_closed(kind: str, tmp_path: Path, trackers: list[Recorder]) -> None:
+def test_a_tracker_gets_every_number_and_picture_and_is_closed(
+    kind: str, tmp_path: Path, trackers: list[Recorder]
+) -> None:
     config = make_config(None, tmp_path, report={"tracker": kind})
     reporter = Reporter(tmp_path, config, first_step=0)
     reporter.log(3, ENTRY)
+    Image.new("L", (48, 32)).save(tmp_path / "sheet.png")
+    reporter.show(3, tmp_path / "sheet.png")
     reporter.close()
     (tracker,) = trackers
     ((step, values),) = tracker.logged
@@ -57,6 +74,8 @@ def test_a_tracker_gets_every_number_and_is_closed(kind: str, tmp_path: Path, tr
         "error_by_level/0.9": 0.25,
     }
     assert tracker.calls == ["start", "finish"]
+    layout = {} if kind == "wandb" else {"dataformats": "NHWC"}
+    assert tracker.pictures == [(3, {"validation": (1, 32, 48, 3)}, layout)]
     if kind == "wandb":
         assert tracker.options["config"]["method"]["rank"] == 4
     else:

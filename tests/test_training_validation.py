@@ -1,5 +1,6 @@
 """Validation while training: fixed prompts and clips, every task, files to look at, and no trace in the training."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pusa.pipeline import PusaPipeline
 from pusa.training.adapting import prepare
 from pusa.training.dataset import LatentDataset
 from pusa.training.launch import Processes
+from pusa.training.reports import Reporter
 from pusa.training.sheets import Strip, sheet, spread, write_picture
 from pusa.training.trainer import train
 from pusa.training.validation import TASKS, ValidationSettings, Validator, validate
@@ -127,9 +129,9 @@ def test_training_gives_the_same_bits_with_and_without_validation(tmp_path: Path
     results = []
     for every in (None, 2):
         output = tmp_path / f"run-{every}"
-        config = make_config(tmp_path / "clips", output, steps=4, report={"validate_every": every})
+        config = make_config(tmp_path / "clips", output, steps=4, report={"validate_every": every, "validate_clips": 1})
         settings = ValidationSettings(tasks=("image-to-video",), steps=1)
-        train(config, dataset=data, on_validate=Validator(config, data, clips=1, settings=settings))
+        train(config, dataset=data, on_validate=Validator(config, data, settings=settings))
         results.append(load_file(output / "adapter.safetensors"))
     plain, validated = results
     assert plain.keys() == validated.keys()
@@ -138,6 +140,29 @@ def test_training_gives_the_same_bits_with_and_without_validation(tmp_path: Path
     assert sorted(path.name for path in folder.glob("*.jpg")) == ["step-00000002.jpg", "step-00000004.jpg"]
     assert probe_video(folder / "step-00000004" / "1-image-to-video.mp4").frames == 9
     assert not (tmp_path / "run-None" / "validation").exists()
+
+
+def test_prompts_and_pictures_of_ones_own_are_shown_in_the_tracker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = LatentDataset(write_dataset(tmp_path / "clips"))
+    own = write_dataset(tmp_path / "own", clips=0, single_frames=3, seed=1)
+    shown: list[tuple[int, Path]] = []
+    monkeypatch.setattr(Reporter, "show", lambda _, step, picture: shown.append((step, picture)))
+    report = {"validate_every": 2, "validate_on": str(own)}
+    config = make_config(tmp_path / "clips", tmp_path / "run", steps=2, report=report)
+    settings = ValidationSettings(steps=1, guidance=1.0, num_frames=5)
+    train(config, dataset=data, on_validate=Validator(config, data, settings=settings))
+    place = tmp_path / "run" / "validation" / "step-00000002"
+    tasks = ("image-to-video", "text-to-video")  # a picture has no last frame, and nothing to go on from
+    assert sorted(names(list(place.iterdir()))) == [f"{number}-{task}.mp4" for number in (1, 2) for task in tasks]
+    assert probe_video(place / "1-image-to-video.mp4").frames == 5
+    assert shown == [(2, place.with_suffix(".jpg"))]
+    for folder, vae in ((tmp_path / "clips", "one"), (own, "another")):
+        facts = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps(facts | {"vae": vae}))
+    with pytest.raises(ValueError, match="cannot be joined: vae is one here and another there"):
+        Validator(config, LatentDataset(tmp_path / "clips"), settings=settings)
 
 
 # ---- sheets ----------------------------------------------------------------------------------------------------------

@@ -184,6 +184,13 @@ class ReportConfig(StrictModel):
     )
     held_out_draws: int = knob(2, "Times and noises per held-out clip; always the same ones.", ge=1, le=1000)
     validate_every: int | None = knob(None, "Steps between validation videos.", unset="none", ge=1, le=1_000_000)
+    validate_on: str | None = knob(
+        None,
+        "A dataset of prompts and pictures, or clips, that validation videos are made from.",
+        unset="clips that are held out",
+        min_length=1,
+    )
+    validate_clips: int = knob(2, "How many of its clips, the first ones.", ge=1, le=64)
     tracker: Literal["auto", "tensorboard", "wandb", "none"] = knob(
         "auto", "Where curves are drawn; auto: TensorBoard if it is installed."
     )

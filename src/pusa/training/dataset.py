@@ -243,6 +243,11 @@ class LatentDataset:
             digest.update(json.dumps(values, sort_keys=True).encode())
         return digest.hexdigest()
 
+    def check_goes_with(self, other: "LatentDataset") -> None:
+        """Raises ValueError if another VAE or text encoder made `other`."""
+        for store in other._stores:
+            _check_joined(self._stores[0], store)
+
     def split(self, held_out_share: float, seed: int = 0) -> tuple["LatentDataset", "LatentDataset"]:
         """Two datasets, one to train on and one to judge by; the share is rounded, but not to nothing.
 

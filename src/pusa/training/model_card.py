@@ -319,7 +319,7 @@ def _samples(folder: Path, config: TrainConfig) -> Iterator[str]:
     yield from ("## Samples", "")
     yield (
         "Fixed prompts and clips that were not trained on, always from the same noise. Outlined frames were given."
-        if config.data.held_out_share
+        if config.data.held_out_share and config.report.validate_on is None
         else "Fixed prompts and clips, always from the same noise. Outlined frames were given."
     )
     yield ""
@@ -356,6 +356,8 @@ def _configuration(config: TrainConfig) -> Iterator[str]:
     """As JSON, without the folders of a machine."""
     values = config.model_dump(mode="json")
     values["data"]["folders"], values["output"] = [Path(name).name for name in config.data.folders], None
+    if config.report.validate_on is not None:
+        values["report"]["validate_on"] = Path(config.report.validate_on).name
     values["model"]["source"] = _public_name(config.model.source)
     yield from ("<details><summary>All fields</summary>", "", "```json", json.dumps(values, indent=2), "```")
     yield from ("", "</details>")

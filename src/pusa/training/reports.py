@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from PIL import Image
 
 from pusa.training.config import TrainConfig
 
@@ -43,6 +45,13 @@ class Reporter:
         self._file.flush()
         for tracker in self._trackers:
             tracker.log(dict(_flat(values)), step=step)
+
+    def show(self, step: int, picture: Path) -> None:
+        """A picture, beside the tracker's curves."""
+        for tracker in self._trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            pixels = np.asarray(Image.open(picture).convert("RGB"))
+            tracker.log_images({"validation": pixels[None]}, step=step, **layout)
 
     def close(self) -> None:
         self._file.flush()

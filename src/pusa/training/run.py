@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
-Validate = Callable[[int, Any], None]
+Validate = Callable[[int, Any], Path | None]
 
 
 class TrainingStoppedError(RuntimeError):
@@ -320,7 +320,9 @@ class Run:
             return
         states = random_states()
         with self._judged_weights(), torch.no_grad():
-            self.job.on_validate(self.progress.step, self.model)
+            picture = self.job.on_validate(self.progress.step, self.model)
+        if picture is not None and self.reporter is not None:
+            self.reporter.show(self.progress.step, picture)
         restore_random_states(states)
         self.processes.wait()
 

@@ -59,7 +59,8 @@ def train(
         dataset: instead of reading ``config.data.folders``.
         on_validate: called as ``on_validate(step, model)`` every ``report.validate_every`` steps and at the end, on
             every process (a sharded model computes only together), without gradients, with the moving average in place
-            if there is one. What it draws at random does not change the run.
+            if there is one. What it draws at random does not change the run. If it returns a picture's path, the
+            tracker shows it beside the curves.
         resume: go on from the last checkpoint of the run's folder; without one, begin.
 
     Returns:

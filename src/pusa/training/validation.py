@@ -27,6 +27,7 @@ from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.adapting import ADAPTER, kernels, precision
 from pusa.training.checkpoint import random_states, restore_random_states
 from pusa.training.config import TrainConfig
+from pusa.training.dataset import LatentDataset
 from pusa.training.export import result_path
 from pusa.training.sheets import Strip, sheet, spread, write_picture
 
@@ -254,7 +255,10 @@ def _shown(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSe
 
 
 class Validator:
-    """`on_validate` of `pusa.training.trainer.train`: the first clips that are held out, at every visit.
+    """`on_validate` of `pusa.training.trainer.train`: the same clips made anew at every visit.
+
+    They are the first ones of ``report.validate_on``, or of those that are held out. A picture gives text-to-video and
+    image-to-video, of the model's own length.
 
         train(config, dataset=data, on_validate=Validator(config, data))
 
@@ -266,9 +270,11 @@ class Validator:
     Args:
         config: of the run.
         dataset: a `LatentDataset`, whole.
-        clips: how many.
         folder: to write to; None: ``validation`` in the run's folder.
         settings: None: the sampling defaults of the model.
+
+    Raises:
+        ValueError: another VAE or text encoder made ``report.validate_on``. FileNotFoundError: it is not there.
     """
 
     def __init__(
@@ -276,15 +282,13 @@ class Validator:
         config: TrainConfig,
         dataset: Any,
         *,
-        clips: int = 2,
         folder: Path | None = None,
         settings: ValidationSettings | None = None,
     ) -> None:
-        training, held_out = dataset.split(config.data.held_out_share, config.seed)
-        source = held_out if len(held_out) else training
+        source = _shown_data(config, dataset)
         indices = sorted(range(len(source)), key=lambda index: (source.clips[index].latent_shape[1] == 1, index))
         self.config, self.folder = config, folder or config.folder / VALIDATION_FOLDER
-        chosen = indices[:clips]
+        chosen = indices[: config.report.validate_clips]
         self._prompts = [source.clips[index].caption for index in chosen]
         self._latents = [source.latents(index) for index in chosen]
         self._embeds = torch.stack([_padded(source.embeds(i), source.max_sequence_length) for i in chosen])
@@ -294,8 +298,8 @@ class Validator:
         if settings is None or settings.guidance > 1:
             self._negative = _padded(source.empty_embeds, source.max_sequence_length)[None]
 
-    def __call__(self, step: int, model: Any) -> None:
-        """Videos of this step; every process of a run calls it, the first one writes."""
+    def __call__(self, step: int, model: Any) -> Path | None:
+        """Videos of this step; every process of a run calls it, the first one writes and gets the contact sheet."""
         device = next(model.parameters()).device
         pipe = self._loaded(model, device)
         settings = self._settings or _settings_of(pipe)
@@ -311,8 +315,10 @@ class Validator:
             computing=partial(self._computing, model, device),
             writes=not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0,
         )
-        if written:
-            logger.info("step %d  %d videos, at a glance in %s", step, len(written) - 1, written[-1])
+        if not written:
+            return None
+        logger.info("step %d  %d videos, at a glance in %s", step, len(written) - 1, written[-1])
+        return written[-1]
 
     @contextmanager
     def _computing(self, model: Any, device: torch.device) -> Iterator[None]:
@@ -337,6 +343,16 @@ class Validator:
             return self.folder
         unfinished = [e for e in experts if not result_path(self.config.folder, self.config, e).exists()]
         return self.folder / (unfinished[0] if unfinished else experts[-1])
+
+
+def _shown_data(config: TrainConfig, dataset: Any) -> Any:
+    """The dataset whose first clips are shown."""
+    if config.report.validate_on is not None:
+        shown = LatentDataset(config.report.validate_on)
+        dataset.check_goes_with(shown)
+        return shown
+    training, held_out = dataset.split(config.data.held_out_share, config.seed)
+    return held_out if len(held_out) else training
 
 
 def _settings_of(pipe: Any) -> ValidationSettings:
