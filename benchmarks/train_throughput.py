@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training.adapting import computing, make_optimizers, precision, prepare
+from pusa.training.adapting import kernels, make_optimizers, precision, prepare
 from pusa.training.batches import Plan, Reader, generator_of
 from pusa.training.config import TrainConfig, load_config
 from pusa.training.dataset import DatasetWriter, LatentDataset
@@ -42,10 +42,10 @@ MINI: dict[str, Any] = {
     "text_dim": 128,
     "freq_dim": 256,
     "ffn_dim": 1024,
-    "num_layers": 6,
+    "num_layers": 8,
 }
 TOY = {**MINI, "num_attention_heads": 2, "ffn_dim": 128, "num_layers": 2}
-SHAPE, CLIPS = (16, 9, 8, 8), 64
+SHAPE, CLIPS = (16, 9, 12, 12), 64  # 33 frames of 96 x 96 pixels
 
 
 def write_dataset(folder: Path) -> None:
@@ -57,7 +57,7 @@ def write_dataset(folder: Path) -> None:
             if not writer.has_prompt(caption):
                 writer.add_prompt(caption, torch.randn(9, MINI["text_dim"], generator=generator))
             latents = torch.randn(SHAPE, generator=generator)
-            writer.add(f"{index:03d}", latents, caption, fps=16, height=64, width=64, frames=4 * SHAPE[1] - 3)
+            writer.add(f"{index:03d}", latents, caption, fps=16, height=96, width=96, frames=4 * SHAPE[1] - 3)
 
 
 def make_model(config: dict[str, Any]) -> PusaWanTransformer3DModel:
@@ -91,7 +91,7 @@ def by_bare_loop(config: TrainConfig, model: Any, data: LatentDataset, processes
         if step == config.report.log_every:
             seen, began = 0, time.monotonic()
         x = noised(batch.latents, batch.noise, batch.sigmas)
-        with computing(config, model):
+        with kernels(config, model):
             with precision(config, processes.device):
                 velocity = model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
             errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))

@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-common, core, gpu = (importlib.import_module(name) for name in ("_common", "core", "gpu"))
+common, core, gpu, overfit, throughput = map(
+    importlib.import_module, ("_common", "core", "gpu", "overfit", "train_throughput")
+)
 
 CAPTURE = pytest.CaptureFixture[str]
 
@@ -96,3 +98,22 @@ def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: C
     assert forward["bf16"]["frame_minus_token"] == 0
     assert summary["loop"]["difference"] < 1e-5
     assert max(row["memory_ratio"] for row in summary["conditions"]) < 1.01
+
+
+def test_the_throughput_benchmark_says_how_long_training_waits_for_data(capsys: CAPTURE) -> None:
+    throughput.main(["--toy", "--steps", "5", "--rounds", "1"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["clips_per_second"] > 0
+    assert found["speed_over_bare"] > 0
+    assert 0 <= found["share_waiting"] < 1
+
+
+@pytest.mark.slow
+def test_vta_goes_on_from_a_first_frame_and_the_same_training_with_one_time_per_clip_cannot(tmp_path: Path) -> None:
+    """The benchmark of overfitting, shortened; only the first frame says where the clip is."""
+    found = overfit.measure(tmp_path, base_steps=500, steps=400)["psnr_db"]
+    wrong, still = found["another place"], found["the first frame, standing still"]
+    assert found["base + VTA"] > max(wrong, still) + 2
+    assert found["base + VTA"] > found["base + scalar time"] + 3
+    assert found["base + scalar time"] < max(wrong, still) + 0.5  # no better than not knowing
+    assert found["base + VTA, another first frame"] < wrong + 0.5  # it does look at the frame that it is given
