@@ -2,15 +2,18 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pusa.server.executor import LocalExecutor
+from pusa.server.executor import Executor, LocalExecutor
 from pusa.server.files import FileStore
 from pusa.server.jobs import Job, JobQueue, NewJob
+from pusa.server.messages import Done, Task
 from pusa.server.settings import ServerSettings
+from pusa.server.worker import Worker
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # where fake_engine is
@@ -59,3 +62,68 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
     return answer
+
+
+class House:
+    """A queue, a store and workers on them."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.queue, self.files = open_all(settings)
+        self.workers: list[Worker] = []
+        self._stops: list[threading.Event] = []
+        self._threads: list[threading.Thread] = []
+
+    def hire(self, executor: Executor | None = None, **changes: Any) -> Worker:
+        """A worker with the fake engine, unless its executor is given."""
+        settings = self.settings.model_copy(update=changes)
+        executor = executor or fake_executor(
+            grace_seconds=settings.cancel_seconds, stall_seconds=settings.stall_seconds
+        )
+        worker = Worker(settings, self.queue, self.files, executor)
+        stop = threading.Event()
+        thread = threading.Thread(target=worker.run, args=(stop,))
+        thread.start()
+        self.workers.append(worker)
+        self._stops.append(stop)
+        self._threads.append(thread)
+        return worker
+
+    def dismiss(self) -> None:
+        for stop in self._stops:
+            stop.set()
+        for thread in self._threads:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+    def job(self, job: Job) -> Job:
+        found = self.queue.get(job.id)
+        assert found is not None
+        return found
+
+    def ended(self, job: Job) -> Job:
+        wait_until(lambda: self.job(job).ended)
+        return self.job(job)
+
+    def begun(self, job: Job, step: int = 1) -> Job:
+        wait_until(lambda: self.job(job).step >= step)
+        return self.job(job)
+
+    def stored(self, prefix: str = "") -> set[str]:
+        return {key for key, _ in self.files.keys(prefix)}
+
+
+def video_of(house: House, job: Job) -> bytes:
+    return house.files.get_bytes(job.results["video"])
+
+
+def uninterrupted(house: House, **said: Any) -> bytes:
+    """The video of the same prompt whose attempt is too late to misbehave."""
+    from fake_engine import FakeEngine
+
+    folder = house.settings.data_folder / "uninterrupted"
+    folder.mkdir()
+    task = Task(job_id="video_0", attempt=99, request=request(**said), folder=folder)
+    *_, done = FakeEngine("fake").run(task, lambda: False)
+    assert isinstance(done, Done)
+    return done.files["video"].read_bytes()

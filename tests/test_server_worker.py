@@ -12,61 +12,22 @@ from typing import Any
 
 import psutil
 import pytest
-from server_samples import BENCHMARKS, fake_executor, open_all, quick_settings, request, submit, wait_until
+from server_samples import (
+    BENCHMARKS,
+    House,
+    quick_settings,
+    request,
+    submit,
+    uninterrupted,
+    video_of,
+    wait_until,
+)
 
 from pusa import media
 from pusa.server.files import FileStore, StorageFullError
-from pusa.server.jobs import Job, JobQueue, QueueUnavailable
+from pusa.server.jobs import JobQueue, NewJob, QueueUnavailable
 from pusa.server.progress import Pace, Progress
-from pusa.server.settings import ServerSettings
-from pusa.server.worker import Worker, is_dead, worker_name
-
-
-class House:
-    """A queue, a store and workers on them."""
-
-    def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
-        self.queue, self.files = open_all(settings)
-        self.workers: list[Worker] = []
-        self._stops: list[threading.Event] = []
-        self._threads: list[threading.Thread] = []
-
-    def hire(self, **changes: Any) -> Worker:
-        """A worker with the fake engine."""
-        settings = self.settings.model_copy(update=changes)
-        executor = fake_executor(grace_seconds=settings.cancel_seconds, stall_seconds=settings.stall_seconds)
-        worker = Worker(settings, self.queue, self.files, executor)
-        stop = threading.Event()
-        thread = threading.Thread(target=worker.run, args=(stop,))
-        thread.start()
-        self.workers.append(worker)
-        self._stops.append(stop)
-        self._threads.append(thread)
-        return worker
-
-    def dismiss(self) -> None:
-        for stop in self._stops:
-            stop.set()
-        for thread in self._threads:
-            thread.join(timeout=60)
-            assert not thread.is_alive()
-
-    def job(self, job: Job) -> Job:
-        found = self.queue.get(job.id)
-        assert found is not None
-        return found
-
-    def ended(self, job: Job) -> Job:
-        wait_until(lambda: self.job(job).ended)
-        return self.job(job)
-
-    def begun(self, job: Job, step: int = 1) -> Job:
-        wait_until(lambda: self.job(job).step >= step)
-        return self.job(job)
-
-    def stored(self, prefix: str = "") -> set[str]:
-        return {key for key, _ in self.files.keys(prefix)}
+from pusa.server.worker import is_dead, worker_name
 
 
 @pytest.fixture
@@ -76,24 +37,6 @@ def house(tmp_path: Path) -> Iterator[House]:
     yield found
     found.dismiss()
     found.queue.close()
-
-
-def video_of(house: House, job: Job) -> bytes:
-    return house.files.get_bytes(job.results["video"])
-
-
-def uninterrupted(house: House, **said: Any) -> bytes:
-    """The video of the same prompt whose attempt is too late to misbehave."""
-    from fake_engine import FakeEngine  # type: ignore[import-not-found]
-
-    from pusa.server.messages import Done, Task
-
-    folder = house.settings.data_folder / "uninterrupted"
-    folder.mkdir()
-    task = Task(job_id="video_0", attempt=99, request=request(**said), folder=folder)
-    *_, done = FakeEngine("fake").run(task, lambda: False)
-    assert isinstance(done, Done)
-    return done.files["video"].read_bytes()
 
 
 # ---- jobs that end well ----------------------------------------------------------------------------------------------
@@ -216,8 +159,6 @@ def test_latents_that_could_not_be_decoded_are_kept(house):
 
 def test_a_job_whose_input_is_gone_says_so(house):
     asked = request(steps=1) | {"conditions": [{"kind": "image", "file": "inputs/gone/0.png"}]}
-    from pusa.server.jobs import NewJob
-
     job, _ = house.queue.submit(
         NewJob(request=asked, inputs=("inputs/gone/0.png",), model="fake", prompt="", seconds="1", size="64x48")
     )
@@ -316,7 +257,7 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 
         return call
 
-    monkeypatch.setattr("pusa.server.worker._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("pusa.server.attempt.AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(JobQueue, "beat", sometimes(beat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
     house.hire()
@@ -370,7 +311,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
         raise PermissionError("the bucket says no")
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("pusa.server.attempt.AGAIN_SECONDS", 0.05)
     house.hire(max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)

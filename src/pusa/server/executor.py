@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -76,35 +76,54 @@ class Executor(Protocol):
         """End everything."""
 
 
-class LocalExecutor:
-    """A child process on this machine.
+class Child(Protocol):
+    """A process that holds the model, wherever it is; what it says arrives in `inbox`, and None when it has ended."""
+
+    inbox: "queue.SimpleQueue[Any]"
+    state: ExecutorState
+    was_ready: bool
+    began_at: float  # monotonic seconds
+    ended_at: float  # 0 while it lives
+
+    def send(self, command: Task | CancelTask) -> None:
+        """One that cannot be sent is for a process that has ended, which is told by the inbox."""
+
+    def kill(self, why: str | None = None) -> None:
+        """At once; it is no longer ready when this returns."""
+
+    def end(self) -> None:
+        """In good order, or by force after a moment."""
+
+    def how_it_ended(self) -> str:
+        """For people; waits for the end."""
+
+
+class ChildExecutor:
+    """An executor of one child, which is made anew after it has died.
 
     Args:
-        model, loras: what it loads, as in a request.
-        target: ``module:name`` of the `pusa.server.process.Engine` in it.
+        new_child: starts one.
+        model: what it loads, to be told before there is one.
         stall_seconds: without any message in a task for so long, the child is taken for hung and killed. One step of a
             large model, or the decoding of a long window, must fit.
         grace_seconds: from `cancel` to a kill.
         load_seconds: from `start` to a kill, if the model is not there by then.
-        env: variables to set in the child, such as CUDA_VISIBLE_DEVICES.
     """
 
     def __init__(
         self,
+        new_child: Callable[[], Child],
         model: str,
-        loras: Sequence[str] = (),
         *,
-        target: str = PUSA_ENGINE,
         stall_seconds: float = 1800.0,
         grace_seconds: float = 10.0,
         load_seconds: float = 3600.0,
-        env: Mapping[str, str] | None = None,
     ) -> None:
-        self.model, self.loras, self.target = model, tuple(loras), target
+        self.model = model
         self.stall_seconds, self.grace_seconds, self.load_seconds = stall_seconds, grace_seconds, load_seconds
-        self._env = {**os.environ, **(env or {})}
+        self._new_child = new_child
         self._lock = threading.RLock()
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._starts_in_vain = 0
         self._kill_at: float | None = None
         self._closed = False
@@ -118,7 +137,7 @@ class LocalExecutor:
         with self._lock:
             if self._closed:
                 return
-            if self._child is not None and self._child.is_alive:
+            if self._child is not None and not self._child.ended_at:
                 if not self._child.was_ready and time.monotonic() - self._child.began_at > self.load_seconds:
                     self._child.kill(f"the model was not loaded within load_seconds={self.load_seconds:g}")
                 return
@@ -129,7 +148,7 @@ class LocalExecutor:
                 self._starts_in_vain += 1
             else:
                 self._starts_in_vain = 1
-            self._child = _Child([self.target, self.model, *self.loras], self.model, self._env)
+            self._child = self._new_child()
 
     def run(self, task: Task) -> Iterator[Message]:
         with self._lock:
@@ -149,7 +168,7 @@ class LocalExecutor:
             if not ended:
                 child.kill()
 
-    def _received(self, child: "_Child") -> Iterator[Message]:
+    def _received(self, child: Child) -> Iterator[Message]:
         """To the last message, which is made up where the child does not send it."""
         stalls_at = time.monotonic() + self.stall_seconds
         while True:
@@ -195,10 +214,45 @@ class LocalExecutor:
 _LOOK_AGAIN: Any = object()
 
 
-class _Child:
-    """A started process, with a thread that takes in what it says."""
+def state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
+    """What a message about loading changes; None for the messages of a task."""
+    match message:
+        case Loading(stage, percent):
+            return replace(state, stage=stage, percent=percent)
+        case Ready(model):
+            return replace(state, stage="ready", percent=100.0, model=model)
+        case LoadFailed(why):
+            return replace(state, error=why)
+    return None
 
-    def __init__(self, arguments: Sequence[str], model: str, env: Mapping[str, str]) -> None:
+
+class LocalExecutor(ChildExecutor):
+    """A child process on this machine.
+
+    Args:
+        model, loras: what it loads, as in a request.
+        target: ``module:name`` of the `pusa.server.process.Engine` in it.
+        env: variables to set in the child, such as CUDA_VISIBLE_DEVICES.
+        limits: as for `ChildExecutor`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        loras: Sequence[str] = (),
+        *,
+        target: str = PUSA_ENGINE,
+        env: Mapping[str, str] | None = None,
+        **limits: float,
+    ) -> None:
+        command = [sys.executable, "-m", "pusa.server.process", target, model, *loras]
+        super().__init__(lambda: _Process(command, model, {**os.environ, **(env or {})}), model, **limits)
+
+
+class _Process:
+    """The child process, with a thread that takes in what it says."""
+
+    def __init__(self, command: Sequence[str], model: str, env: Mapping[str, str]) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # messages; None: it has ended
         self.was_ready = False
         self.began_at, self.ended_at = time.monotonic(), 0.0
@@ -206,18 +260,10 @@ class _Child:
         self._write = threading.Lock()
         # A session of its own: Ctrl-C in a terminal is for the server, which then ends its jobs in good order.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pusa.server.process", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=dict(env),
-            start_new_session=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env), start_new_session=True
         )
         self.state = ExecutorState(stage="starting", model=model, pids=(self._process.pid,))
         threading.Thread(target=self._listen, name="pusa-child", daemon=True).start()
-
-    @property
-    def is_alive(self) -> bool:
-        return not self.ended_at
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -236,18 +282,14 @@ class _Child:
         self.inbox.put(None)
 
     def _take(self, message: Any) -> None:
-        if isinstance(message, Loading):
-            self.state = replace(self.state, stage=message.stage, percent=message.percent)
-        elif isinstance(message, Ready):
-            self.was_ready = True
-            self.state = replace(self.state, stage="ready", percent=100.0, model=message.model)
-        elif isinstance(message, LoadFailed):
-            self.state = replace(self.state, error=message.message)
-        else:
+        self.was_ready = self.was_ready or isinstance(message, Ready)
+        state = state_after(self.state, message)
+        if state is None:
             self.inbox.put(message)
+        elif self.state.stage != "failed":  # killed in the meantime
+            self.state = state
 
-    def send(self, command: Any) -> None:
-        """One that cannot be sent is for a process that has ended, which is told by the inbox."""
+    def send(self, command: Task | CancelTask) -> None:
         assert self._process.stdin is not None
         with self._write:
             try:

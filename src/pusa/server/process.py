@@ -315,11 +315,45 @@ def make_engine(target: str, model: str, *loras: str) -> Engine:
     return getattr(importlib.import_module(module), name)(model, *loras)
 
 
+class Inbox:
+    """Commands for an engine: put in by whoever receives them, taken out between tasks and steps."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        self._cancelled = threading.Event()
+
+    def put(self, command: Task | CancelTask) -> None:
+        if isinstance(command, Task):
+            self._cancelled.clear()
+            self._tasks.put(command)
+        else:
+            self._cancelled.set()
+
+    def next_task(self) -> Task:
+        return self._tasks.get()
+
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+
+def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
+    """Load, then run tasks for ever; returns, with an exit status, where the process is not to be used any longer."""
+    try:
+        send(Ready(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
+    except Exception as error:
+        logger.exception("the model cannot be loaded")
+        send(LoadFailed(f"{type(error).__name__}: {error}"))
+        return 1
+    while True:
+        for message in messages_of(engine, inbox.next_task(), inbox.is_cancelled):
+            send(message)
+            if isinstance(message, Error) and is_ruinous(message):
+                return 1
+
+
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
-    """Load, then run tasks until the commands end; the exit status of the process."""
-    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-    cancelled = threading.Event()
-    write = threading.Lock()
+    """`work` with two pipes; ends the process when the commands end."""
+    inbox, write = Inbox(), threading.Lock()
 
     def send(message: Any) -> None:
         data = pickle.dumps(message)
@@ -330,27 +364,12 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
     def listen() -> None:
         while True:
             try:
-                command = pickle.load(commands)
+                inbox.put(pickle.load(commands))
             except (EOFError, OSError, pickle.UnpicklingError):
                 os._exit(0)  # nobody is left to work for, and a step may take minutes
-            if isinstance(command, Task):
-                cancelled.clear()
-                tasks.put(command)
-            elif isinstance(command, CancelTask):
-                cancelled.set()
 
     threading.Thread(target=listen, name="pusa-commands", daemon=True).start()
-    try:
-        send(Ready(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
-    except Exception as error:
-        logger.exception("the model cannot be loaded")
-        send(LoadFailed(f"{type(error).__name__}: {error}"))
-        return 1
-    while True:
-        for message in messages_of(engine, tasks.get(), cancelled.is_set):
-            send(message)
-            if isinstance(message, Error) and is_ruinous(message):
-                return 1
+    return work(engine, inbox, send)
 
 
 def main(target: str, model: str, *loras: str) -> None:

@@ -12,32 +12,20 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pusa.server.attempt import AGAIN_SECONDS, Attempt
 from pusa.server.executor import Executor, ExecutorState, LocalExecutor
-from pusa.server.files import FileStore, StorageFullError
+from pusa.server.files import FileStore
 from pusa.server.jobs import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.logs import log_context
-from pusa.server.messages import (
-    CHECKPOINT_FILE,
-    Cancelled,
-    Checkpoint,
-    Done,
-    Error,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
-from pusa.server.progress import Pace, Progress
+from pusa.server.process import PUSA_ENGINE
+from pusa.server.progress import Pace
 from pusa.server.settings import ServerSettings
 
 __all__ = ["Worker", "make_executor", "run_worker", "worker_name"]
@@ -45,9 +33,7 @@ __all__ = ["Worker", "make_executor", "run_worker", "worker_name"]
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25  # between two looks at what is to be beaten, cancelled or stopped
-_BEAT_SECONDS = 2.0  # at most, so that a cancel is seen soon
 _PRESENCE_SECONDS = 10.0  # at most, between two signs of life of an idle worker
-_AGAIN_SECONDS = 2.0  # after a database or a store that did not answer
 _FULL_SECONDS = 15.0  # after a full disk: the job waits, and with it its checkpoint
 
 _numbers = itertools.count()
@@ -106,7 +92,7 @@ class Worker:
         self.name = name or worker_name()
         self.pace = Pace()
         self._folder = settings.scratch_folder / self.name.replace("/", "_")
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._told: dict[str, Any] = {}
@@ -127,7 +113,11 @@ class Worker:
             self._whenever_possible(self._bury_the_dead)
             self._whenever_possible(self._learn)
             while not stop.is_set():
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:  # such as no memory for a new process: the next turn may do better
+                    logger.exception("worker %s goes on after an error", self.name)
+                    stop.wait(AGAIN_SECONDS)
         finally:
             self.executor.close()
             self._ended.set()
@@ -145,7 +135,7 @@ class Worker:
                 return
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
-                self._stop.wait(_AGAIN_SECONDS)
+                self._stop.wait(AGAIN_SECONDS)
 
     def _bury_the_dead(self) -> None:
         """Workers of this machine that were killed: their jobs wait again at once, and their scratch is removed."""
@@ -172,7 +162,7 @@ class Worker:
             )
         except QueueUnavailable as error:
             logger.warning("the queue does not answer: %s", error)
-            self._stop.wait(_AGAIN_SECONDS)
+            self._stop.wait(AGAIN_SECONDS)
             return
         if job is None:
             self._stop.wait(self.settings.poll_seconds)
@@ -185,7 +175,7 @@ class Worker:
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 if self._attempt is not None:
-                    self._attempt.look(self._stop.is_set())
+                    self._attempt.look()
                 self._say_presence()
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
@@ -212,7 +202,7 @@ class Worker:
 
     def _work(self, job: Job) -> None:
         folder = self._folder / f"{job.id}-{job.attempt}"
-        attempt = _Attempt(self, job, folder)
+        attempt = Attempt(self.settings, self.queue, self.files, self.executor, job, folder, self.pace, self._stop)
         logger.info("attempt %d of %s begins", job.attempt, job.id)
         try:
             folder.mkdir()
@@ -225,277 +215,39 @@ class Worker:
             logger.warning("attempt %d of %s could not tell the queue how it ended: %s", job.attempt, job.id, error)
         except Exception as error:  # of the store, or a mistake of ours: the worker must go on with other jobs
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._released(job, f"the disk is full: {error}")
+                attempt.release(f"the disk is full: {error}")
                 self._stop.wait(_FULL_SECONDS)
                 return
             logger.exception("attempt %d of %s failed in the worker", job.attempt, job.id)
-            told = f"its files could not be stored or read ({type(error).__name__})"
-            with suppress(LeaseLost, QueueUnavailable):
-                self.queue.fail(job, "storage_error", told, retry=True, max_failures=self.settings.max_failures)
-            self._stop.wait(min(_AGAIN_SECONDS, self.settings.lease_seconds))
+            attempt.fail("storage_error", f"its files could not be stored or read ({type(error).__name__})")
+            self._stop.wait(min(AGAIN_SECONDS, self.settings.lease_seconds))
         finally:
             self._attempt = None
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _released(self, job: Job, why: str) -> None:
-        logger.warning("attempt %d of %s goes back into the queue: %s", job.attempt, job.id, why)
-        with suppress(LeaseLost, QueueUnavailable):
-            self.queue.release(job)
 
+def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Executor:
+    """As the settings say; `target` is another engine, for tests and benchmarks.
 
-class _Attempt:
-    """One attempt at one job. `run` belongs to the worker's thread, `look` to its pulse."""
-
-    def __init__(self, worker: Worker, job: Job, folder: Path) -> None:
-        self.worker, self.job, self.folder = worker, job, folder
-        self.queue, self.files, self.settings = worker.queue, worker.files, worker.settings
-        self.progress = Progress(worker.pace)
-        self.notes = list(job.notes)
-        self.checkpoint = job.checkpoint
-        self.beaten_at = self.began = time.monotonic()
-        self.is_lost = self.is_to_cancel = self.is_overdue = False
-        self._unsaid: dict[str, Any] = {}
-        self._lock = threading.Lock()
-
-    # ---- the row -----------------------------------------------------------------------------------------------------
-
-    def beat(self, **said: Any) -> None:
-        """The lease, and what is new; what cannot be said now is said by a later beat. Raises LeaseLost."""
-        with self._lock:
-            self._unsaid |= said
-            try:
-                cancel = self.queue.beat(
-                    self.job,
-                    lease_seconds=self.settings.lease_seconds,
-                    progress=self.progress.percent,
-                    seconds_left=self.progress.seconds_left,
-                    **self._unsaid,
-                )
-            except QueueUnavailable as error:
-                logger.warning("the queue does not answer: %s", error)
-                return
-            self._unsaid = {}
-            self.beaten_at = time.monotonic()
-        if cancel and not self.is_to_cancel:
-            self.is_to_cancel = True
-            self.worker.executor.cancel()
-
-    def look(self, is_stopping: bool) -> None:
-        """Beat if it is time, and end what is to end."""
-        now = time.monotonic()
-        if now - self.beaten_at >= min(_BEAT_SECONDS, self.settings.lease_seconds / 3) and not self.is_lost:
-            try:
-                self.beat()
-            except LeaseLost:
-                self.is_lost = True
-        self.is_overdue = now - self.began > self.settings.job_seconds
-        if is_stopping or self.is_to_cancel or self.is_lost or self.is_overdue:
-            self.worker.executor.cancel()  # again at each look: the task may not have begun at the first
-
-    def _surely(self, do: Callable[[], Any]) -> Any:
-        """What ends an attempt is worth waiting for: the work is done, and the database will be back."""
-        while True:
-            try:
-                return do()
-            except QueueUnavailable as error:
-                logger.warning("the queue does not answer: %s", error)
-                if self.worker._stop.wait(_AGAIN_SECONDS):
-                    raise
-
-    # ---- from the claim to the end -----------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        for message in self._messages():
-            if self.is_lost:
-                raise LeaseLost(self.job)
-            self._take(message)
-
-    def _messages(self) -> Iterator[Message]:
-        try:
-            task = self._task()
-        except FileNotFoundError:
-            yield Error("invalid_request", "an input of this job is no longer stored: send it again", retry=False)
-            return
-        messages = self.worker.executor.run(task)
-        try:
-            yield from messages
-        finally:
-            if hasattr(messages, "close"):
-                messages.close()
-
-    def _task(self) -> Task:
-        """With the inputs, and the checkpoint if there is one, on this machine."""
-        job = self.job
-        if job.checkpoint is not None:
-            with suppress(FileNotFoundError):
-                stored = self.files.fetch(job.checkpoint, self.folder)
-                shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
-        return Task(
-            job_id=job.id,
-            attempt=job.attempt,
-            request=dict(job.resolved or job.request),
-            folder=self.folder,
-            inputs={key: self._input(key) for key in dict.fromkeys(job.inputs)},
-            checkpoint_every=self.settings.checkpoint_steps,
-            checkpoint_seconds=self.settings.checkpoint_seconds,
-            preview_seconds=self.settings.preview_seconds,
-        )
-
-    def _input(self, key: str) -> Path:
-        """Under its own name, which is stored in the video: the same whatever the store is."""
-        path = self.files.fetch(key, self.folder)
-        name = key.rpartition("/")[2]
-        return path if path.name == name else path.rename(self.folder / name)
-
-    def _take(self, message: Message) -> None:
-        match message:
-            case Stage(stage):
-                self.progress.stage(stage)
-                self.beat(stage=stage)
-            case Step(step, steps, seconds_left):
-                self.progress.step(step, steps, seconds_left)
-                self.beat(stage="denoise", step=step, steps=steps)
-            case Note(text):
-                if text not in self.notes:
-                    self.notes.append(text)
-                    self.beat(notes=self.notes)
-            case Resolved(request):
-                if self.job.resolved is None:
-                    self.beat(resolved=request)
-            case Preview(image):
-                with suppress(StorageFullError):  # it can be done without
-                    self.files.put_bytes(self._preview_key, image)
-            case Checkpoint(path, step):
-                self._keep_checkpoint(path, step)
-            case Done(files, timings):
-                self._finish(files, timings)
-            case Error():
-                self._fail(message)
-            case Cancelled():
-                self._ended_early()
-
-    # ---- checkpoints and results -------------------------------------------------------------------------------------
-
-    @property
-    def _preview_key(self) -> str:
-        return f"previews/{self.job.id}.webp"
-
-    @property
-    def _results_prefix(self) -> str:
-        return f"results/{self.job.id}/{self.job.attempt}"
-
-    def _keep_checkpoint(self, path: Path, step: int) -> None:
-        """In the store, then in the row; the one of an earlier attempt is removed after that."""
-        key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
-        try:
-            self.files.put_file(key, path)
-        except StorageFullError as error:
-            logger.warning("no checkpoint after step %d: %s", step, error)  # the job itself goes on
-            return
-        self.beat(checkpoint=key, checkpoint_step=step)
-        if self.checkpoint not in (None, key):
-            self.files.delete(str(self.checkpoint))
-        self.checkpoint = key
-
-    def _finish(self, files: Mapping[str, Path], timings: Mapping[str, float]) -> None:
-        results = {kind: f"{self._results_prefix}/{path.name}" for kind, path in files.items()}
-        for kind, path in files.items():
-            self.files.put_file(results[kind], path)
-            if self.is_lost:
-                raise LeaseLost(self.job)
-        waited = max(0.0, (self.job.started_at or self.job.created_at) - self.job.created_at)
-        keep_seconds = self.settings.keep_seconds
-        self._surely(
-            lambda: self.queue.finish(
-                self.job,
-                results=results,
-                timings={**timings, "queue": round(waited, 4)},
-                expires_at=None if keep_seconds is None else time.time() + keep_seconds,
-            )
-        )
-        self.worker.pace.learn(timings)
-        logger.info("attempt %d of %s is completed", self.job.attempt, self.job.id)
-        self._remove_intermediate(keep=set(results.values()))
-
-    def _fail(self, error: Error) -> None:
-        if self.worker._stop.is_set() and error.code == "worker_lost":
-            self.worker._released(self.job, "the worker is stopping")
-            return
-        if error.code == "disk_full":
-            raise StorageFullError(error.message)
-        results = {}
-        if error.latents is not None:
-            results["latents"] = f"{self._results_prefix}/latents.safetensors"
-            self.files.put_file(results["latents"], error.latents)
-        told = error.message
-        if results:
-            told += f"; the denoised latents are kept as {results['latents']}: finish them with `pusa decode`"
-        status = self._surely(
-            lambda: self.queue.fail(
-                self.job,
-                error.code,
-                told,
-                retry=error.retry,
-                max_failures=self.settings.max_failures,
-                results=results or None,
-            )
-        )
-        logger.warning("attempt %d of %s failed (%s: %s): %s", self.job.attempt, self.job.id, error.code, told, status)
-        if status != "queued":
-            self._remove_intermediate(keep=set(results.values()))
-
-    def _ended_early(self) -> None:
-        """Between two steps, or killed: why is known here."""
-        if self.is_to_cancel:
-            self._surely(lambda: self.queue.cancelled(self.job))
-            logger.info("attempt %d of %s is cancelled", self.job.attempt, self.job.id)
-            self._remove_intermediate()
-        elif self.is_overdue:
-            told = f"it took longer than job_seconds={self.settings.job_seconds:g}"
-            self._fail(Error("timed_out", told, retry=True))
-        else:
-            self.worker._released(self.job, "the worker is stopping")
-
-    def remove_own_files(self) -> None:
-        """What this attempt has stored and, its lease being lost, nobody is going to name."""
-        try:
-            self.files.delete_prefix(self._results_prefix)
-            if self.queue.get(self.job.id) is None:  # deleted, while this attempt was still writing
-                self._remove_intermediate()
-        except Exception:  # a store's own errors are of any kind; housekeeping finds what is left
-            logger.exception("files of attempt %d of %s were not removed", self.job.attempt, self.job.id)
-
-    def _remove_intermediate(self, keep: Collection[str] = ()) -> None:
-        """What is of no use once the job has ended, also of attempts that were killed."""
-        try:
-            self.files.delete_prefix(f"checkpoints/{self.job.id}")
-            self.files.delete(self._preview_key)
-            for key, _ in list(self.files.keys(f"results/{self.job.id}")):
-                if key not in keep:
-                    self.files.delete(key)
-        except Exception:  # the job has ended well or badly already; housekeeping finds what is left
-            logger.exception("files of %s were not removed", self.job.id)
-
-
-def make_executor(settings: ServerSettings) -> Executor:
-    """As the settings say. Raises ImportError where Ray is asked for and not installed."""
+    Raises ImportError where Ray is asked for and not installed.
+    """
+    limits: dict[str, Any] = {
+        "grace_seconds": settings.cancel_seconds,
+        "load_seconds": settings.load_seconds,
+        "stall_seconds": settings.stall_seconds,
+    }
     if settings.executor == "ray":
         from pusa.server.ray_executor import RayExecutor
 
         return RayExecutor(
             settings.model,
             settings.lora,
+            target=target,
             address=settings.ray_address,
             gpus=settings.ray_gpus,
-            grace_seconds=settings.cancel_seconds,
+            **limits,
         )
-    return LocalExecutor(
-        settings.model,
-        settings.lora,
-        grace_seconds=settings.cancel_seconds,
-        load_seconds=settings.load_seconds,
-        stall_seconds=settings.stall_seconds,
-    )
+    return LocalExecutor(settings.model, settings.lora, target=target, **limits)
 
 
 def run_worker(settings: ServerSettings, stop: threading.Event) -> None:

@@ -1,0 +1,142 @@
+"""Ray actors as executors, on a cluster of two nodes with addresses of the loopback only."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from server_samples import BENCHMARKS, FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pusa[ray]'")
+
+from pusa.server.messages import Checkpoint, Done, Error, Step  # noqa: E402 (after the check for ray)
+from pusa.server.ray_executor import RayExecutor, packed, unpacked  # noqa: E402
+
+LOOPBACK = {"include_dashboard": False, "object_store_memory": 100_000_000}
+
+
+class Machines:
+    """The cluster: a head, where the driver is, and another node for actors."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        # 127.0.0.1 would become the machine's outer address, which nobody answers on.
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2", **LOOPBACK}
+        )
+        self.addresses = iter(f"127.0.0.{number}" for number in range(3, 250))
+        self.other: Any = None
+        ray.init(self.cluster.address, _node_ip_address="127.0.0.2", namespace="pusa", log_to_driver=False)
+
+    def add(self) -> str:
+        """A node for actors; its address."""
+        address = next(self.addresses)
+        self.other = self.cluster.add_node(num_cpus=2, resources={"video": 2}, node_ip_address=address, **LOOPBACK)
+        return address
+
+    def pull_the_plug(self) -> None:
+        self.cluster.remove_node(self.other, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(BENCHMARKS))  # where actors find the fake engine
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_timeout_ms", "2000")
+        found = Machines()
+        found.add()
+        yield found
+        ray.shutdown()
+        found.cluster.shutdown()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    found = House(quick_settings(tmp_path / "data"))
+    yield found
+    found.dismiss()
+    found.queue.close()
+
+
+def executor(**options: Any) -> RayExecutor:
+    return RayExecutor("fake", target=FAKE, gpus=0, resources={"video": 1}, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_jobs_run_in_an_actor_that_is_told_where_it_is_and_can_be_cancelled(machines, house):
+    first, second = submit(house.queue, steps=3), submit(house.queue, steps=100_000, step_seconds=0.02)
+    worker = house.hire(executor(), preview_seconds=0.01)
+    done = house.ended(first)
+    assert (done.status, done.attempt) == ("completed", 1)
+    assert video_of(house, done) == uninterrupted(house, steps=3)
+    (pid,) = worker.state.pids
+    assert pid != os.getpid()
+    house.begun(second, 2)
+    house.queue.cancel(second.id)
+    assert house.ended(second).status == "cancelled"
+    assert worker.state.pids == (pid,)
+    house.dismiss()
+    wait_until(lambda: not psutil.pid_exists(pid))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_actor_costs_no_more_than_the_steps_since_the_checkpoint(machines, house):
+    said = {"steps": 40, "step_seconds": 0.1}
+    job = submit(house.queue, **said)
+    worker = house.hire(executor())
+    wait_until(lambda: house.job(job).checkpoint_step >= 6)
+    psutil.Process(worker.state.pids[0]).kill()
+    wait_until(lambda: house.job(job).attempt == 2)
+    assert house.job(job).checkpoint_step >= 6
+    done = house.ended(job)
+    assert (done.status, done.attempt) == ("completed", 2)
+    assert video_of(house, done) == uninterrupted(house, **said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_machine_is_survived_on_another_one(machines, house):
+    said = {"steps": 40, "step_seconds": 0.1}
+    job = submit(house.queue, **said)
+    worker = house.hire(executor())
+    wait_until(lambda: house.job(job).checkpoint_step >= 6)
+    machines.pull_the_plug()
+    wait_until(lambda: not worker.state.ready)
+    machines.add()
+    done = house.ended(job)
+    assert (done.status, done.attempt) == ("completed", 2)
+    assert video_of(house, done) == uninterrupted(house, **said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_model_that_cannot_be_loaded_is_told(machines):
+    found = RayExecutor('{"load_fails": true}', target=FAKE, gpus=0, resources={"video": 1})
+    found.start()
+    wait_until(lambda: found.state.stage == "failed")
+    assert found.state.error == "ValueError: no such model"
+    found.close()
+
+
+def test_messages_travel_with_their_files(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    for name in ("video.mp4", "thumbnail.webp", "checkpoint.safetensors"):
+        (there / name).write_text(name)
+    done = Done({"video": there / "video.mp4", "thumbnail": there / "thumbnail.webp"}, {"decode": 1.0})
+    arrived = unpacked(*packed(done), here)
+    assert arrived == Done({"video": here / "video.mp4", "thumbnail": here / "thumbnail.webp"}, {"decode": 1.0})
+    assert (here / "video.mp4").read_text() == "video.mp4"
+    arrived = unpacked(*packed(Checkpoint(there / "checkpoint.safetensors", 4)), here)
+    assert arrived == Checkpoint(here / "checkpoint.safetensors", 4)
+    error = Error("out_of_memory", "no", retry=False, latents=there / "checkpoint.safetensors")
+    assert unpacked(*packed(error), here).latents == here / "checkpoint.safetensors"
+    assert unpacked(*packed(Step(1, 2)), here) == Step(1, 2)
