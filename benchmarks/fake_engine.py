@@ -54,7 +54,8 @@ class FakeEngine:
         steps = said.get("steps", 4)
         yield Stage("load")
         state, done = self._state_of(task)
-        yield Resolved({**task.request, "seed": task.request.get("seed") or 7})
+        seed = task.request.get("seed")
+        yield Resolved({**task.request, "seed": 7 if seed is None else seed})
         if not done:
             yield Note("made by a fake")
         yield Stage("denoise")
