@@ -130,6 +130,7 @@ def test_what_cannot_be_used_is_listed_with_the_reason(prepared):
     assert reasons["page.mp4"].startswith("is a web page, not a video")
     assert reasons["short.mp4"].startswith("is too short (3 frames at 16 fps, the shortest clip has 5): give a smaller")
     assert "has no caption" in reasons["silent.mp4"]
+    assert notes[-1].startswith("3 clips of 1 s and 1 picture (32x32x1: 1, ")
     assert "left out: 1 duplicate and 4 files" in notes[-1]
 
 
@@ -138,6 +139,7 @@ def test_a_reason_that_many_share_is_in_the_summary(tmp_path):
     for number in range(3):
         film(tmp_path, f"short{number}.mp4", "a fox", moving(2 + number, 2 + number))
     notes = made(tmp_path, tmp_path / "clips")[1]
+    assert notes[-1].startswith("1 clip of 1 s (")
     assert notes[-1].endswith("skipped.jsonl; 3 of them: is too short: give a smaller --frames as well")
 
 

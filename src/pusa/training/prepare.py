@@ -407,7 +407,11 @@ def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
     clips = list(writer)
     buckets = Counter((clip.width, clip.height, clip.frames) for clip in clips)
     words = [f"{width}x{height}x{frames}: {count}" for (width, height, frames), count in sorted(buckets.items())]
-    text = f"{len(clips)} clips of {sum(clip.seconds for clip in clips):.0f} s ({', '.join(words)})"
+    moving = [clip.seconds for clip in clips if clip.frames > 1]
+    pictures = len(clips) - len(moving)
+    kinds = [f"{len(moving)} clip{'s' * (len(moving) > 1)} of {sum(moving):.0f} s"] if moving else []
+    kinds += [f"{pictures} picture{'s' * (pictures > 1)}"] if pictures else []
+    text = f"{' and '.join(kinds) or 'no clips'} ({', '.join(words)})"
     reasons = reasons_of(skipped.entries)
     counts = ((skipped.duplicates, "duplicate"), (sum(reasons.values()), "file"))
     left_out = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
