@@ -34,6 +34,7 @@ from pusa.cli_options import (
 )
 from pusa.cli_run import MissingModelError, Start, Stopped, run
 from pusa.cli_serve import serve, worker
+from pusa.cli_studio import studio
 from pusa.cli_train import train
 from pusa.request import GenerationRequest, explain
 
@@ -397,6 +398,7 @@ def _add_command(command: click.Command) -> None:
 
 
 _add_command(serve)
+_add_command(studio)
 _add_command(worker)
 _add_group(data)
 _add_group(evaluation)

@@ -1,0 +1,31 @@
+// Before anything is drawn: the language and the theme that somebody has chosen, or those of the browser.
+(() => {
+  const asked = new URLSearchParams(location.search).get("lang");
+  const kept = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
+  const keep = (name, value) => { try { localStorage.setItem(name, value); } catch { /* a private window forgets */ } };
+  const known = Object.keys(pusa.languages);
+  if (known.includes(asked)) keep("pusa.language", asked);
+  const wanted = [kept("pusa.language"), ...navigator.languages].filter(Boolean).map((tag) => tag.slice(0, 2));
+  pusa.language = wanted.find((tag) => known.includes(tag)) || "en";
+  pusa.keep = keep;
+  pusa.kept = kept;
+  // Gradio asks the browser for its language and knows no other way to be told one.
+  Object.defineProperty(navigator, "language", { get: () => pusa.language, configurable: true });
+  Object.defineProperty(navigator, "languages", { get: () => [pusa.language], configurable: true });
+  document.documentElement.lang = pusa.language;
+
+  // Gradio puts the class `dark` on the body, by the system's theme. What is chosen here wins.
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  pusa.theme = () => kept("pusa.theme") || (system.matches ? "dark" : "light");
+  const apply = () => {
+    const dark = pusa.theme() === "dark";
+    document.documentElement.classList.toggle("pusa-dark", dark);
+    if (document.body && document.body.classList.contains("dark") !== dark) document.body.classList.toggle("dark", dark);
+  };
+  pusa.setTheme = (theme) => { keep("pusa.theme", theme); apply(); };
+  apply();
+  document.addEventListener("DOMContentLoaded", () => {
+    new MutationObserver(apply).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+    apply();
+  });
+})();

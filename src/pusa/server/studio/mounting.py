@@ -1,0 +1,121 @@
+"""The studio becomes part of the server's app: its routes, its page at ``/``, and what the page loads before Gradio."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is told to anybody
+
+import gradio as gr
+
+from pusa.server.service import VideoService
+from pusa.server.settings import ServerSettings
+from pusa.server.studio.page import build
+from pusa.server.studio.routes import ASSETS, router
+from pusa.server.studio.texts import LANGUAGES, texts, translations
+from pusa.server.studio.theme import theme
+
+SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js")
+STYLES = ("studio.css", "timeline.css", "stage.css")
+
+# The browser asks nobody else, whatever a component might want. Gradio's own scripts are inline and evaluated.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+
+
+def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) -> FastAPI:
+    """Serve the page at ``/`` of `app`. To be called after all other routes are there: Gradio takes what is left.
+
+    Args:
+        app: the server's app.
+        service: a `VideoService`.
+        settings: the server's.
+    """
+    app.include_router(router(service))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> FileResponse:
+        return FileResponse(ASSETS / "favicon.svg", media_type="image/svg+xml")
+
+    gr.mount_gradio_app(
+        app,
+        build(service),
+        path="/",
+        i18n=translations(),
+        theme=theme(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,  # what was not foreseen goes to the log, not to the page
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size=settings.max_body_bytes,
+        root_path=settings.root_path or None,
+        allowed_paths=[],
+    )
+    mounted = next(r for r in reversed(app.routes) if isinstance(r, Mount) and r.path in ("", "/"))
+    mounted.app = _Page(mounted.app, head())
+    return app
+
+
+def head() -> bytes:
+    """What comes first in the page: its language and theme before anything is drawn, its texts, scripts and styles."""
+    known = {language: texts(language) for language in LANGUAGES}
+    shared = json.dumps({"languages": LANGUAGES, "texts": known}, ensure_ascii=False).replace("</", r"<\/")
+    first = (ASSETS / "first.js").read_text(encoding="utf-8")
+    lines = [
+        f"<script>window.pusa = {shared};\n{first}</script>",
+        '<link rel="icon" type="image/svg+xml" href="studio/assets/favicon.svg">',
+        *(f'<link rel="stylesheet" href="studio/assets/{name}?{_stamp(ASSETS / name)}">' for name in STYLES),
+        *(f'<script src="studio/assets/{name}?{_stamp(ASSETS / name)}"></script>' for name in SCRIPTS),
+    ]
+    return "\n".join(lines).encode()
+
+
+def _stamp(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+class _Page:
+    """Gradio's app, with `head` in front of what its page has in its own head, and a content security policy."""
+
+    def __init__(self, app: ASGIApp, head: bytes) -> None:
+        self.app, self.head = app, head
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not _is_page(scope):
+            await self.app(scope, receive, send)
+            return
+        plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        start: Message = {}
+        body = bytearray()
+
+        async def send_whole(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body.extend(message.get("body", b""))
+            if message.get("more_body"):
+                return
+            page = bytes(body).replace(b"<head>", b"<head>" + self.head, 1)
+            kept = [(n, v) for n, v in start["headers"] if n.lower() not in (b"content-length", b"etag")]
+            extra = [(b"content-length", str(len(page)).encode()), (b"content-security-policy", _POLICY.encode())]
+            await send({**start, "headers": [*kept, *extra]})
+            await send({"type": "http.response.body", "body": page if scope["method"] == "GET" else b""})
+
+        await self.app({**scope, "headers": plain}, receive, send_whole)
+
+
+def _is_page(scope: Scope) -> bool:
+    return scope["path"].removeprefix(scope.get("root_path", "")) in ("", "/")

@@ -1,0 +1,254 @@
+"""The page: what stands where. What happens is in `actions`, what it looks like in `theme` and ``assets``."""
+
+from typing import Any
+
+import gradio as gr
+
+from pusa.server.service import VideoService
+from pusa.server.studio import examples
+from pusa.server.studio.actions import Actions, Parts
+from pusa.server.studio.forms import Form, FormDefaults
+from pusa.server.studio.texts import choice, t
+from pusa.server.studio.timeline import shown, timeline
+from pusa.words import vocabulary
+
+TABS = ("image", "images", "video", "text")
+_IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
+
+
+def build(service: VideoService) -> gr.Blocks:
+    """The page over a service."""
+    defaults = FormDefaults.of(service.settings.model)
+    with gr.Blocks(title="pusa studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+        parts: Parts = {"tab": gr.State("image")}
+        _own("header", {"model": service.model})
+        with gr.Row(elem_id="pusa-columns", equal_height=False):
+            with gr.Column(scale=5, min_width=320, elem_id="pusa-form"):
+                _inputs(parts, defaults)
+                parts["timeline"] = timeline(shown(Form(tab="image"), defaults))
+                _prompt(parts, service)
+                _knobs(parts, defaults)
+                _advanced(parts, defaults)
+                with gr.Group(elem_id="pusa-submit"):
+                    parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
+                    parts["problem"] = _own("problem", None)
+            with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):
+                parts["stage"] = _own("stage", None, events=("last_frame", "extend_it", "run"))
+        _own("gallery", None)
+        Actions(service, defaults).connect(parts)
+    return page
+
+
+def _own(name: str, value: Any, events: tuple[str, ...] = (), **options: Any) -> gr.HTML:
+    """A part that ``assets`` draw: ``pusa.NAME(element, props, watch, tell)``, where `tell` raises one of `events`."""
+    names = ", ".join(f"'{event}'" for event in events)
+    return gr.HTML(
+        value,
+        html_template=f'<div class="pusa-{name}"></div>',
+        js_on_load=f"pusa.{name}(element, props, watch, (event, data) => trigger(event, data), [{names}])",
+        apply_default_css=False,
+        elem_id=f"pusa-{name}" if name != "examples" else None,
+        elem_classes="pusa-own",
+        **options,
+    )
+
+
+def _inputs(parts: Parts, defaults: FormDefaults) -> None:
+    with gr.Tabs(selected="image", elem_id="pusa-tabs") as parts["tabs"]:
+        for name in TABS:
+            with gr.Tab(t(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as parts[f"tab_{name}"]:
+                shows = [_shown(example) for example in examples.EXAMPLES if example.tab == name]
+                parts[f"examples_{name}"] = _own("examples", {"tab": name, "examples": shows}, events=("run",))
+                _TAB_INPUTS[name](parts, defaults)
+
+
+def _shown(example: examples.Example) -> dict[str, Any]:
+    return {
+        "name": example.name,
+        "prompt": example.prompt,
+        "mode": example.values.get("mode"),
+        "shows": [f"studio/assets/{path.name}" for path in example.shows],
+    }
+
+
+def _image_inputs(parts: Parts, defaults: FormDefaults) -> None:
+    parts["image"] = _picture("image.label", "image", height=240)
+    parts["noise"] = gr.Slider(
+        0, 1, defaults.noise, step=0.05, label=t("noise.label"), info=t("noise.info"), elem_id="noise"
+    )
+
+
+def _images_inputs(parts: Parts, defaults: FormDefaults) -> None:
+    parts["images"] = gr.Gallery(
+        label=t("images.label"),
+        type="filepath",
+        columns=4,
+        height=200,
+        object_fit="contain",
+        file_types=_IMAGES,
+        interactive=True,
+        buttons=[],
+        elem_id="images",
+    )
+    with gr.Row():
+        parts["positions"] = gr.Textbox(
+            defaults.positions, label=t("positions.label"), info=t("positions.info"), max_lines=1, elem_id="positions"
+        )
+        parts["multipliers"] = gr.Textbox(
+            defaults.multipliers,
+            label=t("multipliers.label"),
+            info=t("multipliers.info"),
+            max_lines=1,
+            elem_id="multipliers",
+        )
+
+
+def _video_inputs(parts: Parts, defaults: FormDefaults) -> None:
+    modes = ("complete", "extend", "transition", "loop")
+    parts["mode"] = gr.Radio(
+        [(choice(f"mode.{mode}"), mode) for mode in modes],
+        value="complete",
+        label=t("mode.label"),
+        info=t("mode.complete.info"),
+        elem_id="mode",
+        elem_classes="pusa-segments",
+    )
+    with gr.Row():
+        parts["video"] = gr.Video(
+            label=t("video.label"), sources=["upload"], height=240, buttons=[], elem_id="video", interactive=True
+        )
+        parts["second_video"] = gr.Video(
+            label=t("video2.label"),
+            sources=["upload"],
+            height=240,
+            buttons=[],
+            visible=False,
+            elem_id="second-video",
+            interactive=True,
+        )
+        parts["loop_image"] = _picture("loop_image.label", "loop-image", height=240, visible=False)
+    with gr.Row() as parts["video_places"]:
+        parts["video_positions"] = gr.Textbox(
+            defaults.video_positions,
+            label=t("video_positions.label"),
+            info=t("video_positions.info"),
+            max_lines=1,
+            elem_id="video-positions",
+        )
+        parts["video_multipliers"] = gr.Textbox(
+            defaults.video_multipliers,
+            label=t("video_multipliers.label"),
+            info=t("video_multipliers.info"),
+            max_lines=1,
+            elem_id="video-multipliers",
+        )
+
+
+def _text_inputs(parts: Parts, defaults: FormDefaults) -> None:
+    """Words alone."""
+
+
+_TAB_INPUTS = {"image": _image_inputs, "images": _images_inputs, "video": _video_inputs, "text": _text_inputs}
+
+
+def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
+    return gr.Image(
+        label=t(label),
+        type="filepath",
+        image_mode=None,  # as it is: nothing is decoded here
+        sources=["upload", "clipboard"],
+        buttons=[],
+        elem_id=elem_id,
+        interactive=True,
+        **options,
+    )
+
+
+def _prompt(parts: Parts, service: VideoService) -> None:
+    parts["prompt"] = gr.Textbox(
+        label=t("prompt.label"),
+        placeholder=t("prompt.placeholder"),
+        lines=2,
+        max_lines=8,
+        max_length=10_000,
+        elem_id="prompt",
+    )
+    known = {kind: [group[0] for group in groups] for kind, groups in vocabulary(service.settings.model).items()}
+    _own("words", {"model": service.model, "known": known})
+
+
+def _knobs(parts: Parts, defaults: FormDefaults) -> None:
+    parts["preset"] = gr.Radio(
+        [(choice(f"preset.{name}"), name) for name in ("faithful", "balanced", "creative")],
+        value="balanced",
+        label=t("preset.label"),
+        info=t("preset.info"),
+        elem_id="preset",
+        elem_classes="pusa-segments",
+    )
+    with gr.Row():
+        parts["alpha"] = gr.Slider(
+            0.1, 5, defaults.alpha, step=0.1, label=t("alpha.label"), info=t("help.alpha"), elem_id="alpha"
+        )
+        parts["steps"] = gr.Slider(
+            1, 50, defaults.known.steps, step=1, label=t("steps.label"), info=t("help.steps"), elem_id="steps"
+        )
+    if defaults.alpha_2 is not None:
+        parts["alpha_2"] = gr.Slider(
+            0.1, 5, defaults.alpha_2, step=0.1, label=t("alpha_2.label"), info=t("help.alpha_2"), elem_id="alpha-2"
+        )
+
+
+def _advanced(parts: Parts, defaults: FormDefaults) -> None:
+    known = defaults.known
+    with gr.Accordion(t("advanced"), open=False, elem_id="advanced"):
+        parts["negative_prompt"] = gr.Textbox(
+            known.negative_prompt,
+            label=t("negative_prompt.label"),
+            info=t("help.negative_prompt"),
+            lines=1,
+            max_lines=4,
+            elem_id="negative",
+        )
+        with gr.Row():
+            parts["seed"] = gr.Textbox(
+                "",
+                label=t("seed.label"),
+                info=t("help.seed"),
+                placeholder=t("seed.placeholder"),
+                max_lines=1,
+                elem_id="seed",
+            )
+            parts["size"] = gr.Dropdown(
+                [(choice("size.auto"), ""), *((size, size) for size in defaults.sizes)],
+                value="",
+                allow_custom_value=True,
+                label=t("size.label"),
+                info=t("size.info"),
+                elem_id="size",
+            )
+        with gr.Row():
+            longest = max(161, 4 * (known.num_frames - 1) + 1)
+            parts["frames"] = gr.Slider(
+                5, longest, known.num_frames, step=4, label=t("frames.label"), info=t("help.frames"), elem_id="frames"
+            )
+            parts["fps"] = gr.Slider(1, 60, known.fps, step=1, label=t("fps.label"), info=t("help.fps"), elem_id="fps")
+        with gr.Row():
+            parts["guidance"] = gr.Slider(
+                1, 20, known.guidance, step=0.5, label=t("guidance.label"), info=t("help.guidance"), elem_id="guidance"
+            )
+            parts["shift"] = gr.Slider(
+                1, 20, known.shift, step=0.5, label=t("shift.label"), info=t("help.shift"), elem_id="shift"
+            )
+        with gr.Row():
+            parts["overlap"] = gr.Slider(
+                0, 81, 0, step=1, label=t("overlap.label"), info=t("overlap.info"), elem_id="overlap"
+            )
+            parts["fit"] = gr.Radio(
+                [(choice(f"fit.{fit}"), fit) for fit in ("crop", "letterbox", "stretch")],
+                value="crop",
+                label=t("fit.label"),
+                info=t("help.fit"),
+                elem_id="fit",
+                elem_classes="pusa-segments",
+            )
