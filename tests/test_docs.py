@@ -15,6 +15,7 @@ from pusa.demo import PICTURES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS_A_SERVER = {"server.md"}  # its examples run in test_server_docs.py
 
 
 def commands() -> list[tuple[str, str]]:
@@ -76,7 +77,7 @@ def test_a_command_of_the_guides_runs(page: str, command: str, folder: Path, mon
         assert (folder / words[words.index("-o") + 1]).stat().st_size > 1000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in NEEDS_A_SERVER], ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
     skip_without_mini(code)

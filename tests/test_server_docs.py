@@ -1,0 +1,167 @@
+"""The guide to the server runs as it stands there, against a real server, and names all that there is.
+
+``python tests/test_server_docs.py`` writes the tables of settings anew.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pusa.knobs import Knob, knobs
+from pusa.server.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from _server import ServerProcess  # noqa: E402
+
+PAGE = ROOT / "docs" / "server.md"
+ADDRESS = "127.0.0.1:7860"
+GROUPS = {
+    "host": "Where it listens and whom it lets in",
+    "data": "What it keeps, and where",
+    "model": "What it makes videos with",
+    "queue_limit": "What it accepts",
+    "log_level": "What it says",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: two pictures and a short video."""
+    import shutil
+
+    import numpy as np
+
+    from pusa.demo import PICTURES
+    from pusa.media import VideoWriter
+
+    folder = tmp_path_factory.mktemp("user")
+    for name in ("start", "end"):
+        shutil.copy(PICTURES / f"whale-{name}.png", folder / f"{name}.png")
+    with VideoWriter(folder / "clip.mp4", width=96, height=64) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("server") / "data", model="tiny", studio="false") as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_the_shell_of_the_page_runs(server: ServerProcess, folder: Path) -> None:
+    script = "set -euo pipefail\n" + "".join(blocks("bash")).replace(ADDRESS, server.url.removeprefix("http://"))
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "event: end" in done.stdout
+    assert '"completed"' in done.stdout
+    assert '"cancelled"' in done.stdout
+    assert (folder / "rabbit.mp4").read_bytes()[4:8] == b"ftyp"
+    assert (folder / "rabbit.webp").read_bytes()[8:12] == b"WEBP"
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_runs(
+    server: ServerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.chdir(folder)
+    code = "\n".join(blocks("python")).replace(ADDRESS, server.url.removeprefix("http://"))
+    exec(compile(code, PAGE.name, "exec"), {})
+    assert "num_inference_steps" in capsys.readouterr().out.splitlines()[-1]
+    assert (folder / "balloon.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def shown(knob: Knob) -> str:
+    """The default in words."""
+    if knob.unset is not None:
+        return knob.unset
+    if knob.type == "boolean":
+        return "yes" if knob.default else "no"
+    if knob.unit == "bytes" and knob.default % 2**20 == 0:
+        return f"{knob.default} ({knob.default // 2**20} MiB)"
+    if isinstance(knob.default, float):
+        return f"{knob.default:g}"
+    return str(knob.default) if knob.default not in (None, "", []) else "none"
+
+
+def settings_tables() -> str:
+    lines: list[str] = []
+    for knob in knobs(ServerSettings):
+        if knob.name in GROUPS:
+            lines += ["", f"### {GROUPS[knob.name]}", "", "| setting | what | default | range |", "|---|---|---|---|"]
+        limits = ", ".join(knob.choices) or f"{knob.range} {knob.unit or ''}".strip()
+        lines.append(f"| `{knob.name}` | {knob.help} | {shown(knob)} | {limits} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+START, END = "<!-- settings: written by `python tests/test_server_docs.py` -->\n", "<!-- end of settings -->"
+
+
+def test_the_tables_of_settings_are_those_of_the_program() -> None:
+    written = PAGE.read_text().partition(START)[2].partition(END)[0]
+    assert written == settings_tables(), "run `python tests/test_server_docs.py`"
+
+
+def test_every_field_of_a_request_is_named() -> None:
+    from pusa.server.schemas import CreateVideo, Keyframe
+
+    table = PAGE.read_text().partition("## Fields of a request")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_]+)`", table))
+    assert set(CreateVideo.model_fields) - named == set()
+    assert set(Keyframe.model_fields) - named == set()
+    assert named - set(CreateVideo.model_fields) - set(Keyframe.model_fields) <= {
+        *("generate", "extend", "transition", "loop"),
+    }
+
+
+def test_every_route_is_named_and_every_named_one_is_there(tmp_path: Path) -> None:
+    from pusa.server.app import create_app
+
+    app = create_app(ServerSettings(data=str(tmp_path), model="tiny", studio=False))
+    there = {f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item}
+    there |= {"GET /openapi.json", "GET /docs"}
+    there = {re.sub(r"\{[a-z_]+(:path)?\}", "{id}", route) for route in there if "characters" not in route}
+    table = PAGE.read_text().partition("## Routes")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", table)) == there
+
+
+def test_every_error_code_is_named() -> None:
+    """Codes are written as a status and a word beside it, or as the word of an `Error` of a task."""
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "src/pusa/server").glob("*.py")))
+    codes = set(re.findall(r'\b[45]\d\d, ?\n?\s*"([a-z_]+)"', source)) | set(
+        re.findall(r'\bError\(\s*"([a-z_]+)"', source)
+    )
+    section = PAGE.read_text().partition("## Errors")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+)`", section))
+    assert len(codes) > 20
+    assert codes - named == set()
+    assert {code for code in named if f'"{code}"' not in source} == set()
+
+
+def test_every_metric_is_named() -> None:
+    source = (ROOT / "src/pusa/server/metrics.py").read_text()
+    there = {
+        f"{name}_total" if kind == "Counter" else name for kind, name in re.findall(r'(\w*)\(?\s*"(pusa:\w+)"', source)
+    }
+    named = set(re.findall(r"`(pusa:\w+)`", PAGE.read_text()))
+    assert {name.removesuffix("_total") for name in named} == {name.removesuffix("_total") for name in there}
+
+
+if __name__ == "__main__":
+    text = PAGE.read_text()
+    before, _, rest = text.partition(START)
+    PAGE.write_text(before + START + settings_tables() + END + rest.partition(END)[2])
