@@ -45,7 +45,7 @@ def owner_of(request: Request) -> str:
 
 Service = Annotated[VideoService, Depends(service_of)]
 Owner = Annotated[str, Depends(owner_of)]
-Id = Annotated[str, Path(description="The video's id.", max_length=100)]
+Id = Annotated[str, Path(description="The video's id.")]
 Key = Annotated[
     str | None,
     Header(
@@ -320,7 +320,7 @@ async def remix(request: Request, id: Id, service: Service, owner: Owner, option
 async def list_videos(
     service: Service,
     owner: Owner,
-    after: Annotated[str | None, Query(description="The last_id of the page before.", max_length=100)] = None,
+    after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
     limit: Annotated[int, Query(description="Videos on a page.", ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
 ) -> VideoList:

@@ -82,7 +82,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    errors.install(app)
+    errors.install(app, api.router.routes)
     openapi.install(app)
     app.include_router(api.router)
     _add_own_routes(app, service, metrics, settings)

@@ -5,13 +5,14 @@ What FastAPI and Starlette would answer themselves (404, 405, 422, 500) is turne
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,13 @@ def respond(error: Exception) -> JSONResponse:
     return error_response(500, "something went wrong in the server: its log says what", code="internal_error")
 
 
-def install(app: FastAPI) -> None:
-    """Let `app` answer every error in the envelope."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Let `app` answer every error in the envelope; `routes` are those of its routers."""
+
+    def methods(request: Request) -> str:
+        """Of all routes at this path: Starlette names those of the first one only."""
+        here = (route for route in (*routes, *app.routes) if route.matches(request.scope)[0] is not Match.NONE)
+        return ", ".join(sorted({method for route in here for method in getattr(route, "methods", None) or ()}))
 
     async def refused(_: Request, error: Exception) -> JSONResponse:
         return respond(error)
@@ -125,7 +131,8 @@ def install(app: FastAPI) -> None:
             404: f"there is nothing at {request.url.path}: see /openapi.json for what there is",
             405: f"{request.method} is not possible here: see /openapi.json for what is",
         }.get(error.status_code, str(error.detail))
-        return error_response(error.status_code, message, headers=error.headers)
+        headers = {"allow": methods(request)} if error.status_code == 405 else error.headers
+        return error_response(error.status_code, message, headers=headers)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

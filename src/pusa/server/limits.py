@@ -29,6 +29,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 
 _API_PATHS = ("/v1/", "/metrics", "/openapi.json", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::\d*)?")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -118,10 +119,9 @@ class HostCheck:
 
 
 def _name_of(host: str) -> str:
-    """Without port and brackets: ``[::1]:7860`` -> ``::1``."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """Without port and brackets: ``[::1]:7860`` -> ``::1``; nothing for what is no host."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]) if found else ""
 
 
 def _netloc(origin: str) -> str:

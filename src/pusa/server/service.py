@@ -523,7 +523,8 @@ class VideoService:
         states = [worker.state for worker in workers]
         best = max(states, key=lambda state: (bool(state.get("ready")), state.get("percent") or 0.0), default={})
         is_ready = bool(best.get("ready"))
-        stage = "ready" if is_ready else str(best.get("stage") or "starting") if states else "no worker"
+        stage = str(best.get("stage") or "starting") if states or self.settings.workers else "no worker"
+        stage = "starting" if stage == "stopped" else stage
         return Readiness(
             ready=is_ready,
             stage=stage,

@@ -13,10 +13,20 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import ValidationError
 
-from pusa.knobs import StrictModel, explain
-from pusa.request import OVERLAP_FRAMES, GenerationRequest, ModelDefaults
+from pusa.knobs import StrictModel, explain, shown
+from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults
 from pusa.server.errors import ServiceError
-from pusa.server.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, Knobs, LoraChoice
+from pusa.server.schemas import (
+    CreateVideo,
+    EditVideo,
+    ExtendVideo,
+    Keyframe,
+    Knobs,
+    LoraChoice,
+    RemixVideo,
+    UrlReference,
+    VideoReference,
+)
 from pusa.server.uploads import Probed
 
 M = TypeVar("M", bound=StrictModel)
@@ -34,6 +44,14 @@ _RENAMED = {
     "lora_alpha_2": "alpha_2",
 }
 _SAME = ("width", "height", "fps", "seed", "negative_prompt", "preset", "window", "overlap", "task", "prompt", "model")
+_FIELDS = {
+    name
+    for model in (
+        *(CreateVideo, EditVideo, ExtendVideo, RemixVideo, Keyframe, UrlReference, VideoReference, LoraChoice),
+        *(GenerationRequest, ConditionSpec),
+    )
+    for name in model.model_fields
+}
 _BY_REQUEST = {ours: theirs for theirs, ours in _RENAMED.items()}
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 
@@ -62,10 +80,31 @@ def checked(model: type[M], values: Mapping[str, Any], *, is_text: bool) -> M:
 
 def refusal(error: ValidationError) -> ServiceError:
     """What is wrong with the fields of a request, in the client's words."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     param = str(first["loc"][0]) if first["loc"] else None
     code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}.get(first["type"], "invalid_value")
-    return ServiceError(400, code, explain(error).splitlines()[0], _BY_REQUEST.get(param or "", param))
+    if _is_plain(first):
+        told = explain(ValidationError.from_exception_data(error.title, [first]))  # type: ignore[list-item]
+    else:
+        told = _of_choice([first, *(other for other in others if other["loc"][:1] == first["loc"][:1])])
+    return ServiceError(400, code, told, _BY_REQUEST.get(param or "", param))
+
+
+def _is_plain(error: Any) -> bool:
+    """Whether an error is where one kind of value is possible only: pydantic names the others in the location."""
+    return all(isinstance(part, int) or part in _FIELDS for part in error["loc"][1:])
+
+
+def _of_choice(errors: Sequence[Any]) -> str:
+    """What is wrong with a value that may be of several kinds: the kind that fits best says it."""
+    deepest = max(errors, key=lambda error: len(error["loc"]))
+    if deepest["type"] == "value_error":
+        return str(deepest["ctx"]["error"])
+    parts = [part for part in deepest["loc"] if isinstance(part, int) or part in _FIELDS]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+    if deepest["type"] == "extra_forbidden":
+        return f"{name or deepest['loc'][-1]} is unknown: leave it out"
+    return f"{name}={shown(deepest['input'])}: {deepest['msg'][:1].lower()}{deepest['msg'][1:]}"
 
 
 def invalid(message: str, param: str | None = None) -> ServiceError:

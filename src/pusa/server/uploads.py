@@ -13,6 +13,7 @@ from typing import Literal
 
 from pusa.server.errors import ServiceError
 
+_CHILD = ["-m", "pusa.server.probe"]
 _AT_ONCE = 2  # probes; each may use a core
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -127,7 +128,7 @@ class Prober:
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "pusa.server.probe"],
+            [sys.executable, *_CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

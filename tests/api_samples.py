@@ -1,0 +1,196 @@
+"""For tests of the API: a server on a port of its own, whose worker makes the same small video of every request."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from server_samples import quick_settings, wait_until
+
+from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
+from pusa.server.app import create_app
+from pusa.server.errors import ServiceError
+from pusa.server.executor import ExecutorState
+from pusa.server.jobs import Job
+from pusa.server.messages import Cancelled, Checkpoint, Done, Error, Message, Note, Preview, Resolved, Stage, Step, Task
+from pusa.server.probe import look
+from pusa.server.service import VideoService
+from pusa.server.uploads import Probed, Prober, Upload
+
+FRAMES, WIDTH, HEIGHT = 17, 96, 64
+
+
+def png(width: int = WIDTH, height: int = HEIGHT, grey: int = 128) -> bytes:
+    target = io.BytesIO()
+    Image.new("RGB", (width, height), (grey, grey, grey)).save(target, "PNG")
+    return target.getvalue()
+
+
+def clip(folder: Path, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT) -> Path:
+    path = folder / f"{frames}x{width}x{height}.mp4"
+    levels = np.linspace(0, 255, frames).astype(np.uint8)
+    with VideoWriter(path, width=width, height=height, fps=16) as writer:
+        writer.write(np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy())
+    return path
+
+
+class InstantExecutor:
+    """In this process: two steps and a video; a prompt with "fail" fails, one with "wait" waits for `gate`."""
+
+    def __init__(self, folder: Path, model: str = "tiny") -> None:
+        self.gate = threading.Event()
+        self.tasks: list[Task] = []
+        self.state = ExecutorState(stage="ready", percent=100.0, model=model)
+        self._cancelled = threading.Event()
+        folder.mkdir(exist_ok=True)
+        self._files = {"video": clip(folder)}
+        pictures = {"thumbnail": thumbnail, "spritesheet": sprite_sheet, "contact_sheet": contact_sheet}
+        for kind, make in pictures.items():
+            self._files[kind] = folder / f"{kind}.webp"
+            make(self._files["video"]).save(self._files[kind], "WEBP")
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def run(self, task: Task) -> Iterator[Message]:
+        self._cancelled.clear()
+        self.tasks.append(task)
+        prompt = task.request["prompt"]
+        yield Stage("load")
+        yield Resolved({"width": WIDTH, "height": HEIGHT, "fps": 16.0, **_set(task.request)})
+        yield Note("as it was asked for")
+        yield Stage("denoise")
+        yield Step(1, 2, 1.0)
+        yield Preview(self._files["thumbnail"].read_bytes())
+        while "wait" in prompt and not self.gate.is_set():
+            if self._cancelled.wait(0.01):
+                yield Cancelled()
+                return
+        if "fail" in prompt:
+            yield Error("out_of_memory", "out of memory: ask for a smaller size", retry=False)
+            return
+        checkpoint = task.folder / "checkpoint.safetensors"
+        checkpoint.write_bytes(b"latents")
+        yield Checkpoint(checkpoint, 1)
+        yield Step(2, 2, 0.0)
+        yield Stage("decode")
+        yield Done(
+            dict(self._files), {"load": 0.1, "denoise": 1.0, "decode": 0.5, "finish": 0.1, "peak_memory_mb": 7.0}
+        )
+
+
+def _set(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in request.items() if value is not None}
+
+
+class NearProber(Prober):
+    """Looks at files in this process: what the child adds is tested for itself."""
+
+    def warm(self) -> None:
+        pass
+
+    def probe(self, uploads: Sequence[Upload]) -> list[Probed]:
+        limits = MediaLimits(max_pixels=self.limits.max_pixels, max_seconds=self.limits.max_seconds)
+        found = []
+        for upload in uploads:
+            try:
+                with upload.path.open("rb") as file:
+                    found.append(Probed(**look(file, upload.wanted, limits)))
+            except MediaError as error:
+                raise ServiceError(400, "invalid_file", f"{upload.name}: {error}", "input_reference") from None
+        return found
+
+
+@dataclass
+class Served:
+    """A running server and what is inside it."""
+
+    url: str
+    app: FastAPI
+    executor: InstantExecutor
+    http: httpx.Client
+    service: VideoService = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.service = self.app.state.service
+
+    def job(self, id: str) -> Job:
+        job = self.service.queue.get(id)
+        assert job is not None
+        return job
+
+    def create(self, **fields: Any) -> dict[str, Any]:
+        answer = self.http.post("/v1/videos", json={"prompt": "a duck", **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def finished(self, **fields: Any) -> dict[str, Any]:
+        id = self.create(**fields)["id"]
+        return self.ended(id)
+
+    def ended(self, id: str) -> dict[str, Any]:
+        def look_again() -> dict[str, Any] | None:
+            video = self.http.get(f"/v1/videos/{id}").json()
+            return None if video["status"] in ("queued", "in_progress") else video
+
+        return wait_until(look_again)
+
+    def refused(self, status: int, **fields: Any) -> dict[str, Any]:
+        """The error of a create that must be refused so."""
+        answer = self.http.post("/v1/videos", json={"prompt": "a duck", **fields})
+        return refusal(answer, status)
+
+
+def refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert error["type"]
+    return error
+
+
+@contextmanager
+def serving(folder: Path, *, near_prober: bool = True, **changes: Any) -> Iterator[Served]:
+    """A server with these settings; everything of it is below `folder`."""
+    executor = InstantExecutor(folder / "executor")
+    changes = {"model": "tiny", "studio": False, "min_free_bytes": 0, **changes}
+    settings = quick_settings(folder / "data", **changes)
+    app = create_app(settings, make_executor=lambda _: executor)
+    if near_prober:
+        app.state.service.prober = NearProber(app.state.service.prober.limits)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    end = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        assert time.monotonic() < end, "the server did not start"
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+            yield Served(url, app, executor, http)
+    finally:
+        executor.gate.set()
+        app.state.stop()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server does not end"
