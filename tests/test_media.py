@@ -19,6 +19,7 @@ from pusa.media import (
     read_image,
     read_metadata,
     read_video,
+    sprite_sheet,
     thumbnail,
     to_uint8,
 )
@@ -286,6 +287,16 @@ def test_a_contact_sheet_shows_the_video_in_order(tmp_path: Path, name: str | No
     middles = [20 + 5 * ((2 * i + 1) * 40 // 12) for i in range(6)]
     assert shown == pytest.approx(middles, abs=8)
     assert pixels[margin : margin + 16, margin : margin + 40].max() > 230  # the time, in white
+
+
+def test_a_sprite_sheet_has_its_frames_edge_to_edge(tmp_path: Path) -> None:
+    frames = grey_levels([10 * i for i in range(25)])
+    sheet = sprite_sheet(write(tmp_path / "clip.webp", frames), frames=6, columns=3, max_width=60)
+    assert sheet.size == (60, 2 * 20)
+    middles = [10 * ((2 * i + 1) * 25 // 12) for i in range(6)]
+    shown = [sheet.getpixel((10 + 20 * column, 10 + 20 * row))[0] for row in range(2) for column in range(3)]  # type: ignore[index]
+    assert shown == pytest.approx(middles, abs=8)
+    assert sprite_sheet(frames[:2]).size == (2 * 32, 32)  # never larger than the video
 
 
 def test_a_sheet_of_one_frame_is_one_cell() -> None:

@@ -341,13 +341,15 @@ def test_a_name_tells_whether_its_process_still_runs():
     assert not is_dead("a worker of another kind")
 
 
-def test_a_killed_worker_leaves_its_job_to_the_next_one_at_once(house):
-    said = {"steps": 60, "step_seconds": 0.05}
+@pytest.mark.parametrize("is_idle_one_there", [False, True])
+def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, house):
+    """Long before its lease ends: to one that starts, and to one that was there all the time."""
+    said = {"steps": 60, "step_seconds": 0.1}
     job = submit(house.queue, **said)
     program = (
         "import sys, threading; from pathlib import Path; from server_samples import *\n"
         "from pusa.server.worker import Worker\n"
-        "settings = quick_settings(Path(sys.argv[1])); queue, files = open_all(settings)\n"
+        "settings = quick_settings(Path(sys.argv[1]), lease_seconds=600.0); queue, files = open_all(settings)\n"
         "Worker(settings, queue, files, fake_executor()).run(threading.Event())"
     )
     env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{BENCHMARKS}"}
@@ -356,10 +358,15 @@ def test_a_killed_worker_leaves_its_job_to_the_next_one_at_once(house):
         wait_until(lambda: house.job(job).checkpoint_step >= 4)
         (child,) = psutil.Process(victim.pid).children()
         scratch = list(house.settings.scratch_folder.iterdir())
+        if is_idle_one_there:
+            house.hire()
         victim.send_signal(signal.SIGKILL)
     wait_until(lambda: not child.is_running())
-    house.hire()  # its lease of 30 s is far from over
-    wait_until(lambda: house.job(job).attempt == 2, seconds=20)
+    if is_idle_one_there:
+        assert house.job(job).attempt == 1
+    else:
+        house.hire()  # its lease is far from over
+    wait_until(lambda: house.job(job).attempt == 2)
     done = house.ended(job)
     assert done.status == "completed"
     assert video_of(house, done) == uninterrupted(house, **said)

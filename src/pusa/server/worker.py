@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.25  # between two looks at what is to be beaten, cancelled or stopped
 _PRESENCE_SECONDS = 10.0  # at most, between two signs of life of an idle worker
+_BURY_SECONDS = 5.0  # between two looks of an idle worker for those of this machine that were killed
 _FULL_SECONDS = 15.0  # after a full disk: the job waits, and with it its checkpoint
 
 _numbers = itertools.count()
@@ -96,7 +97,7 @@ class Worker:
         self._stop = threading.Event()
         self._ended = threading.Event()
         self._told: dict[str, Any] = {}
-        self._told_at = 0.0
+        self._told_at = self._buried_at = 0.0
 
     @property
     def state(self) -> ExecutorState:
@@ -139,6 +140,7 @@ class Worker:
 
     def _bury_the_dead(self) -> None:
         """Workers of this machine that were killed: their jobs wait again at once, and their scratch is removed."""
+        self._buried_at = time.monotonic()
         for record in self.queue.workers():
             if record.name != self.name and is_dead(record.name):
                 count = self.queue.release_leases_of(record.name, max_failures=self.settings.max_failures)
@@ -160,6 +162,8 @@ class Worker:
             job = self.queue.claim(
                 self.name, lease_seconds=self.settings.lease_seconds, max_failures=self.settings.max_failures
             )
+            if job is None and time.monotonic() - self._buried_at > _BURY_SECONDS:
+                self._bury_the_dead()
         except QueueUnavailable as error:
             logger.warning("the queue does not answer: %s", error)
             self._stop.wait(AGAIN_SECONDS)
