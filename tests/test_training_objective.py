@@ -167,6 +167,7 @@ def test_loss_is_known_by_level_and_by_frame() -> None:
     bins = LossBins(3)
     bins.add(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([[0.0, 0.55, 1.0]]))
     bins.add(torch.tensor([[2.0, 5.0]]), torch.tensor([[0.95, 0.51]]))
+    bins.add(torch.tensor([[float("nan"), float("inf")]]), torch.tensor([[0.95, 0.51]]))  # of a step that is skipped
     assert bins.by_level() == {"0.5": 3.0, "0.9": 2.5}
     assert bins.by_frame() == {"0": 2.0, "1": 3.0, "2": 3.0}
     assert bins.mean() == 2.75

@@ -23,7 +23,7 @@ from training_samples import make_config, write_dataset
 from pusa.lora import describe_lora, load_pusa
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training import adapting
-from pusa.training.adapting import factor, make_optimizers
+from pusa.training.adapting import MovingAverage, factor, make_optimizers
 from pusa.training.checkpoint import checkpoints
 from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from pusa.training.dataset import LatentDataset
@@ -130,7 +130,10 @@ def test_the_adapter_says_what_it_is(plain: Path, clips: Path) -> None:
         "expert": "transformer",
     }
     assert metadata["data_hash"] == LatentDataset(clips).hash
-    assert json.loads(metadata["config"])["method"]["rank"] == 4
+    config = json.loads(metadata["config"])
+    assert config["method"]["rank"] == 4
+    assert config["data"]["folders"] == [clips.name]
+    assert not any(str(folder) in value for value in metadata.values() for folder in (clips.parent, plain.parent))
 
 
 def test_a_full_fine_tune_leaves_a_transformer_that_diffusers_loads(
@@ -470,6 +473,21 @@ def test_validation_sees_the_averaged_weights_and_does_not_change_the_run(
     name = "blocks.0.attn1.to_q.lora_B.pusa.weight"
     assert torch.equal(seen[1][1], averages[name])
     assert not torch.equal(averages[name], weights[name])
+
+
+def test_the_moving_average_forgets_quickly_at_first() -> None:
+    """``average += (1 - decay) (weight - average)``, with decay at most ``(1 + n) / (10 + n)``."""
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage(torch.nn.Module(), {"w": weight}, decay=0.5)
+    expected = 1.0
+    for step in range(12):
+        weight.data += 1
+        average.update(step)
+        expected += (1 - min(0.5, (1 + step) / (10 + step))) * (2.0 + step - expected)
+        assert float(average.averages["w"]) == pytest.approx(expected)
+    with average.in_place():
+        assert weight.item() == pytest.approx(expected)
+    assert weight.item() == 13
 
 
 def test_the_result_is_the_moving_average(run: Callable[..., Path]) -> None:

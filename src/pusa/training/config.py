@@ -304,6 +304,22 @@ class TrainConfig(StrictModel):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
 
+    def for_others(self) -> dict[str, Any]:
+        """As plain values, without the folders of a machine: of each only its own name, and no output."""
+        values = self.model_dump(mode="json")
+        values["output"] = None
+        values["data"]["folders"] = [Path(name).name for name in self.data.folders]
+        values["model"]["source"] = public_name(self.model.source)
+        if self.report.validate_on is not None:
+            values["report"]["validate_on"] = Path(self.report.validate_on).name
+        return values
+
+
+def public_name(source: str) -> str:
+    """A Hub id or a zoo name as it is; of a folder its own name alone."""
+    is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
+    return Path(source).name if is_folder else source
+
 
 # ---- files and overrides -------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pusa.lora_layouts import Layout, Pair, read_lora, write_lora
 from pusa.models.original import weight_dtype
 from pusa.training.adapting import ADAPTER
 from pusa.training.checkpoint import Tensors, checkpoints, read_state
-from pusa.training.config import Expert, TrainConfig, load_config
+from pusa.training.config import Expert, TrainConfig, load_config, public_name
 
 _SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
 _MATRICES = (f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")
@@ -77,9 +77,12 @@ def pairs_of(tensors: Iterable[tuple[str, Tensor]], config: TrainConfig) -> dict
 
 
 def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_hash: str) -> dict[str, str]:
-    """The header: as `export_lora` writes it, where ``alpha`` is the strength it was trained at, and the run."""
+    """The header: as `export_lora` writes it, where ``alpha`` is the strength it was trained at, and the run.
+
+    It is given to others with the file, so folders of this machine are left out.
+    """
     return {
-        "base": config.model.source,
+        "base": public_name(config.model.source),
         "expert": expert,
         "noise_range": json.dumps(config.model.experts[expert]),
         "rank": str(config.method.rank),
@@ -87,7 +90,7 @@ def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_has
         "alpha": "1.0",
         "steps": str(step),
         "data_hash": data_hash,
-        "config": config.model_dump_json(),
+        "config": json.dumps(config.for_others()),
         "trained_with": f"pusa {version('pusa')}",
     }
 

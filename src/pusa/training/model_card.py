@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa import zoo
-from pusa.training.config import TrainConfig, load_config
+from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.curves import draw, panels_of
 from pusa.training.dataset_format import CLIPS_FILE, read_manifest
 from pusa.training.export import result_path
@@ -85,18 +85,12 @@ def _front_matter(config: TrainConfig) -> Iterator[str]:
 def _hub_id(source: str) -> str | None:
     """Where others find the model; None for one that is not on the Hub, such as the embedded one."""
     known = zoo.find(source)
-    name = (known.hub_id if known else None) or _public_name(source)
+    name = (known.hub_id if known else None) or public_name(source)
     return name if "/" in name else None
 
 
-def _public_name(source: str) -> str:
-    """A Hub id or a zoo name as it is; of a folder its own name alone."""
-    is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
-    return Path(source).name if is_folder else source
-
-
 def _summary(config: TrainConfig, facts: Facts) -> str:
-    base = _public_name(config.model.source)
+    base = public_name(config.model.source)
     trained = _many(facts["trained_parameters"])
     method = config.method
     if method.kind == "lora":
@@ -129,7 +123,7 @@ def _files(folder: Path, config: TrainConfig) -> Iterator[str]:
 
 
 def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
-    base = _public_name(config.model.source)
+    base = public_name(config.model.source)
     names = {e: result_path(folder, config, e).relative_to(folder).as_posix() for e in config.model.experts}
     if config.method.kind == "full":
         (name, *others) = names.values()
@@ -205,7 +199,7 @@ def _elsewhere(config: TrainConfig, base: str, files: list[str], alpha: float) -
 def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> Iterator[str]:
     first = next(iter(facts.values()))
     method, objective, optimizer = config.method, config.objective, config.optimizer
-    rows = {"base model": f"`{_public_name(config.model.source)}`, {_many(first['parameters'])} parameters in all"}
+    rows = {"base model": f"`{public_name(config.model.source)}`, {_many(first['parameters'])} parameters in all"}
     if method.kind == "lora":
         rows["LoRA"] = f"rank {method.rank}, alpha {method.alpha:g}, on {', '.join(method.targets)}"
     rows |= {
@@ -353,13 +347,13 @@ def _limits(folder: Path, config: TrainConfig, facts: Facts) -> Iterator[str]:
 
 
 def _configuration(config: TrainConfig) -> Iterator[str]:
-    """As JSON, without the folders of a machine."""
-    values = config.model_dump(mode="json")
-    values["data"]["folders"], values["output"] = [Path(name).name for name in config.data.folders], None
-    if config.report.validate_on is not None:
-        values["report"]["validate_on"] = Path(config.report.validate_on).name
-    values["model"]["source"] = _public_name(config.model.source)
-    yield from ("<details><summary>All fields</summary>", "", "```json", json.dumps(values, indent=2), "```")
+    yield from (
+        "<details><summary>All fields</summary>",
+        "",
+        "```json",
+        json.dumps(config.for_others(), indent=2),
+        "```",
+    )
     yield from ("", "</details>")
 
 

@@ -194,7 +194,10 @@ def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) ->
 
 @dataclass
 class LossBins:
-    """Unweighted errors of noisy frames, summed by noise level (ten equal parts of 0..1) and by latent frame."""
+    """Unweighted errors of noisy frames, summed by noise level (ten equal parts of 0..1) and by latent frame.
+
+    What is not finite is left out: one bad clip would hide those of a whole entry.
+    """
 
     frames: int
     sums: Tensor = field(init=False)  # [2, LEVEL_BINS + frames]: errors, how many
@@ -204,7 +207,7 @@ class LossBins:
 
     def add(self, errors: Tensor, sigmas: Tensor) -> None:
         """Count errors at their levels, ``[B, F]`` each with F up to `frames`, on the CPU."""
-        noisy = sigmas > 0
+        noisy = (sigmas > 0) & errors.isfinite()
         position = torch.arange(errors.shape[1]).expand_as(errors)[noisy]
         level = (sigmas[noisy] * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)
         values = torch.stack([errors[noisy].double(), torch.ones(len(level), dtype=torch.float64)])
