@@ -161,6 +161,38 @@ def test_every_metric_is_named() -> None:
     assert {name.removesuffix("_total") for name in named} == {name.removesuffix("_total") for name in there}
 
 
+# ---- the other pages -------------------------------------------------------------------------------------------------
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "crash_safety.md").read_text()
+    promises = re.split(r"^- \*\*", text.partition("## The fault run")[0], flags=re.M)[1:]
+    assert len(promises) > 10
+    for promise in promises:
+        named = re.findall(r"^  - `(test_\w+\.py)::(test_\w+)`$", promise, re.M)
+        assert named, promise
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{promise}: {file} has no {test}"
+
+
+@pytest.mark.parametrize("page", ["server.md", "deployment.md"])
+def test_settings_and_options_of_a_page_are_there(page: str) -> None:
+    import click
+
+    from pusa.cli import main
+
+    text = (ROOT / "docs" / page).read_text()
+    for variable in re.findall(r"\bPUSA_([A-Z_]+)\b", text):
+        assert variable.lower() in ServerSettings.model_fields or variable in ("CONFIG", "API_KEY"), variable
+    commands = {name: main.commands[name] for name in ("serve", "worker")}  # type: ignore[attr-defined]
+    for name, rest in re.findall(r"\bpusa (serve|worker)((?: +--?[a-z-]+(?: [^-\s`]\S*)?)*)", text):
+        there = {o for p in commands[name].get_params(click.Context(commands[name])) for o in p.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= there
+    for name in re.findall(r"`(--[a-z-]+)[ `]", text):
+        there = {o for c in commands.values() for p in c.get_params(click.Context(c)) for o in p.opts}
+        assert name in there or name == "--build-arg", name
+
+
 if __name__ == "__main__":
     text = PAGE.read_text()
     before, _, rest = text.partition(START)
