@@ -87,7 +87,7 @@ def test_a_histogram_counts_all_values():
     assert [bar["label"] for bar in bars] == ["1: 2", "2: 1", "3: 0", "4: 0", "5: 1"]
     assert [bar["height"] for bar in bars] == [100, 50, 0, 0, 50]
     assert len(histogram("Motion", "", [0.1, 0.2, 0.35], "")["bars"]) == 24
-    assert histogram("Same", "", [0.5, 0.5], "")["bars"][0]["height"] == 100
+    assert histogram("Same", "", [2.06, 2.06], "")["bars"] == [{"height": 100, "label": "2.06: 2"}]
     assert histogram("None", "", [], "") == {}
 
 

@@ -288,10 +288,8 @@ def histogram(title: str, unit: str, values: Sequence[float], about: str, *, bin
         return {}
     low, high = min(values), max(values)
     whole = all(float(value).is_integer() for value in values)
-    if whole and high - low < bins:
-        edges = np.arange(low, high + 2) - 0.5
-    else:
-        edges = np.linspace(low, high if high > low else low + max(abs(low), 1) * 0.01, bins + 1)
+    is_each = low == high or (whole and high - low < bins)  # each value has its bar
+    edges = low - 0.5 + np.arange(int(high - low) + 2) if is_each else np.linspace(low, high, bins + 1)
     counts, edges = np.histogram(values, edges)
     return {
         "title": title,
@@ -303,9 +301,7 @@ def histogram(title: str, unit: str, values: Sequence[float], about: str, *, bin
         "bars": [
             {
                 "height": round(100 * count / counts.max(), 1),
-                "label": f"{_short(left + 0.5)}: {count}"
-                if whole and high - low < bins
-                else _range(left, right, count),
+                "label": f"{_short(left + 0.5)}: {count}" if is_each else _range(left, right, count),
             }
             for count, left, right in zip(counts.tolist(), edges[:-1], edges[1:], strict=True)
         ],
