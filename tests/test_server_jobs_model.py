@@ -10,19 +10,39 @@ import hypothesis.strategies as st
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from queue_samples import Clock, new_job
 
 from pusa.server.jobs import ENDED, Job, JobQueue, LeaseLost, QueueFull
 
 LEASE_SECONDS = 10
-MAX_FAILURES = 2
+MAX_FAILURES = 3
 LIMIT = 6
 
 OWNERS = st.sampled_from(["a", "b"])
 MODELS = st.sampled_from(["mini", "large"])
 KEYS = st.sampled_from(["k1", "k2", None])
+BACK = st.sampled_from([0, 0, 0, 1, 2])
+WHICH = st.integers(0, 9)
 WORKERS = st.sampled_from(["host/1", "host/2"])
+
+
+LET_GO = ("queued", "failed", "cancelled")
+ENDINGS: dict[str, tuple[Callable[[JobQueue, Job], Any], tuple[str, ...]]] = {
+    "finish": (lambda queue, job: queue.finish(job, results={"video": "v"}, timings={}), ("completed",)),
+    "cancelled": (lambda queue, job: queue.cancelled(job), ("cancelled",)),
+    "release": (lambda queue, job: queue.release(job), LET_GO),
+    "fail": (lambda queue, job: queue.fail(job, "x", "x", retry=True, max_failures=MAX_FAILURES), LET_GO),
+    "fail for good": (lambda queue, job: queue.fail(job, "x", "x", retry=False), LET_GO),
+}
+"""How a worker ends an attempt, and the statuses in which it is told that it has done so before, not refused."""
 
 
 @dataclass
@@ -73,24 +93,33 @@ class QueueMachine(RuleBasedStateMachine):
     queue: JobQueue
     clock: Clock
 
-    ids = Bundle("ids")
-    attempts = Bundle("attempts")
-
     def __init__(self) -> None:
         super().__init__()
         self.expected: dict[str, Expected] = {}
+        self.attempts: list[Job] = []
         self.numbers = itertools.count()
         with self.queue._engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM jobs"))
 
     # ---- The model's own verbs -----------------------------------------------------------------------------------
 
+    def running(self) -> list[Expected]:
+        return [e for e in self.expected.values() if e.status == "in_progress"]
+
     def overdue(self) -> list[Expected]:
-        return [e for e in self.expected.values() if e.status == "in_progress" and e.until < self.clock.now]
+        return [e for e in self.running() if e.until < self.clock.now]
 
     def waiting(self, models: tuple[str, ...] | None = None) -> list[Expected]:
         found = [e for e in self.expected.values() if e.status == "queued" and (models is None or e.model in models)]
         return sorted(found, key=lambda e: (-e.priority, e.seq))
+
+    def known_id(self, which: int) -> str:
+        """A job's, or one that nobody has."""
+        return [*self.expected, "video_unknown"][which % (len(self.expected) + 1)]
+
+    def attempt(self, back: int) -> Job:
+        """One of the last attempts, 0 for the latest: most still hold their job, some have lost it."""
+        return self.attempts[max(0, len(self.attempts) - 1 - back)]
 
     def says(self, job: Job, say: Callable[[], Any], *, said_before: tuple[str, ...] = ()) -> Expected | None:
         """The expected job if the attempt may speak; else the queue must refuse it, or know that it has spoken."""
@@ -105,10 +134,15 @@ class QueueMachine(RuleBasedStateMachine):
             say()
         return None
 
+    @initialize()
+    def some_jobs(self) -> None:
+        for priority in (0, 1, 0):
+            self.submit("a", "mini", priority, None)
+
     # ---- What clients do -----------------------------------------------------------------------------------------
 
-    @rule(target=ids, owner=OWNERS, model=MODELS, priority=st.integers(0, 2), key=KEYS)
-    def submit(self, owner: str, model: str, priority: int, key: str | None) -> str:
+    @rule(owner=OWNERS, model=MODELS, priority=st.integers(0, 2), key=KEYS)
+    def submit(self, owner: str, model: str, priority: int, key: str | None) -> None:
         new = new_job(owner=owner, model=model, priority=priority, idempotency_key=key)
         known = [e for e in self.expected.values() if key is not None and (e.owner, e.key) == (owner, key)]
         full = sum(e.status not in ENDED for e in self.expected.values()) >= LIMIT
@@ -117,17 +151,18 @@ class QueueMachine(RuleBasedStateMachine):
         except QueueFull:
             assert full
             assert not known
-            return new.id  # an id that nobody has
+            return
         assert created == (not known)
         if known:
             assert job.id == known[0].id
         else:
             assert not full
             self.expected[new.id] = Expected(new.id, owner, model, priority, key, next(self.numbers))
-        return job.id
 
-    @rule(id=ids)
-    def cancel(self, id: str) -> None:
+    @precondition(lambda self: len(self.expected) > 3)
+    @rule(which=WHICH)
+    def cancel(self, which: int) -> None:
+        id = self.known_id(which)
         e = self.expected.get(id)
         if e is None:
             with pytest.raises(KeyError):
@@ -139,8 +174,10 @@ class QueueMachine(RuleBasedStateMachine):
             e.cancel = True
         assert self.queue.cancel(id, e.owner).status == e.status
 
-    @rule(id=consumes(ids))
-    def delete(self, id: str) -> None:
+    @precondition(lambda self: len(self.expected) > 5)
+    @rule(which=WHICH)
+    def delete(self, which: int) -> None:
+        id = self.known_id(which)
         e = self.expected.pop(id, None)
         if e is None:
             with pytest.raises(KeyError):
@@ -150,8 +187,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     # ---- What workers do -----------------------------------------------------------------------------------------
 
-    @rule(target=attempts, worker=WORKERS, models=st.sampled_from([None, ("mini",), ("mini", "large")]))
-    def claim(self, worker: str, models: tuple[str, ...] | None) -> Job | None:
+    @rule(worker=WORKERS, models=st.sampled_from([None, ("mini",), ("mini", "large")]))
+    def claim(self, worker: str, models: tuple[str, ...] | None) -> None:
         for e in self.overdue():
             e.take_back()
         first = next(iter(self.waiting(models)), None)
@@ -160,12 +197,17 @@ class QueueMachine(RuleBasedStateMachine):
         if first is not None:
             first.status, first.attempt, first.moved = "in_progress", first.attempt + 1, False
             first.worker, first.until = worker, self.clock.now + LEASE_SECONDS
-        return job
+            self.attempts.append(job)
 
-    @rule(job=attempts, step=st.none() | st.integers(0, 5))
-    def beat(self, job: Job | None, step: int | None) -> None:
-        if job is None:
-            return
+    @precondition(lambda self: self.waiting() or self.overdue())
+    @rule(worker=WORKERS)
+    def claim_any(self, worker: str) -> None:
+        self.claim(worker, None)
+
+    @precondition(lambda self: self.attempts)
+    @rule(back=BACK, step=st.none() | st.integers(1, 6))
+    def beat(self, back: int, step: int | None) -> None:
+        job = self.attempt(back)
 
         def say() -> bool:
             return self.queue.beat(job, lease_seconds=LEASE_SECONDS, checkpoint_step=step)
@@ -177,65 +219,38 @@ class QueueMachine(RuleBasedStateMachine):
                 e.moved, e.failures = True, 0
             e.step = e.step if step is None else step
 
-    @rule(job=attempts)
-    def finish(self, job: Job | None) -> None:
-        if job is None:
+    @precondition(lambda self: self.attempts)
+    @rule(back=BACK, how=st.sampled_from([*ENDINGS, "fail", "fail"]))
+    def end(self, back: int, how: str) -> None:
+        job, (say, said_before) = self.attempt(back), ENDINGS[how]
+        e = self.says(job, lambda: say(self.queue, job), said_before=said_before)
+        if e is None:
             return
+        match how:
+            case "finish":
+                e.end("completed")
+            case "cancelled":
+                e.end("cancelled")
+            case "release":
+                e.end("cancelled") if e.cancel else e.wait()
+            case "fail" | "fail for good":
+                e.give_up(retry=how == "fail")
+        assert say(self.queue, job) in (None, e.status)
 
-        def say() -> None:
-            self.queue.finish(job, results={"video": "v"}, timings={})
-
-        if e := self.says(job, say, said_before=("completed",)):
-            say()
-            e.end("completed")
-
-    @rule(job=attempts, retry=st.booleans())
-    def fail(self, job: Job | None, retry: bool) -> None:
-        if job is None:
-            return
-
-        def say() -> str:
-            return self.queue.fail(job, "crash", "crash", retry=retry, max_failures=MAX_FAILURES)
-
-        if e := self.says(job, say, said_before=("queued", "failed", "cancelled")):
-            e.give_up(retry=retry)
-            assert say() == e.status
-
-    @rule(job=attempts)
-    def cancelled(self, job: Job | None) -> None:
-        if job is None:
-            return
-
-        def say() -> None:
-            self.queue.cancelled(job)
-
-        if e := self.says(job, say, said_before=("cancelled",)):
-            say()
-            e.end("cancelled")
-
-    @rule(job=attempts)
-    def release(self, job: Job | None) -> None:
-        if job is None:
-            return
-
-        def say() -> str:
-            return self.queue.release(job)
-
-        if e := self.says(job, say, said_before=("queued", "failed", "cancelled")):
-            e.end("cancelled") if e.cancel else e.wait()
-            assert say() == e.status
-
+    @precondition(lambda self: self.running())
     @rule(host=st.sampled_from(["host/", "host/1", "none"]))
     def boot(self, host: str) -> None:
-        theirs = [e for e in self.expected.values() if e.worker is not None and e.worker.startswith(host)]
+        theirs = [e for e in self.running() if e.worker is not None and e.worker.startswith(host)]
         assert self.queue.release_leases_of(host, max_failures=MAX_FAILURES) == len(theirs)
         for e in theirs:
             e.take_back()
 
+    @precondition(lambda self: self.running())
     @rule(seconds=st.sampled_from([1, LEASE_SECONDS, LEASE_SECONDS + 1]))
     def time_passes(self, seconds: int) -> None:
         self.clock.now += seconds
 
+    @precondition(lambda self: self.overdue())
     @rule()
     def housekeeping(self) -> None:
         lost = self.overdue()
@@ -278,7 +293,7 @@ def test_the_queue_does_what_its_model_does(request: Any, tmp_path: Path, databa
             Machine,
             settings=settings(
                 max_examples=examples,
-                stateful_step_count=30,
+                stateful_step_count=50,
                 deadline=None,
                 derandomize=True,
                 database=None,

@@ -130,7 +130,7 @@ class FileStore:
     def delete_prefix(self, prefix: str) -> None:
         """Remove all below a prefix of whole parts: ``results/<job>``."""
         if self._folder:
-            for key, _ in list(self.keys(prefix)):
+            for key, _ in list(self.keys(_checked(prefix))):
                 self.delete(key)
             return
         with suppress(FileNotFoundError):
