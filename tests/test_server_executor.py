@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pusa.models.vae import DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.executor import LocalExecutor
 from pusa.server.messages import Cancelled, Checkpoint, Done, Error, Note, Resolved, Stage, Step, Task
-from pusa.server.process import PusaEngine, error_of, make_engine, messages_of, with_files
+from pusa.server.process import PusaEngine, _bytes_in_memory, _reported, error_of, make_engine, messages_of, with_files
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_an_error_of_unknown_kind_costs_the_process_and_one_of_the_request_does_
 
 
 def test_loading_tells_how_far_it_is_and_why_it_failed(tmp_path):
-    executor = fake_executor('{"load_seconds": 0.5}')
+    executor = fake_executor('{"load_seconds": 2}')
     seen = set()
 
     def is_ready() -> bool:
@@ -154,7 +155,7 @@ def test_loading_tells_how_far_it_is_and_why_it_failed(tmp_path):
     wait_until(is_ready)
     executor.close()
     assert ("ready", 100.0) in seen
-    assert len([1 for stage, percent in seen if stage == "loading" and 0 < percent < 100]) > 2
+    assert len([1 for stage, percent in seen if stage == "loading" and 0 < percent < 100]) > 1
     assert executor.state.stage == "stopped"
 
     executor = fake_executor('{"load_fails": true}')
@@ -275,6 +276,23 @@ def test_the_real_engine_makes_what_the_request_says_and_goes_on_from_its_checkp
     assert Image.open(whole[-1].files["spritesheet"]).size[1] == 2 * 32  # 9 frames in 5 columns
     assert set(whole[-1].timings) == {"load", "denoise", "decode", "finish", "peak_memory_mb"}
     assert any(type(m).__name__ == "Preview" for m in whole)
+
+
+def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
+    assert _bytes_in_memory("tiny") == 0
+    assert _bytes_in_memory("wan2.1-14b") == 2 * 14_288_491_584 + 4 * 126_892_531  # the text encoder comes later
+
+    monkeypatch.setattr("pusa.server.process._bytes_in_memory", lambda model: 100_000_000)
+    monkeypatch.setattr("pusa.server.process._SAMPLE_SECONDS", 0.01)
+    told: list[tuple[str, float | None]] = []
+    with _reported("a model", lambda stage, percent: told.append((stage, percent))):
+        half = np.ones(50_000_000, np.uint8)
+        wait_until(lambda: told[-1][1] >= 49)
+        whole = np.ones(80_000_000, np.uint8)
+        wait_until(lambda: told[-1][1] == 99)  # never 100 before it is ready
+    assert len(half) + len(whole) == 130_000_000
+    assert told[0] == ("loading", 0.0)
+    assert told == sorted(told)
 
 
 def test_a_request_gets_the_local_names_of_its_files():

@@ -344,7 +344,7 @@ def test_a_name_tells_whether_its_process_still_runs():
 @pytest.mark.parametrize("is_idle_one_there", [False, True])
 def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, house):
     """Long before its lease ends: to one that starts, and to one that was there all the time."""
-    said = {"steps": 60, "step_seconds": 0.1}
+    said = {"steps": 30, "step_seconds": 0.1}
     job = submit(house.queue, **said)
     program = (
         "import sys, threading; from pathlib import Path; from server_samples import *\n"

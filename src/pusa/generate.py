@@ -93,8 +93,8 @@ def generate(
         kept = None
         if checkpoint is not None:
             kept = Checkpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
-            if told := kept.read():
-                report(GenerationEvent(kind="note", message=told))
+            if left_aside := kept.read():
+                report(GenerationEvent(kind="note", message=left_aside))
         report(GenerationEvent(kind="stage", stage="load"))
         pipe = _prepared(pipeline or loaded(asked.model, tuple(asked.lora)), resolved)
         if asked.alpha and not _has_pusa(pipe):

@@ -151,14 +151,17 @@ class ChildExecutor:
             self._child = self._new_child()
 
     def run(self, task: Task) -> Iterator[Message]:
-        with self._lock:
+        with self._lock:  # a cancel comes before the task, and is for another one, or after it
             child, self._kill_at = self._child, None
-        if child is None or not child.state.ready:
+            if child is not None and child.state.ready:
+                child.send(task)
+            else:
+                child = None
+        if child is None:
             yield Error("worker_lost", "the process that holds the model is not there", retry=True)
             return
         ended = False
         try:
-            child.send(task)
             for message in self._received(child):
                 ended = isinstance(message, LAST)
                 if isinstance(message, Error) and is_ruinous(message):

@@ -21,6 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+import psutil
+
+from pusa.server.logs import configure_logging, log_context
 from pusa.server.messages import (
     Cancelled,
     CancelTask,
@@ -180,10 +183,13 @@ class _reported:  # noqa: N801 (a context manager, used as a function)
     def __init__(self, model: str, report: ReportLoading) -> None:
         self._expected_bytes = _bytes_in_memory(model)
         self._report = report
+        self._process = psutil.Process()
+        self._before_bytes = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="pusa-loading", daemon=True)
 
     def __enter__(self) -> None:
+        self._before_bytes = self._process.memory_info().rss
         self._report("loading", 0.0 if self._expected_bytes else None)
         if self._expected_bytes:
             self._thread.start()
@@ -194,14 +200,11 @@ class _reported:  # noqa: N801 (a context manager, used as a function)
             self._thread.join()
 
     def _look(self) -> None:
-        import psutil
         import torch
 
-        process = psutil.Process()
-        before_bytes = process.memory_info().rss
         on_host_bytes, told = 0, 0.0
         while not self._ended.wait(_SAMPLE_SECONDS):
-            on_host_bytes = max(on_host_bytes, process.memory_info().rss - before_bytes)
+            on_host_bytes = max(on_host_bytes, self._process.memory_info().rss - self._before_bytes)
             there_bytes, wanted_bytes = on_host_bytes, self._expected_bytes
             if torch.cuda.is_available():  # read into memory first, then copied to the GPU
                 there_bytes += torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
@@ -345,10 +348,12 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
         send(LoadFailed(f"{type(error).__name__}: {error}"))
         return 1
     while True:
-        for message in messages_of(engine, inbox.next_task(), inbox.is_cancelled):
-            send(message)
-            if isinstance(message, Error) and is_ruinous(message):
-                return 1
+        task = inbox.next_task()
+        with log_context(job=task.job_id):
+            for message in messages_of(engine, task, inbox.is_cancelled):
+                send(message)
+                if isinstance(message, Error) and is_ruinous(message):
+                    return 1
 
 
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
@@ -378,7 +383,7 @@ def main(target: str, model: str, *loras: str) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(os.environ.get("PUSA_LOG_FORMAT", "text"), os.environ.get("PUSA_LOG_LEVEL", "info"))  # type: ignore[arg-type]
     with suppress(OSError):  # where memory runs out, the kernel takes this process and not the one that has the jobs
         Path("/proc/self/oom_score_adj").write_text("500")
     os._exit(serve(make_engine(target, model, *loras), commands, answers))  # threads of libraries must not hold it up

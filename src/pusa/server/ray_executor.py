@@ -40,7 +40,7 @@ from pusa.server.process import PUSA_ENGINE, Inbox, make_engine, work
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0  # that an actor waits for something to say
-_SILENT_SECONDS = 60.0  # without an answer to that, an actor is lost (a dead machine is known to Ray after about 15)
+_SILENT_SECONDS = 300.0  # without an answer to that, an actor is lost (what is dead, Ray knows after about 15)
 _NAMESPACE = "pusa"
 
 

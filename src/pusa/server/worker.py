@@ -251,7 +251,8 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
             gpus=settings.ray_gpus,
             **limits,
         )
-    return LocalExecutor(settings.model, settings.lora, target=target, **limits)
+    logs = {"PUSA_LOG_FORMAT": settings.log_format, "PUSA_LOG_LEVEL": settings.log_level}
+    return LocalExecutor(settings.model, settings.lora, target=target, env=logs, **limits)
 
 
 def run_worker(settings: ServerSettings, stop: threading.Event) -> None:
