@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from pusa import zoo
 from pusa.training.config import (
@@ -84,9 +87,49 @@ def test_toml_and_python_say_the_same(tmp_path: Path) -> None:
         ("model.experts.transformer=[0.5, 1]", "model", "experts", {"transformer": (0.5, 1.0)}),
     ],
 )
-def test_every_field_can_be_changed_by_name(override: str, section: str | None, field: str, value: object) -> None:
+def test_values_are_written_as_json_or_as_plain_words(
+    override: str, section: str | None, field: str, value: object
+) -> None:
     config = load_config("wan2.1-14b-vta", [override])
     assert getattr(getattr(config, section) if section else config, field) == value
+
+
+def leaves(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every field's name, annotation and value."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, values[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name, inner, values[name]
+
+
+def another(name: str, annotation: Any, value: Any) -> Any:
+    """A value of the same kind that the field does not have."""
+    unset = {"output": "elsewhere", "report.validate_on": "pictures", "ema_decay": 0.9}
+    if value is None:
+        return unset.get(name, 2)
+    if isinstance(value, bool):
+        return not value
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if isinstance(value, int | float):
+        return value + 1 if isinstance(value, int) else value / 2 or 0.25
+    lists = {"data.folders": ["clips"], "data.lengths": [5], "method.targets": ["to_q"]}
+    return lists.get(name, {"transformer_2": [0.0, 0.5]} if isinstance(value, dict) else "another")
+
+
+def test_every_field_can_be_changed_by_name_and_no_other_changes(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("")
+    plain = {name: value for name, _, value in leaves(TrainConfig, TrainConfig().model_dump(mode="json"))}
+    assert len(plain) >= 60
+    partners = {"seconds": "steps", "batch_frames": "batch_size"}
+    for name, annotation, value in leaves(TrainConfig, TrainConfig().model_dump(mode="json")):
+        wanted = another(name, annotation, value)
+        changed = load_config(tmp_path / "own.toml", [f"{name}={json.dumps(wanted)}"]).model_dump(mode="json")
+        found = {field: new for field, _, new in leaves(TrainConfig, changed)}
+        expected = {**plain, name: wanted} | ({partners[name]: None} if name in partners else {})
+        assert found == expected
 
 
 def test_of_two_fields_that_exclude_each_other_the_named_one_holds() -> None:
