@@ -74,7 +74,7 @@ class Actions:
         latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
         for name in ("noise", "frames", "fps", "overlap", *_PLACES):
             parts[name].input(self.redraw, fields, parts["timeline"], **latest)
-        for name in ("image", "video", "loop_image"):
+        for name in ("image", "video", "second_video", "loop_image", "mode"):
             parts[name].change(self.redraw, fields, parts["timeline"], **latest)
         parts["images"].change(
             self.pictures_changed, fields, [parts["positions"], parts["multipliers"], parts["timeline"]], **latest

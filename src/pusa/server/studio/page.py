@@ -29,7 +29,7 @@ def build(service: VideoService) -> gr.Blocks:
                 _prompt(parts, service)
                 _knobs(parts, defaults)
                 _advanced(parts, defaults)
-                with gr.Group(elem_id="pusa-submit"):
+                with gr.Column(elem_id="pusa-submit"):
                     parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
                     parts["problem"] = _own("problem", None)
             with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):

@@ -1,0 +1,165 @@
+"""For tests of the studio: a server with a quick engine, and a browser that sees what a person would."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from needs import free_port, missing
+
+from pusa.server.app import create_app
+from pusa.server.executor import LocalExecutor
+from pusa.server.service import VideoService
+from pusa.server.settings import ServerSettings
+
+TESTS = Path(__file__).resolve().parent
+ENGINE = "studio_engine:StudioEngine"
+
+
+@dataclass
+class Running:
+    url: str
+    service: VideoService
+
+
+def settings_of(folder: Path, **changes: Any) -> ServerSettings:
+    values = {
+        "data": str(folder),
+        "model": "mini",
+        "poll_seconds": 0.02,
+        "preview_seconds": 0.05,
+        "cancel_seconds": 2.0,
+    }
+    return ServerSettings.model_validate(values | changes)
+
+
+@contextmanager
+def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterator[Running]:
+    """A server on a free port; `engine` None is the real one."""
+    port = free_port()
+
+    def executor(settings: ServerSettings) -> LocalExecutor:
+        target = {"target": engine} if engine else {}
+        return LocalExecutor(settings.model, env={"PYTHONPATH": str(TESTS)}, **target)
+
+    app = create_app(settings_of(folder, port=port, **changes), make_executor=executor)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.02)
+        yield Running(f"http://127.0.0.1:{port}/", app.state.service)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser; skips, or fails as `needs.missing` says, where none is installed."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        missing("chromium", "no browser is on the PATH: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visitor:
+    """Somebody before a page: notes what the page asked of others, and what went wrong in it."""
+
+    def __init__(self, browser: Any, url: str, *, patience_seconds: float = 60.0, **context: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **context})
+        self.context.set_default_timeout(1000 * patience_seconds)
+        self.page = self.context.new_page()
+        self.url = url
+        self.elsewhere: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", self._asked)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.elsewhere.append(request.url)
+
+    def open(self, query: str = "") -> Any:
+        self.page.goto(self.url + query)
+        self.page.wait_for_selector("#generate")
+        self.page.wait_for_selector(".pusa-example:visible")
+        return self.page
+
+    def close(self) -> None:
+        self.context.close()
+
+    # ---- what people do ----
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).click()
+
+    def example(self, name: str) -> None:
+        self.page.click(f"[data-example={name}]:visible")
+
+    def generate(self) -> None:
+        self.page.click("#generate")
+
+    def field(self, elem_id: str) -> Any:
+        return self.page.locator(f"#{elem_id} textarea, #{elem_id} input[type=text]").first
+
+    def holds(self, elem_id: str, text: str) -> None:
+        """Wait until a text field holds this."""
+        self.page.wait_for_function(
+            "([id, text]) => document.querySelector(`#${id} textarea, #${id} input`)?.value === text",
+            arg=[elem_id, text],
+        )
+
+    def job(self) -> str:
+        """The id of the job on the stage, from the page's address."""
+        return self.page.evaluate("new URLSearchParams(location.search).get('job') || ''")
+
+    def new_job(self, after: str) -> str:
+        self.page.wait_for_function(
+            "old => { const job = new URLSearchParams(location.search).get('job') || ''; return job && job !== old }",
+            arg=after,
+        )
+        return self.job()
+
+    def made(self, act: Callable[[], None]) -> str:
+        """Do something, wait until its video plays, and return the job's id."""
+        before = self.job()
+        act()
+        job = self.new_job(before)
+        self.plays(job)
+        return job
+
+    def plays(self, job: str) -> None:
+        self.page.wait_for_function(
+            """job => { const video = document.querySelector('.st-player'); return video?.src.includes(job)
+            && video.readyState >= 2 && video.currentTime > 0 && video.videoWidth > 0 }""",
+            arg=job,
+        )
+
+    def settings(self) -> dict[str, str]:
+        """What the stage shows under the video."""
+        names = self.page.locator(".st-settings dt").all_inner_texts()
+        return dict(zip(names, self.page.locator(".st-settings dd").all_inner_texts(), strict=True))
+
+    def shows(self, levels: list[str]) -> None:
+        """Wait until the timeline shows this: for each cell its noise if it is given, "" if it is free."""
+        self.page.wait_for_function(
+            """levels => [...document.querySelectorAll('.tl-cell')]
+            .map(cell => cell.querySelector('.tl-level')?.textContent ?? '').join() === levels""",
+            arg=",".join(levels),
+        )
