@@ -5,9 +5,9 @@ actor that may be as dead as the first), so that whatever happens to an actor or
 ``worker_lost``, and the queue's next attempt goes on from the checkpoint in the store.
 
 An actor shares no disk with the worker: inputs and checkpoints travel with the messages. The model has to be there, or
-be downloaded, on every machine of the cluster. Ray has no passwords: whoever reaches its ports runs code, so keep it in
-a private network. The worker itself ends when the Ray node that it is connected to does: give it a process of its own
-(``pusa worker``) rather than run it in the server.
+be downloaded, on every machine of the cluster. Who reaches Ray's ports may run code there (clusters that newer versions
+start ask for a token, others for nothing): keep it in a private network. The worker itself ends when the Ray node that
+it is connected to does: give it a process of its own (``pusa worker``) rather than run it in the server.
 """
 
 import logging
