@@ -137,7 +137,7 @@ def _serve(settings: "ServerSettings", listener: socket.socket) -> None:
 
     from pusa.server.app import create_app
 
-    app = create_app(settings)
+    app = create_app(settings, studio_later=True)
 
     class Server(uvicorn.Server):
         """At the first signal everything is asked to end, not only after the last request."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.convertors import Convertor, register_url_convertor
 
 from pusa import zoo
 from pusa.server import openapi, translate
@@ -28,6 +29,23 @@ from pusa.server.schemas import (
 )
 from pusa.server.service import Variant, VideoService, in_thread
 from pusa.server.sse import events
+
+_RESERVED = ("characters", "edits", "extensions", "sync")
+
+
+class _VideoConvertor(Convertor[str]):
+    """An id in a path: anything but the words that are routes of their own."""
+
+    regex = rf"(?!(?:{'|'.join(_RESERVED)})(?:/|$))[^/]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("video", _VideoConvertor())
 
 router = APIRouter(prefix="/v1")
 
@@ -300,7 +318,7 @@ def _no_characters() -> ServiceError:
 
 
 @router.post(
-    "/videos/{id}/remix",
+    "/videos/{id:video}/remix",
     response_model=Video,
     responses=openapi.errors(400, 404, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(RemixVideo),
@@ -334,28 +352,33 @@ async def list_videos(
     )
 
 
-@router.get("/videos/{id}", response_model=Video, responses=openapi.errors(404, 503), summary="Look at a video")
+@router.get("/videos/{id:video}", response_model=Video, responses=openapi.errors(404, 503), summary="Look at a video")
 async def get_video(id: Id, service: Service, owner: Owner) -> Response:
     """The header `openai-poll-after-ms` says when it is worth looking again."""
     return await _answer(service, await service.get(id, owner))
 
 
 @router.delete(
-    "/videos/{id}", response_model=VideoDeleted, responses=openapi.errors(404, 503), summary="Cancel and remove a video"
+    "/videos/{id:video}",
+    response_model=VideoDeleted,
+    responses=openapi.errors(404, 503),
+    summary="Cancel and remove a video",
 )
 async def delete_video(id: Id, service: Service, owner: Owner) -> VideoDeleted:
     await service.delete(id, owner)
     return VideoDeleted(id=id)
 
 
-@router.post("/videos/{id}/cancel", response_model=Video, responses=openapi.errors(404, 503), summary="Cancel a video")
+@router.post(
+    "/videos/{id:video}/cancel", response_model=Video, responses=openapi.errors(404, 503), summary="Cancel a video"
+)
 async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
     """One that waits ends at once, one that runs after its step; one that has ended stays as it is."""
     return await _answer(service, await service.cancel(id, owner))
 
 
 @router.get(
-    "/videos/{id}/content",
+    "/videos/{id:video}/content",
     responses={
         200: openapi.binary("The file.", "video/mp4", "image/webp"),
         206: openapi.binary("The range that was asked for.", "video/mp4", "image/webp"),
@@ -377,7 +400,7 @@ async def get_content(
 
 
 @router.get(
-    "/videos/{id}/events",
+    "/videos/{id:video}/events",
     responses={
         200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}},
         **openapi.errors(404, 503),

@@ -4,20 +4,20 @@ Importing it loads no torch: models live in processes of their own.
 """
 
 import asyncio
-import importlib.util
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from pusa.server import api, errors, openapi, pages
 from pusa.server.executor import Executor
 from pusa.server.files import FileStore
+from pusa.server.front import Front
 from pusa.server.housekeeping import Housekeeping
 from pusa.server.jobs import JobQueue, QueueUnavailable
 from pusa.server.limits import ApiKeys, Gate, HostCheck
@@ -42,12 +42,14 @@ def create_app(
     queue: JobQueue | None = None,
     files: FileStore | None = None,
     make_executor: Callable[[ServerSettings], Executor] = make_executor,
+    studio_later: bool = False,
 ) -> FastAPI:
     """The app. Its workers begin when it starts, and give their jobs back when it ends.
 
     Args:
         queue, files: instead of those that the settings name.
         make_executor: called once for each of `settings.workers`.
+        studio_later: load the studio once the server answers, which it then does seconds earlier.
 
     Raises:
         ValueError, SchemaError, QueueUnavailable: the database or the store cannot be used.
@@ -58,17 +60,21 @@ def create_app(
     service = VideoService(settings, queue, files)
     metrics = Metrics(service)
     background = _Background(service, metrics, make_executor)
+    front = Front(service, settings, later=studio_later)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         background.start()
-        looking = asyncio.create_task(background.count())
+        tasks = [asyncio.create_task(background.count())]
+        if front.has_studio:
+            tasks.append(asyncio.create_task(front.run()))
         try:
+            await front.wait()
             yield
         finally:
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await in_thread(background.close)
 
     app = FastAPI(
@@ -86,12 +92,7 @@ def create_app(
     openapi.install(app)
     app.include_router(api.router)
     _add_own_routes(app, service, metrics, settings)
-    if settings.studio and importlib.util.find_spec("gradio") is not None and _studio_is_there():
-        from pusa.server.studio import mount
-
-        app = mount(app, service, settings)
-    else:
-        _add_start_page(app, service, settings)
+    app.router.default = front
     app.add_middleware(
         Gate,
         keys=ApiKeys(settings.api_keys),
@@ -107,10 +108,6 @@ def create_app(
             expose_headers=["openai-poll-after-ms", "x-request-id", "content-range"],
         )
     return app
-
-
-def _studio_is_there() -> bool:
-    return importlib.util.find_spec("pusa.server.studio.mounting") is not None
 
 
 class _Background:
@@ -205,10 +202,3 @@ def _add_own_routes(app: FastAPI, service: VideoService, metrics: Metrics, setti
         @app.get("/docs", include_in_schema=False)
         async def documentation() -> Response:
             return HTMLResponse(pages.docs(app.openapi()))
-
-
-def _add_start_page(app: FastAPI, service: VideoService, settings: ServerSettings) -> None:
-    @app.get("/", include_in_schema=False)
-    async def start(request: Request) -> Response:
-        state = await in_thread(service.readiness)
-        return HTMLResponse(pages.start(state, has_docs=settings.docs, root_path=request.scope.get("root_path", "")))

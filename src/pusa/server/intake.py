@@ -8,10 +8,11 @@ from typing import Literal, TypeVar
 
 from starlette.requests import Request
 
+from pusa.knobs import StrictModel
 from pusa.server import translate, urls
 from pusa.server.errors import ServiceError
 from pusa.server.forms import Received, read_body
-from pusa.server.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, Knobs, UrlReference, VideoReference
+from pusa.server.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
 from pusa.server.service import VideoService, in_thread, is_id
 from pusa.server.uploads import Upload
 
@@ -20,7 +21,7 @@ MAX_TEXT_BYTES = 48 * 2**20
 
 REFERENCE_FIELDS = ("input_reference", "input_references", "image_reference", "video_reference")
 
-K = TypeVar("K", bound=Knobs)
+M = TypeVar("M", bound=StrictModel)
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Intake:
     files: dict[str, list[Upload]] = field(default_factory=dict)
     made: list[Upload] = field(default_factory=list)
 
-    def check(self, model: type[K], file_fields: Mapping[str, str]) -> K:
+    def check(self, model: type[M], file_fields: Mapping[str, str]) -> M:
         """The fields, and the files in the fields where files belong (by the names they are sent under).
 
         Raises ServiceError (400).

@@ -118,6 +118,11 @@ class HostCheck:
         return True
 
 
+def path_of(scope: Scope) -> str:
+    """The path below the one that a reverse proxy shows the server under."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 def _name_of(host: str) -> str:
     """Without port and brackets: ``[::1]:7860`` -> ``::1``; nothing for what is no host."""
     found = _HOST.fullmatch(host)
@@ -176,7 +181,7 @@ class Gate:
     def _admit(self, scope: Scope, headers: Headers) -> None:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["owner"] = ""
-        if scope["path"] in OPEN_PATHS:
+        if path_of(scope) in OPEN_PATHS:
             return
         if self.hosts is not None:
             self.hosts.check(headers, scope["method"])
@@ -196,7 +201,7 @@ class Gate:
 def _refusal(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:
     answer = respond(error)
     if isinstance(error, ServiceError) and error.status == 401:
-        is_page = not scope["path"].startswith(_API_PATHS) and "text/html" in headers.get("accept", "")
+        is_page = not path_of(scope).startswith(_API_PATHS) and "text/html" in headers.get("accept", "")
         answer.headers["www-authenticate"] = 'Basic realm="pusa", charset="UTF-8"' if is_page else "Bearer"
     if scope["method"] not in _SAFE_METHODS:
         answer.headers["connection"] = "close"  # the rest of the body is not read

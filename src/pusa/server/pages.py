@@ -24,8 +24,8 @@ def _page(title: str, content: str, head: str = "") -> str:
     )
 
 
-def start(state: Readiness, *, has_docs: bool, root_path: str = "") -> str:
-    """What a browser shows at ``/`` where the studio is not installed; it looks again by itself."""
+def start(state: Readiness, *, has_docs: bool, studio_comes: bool, root_path: str = "") -> str:
+    """What is at ``/`` before the studio is there, or where it is not installed; it looks again by itself."""
     content = [
         "<h1>pusa</h1>",
         f"<p>Model <code>{html.escape(state.model)}</code>: {html.escape(state.message)}.</p>",
@@ -37,9 +37,13 @@ def start(state: Readiness, *, has_docs: bool, root_path: str = "") -> str:
     content.append(
         "<p>Videos are made over the API at <code>/v1/videos</code>"
         + (f', which <a href="{html.escape(root_path)}/docs">the documentation</a> describes.' if has_docs else ".")
-        + " The studio, for the browser, comes with <code>pip install 'pusa[studio]'</code>.</p>"
+        + "</p>"
     )
-    head = f'<meta http-equiv="refresh" content="{2 if not state.ready else 30}">'
+    if studio_comes:
+        content.append("<p>The studio is being opened: it takes the place of this page in a moment.</p>")
+    else:
+        content.append("<p>The studio, for the browser, comes with <code>pip install 'pusa[studio]'</code>.</p>")
+    head = f'<meta http-equiv="refresh" content="{1 if studio_comes else 30 if state.ready else 2}">'
     return _page("pusa", "\n".join(content), head)
 
 

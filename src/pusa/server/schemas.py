@@ -77,7 +77,7 @@ class Keyframe(StrictModel):
         None, "Seconds from the beginning; negative counts from the end."
     )
     latent: int | Literal["last"] | None = knob(None, "Latent frame; negative counts from the end.")
-    file: int | None = knob(None, "Which of the files in input_reference, counted from 0.", ge=0, lt=MAX_FILES)
+    file: int | None = knob(None, "Which of the files in input_reference, counted from 0.", ge=0, le=MAX_FILES - 1)
     image_url: FileUrl | None = knob(None, "A picture as a data URL.")
     image_b64: FileUrl | None = knob(None, "A picture in base64.")
     noise: Multiplier | None = knob(None, "How far the model may depart from it: 0 keeps it, 1 ignores it.")
@@ -109,7 +109,8 @@ class LoraChoice(StrictModel):
     scale: float | None = knob(None, "Its strength, as lora_alpha.", ge=0.1, le=5)
 
 
-Reference = FileUrl | UrlReference | list[FileUrl | UrlReference]
+Reference = FileUrl | UrlReference | Annotated[list[FileUrl | UrlReference], Field(max_length=64)]
+AnyVideo = FileUrl | UrlReference | VideoReference
 LoraName = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
@@ -132,16 +133,14 @@ class Knobs(StrictModel):
     window: int | None = _like("window")
     overlap: int | None = _like("overlap")
     noise_multiplier: Multiplier | None = knob(None, "Noise multiplier of all that has none of its own.")
-    noise_multipliers: Listed | list[Multiplier] | None = knob(
-        None, 'One for each place: "0,0.2", or a list.', max_length=4096
+    noise_multipliers: Listed | Annotated[list[Multiplier], Field(max_length=512)] | None = knob(
+        None, 'One for each place: "0,0.2", or a list.'
     )
-    cond_positions: Listed | list[PositionField] | None = knob(
-        None,
-        'Where the pictures go, or which latent frames of a video are kept: "0,20", "0,1.5s,last", or a list.',
-        max_length=4096,
+    cond_positions: Listed | Annotated[list[PositionField], Field(max_length=512)] | None = knob(
+        None, 'Where the pictures go, or which latent frames of a video are kept: "0,20", "0,1.5s,last", or a list.'
     )
-    lora: LoraName | LoraChoice | list[LoraName] | None = knob(
-        None, "LoRA by a name that the operator offers, instead of the model's own.", max_length=200
+    lora: LoraName | LoraChoice | Annotated[list[LoraName], Field(max_length=8)] | None = knob(
+        None, "LoRA by a name that the operator offers, instead of the model's own."
     )
     fit: Literal["crop", "letterbox", "stretch"] | None = knob(None, "How pictures of another shape are fitted.")
     encode: Literal["single", "repeat"] | None = knob(None, "How pictures after the first frame are encoded.")
@@ -186,7 +185,7 @@ class ExtendVideo(Knobs):
     )
     seconds: Seconds | None = knob(None, "Length of what is added.", unit="seconds", unset="the model's")
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
-    video: FileUrl | UrlReference | VideoReference | None = knob(None, "A finished video's id, or a file.")
+    video: AnyVideo | None = knob(None, "A finished video's id, or a file.")
     extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")
 
 
@@ -199,7 +198,7 @@ class EditVideo(Knobs):
     )
     seconds: Seconds | None = knob(None, "Length.", unit="seconds", unset="the video's, or the model's")
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
-    video: FileUrl | UrlReference | VideoReference | list[FileUrl | UrlReference | VideoReference] | None = knob(
+    video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = knob(
         None, "One or two finished videos' ids, or files."
     )
     extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")

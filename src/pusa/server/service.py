@@ -37,7 +37,7 @@ __all__ = ["Content", "Readiness", "ServiceError", "Upload", "Variant", "VideoSe
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Variant = Literal["video", "thumbnail", "spritesheet"]
+Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
 _WATCH_SECONDS = 0.1  # between two looks at the change counter of this process
 _LOOK_SECONDS = 1.0  # between two looks at the database, for what other processes have changed

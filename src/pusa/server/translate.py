@@ -91,8 +91,11 @@ def refusal(error: ValidationError) -> ServiceError:
 
 
 def _is_plain(error: Any) -> bool:
-    """Whether an error is where one kind of value is possible only: pydantic names the others in the location."""
-    return all(isinstance(part, int) or part in _FIELDS for part in error["loc"][1:])
+    """Whether `explain` can find the field: elsewhere several kinds of values are possible, which pydantic names in
+    the location."""
+    where = error["loc"]
+    in_list = where[:1] in (("keyframes",), ("conditions",))
+    return len(where) <= 1 or (in_list and all(isinstance(part, int) or part in _FIELDS for part in where))
 
 
 def _of_choice(errors: Sequence[Any]) -> str:
