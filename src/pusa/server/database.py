@@ -90,8 +90,10 @@ jobs = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("jobs_waiting", jobs.c.status, jobs.c.priority.desc(), jobs.c.seq)
+sa.Index("jobs_by_end", jobs.c.status, jobs.c.completed_at)
 sa.Index("jobs_of_owner", jobs.c.owner, jobs.c.seq)
-sa.Index("jobs_fingerprint", jobs.c.owner, jobs.c.fingerprint)
+sa.Index("jobs_of_owner_by_status", jobs.c.owner, jobs.c.status)
+sa.Index("jobs_fingerprint", jobs.c.owner, jobs.c.fingerprint, jobs.c.created_at)
 sa.Index("jobs_expiry", jobs.c.expires_at)
 
 workers = sa.Table(

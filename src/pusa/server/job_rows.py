@@ -10,6 +10,7 @@ from sqlalchemy.engine import Row
 from pusa.server import database
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
 

@@ -20,6 +20,7 @@ from pusa.server import database
 from pusa.server.database import QueueUnavailable, SchemaError, once, repeated, transaction
 from pusa.server.job_rows import (
     ENDED,
+    UNFINISHED,
     Condition,
     Job,
     LeaseLost,
@@ -451,14 +452,17 @@ class JobQueue:
         return None if row is None else job_of(row)
 
     def _known(self, connection: Connection, new: NewJob, now: float, seconds: float | None) -> Job | None:
-        same = [_c.id == new.id]
+        mine = sa.select(_table).where(_c.owner == new.owner)
+        same = [mine.where(_c.id == new.id)]
         if new.idempotency_key is not None:
-            same.append(_c.idempotency_key == new.idempotency_key)
+            same.append(mine.where(_c.idempotency_key == new.idempotency_key))
         if new.fingerprint is not None and seconds is not None:
-            same.append(sa.and_(_c.fingerprint == new.fingerprint, _c.created_at >= now - seconds))
-        chosen = sa.select(_table).where(_c.owner == new.owner, sa.or_(*same)).order_by(_c.seq.desc()).limit(1)
-        row = connection.execute(chosen).one_or_none()
-        return None if row is None else job_of(row)
+            recent = mine.where(_c.fingerprint == new.fingerprint, _c.created_at >= now - seconds)
+            same.append(recent.order_by(_c.created_at.desc(), _c.seq.desc()).limit(1))
+        for chosen in same:  # one after the other: each has an index of its own
+            if (row := connection.execute(chosen).one_or_none()) is not None:
+                return job_of(row)
+        return None
 
     def _check_limits(self, connection: Connection, owner: str, total: int | None, key: int | None) -> None:
         limits: tuple[tuple[int | None, Literal["total", "key"], str | None], ...] = (
@@ -468,7 +472,7 @@ class JobQueue:
         for limit, scope, whose in limits:
             if limit is None:
                 continue
-            unfinished = sa.select(sa.func.count()).where(_c.status.not_in(ENDED), *owned_by(whose))
+            unfinished = sa.select(sa.func.count()).where(_c.status.in_(UNFINISHED), *owned_by(whose))
             if connection.execute(unfinished).scalar_one() >= limit:
                 running = sa.select(sa.func.count()).where(_c.status == "in_progress")
                 at_once = max(1, connection.execute(running).scalar_one())
@@ -477,7 +481,7 @@ class JobQueue:
 
     def _seconds_per_job(self, connection: Connection) -> float | None:
         last = sa.select(_c.started_at, _c.completed_at).where(_c.status == "completed", _c.started_at.is_not(None))
-        rows = connection.execute(last.order_by(_c.seq.desc()).limit(RECENT)).all()
+        rows = connection.execute(last.order_by(_c.completed_at.desc()).limit(RECENT)).all()
         return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
 
     def _fenced(self, job: Job, returning: sa.ColumnElement[Any] = _c.status, **values: Any) -> Any:
