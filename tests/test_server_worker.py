@@ -24,6 +24,7 @@ from server_samples import (
 )
 
 from pusa import media
+from pusa.server.attempt import Attempt
 from pusa.server.files import FileStore, StorageFullError
 from pusa.server.jobs import JobQueue, NewJob, QueueUnavailable
 from pusa.server.progress import Pace, Progress
@@ -299,6 +300,21 @@ def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
+    house.hire()
+    done = house.ended(job)
+    assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
+
+
+def test_a_checkpoint_that_is_removed_before_it_was_stored_costs_nothing(house, monkeypatch):
+    """A quick engine is done while the worker still waits for the database."""
+    job = submit(house.queue, steps=4)
+    keep = Attempt._keep_checkpoint
+
+    def late(self: Attempt, path: Path, step: int) -> None:
+        path.unlink(missing_ok=True)
+        keep(self, path, step)
+
+    monkeypatch.setattr(Attempt, "_keep_checkpoint", late)
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)

@@ -198,6 +198,8 @@ class Attempt:
         key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
         try:
             self.files.put_file(key, path)
+        except FileNotFoundError:
+            return  # the video is made by now, and its checkpoint was removed before we came to it
         except StorageFullError as error:
             logger.warning("no checkpoint after step %d: %s", step, error)  # the job itself goes on
             return
