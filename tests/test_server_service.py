@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from api_samples import FRAMES, InstantExecutor, NearProber, clip, png
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from server_samples import open_all, quick_settings, wait_until
 
 from pusa import cli
@@ -389,6 +392,13 @@ def serve(tmp_path: Path) -> Iterator[Any]:
             process.process.communicate()
 
 
+def test_serve_answers_before_a_second_of_work_is_done(serve: Any) -> None:
+    server = serve("--workers", "0")
+    used = psutil.Process(server.process.pid).cpu_times()  # what a clock shows depends on who else uses the machine
+    assert used.user + used.system < 1.0
+    server.end()
+
+
 @pytest.mark.slow
 def test_serve_makes_a_video_with_the_real_model_and_ends_in_good_order(serve: Any) -> None:
     server = serve()
@@ -423,3 +433,55 @@ def test_create_app_tells_what_is_wrong_with_its_database(tmp_path: Path) -> Non
     settings = quick_settings(tmp_path, database="mysql://localhost/x")
     with pytest.raises(ValueError):
         create_app(settings)
+
+
+# ---- the studio and the page before it -------------------------------------------------------------------------------
+
+
+def test_a_page_of_our_own_is_there_until_the_studio_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def mount(app: FastAPI, *_: Any) -> FastAPI:
+        gate.wait(30)
+
+        @app.get("/{path:path}")
+        def page(path: str) -> dict[str, str]:
+            return {"studio": path}
+
+        return app
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("pusa.server.studio.mount", mount)
+    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=True)
+    with TestClient(create_app(settings, studio_later=True), base_url="http://localhost") as client:
+        page = client.get("/")
+        assert "in a moment" in page.text
+        assert 'http-equiv="refresh"' in page.text
+        assert client.get("/gradio_api/x").json()["error"]["code"] == "not_found"
+        gate.set()
+        assert wait_until(lambda: client.get("/").json() if "json" in client.get("/").headers["content-type"] else None)
+        assert client.get("/assets/x").json() == {"studio": "assets/x"}
+        for path in ("/v1/nothing", "/v1/", "/metrics/"):  # paths of the API are not the studio's
+            assert client.get(path).json()["error"]["code"] == "not_found"
+        assert client.put("/v1/videos").status_code == 405
+
+
+def test_a_studio_that_breaks_leaves_the_api_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ImportError("half installed")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("pusa.server.studio.mount", broken)
+    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=True)
+    with TestClient(create_app(settings, studio_later=True), base_url="http://localhost") as client:
+        assert client.get("/health").status_code == 200
+        wait_until(lambda: "in a moment" not in client.get("/").text)
+
+
+def test_behind_a_proxy_paths_have_its_prefix(tmp_path: Path) -> None:
+    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=False, root_path="/pusa", api_keys=["k" * 16])
+    with TestClient(create_app(settings), base_url="http://localhost", root_path="/pusa") as client:
+        assert client.get("/pusa/health").status_code == 200
+        assert client.get("/pusa/v1/videos").status_code == 401
+        page = client.get("/pusa/", auth=("", "k" * 16))
+        assert 'href="/pusa/docs"' in page.text

@@ -272,3 +272,13 @@ def test_the_reader_is_confined_before_it_reads() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[0, 0, 64]"
     assert "MemoryError" in done.stderr
+
+
+@pytest.mark.slow
+def test_damaged_requests_find_no_unhandled_error_and_write_nothing_elsewhere(tmp_path: Path) -> None:
+    import hostile_requests
+
+    figures = hostile_requests.run(150, 1, tmp_path)
+    assert hostile_requests.is_good(figures), figures
+    assert sum(results.get("4xx", 0) for results in figures["outcomes"].values()) > 50
+    assert sum(results.get("2xx", 0) for results in figures["outcomes"].values()) > 5

@@ -82,7 +82,6 @@ def create_app(
         version=version("pusa"),
         description=_DESCRIPTION,
         lifespan=lifespan,
-        root_path=settings.root_path,
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,

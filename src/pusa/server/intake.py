@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
+import anyio
+import anyio.to_thread
 from starlette.requests import Request
 
 from pusa.knobs import StrictModel
@@ -18,6 +20,8 @@ from pusa.server.uploads import Upload
 
 MAX_TEXT_BYTES = 48 * 2**20
 """Of a body outside of file parts: it is held in memory, and pictures in base64 are in it."""
+
+_FETCHING = anyio.CapacityLimiter(4)  # what waits for others must not use up all threads
 
 REFERENCE_FIELDS = ("input_reference", "input_references", "image_reference", "video_reference")
 
@@ -68,7 +72,7 @@ class Intake:
                 allowed=service.settings.image_url_hosts,
                 max_bytes=service.settings.max_body_bytes,
             )
-            content_type, size = await in_thread(fetch)
+            content_type, size = await anyio.to_thread.run_sync(fetch, limiter=_FETCHING)
         else:
             content_type, data = await in_thread(translate.data_of, url, param)
             size = len(data)

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.server.errors import ServiceError, respond
@@ -172,6 +173,8 @@ class Gate:
             try:
                 self._admit(scope, headers)
                 await self.app(scope, _counted(receive, self.max_body_bytes), send_marked)
+            except ClientDisconnect:
+                logger.debug("a client has gone before its request was read")
             except Exception as error:
                 if started:  # the answer is on its way: all that can be done is to end it
                     logger.error("an answer broke off", exc_info=error)

@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
+import anyio
 import anyio.to_thread
 from pydantic import ValidationError
 
@@ -30,7 +31,7 @@ from pusa.server.logs import log_context
 from pusa.server.schemas import ID_PATTERN
 from pusa.server.settings import ServerSettings
 from pusa.server.translate import EDIT_NOISE, added_length, invalid, refusal, shown_number, turned
-from pusa.server.uploads import ProbeLimits, Prober, Spool, Upload, shown_name
+from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Spool, Upload, shown_name
 
 __all__ = ["Content", "Readiness", "ServiceError", "Upload", "Variant", "VideoService"]
 
@@ -90,6 +91,7 @@ class VideoService:
                 wall_seconds=settings.probe_seconds,
             )
         )
+        self._looking = anyio.CapacityLimiter(PROBES_AT_ONCE)  # they may take long, and must not use up all threads
         self.model = model_name(settings.model)
         self.loras = {Path(source).name: source for source in settings.lora}
         self.started_at = int(time.time())
@@ -101,17 +103,19 @@ class VideoService:
         self.is_stopping = True
         self.prober.close()
 
-    @property
+    @cached_property
     def defaults(self) -> zoo.GenerationDefaults:
-        """Of the model."""
-        return zoo.defaults_of(self.settings.model)
+        """Of the model; `generate` takes the tiny one where the embedded one is not installed."""
+        is_missing = self.settings.model == "mini" and "mini" not in zoo.ZOO
+        return zoo.defaults_of("tiny" if is_missing else self.settings.model)
 
     # ---- accepting ---------------------------------------------------------------------------------------------------
 
     async def probe(self, uploads: Mapping[str, Upload]) -> dict[str, Upload]:
         """The same files with what they are. Raises ServiceError (400) for one that cannot be read."""
         unknown = [name for name, upload in uploads.items() if upload.probed is None]
-        found = await in_thread(self.prober.probe, [uploads[name] for name in unknown])
+        look = partial(self.prober.probe, [uploads[name] for name in unknown])
+        found = await anyio.to_thread.run_sync(look, limiter=self._looking) if unknown else []
         return {**uploads, **{n: replace(uploads[n], probed=p) for n, p in zip(unknown, found, strict=True)}}
 
     async def create(

@@ -14,7 +14,7 @@ from typing import Literal
 from pusa.server.errors import ServiceError
 
 _CHILD = ["-m", "pusa.server.probe"]
-_AT_ONCE = 2  # probes; each may use a core
+PROBES_AT_ONCE = 2  # each may use a core
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -76,7 +76,7 @@ class Prober:
         self.limits = limits
         self._spare: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(_AT_ONCE)
+        self._free = threading.BoundedSemaphore(PROBES_AT_ONCE)
         self._closed = False
 
     def warm(self) -> None:
