@@ -3,6 +3,7 @@
 ``PUSA_REQUIRE=postgresql,chromium,ray`` turns such a skip into a failure: for CI, where nothing may go missing unseen.
 """
 
+import importlib
 import os
 import pwd
 import shutil
@@ -23,7 +24,15 @@ def missing(what: str, reason: str) -> NoReturn:
     """Skip this test because `what` is not here, or fail it where it must be."""
     if what in os.environ.get("PUSA_REQUIRE", "").split(","):
         pytest.fail(f"{what} is required here and {reason}")
-    pytest.skip(f"{what}: {reason}")
+    pytest.skip(f"{what}: {reason}", allow_module_level=True)
+
+
+def needed_module(name: str, install: str) -> Any:
+    """The module; `missing` with the command that installs it where it is not there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(name, f"it is not installed: {install}")
 
 
 def free_port() -> int:

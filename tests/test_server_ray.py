@@ -7,9 +7,10 @@ from typing import Any
 
 import psutil
 import pytest
+from needs import needed_module
 from server_samples import BENCHMARKS, FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pusa[ray]'")
+ray = needed_module("ray", "pip install 'pusa[ray]'")
 
 from pusa.server.messages import Checkpoint, Done, Error, Step  # noqa: E402 (after the check for ray)
 from pusa.server.ray_executor import RayExecutor, packed, unpacked  # noqa: E402
