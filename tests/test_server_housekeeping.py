@@ -45,7 +45,7 @@ def files(tmp_path: Path) -> FileStore:
 
 
 def keys(files: FileStore) -> set[str]:
-    return {key for key, _ in files.keys("")}
+    return {key for key, _ in files.keys("")} - {"queue-identity"}
 
 
 def completed(queue: JobQueue, files: FileStore, clock: Clock, *, keep_seconds: float | None, **changes: Any) -> Job:
@@ -134,6 +134,22 @@ def test_a_submit_beside_the_sweep_keeps_its_files(queue, files, clock, monkeypa
     monkeypatch.setattr(files, "keys", then_submitted)
     assert sweep_orphans(queue, files, now=clock.now + 7200, older_than_seconds=3600) == 0
     assert files.exists(uploaded)
+
+
+def test_files_of_another_database_are_left_alone(queue, files, tmp_path, clock, caplog):
+    job = completed(queue, files, clock, keep_seconds=None)
+    lost = f"inputs/{new_id()}/0.png"
+    files.put_bytes(lost, b"x")
+    assert sweep_orphans(queue, files, now=clock.now, older_than_seconds=3600) == 0
+    wrong = JobQueue(f"sqlite:///{tmp_path / 'wrong.sqlite'}", clock=clock)
+    later = {"now": clock.now + 7200, "older_than_seconds": 3600}
+    assert sweep_orphans(wrong, files, **later) == 0
+    assert files.exists(lost)
+    assert files.exists(job.results["video"])
+    assert "the files belong to another job database: orphans are left alone" in caplog.text
+    files.delete("queue-identity")
+    assert sweep_orphans(queue, files, **later) == 3  # the lost one, a preview and a checkpoint that are done with
+    wrong.close()
 
 
 def test_unfinished_writes_of_dead_processes_are_orphans_too(queue, files, tmp_path, clock):

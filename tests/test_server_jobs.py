@@ -346,6 +346,15 @@ def test_what_cannot_succeed_is_not_tried_again(queue):
     assert queue.claim("one", lease_seconds=10) is None
 
 
+def test_an_error_may_say_anything(queue):
+    submitted(queue)
+    message = "cannot open 'caf\udce9\0.png': " + "x" * 100_000
+    queue.fail(claimed(queue), "crash", message, retry=False)
+    failed = queue.page()[0][0]
+    assert failed.error_message.startswith("cannot open 'caf?.png': xxx")
+    assert len(failed.error_message) < 5000
+
+
 def test_workers_that_vanish_fail_the_job_that_kills_them(queue, clock):
     poison, other = submitted(queue), submitted(queue)
     for attempt in (1, 2, 3):

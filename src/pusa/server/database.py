@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,27 +43,32 @@ _metadata = sa.MetaData()
 _id = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER counts by itself in SQLite
 _json = sa.JSON(none_as_null=True)
 
-schema_version = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, nullable=False))
+schema_version = sa.Table(
+    "schema_version",
+    _metadata,
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("identity", sa.Text, nullable=False),  # drawn once: tells this queue's files from another's
+)
 
 jobs = sa.Table(
     "jobs",
     _metadata,
     sa.Column("seq", _id, primary_key=True, autoincrement=True),  # the order of arrival; never given out twice
-    sa.Column("id", sa.String(64), nullable=False, unique=True),
-    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("owner", sa.Text, nullable=False),
     sa.Column("request", _json, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("seconds", sa.String(32), nullable=False),
-    sa.Column("size", sa.String(32), nullable=False),
+    sa.Column("seconds", sa.Text, nullable=False),
+    sa.Column("size", sa.Text, nullable=False),
     sa.Column("inputs", _json, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("parent", sa.String(64)),
-    sa.Column("idempotency_key", sa.String(255)),
-    sa.Column("fingerprint", sa.String(64)),
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("traceparent", sa.String(255)),
-    sa.Column("status", sa.String(16), nullable=False, default="queued"),
+    sa.Column("parent", sa.Text),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("traceparent", sa.Text),
+    sa.Column("status", sa.Text, nullable=False, default="queued"),
     sa.Column("created_at", sa.Double, nullable=False),  # unix seconds, as all times here
     sa.Column("started_at", sa.Double),
     sa.Column("completed_at", sa.Double),
@@ -70,21 +76,21 @@ jobs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
     sa.Column("progressed", sa.Boolean, nullable=False, default=False),  # whether this attempt has moved the checkpoint
-    sa.Column("lease_owner", sa.String(255)),
+    sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.Double),
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
-    sa.Column("stage", sa.String(32), nullable=False, default=""),
+    sa.Column("stage", sa.Text, nullable=False, default=""),
     sa.Column("step", sa.Integer, nullable=False, default=0),
     sa.Column("steps", sa.Integer, nullable=False, default=0),
     sa.Column("progress", sa.Double, nullable=False, default=0.0),
     sa.Column("seconds_left", sa.Double),
-    sa.Column("checkpoint", sa.String(255)),
+    sa.Column("checkpoint", sa.Text),
     sa.Column("checkpoint_step", sa.Integer, nullable=False, default=0),
     sa.Column("resolved", _json),
     sa.Column("results", _json, nullable=False, default=dict),
     sa.Column("notes", _json, nullable=False, default=list),
     sa.Column("timings", _json, nullable=False, default=dict),
-    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_code", sa.Text),
     sa.Column("error_message", sa.Text),
     sa.UniqueConstraint("owner", "idempotency_key", name="jobs_idempotency"),  # NULLs differ from one another
     sqlite_autoincrement=True,
@@ -99,7 +105,7 @@ sa.Index("jobs_expiry", jobs.c.expires_at)
 workers = sa.Table(
     "workers",
     _metadata,
-    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
     sa.Column("seen_at", sa.Double, nullable=False),
     sa.Column("state", _json, nullable=False),
 )
@@ -235,7 +241,7 @@ def _bring_up_to_date(connection: Connection) -> None:
     newest = 1 + len(MIGRATIONS)
     if not sa.inspect(connection).has_table(schema_version.name):
         _metadata.create_all(connection)
-        connection.execute(schema_version.insert().values(version=newest))
+        connection.execute(schema_version.insert().values(version=newest, identity=uuid.uuid4().hex))
         return
     version = connection.execute(sa.select(schema_version.c.version)).scalar_one()
     if version > newest:

@@ -19,6 +19,7 @@ __all__ = ["Housekeeping", "Swept", "check_space", "expire", "remove_files", "sw
 # In a bucket that holds other things as well, nothing else is ever touched.
 _PREFIXES = ("inputs", "results", "checkpoints", "previews")
 _OURS = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
+_OWNER_KEY = "queue-identity"
 _SILENT_WORKER_SECONDS = 86_400.0
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,11 @@ def sweep_orphans(queue: JobQueue, files: FileStore, *, now: float, older_than_s
     """Remove files that no job names; how many there were.
 
     A file is written before the job that names it is committed, and a result before the job is completed: only files
-    that are older than such a moment can be orphans.
+    that are older than such a moment can be orphans. Where the files are another database's, as when a server was
+    started with a wrong URL, all would seem to be: the store remembers whose it is, and nothing is done.
     """
+    if not _is_ours(queue, files):
+        return 0
     before = now - older_than_seconds
     old = [
         key
@@ -86,6 +90,21 @@ def sweep_orphans(queue: JobQueue, files: FileStore, *, now: float, older_than_s
     for key in orphans:
         files.delete(key)
     return len(orphans) + files.remove_unfinished(before)
+
+
+def _is_ours(queue: JobQueue, files: FileStore) -> bool:
+    try:
+        owner = files.get_bytes(_OWNER_KEY).decode(errors="replace")
+    except FileNotFoundError:
+        files.put_bytes(_OWNER_KEY, queue.identity.encode())
+        return True
+    if owner != queue.identity:
+        logger.warning(
+            "the files belong to another job database: orphans are left alone; if they are meant for this one from now "
+            "on, remove %s from their folder",
+            _OWNER_KEY,
+        )
+    return owner == queue.identity
 
 
 def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int:

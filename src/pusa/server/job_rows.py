@@ -111,6 +111,8 @@ class LeaseLost(Exception):  # noqa: N818 (ends an attempt; nothing is wrong wit
         super().__init__(f"attempt {job.attempt} of {job.id} is no longer {job.lease_owner}'s: drop its result")
 
 
+MAX_MESSAGE = 4000  # characters; a traceback of a native library may be longer
+
 _c = database.jobs.c
 _TUPLES = ("inputs", "notes")  # lists as JSON
 
@@ -122,6 +124,11 @@ def job_of(row: Row[Any]) -> Job:
     """From a whole row of the table."""
     values = {f.name: row._mapping[f.name] for f in fields(Job)}
     return Job(**values | {name: tuple(values[name]) for name in _TUPLES})
+
+
+def storable(message: str) -> str:
+    """An error's words, which may hold anything, as text that both databases take."""
+    return message[:MAX_MESSAGE].replace("\0", "").encode(errors="replace").decode()
 
 
 def owned_by(owner: str | None) -> list[Condition]:

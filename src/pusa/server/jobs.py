@@ -35,6 +35,7 @@ from pusa.server.job_rows import (
     new_id,
     overdue,
     owned_by,
+    storable,
 )
 
 __all__ = [
@@ -80,6 +81,9 @@ class JobQueue:
         self._clock = clock
         self._changes = 0
         self._lock = threading.Lock()
+        with self._engine.connect() as connection:
+            self.identity: str = connection.execute(sa.select(database.schema_version.c.identity)).scalar_one()
+            """Of the database, drawn when its tables were made."""
 
     def close(self) -> None:
         """Give the connections back; a later call opens new ones."""
@@ -332,7 +336,7 @@ class JobQueue:
 
         Args:
             code: for programs, such as ``out_of_memory``.
-            message: for people.
+            message: for people; what cannot be stored as text is left out.
             retry: whether another attempt may succeed.
             max_failures: attempts in a row without a new checkpoint after which there is no other one.
             results: keys of what is kept of a job that has failed: its denoised latents.
@@ -340,7 +344,7 @@ class JobQueue:
         Returns:
             "queued" or "failed"; "cancelled" if that was asked for and there would have been another attempt.
         """
-        error = {"error_code": code, "error_message": message}
+        error = {"error_code": code, "error_message": storable(message)}
 
         def fate(row: Row[Any]) -> dict[str, Any]:
             failures = 0 if row.progressed else row.failures + 1
