@@ -159,7 +159,7 @@ def second_part(folder: Path, jobs: int, *, studio: bool) -> dict[str, Any]:
         "jobs": jobs,
         "seconds": round(seconds, 1),
         "rss_mb_at_start": round(samples[0][1], 1),
-        "rss_mb_after_a_fifth": round(next(mb for n, mb in samples if n >= jobs / 5), 1),
+        "rss_mb_at_half": round(next(mb for n, mb in samples if n >= jobs / 2), 1),
         "rss_mb_at_end": round(samples[-1][1], 1),
         "rss_mb_most": round(max(mb for _, mb in samples), 1),
         "rss_mb_per_1000_jobs": round(growth_mb_per_1000(samples, jobs), 2),
@@ -168,8 +168,8 @@ def second_part(folder: Path, jobs: int, *, studio: bool) -> dict[str, Any]:
 
 
 def growth_mb_per_1000(samples: Sequence[tuple[int, float]], jobs: int) -> float:
-    """Slope of a line through (jobs done, MB), after a fifth of them, when caches are filled."""
-    settled = [(n, mb) for n, mb in samples if n >= jobs / 5]
+    """Slope of a line through (jobs done, MB) in their second half, when caches are filled."""
+    settled = [(n, mb) for n, mb in samples if n >= jobs / 2]
     return 1000 * statistics.linear_regression(*zip(*settled, strict=True)).slope if len(settled) > 1 else 0.0
 
 
