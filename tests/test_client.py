@@ -205,7 +205,7 @@ def test_waiting_polls_as_often_as_the_server_asks_and_outlives_its_restart(paus
         video(),
         video(status="in_progress", progress=40),
         httpx.ConnectError("restarting"),
-        httpx.ConnectError("restarting"),
+        httpx.Response(502, text="<h1>Bad gateway</h1>"),
         video(status="in_progress", progress=40),
         video(status="completed", progress=100),
     )
@@ -233,6 +233,7 @@ def test_it_waits_for_the_server_and_for_its_model() -> None:
     loading = {"ready": False, "stage": "transformer", "percent": 40.0, "message": "loading"}
     server = Server(
         httpx.ConnectError("not yet"),
+        httpx.Response(502, text="<h1>Bad gateway</h1>"),
         httpx.Response(503, json=loading),
         httpx.Response(200, json={**loading, "ready": True, "percent": 100.0}),
     )
@@ -279,6 +280,9 @@ def test_a_download_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         Server(refused(404)).client().download(ID, to=target)
     assert target.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [target]
+    whole = Server(httpx.Response(200, content=b"whole")).client()
+    assert whole.download(ID, to=tmp_path) == tmp_path / f"{ID}.mp4"
+    assert whole.download(ID, "thumbnail", to=tmp_path).name == f"{ID}_thumbnail.webp"
     assert Server(httpx.Response(200, content=b"whole")).client().download(ID) == b"whole"
 
 

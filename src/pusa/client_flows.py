@@ -20,6 +20,7 @@ from pusa.client_wire import (
     JobFailedError,
     Keyframe,
     Page,
+    PusaError,
     Readiness,
     ServerUnreachableError,
     Variant,
@@ -58,6 +59,11 @@ class Pause:
 T = TypeVar("T")
 Flow = Generator[Send | Pause, "httpx.Response | httpx.TransportError | None", T]
 Progress = Callable[[Video], object]
+
+
+def _is_away(error: PusaError) -> bool:
+    """Whether a server is being restarted: it does not answer, or a proxy before it says so."""
+    return isinstance(error, ServerUnreachableError) or error.status in (502, 503, 504)
 
 
 class Verbs:
@@ -143,8 +149,8 @@ class Verbs:
             pause = 1.0
             try:
                 response = yield from self._ask("GET", f"/v1/videos/{video_id}")
-            except ServerUnreachableError:
-                if time.monotonic() - seen > outage_seconds:
+            except PusaError as error:
+                if not _is_away(error) or time.monotonic() - seen > outage_seconds:
                     raise
             else:
                 seen = time.monotonic()
@@ -206,7 +212,7 @@ class Verbs:
         """The video, or a picture of it: ``thumbnail`` or ``spritesheet``.
 
         Args:
-            to: a file, which is there only when it is whole; its folder must exist.
+            to: a file, which is there only when it is whole, or a folder, in which it is named after the video.
 
         Returns:
             the bytes, or the path of `to`.
@@ -215,6 +221,8 @@ class Verbs:
         if to is None:
             return (yield from self._ask("GET", path, params=query)).content
         target = Path(to)
+        if target.is_dir():
+            target /= f"{video_id}.mp4" if variant == "video" else f"{video_id}_{variant}.webp"
         part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             with part.open("xb") as file:
@@ -245,7 +253,9 @@ class Verbs:
         while True:
             try:
                 found = yield from self.ready()
-            except ServerUnreachableError as error:
+            except PusaError as error:
+                if not _is_away(error):
+                    raise
                 said = str(error)
             else:
                 said = f"{found.stage} {found.percent:.0f} %"
