@@ -1,11 +1,13 @@
 """One attempt at one job: the task for the executor, what its messages mean for the row and the store, and the end."""
 
+import errno
 import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from pusa.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 2.0  # after a database or a store that did not answer
+_STORE_WAITS_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # between tries to reach a store
 _BEAT_SECONDS = 2.0  # at most, so that a cancel is seen soon
 
 
@@ -136,8 +139,9 @@ class Attempt:
         """With the inputs, and the checkpoint if there is one, on this machine."""
         job = self.job
         if job.checkpoint is not None:
+            key = job.checkpoint
             with suppress(FileNotFoundError):
-                stored = self.files.fetch(job.checkpoint, self.folder)
+                stored = self._patiently(lambda: self.files.fetch(key, self.folder))
                 shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
         return Task(
             job_id=job.id,
@@ -152,7 +156,7 @@ class Attempt:
 
     def _input(self, key: str) -> Path:
         """Under its own name, which is stored in the video: the same whatever the store is."""
-        path = self.files.fetch(key, self.folder)
+        path = self._patiently(lambda: self.files.fetch(key, self.folder))
         name = key.rpartition("/")[2]
         return path if path.name == name else path.rename(self.folder / name)
 
@@ -172,8 +176,7 @@ class Attempt:
                 if self.job.resolved is None:
                     self.beat(resolved=request)
             case Preview(image):
-                with suppress(StorageFullError):  # it can be done without
-                    self.files.put_bytes(self._preview_key, image)
+                self._as_far_as_possible("preview", lambda: self.files.put_bytes(self._preview_key, image))
             case Checkpoint(path, step):
                 self._keep_checkpoint(path, step)
             case Done(files, timings):
@@ -195,23 +198,46 @@ class Attempt:
 
     def _keep_checkpoint(self, path: Path, step: int) -> None:
         """In the store, then in the row; the one of an earlier attempt is removed after that."""
-        key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
-        try:
-            self.files.put_file(key, path)
-        except FileNotFoundError:
+        if not path.exists():
             return  # the video is made by now, and its checkpoint was removed before we came to it
-        except StorageFullError as error:
-            logger.warning("no checkpoint after step %d: %s", step, error)  # the job itself goes on
+        key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
+        if not self._as_far_as_possible("checkpoint", lambda: self.files.put_file(key, path)):
             return
         self.beat(checkpoint=key, checkpoint_step=step)
-        if self.checkpoint not in (None, key):
-            self.files.delete(str(self.checkpoint))
-        self.checkpoint = key
+        if self._unsaid:
+            return  # the row still names the one before
+        before, self.checkpoint = self.checkpoint, key
+        if before not in (None, key):
+            self._as_far_as_possible("checkpoint", lambda: self.files.delete(str(before)))
+
+    def _as_far_as_possible(self, what: str, do: Callable[[], Any]) -> bool:
+        """Whether it could be done; a job does not end for want of what it can do without."""
+        try:
+            do()
+        except Exception as error:  # a full disk, or a store's own errors, which are of any kind
+            logger.warning("%s of %s: %s: %s", what, self.job.id, type(error).__name__, error)
+            return False
+        return True
+
+    def _patiently(self, do: Callable[[], Any]) -> Any:
+        """A store may be out of reach for a minute; then its error is raised. The pulse holds the lease meanwhile."""
+        for seconds in _STORE_WAITS_SECONDS:
+            try:
+                return do()
+            except (FileNotFoundError, StorageFullError):
+                raise
+            except Exception as error:  # a store's own errors are of any kind
+                logger.warning("the store does not answer: %s: %s", type(error).__name__, error)
+                if self.stop.wait(seconds):
+                    raise
+            if self.is_lost:
+                raise LeaseLost(self.job)
+        return do()
 
     def _finish(self, files: Mapping[str, Path], timings: Mapping[str, float]) -> None:
         results = {kind: f"{self._results_prefix}/{path.name}" for kind, path in files.items()}
         for kind, path in files.items():
-            self.files.put_file(results[kind], path)
+            self._patiently(partial(self.files.put_file, results[kind], path))
             if self.is_lost:
                 raise LeaseLost(self.job)
         waited = max(0.0, (self.job.started_at or self.job.created_at) - self.job.created_at)
@@ -233,11 +259,11 @@ class Attempt:
             self.release("the worker is stopping")
             return
         if error.code == "disk_full":
-            raise StorageFullError(error.message)
+            raise StorageFullError(errno.ENOSPC, error.message)
         results = {}
         if error.latents is not None:
             results["latents"] = f"{self._results_prefix}/latents.safetensors"
-            self.files.put_file(results["latents"], error.latents)
+            self._patiently(partial(self.files.put_file, results["latents"], error.latents))
         told = error.message
         if results:
             told += f"; the denoised latents are kept as {results['latents']}: finish them with `pusa decode`"

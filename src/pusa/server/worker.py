@@ -222,6 +222,9 @@ class Worker:
                 attempt.release(f"the disk is full: {error}")
                 self._stop.wait(_FULL_SECONDS)
                 return
+            if self._stop.is_set():
+                attempt.release(f"the worker is stopping, after {type(error).__name__}")
+                return
             logger.exception("attempt %d of %s failed in the worker", job.attempt, job.id)
             attempt.fail("storage_error", f"its files could not be stored or read ({type(error).__name__})")
             self._stop.wait(min(AGAIN_SECONDS, self.settings.lease_seconds))
