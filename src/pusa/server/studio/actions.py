@@ -72,9 +72,11 @@ class Actions:
         parts["stage"].extend_it(self.extend, fields, changing, **quiet)
 
         latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-        for name in ("noise", "frames", "fps", "overlap", *_PLACES):
+        for name in ("noise", "frames", "fps", "overlap"):
             parts[name].input(self.redraw, fields, parts["timeline"], **latest)
-        for name in ("image", "video", "second_video", "loop_image", "mode"):
+        # Text that is pasted is no `input` for Gradio. What the timeline itself has written comes back to it by this,
+        # and is left aside there.
+        for name in (*_PLACES, "image", "video", "second_video", "loop_image", "mode"):
             parts[name].change(self.redraw, fields, parts["timeline"], **latest)
         parts["images"].change(
             self.pictures_changed, fields, [parts["positions"], parts["multipliers"], parts["timeline"]], **latest
@@ -103,7 +105,7 @@ class Actions:
         except KeyError:
             return {}
         form = examples.form_of(example, self.defaults)
-        files = {name: self._kept(getattr(form, name)) for name in _FILES if getattr(form, name)}
+        files: dict[str, Any] = {name: self._kept(getattr(form, name)) for name in _FILES if getattr(form, name)}
         form = replace(form, images=[self._kept(file) for file in form.images], **files)
         return {**self._filled(form), **await self._submit(form, request)}
 

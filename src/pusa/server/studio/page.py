@@ -152,16 +152,22 @@ _TAB_INPUTS = {"image": _image_inputs, "images": _images_inputs, "video": _video
 
 
 def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
-    return gr.Image(
+    image = gr.Image(
         label=t(label),
         type="filepath",
-        image_mode=None,  # as it is: nothing is decoded here
         sources=["upload", "clipboard"],
         buttons=[],
         elem_id=elem_id,
         interactive=True,
         **options,
     )
+    # Gradio would open the file with every decoder that Pillow has; the prober does it (pusa.server.uploads), alone.
+    image.preprocess = _path_of  # type: ignore[method-assign]
+    return image
+
+
+def _path_of(sent: Any) -> str | None:
+    return sent.path if sent else None
 
 
 def _prompt(parts: Parts, service: VideoService) -> None:

@@ -264,7 +264,7 @@
       pusa.follow(props.value.job);
       if (matchMedia("(max-width: 900px)").matches) document.querySelector("#pusa-result").scrollIntoView({ behavior: "smooth", block: "start" });
     });
-    pusa.onState(draw);
     body.replaceChildren(...empty());
+    pusa.onState(draw);
   };
 })();

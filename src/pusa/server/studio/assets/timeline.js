@@ -1,7 +1,7 @@
 // The timeline: latent frames as cells, what is fixed in them, and how noisy it may be. See pusa.server.studio.timeline.
 (() => {
   const { h, t } = pusa;
-  const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38;
+  const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38, ECHO_MS = 700;
   const round = (noise) => Math.round(Math.min(1, Math.max(0, noise)) * 100) / 100;
 
   /** First and last frame of a cell: Wan's VAE makes one latent frame of the first frame, and one of every four after it. */
@@ -9,7 +9,7 @@
 
   pusa.timeline = (element, props, watch, tell) => {
     const root = element.firstElementChild;
-    let value = null, focused = 0, selected = 0, drag = null, timer = 0;
+    let value = null, focused = 0, selected = 0, drag = null, timer = 0, editedAt = -ECHO_MS;
     const summary = h("span.pusa-note");
     const strip = h("div.tl-strip", { role: "group" });
     const ruler = h("div.tl-ruler", { "aria-hidden": "true" });
@@ -89,7 +89,7 @@
           style: `--noise:${noise}`,
         },
         picture, h("span.tl-grain"), h("span.tl-index", {}, String(cell)),
-        mark ? h("span.tl-level", {}, noise === 0 ? "0" : noise.toFixed(2).replace(/^0/, "").replace(/(\.\d)0$/, "$1")) : null,
+        mark ? h("span.tl-level", {}, String(noise).replace(/^0\./, ".")) : null,
         mark && canMove() ? h("span.tl-number", {}, String(value.marks.indexOf(mark) + 1)) : null,
       );
     }
@@ -131,6 +131,7 @@
     function changed(say, soon = 0) {
       props.value = { ...value, marks: value.marks.map((mark) => ({ ...mark })), error: null };
       value = props.value;
+      editedAt = performance.now();
       draw();
       if (say) spoken.textContent = say;
       clearTimeout(timer);
@@ -336,7 +337,13 @@
       readPictures();
       draw();
     }
-    watch("value", () => { if (!drag) take(); });
+    /** The fields that an edit here has changed are shown here again, perhaps behind what hands have done since. */
+    const isEcho = (other) => other && performance.now() - editedAt < ECHO_MS && !other.error
+      && other.mode === value.mode && other.count === value.count && other.marks.length === value.marks.length;
+    watch("value", () => {
+      if (drag || isEcho(props.value)) props.value = value;
+      else take();
+    });
     new ResizeObserver(() => { if (value && !drag) drawRuler(); }).observe(strip);
     take();
   };
