@@ -449,6 +449,15 @@ def test_progress_weighs_stages_by_what_they_took_before_and_never_falls():
     assert progress.percent == 90
 
 
+def test_an_attempt_that_goes_on_from_a_checkpoint_begins_there():
+    pace = Pace()
+    pace.learn({"load": 0.0, "denoise": 10.0, "decode": 10.0, "finish": 0.0})
+    progress = Progress(pace, 0.5, clock=Clock())
+    assert progress.percent == 25
+    progress.stage("load")
+    assert progress.percent == 25
+
+
 def test_the_first_windows_of_a_long_video_do_not_count_as_decoded():
     progress = Progress(Pace(), clock=Clock())
     progress.step(4, 12, 8.0)

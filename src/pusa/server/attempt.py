@@ -61,7 +61,7 @@ class Attempt:
     ) -> None:
         self.settings, self.queue, self.files, self.executor = settings, queue, files, executor
         self.job, self.folder, self.pace, self.stop = job, folder, pace, stop
-        self.progress = Progress(pace)
+        self.progress = Progress(pace, job.checkpoint_step / job.steps if job.checkpoint and job.steps else 0.0)
         self.notes = list(job.notes)
         self.checkpoint = job.checkpoint
         self.beaten_at = self.began = time.monotonic()

@@ -35,13 +35,15 @@ class Pace:
 class Progress:
     """Of one attempt. It never falls, and reaches 100 only when the job is finished (by the queue, not here)."""
 
-    def __init__(self, pace: Pace, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pace: Pace, share_denoised: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`share_denoised` of the steps (0..1) is taken over from a checkpoint."""
         self._pace, self._clock = pace, clock
-        self._stage, self._since = "", clock()
-        self._share_denoised = 0.0  # of the steps
+        self._stage, self._since = "denoise" if share_denoised else "", clock()
+        self._share_denoised = share_denoised
         self._denoise_seconds: float | None = None  # all steps, as far as is known
         self._denoise_seconds_left: float | None = None
         self._highest = 0.0
+        self._highest = self.percent  # loading does not take it back
 
     def stage(self, stage: str) -> None:
         self._stage, self._since = stage, self._clock()
