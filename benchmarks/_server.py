@@ -58,6 +58,11 @@ class ServerProcess:
         """Of the process that answers requests, without the child that holds the model."""
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
+    def cpu_seconds(self) -> float:
+        """That this process has used, without its children."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
     def wait_until_alive(self, timeout_seconds: float = 120.0) -> float:
         """Until ``/health`` answers; the seconds since `start` was called are about what is returned.
 

@@ -103,8 +103,10 @@ def first_part(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     settings = settings_for(args.jobs, studio=args.studio)
     with ServerProcess(folder / "polled", fake=fake, model=model, **settings) as server:
         wait_until_ready(server)
+        before = server.cpu_seconds()
         found = asyncio.run(many_clients(server.url, args.clients, bodies))
-    return {"model": args.model, **found}
+        spent = server.cpu_seconds() - before
+    return {"model": args.model, **found, "cpu_ms_per_get": round(1000 * spent / found["gets"], 2)}
 
 
 def settings_for(jobs: int, *, studio: bool = False) -> dict[str, str]:
@@ -195,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="for the servers' data; a temporary one without it")
     args = parser.parse_args(arguments)
     result: dict[str, Any] = {"benchmark": "load", "cores": psutil.cpu_count(), "goal_p95_ms": GOAL_P95_MS}
+    result["load_average_before"] = round(psutil.getloadavg()[0], 2)  # above the cores, others are measured as well
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         result["polling"] = first_part(folder, args)
