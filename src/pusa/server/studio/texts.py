@@ -13,6 +13,7 @@ from gradio.i18n import I18n, I18nData
 from pusa.request import ConditionSpec, GenerationRequest, knobs
 
 LANGUAGES = {"en": "English", "fr": "Français", "zh": "中文"}
+_GRADIO = {"zh": "zh-CN"}  # how Gradio calls a language, where it does so otherwise
 _EXPLAINED = ("alpha", "alpha_2", "steps", "negative_prompt", "seed", "frames", "fps", "guidance", "shift", "fit")
 _FOLDER = Path(__file__).parent / "locales"
 
@@ -29,7 +30,7 @@ def texts(language: str) -> dict[str, str]:
 
 def translations() -> I18n:
     """For Gradio, which chooses by the browser's language."""
-    return I18n(**{language: texts(language) for language in LANGUAGES})
+    return I18n(**{_GRADIO.get(language, language): texts(language) for language in LANGUAGES})
 
 
 def t(key: str) -> I18nData:

@@ -10,8 +10,9 @@
   pusa.keep = keep;
   pusa.kept = kept;
   // Gradio asks the browser for its language and knows no other way to be told one.
-  Object.defineProperty(navigator, "language", { get: () => pusa.language, configurable: true });
-  Object.defineProperty(navigator, "languages", { get: () => [pusa.language], configurable: true });
+  const told = { zh: "zh-CN" }[pusa.language] || pusa.language;
+  Object.defineProperty(navigator, "language", { get: () => told, configurable: true });
+  Object.defineProperty(navigator, "languages", { get: () => [told], configurable: true });
   document.documentElement.lang = pusa.language;
 
   // Gradio puts the class `dark` on the body, by the system's theme. What is chosen here wins.
