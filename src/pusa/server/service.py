@@ -42,6 +42,7 @@ Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
 _WATCH_SECONDS = 0.1  # between two looks at the change counter of this process
 _LOOK_SECONDS = 1.0  # between two looks at the database, for what other processes have changed
+_PACE_SECONDS = 1.0  # for which the usual time of a job is believed
 _TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
 
 
@@ -95,6 +96,7 @@ class VideoService:
         self.model = model_name(settings.model)
         self.loras = {Path(source).name: source for source in settings.lora}
         self.started_at = int(time.time())
+        self._pace_seconds, self._pace_asked_at = 1.0, float("-inf")
         self.is_stopping = False
         """Set when the server is about to end: whoever follows a job is let go."""
 
@@ -445,8 +447,16 @@ class VideoService:
         if job.status == "in_progress":
             seconds = 1.0 if job.seconds_left is None else job.seconds_left / 10
         else:
-            seconds = ((await in_thread(self.queue.seconds_per_job)) or 1.0) * ((position or 0) + 1) / 10
+            seconds = await self._seconds_per_job() * ((position or 0) + 1) / 10
         return round(1000 * min(5.0, max(0.25, seconds)))
+
+    async def _seconds_per_job(self) -> float:
+        """Asked of the queue once in a while only: many who wait are told the same."""
+        now = time.monotonic()
+        if now - self._pace_asked_at >= _PACE_SECONDS:
+            self._pace_asked_at = now  # first, so that those who come meanwhile do not ask too
+            self._pace_seconds = await in_thread(self.queue.seconds_per_job) or 1.0
+        return self._pace_seconds
 
     async def watch(self, id: str, owner: str | None = "") -> AsyncIterator[Job]:
         """The job as it is, and again at every change, until it has ended, is deleted or the server stops.
