@@ -21,7 +21,7 @@ from pusa.server.studio import examples
 from pusa.server.studio.mounting import SCRIPTS, STYLES
 from pusa.server.studio.routes import ASSETS
 
-KEY = "secret-key"
+KEY, OTHER_KEY = "a-key-of-somebody", "a-key-of-another"
 
 
 def app_in(folder: Path, **changes: object):
@@ -128,7 +128,7 @@ def test_a_finished_video_is_played_from_any_place_in_it(app, client):
     part = client.get(f"/studio/media/{job.id}/video", headers={"range": "bytes=2-4"})
     assert whole.content == b"0123456789"
     assert (part.status_code, part.content) == (206, b"234")
-    assert client.get(f"/studio/media/{job.id}/spritesheet").status_code == 422
+    assert client.get(f"/studio/media/{job.id}/spritesheet").status_code == 400
     assert client.get(f"/studio/media/{job.id}/preview").status_code == 204
     again = client.post(f"/studio/jobs/{job.id}/again").json()
     varied = client.post(f"/studio/jobs/{job.id}/again?vary_seed=true").json()
@@ -161,11 +161,11 @@ def test_words_are_looked_up(client):
 
 
 def test_with_keys_everyone_sees_only_their_own(tmp_path):
-    app = app_in(tmp_path, api_keys=[KEY, "another"])
+    app = app_in(tmp_path, api_keys=[KEY, OTHER_KEY])
     with client_of(app) as client:
         assert client.get("/").status_code == 401
         assert client.get("/studio/jobs").status_code == 401
-        mine, other = ({"authorization": f"Bearer {key}"} for key in (KEY, "another"))
+        mine, other = ({"authorization": f"Bearer {key}"} for key in (KEY, OTHER_KEY))
         assert client.get("/", headers=mine).status_code == 200
         job = submit(app, hashlib.sha256(KEY.encode()).hexdigest())
         assert len(client.get("/studio/jobs", headers=mine).json()["jobs"]) == 1
