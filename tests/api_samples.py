@@ -26,6 +26,7 @@ from pusa.server.messages import Cancelled, Checkpoint, Done, Error, Message, No
 from pusa.server.probe import look
 from pusa.server.service import VideoService
 from pusa.server.uploads import Probed, Prober, Upload
+from pusa.server.worker import Worker
 
 FRAMES, WIDTH, HEIGHT = 17, 96, 64
 
@@ -97,6 +98,19 @@ class InstantExecutor:
 
 def _set(request: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in request.items() if value is not None}
+
+
+def work(service: VideoService, jobs: int = 1) -> None:
+    """Run so many jobs of a service that has no worker."""
+    executor = InstantExecutor(service.settings.data_folder / "executor")
+    stop = threading.Event()
+    worker = Worker(service.settings, service.queue, service.files, executor)
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    done = service.queue.counts()["completed"] + jobs
+    thread.start()
+    wait_until(lambda: service.queue.counts()["completed"] >= done)
+    stop.set()
+    thread.join()
 
 
 class NearProber(Prober):

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from api_samples import FRAMES, InstantExecutor, NearProber, clip, png
+from api_samples import FRAMES, NearProber, clip, png, work
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from server_samples import open_all, quick_settings, wait_until
@@ -28,7 +28,6 @@ from pusa.server.jobs import Job, JobQueue, QueueUnavailable
 from pusa.server.metrics import Metrics
 from pusa.server.service import Upload, VideoService, model_name
 from pusa.server.translate import added_length
-from pusa.server.worker import Worker
 from pusa.zoo import defaults_of
 
 
@@ -42,19 +41,6 @@ def make(folder: Path, **changes: Any) -> VideoService:
     service = VideoService(settings, *open_all(settings))
     service.prober = NearProber(service.prober.limits)
     return service
-
-
-def work(service: VideoService, jobs: int = 1) -> None:
-    """Run so many jobs."""
-    executor = InstantExecutor(service.settings.data_folder / "executor")
-    stop = threading.Event()
-    worker = Worker(service.settings, service.queue, service.files, executor)
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    done = service.queue.counts()["completed"] + jobs
-    thread.start()
-    wait_until(lambda: service.queue.counts()["completed"] >= done)
-    stop.set()
-    thread.join()
 
 
 def picture(folder: Path, grey: int = 1) -> Upload:
