@@ -106,7 +106,8 @@ def _of_choice(errors: Sequence[Any]) -> str:
     parts = [part for part in deepest["loc"] if isinstance(part, int) or part in _FIELDS]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
     if deepest["type"] == "extra_forbidden":
-        return f"{name or deepest['loc'][-1]} is unknown: leave it out"
+        unknown = "" if deepest["loc"][-1] in parts else f".{deepest['loc'][-1]}"
+        return f"{shown(name + unknown)} is unknown: leave it out"
     return f"{name}={shown(deepest['input'])}: {deepest['msg'][:1].lower()}{deepest['msg'][1:]}"
 
 
