@@ -72,16 +72,16 @@ class Actions:
         parts["stage"].extend_it(self.extend, fields, changing, **quiet)
 
         latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-        for name in ("noise", "frames", "fps", "overlap"):
-            parts[name].input(self.redraw, fields, parts["timeline"], **latest)
-        # Text that is pasted is no `input` for Gradio. What the timeline itself has written comes back to it by this,
-        # and is left aside there.
-        for name in (*_PLACES, "image", "video", "second_video", "loop_image", "mode"):
-            parts[name].change(self.redraw, fields, parts["timeline"], **latest)
+        # Many fields may change at once, and Gradio would ask for each, in any order: the timeline's script waits until
+        # all have, and asks once. Text that is pasted is no `input` for Gradio, hence `change`.
+        triggers = [parts[name].input for name in ("noise", "frames", "fps", "overlap")]
+        triggers += [parts[name].change for name in (*_PLACES, *_FILES, "mode")]
+        gr.on(triggers, None, js="() => pusa.fieldsChanged()", api_visibility="private", show_progress="hidden")
+        parts["timeline"].refresh(self.redraw, {*fields, parts["timeline"]}, parts["timeline"], **quiet)
         parts["images"].change(
             self.pictures_changed, fields, [parts["positions"], parts["multipliers"], parts["timeline"]], **latest
         )
-        parts["mode"].input(self.mode_changed, fields, [*self._mode_parts(), parts["timeline"]], **quiet)
+        parts["mode"].input(self.mode_changed, fields, self._mode_parts(), **quiet)
         presettable = [
             parts[name] for name in ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2") if name in parts
         ]
@@ -195,7 +195,9 @@ class Actions:
         return Form(**held)
 
     def redraw(self, values: Values) -> dict[str, Any]:
-        return shown(self.form(values), self.defaults)
+        """The timeline as the fields say, with the number of the question, so that an old answer is known as one."""
+        asked = (values[self.parts["timeline"]] or {}).get("asked")
+        return {**shown(self.form(values), self.defaults), "asked": asked}
 
     def _opened(self, tab: str) -> Callable[[Values], Updates]:
         def opened(values: Values) -> Updates:
@@ -228,8 +230,7 @@ class Actions:
         return {**{parts[n]: getattr(form, n) for n in names}, parts["timeline"]: shown(form, self.defaults)}
 
     def mode_changed(self, values: Values) -> Updates:
-        form = self.form(values)
-        return {**self._mode_updates(form), self.parts["timeline"]: shown(form, self.defaults)}
+        return self._mode_updates(self.form(values))
 
     def timeline_edited(self, values: Values) -> Updates:
         form, parts = self.form(values), self.parts

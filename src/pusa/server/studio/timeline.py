@@ -16,14 +16,17 @@ from pusa.server.studio.forms import Form, FormDefaults, FormError, joined, pars
 
 
 def timeline(value: dict[str, Any]) -> gr.HTML:
-    """The part of the page. Its event ``edit`` says that a person has changed the value, which is as `shown` makes it.
+    """The part of the page. Its value is as `shown` makes it.
+
+    The event ``edit`` says that a person has changed it, ``refresh`` that fields have changed: the answer to that is
+    a value with the number ``asked`` that the old one has.
 
     A subclass would name it better, but Gradio writes a stub file beside every subclass of its components.
     """
     return gr.HTML(
         value,
         html_template='<div class="pusa-timeline"></div>',
-        js_on_load="pusa.timeline(element, props, watch, () => trigger('edit'))",
+        js_on_load="pusa.timeline(element, props, watch, trigger, ['edit', 'refresh'])",
         apply_default_css=False,
         elem_id="timeline",
         elem_classes="pusa-own",

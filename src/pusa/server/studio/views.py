@@ -53,9 +53,15 @@ def settings(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get(name):
             shown[name] = request[name]
     if conditions := request.get("conditions"):
+        taken = {"extend": ["end"], "transition": ["end", "start"]}.get(shown["task"], [])
         shown["conditions"] = [
-            {"kind": c.get("kind", "image"), "positions": c.get("positions") or [], "noise": c.get("noise") or []}
-            for c in conditions
+            {
+                "kind": c.get("kind", "image"),
+                "positions": c.get("positions") or [],
+                "noise": c.get("noise") or [],
+                "part": taken[number] if number < len(taken) else None,
+            }
+            for number, c in enumerate(conditions)
         ]
     if request.get("width") and request.get("height"):
         shown["size"] = f"{request['width']}x{request['height']}"

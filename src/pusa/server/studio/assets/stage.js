@@ -218,8 +218,8 @@
       if (key === "preset") return t(`preset.${value}`);
       if (key === "frames") return t("length", { ...value, seconds: pusa.number(value.seconds), fps: pusa.number(value.fps) });
       if (key === "conditions") {
-        return value.map((one) => h("div", {}, t(`given.${one.kind}`, {
-          positions: one.positions.join(", ") || t(one.kind === "image" ? "timeline.frame" : "given.all", { first: 0 }),
+        return value.map((one) => h("div", {}, t(one.part ? `given.${one.part}` : `given.${one.kind}`, {
+          positions: one.positions.join(", ") || (one.kind === "image" ? "0" : t("given.all")),
           noise: one.noise.map((n) => pusa.number(n)).join(", ") || "–",
         })));
       }

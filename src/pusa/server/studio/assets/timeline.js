@@ -1,7 +1,7 @@
 // The timeline: latent frames as cells, what is fixed in them, and how noisy it may be. See pusa.server.studio.timeline.
 (() => {
   const { h, t } = pusa;
-  const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38, ECHO_MS = 700;
+  const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38, SETTLE_MS = 80, EDIT_MS = 500;
   const round = (noise) => Math.round(Math.min(1, Math.max(0, noise)) * 100) / 100;
 
   /** First and last frame of a cell: Wan's VAE makes one latent frame of the first frame, and one of every four after it. */
@@ -9,7 +9,7 @@
 
   pusa.timeline = (element, props, watch, tell) => {
     const root = element.firstElementChild;
-    let value = null, focused = 0, selected = 0, drag = null, timer = 0, editedAt = -ECHO_MS;
+    let value = null, focused = 0, selected = 0, drag = null, timer = 0, editedAt = -EDIT_MS, asked = 0, waiting = 0;
     const summary = h("span.pusa-note");
     const strip = h("div.tl-strip", { role: "group" });
     const ruler = h("div.tl-ruler", { "aria-hidden": "true" });
@@ -129,13 +129,14 @@
     // ---- edits ----
 
     function changed(say, soon = 0) {
-      props.value = { ...value, marks: value.marks.map((mark) => ({ ...mark })), error: null };
+      props.value = { ...value, marks: value.marks.map((mark) => ({ ...mark })), error: null, asked };
       value = props.value;
       editedAt = performance.now();
+      asked += 1;
       draw();
       if (say) spoken.textContent = say;
       clearTimeout(timer);
-      timer = setTimeout(tell, soon);
+      timer = setTimeout(() => tell("edit"), soon);
     }
 
     function setNoise(mark, noise, soon = 120) {
@@ -337,12 +338,27 @@
       readPictures();
       draw();
     }
-    /** The fields that an edit here has changed are shown here again, perhaps behind what hands have done since. */
-    const isEcho = (other) => other && performance.now() - editedAt < ECHO_MS && !other.error
-      && other.mode === value.mode && other.count === value.count && other.marks.length === value.marks.length;
+    // ---- in step with the fields ----
+
+    /** Ask what the fields say now: once, after all of them have changed and no hand is on the timeline. */
+    pusa.fieldsChanged = () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => {
+        if (drag || performance.now() - editedAt < EDIT_MS) return pusa.fieldsChanged();
+        asked += 1;
+        props.value = { ...value, asked };
+        value = props.value;
+        tell("refresh");
+      }, SETTLE_MS);
+    };
     watch("value", () => {
-      if (drag || isEcho(props.value)) props.value = value;
-      else take();
+      const answers = props.value?.asked;
+      if (drag || (answers && answers !== asked)) {  // an answer to an older question
+        props.value = value;
+        return;
+      }
+      take();
+      if (!answers) pusa.fieldsChanged();  // sent along with other changes, which may not all have been made yet
     });
     new ResizeObserver(() => { if (value && !drag) drawRuler(); }).observe(strip);
     take();
