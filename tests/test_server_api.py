@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from api_samples import FRAMES, Served, clip, png, refusal, serving
+from server_samples import wait_until
 
 openai = pytest.importorskip("openai")
 
@@ -477,6 +478,17 @@ def test_sync_answers_with_the_video(server: Served) -> None:
     assert json.loads(answer.headers["x-stage-durations"])["denoise"] == 1.0
     assert server.http.get(f"/v1/videos/{answer.headers['x-video-id']}").json()["inference_time_s"] == 1.7
     refusal(server.http.post("/v1/videos/sync", json={"prompt": "fail"}), 409)
+
+
+def test_a_client_that_does_not_wait_for_sync_cancels_its_job(server: Served) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.http.post("/v1/videos/sync", json={"prompt": "wait for nobody"}, timeout=1.0)
+
+    def is_cancelled() -> bool:
+        [job], _ = server.service.queue.page(limit=1)
+        return job.prompt == "wait for nobody" and job.status == "cancelled"
+
+    wait_until(is_cancelled)
 
 
 def test_models_health_ready_and_metrics(server: Served) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -51,6 +51,7 @@ router = APIRouter(prefix="/v1")
 
 _FILES_OF_CREATE = dict.fromkeys(REFERENCE_FIELDS, "input_reference")
 _FILES_OF_VIDEO = {"video": "video"}
+_LOOK_SECONDS = 0.5  # between two looks whether a client that waits is still there
 
 
 def service_of(request: Request) -> VideoService:
@@ -162,12 +163,15 @@ async def create(request: Request, service: Service, owner: Owner, options: Opti
 async def create_and_wait(request: Request, service: Service, owner: Owner, options: Options) -> Response:
     """For benchmarks: the answer is the MP4. A client that goes away cancels the job."""
     job = await _created(request, service, owner, options)
+    ending = asyncio.ensure_future(_last(service.watch(job.id, owner)))
+    leaving = asyncio.ensure_future(_gone(request))
     try:
-        async for now in service.watch(job.id, owner):
-            job = now
-            if await request.is_disconnected():
-                break
+        await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        job = ending.result() if ending.done() else job
     finally:
+        for task in (ending, leaving):
+            task.cancel()
+        await asyncio.gather(ending, leaving, return_exceptions=True)
         if not job.ended:
             await asyncio.shield(service.cancel(job.id, owner))
     if not job.ended:
@@ -184,6 +188,20 @@ async def create_and_wait(request: Request, service: Service, owner: Owner, opti
     answer.headers["x-stage-durations"] = json.dumps(video.stage_durations)
     answer.headers["x-peak-memory-mb"] = str(video.peak_memory_mb)
     return answer
+
+
+async def _last(jobs: AsyncIterator[Job]) -> Job:
+    """A job as it is at the end."""
+    last = await anext(jobs)
+    async for job in jobs:
+        last = job
+    return last
+
+
+async def _gone(request: Request) -> None:
+    """Until the client has closed the connection."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _created(request: Request, service: VideoService, owner: str, options: Mapping[str, Any]) -> Job:
