@@ -362,9 +362,12 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
 
     def send(message: Any) -> None:
         data = pickle.dumps(message)
-        with write:
-            answers.write(data)
-            answers.flush()
+        try:
+            with write:
+                answers.write(data)
+                answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # as below
 
     def listen() -> None:
         while True:
