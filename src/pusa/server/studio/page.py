@@ -162,7 +162,7 @@ def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
         **options,
     )
     # Gradio would open the file with every decoder that Pillow has; the prober does it (pusa.server.uploads), alone.
-    image.preprocess = _path_of  # type: ignore[method-assign]
+    image.preprocess = _path_of  # type: ignore[assignment]
     return image
 
 
