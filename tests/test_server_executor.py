@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -282,15 +282,16 @@ def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
     assert _bytes_in_memory("tiny") == 0
     assert _bytes_in_memory("wan2.1-14b") == 2 * 14_288_491_584 + 4 * 126_892_531  # the text encoder comes later
 
+    memory = SimpleNamespace(rss=5_000_000)
+    monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(memory_info=lambda: memory))
     monkeypatch.setattr("pusa.server.process._bytes_in_memory", lambda model: 100_000_000)
     monkeypatch.setattr("pusa.server.process._SAMPLE_SECONDS", 0.01)
     told: list[tuple[str, float | None]] = []
     with _reported("a model", lambda stage, percent: told.append((stage, percent))):
-        half = np.ones(50_000_000, np.uint8)
-        wait_until(lambda: told[-1][1] >= 49)
-        whole = np.ones(80_000_000, np.uint8)
+        memory.rss += 50_000_000
+        wait_until(lambda: told[-1][1] == 50)
+        memory.rss += 80_000_000
         wait_until(lambda: told[-1][1] == 99)  # never 100 before it is ready
-    assert len(half) + len(whole) == 130_000_000
     assert told[0] == ("loading", 0.0)
     assert told == sorted(told)
 

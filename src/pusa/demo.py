@@ -155,6 +155,7 @@ Next, for example:
   {pusa} generate "a photo, the camera zooms in" --image YOUR.jpg --guidance 1{other}
   {pusa} extend {folder / "image-to-video.mp4"} --prompt "a penguin bounces at the beach"{other}
   {pusa} generate --help    keyframes, strength, sizes, other models
+  {pusa} studio{other}    all of this in the browser, with a timeline for your pictures
 """
 
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +32,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 _API_PATHS = ("/v1/", "/metrics", "/openapi.json", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::\d*)?")
+_DRAINED_BYTES, _DRAINED_SECONDS = 16 * 2**20, 2.0  # of a body that nobody reads any more
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -159,6 +161,7 @@ class Gate:
         asked_id = headers.get("x-request-id", "")
         request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else f"req_{secrets.token_hex(12)}"
         started = False
+        body = _Body(receive, self.max_body_bytes)
 
         async def send_marked(message: Message) -> None:
             nonlocal started
@@ -172,13 +175,15 @@ class Gate:
         with log_context(request=request_id):
             try:
                 self._admit(scope, headers)
-                await self.app(scope, _counted(receive, self.max_body_bytes), send_marked)
+                await self.app(scope, body.receive, send_marked)
             except ClientDisconnect:
                 logger.debug("a client has gone before its request was read")
             except Exception as error:
                 if started:  # the answer is on its way: all that can be done is to end it
                     logger.error("an answer broke off", exc_info=error)
                     raise
+                if "expect" not in headers:  # that client waits to be told whether to send
+                    await body.drain()
                 await _refusal(error, scope, headers)(scope, receive, send_marked)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
@@ -211,19 +216,31 @@ def _refusal(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:
     return answer
 
 
-def _counted(receive: Receive, most: int) -> Receive:
-    seen = 0
+class _Body:
+    """A request's body as it comes in, up to `most` bytes: more is refused with 413."""
 
-    async def receive_counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise _too_large(most)
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most = receive, most
+        self._seen, self._is_whole = 0, False
+
+    async def receive(self) -> Message:
+        message = await self._next()
+        if self._seen > self._most:
+            raise _too_large(self._most)
         return message
 
-    return receive_counted
+    async def drain(self) -> None:
+        """Read on for a while: who is answered while still sending may lose the answer with the connection."""
+        most = self._seen + _DRAINED_BYTES
+        with anyio.move_on_after(_DRAINED_SECONDS):
+            while not self._is_whole and self._seen < most:
+                await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
 
 
 def _too_large(most: int) -> ServiceError:

@@ -66,7 +66,8 @@ def _ids(record: logging.LogRecord) -> dict[str, str]:
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     skipped = _RECORD_FIELDS | PRIVATE_FIELDS | set(_CONTEXT)
-    return {name: value for name, value in vars(record).items() if name not in skipped}
+    own = {name: value for name, value in vars(record).items() if name not in skipped}
+    return {name: value for name, value in own.items() if not name.startswith("_")}  # a library's, such as Ray's
 
 
 _CONTEXT = {"request_id": request_id, "job_id": job_id}
