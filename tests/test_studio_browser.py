@@ -104,7 +104,7 @@ def test_words_alone_with_all_the_knobs(visitor, server):
     visitor.page.wait_for_function("document.querySelector('#alpha input[type=number]').value === '1.3'")
     visitor.page.locator("#advanced > button").click()
     visitor.field("seed").fill("42")
-    visitor.field("negative").fill("rain")
+    visitor.field("negative").press_sequentially("rain", delay=50)  # as a person types
     visitor.page.fill("#steps input[type=number]", "3")
     visitor.page.fill("#frames input[type=number]", "17")
     visitor.field("seed").click()
