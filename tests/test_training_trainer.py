@@ -514,10 +514,10 @@ def test_schedules(schedule: dict[str, Any], expected: list[float]) -> None:
 
 
 def test_a_budget_of_seconds_ends_the_run(run: Callable[..., Path]) -> None:
-    folder = run(seconds=1.0, schedule={"cooldown_share": 0.5}, checkpoint={"every_seconds": 0.4})
+    folder = run(seconds=2.0, schedule={"cooldown_share": 0.9}, checkpoint={"every_seconds": 0.4})
     last = [entry for entry in read_metrics(folder) if "loss" in entry][-1]
-    assert 1.0 <= last["seconds"] < 3.0
-    assert last["learning_rate"] < 0.5e-2
+    assert 2.0 <= last["seconds"] < 10.0
+    assert last["learning_rate"] < 0.8e-2  # near 0 if the machine does not halt before the last step
     assert len(checkpoints(folder)) == 2
 
 
