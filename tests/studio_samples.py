@@ -118,6 +118,15 @@ class Visitor:
     def field(self, elem_id: str) -> Any:
         return self.page.locator(f"#{elem_id} textarea, #{elem_id} input[type=text]").first
 
+    def write(self, elem_id: str, text: str) -> None:
+        """Write into a field; once more where the page was still drawing it."""
+        for _ in range(20):
+            self.field(elem_id).fill(text)
+            self.page.wait_for_timeout(250)
+            if self.field(elem_id).input_value() == text:
+                return
+        raise AssertionError(f"#{elem_id} does not take {text!r}")
+
     def holds(self, elem_id: str, text: str) -> None:
         """Wait until a text field holds this."""
         self.page.wait_for_function(

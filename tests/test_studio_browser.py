@@ -103,8 +103,8 @@ def test_words_alone_with_all_the_knobs(visitor, server):
     visitor.page.locator("#preset label", has_text="Creative").click()
     visitor.page.wait_for_function("document.querySelector('#alpha input[type=number]').value === '1.3'")
     visitor.page.locator("#advanced > button").click()
-    visitor.field("seed").fill("42")
-    visitor.field("negative").press_sequentially("rain", delay=50)  # as a person types
+    visitor.write("seed", "42")
+    visitor.write("negative", "rain")
     visitor.page.fill("#steps input[type=number]", "3")
     visitor.page.fill("#frames input[type=number]", "17")
     visitor.field("seed").click()

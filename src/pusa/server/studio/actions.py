@@ -22,6 +22,7 @@ from pusa.server.jobs import Job
 from pusa.server.service import ServiceError, Upload, VideoService, in_thread
 from pusa.server.studio import examples
 from pusa.server.studio.forms import (
+    TABS,
     Form,
     FormDefaults,
     FormError,
@@ -64,8 +65,10 @@ class Actions:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
         parts["generate"].click(self.generate, fields, [parts["stage"], parts["problem"]], **quiet)
-        for name in ("image", "images", "video", "text"):
-            parts[f"tab_{name}"].select(self._opened(name), fields, [parts["tab"], parts["timeline"]], **quiet)
+        for name in TABS:
+            # In the browser alone: nobody who clicks on Generate at once gets the tab that was open before.
+            opened = f"() => {{ pusa.fieldsChanged(); return '{name}' }}"
+            parts[f"tab_{name}"].select(None, None, parts["tab"], js=opened, **quiet)
             parts[f"examples_{name}"].run(self.run_example, None, changing, **quiet)
         parts["stage"].run(self.run_example, None, changing, **quiet)
         parts["stage"].last_frame(self.use_last_frame, fields, changing, **quiet)
@@ -77,15 +80,15 @@ class Actions:
         triggers = [parts[name].input for name in ("noise", "frames", "fps", "overlap")]
         triggers += [parts[name].change for name in (*_PLACES, *_FILES, "mode")]
         gr.on(triggers, None, js="() => pusa.fieldsChanged()", api_visibility="private", show_progress="hidden")
-        parts["timeline"].refresh(self.redraw, {*fields, parts["timeline"]}, parts["timeline"], **quiet)
+        parts["timeline"].refresh(self.redraw, {*fields, parts["timeline"]}, parts["timeline"], **latest)
         parts["images"].change(
             self.pictures_changed, fields, [parts["positions"], parts["multipliers"], parts["timeline"]], **latest
         )
-        parts["mode"].input(self.mode_changed, fields, self._mode_parts(), **quiet)
+        parts["mode"].input(self.mode_changed, fields, self._mode_parts(), **latest)
         presettable = [
             parts[name] for name in ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2") if name in parts
         ]
-        parts["preset"].input(self.preset_changed, fields, [*presettable, parts["timeline"]], **quiet)
+        parts["preset"].input(self.preset_changed, fields, [*presettable, parts["timeline"]], **latest)
         parts["timeline"].edit(
             self.timeline_edited,
             {*fields, parts["timeline"]},
@@ -189,6 +192,7 @@ class Actions:
         """What the page holds."""
         parts = self.parts
         held = {name: values[parts[name]] for name in _FIELDS if name in parts and parts[name] in values}
+        held["tab"] = held["tab"] if held["tab"] in TABS else TABS[0]
         held["images"] = [file for file, _ in held.get("images") or []]
         for name in ("prompt", "seed", "size", "positions", "multipliers", "video_positions", "video_multipliers"):
             held[name] = held.get(name) or ""
@@ -198,13 +202,6 @@ class Actions:
         """The timeline as the fields say, with the number of the question, so that an old answer is known as one."""
         asked = (values[self.parts["timeline"]] or {}).get("asked")
         return {**shown(self.form(values), self.defaults), "asked": asked}
-
-    def _opened(self, tab: str) -> Callable[[Values], Updates]:
-        def opened(values: Values) -> Updates:
-            form = replace(self.form(values), tab=tab)  # type: ignore[arg-type]
-            return {self.parts["tab"]: tab, self.parts["timeline"]: shown(form, self.defaults)}
-
-        return opened
 
     def pictures_changed(self, values: Values) -> Updates:
         """As many places as pictures: where their number has changed, they are spread over the clip anew."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from pusa.request import PRESETS, GenerationRequest, Position, explain
 from pusa.zoo import GenerationDefaults
 
 Tab = Literal["image", "images", "video", "text"]
+TABS: tuple[Tab, ...] = get_args(Tab)
 Mode = Literal["complete", "extend", "transition", "loop"]
 
 ORIGINAL_FRAMES = 81  # what the original always makes, and what its positions are meant for

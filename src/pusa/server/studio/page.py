@@ -7,12 +7,11 @@ import gradio as gr
 from pusa.server.service import VideoService
 from pusa.server.studio import examples
 from pusa.server.studio.actions import Actions, Parts
-from pusa.server.studio.forms import Form, FormDefaults
+from pusa.server.studio.forms import TABS, Form, FormDefaults
 from pusa.server.studio.texts import choice, t
 from pusa.server.studio.timeline import shown, timeline
 from pusa.words import vocabulary
 
-TABS = ("image", "images", "video", "text")
 _IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 
 
@@ -20,7 +19,7 @@ def build(service: VideoService) -> gr.Blocks:
     """The page over a service."""
     defaults = FormDefaults.of(service.settings.model)
     with gr.Blocks(title="pusa studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
-        parts: Parts = {"tab": gr.State("image")}
+        parts: Parts = {"tab": gr.Textbox("image", visible="hidden", elem_id="open-tab")}
         _own("header", {"model": service.model})
         with gr.Row(elem_id="pusa-columns", equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_id="pusa-form"):

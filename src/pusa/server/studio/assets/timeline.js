@@ -292,6 +292,7 @@
       return src ? pictures.get(`${src} ${seconds}`) || null : null;
     }
 
+    const tries = new Map();  // address -> how often it could not be read
     let reading = Promise.resolve();
     function readPictures() {
       const wanted = new Map();
@@ -301,7 +302,17 @@
         pictures.set(`${src} ${seconds}`, "");
         wanted.set(src, [...(wanted.get(src) || []), seconds]);
       }
-      for (const [src, moments] of wanted) reading = reading.then(() => read(src, moments)).catch(() => {});
+      for (const [src, moments] of wanted) {
+        reading = reading.then(() => read(src, moments)).catch(() => forget(src, moments));
+      }
+    }
+
+    /** The next drawing tries once more what took too long; what the browser cannot play stays without pictures. */
+    function forget(src, moments) {
+      tries.set(src, (tries.get(src) || 0) + 1);
+      if (tries.get(src) > 2) return;
+      for (const moment of moments) if (!pictures.get(`${src} ${moment}`)) pictures.delete(`${src} ${moment}`);
+      if (!drag) take();
     }
 
     async function read(src, moments) {
@@ -309,7 +320,7 @@
       const once = (name) => new Promise((done, failed) => {
         video.addEventListener(name, done, { once: true });
         video.addEventListener("error", () => failed(new Error("this browser does not play it")), { once: true });
-        setTimeout(() => failed(new Error("took too long")), 8000);
+        setTimeout(() => failed(new Error("took too long")), 15000);
       });
       const loaded = once("loadeddata");
       video.src = src;
