@@ -67,7 +67,7 @@ class Actions:
         parts["generate"].click(self.generate, fields, [parts["stage"], parts["problem"]], **quiet)
         for name in TABS:
             # In the browser alone: nobody who clicks on Generate at once gets the tab that was open before.
-            opened = f"() => {{ pusa.fieldsChanged(); return '{name}' }}"
+            opened = f"() => {{ pusa.fieldsChanged(); return 'tab_{name}' }}"
             parts[f"tab_{name}"].select(None, None, parts["tab"], js=opened, **quiet)
             parts[f"examples_{name}"].run(self.run_example, None, changing, **quiet)
         parts["stage"].run(self.run_example, None, changing, **quiet)
@@ -192,7 +192,8 @@ class Actions:
         """What the page holds."""
         parts = self.parts
         held = {name: values[parts[name]] for name in _FIELDS if name in parts and parts[name] in values}
-        held["tab"] = held["tab"] if held["tab"] in TABS else TABS[0]
+        open_tab = str(held["tab"]).removeprefix("tab_")
+        held["tab"] = open_tab if open_tab in TABS else TABS[0]
         held["images"] = [file for file, _ in held.get("images") or []]
         for name in ("prompt", "seed", "size", "positions", "multipliers", "video_positions", "video_multipliers"):
             held[name] = held.get(name) or ""
@@ -272,7 +273,7 @@ class Actions:
         return {
             **updates,
             parts["tabs"]: gr.update(selected=form.tab),
-            parts["tab"]: form.tab,
+            parts["tab"]: f"tab_{form.tab}",
             parts["timeline"]: shown(form, self.defaults),
             parts["problem"]: None,
         }

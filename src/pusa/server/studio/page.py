@@ -19,7 +19,8 @@ def build(service: VideoService) -> gr.Blocks:
     """The page over a service."""
     defaults = FormDefaults.of(service.settings.model)
     with gr.Blocks(title="pusa studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
-        parts: Parts = {"tab": gr.Textbox("image", visible="hidden", elem_id="open-tab")}
+        # Gradio takes a value that is the name of a text of its own, as "image" is, for that text: hence tab_image.
+        parts: Parts = {"tab": gr.Textbox("tab_image", visible="hidden", elem_id="open-tab")}
         _own("header", {"model": service.model})
         with gr.Row(elem_id="pusa-columns", equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_id="pusa-form"):
