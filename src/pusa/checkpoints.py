@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.disk import flush
 from pusa.request import ResolvedRequest
 
 
@@ -95,16 +96,8 @@ class Checkpoint:
         tensors = {f"window_{number}": kept.contiguous() for number, kept in enumerate(self.windows)}
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         save_file({**tensors, "generator": generator.get_state()}, temporary, {"checkpoint": json.dumps(about)})
-        _to_disk(temporary)
+        flush(temporary)
         os.replace(temporary, self.path)
-        _to_disk(self.path.parent)
+        flush(self.path.parent)
         self.written_at = time.monotonic()
         return True
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

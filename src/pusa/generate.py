@@ -23,7 +23,7 @@ from pusa.checkpoints import Checkpoint
 from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
-from pusa.request import GenerationRequest, ResolvedRequest, rounding_notes
+from pusa.request import GenerationRequest, ResolvedRequest, rounding_notes, turned
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.tasks import Film, Tasks
 
@@ -73,7 +73,7 @@ def generate(
         asked = _with_a_model_that_is_here(request, report)
         defaults = zoo.defaults_of(asked.model)
         given = [inputs.find(spec, carried or {}) for spec in asked.conditions]
-        resolved = inputs.turned(asked, given, defaults).resolved(defaults)
+        resolved = turned(asked, given[0].size if given else None, defaults).resolved(defaults)
         for note in rounding_notes(asked, resolved):
             report(GenerationEvent(kind="note", message=note))
         if unknown := words.unknown_words(asked.prompt, asked.model):
@@ -195,11 +195,12 @@ _resident: dict[tuple[str, tuple[str, ...]], PusaPipeline] = {}  # the last one 
 
 
 def _with_a_model_that_is_here(request: GenerationRequest, report: Report) -> GenerationRequest:
-    if request.model != "mini" or "mini" in zoo.ZOO:
+    model = zoo.or_stand_in(request.model)
+    if model == request.model:
         return request
-    told = "the weights of 'mini' are missing from this installation: 'tiny' makes noise instead"
+    told = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"
     report(GenerationEvent(kind="note", message=told))
-    return request.model_copy(update={"model": "tiny"})
+    return request.model_copy(update={"model": model})
 
 
 def loaded(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:

@@ -1,14 +1,14 @@
 """The files that a request names: found, known again by their content, carried inside the video if they are small."""
 
 import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from pusa import media
-from pusa.request import ConditionSpec, GenerationRequest, ModelDefaults, ResolvedRequest
+from pusa.disk import sha256_of
+from pusa.request import ConditionSpec, ResolvedRequest
 
 MAX_BYTES_INSIDE = 2_000_000  # of all inputs together
 
@@ -25,6 +25,13 @@ class Input:
     def source(self) -> Path | BytesIO:
         """For `pusa.media`, from the beginning each time."""
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of its picture. Raises MediaError."""
+        if self.spec.kind == "image":
+            return media.read_image(self.source).size
+        video = media.probe_video(self.source)
+        return video.width, video.height
 
     @property
     def size_bytes(self) -> int:
@@ -44,8 +51,7 @@ def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
     path = Path(spec.file)
     if not path.is_file():
         raise FileNotFoundError(f"{spec.file} is not here: this {spec.kind} is needed to make the video")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     if spec.sha256 not in (None, sha256):
         raise ValueError(f"{spec.file} has changed: the video was made from a file with sha256 {spec.sha256[:12]}...")
     return Input(spec, path, sha256)
@@ -82,17 +88,3 @@ def without_folders(request: ResolvedRequest) -> ResolvedRequest:
         for spec in request.conditions
     ]
     return request.model_copy(update={"conditions": specs})
-
-
-def turned(request: GenerationRequest, inputs: Sequence[Input], defaults: ModelDefaults) -> GenerationRequest:
-    """An upright first input makes an upright video, where no size is asked for."""
-    if request.width or request.height or not inputs or defaults.width == defaults.height:
-        return request
-    if inputs[0].spec.kind == "image":
-        width, height = media.read_image(inputs[0].source).size
-    else:
-        video = media.probe_video(inputs[0].source)
-        width, height = video.width, video.height
-    if width == height or (width > height) == (defaults.width > defaults.height):
-        return request
-    return request.model_copy(update={"width": defaults.height, "height": defaults.width})

@@ -6,7 +6,7 @@ Nothing here needs torch, so that a request can be checked where no model is.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -368,6 +368,22 @@ class ResolvedRequest(GenerationRequest):
         shift: float
         alpha: float
         seed: int
+
+
+def turned(
+    request: GenerationRequest, size_of_first: Callable[[], tuple[int, int]] | None, defaults: ModelDefaults
+) -> GenerationRequest:
+    """An upright first input makes an upright video, where no size is asked for.
+
+    Args:
+        size_of_first: width and height of the first input, asked for only where they matter; None: there is none.
+    """
+    if request.width or request.height or size_of_first is None or defaults.width == defaults.height:
+        return request
+    width, height = size_of_first()
+    if width == height or (width > height) == (defaults.width > defaults.height):
+        return request
+    return request.model_copy(update={"width": defaults.height, "height": defaults.width})
 
 
 def rounding_notes(asked: GenerationRequest, resolved: ResolvedRequest) -> list[str]:

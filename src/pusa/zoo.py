@@ -251,9 +251,14 @@ def find(source: str | Path) -> ZooModel | None:
     return known or described(folder, folder.name)
 
 
+def or_stand_in(source: str) -> str:
+    """The same source; "tiny" for "mini" where an installation lacks its weights."""
+    return "tiny" if source == "mini" and "mini" not in ZOO else source
+
+
 def defaults_of(source: str | Path) -> GenerationDefaults:
-    """The defaults of a model that `find` knows; Wan's for any other source."""
-    model = find(source)
+    """The defaults of a model that `find` knows, or of its stand-in; Wan's for any other source."""
+    model = find(or_stand_in(str(source)))
     return model.defaults if model else GenerationDefaults()
 
 

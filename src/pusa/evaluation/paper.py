@@ -7,7 +7,6 @@ Two processes of one thread share the work on a CPU: the first trains, the secon
 end both measure. Every finished part is a file in the output folder, so that a run that was stopped goes on.
 """
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pusa.disk import sha256_of
 from pusa.evaluation import paper_points, paper_report, paper_training
 from pusa.evaluation.paper_points import STEPS, Point
 from pusa.evaluation.paper_training import BATCH, CURVE, REGIMES, Plan
@@ -174,8 +174,7 @@ def _fingerprint(work: Path) -> str:
     path = work / "base.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{work} has no base.safetensors: `pusa mini train {work} --until base` makes it")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 # ---- doing it ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from pusa.disk import flush
 from pusa.media.encoders import (
     Encoder,
     GifEncoder,
@@ -183,9 +184,9 @@ class VideoWriter:
         self._encoder.close()
         temporary = self._output.path
         for path in (*sorted(temporary.glob("*.png")), temporary):
-            _to_disk(path)
+            flush(path)
         os.replace(temporary, self._target)
-        _to_disk(self._target.parent)
+        flush(self._target.parent)
 
     def _discard(self) -> None:
         """Close what is open and remove the temporary name, of which nothing is left after a rename."""
@@ -215,11 +216,3 @@ class VideoWriter:
                 raise MediaError(f"{one_line(target)} is there already and no empty folder; name another one")
         elif target.is_dir():
             raise MediaError(f"{one_line(target)} is a folder; name a file in it")
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

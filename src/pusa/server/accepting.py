@@ -17,14 +17,15 @@ import anyio.to_thread
 from pydantic import ValidationError
 
 from pusa import zoo
-from pusa.request import GenerationRequest, ResolvedRequest
+from pusa.disk import sha256_of
+from pusa.request import GenerationRequest, ResolvedRequest, turned
 from pusa.server.errors import ServiceError
 from pusa.server.files import FileStore
 from pusa.server.housekeeping import check_space
 from pusa.server.jobs import Job, JobQueue, NewJob, QueueFull, QueueUnavailable, new_id
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
-from pusa.server.translate import invalid, refusal, shown_number, turned
+from pusa.server.translate import invalid, refusal, shown_number
 from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Spool, Upload, shown_name
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,8 @@ class Accepting:
 
     @cached_property
     def defaults(self) -> zoo.GenerationDefaults:
-        """Of the model; `generate` takes the tiny one where the embedded one is not installed."""
-        is_missing = self.settings.model == "mini" and "mini" not in zoo.ZOO
-        return zoo.defaults_of("tiny" if is_missing else self.settings.model)
+        """Of the model."""
+        return zoo.defaults_of(self.settings.model)
 
     async def probe(self, uploads: Mapping[str, Upload]) -> dict[str, Upload]:
         """The same files with what they are. Raises ServiceError (400) for one that cannot be read."""
@@ -100,7 +100,7 @@ class Accepting:
         uploads = await self.probe(uploads)
         checked = self._checked(request, uploads)
         resolved = self._resolved(checked, uploads)
-        digests = {name: await in_thread(_sha256, upload.path) for name, upload in uploads.items()}
+        digests = {name: await in_thread(sha256_of, upload.path) for name, upload in uploads.items()}
         fingerprint = _fingerprint(checked, digests)
         id = new_id()
         keys = {
@@ -203,7 +203,7 @@ class Accepting:
         """As it would be made, within the operator's limits."""
         first = uploads[request.conditions[0].file].probed if request.conditions else None
         try:
-            resolved = turned(request, first, self.defaults).resolved(self.defaults)
+            resolved = turned(request, first.size if first else None, self.defaults).resolved(self.defaults)
         except ValueError as error:
             raise invalid(str(error).splitlines()[0]) from None
         settings, size = self.settings, f"{resolved.width}x{resolved.height}"
@@ -255,11 +255,6 @@ def _fingerprint(request: GenerationRequest, digests: Mapping[str, str]) -> str:
     for condition in said["conditions"]:
         condition["file"] = digests[condition["file"]]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _a(kind: str) -> str:

@@ -3,7 +3,6 @@
 What FastAPI and Starlette would answer themselves (404, 405, 422, 500) is turned into it here.
 """
 
-import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
+
+from pusa.disk import is_full
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,7 @@ def error_response(
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that there is no room left."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "database or disk is full" in str(error):  # SQLite's words, whatever wraps them
+        if is_full(error) or "database or disk is full" in str(error):  # SQLite's words, whatever wraps them
             return True
         error = error.__cause__ or error.__context__
     return False

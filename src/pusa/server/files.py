@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from pusa.disk import flush, is_full
+
 __all__ = ["FileStore", "StorageFullError"]
 
 _KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no part begins with a dot
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
 _UNFINISHED = ".part-"  # begins the name of a file that is being written: no key has it
 _SHOWN_WHEN_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # object stores
 _CHUNK_BYTES = 1 << 20
@@ -164,7 +165,7 @@ class FileStore:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if not is_full(error):
                 raise
             raise StorageFullError(
                 error.errno, f"{error.strerror}: {key} was not stored; delete results or add space"
@@ -182,7 +183,7 @@ class FileStore:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        flush(path.parent)
 
     def _created(self, path: Path) -> IO[bytes]:
         """A new file; `delete` may remove its folder, empty so far, at the same moment."""
@@ -202,7 +203,7 @@ class FileStore:
         self._make_folder(folder.parent)
         with suppress(FileNotFoundError):  # see `_created`
             folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)
+            flush(folder.parent)
 
     def _put_remote(self, key: str, upload: Callable[[str], Any]) -> None:
         path = self._remote(key)
@@ -265,14 +266,3 @@ def _written_at(info: dict[str, Any]) -> float:
     if isinstance(when, datetime):
         return when.timestamp()
     return float(when) if when is not None else float("inf")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names in a folder on disk (POSIX; elsewhere the file system does it by itself)."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ it is gone and it ends, too. What libraries print goes to standard error.
     python -m pusa.server.process MODULE:CLASS MODEL [LORA...]
 """
 
-import errno
 import importlib
 import logging
 import os
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
+from pusa.disk import is_full
 from pusa.server.logs import configure_logging, log_context
 from pusa.server.messages import (
     Cancelled,
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 PUSA_ENGINE = "pusa.server.process:PusaEngine"
 _SAMPLE_SECONDS = 0.25  # between two looks at how much of a model is in memory
 _MESSAGE_CHARACTERS = 500
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 ReportLoading = Callable[[str, float | None], None]
 
@@ -74,8 +73,7 @@ class PusaEngine:
         from pusa import zoo
         from pusa.generate import loaded
 
-        if self.model == "mini" and "mini" not in zoo.ZOO:
-            self.model = "tiny"  # as `generate` does; the job's notes say so
+        self.model = zoo.or_stand_in(self.model)  # as `generate` does; the job's notes say so
         with _reported(self.model, report):
             loaded(self.model, self.loras)
         return self.model
@@ -250,7 +248,7 @@ def _peak_memory_mb() -> float:
 def error_of(error: BaseException, task: Task) -> Error:
     """What is told of an exception. Only mistakes in the request and a lack of memory are not worth another attempt."""
     text = _shown(error, task)
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if is_full(error):
         return Error("disk_full", "the worker's disk is full", retry=True)
     if isinstance(error, ValueError | FileNotFoundError):
         return Error("invalid_request", text, retry=False)

@@ -332,15 +332,6 @@ def decoded(text: str, param: str) -> bytes:
         raise invalid(f"{param} is not base64", param) from None
 
 
-def turned(request: GenerationRequest, first: Probed | None, defaults: ModelDefaults) -> GenerationRequest:
-    """As `pusa.inputs.turned`, from what is known of the first file."""
-    if request.width or request.height or first is None or defaults.width == defaults.height:
-        return request
-    if first.width == first.height or (first.width > first.height) == (defaults.width > defaults.height):
-        return request
-    return request.model_copy(update={"width": defaults.height, "height": defaults.width})
-
-
 def shown_number(value: float) -> str:
     """Seconds as people write them: 5, 2.06."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

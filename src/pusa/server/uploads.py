@@ -30,6 +30,9 @@ class Probed:
     fps: float | None
     seconds: float
 
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
 
 @dataclass(frozen=True)
 class Upload:

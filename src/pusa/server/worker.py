@@ -4,7 +4,6 @@ A worker may end at any moment without anything being lost. What it has stored c
 the row takes words only from the attempt that holds the lease (`pusa.server.jobs`).
 """
 
-import errno
 import itertools
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from pusa.disk import is_full
 from pusa.server.attempt import AGAIN_SECONDS, Attempt
 from pusa.server.executor import Executor, ExecutorState, LocalExecutor
 from pusa.server.files import FileStore
@@ -218,7 +218,7 @@ class Worker:
         except QueueUnavailable as error:
             logger.warning("attempt %d of %s could not tell the queue how it ended: %s", job.attempt, job.id, error)
         except Exception as error:  # of the store, or a mistake of ours: the worker must go on with other jobs
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(error):
                 attempt.release(f"the disk is full: {error}")
                 self._stop.wait(_FULL_SECONDS)
                 return

@@ -12,7 +12,6 @@ at about 4 GB: only so much is gathered at a time. Everything is written beside 
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from pusa.disk import flush
 from pusa.training.adapting import local
 from pusa.training.config import CheckpointConfig
 from pusa.training.launch import Processes
@@ -79,16 +79,16 @@ def write_checkpoint(
         _write_tensors(part, prefix, named, writes=processes.is_main)
     file = part / f"process-{processes.rank:05d}.pt"
     torch.save({**own, "random": random_states()}, file)
-    _flush(file)
+    flush(file)
     processes.wait()
     if processes.is_main:
         (part / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
-        _flush(part / STATE_FILE)
-        _flush(part)
+        flush(part / STATE_FILE)
+        flush(part)
         if target.exists():  # this step again, after going on from an earlier one
             shutil.rmtree(target)
         part.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
         _prune(folder, rule)
     processes.wait()
     return target
@@ -113,7 +113,7 @@ def _write_tensors(folder: Path, prefix: str, named: Named, *, writes: bool) -> 
         number += 1
         path = folder / f"{prefix}-{number:05d}.safetensors"
         save_file(pending, path)
-        _flush(path)
+        flush(path)
         pending, size = {}, 0
 
     for name, tensor in named:
@@ -125,15 +125,6 @@ def _write_tensors(folder: Path, prefix: str, named: Named, *, writes: bool) -> 
                 write()
     if pending:
         write()
-
-
-def _flush(path: Path) -> None:
-    """Make the disk have it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

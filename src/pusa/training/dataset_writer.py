@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.disk import flush
 from pusa.training.dataset_format import (
     CLIPS_FILE,
     DATASET_FILE,
@@ -365,12 +366,6 @@ def _line(clip: ClipInfo) -> str:
 
 def _rename(part: Path, path: Path) -> None:
     """Onto the disk before the name changes, so that not even a power cut leaves half a file."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(part)
     os.replace(part, path)
-    if os.name == "posix":
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    flush(path.parent)
