@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -76,24 +77,49 @@ class Executor(Protocol):
         """End everything."""
 
 
-class Child(Protocol):
+class Child(ABC):
     """A process that holds the model, wherever it is; what it says arrives in `inbox`, and None when it has ended."""
 
-    inbox: "queue.SimpleQueue[Any]"
-    state: ExecutorState
-    was_ready: bool
-    began_at: float  # monotonic seconds
-    ended_at: float  # 0 while it lives
+    def __init__(self, model: str) -> None:
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.state = ExecutorState(stage="starting", model=model)
+        self.was_ready = False
+        self.began_at, self.ended_at = time.monotonic(), 0.0  # 0 while it lives
+        self._is_ending = False
 
+    def _take(self, message: Any) -> None:
+        """What it has said: of loading into the state, of a task into the inbox."""
+        self.was_ready = self.was_ready or isinstance(message, Ready)
+        state = _state_after(self.state, message)
+        if state is None:
+            self.inbox.put(message)
+        elif self.state.stage != "failed":  # killed in the meantime
+            self.state = state
+
+    def _is_over(self) -> None:
+        """It has ended: the last that is heard of it."""
+        stage, error = ("stopped", None) if self._is_ending else ("failed", self.state.error or self.how_it_ended())
+        self.state = replace(self.state, stage=stage, percent=None, pids=(), error=error)
+        self.ended_at = time.monotonic()
+        self.inbox.put(None)
+
+    @abstractmethod
     def send(self, command: Task | CancelTask) -> None:
         """One that cannot be sent is for a process that has ended, which is told by the inbox."""
 
     def kill(self, why: str | None = None) -> None:
         """At once; it is no longer ready when this returns."""
+        self.state = replace(self.state, stage="failed", percent=None, error=why)
+        self._kill()
 
+    @abstractmethod
+    def _kill(self) -> None: ...
+
+    @abstractmethod
     def end(self) -> None:
         """In good order, or by force after a moment."""
 
+    @abstractmethod
     def how_it_ended(self) -> str:
         """For people; waits for the end."""
 
@@ -217,7 +243,7 @@ class ChildExecutor:
 _LOOK_AGAIN: Any = object()
 
 
-def state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
+def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
     """What a message about loading changes; None for the messages of a task."""
     match message:
         case Loading(stage, percent):
@@ -252,20 +278,17 @@ class LocalExecutor(ChildExecutor):
         super().__init__(lambda: _Process(command, model, {**os.environ, **(env or {})}), model, **limits)
 
 
-class _Process:
+class _Process(Child):
     """The child process, with a thread that takes in what it says."""
 
     def __init__(self, command: Sequence[str], model: str, env: Mapping[str, str]) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # messages; None: it has ended
-        self.was_ready = False
-        self.began_at, self.ended_at = time.monotonic(), 0.0
-        self._is_ending = False
+        super().__init__(model)
         self._write = threading.Lock()
         # A session of its own: Ctrl-C in a terminal is for the server, which then ends its jobs in good order.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env), start_new_session=True
         )
-        self.state = ExecutorState(stage="starting", model=model, pids=(self._process.pid,))
+        self.state = replace(self.state, pids=(self._process.pid,))
         threading.Thread(target=self._listen, name="pusa-child", daemon=True).start()
 
     def _listen(self) -> None:
@@ -279,18 +302,7 @@ class _Process:
         self._process.wait()
         self._close_input()
         self._process.stdout.close()
-        stage, error = ("stopped", None) if self._is_ending else ("failed", self.state.error or self.how_it_ended())
-        self.state = replace(self.state, stage=stage, percent=None, pids=(), error=error)
-        self.ended_at = time.monotonic()
-        self.inbox.put(None)
-
-    def _take(self, message: Any) -> None:
-        self.was_ready = self.was_ready or isinstance(message, Ready)
-        state = state_after(self.state, message)
-        if state is None:
-            self.inbox.put(message)
-        elif self.state.stage != "failed":  # killed in the meantime
-            self.state = state
+        self._is_over()
 
     def send(self, command: Task | CancelTask) -> None:
         assert self._process.stdin is not None
@@ -306,8 +318,7 @@ class _Process:
         with self._write, suppress(OSError):  # what is still in the buffer has nowhere to go
             self._process.stdin.close()
 
-    def kill(self, why: str | None = None) -> None:
-        self.state = replace(self.state, stage="failed", percent=None, error=why)
+    def _kill(self) -> None:
         self._process.kill()
 
     def end(self) -> None:

@@ -15,7 +15,6 @@ import os
 import queue
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,14 +24,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.exceptions import RayError
 
-from pusa.server.executor import ChildExecutor, ExecutorState, state_after
+from pusa.server.executor import Child, ChildExecutor
 from pusa.server.messages import (
     CHECKPOINT_FILE,
     CancelTask,
     Checkpoint,
     Done,
     Error,
-    Ready,
     Task,
 )
 from pusa.server.process import PUSA_ENGINE, Inbox, make_engine, work
@@ -178,15 +176,11 @@ def connect(address: str | None) -> None:
             )
 
 
-class _Actor:
+class _Actor(Child):
     """An actor, with a thread that fetches what it says."""
 
     def __init__(self, new_actor: Callable[[], Any], model: str) -> None:
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()  # messages; None: it has ended
-        self.was_ready = False
-        self.began_at, self.ended_at = time.monotonic(), 0.0
-        self.state = ExecutorState(stage="starting", model=model)
-        self._is_ending = False
+        super().__init__(model)
         self._why: str | None = None
         self._where = "the actor that holds the model"
         self._folder = Path()
@@ -202,11 +196,8 @@ class _Actor:
             self._why = self._why or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if self._actor is not None:
             ray.kill(self._actor)
-        stage, told = ("stopped", None) if self._is_ending else ("failed", self.state.error or self.how_it_ended())
-        self.state = replace(self.state, stage=stage, percent=None, pids=(), error=told)
-        self.ended_at = time.monotonic()
+        self._is_over()
         self._ended.set()
-        self.inbox.put(None)
 
     def _take_all(self) -> None:
         is_placed = False
@@ -217,19 +208,14 @@ class _Actor:
                 if entry is None:
                     return
                 is_placed = True
-                self._take(*entry)
+                self._fetched(*entry)
 
-    def _take(self, message: Any, files: dict[str, bytes]) -> None:
+    def _fetched(self, message: Any, files: dict[str, bytes]) -> None:
         if isinstance(message, Placed):
             self._where = f"the actor that holds the model (process {message.pid} on {message.node})"
             self.state = replace(self.state, pids=(message.pid,))
-            return
-        self.was_ready = self.was_ready or isinstance(message, Ready)
-        state = state_after(self.state, message)
-        if state is None:
-            self.inbox.put(unpacked(message, files, self._folder))
-        elif self.state.stage != "failed":  # killed in the meantime
-            self.state = state
+        else:
+            self._take(unpacked(message, files, self._folder))
 
     def send(self, command: Task | CancelTask) -> None:
         files = {}
@@ -245,7 +231,9 @@ class _Actor:
 
     def kill(self, why: str | None = None) -> None:
         self._why = self._why or why
-        self.state = replace(self.state, stage="failed", percent=None, error=why)
+        super().kill(why)
+
+    def _kill(self) -> None:
         if self._actor is not None:
             ray.kill(self._actor)
 
