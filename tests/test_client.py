@@ -128,6 +128,15 @@ def test_keyframes_are_one_json_string_that_points_to_files() -> None:
     assert str(error.value).startswith("position 'soon' is not understood: write a latent frame (3)")
 
 
+def test_an_image_and_a_video_are_both_sent() -> None:
+    server = Server(video())
+    server.client().create("a fox", image=b"first", video=b"piece", cond_positions=[4, 5])
+    parts = form(server.requests[0])
+    assert parts["input_reference[]"] == [b"first"]
+    assert parts["video_reference"] == [b"piece"]
+    assert json.loads(parts["keyframes"][0]) == [{"latent": 0, "file": 0}]
+
+
 def test_extend_and_edit_take_ids_or_files() -> None:
     server, other = Server(video()), "video_" + "1" * 32
     client = server.client()

@@ -180,10 +180,10 @@ def references(
     files: ExitStack, asked: dict[str, Any], image: File | None, keyframes: Sequence[Keyframe], video: File | None
 ) -> Sequence[tuple[str, Any]]:
     """Parts of a form for all that is known of the video; where keyframes go is added to `asked`."""
-    if keyframes and image is not None:
-        keyframes = [Keyframe(image), *keyframes]
-    elif image is not None:
+    if image is not None and not keyframes and video is None:
         return [("input_reference", part_of(files, image, "image.png"))]
+    if image is not None:
+        keyframes = [Keyframe(image), *keyframes]
     if keyframes:
         places = [
             {**place_of(k.at), "file": index} | ({} if k.noise is None else {"noise": k.noise})
