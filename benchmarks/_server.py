@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -39,15 +39,7 @@ class ServerProcess:
 
     def start(self) -> None:
         command = [str(FOLDER / "_server.py")] if self.fake else ["-m", "pusa", "serve"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment(self._settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._process = started(command, self._settings, self.log)
 
     @property
     def pid(self) -> int:
@@ -99,6 +91,19 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()
+
+
+def started(arguments: Sequence[str], settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Python with these arguments and settings (of `ServerSettings`, as text), in a session of its own."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
 def free_port() -> int:

@@ -37,7 +37,7 @@ from typing import Any
 
 import httpx
 import psutil
-from _server import FAKE_ENGINE, ServerProcess, environment
+from _server import FAKE_ENGINE, ServerProcess, started
 from PIL import Image
 
 from pusa import media
@@ -146,15 +146,7 @@ class Processes:
 
     def _start_worker(self) -> None:
         command = [str(Path(__file__).resolve()), "--be-worker"] if self._engine == "fake" else ["-m", "pusa", "worker"]
-        with self._log.open("ab") as log:
-            self._worker = subprocess.Popen(
-                [sys.executable, *command],
-                env=environment(self._settings),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._worker = started(command, self._settings, self._log)
 
     def kill(self, victim: str) -> bool:
         """SIGKILL it; whether it was there. A server or worker that was killed is started again."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pusa import zoo
-from pusa.request import GenerationRequest, knobs
+from pusa.request import GenerationRequest, knobs, preset_alpha
 from pusa.server.studio import examples, timeline, views
 from pusa.server.studio.forms import (
     Form,
@@ -15,7 +15,6 @@ from pusa.server.studio.forms import (
     joined,
     parse_multipliers,
     parse_positions,
-    preset_alpha,
     preset_noise,
     request_of,
     spread,

@@ -79,15 +79,15 @@ def serve(config: str | None, **options: Any) -> None:
     Every option can also be set as PUSA_NAME in the environment, or in a TOML file; API keys only there
     (PUSA_API_KEYS=key,key).
     """
-    settings = _settings(config, options)
-    listener = _listener(settings)
-    _serve(settings, listener)
+    settings = settings_of(config, options)
+    listener = listener_of(settings)
+    run_server(settings, listener)
 
 
 @click.command(cls=WorkerCommand)
 def worker(config: str | None, **options: Any) -> None:
     """Run jobs of a server's queue, on this machine or another: give it the server's --database and --files."""
-    settings = _settings(config, options)
+    settings = settings_of(config, options)
 
     from pusa.server.worker import run_worker
 
@@ -98,7 +98,7 @@ def worker(config: str | None, **options: Any) -> None:
     run_worker(settings, stop)
 
 
-def _settings(config: str | None, options: dict[str, Any]) -> "ServerSettings":
+def settings_of(config: str | None, options: dict[str, Any]) -> "ServerSettings":
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
 
@@ -107,7 +107,7 @@ def _settings(config: str | None, options: dict[str, Any]) -> "ServerSettings":
     return settings
 
 
-def _listener(settings: "ServerSettings") -> socket.socket:
+def listener_of(settings: "ServerSettings") -> socket.socket:
     """The bound socket: what is wrong with the address is told before anything is started."""
     host = settings.host.strip("[]")
     try:
@@ -132,7 +132,7 @@ def _listener(settings: "ServerSettings") -> socket.socket:
     return listener
 
 
-def _serve(settings: "ServerSettings", listener: socket.socket) -> None:
+def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     import uvicorn
 
     from pusa.server.app import create_app

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pusa.cli_serve import SettingsCommand, _listener, _serve, _settings
+from pusa.cli_serve import SettingsCommand, listener_of, run_server, settings_of
 
 _WAIT_SECONDS = 120.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -28,9 +28,9 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise RuntimeError("the studio needs gradio: install it with pip install 'pusa[studio]'")
-    settings = _settings(config, {**options, "studio": True})
+    settings = settings_of(config, {**options, "studio": True})
     try:
-        listener = _listener(settings)
+        listener = listener_of(settings)
     except RuntimeError:
         address = _address(settings.host, settings.port, settings.root_path)
         if not _is_ours(address):
@@ -42,7 +42,7 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
     if browser:
         address = _address(settings.host, listener.getsockname()[1], settings.root_path)
         threading.Thread(target=_open_when_there, args=(address,), name="open-browser", daemon=True).start()
-    _serve(settings, listener)
+    run_server(settings, listener)
 
 
 def _address(host: str, port: int, root_path: str) -> str:

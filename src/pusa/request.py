@@ -59,6 +59,11 @@ PRESETS = {
 steadier and less lively, with 1.3 to 1.5 as its range on Wan2.1 (default 1.4); its start-end example goes to 0.5."""
 
 
+def preset_alpha(preset: str, alpha: float) -> float:
+    """The alpha of a preset on a model whose own is `alpha`."""
+    return min(5.0, max(0.1, round(alpha + PRESETS[preset].alpha_offset, 6)))
+
+
 class ModelDefaults(Protocol):
     """What is read of a model (`pusa.zoo.GenerationDefaults`); alpha is one or per expert, as in Wan2.2."""
 
@@ -300,7 +305,6 @@ class GenerationRequest(StrictModel):
                 nothing to make.
         """
         preset = PRESETS[self.preset]
-        offset = preset.alpha_offset
         first_alpha, second_alpha = _per_expert(defaults.alpha)
         frames = nearest_of(self.frames or defaults.num_frames, FRAMES_PER_LATENT, 1)
         window = min(frames, nearest_of(self.window or defaults.num_frames, FRAMES_PER_LATENT, 1))
@@ -324,8 +328,9 @@ class GenerationRequest(StrictModel):
             "steps": self.steps or defaults.steps,
             "guidance": self.guidance or float(defaults.guidance),
             "shift": self.shift or float(defaults.shift),
-            "alpha": self.alpha or _moved(first_alpha, offset),
-            "alpha_2": self.alpha_2 or (None if self.alpha or not second_alpha else _moved(second_alpha, offset)),
+            "alpha": self.alpha or preset_alpha(self.preset, first_alpha),
+            "alpha_2": self.alpha_2
+            or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
         }
         resolved = ResolvedRequest(**{**dict(self), **filled})
@@ -415,10 +420,6 @@ def _filled(condition: ConditionSpec, noise: float, encode: str) -> ConditionSpe
 
 def _per_expert(alpha: float | Mapping[str, float]) -> tuple[float, float | None]:
     return (alpha["transformer"], alpha.get("transformer_2")) if isinstance(alpha, Mapping) else (alpha, None)
-
-
-def _moved(alpha: float, offset: float) -> float:
-    return min(5.0, max(0.1, round(alpha + offset, 6)))
 
 
 def _check_places(request: ResolvedRequest) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pusa import media
 from pusa.positions import latent_frames
+from pusa.request import preset_alpha
 from pusa.server.jobs import Job
 from pusa.server.service import ServiceError, Upload, VideoService, in_thread
 from pusa.server.studio import examples
@@ -28,7 +29,6 @@ from pusa.server.studio.forms import (
     FormError,
     joined,
     parse_positions,
-    preset_alpha,
     preset_noise,
     request_of,
     spread,
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _FILES = ("image", "video", "second_video", "loop_image")
 _PLACES = ("positions", "multipliers", "video_positions", "video_multipliers")
+_PRESET = ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2")  # what a preset sets
 _FIELDS = tuple(Form.__dataclass_fields__)
 
 Values = Mapping[Any, Any]  # component -> its value
@@ -85,9 +86,7 @@ class Actions:
             self.pictures_changed, fields, [parts["positions"], parts["multipliers"], parts["timeline"]], **latest
         )
         parts["mode"].input(self.mode_changed, fields, self._mode_parts(), **latest)
-        presettable = [
-            parts[name] for name in ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2") if name in parts
-        ]
+        presettable = [parts[name] for name in _PRESET if name in parts]
         parts["preset"].input(self.preset_changed, fields, [*presettable, parts["timeline"]], **latest)
         parts["timeline"].edit(
             self.timeline_edited,
@@ -224,8 +223,8 @@ class Actions:
     def preset_changed(self, values: Values) -> Updates:
         form, parts = self.form(values), self.parts
         form = _with_preset(form, self.defaults)
-        names = [n for n in ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2") if n in parts]
-        return {**{parts[n]: getattr(form, n) for n in names}, parts["timeline"]: shown(form, self.defaults)}
+        set_now = {parts[name]: getattr(form, name) for name in _PRESET if name in parts}
+        return {**set_now, parts["timeline"]: shown(form, self.defaults)}
 
     def mode_changed(self, values: Values) -> Updates:
         return self._mode_updates(self.form(values))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pusa.positions import latent_frames
-from pusa.server.studio.forms import Form, FormDefaults, Tab, joined, preset_alpha, preset_noise, spread
+from pusa.request import preset_alpha
+from pusa.server.studio.forms import Form, FormDefaults, Tab, joined, preset_noise, spread
 
 PICTURES = Path(__file__).parents[2] / "mini" / "pictures"
 CLIPS = Path(__file__).parent / "examples"

@@ -127,10 +127,6 @@ def preset_noise(preset: str, kind: Literal["image", "video"], count: int) -> li
     return [round(min(1.0, original[min(i, len(original) - 1)] + more), 3) for i in range(count)]
 
 
-def preset_alpha(preset: str, alpha: float) -> float:
-    return round(min(5.0, max(0.1, alpha + PRESETS[preset].alpha_offset)), 3)
-
-
 # ---- positions and multipliers as people write them ------------------------------------------------------------------
 
 

@@ -73,9 +73,7 @@ def _shown(example: examples.Example) -> dict[str, Any]:
 
 def _image_inputs(parts: Parts, defaults: FormDefaults) -> None:
     parts["image"] = _picture("image.label", "image", height=240)
-    parts["noise"] = gr.Slider(
-        0, 1, defaults.noise, step=0.05, label=t("noise.label"), info=t("noise.info"), elem_id="noise"
-    )
+    parts["noise"] = _slider("noise", (0, 1, 0.05), defaults.noise, info="noise.info")
 
 
 def _images_inputs(parts: Parts, defaults: FormDefaults) -> None:
@@ -91,16 +89,8 @@ def _images_inputs(parts: Parts, defaults: FormDefaults) -> None:
         elem_id="images",
     )
     with gr.Row():
-        parts["positions"] = gr.Textbox(
-            defaults.positions, label=t("positions.label"), info=t("positions.info"), max_lines=1, elem_id="positions"
-        )
-        parts["multipliers"] = gr.Textbox(
-            defaults.multipliers,
-            label=t("multipliers.label"),
-            info=t("multipliers.info"),
-            max_lines=1,
-            elem_id="multipliers",
-        )
+        for name in ("positions", "multipliers"):
+            parts[name] = _line(name, getattr(defaults, name))
 
 
 def _video_inputs(parts: Parts, defaults: FormDefaults) -> None:
@@ -128,20 +118,8 @@ def _video_inputs(parts: Parts, defaults: FormDefaults) -> None:
         )
         parts["loop_image"] = _picture("loop_image.label", "loop-image", height=240, visible=False)
     with gr.Row() as parts["video_places"]:
-        parts["video_positions"] = gr.Textbox(
-            defaults.video_positions,
-            label=t("video_positions.label"),
-            info=t("video_positions.info"),
-            max_lines=1,
-            elem_id="video-positions",
-        )
-        parts["video_multipliers"] = gr.Textbox(
-            defaults.video_multipliers,
-            label=t("video_multipliers.label"),
-            info=t("video_multipliers.info"),
-            max_lines=1,
-            elem_id="video-multipliers",
-        )
+        for name in ("video_positions", "video_multipliers"):
+            parts[name] = _line(name, getattr(defaults, name))
 
 
 def _text_inputs(parts: Parts, defaults: FormDefaults) -> None:
@@ -149,6 +127,34 @@ def _text_inputs(parts: Parts, defaults: FormDefaults) -> None:
 
 
 _TAB_INPUTS = {"image": _image_inputs, "images": _images_inputs, "video": _video_inputs, "text": _text_inputs}
+
+
+def _line(name: str, value: str, *, info: str | None = None, **options: Any) -> gr.Textbox:
+    """A text of one line; what explains it is ``NAME.info`` unless `info` names another text."""
+    return gr.Textbox(
+        value,
+        label=t(f"{name}.label"),
+        info=t(info or f"{name}.info"),
+        max_lines=1,
+        elem_id=name.replace("_", "-"),
+        **options,
+    )
+
+
+def _slider(
+    name: str, lowest_highest_step: tuple[float, float, float], value: float, *, info: str | None = None
+) -> gr.Slider:
+    """A number; what explains it is the knob's own help unless `info` names another text."""
+    lowest, highest, step = lowest_highest_step
+    return gr.Slider(
+        lowest,
+        highest,
+        value,
+        step=step,
+        label=t(f"{name}.label"),
+        info=t(info or f"help.{name}"),
+        elem_id=name.replace("_", "-"),
+    )
 
 
 def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
@@ -193,16 +199,10 @@ def _knobs(parts: Parts, defaults: FormDefaults) -> None:
         elem_classes="pusa-segments",
     )
     with gr.Row():
-        parts["alpha"] = gr.Slider(
-            0.1, 5, defaults.alpha, step=0.1, label=t("alpha.label"), info=t("help.alpha"), elem_id="alpha"
-        )
-        parts["steps"] = gr.Slider(
-            1, 50, defaults.known.steps, step=1, label=t("steps.label"), info=t("help.steps"), elem_id="steps"
-        )
+        parts["alpha"] = _slider("alpha", (0.1, 5, 0.1), defaults.alpha)
+        parts["steps"] = _slider("steps", (1, 50, 1), defaults.known.steps)
     if defaults.alpha_2 is not None:
-        parts["alpha_2"] = gr.Slider(
-            0.1, 5, defaults.alpha_2, step=0.1, label=t("alpha_2.label"), info=t("help.alpha_2"), elem_id="alpha-2"
-        )
+        parts["alpha_2"] = _slider("alpha_2", (0.1, 5, 0.1), defaults.alpha_2)
 
 
 def _advanced(parts: Parts, defaults: FormDefaults) -> None:
@@ -217,14 +217,7 @@ def _advanced(parts: Parts, defaults: FormDefaults) -> None:
             elem_id="negative",
         )
         with gr.Row():
-            parts["seed"] = gr.Textbox(
-                "",
-                label=t("seed.label"),
-                info=t("help.seed"),
-                placeholder=t("seed.placeholder"),
-                max_lines=1,
-                elem_id="seed",
-            )
+            parts["seed"] = _line("seed", "", info="help.seed", placeholder=t("seed.placeholder"))
             parts["size"] = gr.Dropdown(
                 [(choice("size.auto"), ""), *((size, size) for size in defaults.sizes)],
                 value="",
@@ -235,21 +228,13 @@ def _advanced(parts: Parts, defaults: FormDefaults) -> None:
             )
         with gr.Row():
             longest = max(161, 4 * (known.num_frames - 1) + 1)
-            parts["frames"] = gr.Slider(
-                5, longest, known.num_frames, step=4, label=t("frames.label"), info=t("help.frames"), elem_id="frames"
-            )
-            parts["fps"] = gr.Slider(1, 60, known.fps, step=1, label=t("fps.label"), info=t("help.fps"), elem_id="fps")
+            parts["frames"] = _slider("frames", (5, longest, 4), known.num_frames)
+            parts["fps"] = _slider("fps", (1, 60, 1), known.fps)
         with gr.Row():
-            parts["guidance"] = gr.Slider(
-                1, 20, known.guidance, step=0.5, label=t("guidance.label"), info=t("help.guidance"), elem_id="guidance"
-            )
-            parts["shift"] = gr.Slider(
-                1, 20, known.shift, step=0.5, label=t("shift.label"), info=t("help.shift"), elem_id="shift"
-            )
+            parts["guidance"] = _slider("guidance", (1, 20, 0.5), known.guidance)
+            parts["shift"] = _slider("shift", (1, 20, 0.5), known.shift)
         with gr.Row():
-            parts["overlap"] = gr.Slider(
-                0, 81, 0, step=1, label=t("overlap.label"), info=t("overlap.info"), elem_id="overlap"
-            )
+            parts["overlap"] = _slider("overlap", (0, 81, 1), 0, info="overlap.info")
             parts["fit"] = gr.Radio(
                 [(choice(f"fit.{fit}"), fit) for fit in ("crop", "letterbox", "stretch")],
                 value="crop",

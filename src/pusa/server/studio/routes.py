@@ -13,16 +13,16 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
 from pusa.server.downloads import download
+from pusa.server.schemas import ID_PATTERN
 from pusa.server.service import ServiceError, VideoService, in_thread, is_id
 from pusa.server.studio import examples, views
 from pusa.words import unknown_words
 
 ASSETS = Path(__file__).parent / "assets"
 GALLERY_PAGE = 24
-_ID = r"^video_[0-9a-f]{32}$"
 _FRESH = {"Cache-Control": "no-cache"}
 
-JobId = Annotated[str, PathParameter(pattern=_ID)]
+JobId = Annotated[str, PathParameter(pattern=ID_PATTERN)]
 
 
 def owner_of(request: Any) -> str:
