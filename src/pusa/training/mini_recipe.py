@@ -17,7 +17,7 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
 
-from pusa.models.vae import decode_video, encode_video
+from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training import pictures
@@ -33,7 +33,7 @@ from pusa.training.mini_base import (
 )
 from pusa.training.mini_card import write_card
 from pusa.training.mini_loop import rank
-from pusa.training.mini_vae import channels_last, normalise, psnr, train_vae
+from pusa.training.mini_vae import normalise, psnr, train_vae
 from pusa.training.mini_vta import train_vta, write_dataset
 from pusa.training.scenery import PLACES
 from pusa.training.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS

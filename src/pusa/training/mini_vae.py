@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
+from pusa.models.vae import channels_last
 from pusa.training.mini_loop import ConvMuon, fit
 from pusa.training.world import World, draw_scenes
 
@@ -46,15 +47,6 @@ def make_vae() -> AutoencoderKLWan:
                 module.weight[:, :, :-1] = 0
                 module.weight *= taps**0.5
     return channels_last(vae)
-
-
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """The same VAE with its kernels in the order that CPUs convolve fastest (12 % of a training step)."""
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d | nn.Conv2d):
-            formats = {3: torch.channels_last_3d, 2: torch.channels_last}
-            module.weight.data = module.weight.data.contiguous(memory_format=formats[len(module.kernel_size)])
-    return vae
 
 
 def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> AutoencoderKLWan:
