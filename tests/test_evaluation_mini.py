@@ -140,21 +140,6 @@ def test_the_features_of_real_clips_are_nearer_to_real_ones_than_those_of_noise(
     assert near < far
 
 
-def test_quick_scores_leave_the_pipeline_as_it_was(bench: Bench) -> None:
-    text = captions(bench.scenes(1, seed=2))
-    before = bench.denoise(text)
-    scores = mini.quick_scores(bench.pipe, bench.world, bench.probes, model=bench.model, clips=2, steps=1, alpha=0.7)
-    assert set(scores) == {
-        "thing_kept",
-        "sprite_match",
-        "jump",
-        "sharpness_kept",
-        "frames_1_4_db",
-        "first_frame_db",
-    }
-    assert torch.equal(bench.denoise(text), before)
-
-
 def test_photographs_are_filmed_by_every_camera_and_their_own_end_is_nearest(bench: Bench, tmp_path: Path) -> None:
     files = []
     for number in range(2):

@@ -20,7 +20,7 @@ from pusa.evaluation.paper_points import Judge, Point
 from pusa.evaluation.paper_report import BEGIN, END
 from pusa.evaluation.paper_training import BATCH, REGIMES, Plan
 from pusa.lora_layouts import write_lora
-from pusa.training import mini_base
+from pusa.training import mini_base, mini_clips
 from pusa.training.batches import Plan as Order
 from pusa.training.mini_vae import CONFIG
 from pusa.training.vocabulary import MOTIONS
@@ -129,10 +129,10 @@ def test_every_point_needs_an_adapter_that_some_training_leaves(tmp_path: Path) 
 
 def test_clips_are_held_out_combinations_half_of_them_still_before_a_fixed_camera(work: Path, judge: Judge) -> None:
     clips = judge.clips
-    scenes = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True).scenes
+    scenes = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True).scenes
     assert clips.still.tolist() == [True, True, False, False]
     for latents, still in zip(clips.latents, clips.still, strict=True):
-        data = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True).latents.float()
+        data = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True).latents.float()
         index = int((data == latents).flatten(1).all(1).nonzero())
         assert scenes.camera[index] == 0
         assert (scenes.motion[index] == list(MOTIONS).index("still")) == still
@@ -142,11 +142,11 @@ def test_clips_are_held_out_combinations_half_of_them_still_before_a_fixed_camer
 
 
 def test_cached_latents_are_read_with_the_scenes_they_were_drawn_from(work: Path, tmp_path: Path) -> None:
-    data = mini_base.load_latents(work / "held_out", things=THINGS, held_out=True)
+    data = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True)
     drawn = [draw_scenes(64, 1_000_000 + shard, things=THINGS, held_out=True) for shard in range(3)]
     assert captions(data.scenes) == [text for scenes in drawn for text in captions(scenes)]
     with pytest.raises(FileNotFoundError, match="holds no latents"):
-        mini_base.load_latents(tmp_path, things=THINGS)
+        mini_clips.load_latents(tmp_path, things=THINGS)
 
 
 def test_likeness_and_change_have_known_values() -> None:

@@ -61,10 +61,21 @@ def native_dtype() -> DType:
     """
     import torch
 
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if not (on_gpu or torch.cpu._is_avx512_bf16_supported()):
+    if not is_bf16_fast("cuda" if torch.cuda.is_available() else "cpu"):
         return torch.float32
     return {"default": torch.bfloat16, "text_encoder": torch.float32}
+
+
+def is_bf16_fast(device_type: str) -> bool:
+    """Tell whether a kind of device ("cpu", "cuda") computes in bf16 itself.
+
+    A CPU that does not emulates it, matrix products sixty times slower than in fp32.
+    """
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def dtype_of(component: str, dtype: DType) -> "torch.dtype":

@@ -21,14 +21,13 @@ from pusa.evaluation import joints
 from pusa.evaluation.bench import Bench, Clips, image_of
 from pusa.evaluation.metrics import Figure, drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
 from pusa.evaluation.photographs import PhotographWorld
-from pusa.evaluation.probes import DISTORTIONS, Probes
+from pusa.evaluation.probes import DISTORTIONS
 from pusa.evaluation.report import as_markdown
 from pusa.media import to_uint8
-from pusa.pipeline import PusaPipeline
 from pusa.positions import frames_of, latent_frames
 from pusa.training.sheets import Strip, sheet, write_picture
 from pusa.training.vocabulary import MOTIONS
-from pusa.training.world import World, captions, draw_scenes
+from pusa.training.world import captions, draw_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -353,52 +352,3 @@ def evaluate(
         (out / "report.md").write_text(as_markdown(report))
         logger.info("%s: %.0f s", name, seconds)
     return report
-
-
-def quick_scores(
-    pipe: PusaPipeline,
-    world: World,
-    probes: Probes,
-    *,
-    model: str | Path,
-    clips: int = 8,
-    steps: int | None = None,
-    alpha: float | None = None,
-    noise_multiplier: float = 0.0,
-    seed: int = 91,
-) -> dict[str, float]:
-    """Image-to-video without a caption on a few held-out clips, for sweeps: always the same clips and noise.
-
-    Args:
-        pipe: left at the strength of the adapter that it had, or at the model's own if `alpha` is given.
-        world, probes, model: as for `Bench`.
-        steps: None: the model's.
-        alpha: strength of the adapter for this call.
-        noise_multiplier: of the first frame.
-
-    Returns:
-        ``thing_kept`` and ``sprite_match`` at the end, ``jump`` and ``sharpness_kept`` (1 is ideal), ``frames_1_4_db``
-        and ``first_frame_db`` (both against the real clip).
-    """
-    bench = Bench(pipe, model, world, probes)
-    scenes = bench.scenes(clips, seed=seed, held_out=True, motions=_LASTING)
-    truth, true_latents = bench.drawn(scenes)
-    conditions = [[PusaCondition(image=image_of(clip, 0), noise_multiplier=noise_multiplier)] for clip in truth]
-    if alpha is not None:
-        pipe.set_alpha(alpha)
-    try:
-        latents = bench.denoise([""] * clips, conditions, steps=steps, seed=4000)
-    finally:
-        if alpha is not None:
-            pipe.set_alpha(bench.defaults.alpha)
-    video = bench.decode(latents)
-    sharp, db = sharpness(video), psnr(video, truth)
-    track = bench.matcher.track(video, scenes.thing)
-    return {
-        "thing_kept": float((bench.thing_in(video[:, :, -3:]) == scenes.thing).float().mean()),
-        "sprite_match": float(track.score[:, -1].mean()),
-        "jump": float(first_jump(latents).mean() / first_jump(true_latents).mean()),
-        "sharpness_kept": float((sharp[:, -1] / sharp[:, 0]).mean()),
-        "frames_1_4_db": float(db[:, 1:5].mean()),
-        "first_frame_db": float(db[:, 0].mean()),
-    }

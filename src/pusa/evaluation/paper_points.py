@@ -28,7 +28,9 @@ from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.batches import generator_of
 from pusa.training.config import ObjectiveConfig
-from pusa.training.mini_base import SHIFT, TextToVideo, load_latents
+from pusa.training.mini_base import SHIFT, TextToVideo
+from pusa.training.mini_clips import load_latents
+from pusa.training.mini_loop import precision
 from pusa.training.objective import draw_sigmas, frame_errors, noised, velocity_target
 from pusa.training.scenery import PLACES
 from pusa.training.vocabulary import MOTIONS
@@ -251,7 +253,7 @@ class Judge:
         """fp32, on the CPU: latents ``[B, C, F, h, w]`` at levels ``[B, F]``."""
         backends = [SDPBackend.MATH] if self.device.type == "cpu" else [SDPBackend.EFFICIENT_ATTENTION]
         x, times, embeds = x.to(self.device), 1000 * sigmas.to(self.device), embeds.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(backends):
+        with precision(self.device), sdpa_kernel(backends):
             return self.model(x, times, embeds, return_dict=False)[0].float().cpu()
 
     def losses(self) -> dict[str, list[float]]:

@@ -16,7 +16,8 @@ from pusa.lora import export_lora
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Shape
 from pusa.training.config import TrainConfig, load_config
-from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, SHIFT, Latents, TextToVideo, load_latents
+from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, SHIFT, TextToVideo
+from pusa.training.mini_clips import ClipCache, load_latents
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import train
 from pusa.training.world import captions
@@ -83,7 +84,7 @@ class CaptionedLatents:
         self.hash = f"{len(latents)} clips of the small world"
 
     @classmethod
-    def of(cls, base: TextToVideo, data: Latents) -> "CaptionedLatents":
+    def of(cls, base: TextToVideo, data: ClipCache) -> "CaptionedLatents":
         with torch.no_grad():
             texts = captions(data.scenes)
             embeds = torch.cat([base.embed(texts[i : i + 256]) for i in range(0, len(texts), 256)])

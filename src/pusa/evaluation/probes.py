@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pusa.models.vae import decode_video, encode_video
-from pusa.training.mini_loop import ConvMuon
+from pusa.training.mini_loop import ConvMuon, precision
 from pusa.training.scenery import PLACES
 from pusa.training.vocabulary import CAMERAS, MOTIONS, THINGS
 from pusa.training.world import TEXTURE, Scenes, World, draw_scenes
@@ -347,7 +347,7 @@ def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> 
         ]
         batch = _Frames.cat(some)
         pixels, hue_is_true = recoloured(_shifted(batch.pixels, 6))
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(torch.device("cpu")):
             _, thing, place = probe(roughened(pixels))
         thing_loss = F.cross_entropy(thing.float(), batch.thing, reduction="none", label_smoothing=0.05)
         place_loss = F.cross_entropy(place.float(), batch.place, reduction="none", label_smoothing=0.05)
@@ -378,7 +378,7 @@ def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterato
         motion = torch.where(mirrored, other_motion[motion], motion)
         camera = torch.where(mirrored, other_camera[camera], camera)
         frames = recoloured(frames)[0]
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision(torch.device("cpu")):
             _, motions, cameras = probe(roughened(frames.flatten(0, 1)).unflatten(0, (_BATCH, MOTION_FRAMES)))
         motion_loss = F.cross_entropy(motions.float(), motion, reduction="none", label_smoothing=0.05)
         camera_loss = F.cross_entropy(cameras.float(), camera, label_smoothing=0.05)

@@ -1,12 +1,13 @@
-"""Stage 2: the text-to-video model, with one time for the whole clip, and its text encoder, trained together."""
+"""Stage 2: the text-to-video model and its text encoder, trained together on one time per clip or per latent frame."""
 
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -16,86 +17,19 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Muon
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from pusa.models.vae import encode_video
+from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.scheduler import shifted
-from pusa.training.mini_loop import fit, rank, warm_then_cool, world_size
-from pusa.training.world import Scenes, World, captions, draw_scenes
+from pusa.training.mini_clips import ClipCache
+from pusa.training.mini_loop import fit, precision, warm_then_cool, world_size
+from pusa.training.muon import BatchedMuon
+from pusa.training.world import captions, draw_scenes
 
 MAX_SEQUENCE_LENGTH = 64
 SHIFT = 3.0
-_SHARD_CLIPS = 64
-_CAPTION_DROP = 0.1
 _TEXT_WIDTH = 128
-_SHORT_SHARE, _SMALL_SHARE = 0.25, 0.55  # of the time
 _GPU_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-
-
-class Latents:
-    """Clips as normalised latents ``[N, 16, F, h, w]``, drawn and encoded once; captions are worded anew each time."""
-
-    def __init__(self, latents: Tensor, scenes: Scenes) -> None:
-        self.latents = latents
-        self.scenes = scenes
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def sample(self, count: int, frames: int) -> tuple[Tensor, list[str]]:
-        """`count` random clips, the first `frames` latent frames (the VAE is causal: these are shorter clips)."""
-        chosen = torch.randint(len(self.latents), (count,))
-        scenes = self.scenes[chosen]
-        scenes = Scenes(**{**vars(scenes), "wording": torch.randint(10_000, (count,))})
-        return self.latents[chosen, :, :frames].float(), captions(scenes)
-
-
-def cache_latents(
-    vae: AutoencoderKLWan,
-    world: World,
-    folder: Path,
-    *,
-    clips: int,
-    size: int,
-    frames: int,
-    things: int,
-    held_out: bool = False,
-) -> Latents:
-    """Draw and encode clips into `folder`, 64 a file; processes share the work, and files that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-clips // _SHARD_CLIPS)
-    for shard in range(rank(), shards, world_size()):
-        path = folder / f"{shard:04d}.safetensors"
-        if path.exists():
-            continue
-        scenes, parts = _scenes_of(shard, things, held_out), []
-        for first in range(0, _SHARD_CLIPS, 8):
-            video, _ = world.render(scenes[first : first + 8], frames, size=size)
-            with torch.autocast(world.device.type, torch.bfloat16):
-                parts.append(encode_video(vae, video))
-        save_file({"latents": torch.cat(parts).bfloat16().cpu().contiguous()}, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    if dist.is_initialized():
-        dist.barrier()
-    return load_latents(folder, things=things, held_out=held_out, shards=shards)
-
-
-def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: int | None = None) -> Latents:
-    """Clips that `cache_latents` has left in `folder`, called with the same arguments; all files if not only `shards`.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-    """
-    count = len(list(folder.glob("*.safetensors"))) if shards is None else shards
-    if not count:
-        raise FileNotFoundError(f"{folder} holds no latents")
-    latents = torch.cat([load_file(folder / f"{shard:04d}.safetensors")["latents"] for shard in range(count)])
-    return Latents(latents, Scenes.cat([_scenes_of(shard, things, held_out) for shard in range(count)]))
-
-
-def _scenes_of(shard: int, things: int, held_out: bool) -> Scenes:
-    return draw_scenes(_SHARD_CLIPS, 1_000_000 + shard, things=things, held_out=held_out)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,21 +53,25 @@ class TextToVideo(nn.Module):
     """Transformer and text encoder as they are trained together, and the tokenizer they share.
 
     Args:
-        heads: of 32 channels each, on which Wan's own code and diffusers split RoPE alike (as on 128, not on 64).
+        heads: of attention.
         layers: of the transformer.
+        head_channels: 32 or 128, on which Wan's own code and diffusers split RoPE alike (they do not on 64).
+        tokenizer: None: one is learned from captions.
     """
 
-    def __init__(self, *, heads: int, layers: int) -> None:
+    def __init__(
+        self, *, heads: int, layers: int, head_channels: int = 32, tokenizer: PreTrainedTokenizerFast | None = None
+    ) -> None:
         super().__init__()
-        self.tokenizer = make_tokenizer()
-        self.transformer = WanTransformer3DModel(
+        self.tokenizer = tokenizer or make_tokenizer()
+        self.transformer = PusaWanTransformer3DModel(
             num_attention_heads=heads,
-            attention_head_dim=32,
+            attention_head_dim=head_channels,
             in_channels=16,
             out_channels=16,
             text_dim=_TEXT_WIDTH,
             freq_dim=256,
-            ffn_dim=4 * 32 * heads,
+            ffn_dim=4 * head_channels * heads,
             num_layers=layers,
         )
         self.text_encoder = UMT5EncoderModel(
@@ -149,95 +87,229 @@ class TextToVideo(nn.Module):
         )
 
     def embed(self, texts: list[str], *, drop: float = 0.0) -> Tensor:
-        """Prompt embeddings ``[B, 64, 128]`` as the pipeline makes them (zeros behind the text), some texts empty."""
+        """Embed prompts as the pipeline does: ``[B, 64, 128]``, zeros behind the text, some texts empty."""
         texts = [text if torch.rand(()) >= drop else "" for text in texts]
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_SEQUENCE_LENGTH, return_tensors="pt"
-        ).to(self.text_encoder.device)
-        embeds = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        embeds = embeds * tokens.attention_mask.unsqueeze(-1)
+        ).input_ids
+        return self.embed_tokens(tokens.to(self.text_encoder.device))
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed token ids ``[B, L]``, zeros behind the text: ``[B, 64, 128]``."""
+        mask = (tokens != self.tokenizer.pad_token_id).long()
+        embeds = self.text_encoder(tokens, mask).last_hidden_state * mask.unsqueeze(-1)
         return F.pad(embeds, (0, 0, 0, MAX_SEQUENCE_LENGTH - embeds.shape[1]))
 
+    @classmethod
+    def from_folder(cls, folder: Path) -> "TextToVideo":
+        """Load the base of a model folder of this recipe, without its adapter, in fp32.
 
-def velocity_loss(transformer: nn.Module, clean: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
-    """Mean squared error of the velocity at `sigma`: ``[B]``, or one per latent frame ``[B, F]``, in 0..1."""
+        Raises:
+            FileNotFoundError: a part is missing.
+        """
+        config = PusaWanTransformer3DModel.load_config(folder / "transformer")
+        base = cls(
+            heads=config["num_attention_heads"],
+            layers=config["num_layers"],
+            head_channels=config["attention_head_dim"],
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        )
+        base.transformer = PusaWanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        base.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+        return base
+
+    @cached_property
+    def empty_tokens(self) -> Tensor:
+        """Token ids of the empty caption, ``[1]``: the end of a text."""
+        return self.tokenizer("", return_tensors="pt").input_ids[0].to(self.text_encoder.device)
+
+
+@dataclass(frozen=True)
+class BaseObjective:
+    """How the base is trained on a clip.
+
+    Attributes:
+        vector_share: of clips whose latent frames have each a time of their own (independent, as in Pusa V1.0 and
+            FVDM); the others have one.
+        clean_start_share: of those, clips whose first latent frame is clean, as in image-to-video.
+        thing_weight: the error where a thing is counts 1 + this many times as much as elsewhere.
+        caption_dropout: the share of clips without a caption.
+    """
+
+    vector_share: float = 0.0
+    clean_start_share: float = 0.0
+    thing_weight: float = 0.0
+    caption_dropout: float = 0.1
+
+
+def draw_times(clips: int, frames: int, objective: BaseObjective, device: torch.device) -> Tensor:
+    """Draw sigma in 0..1, logit-normal and shifted: ``[clips, frames]``, or ``[clips]`` where no clip is vectorised."""
+    own = shifted(torch.sigmoid(torch.randn(clips, frames, device=device)), SHIFT)
+    if not objective.vector_share:
+        return own[:, 0]
+    is_vector = torch.rand(clips, 1, device=device) < objective.vector_share
+    starts_clean = torch.rand(clips, 1, device=device) < objective.clean_start_share
+    is_first = torch.arange(frames, device=device) == 0
+    own_or_clean = torch.where(starts_clean & is_first, 0.0, own)
+    return torch.where(is_vector, own_or_clean, own[:, :1])
+
+
+def velocity_errors(transformer: nn.Module, clean: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+    """Compute the squared error of the velocity, averaged over channels: ``[B, F, h, w]``.
+
+    Args:
+        transformer: takes one time per clip or per latent frame.
+        clean: normalised latents ``[B, 16, F, h, w]``.
+        sigma: ``[B]``, or one per latent frame ``[B, F]``, in 0..1.
+        embeds: prompt embeddings ``[B, 64, 128]``.
+    """
     noise = torch.randn_like(clean)
     level = sigma.view(len(clean), 1, -1, 1, 1)  # [B, 1, 1 or F, 1, 1]
     noisy = clean + level * (noise - clean)
     # For sequences this short the plain formula is the fastest attention on a CPU (a step takes 0.54 s, not 0.83).
     backends = [SDPBackend.MATH] if clean.device.type == "cpu" else list(_GPU_ATTENTION)
-    with torch.autocast(clean.device.type, torch.bfloat16), sdpa_kernel(backends):
+    with precision(clean.device), sdpa_kernel(backends):
         velocity = transformer(noisy, 1000 * sigma, embeds, return_dict=False)[0]
-    return F.mse_loss(velocity.float(), noise - clean)
+    return (velocity.float() - (noise - clean)).square().mean(1)
+
+
+@dataclass(frozen=True)
+class BaseSchedule:
+    """How long the base is trained, and how fast.
+
+    Attributes:
+        seconds: of wall time in all, or
+        steps: so many steps, whatever they take, or
+        deadline: of `time.monotonic`; what it takes to compile is not counted into the progress.
+        batch_tokens: per step and process.
+        small_share: of the time, goes to small clips: a step is cheaper by the square of the size, and what is learned
+            there carries over.
+        short_share: of the time, at first, goes to the first half of each clip; afterwards a third of the steps does.
+        rate: of Muon; AdamW's, for what is no matrix, is a fifth of it.
+        cool_from: the share of the time after which rates fall.
+        ema_decay: of the moving average that the base ends with.
+    """
+
+    batch_tokens: int
+    seconds: float | None = None
+    steps: int | None = None
+    deadline: float | None = None
+    small_share: float = 0.55
+    short_share: float = 0.25
+    rate: float = 1e-2
+    cool_from: float = 0.65
+    ema_decay: float = 0.997
 
 
 def train_base(
     model: TextToVideo,
-    small: Latents,
-    full: Latents,
+    small: ClipCache | None,
+    full: ClipCache,
     checkpoint: Path,
-    *,
-    seconds: float,
-    batch_tokens: int,
-    device: torch.device,
+    schedule: BaseSchedule,
+    objective: BaseObjective,
 ) -> None:
-    """Train from scratch, or on from `checkpoint`, until `seconds` are spent.
-
-    The first 55 % of the time goes to small clips, short ones first: every step is cheaper by the square of the size,
-    and what is learned there carries over.
+    """Train the base, or go on from `checkpoint`.
 
     Args:
-        model: transformer and text encoder; moved to `device`.
-        small: clips of the small size.
+        model: transformer and text encoder, on the device of the clips.
+        small: clips of the small size; None: only full ones are trained on.
         full: clips of the size that the model is for.
         checkpoint: a file, written once a minute.
-        seconds: of wall time.
-        batch_tokens: per step and process.
-        device: where to train.
     """
-    model.to(device)
     model.transformer.compile_repeated_blocks(fullgraph=True)  # 1.4 times as fast, on a CPU too
+    loss_of = BaseLoss(model, small, full, schedule, objective)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(matrix) for matrix in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     optimizers = [
-        Muon(matrices, lr=2e-2, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        BatchedMuon(matrices, lr=schedule.rate),
+        torch.optim.AdamW(rest, lr=schedule.rate / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
-
-    def loss_of(seed: int, progress: float) -> Tensor:
-        torch.manual_seed(seed)
-        turn = seed // world_size()  # the same on every process, so that none waits for a longer clip
-        data = small if progress < _SMALL_SHARE else full
-        longest = data.latents.shape[2]
-        shortest = (longest + 1) // 2
-        frames = shortest if progress < _SHORT_SHARE or turn % 3 == 0 else longest
-        tokens = frames * data.latents.shape[3] * data.latents.shape[4] // 4
-        clean, texts = data.sample(max(1, batch_tokens // tokens), frames)
-        sigma = shifted(torch.sigmoid(torch.randn(len(clean))), SHIFT)
-        embeds = model.embed(texts, drop=_CAPTION_DROP)
-        return velocity_loss(model.transformer, clean.to(device), sigma.to(device), embeds)
-
+    seconds = math.inf if schedule.seconds is None else schedule.seconds
+    if schedule.deadline is not None:
+        loss_of.warm_up()
+        seconds = max(1.0, schedule.deadline - time.monotonic())
     fit(
         loss_of,
         model,
         optimizers,
         seconds=seconds,
-        schedule=warm_then_cool(50, 0.65, floor=0.02),
+        steps=schedule.steps,
+        schedule=warm_then_cool(50, schedule.cool_from, floor=0.02),
         checkpoint=checkpoint,
-        ema_decay=0.997,
+        ema_decay=schedule.ema_decay,
     )
 
 
+class BaseLoss:
+    """The loss of a step, from its seed and the progress in 0..1; nothing in it waits for the device."""
+
+    def __init__(
+        self,
+        model: TextToVideo,
+        small: ClipCache | None,
+        full: ClipCache,
+        schedule: BaseSchedule,
+        objective: BaseObjective,
+    ) -> None:
+        self.model, self.full, self.schedule, self.objective = model, full, schedule, objective
+        self.small = small or full
+        self.small_share = schedule.small_share if small is not None else 0.0
+        for clips in {id(self.small): self.small, id(full): full}.values():
+            clips.word(model.tokenizer)
+
+    def __call__(self, seed: int, progress: float) -> Tensor:
+        torch.manual_seed(seed)
+        data = self.small if progress < self.small_share else self.full
+        turn = seed // world_size()  # the same on every process, so that none waits for a longer clip
+        longest = data.latents.shape[2]
+        is_short = self.schedule.short_share > 0 and (progress < self.schedule.short_share or turn % 3 == 0)
+        frames = (longest + 1) // 2 if is_short else longest
+        return self.of_clips(data, frames)
+
+    def warm_up(self) -> None:
+        """Compile for every shape there is: one pass forward and backward of each, without a step."""
+        for data in (self.small, self.full):
+            longest = data.latents.shape[2]
+            for frames in {longest, (longest + 1) // 2 if self.schedule.short_share else longest}:
+                self.of_clips(data, frames).backward()
+        self.model.zero_grad()
+
+    def of_clips(self, data: ClipCache, frames: int) -> Tensor:
+        """The loss of as many clips of `data`, cut to `frames` latent frames, as make a batch."""
+        tokens = frames * data.latents.shape[3] * data.latents.shape[4] // 4
+        clips = data.sample(max(1, self.schedule.batch_tokens // tokens), frames)
+        clean, device = clips.latents, clips.latents.device
+        sigma = draw_times(len(clean), frames, self.objective, device)
+        is_dropped = torch.rand(len(clean), 1, device=device) < self.objective.caption_dropout
+        nothing = F.pad(self.model.empty_tokens, (0, clips.tokens.shape[1] - len(self.model.empty_tokens)))
+        embeds = self.model.embed_tokens(torch.where(is_dropped, nothing, clips.tokens))
+        weight = 1 + self.objective.thing_weight * clips.mask
+        # A clean frame holds nothing of its noise, so nothing can be learned from its error.
+        weight = weight * (sigma > 0).view(len(sigma), -1, 1, 1)
+        errors = velocity_errors(self.model.transformer, clean, sigma, embeds)
+        return (weight * errors).mean() / weight.mean()
+
+
 @torch.no_grad()
-def held_out_loss(model: TextToVideo, data: Latents, *, batches: int = 16) -> float:
-    """Velocity loss on clips that were not trained on, always at the same times and with the same noise."""
+def held_out_loss(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> float:
+    """Measure the velocity loss, one time per clip, on clips that were not trained on: same times and noise always."""
+    return sum(held_out_losses(model, data, batches=batches)) / 8
+
+
+@torch.no_grad()
+def held_out_losses(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> list[float]:
+    """Measure `held_out_loss` at each of its eight noise levels, from the least to the most noise."""
     device = next(model.parameters()).device
-    total = 0.0
+    totals = torch.zeros(8)
     with torch.random.fork_rng():
         for batch in range(batches):
             torch.manual_seed(batch)
-            clean, texts = data.sample(8, data.latents.shape[2])
+            chosen = torch.randint(len(data), (8,))
+            texts = captions(replace(data.scenes[chosen], wording=torch.randint(10_000, (8,))))
             sigma = shifted((torch.arange(8) + 0.5) / 8, SHIFT).to(device)
-            total += float(velocity_loss(model.transformer, clean.to(device), sigma, model.embed(texts)))
-    return total / batches
+            clean = data.latents[chosen].float().to(device)
+            errors = velocity_errors(model.transformer, clean, sigma, model.embed(texts))
+            totals += errors.mean(dim=(1, 2, 3)).cpu()
+    return (totals / batches).tolist()

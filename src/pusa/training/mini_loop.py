@@ -14,7 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Muon, Optimizer
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pusa.resources import is_bf16_fast
+from pusa.training.muon import BatchedMuon
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +35,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class ConvMuon(Muon):
-    """`torch.optim.Muon` for convolution kernels, seen as matrices ``[out, in * taps]``.
+def precision(device: torch.device) -> torch.autocast:
+    """Autocast to bf16 where the device computes in it; elsewhere fp32 is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16_fast(device.type))
+
+
+class ConvMuon(BatchedMuon):
+    """Muon for convolution kernels, seen as matrices ``[out, in * taps]``.
 
     Args:
         kernels: weights in channels-last memory, so that the matrices are views of them.
-        options: as for `torch.optim.Muon`.
+        options: as for `BatchedMuon`.
     """
 
     def __init__(self, kernels: Sequence[Tensor], **options: float) -> None:
@@ -73,12 +82,15 @@ def fit(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     *,
-    seconds: float,
+    seconds: float = math.inf,
+    steps: int | None = None,
     schedule: Schedule,
     checkpoint: Path,
     ema_decay: float | None = None,
 ) -> None:
-    """Train for `seconds` of wall time in all, counting what an earlier, interrupted call has spent.
+    """Train for `seconds` of wall time or for `steps` in all, counting what an earlier, interrupted call has spent.
+
+    On an accelerator the host only queues work: it looks at the loss when it writes a line or a checkpoint.
 
     Args:
         loss_of: from a seed (another one for every step and process) and the progress in 0..1 to a loss.
@@ -88,6 +100,9 @@ def fit(
         checkpoint: written once a minute and at the end; continued from if there. Beside it a file ``.jsonl`` gets
             step, seconds and loss every 20 seconds.
         ema_decay: the model ends with the moving average of its weights.
+
+    Raises:
+        RuntimeError: the loss is not finite.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     averages = {name: p.detach().clone() for name, p in parameters.items()} if ema_decay is not None else {}
@@ -111,35 +126,57 @@ def fit(
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
 
+    def progress() -> float:
+        return step / steps if steps is not None else elapsed / seconds
+
+    def look() -> float:
+        """The mean loss since the last look; this waits for the device."""
+        mean = float(torch.stack(losses).mean())
+        losses.clear()
+        if not math.isfinite(mean):
+            raise RuntimeError(f"the loss is {mean} at step {step}: lower the learning rates")
+        return mean
+
+    waits = next(iter(parameters.values())).device.type == "cpu" if parameters else True
+    losses: list[Tensor] = []
+    report = math.nan
     saved_at = logged_at = elapsed
     model.train()
-    while elapsed < seconds:
+    while progress() < 1:
         began = time.monotonic()
-        factor = schedule(elapsed / seconds, step)
+        factor = schedule(progress(), step)
         for optimizer, group_rates in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
                 group["lr"] = rate * factor
         model.zero_grad()
-        loss = loss_of(step * world_size() + rank(), elapsed / seconds)
+        loss = loss_of(step * world_size() + rank(), progress())
         loss.backward()
-        report = _average([p.grad for p in parameters.values() if p.grad is not None], float(loss.detach()))
-        if not math.isfinite(report):
-            raise RuntimeError(f"the loss is {report} at step {step}: lower the learning rates")
+        losses.append(loss.detach())
+        _average([p.grad for p in parameters.values() if p.grad is not None], losses)
+        if waits:
+            report = look()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        for name, average in averages.items():
+        if averages:
             # A short memory at first: the average of 100 steps is no use with weights of the first ten in it.
             decay = min(ema_decay or 0.0, (1 + step) / (10 + step))
-            average.lerp_(parameters[name].detach(), 1 - decay)
+            update = get_ema_multi_avg_fn(decay)
+            update(list(averages.values()), [p.detach() for p in parameters.values()], step)
         step += 1
-        elapsed += _average([], time.monotonic() - began)  # every process stops at the same step
-        if (elapsed - logged_at > _LOG_SECONDS or elapsed >= seconds) and rank() == 0:
+        elapsed += _agreed(time.monotonic() - began)  # every process stops at the same step
+        is_due = elapsed - logged_at > _LOG_SECONDS or progress() >= 1
+        if is_due and losses:
+            report = look()
+        if is_due and rank() == 0:
             logger.info("%s: %4.0f s, step %d, loss %.4f", checkpoint.stem, elapsed, step, report)
             with checkpoint.with_suffix(".jsonl").open("a") as curve:
                 curve.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": report}) + "\n")
+        if is_due:
             logged_at = elapsed
         if elapsed - saved_at > _SAVE_SECONDS:
+            if losses:
+                look()
             save()
             saved_at = elapsed
     save()
@@ -149,15 +186,24 @@ def fit(
     model.eval()
 
 
-def _average(gradients: Sequence[Tensor], number: float) -> float:
-    """Average gradients over processes in place, and a number with them."""
+def _average(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:
+    """Average gradients and the last loss over processes, in place."""
     if world_size() == 1:
-        return number
-    flat = torch.cat([*(g.reshape(-1) for g in gradients), torch.tensor([number])])
+        return
+    flat = torch.cat([*(g.reshape(-1) for g in gradients), losses[-1].reshape(1)])
     dist.all_reduce(flat)
     flat /= world_size()
     at = 0
     for gradient in gradients:
         gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
         at += gradient.numel()
-    return float(flat[-1])
+    losses[-1] = flat[-1]
+
+
+def _agreed(seconds: float) -> float:
+    """The mean over processes."""
+    if world_size() == 1:
+        return seconds
+    mean = torch.tensor([seconds])
+    dist.all_reduce(mean)
+    return float(mean) / world_size()

@@ -5,47 +5,36 @@ stages are skipped and a broken one goes on where it was. A `Budget` says how la
 """
 
 import argparse
-import json
 import logging
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
-from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training import pictures
+from pusa.training import mini_gpu, pictures
 from pusa.training.export import export_run
 from pusa.training.launch import launched
-from pusa.training.mini_base import (
-    MAX_SEQUENCE_LENGTH,
-    SHIFT,
-    TextToVideo,
-    cache_latents,
-    held_out_loss,
-    train_base,
-)
+from pusa.training.mini_base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.training.mini_card import write_card
-from pusa.training.mini_loop import rank
+from pusa.training.mini_clips import ClipPlan, cache_clips
+from pusa.training.mini_folder import LORA_FILE, Report, describe_folder, write_folder
+from pusa.training.mini_loop import precision, rank
+from pusa.training.mini_samples import Maker, find_strength
 from pusa.training.mini_vae import normalise, psnr, train_vae
-from pusa.training.mini_vta import train_vta, write_dataset
-from pusa.training.scenery import PLACES
-from pusa.training.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
+from pusa.training.mini_vta import VtaPlan, train_vta, write_dataset
+from pusa.training.picture_pack import load_pack
+from pusa.training.vocabulary import THINGS
 from pusa.training.world import PHOTOGRAPH, World, draw_scenes
 
 logger = logging.getLogger(__name__)
 
-LORA_FILE = "pusa_lora.safetensors"
 STAGES = ("vae", "base", "vta", "export")
-_ALPHA = 1.4  # Pusa V1.0's
-_ENOUGH_DB = 0.5
-_STRENGTHS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +55,8 @@ class Budget:
     small_clips: int
     batch_tokens: int
     sweep_clips: int = 8
+    rank: int = 16
+    objective: BaseObjective = field(default_factory=BaseObjective)
 
     @property
     def latent_frames(self) -> int:
@@ -124,15 +115,21 @@ BUDGETS = {
 }
 
 
-def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device) -> None:
-    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
-    work.mkdir(parents=True, exist_ok=True)
+def load_pictures(work: Path, pack: Path | None) -> tuple[Tensor, Tensor]:
+    """Load sprites and photographs from a picture pack, or from what is fetched into the working folder."""
+    if pack is not None:
+        return load_pack(pack)
     if rank() == 0:
         pictures.fetch(work / "pictures")
     _wait()
-    photographs = pictures.load_photographs(work / "pictures")
+    return pictures.load_sprites(work / "pictures"), pictures.load_photographs(work / "pictures")
+
+
+def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
+    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
+    work.mkdir(parents=True, exist_ok=True)
+    sprites, photographs = load_pictures(work, pack)
     motion_frames = budget.frames - 1
-    sprites = pictures.load_sprites(work / "pictures")
     world = World(sprites, photographs, motion_frames=motion_frames, device=device)
     report = Report(work / "report.json", budget)
 
@@ -151,17 +148,18 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     if until == "vae":
         return
 
-    cache = partial(cache_latents, vae, world, frames=budget.frames, things=budget.things)
-    full = cache(work / "latents", clips=budget.clips, size=budget.size)
-    held_out = cache(work / "held_out", clips=256, size=budget.size, held_out=True)
+    plan = ClipPlan(clips=budget.clips, size=budget.size, frames=budget.frames, things=budget.things)
+    full = cache_clips(vae, world, work / "latents", plan)
+    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=256, held_out=True))
     base_file = work / "base.safetensors"
     if not base_file.exists():
         torch.manual_seed(0)
-        base = TextToVideo(heads=budget.heads, layers=budget.layers)
-        small = cache(work / "small_latents", clips=budget.small_clips, size=budget.small_size)
+        base = TextToVideo(heads=budget.heads, layers=budget.layers).to(device)
+        plan = replace(plan, clips=budget.small_clips, size=budget.small_size)
+        small = cache_clips(vae, world, work / "small_latents", plan)
         logger.info("%d small and %d full clips", len(small), len(full))
-        seconds, tokens = 60 * budget.base_minutes, budget.batch_tokens
-        train_base(base, small, full, work / "base.pt", seconds=seconds, batch_tokens=tokens, device=device)
+        schedule = BaseSchedule(seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens)
+        train_base(base, small.to(device), full.to(device), work / "base.pt", schedule, budget.objective)
         if rank() == 0:
             report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
             save_model(base.to("cpu"), str(base_file))
@@ -173,7 +171,7 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     if not (work / "vta" / "adapter.safetensors").exists():
         dataset = write_dataset(base, full, work / "dataset", size=budget.size)
         frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
-        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, batch_frames=frames)
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, plan=VtaPlan(frames, rank=budget.rank))
     if until == "vta":
         return
     if rank() == 0:
@@ -181,29 +179,15 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         load_model(base, base_file)
         write_folder(work / "model", vae, base, budget)
         lora = work / "model" / LORA_FILE
+        export_run(work / "vta", lora)
+        describe_folder(work / "model", budget, with_adapter=True)
         if "strength" not in report:
-            export_run(work / "vta", lora)
+            maker = Maker(PusaPipeline.from_pretrained(work / "model"), size=budget.size, frames=budget.frames)
             judge = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
-            report.add("strength", find_strength(work, judge, budget))
+            report.add("strength", find_strength(maker, judge, things=budget.things, clips=budget.sweep_clips))
         export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
         write_card(work, work)
     _wait()
-
-
-class Report:
-    """What the stages measured, as JSON in the working folder; the card and the documentation are made from it."""
-
-    def __init__(self, path: Path, budget: Budget) -> None:
-        self.path = path
-        self.content = json.loads(path.read_text()) if path.exists() else {"budget": asdict(budget)}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.content
-
-    def add(self, name: str, values: object) -> None:
-        self.content[name] = values
-        self.path.write_text(json.dumps(self.content, indent=2) + "\n")
-        logger.info("%s: %s", name, values)
 
 
 @torch.no_grad()
@@ -217,74 +201,13 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
         frame_scores = []
         for first in range(0, len(chosen), 8):
             video, _ = world.render(chosen[first : first + 8], frames, size=size)
-            with torch.autocast(video.device.type, torch.bfloat16):
+            with precision(video.device):
                 decoded = decode_video(vae, encode_video(vae, video))
             frame_scores.append(psnr(decoded, video))
         db = torch.cat(frame_scores)  # [clips, frames]
         scores[f"{name}_db"] = float(db.mean())
         scores[f"{name}_first_frame_db"] = float(db[:, 0].mean())
     return scores
-
-
-def find_strength(work: Path, world: World, budget: Budget) -> dict[str, Any]:
-    """Try strengths of the adapter on combinations that training never drew, without a caption.
-
-    Strength costs motion and text-to-video, so the best is the smallest whose first frames come within half a decibel
-    of the most faithful; `factor` makes it alpha 1.4, which Pusa V1.0 recommends.
-    """
-    from pusa.evaluation.mini import quick_scores
-    from pusa.evaluation.probes import train_probes
-
-    pipe = PusaPipeline.from_pretrained(work / "model")  # says in pusa.json that the adapter belongs to it
-    # Only what is in a frame is asked here, not how it moves.
-    probes = train_probes(world, pipe.vae, things=budget.things, size=budget.size, frame_steps=200, motion_steps=8)
-    score = partial(quick_scores, pipe, world, probes, model=work / "model", clips=budget.sweep_clips)
-    sweep = {f"{strength:g}": score(alpha=strength) for strength in _STRENGTHS}
-    fidelity = {strength: sweep[f"{strength:g}"]["frames_1_4_db"] for strength in _STRENGTHS}
-    best = min(strength for strength in _STRENGTHS if fidelity[strength] >= max(fidelity.values()) - _ENOUGH_DB)
-    return {"best": best, "factor": best / _ALPHA, "sweep": sweep}
-
-
-def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget: Budget) -> None:
-    """A folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`)."""
-    pipe = PusaPipeline(
-        tokenizer=base.tokenizer,
-        text_encoder=base.text_encoder,
-        vae=vae,
-        scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
-        transformer=base.transformer,
-    )
-    pipe.to(torch.bfloat16, silence_dtype_warnings=True)
-    pipe.save_pretrained(folder)
-    seconds = budget.frames / 16
-    title = (
-        f"embedded model: {budget.things} things, {len(MOTIONS)} motions, {budget.size} pixels, {seconds:.0f} seconds"
-    )
-    card = {
-        "title": title,
-        "defaults": {
-            "width": budget.size,
-            "height": budget.size,
-            "num_frames": budget.frames,
-            "fps": 16.0,
-            "steps": 10,
-            "guidance": 3.0,
-            "shift": SHIFT,
-            "alpha": _ALPHA,
-            "max_sequence_length": MAX_SEQUENCE_LENGTH,
-            "negative_prompt": "",
-            "encode": "repeat",
-        },
-        "lora": {"transformer": LORA_FILE},
-        "words": {
-            "things": [list(names[1:]) for names in THINGS[: budget.things]],
-            "motions": [list(words) for words in MOTIONS.values()],
-            "places": [list(place.phrases) for place in PLACES],
-            "cameras": [words.removeprefix(", ") for words in CAMERAS.values() if words],
-            "pictures": list(PHOTOGRAPH_WORDS),
-        },
-    }
-    (folder / "pusa.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def _wait() -> None:
@@ -295,11 +218,20 @@ def _wait() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budget", choices=BUDGETS, required=True)
+    parser.add_argument("--budget", choices=[*BUDGETS, *mini_gpu.CARD_BUDGETS], required=True)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    parser.add_argument("--pictures", type=Path, help="a picture pack, instead of what npm and apt bring")
+    parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    run(options.work, BUDGETS[options.budget], until=options.until, device=launched().device)
+    device = launched().device
+    if options.budget in BUDGETS:
+        run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
+    else:
+        budget = mini_gpu.CARD_BUDGETS[options.budget]
+        if options.seconds is not None:
+            budget = replace(budget, seconds=options.seconds)
+        mini_gpu.run(options.work, budget, *load_pictures(options.work, options.pictures), device=device)
     if dist.is_initialized():
         dist.destroy_process_group()
 

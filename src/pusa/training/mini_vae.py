@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from pusa.models.vae import channels_last
-from pusa.training.mini_loop import ConvMuon, fit
+from pusa.training.mini_loop import ConvMuon, fit, precision
 from pusa.training.world import World, draw_scenes
 
 CONFIG = {
@@ -75,7 +75,7 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> A
         scenes = draw_scenes(_IMAGES if is_image else _WINDOW_FRAMES // frames, seed)
         start = int(torch.randint(0, world.motion_frames + 2 - frames, ()))
         video, alpha = _crop(*world.render(scenes, frames, size=size, start=start))
-        with torch.autocast(video.device.type, torch.bfloat16):
+        with precision(video.device):
             posterior = vae.encode(video).latent_dist
             decoded = torch.cat(list(_decode(vae, posterior.sample())), dim=2)
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
@@ -129,7 +129,7 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int = 64) -> None:
     """Measure mean and standard deviation of the latents, channel by channel, and write them into the configuration."""
     video, _ = world.render(draw_scenes(clips, seed=-1), 17, size=size)
-    with torch.autocast(video.device.type, torch.bfloat16):
+    with precision(video.device):
         latents = torch.cat([vae.encode(part).latent_dist.mode().float() for part in video.split(4)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

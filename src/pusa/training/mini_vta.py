@@ -4,22 +4,45 @@ As in Pusa V1.0 (arXiv 2507.16116): every frame's time is drawn on its own, with
 shifted grid that sampling uses; nothing shows the model an image to be continued.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from pusa.resources import is_bf16_fast
 from pusa.training.config import load_config
 from pusa.training.dataset import LatentDataset
 from pusa.training.dataset_writer import DatasetWriter
-from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, Latents, TextToVideo
+from pusa.training.launch import launched
+from pusa.training.mini_base import MAX_SEQUENCE_LENGTH, TextToVideo
+from pusa.training.mini_clips import ClipCache
 from pusa.training.mini_loop import rank
 from pusa.training.trainer import train
 from pusa.training.world import captions
 
+_EMBED_BATCH = 512
 
-def write_dataset(base: TextToVideo, data: Latents, folder: Path, *, size: int) -> LatentDataset:
-    """Clips with their captions and these captions' embeddings, as `pusa data prepare` leaves them."""
+
+@dataclass(frozen=True)
+class VtaPlan:
+    """How the adapter is trained.
+
+    Attributes:
+        batch_frames: latent frames per step and process.
+        rank: of the LoRA; its alpha is the same.
+        workers: threads that read clips and draw noise.
+        deterministic: on a GPU, the same weights bit for bit after a kill; off is faster.
+    """
+
+    batch_frames: int
+    rank: int = 16
+    workers: int = 1
+    deterministic: bool = True
+
+
+def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int) -> LatentDataset:
+    """Write clips with their captions and these captions' embeddings, as `pusa data prepare` leaves them."""
     if rank() == 0 and not (folder / "dataset.json").exists():
         part = folder.with_name(folder.name + ".part")
         texts = captions(data.scenes)
@@ -27,10 +50,12 @@ def write_dataset(base: TextToVideo, data: Latents, folder: Path, *, size: int) 
             torch.no_grad(),
             DatasetWriter(part, model="mini", max_sequence_length=MAX_SEQUENCE_LENGTH) as writer,
         ):
-            for text in sorted({"", *texts}):
-                length = len(base.tokenizer(text).input_ids)
-                writer.add_prompt(text, base.embed([text])[0, :length].cpu())
-            for number, (latents, text) in enumerate(zip(data.latents, texts, strict=True)):
+            prompts = sorted({"", *texts})
+            for first in range(0, len(prompts), _EMBED_BATCH):
+                some = prompts[first : first + _EMBED_BATCH]
+                for text, embeds in zip(some, base.embed(some).cpu(), strict=True):
+                    writer.add_prompt(text, embeds)
+            for number, (latents, text) in enumerate(zip(data.latents.cpu(), texts, strict=True)):
                 name = f"clip-{number:05d}"
                 frames = 4 * latents.shape[1] - 3
                 if name not in writer:
@@ -41,16 +66,24 @@ def write_dataset(base: TextToVideo, data: Latents, folder: Path, *, size: int) 
     return LatentDataset(folder)
 
 
-def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, batch_frames: int) -> None:
+def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, plan: VtaPlan) -> None:
     """Adapt `base`, whose weights stay as they are, in the folder `run`, on from where it was."""
     longest = max(shape[1] for shape in dataset.buckets)
+    device = launched().device
+    on_cpu = device.type == "cpu"
     config = load_config(
         "mini-vta",
         {
             "output": str(run),
             "data.lengths": [(longest + 1) // 2, longest],
+            "data.workers": plan.workers,
             "seconds": seconds,
-            "batch_frames": batch_frames,
+            "batch_frames": plan.batch_frames,
+            "method.rank": plan.rank,
+            "method.alpha": float(plan.rank),
+            "model.dtype": "bf16" if is_bf16_fast(device.type) else "fp32",
+            "model.attention": "math" if on_cpu else "auto",
+            "model.deterministic": plan.deterministic,
         },
     )
     train(config, transformer=base.transformer, dataset=dataset, resume=True)

@@ -67,7 +67,14 @@ def is_held_out(thing: Tensor, motion: Tensor, place: Tensor) -> Tensor:
     return ((thing + 5 * motion + 7 * place) % _HELD_OUT_EVERY == 0) & (place < len(PLACES))
 
 
-def draw_scenes(count: int, seed: int, *, things: int = len(THINGS), held_out: bool = False) -> Scenes:
+def draw_scenes(
+    count: int,
+    seed: int,
+    *,
+    things: int = len(THINGS),
+    held_out: bool = False,
+    picture_share: float | None = None,
+) -> Scenes:
     """Random clips.
 
     Args:
@@ -75,7 +82,11 @@ def draw_scenes(count: int, seed: int, *, things: int = len(THINGS), held_out: b
         seed: the same seed draws the same clips.
         things: only the first of `THINGS`.
         held_out: False: those for training. True: only combinations that training never sees, one thing in a place.
+        picture_share: of clips that show a photograph or a painted texture instead of a place; None: 0.23.
     """
+    usual = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
+    pictured = usual if picture_share is None else picture_share
+    textured = pictured * _TEXTURE_SHARE / usual
     generator = torch.Generator().manual_seed(seed)
 
     def pick(below: int) -> Tensor:
@@ -92,8 +103,8 @@ def draw_scenes(count: int, seed: int, *, things: int = len(THINGS), held_out: b
     pair = chance(_PAIR_SHARE)
     second = torch.where(pair, (thing + 1 + pick(things - 1)) % things, -1)
     kind = torch.rand(count, generator=generator) + held_out  # held out: no pictures
-    place = torch.where(kind < _TEXTURE_SHARE + _PHOTOGRAPH_SHARE, PHOTOGRAPH, place)
-    place = torch.where(kind < _TEXTURE_SHARE, TEXTURE, place)
+    place = torch.where(kind < pictured, PHOTOGRAPH, place)
+    place = torch.where(kind < textured, TEXTURE, place)
     bare = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
     thing, second = torch.where(bare, -1, thing), torch.where(bare, -1, second)
     moves = torch.rand(count, generator=generator) < torch.where(bare, 0.9, _MOVING_CAMERA_SHARE)

@@ -1,0 +1,259 @@
+"""Which changes of the small model's recipe help? Short trials, each going on from the model in the package.
+
+    python benchmarks/mini_trials.py WORK [--pictures PACK] [--steps 1100] [--only NAME ...]
+    python benchmarks/mini_trials.py WORK --steps 3300 --only first-edition all   # an hour each
+    python benchmarks/mini_trials.py WORK --table
+
+All trials see as many clips in as many steps of the same size, so that a busy machine changes no result; `--size 64`
+makes a step cheap. The base alone is trained and judged, without any adapter, on combinations never drawn:
+
+- the held-out loss, one time for the whole clip, at eight levels of noise (low, middle, high and their mean);
+- the same where things are, and the loss of image-to-video (the first latent frame clean);
+- text-to-video with captions: the sprite match, see `pusa.evaluation.templates`;
+- image-to-video without a caption: PSNR of frames 1 to 4 and the sprite match of the last frame.
+
+One JSON line a trial goes to ``WORK/trials.jsonl``, a sheet of what it makes to ``WORK/NAME-STEPS.jpg``.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from pusa.conditions import PusaCondition
+from pusa.evaluation.bench import image_of
+from pusa.evaluation.metrics import psnr, sharpness
+from pusa.evaluation.templates import Matcher
+from pusa.media import to_uint8
+from pusa.models.vae import channels_last, decode_video
+from pusa.pipeline import PusaPipeline
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.training import pictures
+from pusa.training.mini_base import (
+    MAX_SEQUENCE_LENGTH,
+    SHIFT,
+    BaseObjective,
+    BaseSchedule,
+    TextToVideo,
+    held_out_losses,
+    train_base,
+    velocity_errors,
+)
+from pusa.training.mini_clips import ClipCache, ClipPlan, cache_clips
+from pusa.training.sheets import Strip, sheet, write_picture
+from pusa.training.world import World, captions
+from pusa.zoo import MINI_FOLDER
+
+FRAMES, THINGS = 33, 32
+FIRST_EDITION = BaseObjective()
+ALL = BaseObjective(vector_share=0.3, clean_start_share=0.5, thing_weight=2.0, caption_dropout=0.25)
+PICTURES = 1 / 3
+TRIALS: dict[str, tuple[BaseObjective, float | None]] = {  # and the share of photographs and textures
+    "first-edition": (FIRST_EDITION, None),
+    "vector-times": (replace(FIRST_EDITION, vector_share=0.3), None),
+    "vector-times-clean-start": (replace(FIRST_EDITION, vector_share=0.3, clean_start_share=0.5), None),
+    "thing-weight": (replace(FIRST_EDITION, thing_weight=2.0), None),
+    "caption-dropout": (replace(FIRST_EDITION, caption_dropout=0.25), None),
+    "pictures": (FIRST_EDITION, PICTURES),
+    "all": (ALL, PICTURES),
+}
+
+
+class Trials:
+    """The data of all trials, made once."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.work = options, options.work
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.vae = channels_last(AutoencoderKLWan.from_pretrained(MINI_FOLDER / "vae"))
+        self.world = make_world(options)
+        self.held_out = self.clips("held_out", 256, None, held_out=True)
+
+    def clips(self, name: str, count: int, picture_share: float | None, *, held_out: bool = False) -> ClipCache:
+        plan = ClipPlan(
+            clips=count,
+            size=self.options.size,
+            frames=FRAMES,
+            things=THINGS,
+            picture_share=picture_share,
+            held_out=held_out,
+        )
+        return cache_clips(self.vae, self.world, self.work / f"{name}-{self.options.size}", plan)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Train and judge."""
+        objective, picture_share = TRIALS[name]
+        data = self.clips("pictures" if picture_share else "clips", self.options.clips, picture_share)
+        base = TextToVideo.from_folder(MINI_FOLDER)
+        schedule = BaseSchedule(
+            batch_tokens=self.options.batch_tokens,
+            steps=self.options.steps,
+            short_share=0.0,
+            rate=self.options.rate,
+            cool_from=0.3,
+            ema_decay=0.995,
+        )
+        began = time.process_time()
+        checkpoint = self.work / f"{name}-{self.options.steps}.pt"
+        if self.options.steps:
+            train_base(base, None, data, checkpoint, schedule, objective)
+        spent = time.process_time() - began
+        result = {
+            "trial": name,
+            "steps": self.options.steps,
+            "size": self.options.size,
+            "core_minutes": round(spent / 60, 1),
+            "objective": asdict(objective),
+            "picture_share": picture_share,
+            **self.judge(base, name),
+        }
+        with (self.work / "trials.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        return result
+
+    @torch.no_grad()
+    def judge(self, base: TextToVideo, name: str) -> dict[str, float]:
+        """Measure all that the table shows, and write the sheet."""
+        base = TextToVideoCopy.of(base)
+        levels = held_out_losses(base, self.held_out, batches=32)
+        scores = {
+            "loss": sum(levels) / 8,
+            "loss_low": sum(levels[:3]) / 3,
+            "loss_middle": sum(levels[3:6]) / 3,
+            "loss_high": sum(levels[6:]) / 2,
+            **self.frame_losses(base),
+        }
+        pipe = PusaPipeline(
+            tokenizer=base.tokenizer,
+            text_encoder=base.text_encoder,
+            vae=self.vae,
+            scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
+            transformer=base.transformer,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        scenes = self.held_out.scenes[: self.options.judged]
+        truth = self.world.render(scenes, FRAMES, size=self.options.size)[0]
+        texts = captions(scenes)
+        told = self.make(pipe, texts, None)
+        shown = self.make(pipe, [""] * len(texts), truth)
+        matcher = Matcher(self.world.sprites[:THINGS])
+        scores["t2v_sprite_match"] = float(matcher.track(told, scenes.thing).score.mean())
+        scores["i2v_frames_1_4_db"] = float(psnr(shown[:, :, 1:5], truth[:, :, 1:5]).mean())
+        scores["i2v_sprite_match_at_end"] = float(matcher.track(shown, scenes.thing).score[:, -1].mean())
+        sharp = sharpness(shown)
+        scores["i2v_sharpness_kept"] = float((sharp[:, -1] / sharp[:, 0]).mean())
+        strips = [Strip(text, to_uint8(clip[None])) for text, clip in zip(texts, told, strict=True)]
+        strips += [Strip(f"{t} (its picture)", to_uint8(c[None]), held=[0]) for t, c in zip(texts, shown, strict=True)]
+        picture = sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
+        write_picture(picture, self.work / f"{name}-{self.options.steps}.jpg")
+        return scores
+
+    def frame_losses(self, base: TextToVideo) -> dict[str, float]:
+        """Measure the loss where things are (one time per clip), and that of image-to-video."""
+        things, total, pictured = 0.0, 0.0, 0.0
+        with torch.random.fork_rng():
+            for batch in range(16):
+                torch.manual_seed(1000 + batch)
+                chosen = torch.randint(len(self.held_out), (8,))
+                clean = self.held_out.latents[chosen].float()
+                mask = self.held_out.mask[chosen].float() / 255
+                embeds = base.embed(captions(self.held_out.scenes[chosen]))
+                sigma = (torch.arange(8) + 0.5) / 8
+                sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+                errors = velocity_errors(base.transformer, clean, sigma, embeds)
+                things, total = things + float((errors * mask).sum()), total + float(mask.sum())
+                given = sigma[:, None].repeat(1, clean.shape[2])
+                given[:, 0] = 0
+                pictured += float(velocity_errors(base.transformer, clean, given, embeds)[:, 1:].mean()) / 16
+        return {"loss_of_things": things / total, "loss_i2v": pictured}
+
+    def make(self, pipe: PusaPipeline, texts: list[str], truth: Tensor | None) -> Tensor:
+        """Make clips ``[B, 3, F, H, W]`` in -1..1, from their first frames if `truth` is given."""
+        made = []
+        for number, text in enumerate(texts):
+            conditions = None if truth is None else [PusaCondition(image=image_of(truth[number], 0))]
+            latents = pipe(
+                text,
+                conditions=conditions,
+                height=self.options.size,
+                width=self.options.size,
+                num_frames=FRAMES,
+                num_inference_steps=10,
+                guidance_scale=3.0 if truth is None else 1.5,
+                max_sequence_length=MAX_SEQUENCE_LENGTH,
+                generator=torch.Generator().manual_seed(500 + number),
+                output_type="latent",
+            ).frames
+            made.append(decode_video(self.vae, latents).float())
+        return torch.cat(made)
+
+
+class TextToVideoCopy(TextToVideo):
+    """A base without compiled blocks."""
+
+    @classmethod
+    def of(cls, base: TextToVideo) -> TextToVideo:
+        config = base.transformer.config
+        copy = TextToVideo(
+            heads=config.num_attention_heads,
+            layers=config.num_layers,
+            head_channels=config.attention_head_dim,
+            tokenizer=base.tokenizer,
+        )
+        copy.load_state_dict(base.state_dict())
+        return copy.eval()
+
+
+def make_world(options: argparse.Namespace) -> World:
+    """The small world, from a picture pack or from what `pusa.training.pictures` fetches."""
+    if options.pictures is not None:
+        from pusa.training.picture_pack import load_pack
+
+        sprites, photographs = load_pack(options.pictures)
+    else:
+        cache = options.work / "pictures"
+        pictures.fetch(cache)
+        sprites, photographs = pictures.load_sprites(cache), pictures.load_photographs(cache)
+    return World(sprites, photographs, motion_frames=FRAMES - 1)
+
+
+def table(path: Path) -> str:
+    """All trials so far as Markdown."""
+    results = [json.loads(line) for line in path.read_text().splitlines()]
+    names = [name for name in results[0] if name.startswith(("loss", "t2v", "i2v"))]
+    rows = [f"| trial | steps | core minutes | {' | '.join(name.replace('_', ' ') for name in names)} |"]
+    rows.append("|---" * (len(names) + 3) + "|")
+    for result in results:
+        values = " | ".join(f"{result[name]:.2f}" if "_db" in name else f"{result[name]:.4f}" for name in names)
+        rows.append(f"| {result['trial']} | {result['steps']} | {result['core_minutes']} | {values} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Short trials of changes of the small model's recipe.")
+    parser.add_argument("work", type=Path, help="folder for clips, checkpoints, results")
+    parser.add_argument("--pictures", type=Path, help="a picture pack instead of what npm and apt bring")
+    parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--steps", type=int, default=1100, help="0 judges the model in the package as it is")
+    parser.add_argument("--clips", type=int, default=4096)
+    parser.add_argument("--judged", type=int, default=16, help="clips made for the sheet and the sprite match")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--batch-tokens", type=int, default=2304)
+    parser.add_argument("--rate", type=float, default=8e-3, help="of Muon")
+    parser.add_argument("--table", action="store_true", help="only print the results so far")
+    options = parser.parse_args()
+    if not options.table:
+        trials = Trials(options)
+        for name in options.only:
+            print(json.dumps(trials.run(name)), flush=True)
+    print(table(options.work / "trials.jsonl"))
+
+
+if __name__ == "__main__":
+    main()
