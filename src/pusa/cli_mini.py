@@ -27,8 +27,14 @@ def mini() -> None:
     "stages in a few minutes, for a look at the machinery.",
 )
 @click.option("--until", type=click.Choice(_STAGES), default=_STAGES[-1], help="Stop after this stage.")
+@click.option(
+    "--pictures",
+    "pack",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A file that `pusa mini pictures` has made; nothing is fetched then.",
+)
 @click.option("--processes", type=click.IntRange(1, 64), help="Of one thread each. [default: 1 with a GPU, else 2]")
-def train(work: Path, budget: str, until: str, processes: int | None) -> None:
+def train(work: Path, budget: str, until: str, pack: Path | None, processes: int | None) -> None:
     """Draw clips, train VAE, text-to-video model and Pusa adapter, and write the model to FOLDER/model.
 
     The pictures it is drawn from are fetched from npm and Debian (npm, apt-get and dpkg-deb are needed, once). Stop it
@@ -39,6 +45,7 @@ def train(work: Path, budget: str, until: str, processes: int | None) -> None:
 
         processes = 1 if torch.cuda.is_available() else 2
     options = ["--work", str(work), "--budget", budget, "--until", until]
+    options += ["--pictures", str(pack)] if pack else []
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "pusa.training.mini_recipe", *options]
     # One thread a process: two processes with averaged gradients are faster than one with two threads.
@@ -53,3 +60,26 @@ def train(work: Path, budget: str, until: str, processes: int | None) -> None:
     if code:
         raise RuntimeError(f"the recipe ended with exit code {code}; what went wrong is said above")
     click.echo(f"{work / 'model'}" if until == _STAGES[-1] else f"{work}: done up to stage {until}")
+
+
+@mini.command("pictures")
+@click.argument("pack", metavar="PACK.safetensors", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the downloads are kept.  [default: the folder pictures_cache beside PACK]",
+)
+def pictures_command(pack: Path, cache: Path | None) -> None:
+    """Put the pictures that the model is trained on into one file, for a machine that can fetch nothing.
+
+    `pusa mini train --pictures PACK.safetensors` takes it. The pictures are fetched from npm and Debian (npm, apt-get
+    and dpkg-deb are needed, once); their credits and licences are in the file.
+    """
+    from pusa.training import picture_pack, pictures
+
+    if pack.suffix != ".safetensors":
+        raise click.BadParameter(f"{pack} must end in .safetensors", param_hint="PACK.safetensors")
+    cache = cache or pack.parent / "pictures_cache"
+    pictures.fetch(cache)
+    picture_pack.make_pack(cache, pack)
+    click.echo(f"{pack}: {pack.stat().st_size / 1e6:.1f} MB")

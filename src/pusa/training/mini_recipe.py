@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training import pictures
+from pusa.training import picture_pack, pictures
 from pusa.training.export import export_run
 from pusa.training.launch import launched
 from pusa.training.mini_base import (
@@ -124,15 +125,16 @@ BUDGETS = {
 }
 
 
-def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device) -> None:
-    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
+def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
+    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``.
+
+    Pictures are fetched into ``work/pictures``, unless there is a `pack` of them (see `pusa.training.picture_pack`).
+    """
     work.mkdir(parents=True, exist_ok=True)
-    if rank() == 0:
-        pictures.fetch(work / "pictures")
-    _wait()
-    photographs = pictures.load_photographs(work / "pictures")
+    sprites, photographs = picture_pack.load_pack(pack) if pack else _fetched(work / "pictures")
+    if len(sprites) < budget.things:
+        raise ValueError(f"{pack} has sprites of {len(sprites)} things and this budget is for {budget.things}")
     motion_frames = budget.frames - 1
-    sprites = pictures.load_sprites(work / "pictures")
     world = World(sprites, photographs, motion_frames=motion_frames, device=device)
     report = Report(work / "report.json", budget)
 
@@ -190,6 +192,14 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     _wait()
 
 
+def _fetched(cache: Path) -> tuple[Tensor, Tensor]:
+    """Sprites and photographs, downloaded into `cache` by one process."""
+    if rank() == 0:
+        pictures.fetch(cache)
+    _wait()
+    return pictures.load_sprites(cache), pictures.load_photographs(cache)
+
+
 class Report:
     """What the stages measured, as JSON in the working folder; the card and the documentation are made from it."""
 
@@ -210,8 +220,8 @@ class Report:
 def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
     """Mean PSNR in dB over clips of combinations that training never drew, and over photographs, which it did."""
     scores = {}
-    scenes = draw_scenes(clips, 77, held_out=True)
-    pictured = draw_scenes(40 * clips, 78)
+    scenes = draw_scenes(clips, 77, things=world.things, held_out=True)
+    pictured = draw_scenes(40 * clips, 78, things=world.things)
     pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
     for name, chosen in (("held_out", scenes), ("photographs", pictured)):
         frame_scores = []
@@ -297,9 +307,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", choices=BUDGETS, required=True)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    run(options.work, BUDGETS[options.budget], until=options.until, device=launched().device)
+    run(options.work, BUDGETS[options.budget], until=options.until, device=launched().device, pack=options.pictures)
     if dist.is_initialized():
         dist.destroy_process_group()
 
