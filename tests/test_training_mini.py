@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(pictures, "fetch", lambda cache: None)
         patch.setattr(pictures, "load_sprites", lambda cache: make_sprites())
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
-        patch.setattr(mini_recipe, "find_strength", lambda work, world, budget: STRENGTH)  # needs a real model
+        patch.setattr(mini_recipe, "find_strength", lambda *_, **__: STRENGTH)  # tried below
         mini_recipe.run(folder, BUDGET, until="vae", device=torch.device("cpu"))
         assert not (folder / "base.safetensors").exists()
         mini_recipe.run(folder, BUDGET, device=torch.device("cpu"))

@@ -180,5 +180,18 @@ def test_textures_differ_and_stay_in_range() -> None:
 
 def test_sprites_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError) as error:
-        World(torch.zeros(3, 4, 8, 8), make_photographs())
-    assert str(error.value) == "sprites of shape [3, 4, 8, 8]: [100, 4, S, S] is needed"
+        World(torch.zeros(101, 4, 8, 8), make_photographs())
+    assert str(error.value) == "sprites of shape [101, 4, 8, 8]: [N, 4, S, S], N up to 100, is needed"
+
+
+def test_a_world_of_few_sprites_draws_their_scenes_and_says_which_thing_it_lacks() -> None:
+    few = make_world(make_sprites()[:5])
+    assert few.things == 5
+    scenes = draw_scenes(30, 0, things=5)
+    assert torch.equal(few.render(scenes, 1, size=SIZE)[0], make_world().render(scenes, 1, size=SIZE)[0])
+    with pytest.raises(ValueError) as error:
+        few.render(scene("still", second=5), 1, size=SIZE)
+    assert str(error.value) == (
+        "a scene shows 'cat', number 6 of the things, and this world has sprites of the first 5 only: draw scenes with "
+        "things=5, or make it of more sprites"
+    )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pusa.request import GenerationRequest
     from pusa.scheduler import PusaFlowMatchEulerScheduler
 
-    __version__: str
+__version__ = "0.1.0"  # said here, as the package also runs from a folder on the path, uninstalled
 
 _MODULES = {
     "GenerationRequest": "pusa.request",
@@ -34,10 +34,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("pusa")
     if name not in _MODULES:
         raise AttributeError(f"module 'pusa' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

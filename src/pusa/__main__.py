@@ -1,5 +1,6 @@
-"""``python -m pusa``, which launchers of several processes want."""
+"""``python -m pusa``: the same as ``pusa``, where the package lies in a folder and is not installed."""
 
 from pusa.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

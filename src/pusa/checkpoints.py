@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa import __version__
 from pusa.disk import flush
 from pusa.request import ResolvedRequest
 
@@ -28,7 +28,7 @@ def key_of(request: ResolvedRequest) -> str:
     asked = request.model_dump(mode="json")
     for condition in asked["conditions"]:
         del condition["file"]
-    return hashlib.sha256(json.dumps([version("pusa"), asked], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, asked], sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoint:

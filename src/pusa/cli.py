@@ -16,6 +16,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from pusa import __version__
 from pusa.cli_data import data
 from pusa.cli_eval import evaluation
 from pusa.cli_mini import mini
@@ -138,7 +139,7 @@ def _line(error: object) -> str:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(package_name="pusa", message="pusa %(version)s")
+@click.version_option(__version__, message="pusa %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Make videos from words, images and pieces of video.

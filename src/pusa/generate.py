@@ -7,7 +7,6 @@ import base64
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -18,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import inputs, media, resources, words, zoo
+from pusa import __version__, inputs, media, resources, words, zoo
 from pusa.checkpoints import Checkpoint
 from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
@@ -83,7 +82,7 @@ def generate(
         resolved = resolved.model_copy(update={"conditions": specs})
         given = [inputs.Input(spec, i.content, i.sha256) for spec, i in zip(specs, given, strict=True)]
         metadata = {
-            "pusa": version("pusa"),
+            "pusa": __version__,
             "request": inputs.without_folders(resolved).model_dump(mode="json"),
             "inputs": inputs.carried_inside(given),
         }

@@ -68,7 +68,7 @@ def probes(bench: Bench, clips: int, **_: Any) -> Part:
             table[f"{kind}, {name}"] = bench.named(real.scenes, bench.judge(distorted(video)))
     table["chance"] = bench.chance()
     part = Part({"the probes on clips whose truth is known": table})
-    others = draw_scenes(40 * clips, seed=42)
+    others = draw_scenes(40 * clips, seed=42, things=bench.world.things)
     others = others[(others.thing >= bench.things) & (others.second < 0)][:clips]
     if len(others):
         seen = bench.judge(bench.world.render(others, bench.defaults.num_frames, size=bench.defaults.width)[0])

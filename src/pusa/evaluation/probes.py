@@ -298,9 +298,9 @@ def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
     return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
 
 
-def _some_scenes(count: int, seed: int, things: int) -> Scenes:
-    """Mostly of known things, a fifth of any."""
-    known, other = draw_scenes(count, seed, things=things), draw_scenes(count, seed + 1)
+def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
+    """Draw scenes mostly of known things, a fifth of any that the world has."""
+    known, other = draw_scenes(count, seed, things=things), draw_scenes(count, seed + 1, things=world.things)
     any_thing = torch.arange(count) % 5 == 0
     columns = {}
     for name, column in vars(known).items():
@@ -313,7 +313,7 @@ def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frame
     """Single frames at all moments of drawn clips."""
     parts = []
     for number in range(0, count, 16):
-        scenes = _some_scenes(16, 500_000_000 + seed + 2 * number, things)
+        scenes = _some_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, world.motion_frames + 1, ()))
         parts.append(_labelled(*_rendered(world, scenes, things, 1, FRAME_SIZE, start), scenes))
     return _Frames.cat(parts)
@@ -327,7 +327,7 @@ def _reconstructed_frames(
     began = time.monotonic()
     parts = []
     for number in range(0, clips, 8):
-        scenes = _some_scenes(8, 900_000_000 + seed + 2 * number, things)
+        scenes = _some_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, max(1, world.motion_frames - 3), ()))
         video, labels = _rendered(world, scenes, things, 5, size, start)
         latents = encode_video(vae, video)
@@ -358,7 +358,7 @@ def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes
     """Clips of any things at the few moments that the motion probe looks at: uint8 ``[N, 9, 3, 48, 48]``."""
     coarse = copy.copy(world)
     coarse.motion_frames = MOTION_FRAMES - 1
-    scenes = draw_scenes(count, 700_000_000 + seed)
+    scenes = draw_scenes(count, 700_000_000 + seed, things=world.things)
     parts = []
     for first in range(0, count, 32):
         video, _ = coarse.render(scenes[first : first + 32], MOTION_FRAMES, size=MOTION_SIZE)

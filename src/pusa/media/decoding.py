@@ -1,7 +1,10 @@
 """Open videos: frames with their times, bounded by `MediaLimits`.
 
-FFmpeg (PyAV) decodes everything but WebP, which Pillow does.
+FFmpeg (PyAV) decodes everything but WebP, which Pillow does. PyAV is imported when a file is opened: where it
+is missing, training and all else that opens no video still runs.
 """
+
+from __future__ import annotations
 
 import time
 import warnings
@@ -12,22 +15,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, chain
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from PIL import Image
 
 from pusa.media.source import VIDEOS, MediaError, MediaLimits, Opened, Source, check_complete, explained, opened
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 _CODECS = (
     "av1,dnxhd,ffv1,gif,h264,hevc,libdav1d,libvpx,libvpx-vp9,mjpeg,mpeg1video,mpeg2video,mpeg4,prores,theora,vp8,vp9"
 )
 _IO_BUFFER_BYTES = 256 * 1024
+_TICKS_PER_SECOND = 1_000_000  # of a duration that a container names, in FFmpeg
 _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame rate
 
 
@@ -71,6 +75,8 @@ def open_picture(media: Opened, limits: MediaLimits, *, decoder: str | None = No
 @contextmanager
 def open_container(media: Opened, limits: MediaLimits) -> Iterator[InputContainer]:
     """FFmpeg's view of `media`: the demuxer its first bytes name, known codecs only, and no other file or address."""
+    import av
+
     container = av.open(
         media.file,
         "r",
@@ -89,7 +95,7 @@ def open_container(media: Opened, limits: MediaLimits) -> Iterator[InputContaine
 
 
 @contextmanager
-def open_video(source: Source, limits: MediaLimits) -> Iterator["Decoder"]:
+def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
     """The decoder for `source`. Raises MediaError for what is no video, is damaged or passes `limits`."""
     with opened(source, limits=limits, what="video") as media:
         if media.kind.holds not in ("video", "both"):
@@ -114,7 +120,7 @@ class Decoder(ABC):
         self._shape: tuple[int, ...] = ()
         self._resources = ExitStack()
 
-    def __enter__(self) -> "Decoder":
+    def __enter__(self) -> Decoder:
         try:
             with self._watched():
                 self._open()
@@ -195,6 +201,8 @@ class FFmpegDecoder(Decoder):
     """Everything but WebP. Frames are `av.VideoFrame`."""
 
     def _open(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
         container = self._enter(open_container(self.media, self.limits))
         stream = self._video_stream(container)
         rate = next((rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate > 0), _SILENT_RATE)
@@ -225,6 +233,8 @@ class FFmpegDecoder(Decoder):
         )
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
+        from av.stream import Disposition
+
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]  # no cover art
         if not streams:
             raise MediaError(f"{self.media.name}: has no video stream; give a file with moving pictures")
@@ -318,7 +328,7 @@ def _header_seconds(container: InputContainer, stream: VideoStream) -> Fraction 
     if stream.duration is not None and stream.duration > 0 and stream.time_base:
         return stream.duration * stream.time_base
     if container.duration is not None and container.duration > 0:
-        return Fraction(container.duration, av.time_base)
+        return Fraction(container.duration, _TICKS_PER_SECOND)
     return None
 
 

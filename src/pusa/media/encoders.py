@@ -1,19 +1,25 @@
-"""One small class per output format: frames go in one at a time, a complete file is there after `close`."""
+"""One small class per output format: frames go in one at a time, a complete file is there after `close`.
+
+PyAV is imported when a file is opened, see `pusa.media.decoding`.
+"""
+
+from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
-import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
-from av.video.stream import VideoStream
 from PIL import ExifTags, GifImagePlugin, Image, PngImagePlugin
 
 from pusa.media.source import MediaError
+
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
 
 _X264_THREADS = 4  # x264's decisions depend on it: a fixed number writes the same bytes on any number of cores
 _KEYFRAME_SECONDS = 2  # what a browser has to decode to jump to any place
@@ -65,15 +71,20 @@ class Encoder(ABC):
 class _FFmpegEncoder(Encoder):
     def __init__(self, output: Output, *, codec: str, pixels: str, container: dict[str, str], **options: object):
         super().__init__(output)
+        import av
+        from av.video.reformatter import VideoReformatter
+
         self._converter = VideoReformatter()
         self._container = av.open(str(output.path), "w", format=self.container_format, options=container)
         text_options = {name: str(value) for name, value in options.items()}
-        self._stream = cast(VideoStream, self._container.add_stream(codec, rate=output.fps, options=text_options))
+        self._stream = cast("VideoStream", self._container.add_stream(codec, rate=output.fps, options=text_options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = output.width, output.height, pixels
 
     container_format: ClassVar[str]
 
     def write(self, frame: np.ndarray) -> None:
+        import av
+
         self._container.mux(self._stream.encode(self._prepared(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
         self.frames += 1
 
@@ -82,6 +93,8 @@ class _FFmpegEncoder(Encoder):
         self._container.close()
 
     def abandon(self) -> None:
+        import av
+
         with contextlib.suppress(av.FFmpegError):  # closing writes an index, which fails again where writing failed
             self._container.close()
 
@@ -116,6 +129,8 @@ class Mp4Encoder(_FFmpegEncoder):
     def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.output.lossless:
             return frame
+        from av.video.reformatter import Colorspace
+
         return self._converter.reformat(
             frame,
             format="yuv420p",

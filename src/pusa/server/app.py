@@ -8,12 +8,12 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
+from pusa import __version__
 from pusa.server import api, errors, openapi, pages
 from pusa.server.executor import Executor
 from pusa.server.files import FileStore
@@ -79,7 +79,7 @@ def create_app(
 
     app = FastAPI(
         title="pusa",
-        version=version("pusa"),
+        version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere

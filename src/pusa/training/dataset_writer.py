@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa import __version__
 from pusa.disk import flush
 from pusa.training.dataset_format import (
     CLIPS_FILE,
@@ -318,7 +318,7 @@ class DatasetWriter:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def _write_facts(self) -> None:
-        values = {"format": FORMAT, "version": VERSION, **asdict(self.facts), "pusa": version("pusa")}
+        values = {"format": FORMAT, "version": VERSION, **asdict(self.facts), "pusa": __version__}
         self._replace(self.folder / DATASET_FILE, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _write_shard(self, shape: Shape) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from pusa import __version__
 from pusa.lora_layouts import Layout, Pair, read_lora, write_lora
 from pusa.models.original import weight_dtype
 from pusa.training.adapting import ADAPTER
@@ -91,7 +91,7 @@ def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_has
         "steps": str(step),
         "data_hash": data_hash,
         "config": json.dumps(config.for_others()),
-        "trained_with": f"pusa {version('pusa')}",
+        "trained_with": f"pusa {__version__}",
     }
 
 

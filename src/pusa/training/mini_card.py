@@ -107,8 +107,8 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         "Strength of the adapter, image to video without a caption on combinations never drawn (`find_strength` of "
         "`pusa.training.mini_samples`). The smallest strength within half a decibel of the most faithful first frames "
-        f"is {strength['best']:g} of what was trained; the exported LoRA is scaled by {strength['factor']:.3f}, so that "
-        "this is alpha 1.4:",
+        f"is {strength['best']:g} of what was trained; the exported LoRA is scaled by {strength['factor']:.3f}, so "
+        "that this is alpha 1.4:",
         "",
         *_strengths(strength["sweep"]),
         "",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
-from pusa.training import mini_gpu, pictures
+from pusa.training import mini_gpu, picture_pack, pictures
 from pusa.training.export import export_run
 from pusa.training.launch import launched
 from pusa.training.mini_base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
@@ -28,7 +28,6 @@ from pusa.training.mini_loop import precision, rank
 from pusa.training.mini_samples import Maker, find_strength
 from pusa.training.mini_vae import normalise, psnr, train_vae
 from pusa.training.mini_vta import VtaPlan, train_vta, write_dataset
-from pusa.training.picture_pack import load_pack
 from pusa.training.vocabulary import THINGS
 from pusa.training.world import PHOTOGRAPH, World, draw_scenes
 
@@ -115,20 +114,27 @@ BUDGETS = {
 }
 
 
-def load_pictures(work: Path, pack: Path | None) -> tuple[Tensor, Tensor]:
-    """Load sprites and photographs from a picture pack, or from what is fetched into the working folder."""
-    if pack is not None:
-        return load_pack(pack)
-    if rank() == 0:
-        pictures.fetch(work / "pictures")
-    _wait()
-    return pictures.load_sprites(work / "pictures"), pictures.load_photographs(work / "pictures")
+def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor, Tensor]:
+    """Load sprites and photographs from a picture pack, or from what is fetched into the working folder.
+
+    Raises:
+        ValueError: the pack has too few sprites.
+    """
+    if pack is None:
+        if rank() == 0:
+            pictures.fetch(work / "pictures")
+        _wait()
+        return pictures.load_sprites(work / "pictures"), pictures.load_photographs(work / "pictures")
+    sprites, photographs = picture_pack.load_pack(pack)
+    if len(sprites) < things:
+        raise ValueError(f"{pack} has sprites of {len(sprites)} things and this budget is for {things}")
+    return sprites, photographs
 
 
 def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
     """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
     work.mkdir(parents=True, exist_ok=True)
-    sprites, photographs = load_pictures(work, pack)
+    sprites, photographs = load_pictures(work, pack, things=budget.things)
     motion_frames = budget.frames - 1
     world = World(sprites, photographs, motion_frames=motion_frames, device=device)
     report = Report(work / "report.json", budget)
@@ -194,8 +200,8 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
 def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
     """Mean PSNR in dB over clips of combinations that training never drew, and over photographs, which it did."""
     scores = {}
-    scenes = draw_scenes(clips, 77, held_out=True)
-    pictured = draw_scenes(40 * clips, 78)
+    scenes = draw_scenes(clips, 77, things=world.things, held_out=True)
+    pictured = draw_scenes(40 * clips, 78, things=world.things)
     pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
     for name, chosen in (("held_out", scenes), ("photographs", pictured)):
         frame_scores = []
@@ -231,7 +237,9 @@ def main() -> None:
         budget = mini_gpu.CARD_BUDGETS[options.budget]
         if options.seconds is not None:
             budget = replace(budget, seconds=options.seconds)
-        mini_gpu.run(options.work, budget, *load_pictures(options.work, options.pictures), device=device)
+        mini_gpu.run(
+            options.work, budget, *load_pictures(options.work, options.pictures, things=budget.things), device=device
+        )
     if dist.is_initialized():
         dist.destroy_process_group()
 

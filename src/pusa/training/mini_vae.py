@@ -72,7 +72,7 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> A
         torch.manual_seed(seed)
         is_image = progress < _IMAGE_SHARE
         frames = 1 if is_image else (5, 9)[seed % 2]
-        scenes = draw_scenes(_IMAGES if is_image else _WINDOW_FRAMES // frames, seed)
+        scenes = draw_scenes(_IMAGES if is_image else _WINDOW_FRAMES // frames, seed, things=world.things)
         start = int(torch.randint(0, world.motion_frames + 2 - frames, ()))
         video, alpha = _crop(*world.render(scenes, frames, size=size, start=start))
         with precision(video.device):
@@ -128,7 +128,7 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 @torch.no_grad()
 def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int = 64) -> None:
     """Measure mean and standard deviation of the latents, channel by channel, and write them into the configuration."""
-    video, _ = world.render(draw_scenes(clips, seed=-1), 17, size=size)
+    video, _ = world.render(draw_scenes(clips, seed=-1, things=world.things), 17, size=size)
     with precision(video.device):
         latents = torch.cat([vae.encode(part).latent_dist.mode().float() for part in video.split(4)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))

@@ -17,7 +17,6 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +37,30 @@ CREDITS = (
 )
 _PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "unicode-emoji-json@0.9.0", "@pmndrs/assets@1.7.0")
 _DEBIAN_PACKAGE = "lomiri-wallpapers-16.04"
+NOTICES = """Fluent Emoji: Copyright (c) Microsoft Corporation.
+@lobehub/fluent-emoji-3d: Copyright (c) 2023 LobeHub.
+unicode-emoji-json: Copyright (c) 2019 Mu-An Chiou.
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+
+The sprites are under this license and were made smaller. The photographs, from the Debian package
+lomiri-wallpapers-16.04 (2018), were made smaller and compressed anew, those under CC-BY-4.0 according to
+https://creativecommons.org/licenses/by/4.0/, without any warranty; those under CC0-1.0 according to
+https://creativecommons.org/publicdomain/zero/1.0/. The panoramas were exposed for a screen.
+"""
+"""What has to stay with copies of these pictures; `CREDITS` says who made which."""
+
 _PHOTOGRAPHS = (  # the others of that package are CC-BY-SA
     "seeding_by_Clements_Engelhardt",
     "aitzgorri_by_Aitzol_Berasategi",
@@ -50,6 +73,9 @@ _PHOTOGRAPHS = (  # the others of that package are CC-BY-SA
     "umang_by_Abhishek_Mudgal",
     "Wine_by_Jakkub_Mede",
 )
+
+PANORAMA_VIEWS = ((176, 46, 102), (112, 72, 85))
+"""Squares cut out of a panorama: their size, where their top is, and how far apart they are."""
 
 
 def fetch(cache: Path) -> None:
@@ -76,11 +102,11 @@ def _run(cache: Path, program: str, *arguments: str) -> None:
         raise RuntimeError(f"{program} {' '.join(arguments)} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
-def load_sprites(cache: Path, *, size: int = 112) -> Tensor:
-    """The things of this world from what `fetch` has put into `cache`.
+def load_sprites(cache: Path, *, size: int = 112, things: int = len(THINGS)) -> Tensor:
+    """The first `things` things of this world from what `fetch` has put into `cache`.
 
     Returns:
-        ``[len(THINGS), 4, size, size]``, RGB premultiplied by alpha, 0..1.
+        ``[things, 4, size, size]``, RGB premultiplied by alpha, 0..1.
 
     Raises:
         FileNotFoundError: a package does not hold what is looked for.
@@ -92,7 +118,7 @@ def load_sprites(cache: Path, *, size: int = 112) -> Tensor:
     sprites = []
     with tarfile.open(art) as archive:
         members = {Path(member.name).stem: member for member in archive if member.name.endswith(".webp")}
-        for name, *_ in THINGS:
+        for name, *_ in THINGS[:things]:
             point = points[name]
             member = members.get(point) or members.get(point.replace("-fe0f", ""))
             if member is None:
@@ -106,12 +132,11 @@ def load_sprites(cache: Path, *, size: int = 112) -> Tensor:
 def load_photographs(cache: Path) -> Tensor:
     """Square views of all photographs from what `fetch` has put into `cache`: ``[N, 3, CANVAS, CANVAS]`` in 0..1."""
     views: list[Tensor] = []
-    for panorama in _panoramas(next(cache.glob("pmndrs-assets-*.tgz"))):  # [3, 256, 512], 360 degrees wide
-        for size, top, step in ((176, 46, 102), (112, 72, 85)):
+    for panorama in load_panoramas(cache):
+        for size, top, step in PANORAMA_VIEWS:
             views += [panorama[:, top : top + size, left : left + size] for left in range(0, 512 - size, step)]
-    for name in _PHOTOGRAPHS:
-        with Image.open(cache / "usr" / "share" / "backgrounds" / f"{name}.jpg") as image:
-            small = image.convert("RGB").resize((round(768 * image.width / image.height), 768), Image.Resampling.BOX)
+    for _, image in open_photographs(cache):
+        small = image.resize((round(768 * image.width / image.height), 768), Image.Resampling.BOX)
         picture = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
         for size in (768, 512, 320):
             for top in range(0, 769 - size, 224):
@@ -121,8 +146,18 @@ def load_photographs(cache: Path) -> Tensor:
     return torch.cat(square).clamp(0, 1)
 
 
-def _panoramas(package: Path) -> Iterator[Tensor]:
-    """High dynamic range, exposed so that the brightest tenth is white."""
+def open_photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Photographs in full size, each with its name, from what `fetch` has put into `cache`."""
+    for name in _PHOTOGRAPHS:
+        with Image.open(cache / "usr" / "share" / "backgrounds" / f"{name}.jpg") as image:
+            yield name, image.convert("RGB")
+
+
+def load_panoramas(cache: Path) -> Iterator[Tensor]:
+    """Panoramas 360 degrees wide, ``[3, 256, 512]`` in 0..1, exposed so that the brightest tenth is white."""
+    package = next(cache.glob("pmndrs-assets-*.tgz"))
+    import av  # only here: a pack of pictures (`pusa.training.picture_pack`) is read without it
+
     with tarfile.open(package) as archive:
         for name in sorted(name for name in archive.getnames() if name.endswith(".exr.js")):
             text = archive.extractfile(name).read().decode()  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pusa import __version__
 from pusa.training.adapting import MovingAverage, factor, kernels, make_optimizers, precision
 from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
 from pusa.training.checkpoint import (
@@ -404,7 +405,10 @@ class Run:
             "data_hash": self.job.dataset.hash,
             "clips_per_step": len(self.plan.step(0).clips),
             "layout": self._layout(),
-            "versions": {name: version(name) for name in ("pusa", "torch", "diffusers", "peft", "accelerate")},
+            "versions": {
+                "pusa": __version__,
+                **{name: version(name) for name in ("torch", "diffusers", "peft", "accelerate")},
+            },
             "python": platform.python_version(),
         }
         (self.job.leg / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n")

@@ -140,7 +140,8 @@ class World:
     """What clips are made of.
 
     Args:
-        sprites: ``[len(THINGS), 4, S, S]`` RGB (premultiplied by) alpha in 0..1, see `pusa.training.pictures`.
+        sprites: of the first N of `THINGS`, ``[N, 4, S, S]`` RGB (premultiplied by) alpha in 0..1, see
+            `pusa.training.pictures`. `things` is N: scenes must be drawn with no more.
         photographs: ``[P, 3, CANVAS, CANVAS]`` in 0..1.
         seed: of the painted places and textures.
         variants: painted variants of each place; textures are four times as many.
@@ -158,8 +159,9 @@ class World:
         motion_frames: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if sprites.ndim != 4 or sprites.shape[:2] != (len(THINGS), 4):
-            raise ValueError(f"sprites of shape {list(sprites.shape)}: [{len(THINGS)}, 4, S, S] is needed")
+        if sprites.ndim != 4 or sprites.shape[1] != 4 or not 0 < len(sprites) <= len(THINGS):
+            raise ValueError(f"sprites of shape {list(sprites.shape)}: [N, 4, S, S], N up to {len(THINGS)}, is needed")
+        self.things = len(sprites)
         blur = sprites.shape[-1] // 16 * 2 + 1
         shadow = F.avg_pool2d(sprites[:, 3:], blur, stride=1, padding=blur // 2)
         self.sprites = torch.cat([sprites, shadow], dim=1).to(device)  # [N, 5, S, S]
@@ -180,7 +182,11 @@ class World:
 
         Returns:
             Video ``[B, 3, frames, size, size]`` in -1..1, and the things' alpha ``[B, 1, frames, size, size]`` in 0..1.
+
+        Raises:
+            ValueError: a scene shows a thing whose sprite this world does not have.
         """
+        self._check_things(scenes)
         time = torch.arange(start, start + frames, device=self.device) / self.motion_frames  # [T]
         scenes = scenes.to(self.device)
         jitter = scenes.jitter
@@ -209,6 +215,16 @@ class World:
             picture = picture * (1 - 0.4 * shadow) * (1 - layer[:, 3:]) + layer[:, :3]
             alpha = alpha + layer[:, 3:] * (1 - alpha)
         return picture.clamp(0, 1) * 2 - 1, alpha
+
+    def _check_things(self, scenes: Scenes) -> None:
+        if self.things == len(THINGS) or not len(scenes):
+            return
+        highest = int(torch.maximum(scenes.thing, scenes.second).max())
+        if highest >= self.things:
+            raise ValueError(
+                f"a scene shows {THINGS[highest][1]!r}, number {highest + 1} of the things, and this world has sprites "
+                f"of the first {self.things} only: draw scenes with things={self.things}, or make it of more sprites"
+            )
 
     def _thing(
         self, thing: Tensor, motion: Tensor, jitter: Tensor, side: Tensor, share: Tensor, time: Tensor, view: Tensor

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# A quarter of an hour on one card, without a network: train the small model, then measure the large one.
+#
+#   benchmarks/card.sh [--rehearse] train [OUT]      ends by itself within 9 minutes
+#   benchmarks/card.sh [--rehearse] measure [OUT]    ends by itself within 3 minutes 30
+#
+# --rehearse (or PUSA_CARD_REHEARSAL=1) does the same with toys on a CPU. It runs from a copy of the tracked files, with
+# the folder beside them that benchmarks/carry.py makes (CARRY, default carry/). A stage that fails says why and the
+# next one runs; the exit code is 1 then. Everything that is printed also goes to OUT/train.log or OUT/measure.log (OUT:
+# card-out/), one JSON line per stage says how it ended, and benchmarks/carry.py unpack OUT FOLDER rebuilds the model.
+set -u
+# shellcheck disable=SC2329  # functions are called by their names
+SECONDS=0
+
+usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+rehearsal=${PUSA_CARD_REHEARSAL:-}
+[ "${1-}" = --rehearse ] && { rehearsal=1; shift; }
+verb=${1-}
+case $verb in
+    train) limit=540 ;;
+    measure) limit=210 ;;
+    *) usage ;;
+esac
+[ $# -le 2 ] || usage
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+out=${2:-card-out}
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+carry=${CARRY:-$root/carry}
+python=${PYTHON:-$(command -v python3)}
+log=$out/$verb.log
+failed=0
+
+die() { echo "card.sh: $*" | tee -a "$log" >&2; exit 2; }
+[ -n "$python" ] || die "there is no python3 on the PATH: set PYTHON to the one that has torch"
+[ -f "$carry/pictures.safetensors" ] || die "$carry/pictures.safetensors is not there: make that folder with benchmarks/carry.py, or set CARRY"
+
+# What is computed on the way, and every cache, lies outside of OUT and goes when this ends.
+work=$(mktemp -d "${TMPDIR:-/tmp}/pusa-card.XXXXXX") || exit 2
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+site=$work/site
+mkdir -p "$site" "$work/train" "$work/tmp"
+export TMPDIR=$work/tmp HF_HOME=$work/cache XDG_CACHE_HOME=$work/cache TORCHINDUCTOR_CACHE_DIR=$work/inductor \
+    TRITON_CACHE_DIR=$work/triton CUDA_CACHE_PATH=$work/cuda PYTHONPYCACHEPREFIX=$work/pycache HF_HUB_OFFLINE=1 \
+    TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$site:$root/src:$root/benchmarks
+
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
+toys=()
+recipe=(--budget card)
+[ -n "$rehearsal" ] && { card=cpu; toys=(--tiny --device cpu); recipe=(--budget card-rehearsal); }
+[ -n "$card" ] || card=unknown
+clock=(--seconds)  # how the recipe is told how long it may take
+# For a rehearsal of one's own: other options of the recipe, and none about its time.
+[ -n "${PUSA_CARD_RECIPE:-}" ] && { read -ra recipe <<<"$PUSA_CARD_RECIPE"; clock=(); }
+
+left() { echo $((limit - SECONDS)); }
+
+# stage NAME SECONDS COMMAND...: run it for at most so long; what it prints is logged, and how it ended.
+stage() {
+    local name=$1 most=$2 began=$SECONDS code
+    shift 2
+    if [ "$most" -lt 1 ]; then
+        echo "card.sh: no time is left for $name" | tee -a "$log"
+        code=124
+    else
+        timeout --kill-after=5 "$most" "$@" 2>&1 | "$python" "$root/benchmarks/_card_log.py" "$log" "$card" $((most + 8))
+        code=${PIPESTATUS[0]}
+        [ "$code" = 124 ] && echo "card.sh: $name was stopped after $most seconds" | tee -a "$log"
+    fi
+    printf '{"card": "%s", "case": "stage", "stage": "%s", "exit": %d, "seconds": %d, "left": %d}\n' \
+        "$card" "$name" "$code" $((SECONDS - began)) "$(left)" | tee -a "$log"
+    [ "$code" = 0 ] || failed=1
+}
+
+# Put the carried packages on the path: with pip, or by hand, as a wheel is an archive.
+install_wheels() {
+    if "$python" -m pip --version >/dev/null 2>&1; then
+        "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
+            --target "$site" "$carry"/*.whl && return
+        echo "pip could not install the wheels: they are unpacked instead"
+    fi
+    local wheel
+    for wheel in "$carry"/*.whl; do
+        "$python" -m zipfile -e "$wheel" "$site" || return
+    done
+}
+export -f install_wheels
+export python carry site
+
+train() {
+    local reserve=20  # to gather the results
+    stage machine 40 "$python" "$root/benchmarks/card_machine.py" ${toys[@]+"${toys[@]}"}
+    local most=$(($(left) - reserve))
+    local told=()
+    [ ${#clock[@]} -gt 0 ] && told=("${clock[@]}" $((most - 15)))
+    stage recipe "$most" "$python" -m pusa mini train "$work/train" "${recipe[@]}" ${told[@]+"${told[@]}"} \
+        --processes 1 --pictures "$carry/pictures.safetensors"
+    stage results $(($(left) - 2)) "$python" "$root/benchmarks/_results.py" "$work/train" "$out"
+}
+
+measure() {
+    local short=(--short)
+    [ -n "${PUSA_CARD_GPU+set}" ] && read -ra short <<<"$PUSA_CARD_GPU"  # other options of gpu.py, for a rehearsal
+    local most=$(($(left) - 45))  # of which 12 to start Python, and the rest of 45 for the next stage
+    stage gpu "$most" "$python" "$root/benchmarks/gpu.py" ${short[@]+"${short[@]}"} ${toys[@]+"${toys[@]}"} \
+        --budget-seconds $((most - 12))
+    most=$(($(left) - 10))
+    stage train_gpu "$most" "$python" "$root/benchmarks/train_gpu.py" --steps 2 ${toys[@]+"${toys[@]}"} \
+        --budget-seconds $((most - 12))
+}
+
+stage wheels 60 bash -c install_wheels
+"$verb"
+echo "card.sh: $verb took $SECONDS of $limit seconds; $([ $failed = 0 ] && echo every stage ended well || echo a stage failed, see above)" | tee -a "$log"
+exit $failed
