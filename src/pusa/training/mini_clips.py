@@ -4,20 +4,22 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from pusa.models.vae import encode_video
 from pusa.training.mini_loop import precision, rank, world_size
 from pusa.training.world import Scenes, World, captions, draw_scenes
 
 _SHARD_CLIPS = 64
-_WORDINGS = 8
+_DRAWN_PIXELS = 64 * 128**2  # of a frame of all clips that are drawn at once on a card
+_WORDINGS = 2
 _CAPTION_TOKENS = 40
 _SCENES = "scenes."  # before the names of their columns in a file
 
@@ -61,14 +63,14 @@ class ClipCache:
         """The same clips in the memory of `device`."""
         return ClipCache(self.latents.to(device), self.mask.to(device), self.scenes)
 
-    def word(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def word(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Tokenise the captions, so that a training step has nothing to do on the host."""
         generator = torch.Generator().manual_seed(0)
         ways = []
         for _ in range(_WORDINGS):
             wording = torch.randint(10_000, (len(self),), generator=generator)
             texts = captions(replace(self.scenes, wording=wording))
-            ways.append(tokenise(tokenizer, texts, pad_to=_CAPTION_TOKENS))
+            ways.append(tokenise(tokenizer, texts))
         self.tokens = torch.stack(ways, dim=1).to(self.latents.device)  # [N, wordings, L]
 
     def sample(self, count: int, frames: int) -> Sample:
@@ -83,18 +85,21 @@ class ClipCache:
         )
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, pad_to: int | None = None) -> Tensor:
-    """Token ids ``[B, L]``, zeros (the padding token) behind each text; L is `pad_to`, or the longest text's length.
+def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: int = _CAPTION_TOKENS) -> Tensor:
+    """Token ids ``[B, length]``, zeros (the padding token) behind each text.
+
+    Goes past transformers, which takes longer over each text than the tokenizer itself: a card's recipe has half a
+    million.
 
     Raises:
-        ValueError: a text is longer than `pad_to`.
+        ValueError: a text has more than `length` tokens.
     """
-    tokens = tokenizer(texts, padding=True, return_tensors="pt").input_ids
-    if pad_to is None:
-        return tokens
-    if tokens.shape[1] > pad_to:
-        raise ValueError(f"a caption has {tokens.shape[1]} tokens, and only {pad_to} are kept")
-    return F.pad(tokens, (0, pad_to - tokens.shape[1]))
+    tokens = np.zeros((len(texts), length), np.int64)
+    for number, encoded in enumerate(tokenizer.backend_tokenizer.encode_batch_fast(texts)):
+        if len(encoded.ids) > length:
+            raise ValueError(f"a caption has {len(encoded.ids)} tokens, and only {length} are kept: {texts[number]!r}")
+        tokens[number, : len(encoded.ids)] = encoded.ids
+    return torch.from_numpy(tokens)
 
 
 @dataclass(frozen=True)
@@ -139,16 +144,21 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
         vae: on the device.
         deadline: of `time.monotonic`; what is there by then is all there is, but at least 64 clips.
     """
+    on_card = world.device.type != "cpu"
+    together = max(1, _DRAWN_PIXELS // (_SHARD_CLIPS * plan.size**2)) if on_card else 1  # shards
     parts: list[tuple[Tensor, Tensor]] = []
-    for shard in range(plan.shards):
-        parts.append(_encode(vae, world, plan, plan.scenes(shard), batch=_SHARD_CLIPS))
+    drawn: list[Scenes] = []
+    for first in range(0, plan.shards, together):
+        scenes = Scenes.cat([plan.scenes(shard) for shard in range(first, min(first + together, plan.shards))])
+        parts.append(_encode(vae, world, plan, scenes, batch=len(scenes) if on_card else 8))
+        drawn.append(scenes)
         # The host runs ahead of the device; every so often it has to know how late it is there.
-        if deadline is not None and shard % 8 == 7:
+        if deadline is not None and len(parts) % 8 == 0:
             _synchronise(world.device)
-            if time.monotonic() > deadline:
-                break
+        if deadline is not None and time.monotonic() > deadline:
+            break
     latents, mask = (torch.cat(column) for column in zip(*parts, strict=True))
-    return ClipCache(latents, mask, Scenes.cat([plan.scenes(shard) for shard in range(len(parts))]))
+    return ClipCache(latents, mask, Scenes.cat(drawn))
 
 
 def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:

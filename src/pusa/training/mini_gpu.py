@@ -90,13 +90,14 @@ CARD_BUDGETS = {
         heads=3,
         head_channels=128,
         layers=8,
-        clips=49_152,
-        small_clips=49_152,
+        clips=98_304,
+        small_clips=131_072,
         picture_share=1 / 3,
         objective=_OBJECTIVE,
         schedule=BaseSchedule(
             batch_tokens=36_864,
-            small_share=0.4,
+            small_batch_tokens=18_432,
+            small_share=0.25,
             short_share=0.0,
             rate=1.5e-2,
             cool_from=0.4,
@@ -195,10 +196,9 @@ def run(work: Path, budget: CardBudget, sprites: Tensor, photographs: Tensor, *,
     except Exception as error:
         logger.exception("the adapter")
         failures.append(f"the adapter: {error}")
-    judge = World(sprites, photographs, motion_frames=budget.frames - 1, device=device)
     for name, stage in (("strength", _export), ("sheets", _sheets)):
         try:
-            stage(clock, budget, work, judge, report)
+            stage(clock, budget, work, world, report)
         except Exception as error:
             logger.exception("%s", name)
             failures.append(f"{name}: {error}")
@@ -266,7 +266,9 @@ def _throughput(base: TextToVideo, budget: CardBudget, work: Path, full: ClipCac
     lines = (work / "base.jsonl").read_text().splitlines()
     steps = json.loads(lines[-1])["step"]
     parameters = sum(p.numel() for p in base.transformer.blocks.parameters())
-    tokens = steps * budget.schedule.batch_tokens
+    schedule = budget.schedule
+    small = schedule.small_share * (schedule.small_batch_tokens or schedule.batch_tokens)
+    tokens = round(steps * (small + (1 - schedule.small_share) * schedule.batch_tokens))
     per_clip = full.latents.shape[2] * full.latents.shape[3] * full.latents.shape[4] // 4
     return {"steps": steps, "tokens": tokens, "clips": tokens // per_clip, "flops": 6 * parameters * tokens}
 

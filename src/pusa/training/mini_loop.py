@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -35,8 +36,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def precision(device: torch.device) -> torch.autocast:
+def precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast to bf16 where the device computes in it; elsewhere fp32 is faster."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device, on which steps are counted
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16_fast(device.type))
 
 
