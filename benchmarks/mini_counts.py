@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerFast
 
 from pusa.training.mini_base import BaseLoss, BaseObjective, BaseSchedule, TextToVideo
 from pusa.training.mini_clips import ClipCache, ClipPlan
@@ -75,11 +76,13 @@ def count_step(
     batch_tokens: int,
     objective: BaseObjective,
     batched: bool,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> dict[str, Any]:
     """Count one step.
 
     Args:
         batched: Muon over all matrices of a shape at once.
+        tokenizer: None: one is learned, which takes seconds.
 
     Returns:
         Launches by part, ``flops`` and ``clips`` of the step.
@@ -87,7 +90,7 @@ def count_step(
     Raises:
         RuntimeError: something in the step waits for the device.
     """
-    model = TextToVideo(heads=heads, layers=layers, head_channels=head_channels).to("meta")
+    model = TextToVideo(heads=heads, layers=layers, head_channels=head_channels, tokenizer=tokenizer).to("meta")
     clips = meta_clips(size, 33)
     schedule = BaseSchedule(batch_tokens=batch_tokens, short_share=0.0)
     loss_of = BaseLoss(model, None, clips, schedule, objective, worded=True)
