@@ -55,9 +55,9 @@ export TMPDIR=$work/tmp HF_HOME=$work/cache XDG_CACHE_HOME=$work/cache TORCHINDU
 
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$card" ] || card=unknown
-toys=() budget=card machine=45
+toys=() budget=card machine=25
 if [ -n "$rehearsal" ]; then
-    card=cpu toys=(--tiny --device cpu) budget=card-rehearsal machine=200
+    card=cpu toys=(--tiny --device cpu) budget=card-rehearsal machine=120
     export OMP_WAIT_POLICY=PASSIVE  # or two threads that share a core wait for each other for minutes
 fi
 
@@ -100,8 +100,8 @@ export python carry site
 
 train() {
     local reserve=20  # to gather the results
-    stage machine "$machine" "$python" "$work/benchmarks/card_machine.py" ${toys[@]+"${toys[@]}"} \
-        --budget-seconds $((machine - 20))
+    stage machine $((machine + machine)) "$python" "$work/benchmarks/card_machine.py" ${toys[@]+"${toys[@]}"} \
+        --budget-seconds "$machine"
     local most=$(($(left) - reserve))
     # Its own clock begins when Python has been started and the pictures are read.
     stage recipe "$most" "$python" -m pusa mini train "$work/train" --budget "$budget" \
