@@ -54,7 +54,8 @@ def _choose(work: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def _is_record(path: str, size: int) -> bool:
-    return Path(path).suffix.lower() in _RECORDS and size <= _LARGEST_RECORD
+    of_dataset = path.startswith("dataset/")  # latents and captions that the adapter was trained on
+    return Path(path).suffix.lower() in _RECORDS and size <= _LARGEST_RECORD and not of_dataset
 
 
 def _split(work: Path, chosen: list[str]) -> tuple[list[str], list[str]]:

@@ -4,12 +4,13 @@
 #   benchmarks/card.sh [--rehearse] train [OUT]      ends by itself within 9 minutes
 #   benchmarks/card.sh [--rehearse] measure [OUT]    ends by itself within 3 minutes 30
 #
-# --rehearse (or PUSA_CARD_REHEARSAL=1) does the same with toys on a CPU. It runs from a copy of the tracked files, with
-# the folder beside them that benchmarks/carry.py makes (CARRY, default carry/). A stage that fails says why and the
-# next one runs; the exit code is 1 then. Everything that is printed also goes to OUT/train.log or OUT/measure.log (OUT:
-# card-out/), one JSON line per stage says how it ended, and benchmarks/carry.py unpack OUT FOLDER rebuilds the model.
+# PUSA_CARD_SECONDS sets another limit; --rehearse (or PUSA_CARD_REHEARSAL=1) does the same with toys on a CPU. It runs
+# from a copy of the tracked files, with the folder beside them that benchmarks/carry.py makes (CARRY, default carry/).
+# A stage that fails says why and the next one runs; the exit code is 1 then. Everything that is printed also goes to
+# OUT/train.log or OUT/measure.log (OUT: card-out/), one JSON line per stage says how it ended, and
+# benchmarks/carry.py unpack OUT FOLDER rebuilds the model.
+# shellcheck disable=SC2329 # functions are called by their names
 set -u
-# shellcheck disable=SC2329  # functions are called by their names
 SECONDS=0
 
 usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -23,6 +24,9 @@ case $verb in
     *) usage ;;
 esac
 [ $# -le 2 ] || usage
+# A rehearsal is for the machinery, not for the clock: a CPU may be busy with other things.
+[ -z "$rehearsal" ] || limit=900
+limit=${PUSA_CARD_SECONDS:-$limit}
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${2:-card-out}
@@ -36,26 +40,31 @@ die() { echo "card.sh: $*" | tee -a "$log" >&2; exit 2; }
 [ -n "$python" ] || die "there is no python3 on the PATH: set PYTHON to the one that has torch"
 [ -f "$carry/pictures.safetensors" ] || die "$carry/pictures.safetensors is not there: make that folder with benchmarks/carry.py, or set CARRY"
 
-# What is computed on the way, and every cache, lies outside of OUT and goes when this ends.
+compgen -G "$carry/*.whl" >/dev/null || die "$carry holds no wheels: make that folder with benchmarks/carry.py, or set CARRY"
+
+# What runs and what is computed on the way lies in a folder of its own, with every cache, and goes when this ends.
 work=$(mktemp -d "${TMPDIR:-/tmp}/pusa-card.XXXXXX") || exit 2
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 site=$work/site
 mkdir -p "$site" "$work/train" "$work/tmp"
+cp -r "$root/src" "$root/benchmarks" "$work" || exit 2
 export TMPDIR=$work/tmp HF_HOME=$work/cache XDG_CACHE_HOME=$work/cache TORCHINDUCTOR_CACHE_DIR=$work/inductor \
-    TRITON_CACHE_DIR=$work/triton CUDA_CACHE_PATH=$work/cuda PYTHONPYCACHEPREFIX=$work/pycache HF_HUB_OFFLINE=1 \
-    TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$site:$root/src:$root/benchmarks
+    TRITON_CACHE_DIR=$work/triton CUDA_CACHE_PATH=$work/cuda HF_HUB_OFFLINE=1 \
+    TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$site:$work/src
 
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
-toys=()
-recipe=(--budget card)
-[ -n "$rehearsal" ] && { card=cpu; toys=(--tiny --device cpu); recipe=(--budget card-rehearsal); }
 [ -n "$card" ] || card=unknown
-clock=(--seconds)  # how the recipe is told how long it may take
-# For a rehearsal of one's own: other options of the recipe, and none about its time.
-[ -n "${PUSA_CARD_RECIPE:-}" ] && { read -ra recipe <<<"$PUSA_CARD_RECIPE"; clock=(); }
+toys=() budget=card machine=25
+if [ -n "$rehearsal" ]; then
+    card=cpu toys=(--tiny --device cpu) budget=card-rehearsal machine=120
+    export OMP_WAIT_POLICY=PASSIVE  # or two threads that share a core wait for each other for minutes
+fi
 
 left() { echo $((limit - SECONDS)); }
+
+# at_most A B: the smaller one in a rehearsal, else A.
+at_most() { if [ -n "$rehearsal" ] && [ "$1" -gt "$2" ]; then echo "$2"; else echo "$1"; fi; }
 
 # stage NAME SECONDS COMMAND...: run it for at most so long; what it prints is logged, and how it ended.
 stage() {
@@ -65,9 +74,9 @@ stage() {
         echo "card.sh: no time is left for $name" | tee -a "$log"
         code=124
     else
-        timeout --kill-after=5 "$most" "$@" 2>&1 | "$python" "$root/benchmarks/_card_log.py" "$log" "$card" $((most + 8))
+        timeout --kill-after=5 "$most" "$@" 2>&1 | "$python" "$work/benchmarks/_card_log.py" "$log" "$card" $((most + 8))
         code=${PIPESTATUS[0]}
-        [ "$code" = 124 ] && echo "card.sh: $name was stopped after $most seconds" | tee -a "$log"
+        case $code in 124 | 137) echo "card.sh: $name was stopped after $most seconds" | tee -a "$log" ;; esac
     fi
     printf '{"card": "%s", "case": "stage", "stage": "%s", "exit": %d, "seconds": %d, "left": %d}\n' \
         "$card" "$name" "$code" $((SECONDS - began)) "$(left)" | tee -a "$log"
@@ -91,27 +100,25 @@ export python carry site
 
 train() {
     local reserve=20  # to gather the results
-    stage machine 40 "$python" "$root/benchmarks/card_machine.py" ${toys[@]+"${toys[@]}"}
+    stage machine $((machine + machine)) "$python" "$work/benchmarks/card_machine.py" ${toys[@]+"${toys[@]}"} \
+        --budget-seconds "$machine"
     local most=$(($(left) - reserve))
-    local told=()
-    [ ${#clock[@]} -gt 0 ] && told=("${clock[@]}" $((most - 15)))
-    stage recipe "$most" "$python" -m pusa mini train "$work/train" "${recipe[@]}" ${told[@]+"${told[@]}"} \
-        --processes 1 --pictures "$carry/pictures.safetensors"
-    stage results $(($(left) - 2)) "$python" "$root/benchmarks/_results.py" "$work/train" "$out"
+    # Its own clock begins when Python has been started and the pictures are read.
+    stage recipe "$most" "$python" -m pusa mini train "$work/train" --budget "$budget" \
+        --seconds "$(at_most $((most - 25)) 30)" --pictures "$carry/pictures.safetensors"
+    stage results $(($(left) - 2)) "$python" "$work/benchmarks/_results.py" "$work/train" "$out"
 }
 
 measure() {
-    local short=(--short)
-    [ -n "${PUSA_CARD_GPU+set}" ] && read -ra short <<<"$PUSA_CARD_GPU"  # other options of gpu.py, for a rehearsal
-    local most=$(($(left) - 45))  # of which 12 to start Python, and the rest of 45 for the next stage
-    stage gpu "$most" "$python" "$root/benchmarks/gpu.py" ${short[@]+"${short[@]}"} ${toys[@]+"${toys[@]}"} \
-        --budget-seconds $((most - 12))
+    local most=$(($(left) - 45))  # what the next stage needs at least
+    stage gpu "$most" "$python" "$work/benchmarks/gpu.py" --short ${toys[@]+"${toys[@]}"} \
+        --budget-seconds "$(at_most $((most - 8)) 200)"
     most=$(($(left) - 10))
-    stage train_gpu "$most" "$python" "$root/benchmarks/train_gpu.py" --steps 2 ${toys[@]+"${toys[@]}"} \
-        --budget-seconds $((most - 12))
+    stage train_gpu "$most" "$python" "$work/benchmarks/train_gpu.py" --steps 2 ${toys[@]+"${toys[@]}"} \
+        --budget-seconds "$(at_most $((most - 8)) 200)"
 }
 
-stage wheels 60 bash -c install_wheels
+stage wheels $(($(left) < 60 ? $(left) : 60)) bash -c install_wheels
 "$verb"
 echo "card.sh: $verb took $SECONDS of $limit seconds; $([ $failed = 0 ] && echo every stage ended well || echo a stage failed, see above)" | tee -a "$log"
 exit $failed

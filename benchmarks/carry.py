@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 64 * 2**20
 PICTURES = "pictures.safetensors"
 CARD_HAS = (
-    *("accelerate", "filelock", "jinja2", "numpy", "peft", "pillow", "psutil", "requests", "safetensors"),
-    *("sentencepiece", "tokenizers", "torch", "tqdm", "transformers"),
+    *("accelerate", "click", "filelock", "jinja2", "numpy", "peft", "pillow", "psutil", "requests", "safetensors"),
+    *("sentencepiece", "tokenizers", "torch", "tqdm", "transformers", "typing-extensions", "zipp"),
 )
-CARRIED = (
+CARRIED = (  # the three that the card has as well are newer here
     *("annotated-types", "click", "diffusers", "ftfy", "importlib-metadata", "lazy-importer", "pydantic"),
     *("pydantic-core", "typing-extensions", "typing-inspection", "wcwidth", "zipp"),
 )
