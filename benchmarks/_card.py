@@ -157,7 +157,7 @@ def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     except OutOfTime as error:
         return {"outcome": "out of time", "error": str(error)}
     except torch.OutOfMemoryError as error:
-        return {"outcome": "out of memory", "error": one_line(error)}
+        return {"outcome": "out of memory", "error": str(error).partition(". GPU")[0]}
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         return {"outcome": "failed", "error": one_line(error)}

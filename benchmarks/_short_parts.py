@@ -1,6 +1,7 @@
 """Cases of the short run beside plain steps: an adapter, the VAE, and a model whose blocks wait in the CPU's memory."""
 
 import itertools
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 RANK, TOY_RANK = 512, 8
 ALPHA = 1.4
 VAE_SEED, CARD_BYTES = 4, 24 * 10**9
-TOY_VAE = {"base_dim": 8, "num_res_blocks": 1}
+TOY_VAE = {"base_dim": 8, "num_res_blocks": 1, "dim_mult": [1, 1, 1, 1]}
 CLOSING_SECONDS = 1.0  # for reporting
 
 
@@ -44,9 +45,9 @@ def random_lora(model: nn.Module, blocks: int, rank: int) -> LoraFile:
 
 
 def adapter_beside_merged(short: "Short") -> dict[str, Any]:
-    """A forward at 480p of a fifth of the blocks with the adapter attached, and with it merged into the weights."""
+    """A forward at 480p of a tenth of the blocks with the adapter attached, and with it merged into the weights."""
     model, device = short.model, short.device
-    count, rank = max(1, len(model.blocks) // 5), TOY_RANK if short.options.tiny else RANK
+    count, rank = max(1, len(model.blocks) // 10), TOY_RANK if short.options.tiny else RANK
     model.set_attention_backend("native")
     inputs = short.inputs("480p", "frame")
     outputs: list[Tensor] = []
@@ -90,8 +91,8 @@ def adapter_beside_merged(short: "Short") -> dict[str, Any]:
 # ---- the VAE -------------------------------------------------------------------------------------------------------
 
 
-def decode(short: "Short", dtype: torch.dtype) -> dict[str, Any]:
-    """Decode latents of 480p as users get it: a latent frame at a time; the time budget may end it early."""
+def decode(short: "Short", dtype: torch.dtype, at_most_seconds: float) -> dict[str, Any]:
+    """Decode latents of 480p as users get it: a latent frame at a time, and as many of them as there is time for."""
     device, grid = short.device, short.grids["480p"]
     torch.manual_seed(VAE_SEED)
     with torch.device(device.device):
@@ -103,20 +104,23 @@ def decode(short: "Short", dtype: torch.dtype) -> dict[str, Any]:
     held = device.held_bytes()
     began = time.perf_counter()
     moments, finite = [began], True
+    end = began + min(at_most_seconds, short.left() - CLOSING_SECONDS)
     for frames in decode_chunks(vae, latents):
         device.synchronize()
         moments.append(time.perf_counter())
         finite = finite and bool(frames.isfinite().all())
-        longest = max(b - a for a, b in itertools.pairwise(moments))
-        if longest + CLOSING_SECONDS > short.left():
+        each = [b - a for a, b in itertools.pairwise(moments)]
+        if moments[-1] + max(each) > end:
             break
     done = len(moments) - 1
     return {
         "outcome": "done" if done == grid[0] else "out of time",
         "latent_frames": done,
+        "of_latent_frames": grid[0],
         "frames": frames_of(done, vae.config.scale_factor_temporal),
         "seconds": moments[-1] - began,
-        "seconds_to_first_frame": moments[1] - began,
+        "seconds_to_first_frame": each[0],
+        "seconds_per_later_latent_frame": statistics.median(each[1:]) if done > 1 else None,
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         "finite": finite,
         **short.memory(held),

@@ -21,6 +21,7 @@ _REMARKS = (  # field, and how a person reads it
     ("blocks", "{} blocks"),
     ("of_blocks", "of {}"),
     ("frames", "{} frames"),
+    ("seconds_per_later_latent_frame", "{:.3f} s per later latent frame"),
     ("seconds_to_first_frame", "first frame after {:.2f} s"),
     ("agrees", "agrees: {}"),
 )

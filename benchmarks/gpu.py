@@ -79,7 +79,7 @@ class Bench:
         self.config, self.grids = (TOY, TOY_GRIDS) if options.tiny else (WAN_14B, GRIDS)
         self.text_tokens = 16 if options.tiny else 512
         emit(case="device", tiny=options.tiny, attention=options.attention, **self.device.description())
-        self.rate = matmul_rate(self.device, 256 if options.tiny else 8192)
+        self.rate = matmul_rate(self.device, 64 if options.tiny else 8192)
         emit(case="matmul", dtype="bf16", flops_per_second=self.rate)
         self.numerics()
         begin = time.perf_counter()
