@@ -232,6 +232,22 @@ def test_decoding_stops_after_the_frames_for_which_there_was_time(monkeypatch: p
     assert found["of_latent_frames"] == 3
 
 
+def test_blocks_that_could_not_be_pinned_in_time_are_left_out_and_not_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: CAPTURE
+) -> None:
+    run = bench()
+    run.begin()
+    run.do("native", lambda: run.steps("480p", "native", 1.0))
+    whole = lines(capsys)[-1]
+    monkeypatch.setattr(parts, "move_in_time", lambda _: 1)
+    run.do("24 GB", lambda: parts.streamed(run))
+    (found,) = lines(capsys)
+    assert (found["outcome"], found["blocks"], found["of_blocks"]) == ("done", 1, 2)
+    assert "agrees" not in found
+    assert found["flops"] < whole["flops"]
+    assert run.model is None
+
+
 # ---- what a card can do ---------------------------------------------------------------------------------------------
 
 
