@@ -1,6 +1,7 @@
 """The 14B transformer on one card: seconds per step, peak memory and share of the card's matrix-product rate.
 
     python benchmarks/gpu.py                        # 40 layers of random bf16 weights, 81 frames at 480p and 720p
+    python benchmarks/gpu.py --short                # every question once, in 170 seconds: see `_short.py`
     python benchmarks/gpu.py --tiny --device cpu    # the same code with a toy, to rehearse
 
 Nothing is downloaded: weights, latents and prompt embeddings are random (speed does not depend on them), and no video
@@ -15,39 +16,34 @@ A case stops where the time budget ends (`steps_run` below `steps`) and is skipp
 """
 
 import argparse
-import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _common import (
-    WAN_14B,
-    SameSigmas,
-    forward_flops,
-    in_dtype,
-    is_kept_in_fp32,
-    stock_twin,
-    timesteps_for,
+from _card import (
+    GRIDS,
+    TOY,
+    TOY_GRIDS,
+    Device,
+    add_device_options,
+    arguments_for,
+    build,
+    check_device,
+    emit,
+    make_pipeline,
+    matmul_rate,
+    seconds_of_process,
 )
+from _common import WAN_14B, forward_flops, in_dtype, stock_twin, timesteps_for
+from _short import Short
 from diffusers import WanPipeline
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.pipeline import PusaPipeline
-from pusa.scheduler import PusaFlowMatchEulerScheduler
-
-TOY = WAN_14B | {"num_attention_heads": 2, "ffn_dim": 512, "num_layers": 2, "text_dim": 64}
-GRIDS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # latent frames, height, width of 81 frames
-TOY_GRIDS = {"480p": (3, 8, 8), "720p": (3, 8, 12)}
-
-
-def emit(**record: Any) -> None:
-    print(json.dumps(record), flush=True)
 
 
 @dataclass(frozen=True)
@@ -74,109 +70,6 @@ CASES = (  # the longest comes last: it gives up steps when the budget is small
 )
 
 
-class Device:
-    """Time and memory of a card; of a CPU, where no peak is known."""
-
-    def __init__(self, name: str) -> None:
-        self.device = torch.device(name)
-        self.is_cuda = self.device.type == "cuda"
-
-    def description(self) -> dict[str, Any]:
-        if not self.is_cuda:
-            return {"device": "cpu", "torch": torch.__version__, "threads": torch.get_num_threads()}
-        properties = torch.cuda.get_device_properties(self.device)
-        return {
-            "device": properties.name,
-            "memory_bytes": properties.total_memory,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-        }
-
-    def synchronize(self) -> None:
-        if self.is_cuda:
-            torch.cuda.synchronize(self.device)
-
-    def forget_peak(self) -> None:
-        if self.is_cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak_bytes(self) -> int | None:
-        return torch.cuda.max_memory_allocated(self.device) if self.is_cuda else None
-
-    def held_bytes(self) -> int | None:
-        return torch.cuda.memory_allocated(self.device) if self.is_cuda else None
-
-    def seconds(self, run: Callable[[], None]) -> float:
-        if not self.is_cuda:
-            begin = time.perf_counter()
-            run()
-            return time.perf_counter() - begin
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000
-
-
-def matmul_rate(device: Device, size: int, repeats: int = 50) -> float:
-    """FLOP per second of bf16 products of square random matrices (zeros would let the card clock higher)."""
-    a, b = torch.randn(2, size, size, device=device.device, dtype=torch.bfloat16)
-    out = torch.empty_like(a)
-
-    def products() -> None:
-        for _ in range(repeats):
-            torch.mm(a, b, out=out)
-
-    products()
-    return 2 * size**3 * repeats / device.seconds(products)
-
-
-def build(config: dict[str, Any], device: torch.device) -> PusaWanTransformer3DModel:
-    """Random weights made on the device, in the dtypes that loading with ``torch_dtype=bfloat16`` gives."""
-    with torch.device("meta"):
-        model = PusaWanTransformer3DModel(**config)
-    state = {}
-    for name, parameter in model.named_parameters():
-        dtype = torch.float32 if is_kept_in_fp32(model, name) else torch.bfloat16
-        tensor = torch.empty(parameter.shape, device=device, dtype=dtype)
-        is_norm = "norm" in name and name.endswith("weight")
-        state[name] = tensor.fill_(1) if is_norm else tensor.normal_(std=0.02)
-    model.load_state_dict(state, assign=True)
-    model.rope = WanRotaryPosEmbed(config["attention_head_dim"], config["patch_size"], 1024).to(device)
-    return model.eval()
-
-
-def make_pipeline(model: PusaWanTransformer3DModel, path: str) -> WanPipeline:
-    parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": None}
-    if path == "frame":
-        pipe: WanPipeline = PusaPipeline(**parts, scheduler=PusaFlowMatchEulerScheduler(), transformer=model)
-    else:
-        pipe = WanPipeline(
-            **parts,
-            scheduler=SameSigmas(shift=5.0),
-            transformer=stock_twin(model),
-            expand_timesteps=path == "token",
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def arguments_for(grid: tuple[int, int, int], text_tokens: int, text_dim: int, device: torch.device) -> dict[str, Any]:
-    frames, height, width = grid
-    text = torch.randn(2, 1, text_tokens, text_dim, device=device, dtype=torch.bfloat16)
-    return {
-        "height": 8 * height,
-        "width": 8 * width,
-        "num_frames": 4 * frames - 3,
-        "prompt_embeds": text[0],
-        "negative_prompt_embeds": text[1],
-        "latents": torch.randn(1, 16, *grid, device=device),
-        "output_type": "latent",
-    }
-
-
 class Bench:
     """The cases, on one model, within a time budget."""
 
@@ -186,7 +79,7 @@ class Bench:
         self.config, self.grids = (TOY, TOY_GRIDS) if options.tiny else (WAN_14B, GRIDS)
         self.text_tokens = 16 if options.tiny else 512
         emit(case="device", tiny=options.tiny, attention=options.attention, **self.device.description())
-        self.rate = matmul_rate(self.device, 256 if options.tiny else 8192)
+        self.rate = matmul_rate(self.device, 64 if options.tiny else 8192)
         emit(case="matmul", dtype="bf16", flops_per_second=self.rate)
         self.numerics()
         begin = time.perf_counter()
@@ -320,20 +213,30 @@ class Bench:
 
 
 @torch.no_grad()
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, spent_seconds: float = 0.0) -> int:
+    """Measure, and return what the process exits with; `spent_seconds` of a short run's budget are gone already."""
     parser = argparse.ArgumentParser(description="Seconds per step and peak memory of the 14B transformer on one card.")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu")
-    parser.add_argument("--budget-seconds", type=float, default=540, help="begin nothing that would end later")
-    parser.add_argument("--attention", help="attention backend of diffusers (default: PyTorch's)")
-    parser.add_argument("--tiny", action="store_true", help="a toy model and toy videos")
+    add_device_options(parser)
+    parser.add_argument("--short", action="store_true", help="every question once, the most important ones first")
+    parser.add_argument("--budget-seconds", type=float, help="begin nothing that would end later (540; short: 170)")
+    parser.add_argument("--attention", help="attention backend of diffusers (default: PyTorch's); short tries them all")
+    parser.add_argument(
+        "--compiler", default="inductor", help="of a short run's compiled case, as torch.compile has it"
+    )
     options = parser.parse_args(arguments)
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("no CUDA device: rehearse with --tiny --device cpu")
+    check_device(parser, options.device)
+    if options.short and options.attention:
+        parser.error("--short tries every attention backend: leave --attention out")
+    if options.budget_seconds is None:
+        options.budget_seconds = 170.0 if options.short else 540.0
     torch.manual_seed(0)
+    if options.short:
+        return Short(options, spent_seconds).run()
     bench = Bench(options)
     for case in CASES:
         bench.run(case)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(spent_seconds=seconds_of_process()))

@@ -1,8 +1,13 @@
 """The benchmark scripts run as documented, and what they count and compare is what they say."""
 
+import argparse
+import contextlib
 import importlib
+import io
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-common, core, gpu, overfit, throughput = map(
-    importlib.import_module, ("_common", "core", "gpu", "overfit", "train_throughput")
+common, core, gpu, overfit, throughput, short, parts, machine, card, short_table = map(
+    importlib.import_module,
+    (
+        "_common",
+        "core",
+        "gpu",
+        "overfit",
+        "train_throughput",
+        "_short",
+        "_short_parts",
+        "card_machine",
+        "_card",
+        "_short_table",
+    ),
 )
 
 CAPTURE = pytest.CaptureFixture[str]
@@ -86,6 +103,205 @@ def test_the_gpu_benchmark_reports_running_out_of_memory(capsys: CAPTURE, monkey
     bench.run(gpu.Case("480p", "frame", steps=2))
     last = lines(capsys)[-1]
     assert (last["outcome"], last["error"]) == ("out of memory", "CUDA out of memory. Tried to allocate 9 GiB")
+
+
+# ---- the short run for a card ---------------------------------------------------------------------------------------
+
+TINY = ["--tiny", "--device", "cpu"]
+Run = tuple[int, list[dict[str, Any]], list[str]]  # exit code, records, lines of the table
+
+
+def read(out: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Records, then after an empty line the table."""
+    before, _, table = out.partition("\n\n")
+    return [json.loads(line) for line in before.splitlines()], table.splitlines()
+
+
+@pytest.fixture(scope="module")
+def short_run() -> Run:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = gpu.main(["--short", *TINY, "--compiler", "eager", "--budget-seconds", "600"])
+    return code, *read(out.getvalue())
+
+
+def bench(seconds: float = 60.0) -> Any:
+    return short.Short(argparse.Namespace(device="cpu", tiny=True, budget_seconds=seconds, compiler="eager"))
+
+
+def test_a_short_run_reports_every_promised_case_once(short_run: Run) -> None:
+    code, records, _ = short_run
+    assert code == 0
+    assert sorted(r["case"] for r in records) == sorted(short.CASES)
+    assert {r["card"] for r in records} == {"cpu"}
+    outcomes = {r["case"]: r["outcome"] for r in records if r["case"] != "card"}
+    lacking = [r for r in records if r["case"] != "card" and r["outcome"] != "done"]
+    assert all(r["outcome"] in ("skipped", "unavailable") and r["why"] for r in lacking)
+    assert {outcomes[f"attention, {name}"] for name in ("_native_cudnn", "flash", "sage")} == {"unavailable"}
+    absent = {r["case"].removeprefix("attention, ") for r in lacking if r["case"].startswith("attention, ")}
+    rest = {case for case in short.CASES if case.split(", ")[1:2] and case.split(", ")[1] in absent}
+    assert {r["case"] for r in lacking} == rest
+
+
+def test_a_short_run_finds_that_the_two_ways_to_take_times_agree(short_run: Run) -> None:
+    found = {r["case"]: r for r in short_run[1]}
+    token = found["480p, per token"]
+    assert (token["equals_per_frame"], token["difference_of_range"], token["agrees"]) == (True, 0, True)
+    assert token["flops"] > found["480p, per frame"]["flops"]
+    assert found["480p, compiled"]["graphs"] == 1
+    assert found["480p, compiled"]["agrees"]
+    assert found["480p, 24 GB"]["difference_from_native"] == 0
+    assert 0 < found["adapter, rank 512"]["difference_from_merged"] < 0.05  # merged weights are rounded once more
+    assert (found["VAE decode, fp32"]["frames"], found["VAE decode, fp32"]["finite"]) == (9, True)
+    assert found["480p, native, guidance"]["flops"] == 2 * found["480p, native"]["flops"]
+
+
+def test_a_short_run_fails_when_the_two_ways_disagree(monkeypatch: pytest.MonkeyPatch, capsys: CAPTURE) -> None:
+    def late(path: str, times: torch.Tensor, tokens: int) -> torch.Tensor:
+        return common.timesteps_for(path, times + (200 if path == "token" else 0), tokens)
+
+    monkeypatch.setattr(short, "timesteps_for", late)
+    run = bench()
+    run.begin()
+    for case, path in zip(short.PATHS, ("frame", "token"), strict=True):
+        run.do(case, lambda path=path: run.path(path))
+    last = lines(capsys)[-1]
+    assert not last["equals_per_frame"]
+    assert last["difference_of_range"] > 0.02
+    assert run.records.failures() == ["480p, per token"]
+
+
+def test_the_table_of_a_short_run_has_a_row_for_each_record(short_run: Run) -> None:
+    _, records, table = short_run
+    head, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table]
+    assert head == list(short_table.COLUMNS)
+    assert len(rows) == len(records)
+    for record, cells in zip(records, rows, strict=True):
+        assert cells[:2] == [record["case"], record["card"]]
+        assert record.get("outcome", "") in cells[2:3] or record["case"] == "card"
+        seconds = record.get("seconds_per_step", record.get("seconds"))
+        if seconds is not None:
+            assert float(cells[3]) == pytest.approx(seconds, rel=1e-3)
+        if record.get("why"):
+            assert record["why"].replace("|", "/") in cells[-1]
+
+
+def test_a_short_run_whose_time_is_over_skips_everything_and_says_why() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert gpu.main(["--short", *TINY, "--budget-seconds", "0"]) == 0
+    records, table = read(out.getvalue())
+    assert sorted(r["case"] for r in records) == sorted(short.CASES)
+    cases = [r for r in records if r["case"] != "card"]
+    assert {r["outcome"] for r in cases} == {"skipped"}
+    assert all(r["why"] for r in cases)
+    assert {r["why"] for r in cases if r["case"].startswith("VAE")} == {"0 s left, it needs about 0 s"}
+    assert len(table) == len(records) + 2
+
+
+def test_a_case_that_fails_says_so_and_the_next_one_runs(capsys: CAPTURE) -> None:
+    run = bench()
+
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("no such\nkernel")
+
+    def too_large() -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is small")
+
+    for name, piece in (("broken", broken), ("large", too_large), ("fine", lambda: {"seconds": 1.0})):
+        run.do(name, piece)
+    first, second, third = lines(capsys)
+    assert (first["outcome"], first["error"]) == ("failed", "RuntimeError: no such kernel")
+    assert (second["outcome"], second["error"]) == ("out of memory", "CUDA out of memory. Tried to allocate 9 GiB")
+    assert (third["outcome"], third["card"]) == ("done", "cpu")
+    assert run.records.failures() == ["broken"]
+
+
+def test_a_case_that_takes_too_long_is_stopped(capsys: CAPTURE) -> None:
+    run = bench()
+    run.deadline = time.perf_counter() + 0.2
+    began = time.perf_counter()
+    run.do("slow", lambda: time.sleep(30) or {})
+    assert time.perf_counter() - began < 5
+    assert lines(capsys)[-1]["outcome"] == "out of time"
+
+
+def test_decoding_stops_after_the_frames_for_which_there_was_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench()
+    monkeypatch.setattr(run, "left", lambda: 0.0)
+    found = parts.decode(run, torch.float32, at_most_seconds=60)
+    assert (found["outcome"], found["latent_frames"], found["frames"]) == ("out of time", 1, 1)
+    assert found["of_latent_frames"] == 3
+
+
+def test_blocks_that_could_not_be_pinned_in_time_are_left_out_and_not_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: CAPTURE
+) -> None:
+    run = bench()
+    run.begin()
+    run.do("native", lambda: run.steps("480p", "native", 1.0))
+    whole = lines(capsys)[-1]
+    monkeypatch.setattr(parts, "move_in_time", lambda _: 1)
+    run.do("24 GB", lambda: parts.streamed(run))
+    (found,) = lines(capsys)
+    assert (found["outcome"], found["blocks"], found["of_blocks"]) == ("done", 1, 2)
+    assert "agrees" not in found
+    assert found["flops"] < whole["flops"]
+    assert run.model is None
+
+
+# ---- what a card can do ---------------------------------------------------------------------------------------------
+
+
+def test_the_check_of_a_machine_rehearses_on_the_cpu(capsys: CAPTURE) -> None:
+    assert machine.main([*TINY, "--compiler", "eager", "--budget-seconds", "600"]) == 0
+    records = {r["case"]: r for r in lines(capsys)}
+    assert {r["card"] for r in records.values()} == {"cpu"}
+    for case in ("sdpa, MATH", "sdpa, FLASH_ATTENTION", "attention, native"):
+        assert records[case]["agrees"]
+        assert records[case]["backward"]
+        assert 0 < records[case]["backward_error"] < 0.02
+    for case in ("sdpa, CUDNN_ATTENTION", "attention, _native_cudnn", "attention, _flash_3", "attention, sage_hub"):
+        assert records[case]["outcome"] == "unavailable"
+        assert records[case]["why"].startswith("RuntimeError: ")
+    assert {records[case]["outcome"] for case in ("fp8", "host to card")} == {"skipped"}
+    for case in ("model, fp32", "model, bf16", "compiled model, bf16", "compiled model, fp32"):
+        assert records[case]["agrees"]
+    assert 0 < records["model, bf16"]["difference_from_cpu_fp32"] < 0.03
+    assert records["end"]["wrong"] == []
+
+
+def test_the_check_of_a_machine_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch, capsys: CAPTURE) -> None:
+    device = machine.Device("cpu")
+    wrong = machine.check_attention(device, lambda q, k, v: v + 0 * q, tolerance=0.02)
+    assert not wrong["agrees"]
+    scaled = machine.check_attention(device, lambda q, k, v: Doubled.apply(machine.by_formula(q, k, v)), 0.02)
+    assert scaled["forward_error"] < 0.02 < scaled["backward_error"]
+    assert not scaled["agrees"]
+    monkeypatch.setattr(machine, "checks_of", lambda *_: {"copy": lambda: wrong, "nothing": lambda: 1 / 0})
+    assert machine.main(TINY) == 1
+    _, broken, end = lines(capsys)
+    assert (broken["outcome"], broken["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    assert end["wrong"] == ["copy", "nothing"]
+
+
+class Doubled(torch.autograd.Function):
+    """The identity with a wrong gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+
+def test_the_scripts_for_a_card_need_no_package_that_its_machine_may_lack() -> None:
+    absent = ("av", "matplotlib", "fastapi", "gradio", "sqlalchemy", "tensorboard", "datasets", "skimage", "ray")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path.insert(0, 'benchmarks'); "
+        "import card_machine, gpu, train_gpu"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
 
 
 def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: CAPTURE) -> None:

@@ -1,5 +1,6 @@
 """What `pusa train estimate` says is what PyTorch counts in a real step, and what the paper's authors paid."""
 
+import argparse
 import importlib
 import json
 import math
@@ -353,6 +354,7 @@ def test_the_training_benchmark_rehearses_on_the_cpu(train_gpu: Any, capsys: pyt
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert (found["outcome"], found["steps_run"], found["skipped"]) == ("done", 2, 0)
+    assert (found["card"], found["layers"], found["of_layers"]) == ("cpu", 2, 2)
     assert found["share_of_matmul_rate"] > found["share_without_recompute"] > 0
     assert found["flops_per_second"] * found["seconds_per_step"] == pytest.approx(found["flops_per_step"])
 
@@ -360,8 +362,14 @@ def test_the_training_benchmark_rehearses_on_the_cpu(train_gpu: Any, capsys: pyt
 def test_the_training_benchmark_ends_in_time_and_reports_too_little_memory(
     train_gpu: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "100", "--budget-seconds", "0"])
-    assert json.loads(capsys.readouterr().out)["outcome"] == "out of time"
+    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "100", "--budget-seconds", "4"])
+    stopped = json.loads(capsys.readouterr().out)
+    assert stopped["outcome"] == "out of time"
+    assert stopped["steps_run"] < 100
+    train_gpu.main(["--tiny", "--device", "cpu", "--budget-seconds", "0"])
+    skipped = json.loads(capsys.readouterr().out)
+    assert (skipped["outcome"], skipped["layers"]) == ("skipped", 0)
+    assert skipped["why"] == "0 s left: too little time for a single layer"
 
     def too_large(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 is small")
@@ -370,3 +378,28 @@ def test_the_training_benchmark_ends_in_time_and_reports_too_little_memory(
     train_gpu.main(["--tiny", "--device", "cpu"])
     last = json.loads(capsys.readouterr().out)
     assert (last["outcome"], last["error"]) == ("out of memory", "CUDA out of memory. Tried to allocate 9 GiB")
+
+
+@pytest.mark.parametrize(
+    ("card_bytes", "seconds", "limit"),
+    [(200e9, 540, None), (200e9, 30, "time"), (80e9, 540, "memory"), (20e9, 5, "time")],
+)
+def test_the_training_benchmark_takes_as_many_layers_as_memory_and_time_allow(
+    train_gpu: Any, monkeypatch: pytest.MonkeyPatch, card_bytes: float, seconds: float, limit: str | None
+) -> None:
+    options = argparse.Namespace(tiny=False, size="480p", rank=512, no_checkpointing=False, steps=2, layers=None)
+    device = train_gpu.Device("cpu")
+    monkeypatch.setattr(device, "total_bytes", lambda: int(card_bytes))
+    rate = 7e14
+
+    def fits(layers: int) -> bool:
+        work = train_gpu.workload(options, device, layers)
+        takes = train_gpu.expected_seconds(work, rate, options.steps)
+        return train_gpu.memory(work).peak <= 0.92 * card_bytes and takes <= seconds
+
+    layers, why = train_gpu.choose_layers(options, device, rate, seconds)
+    assert why == limit
+    assert layers == 0 or fits(layers)
+    assert not fits(layers + 1) if limit else layers == 40
+    options.layers = 3
+    assert train_gpu.choose_layers(options, device, rate, seconds) == (3, "--layers")
