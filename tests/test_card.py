@@ -11,16 +11,25 @@ from pathlib import Path
 
 import pytest
 from card_environment import closure, make_environment, make_tiny_pack, make_wheel
+from diffusers import AutoencoderKLWan
 from needs import missing
 from packaging.requirements import Requirement
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.training.config import LORA_TARGETS
+from pusa.training.mini_base import TextToVideo
+from pusa.training.mini_folder import LORA_FILE, write_folder
+from pusa.training.mini_gpu import CARD_BUDGETS
+from pusa.zoo import MINI_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import _results  # noqa: E402
-from _card_log import with_card  # noqa: E402
-
 import carry  # noqa: E402
+from _card_log import with_card  # noqa: E402
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 MOST_SECONDS = 900  # of a rehearsal; on two quiet cores it takes a minute
@@ -289,6 +298,31 @@ def test_results_are_cut_into_parts_and_come_back_whole(tmp_path: Path, monkeypa
     with pytest.raises(FileNotFoundError) as lacks:
         _results.unpack(out, tmp_path / "once-more")
     assert str(lacks.value) == f"{out} lacks {parts[0]}, which model/transformer/weights.safetensors is made of"
+
+
+def test_a_card_s_model_comes_back_in_eight_files_and_fits_into_the_package(tmp_path: Path) -> None:
+    budget = CARD_BUDGETS["card"]
+    base = TextToVideo(heads=budget.heads, layers=budget.layers, head_channels=budget.head_channels)
+    vae = AutoencoderKLWan.from_pretrained(MINI_FOLDER / "vae")
+    model = tmp_path / "work" / "model"
+    write_folder(model, vae, base, budget)
+    targets = LoraConfig(r=budget.vta.rank, target_modules=list(LORA_TARGETS))
+    base.transformer.add_adapter(targets)
+    lora = {name: p.bfloat16() for name, p in base.transformer.named_parameters() if "lora_" in name}
+    save_file(lora, model / LORA_FILE)
+    for name, count in (("text-to-video.jpg", 1_500_000), ("image-to-video.jpg", 500_000), ("base.jsonl", 100_000)):
+        (tmp_path / "work" / name).write_bytes(os.urandom(count))
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) <= 14_000_000
+    assert sum(path.stat().st_size for path in files) <= 60_000_000
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.log").write_text("log")
+    assert _results.gather(tmp_path / "work", out) == []
+    _results.unpack(out, tmp_path / "back")
+    loaded = PusaWanTransformer3DModel.from_pretrained(tmp_path / "back" / "model" / "transformer")
+    assert sum(p.numel() for p in loaded.parameters()) > 18_000_000
 
 
 def test_results_that_are_too_many_or_lack_the_model_are_written_and_complained_of(

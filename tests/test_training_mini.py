@@ -11,7 +11,7 @@ from world_samples import make_photographs, make_sprites
 
 from pusa import PusaCondition, PusaPipeline
 from pusa.lora_layouts import read_lora
-from pusa.training import mini_recipe, pictures
+from pusa.training import mini_gpu, mini_recipe, pictures
 from pusa.training.mini_loop import fit, warm_then_cool
 from pusa.training.mini_vae import psnr
 from pusa.training.world import captions, draw_scenes
@@ -98,6 +98,39 @@ def test_finished_stages_are_not_done_again(work: Path, monkeypatch: pytest.Monk
     for stage in ("train_vae", "train_base", "train_vta"):
         monkeypatch.setattr(mini_recipe, stage, lambda *_, **__: pytest.fail("trained again"))
     mini_recipe.run(work, BUDGET, device=torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_on_a_card_a_failing_adapter_leaves_a_usable_base_and_the_next_stages_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(mini_gpu, "train_vta", fail)
+    budget = mini_gpu.CARD_BUDGETS["card-rehearsal"]
+    budget = dataclasses.replace(budget, schedule=dataclasses.replace(budget.schedule, compiled=False))
+    with pytest.raises(RuntimeError, match="the adapter: out of memory; strength: "):
+        mini_gpu.run(tmp_path, budget, make_sprites(), make_photographs(), device=torch.device("cpu"))
+    assert (tmp_path / "sheets" / "text-to-video.jpg").stat().st_size > 1000
+    pipe = PusaPipeline.from_pretrained(tmp_path / "model")
+    made = pipe("a duck", height=32, width=32, num_frames=9, num_inference_steps=1, output_type="latent").frames
+    assert made.isfinite().all()
+    stages = {line["stage"]: line for line in map(json.loads, (tmp_path / "throughput.jsonl").open())}
+    assert list(stages)[:4] == ["clips, held-out", "clips, small", "clips, full", "base"]
+    assert stages["base"]["steps"] >= 1
+    assert stages["base"]["flops_per_second"] > 0
+
+
+def test_the_loop_takes_so_many_steps_and_says_the_mean_loss_since_the_last_line(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+
+    def loss_of(seed: int, progress: float) -> torch.Tensor:
+        return model.weight.sum() * 0 + seed
+
+    fit(loss_of, model, [], steps=5, schedule=warm_then_cool(1, 0.5), checkpoint=tmp_path / "loop.pt")
+    line = json.loads((tmp_path / "loop.jsonl").read_text())
+    assert (line["step"], line["loss"]) == (5, 4.0)
 
 
 def test_the_loop_goes_on_where_it_was_and_averages_the_weights(tmp_path: Path) -> None:
