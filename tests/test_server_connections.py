@@ -209,7 +209,9 @@ def test_a_head_that_comes_byte_by_byte_has_no_more_time(server: Served) -> None
 
 def test_a_second_head_has_no_more_time_than_the_first(server: Served) -> None:
     with connected(server, 1, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as [one]:
-        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += one.recv(65_536)
         one.sendall(b"GET /health HT")
         assert b"408 Request Timeout" in rest_of(one)
 
@@ -219,7 +221,7 @@ def test_a_second_head_has_no_more_time_than_the_first(server: Served) -> None:
 def test_a_body_that_does_not_come_is_not_waited_for(server: Served, kind: str, chunked: bool) -> None:
     size = b"Transfer-Encoding: chunked\r\n" if chunked else b"Content-Length: 1000\r\n"
     head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + kind.encode() + b"\r\n" + size
-    body = b"4\r\n--x\r\n" if chunked else b"--x\r"
+    body = b"3\r\n--x\r\n" if chunked else b"--x\r"
     with connected(server, 1, head + b"\r\n" + body) as [one]:
         assert refused_with(rest_of(one), 408) == "request_timeout"
     assert not list(server.service.spool.folder.iterdir())
@@ -277,7 +279,10 @@ def test_a_connection_that_is_kept_may_wait_for_its_next_request(server: Served)
     with connected(server) as [one]:
         for _ in range(2):
             one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += one.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(1.2)
 
 

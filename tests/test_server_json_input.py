@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,7 @@ TOO_MUCH = {
     "empty objects": b"[" + b"{}," * MANY + b"{}]",
     "numbers": b"[" + b"1," * MANY + b"1]",
     "texts": b"[" + b'"",' * MANY + b'""]',
-    "names": b"{" + b",".join(b'"%d":1' % n for n in range(MANY // 2)) + b"}",
+    "names": b"{" + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}",
     "quotation marks in a text": b'{"prompt": "' + b'\\"' * MANY + b'"}',
     "no JSON": b"," * (MANY + 1),
     "blanks": b" " * (MAX_PLAIN_BYTES + 1) + b"{}",
@@ -53,7 +54,7 @@ def test_too_much_is_refused_before_anything_is_built(what: str, monkeypatch: py
         tracemalloc.stop()
     assert refused.value.status in (400, 413)
     assert "limit" in refused.value.message
-    assert peak < len(TOO_MUCH[what]) + 2**20
+    assert peak < 3 * len(TOO_MUCH[what]) + 2**20
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 10**6])
@@ -120,7 +121,7 @@ def test_a_form_has_one_budget_for_all_its_fields() -> None:
     with pytest.raises(ServiceError, match="values"):
         unbracketed([(f"a{number}", part) for number in range(5)])
     with pytest.raises(ServiceError, match="MiB"):
-        unbracketed([(f"a{number}", "word " * 60_000) for number in range(4)])
+        unbracketed([(f"a{number}", "two, words " * 30_000) for number in range(4)])
 
 
 # ---- over HTTP -------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_a_body_of_too_many_values_is_refused(server: Served, path: str, what: s
     assert server.http.get("/health").status_code == 200
 
 
-@pytest.mark.parametrize("value", ["%41" * 500_000, "word+" * 300_000, "[" + "[]," * MANY + "[]]"])
+@pytest.mark.parametrize("value", ["%41" * 500_000, "wo.rd+" * 300_000, "[" + "[]," * MANY + "[]]"])
 def test_a_plain_form_of_too_much_is_refused(server: Served, value: str) -> None:
     kind = {"content-type": "application/x-www-form-urlencoded"}
     answer = server.http.post("/v1/videos", content=f"prompt=a&keyframes={value}", headers=kind)
@@ -225,8 +226,11 @@ def test_a_query_that_is_no_number_is_refused(server: Served, text: str) -> None
 
 
 def test_a_length_that_is_no_number_is_refused(server: Served) -> None:
-    for length in (b"\xb2", b"5" * 5000, b"1_0", b"+5", b"-1"):
-        with httpx.Client(base_url=server.url, trust_env=False) as client:
-            headers = [(b"content-length", length), (b"content-type", b"application/json")]
-            assert client.post("/v1/videos", content=b"{}", headers=headers).status_code in (400, 413)
+    url = httpx.URL(server.url)
+    for length in (b"\xb2", b"5" * 5000, b"1_0", b"+5", b"-1", b"9" * 19):
+        with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+            connection.sendall(
+                b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + length + b"\r\n\r\n{}"
+            )
+            assert connection.recv(1000)[9:12] in (b"400", b"413")
     assert server.http.get("/health").status_code == 200

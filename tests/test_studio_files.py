@@ -184,6 +184,73 @@ def test_only_own_uploads_are_handed_out(site: Site, what: str) -> None:
     assert site.asked == []
 
 
+def test_what_is_checked_is_what_the_page_reads(site: Site) -> None:
+    """A name twice in an object, and another encoding: readers of JSON differ in what they make of those."""
+    page = site.pages[0]
+    own, wanted = page.upload("c.png", png()), site.forbidden["the keys"]
+    body = json.dumps(page.body("timeline", "refresh", values_of("image", file_of(own))))
+    headers = {"content-type": "application/json", **page.headers}
+    for first, second in ((own, wanted), (wanted, own)):
+        twice = body.replace(f'"path": {json.dumps(own)}', f'"path": "{first}", "path": "{second}"')
+        assert twice != body
+        answer = site.client.post("/gradio_api/run/predict", content=twice, headers=headers)
+        assert wanted not in answer.text
+    forbidden = body.replace(own, wanted)
+    for encoding in ("utf-16", "utf-32", "utf-8-sig", "utf-7"):
+        answer = site.client.post("/gradio_api/run/predict", content=forbidden.encode(encoding), headers=headers)
+        assert refusal(answer, 400)["code"] in ("invalid_body", "invalid_file")
+    assert site.is_unread()
+
+
+BAD_VALUES = [
+    ("noise", "²"), ("noise", None), ("noise", 1e300), ("noise", [1]), ("noise", True), ("steps", 10**90),
+    ("preset", "unknown"), ("preset", ["balanced"]), ("mode", 1), ("prompt", ["a"]), ("positions", {"a": 1}),
+    ("image", "a.png"), ("image", {"path": 1}), ("image", {"url": "data:,"}), ("images", {"image": None}),
+    ("images", [1]), ("images", [{"video": None}]), ("video", [None]), ("timeline", "text"), ("timeline", {}),
+    ("timeline", {"mode": "images", "marks": [{"cell": "²", "noise": 0}]}),
+    ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": "nan"}]}),
+    ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": 0, "place": "1" * 5000}]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "value"), BAD_VALUES)
+def test_a_value_that_a_part_cannot_have_is_refused(site: Site, part: str, value: Any) -> None:
+    error = refusal(site.pages[0].send("timeline", "refresh", {part: value}), 400)
+    assert error["code"] in ("invalid_value", "invalid_file")
+    assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fn_index": 10**6}, {"fn_index": "1"}, {"fn_index": None}, {"fn_index": -1}, {"fn_index": True}, {"data": []},
+        {"data": {}}, {"data": None}, {"session_hash": "a" * 5000}, {"session_hash": {"a": 1}}, {"event_data": [1]},
+        {"batched": "yes"}, {"request": {"headers": {}}}, {"oauth_token": "a"}, {"trigger_id": "²"},
+    ],
+)  # fmt: skip
+def test_a_call_that_the_page_does_not_make_is_refused(site: Site, change: dict[str, Any]) -> None:
+    body = {**site.pages[0].body("timeline", "refresh"), **change}
+    assert refusal(site.pages[0].post(body), 400)["code"] == "invalid_value"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"{", b"", b"[" * 100, b"[" + b"[]," * 30_000 + b"[]]"])
+def test_a_body_that_is_no_call_is_refused(site: Site, body: bytes) -> None:
+    headers = {"content-type": "application/json", **site.pages[0].headers}
+    answer = site.client.post("/gradio_api/run/predict", content=body, headers=headers)
+    assert refusal(answer, 400)["code"] in ("invalid_body", "invalid_value")
+
+
+def test_a_call_has_a_megabyte_at_most(site: Site) -> None:
+    answer = site.pages[0].send("timeline", "refresh", {"prompt": "a" * 2**20})
+    assert refusal(answer, 413)["code"] == "too_large"
+
+
+def test_more_places_than_a_request_may_have_are_refused(site: Site) -> None:
+    values = {"tab": "tab_images", "positions": "1," * 600, "multipliers": "0"}
+    [drawn] = site.pages[0].send("timeline", "refresh", values).json()["data"]
+    assert "too many" in drawn["error"]["text"]
+
+
 def test_the_path_is_checked_again_where_it_is_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the check in front of the page were not there."""
     from pusa.server.studio import door

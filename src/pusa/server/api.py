@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BeforeValidator
 from starlette.convertors import Convertor, register_url_convertor
 
 from pusa import zoo
@@ -75,6 +76,10 @@ Key = Annotated[
         max_length=255,
     ),
 ]
+
+
+def _whole(text: Any) -> Any:
+    return parse_whole(text) if isinstance(text, str) else text
 
 
 def sent_before(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
@@ -358,7 +363,7 @@ async def list_videos(
     service: Service,
     owner: Owner,
     after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, Query(description="Videos on a page.", ge=1, le=100)] = 20,
+    limit: Annotated[int, BeforeValidator(_whole), Query(description="Videos on a page.", ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
 ) -> VideoList:
     jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order)

@@ -183,6 +183,8 @@ class Gate:
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
                 answer.setdefault("x-content-type-options", "nosniff")
+                if body.is_late:
+                    answer["connection"] = "close"
             await send(message)
 
         with log_context(request=request_id):
@@ -236,6 +238,7 @@ class _Body:
     def __init__(self, receive: Receive, most: int, silent_seconds: float) -> None:
         self._receive, self._most, self._silent_seconds = receive, most, silent_seconds
         self._seen, self._waited_seconds, self._is_over = 0, 0.0, False
+        self.is_late = False
 
     async def receive(self) -> Message:
         if self._is_over:  # what comes now is that the client has gone: that may take as long as it likes
@@ -246,7 +249,7 @@ class _Body:
             message = await self._next()
         self._waited_seconds += time.monotonic() - began
         if message is None:
-            self._is_over = True
+            self._is_over = self.is_late = True
             raise ServiceError(
                 408,
                 "request_timeout",

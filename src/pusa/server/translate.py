@@ -6,7 +6,7 @@ The values stay unchecked here where `GenerationRequest` checks them; it is the 
 import base64
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 from pydantic import ValidationError
@@ -52,6 +52,18 @@ _FIELDS = {
     )
     for name in model.model_fields
 }
+
+
+def _holds_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_holds_number, get_args(annotation)))
+
+
+_NUMBERS = {
+    name
+    for model in (Knobs, CreateVideo, Keyframe, LoraChoice)
+    for name, field in model.model_fields.items()
+    if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
+}
 _BY_REQUEST = {ours: theirs for theirs, ours in _RENAMED.items()}
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
@@ -71,12 +83,34 @@ def checked(model: type[M], values: Mapping[str, Any], *, is_text: bool) -> M:
     """
     if is_text:
         values = {name: value for name, value in values.items() if value != "" or name == "prompt"}
+        _check_numbers(values)
     else:
         values = {name: value for name, value in values.items() if value is not None}
     try:
         return model.model_validate(values, strict=not is_text)
     except ValidationError as error:
         raise refusal(error) from None
+
+
+def _check_numbers(values: Any) -> None:
+    """Refuse text of a form that is no number where one belongs: pydantic takes more than `parse_number` does."""
+    if isinstance(values, list):
+        for value in values:
+            _check_numbers(value)
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            texts = value if isinstance(value, list) else [] if name == "noise_multipliers" else [value]
+            for text in texts:  # as one text, noise_multipliers are several numbers: `_numbers` reads them
+                if isinstance(text, str) and name in _NUMBERS and text not in ("", "last"):
+                    _check_number(text, name)
+            _check_numbers(value)
+
+
+def _check_number(text: str, name: str) -> None:
+    try:
+        parse_number(text, name)
+    except ValueError as error:
+        raise invalid(str(error), name) from None
 
 
 def refusal(error: ValidationError) -> ServiceError:

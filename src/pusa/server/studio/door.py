@@ -4,6 +4,7 @@ Gradio has many more routes than this page uses, believes the paths that a page 
 the event loop. So: a list of what is passed on, and a body is read here first, counted, and checked against the page.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from pusa.server.errors import ServiceError
 from pusa.server.forms import in_reader, read_bytes
 from pusa.server.json_input import MAX_PLAIN_BYTES, Budget, parsed
 from pusa.server.limits import path_of
+from pusa.server.studio.routes import owner_of
 from pusa.server.studio.timeline import is_value
 from pusa.server.studio.uploads import VisitorFiles
 
@@ -62,12 +64,12 @@ class Door:
             )
 
     async def _checked(self, request: Request) -> Receive:
-        """The body once more, for Gradio to read. Raises ServiceError."""
+        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError."""
         body = await read_bytes(request, MAX_PLAIN_BYTES)
         said = await in_reader(parsed, body, Budget(), "the body")
-        await in_reader(check_files, said, request.state.owner, self.files)
+        await in_reader(check_files, said, owner_of(request), self.files)
         check_call(said, self.page)
-        messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        messages: list[Message] = [{"type": "http.request", "body": json.dumps(said).encode(), "more_body": False}]
 
         async def again() -> Message:
             return messages.pop() if messages else await request.receive()
