@@ -182,6 +182,7 @@ def text(piece: bytes, size: int, name: bytes = b"prompt", begins: bytes = b"") 
 
 
 CASES: dict[str, Case] = {
+    "nothing": held(0),
     "8 MiB of [] as JSON": json_body(lambda: lists(8 * MIB)),
     "47 MiB of [] as JSON": json_body(lambda: lists(47 * MIB)),
     "8 MiB of [] in a form": form_body(lambda: lists(8 * MIB)),

@@ -202,6 +202,13 @@ def test_what_is_checked_is_what_the_page_reads(site: Site) -> None:
     assert site.is_unread()
 
 
+@pytest.mark.parametrize("data", [None, [1], "text", 7, {"name": {"a": 1}}, {"name": "²"}])
+def test_an_event_that_names_no_example_does_nothing(site: Site, data: Any) -> None:
+    answer = site.pages[0].send("pusa-stage", "run", event_data=data)
+    assert answer.status_code == 200, answer.text
+    assert site.client.get("/studio/jobs", headers=site.pages[0].headers).json()["jobs"] == []
+
+
 BAD_VALUES = [
     ("noise", "²"), ("noise", None), ("noise", 1e300), ("noise", [1]), ("noise", True), ("steps", 10**90),
     ("preset", "unknown"), ("preset", ["balanced"]), ("mode", 1), ("prompt", ["a"]), ("positions", {"a": 1}),
@@ -224,7 +231,7 @@ def test_a_value_that_a_part_cannot_have_is_refused(site: Site, part: str, value
     "change",
     [
         {"fn_index": 10**6}, {"fn_index": "1"}, {"fn_index": None}, {"fn_index": -1}, {"fn_index": True}, {"data": []},
-        {"data": {}}, {"data": None}, {"session_hash": "a" * 5000}, {"session_hash": {"a": 1}}, {"event_data": [1]},
+        {"data": {}}, {"data": None}, {"session_hash": "a" * 5000}, {"session_hash": {"a": 1}},
         {"batched": "yes"}, {"request": {"headers": {}}}, {"oauth_token": "a"}, {"trigger_id": "²"},
     ],
 )  # fmt: skip

@@ -301,7 +301,8 @@ class Actions:
 
 def _said(event: gr.EventData, name: str) -> str:
     """A value that came with an event, as text; nothing where none did."""
-    return str((event._data or {}).get(name) or "")
+    said = event._data if isinstance(event._data, dict) else {}
+    return str(said.get(name) or "")
 
 
 def _with_preset(form: Form, defaults: FormDefaults) -> Form:

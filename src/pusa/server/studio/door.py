@@ -28,13 +28,12 @@ _READ = frozenset({"", "/", "/config", "/theme.css", "/manifest.json", "/robots.
 _READ_BELOW = ("/assets/", "/static/")
 _KINDS: dict[str, type] = {
     "session_hash": str,
-    "event_data": dict,
     "trigger_id": int,
     "event_id": str,
     "simple_format": bool,
     "batched": bool,
 }
-_FIELDS = frozenset({"data", "fn_index", *_KINDS})
+_FIELDS = frozenset({"data", "fn_index", "event_data", *_KINDS})
 
 
 class Door:
