@@ -209,8 +209,17 @@ def test_an_event_that_names_no_example_does_nothing(site: Site, data: Any) -> N
     assert site.client.get("/studio/jobs", headers=site.pages[0].headers).json()["jobs"] == []
 
 
+@pytest.mark.parametrize(
+    "value", [{"mode": "unknown", "marks": []}, {"mode": "image", "marks": []}, {"mode": "fixed", "marks": []}]
+)
+def test_an_edit_of_nothing_changes_nothing(site: Site, value: dict[str, Any]) -> None:
+    answer = site.pages[0].send("timeline", "edit", {"timeline": value})
+    assert answer.status_code == 200, answer.text
+
+
 BAD_VALUES = [
     ("noise", "²"), ("noise", None), ("noise", 1e300), ("noise", [1]), ("noise", True), ("steps", 10**90),
+    ("preset", None), ("mode", None),
     ("preset", "unknown"), ("preset", ["balanced"]), ("mode", 1), ("prompt", ["a"]), ("positions", {"a": 1}),
     ("image", "a.png"), ("image", {"path": 1}), ("image", {"url": "data:,"}), ("images", {"image": None}),
     ("images", [1]), ("images", [{"video": None}]), ("video", [None]), ("timeline", "text"), ("timeline", {}),

@@ -105,7 +105,7 @@ class Actions:
         try:
             example = examples.find(_said(event, "name"))
         except KeyError:
-            return {}
+            return gr.skip()
         owner = owner_of(request.request)
         form = await in_thread(self._with_own_files, examples.form_of(example, self.defaults), owner)
         return {**self._filled(form), **await self._submit(form, request)}
@@ -249,8 +249,8 @@ class Actions:
             case "video":
                 positions, multipliers = edited(value)
                 return {parts["video_positions"]: positions, parts["video_multipliers"]: multipliers}
-        logger.warning("the timeline of tab %s was edited in mode %s", form.tab, value["mode"])
-        return {}
+        logger.warning("the timeline of tab %s was edited in mode %s", form.tab, ascii(value["mode"][:20]))
+        return gr.skip()
 
     def _mode_parts(self) -> list[Any]:
         return [self.parts[name] for name in ("mode", "video", "second_video", "loop_image", "video_places")]

@@ -144,7 +144,7 @@ def _fits(part: Component, value: Any) -> bool:
                 return False
             return math.isfinite(value) and part.minimum <= value <= part.maximum
         case gr.Radio():
-            return value is None or any(value == choice and type(value) is type(choice) for _, choice in part.choices)
+            return any(value == choice and type(value) is type(choice) for _, choice in part.choices)
         case gr.Textbox() | gr.Dropdown():
             return value is None or isinstance(value, str)
         case gr.Image() | gr.Video():
