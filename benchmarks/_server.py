@@ -125,6 +125,7 @@ def serve_fake() -> None:
     import uvicorn
 
     from pusa.server.app import create_app
+    from pusa.server.connections import raise_file_limit, uvicorn_options
     from pusa.server.executor import LocalExecutor
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
@@ -132,7 +133,7 @@ def serve_fake() -> None:
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)
     app = create_app(settings, make_executor=lambda s: LocalExecutor(s.model, target=FAKE_ENGINE))
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, ws="none")
+    uvicorn.run(app, host=settings.host, port=settings.port, **uvicorn_options(settings, raise_file_limit()))
 
 
 if __name__ == "__main__":

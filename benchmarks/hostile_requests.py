@@ -1,6 +1,7 @@
 """Send some thousand damaged requests and uploads to a server: does any of them bring out a mistake of ours?
 
     python benchmarks/hostile_requests.py --count 3000
+    python benchmarks/hostile_requests.py --load       # what large bodies and idle connections cost (hostile_load.py)
 
 Valid requests of every route are damaged at random (seeded): values of the wrong kind, fields added, dropped and
 nested, bytes flipped in bodies, paths and headers, uploads cut and spliced under names that look like paths, and bytes
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import hostile_load
 import httpx
 from _server import ServerProcess
 from hostile_media import mutated, samples
@@ -398,7 +400,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--load", action="store_true", help="large bodies, idle and slow connections instead")
     arguments = parser.parse_args()
+    if arguments.load:
+        hostile_load.main([])
+        return
     with tempfile.TemporaryDirectory() as folder:
         figures = run(arguments.count, arguments.seed, Path(folder))
     report(figures)

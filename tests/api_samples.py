@@ -19,6 +19,7 @@ from server_samples import quick_settings, wait_until
 
 from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
 from pusa.server.app import create_app
+from pusa.server.connections import Connections, uvicorn_options
 from pusa.server.errors import ServiceError
 from pusa.server.executor import ExecutorState
 from pusa.server.jobs import Job
@@ -139,6 +140,7 @@ class Served:
     app: FastAPI
     executor: InstantExecutor
     http: httpx.Client
+    limits: Connections
     service: VideoService = field(init=False)
 
     def __post_init__(self) -> None:
@@ -190,7 +192,8 @@ def serving(folder: Path, *, near_prober: bool = True, **changes: Any) -> Iterat
     if near_prober:
         app.state.service.prober = NearProber(app.state.service.prober.limits)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3))
+    options = uvicorn_options(settings, 65_536)
+    server = uvicorn.Server(uvicorn.Config(app, **{**options, "timeout_graceful_shutdown": 3}))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     end = time.monotonic() + 30
@@ -201,7 +204,7 @@ def serving(folder: Path, *, near_prober: bool = True, **changes: Any) -> Iterat
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
-            yield Served(url, app, executor, http)
+            yield Served(url, app, executor, http, options["http"].limits)
     finally:
         executor.gate.set()
         app.state.stop()

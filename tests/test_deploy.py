@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pusa.cli import main
+from pusa.server import connections
 from pusa.server.jobs import JobQueue
 from pusa.server.settings import ServerSettings, load_settings
 from pusa.server.worker import worker_name
@@ -144,6 +145,12 @@ def test_a_unit_runs_a_command_of_ours_and_is_hardened(unit: Path) -> None:
     assert re.fullmatch(r"/opt/pusa/bin/pusa (serve|worker)", service["ExecStart"])
     assert service["User"] == "pusa"
     assert service["ProtectSystem"] == "strict"
+    assert int(service["LimitNOFILE"]) == connections._MOST_FILES
+
+
+def test_a_container_may_open_as_many_files_as_the_server_takes(compose: dict[str, Any]) -> None:
+    for name in ("api", "worker-0", "worker-1"):
+        assert compose["services"][name]["ulimits"] == {"nofile": connections._MOST_FILES}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

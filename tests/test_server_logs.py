@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from pusa.request import GenerationRequest
-from pusa.server.logs import configure_logging, log_context
+from pusa.server.logs import Repeats, configure_logging, log_context
 
 LOGGER = logging.getLogger("pusa.server.somewhere")
 
@@ -125,3 +125,70 @@ def test_uvicorn_says_it_in_the_same_way() -> None:
         logging.getLogger("uvicorn.error").info("Started")
 
     assert json.loads(logged(log))["logger"] == "uvicorn.error"
+
+
+# ---- lines that come again and again ---------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def repeating(lines: list[str], **options: Any) -> tuple[logging.Logger, Clock]:
+    """A logger whose lines pass `Repeats`, and its clock."""
+    clock = Clock()
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.addFilter(Repeats(handler.emit, clock=clock, **options))
+    logger = logging.Logger("repeating")
+    logger.addHandler(handler)
+    return logger, clock
+
+
+def test_a_line_that_comes_again_and_again_is_counted() -> None:
+    lines: list[str] = []
+    logger, clock = repeating(lines, most=3, seconds=10.0)
+    for number in range(100_000):
+        logger.error("socket %d cannot be accepted", number)
+    assert len(lines) == 3
+    clock.now = 10.0
+    logger.info("something else")
+    assert lines[3:] == ["99997 more lines like this in 10 s: socket 0 cannot be accepted", "something else"]
+    logger.error("socket %d cannot be accepted", 7)
+    assert lines[-1] == "socket 7 cannot be accepted"
+
+
+def test_lines_that_differ_and_those_that_are_no_warnings_all_come() -> None:
+    lines: list[str] = []
+    logger, _ = repeating(lines, most=2)
+    for _ in range(50):
+        logger.info("accepted")
+    for word in ("a", "b", "c"):
+        for kind in (logging.WARNING, logging.ERROR):
+            logger.log(kind, "this is %s", word)
+            try:
+                raise ValueError(word)
+            except ValueError:
+                logger.log(kind, "this is %s", word, exc_info=True)
+    assert len(lines) == 50 + 3 * 2 * 2
+
+
+def test_lines_of_very_many_kinds_take_little_memory() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    repeats = Repeats(lambda record: lines.append(record.getMessage()), clock=clock)
+    for number in range(5000):
+        text = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+        assert repeats.filter(logging.LogRecord("x", logging.ERROR, "", 0, text, None, None))
+    assert len(repeats._seen) <= 501
+
+
+def test_the_server_writes_few_lines_of_a_kind() -> None:
+    def log() -> None:
+        for _ in range(1000):
+            LOGGER.error("the same")
+
+    assert len(logged(log, "text").splitlines()) == 20

@@ -9,6 +9,8 @@ import click
 
 from pusa.cli_options import parse_size
 from pusa.cli_run import Start, Stopped, run
+from pusa.knobs import shown
+from pusa.numerals import is_whole, parse_whole
 
 if TYPE_CHECKING:
     import torch
@@ -248,13 +250,13 @@ def _torch_dtype(name: str) -> "torch.dtype":
 def _clips_per_video(text: str) -> int | None:
     if text == "all":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"--clips-per-video {text!r} is neither a number from 1 on nor 'all'")
-    return int(text)
+    if not is_whole(text) or parse_whole(text) < 1:
+        raise ValueError(f"--clips-per-video {shown(text)} is neither a number from 1 on nor 'all'")
+    return parse_whole(text)
 
 
 def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"--part {text!r} is not understood: write I/N with I from 1 to N, such as 1/4")
+        raise ValueError(f"--part {shown(text)} is not understood: write I/N with I from 1 to N, such as 1/4")
     return int(match[1]), int(match[2])

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from pusa.cli_run import Stopped
+from pusa.numerals import parse_whole
 
 _PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
 
@@ -46,7 +47,7 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
 
 def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = tuple(parse_whole(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if not numbers or not all(1 <= number <= 200 for number in numbers):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pusa.knobs import Knob, knobs
+from pusa.numerals import parse_number
 from pusa.request import ConditionSpec, GenerationRequest, Position, Task
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -100,7 +101,7 @@ def build_request(task: Task, *, size: str | None, **options: Any) -> Generation
 
 def parse_size(text: str) -> tuple[int, int]:
     """``832x480`` to (832, 480)."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*", text)
     if match is None:
         raise ValueError(f"--size {text!r} is not understood: write WIDTHxHEIGHT in pixels, such as 832x480")
     return int(match[1]), int(match[2])
@@ -111,7 +112,7 @@ def parse_numbers(text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        return [parse_number(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
             f"--noise {text!r} is not understood: write a number, or several with commas: 0,0.3,0.4"
@@ -125,7 +126,7 @@ def parse_keyframe(text: str) -> tuple[str, Position, list[float] | None]:
     try:
         if not (file and at):
             raise ValueError("no @POSITION after the file")
-        return file, Position.parse(position), [float(noise)] if colon else None
+        return file, Position.parse(position), [parse_number(noise)] if colon else None
     except ValueError as error:
         raise ValueError(
             f"--keyframe {text!r} is not understood ({error}); write FILE@POSITION[:NOISE], such as cat.png@last:0.2"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _NOT_OF_WORKERS = re.compile(
     "host|port|api_.*|insecure|allowed_.*|root_path|trusted_.*|studio|docs|metrics|.*_limit|max_(?!failures).*|"
-    "probe_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
+    "probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
 _SECRETS = frozenset({"api_keys"})  # everyone on a machine can read its command lines
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
@@ -136,7 +136,9 @@ def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     import uvicorn
 
     from pusa.server.app import create_app
+    from pusa.server.connections import raise_file_limit, uvicorn_options
 
+    options = uvicorn_options(settings, raise_file_limit())
     app = create_app(settings, studio_later=True)
 
     class Server(uvicorn.Server):
@@ -146,18 +148,7 @@ def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
             app.state.stop()
             super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        root_path=settings.root_path,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies) or None,
-        server_header=False,
-        timeout_graceful_shutdown=round(settings.shutdown_seconds),
-        timeout_keep_alive=75,
-        ws="none",
-    )
+    config = uvicorn.Config(app, **options)
     host, port = listener.getsockname()[:2]
     shown_host = f"[{host}]" if ":" in host else host
     click.echo(f"pusa: http://{shown_host}:{port}{settings.root_path}/  (Ctrl-C stops)", err=True)

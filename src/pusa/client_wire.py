@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 
+from pusa.numerals import parse_number
+
 T = TypeVar("T")
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -261,7 +263,7 @@ def error_of(response: httpx.Response) -> PusaError:
 
 def number_of(text: str | None, default: float) -> float:
     try:
-        return float(text or "")
+        return parse_number(text or "")
     except ValueError:
         return default
 

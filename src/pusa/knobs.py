@@ -155,5 +155,6 @@ def shown(value: Any) -> str:
     """A value in at most 60 characters of one line, text in quotes."""
     if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print more than 4300 digits
         return f"(a number of {value.bit_length()} bits)"
+    value = value[:100] if isinstance(value, str | list | tuple) else value  # it may have megabytes
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

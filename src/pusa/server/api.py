@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BeforeValidator
 from starlette.convertors import Convertor, register_url_convertor
 
 from pusa import zoo
+from pusa.numerals import is_whole, parse_whole
 from pusa.server import openapi, translate
 from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
@@ -76,13 +78,17 @@ Key = Annotated[
 ]
 
 
+def _whole(text: Any) -> Any:
+    return parse_whole(text) if isinstance(text, str) else text
+
+
 def sent_before(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
     """What says that a request may have come before, and which trace it belongs to."""
     retries = request.headers.get("x-stainless-retry-count", "0")
     traceparent = request.headers.get("traceparent", "")
     return {
         "idempotency_key": idempotency_key,
-        "is_retry": retries.isdigit() and int(retries[:9]) > 0,
+        "is_retry": is_whole(retries) and parse_whole(retries) > 0,
         "traceparent": traceparent if len(traceparent) == 55 and traceparent.isascii() else None,
     }
 
@@ -206,7 +212,7 @@ async def _gone(request: Request) -> None:
 
 async def _created(request: Request, service: VideoService, owner: str, options: Mapping[str, Any]) -> Job:
     async with taken_in(request, service) as intake:
-        body = intake.check(CreateVideo, _FILES_OF_CREATE)
+        body = await intake.check(CreateVideo, _FILES_OF_CREATE)
         references = await intake.references(body)
         keyframes, inside = await intake.keyframes(body, references)
         uploads = await service.probe({**references, **inside})
@@ -246,7 +252,7 @@ def _priority(asked: int | None, service: VideoService) -> int:
 async def extend(request: Request, service: Service, owner: Owner, options: Options) -> Response:
     """`video` is the id of a finished video, or a file."""
     async with taken_in(request, service) as intake:
-        body = intake.check(ExtendVideo, _FILES_OF_VIDEO)
+        body = await intake.check(ExtendVideo, _FILES_OF_VIDEO)
         videos = await _some_videos(intake, body, most=1)
         knobs = translate.merged(body)
         if knobs.cond_positions is not None:
@@ -254,7 +260,7 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
         job = await service.extend(
             videos[0],
             body.prompt,
-            None if body.seconds is None else float(body.seconds),
+            None if body.seconds is None else translate.seconds_of(body.seconds),
             owner=owner,
             request=_without_prompt(translate.request_of(body, defaults=service.defaults, with_length=False)),
             noise=translate.noises_of(knobs),
@@ -274,7 +280,7 @@ async def edit(request: Request, service: Service, owner: Owner, options: Option
     """One `video` (an id, or a file) is changed: all of it loosely, or around the latent frames in `cond_positions`,
     which are kept. Two are joined by a transition."""
     async with taken_in(request, service) as intake:
-        body = intake.check(EditVideo, _FILES_OF_VIDEO)
+        body = await intake.check(EditVideo, _FILES_OF_VIDEO)
         videos = await _some_videos(intake, body, most=2)
         knobs = translate.merged(body)
         job = await service.edit(
@@ -345,7 +351,7 @@ def _no_characters() -> ServiceError:
 async def remix(request: Request, id: Id, service: Service, owner: Owner, options: Options) -> Response:
     """The same inputs, settings and seed."""
     async with taken_in(request, service) as intake:
-        body = intake.check(RemixVideo, {})
+        body = await intake.check(RemixVideo, {})
     return await _answer(service, await service.remix(id, body.prompt, owner, **options))
 
 
@@ -357,7 +363,7 @@ async def list_videos(
     service: Service,
     owner: Owner,
     after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, Query(description="Videos on a page.", ge=1, le=100)] = 20,
+    limit: Annotated[int, BeforeValidator(_whole), Query(description="Videos on a page.", ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
 ) -> VideoList:
     jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order)

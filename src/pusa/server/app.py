@@ -97,6 +97,7 @@ def create_app(
         keys=ApiKeys(settings.api_keys),
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
+        silent_seconds=settings.silent_seconds,
     )
     if settings.allowed_origins:
         app.add_middleware(

@@ -7,11 +7,12 @@ from typing import BinaryIO
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from pusa.numerals import parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.service import Content, in_thread
 
 _CHUNK_BYTES = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 async def download(request: Request, content: Content) -> Response:
@@ -51,10 +52,10 @@ def _wanted(header: str, content: Content) -> tuple[int, int] | None:
     if found is None or found[1] == found[2] == "":
         return None
     if found[1] == "":  # the last so many bytes
-        start, end = max(0, content.size - int(found[2])), content.size
+        start, end = max(0, content.size - parse_whole(found[2])), content.size
     else:
-        start, end = int(found[1]), min(content.size, int(found[2]) + 1 if found[2] else content.size)
-    if found[2] and found[1] and int(found[2]) < int(found[1]):
+        start, end = parse_whole(found[1]), min(content.size, parse_whole(found[2]) + 1 if found[2] else content.size)
+    if found[2] and found[1] and parse_whole(found[2]) < parse_whole(found[1]):
         return None  # no range at all
     if start >= content.size or start >= end:
         told = f"{content.name} has {content.size} bytes: the range {header[:60]!r} is outside of it"

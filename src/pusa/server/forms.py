@@ -4,29 +4,36 @@ Files go to the spool as they come, not through memory. Names may be bracketed a
 ``name[key]`` for values inside.
 """
 
-import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import anyio
 import anyio.to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from pusa.server.errors import ServiceError
+from pusa.server.json_input import BASE64, Budget, parsed
 from pusa.server.uploads import Spool, Upload
 
 MAX_FIELDS = 200
 MAX_NAME_BYTES = 200
-MAX_JSON_DEPTH = 16
+MAX_HEADER_BYTES = 8192
+"""Of the headers of a part of a form."""
 _WRITE_BYTES = 2**20
+_READING = anyio.CapacityLimiter(2)  # Python runs one of them at a time; the event loop has its turns between two
 _IN_JSON = re.compile(r"\s*[\[{]")  # how text starts that is JSON
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})((?:\[[A-Za-z0-9_]{0,64}\]){0,3})")
+_BASE64_ESCAPED = BASE64 + b"%:;,."
+_INDEX = re.compile(r"[0-9]{1,4}")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,15 +63,15 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     match kind.decode("latin-1").lower():
         case "application/json":
-            return Received(values=_json_object(await _bytes(request, max_text_bytes)))
+            return Received(values=await in_reader(_json_object, await read_bytes(request, max_text_bytes)))
         case "multipart/form-data":
             boundary = options.get(b"boundary", b"")
             if not 1 <= len(boundary) <= 256:
                 raise ServiceError(400, "invalid_body", "the form has no boundary: send it as multipart/form-data does")
             return await _Multipart(boundary, spool, max_files, max_text_bytes).read(request.stream())
         case "application/x-www-form-urlencoded":
-            pairs = _pairs(await _bytes(request, max_text_bytes))
-            return Received(values=unbracketed(pairs), is_text=True)
+            body = await read_bytes(request, max_text_bytes)
+            return Received(values=await in_reader(_urlencoded, body), is_text=True)
         case other:
             shown = f"{other[:60]!r}" if other else "nothing"
             raise ServiceError(
@@ -74,13 +81,19 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
             )
 
 
-async def _bytes(request: Request, most: int) -> bytes:
+async def in_reader(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function makes of a body, in one of the few threads for that: it may be a large one."""
+    return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=_READING)
+
+
+async def read_bytes(request: Request, most: int) -> bytearray:
+    """The body. Raises ServiceError (413) for more than `most` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > most:
             raise _too_much_text(most)
-    return bytes(body)
+    return body
 
 
 def _too_much_text(most: int) -> ServiceError:
@@ -88,51 +101,37 @@ def _too_much_text(most: int) -> ServiceError:
     return ServiceError(413, "too_large", told)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    value = _parsed_json(body.decode("utf-8", "replace"), "the body")
+def _json_object(body: bytearray) -> dict[str, Any]:
+    value = parsed(body, Budget(), "the body")
     if not isinstance(value, dict):
         raise ServiceError(400, "invalid_body", f"the body is {_json_kind(value)}: send a JSON object")
     return value
-
-
-def _parsed_json(text: str, what: str, param: str | None = None) -> Any:
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        raise ServiceError(400, "invalid_body", f"{what} is nested too deeply", param) from None
-    except ValueError as error:
-        raise ServiceError(400, "invalid_body", f"{what} is not JSON: {str(error)[:100]}", param) from None
-    if _depth_exceeds(value, MAX_JSON_DEPTH):
-        raise ServiceError(400, "invalid_body", f"{what} is nested more than {MAX_JSON_DEPTH} deep", param)
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return limit == 0 or any(_depth_exceeds(part, limit - 1) for part in inner)
 
 
 def _json_kind(value: Any) -> str:
     return {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
-def _pairs(body: bytes) -> list[tuple[str, str]]:
+def _urlencoded(body: bytearray) -> dict[str, Any]:
+    """The values of a plain form. Every escape is a piece of its own while it is read: only base64 may be long."""
+    undecoded = Budget()
+    for part in bytes(body).split(b"&", MAX_FIELDS):
+        value = part.partition(b"=")[2]
+        if value.translate(None, _BASE64_ESCAPED) or value.count(b"%") * 16 > len(value):
+            undecoded.take_plain(len(part))
     try:
-        return parse_qsl(
+        pairs = parse_qsl(
             body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="replace"
         )
     except ValueError:
         raise ServiceError(400, "invalid_body", f"the form has more than {MAX_FIELDS} fields") from None
+    return unbracketed(pairs)
 
 
 # ---- names with brackets ---------------------------------------------------------------------------------------------
 
 
-def unbracketed(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+def unbracketed(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Values by name. ``a[]`` or a repeated ``a`` is a list, ``a[b]`` and ``a[0][b]`` are values inside, and text that
     is a JSON list or object is read as that.
 
@@ -140,8 +139,9 @@ def unbracketed(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     order where every key comes equally often, and refused elsewhere.
 
     Raises:
-        ServiceError: 400.
+        ServiceError: 400, and 413 for too much text that is no file.
     """
+    budget = Budget()
     result: dict[str, Any] = {}
     columns: dict[str, dict[str, list[Any]]] = {}  # a -> b -> values of a[][b]
     for name, text in pairs:
@@ -150,7 +150,7 @@ def unbracketed(pairs: list[tuple[str, str]]) -> dict[str, Any]:
             shown = ascii(name)[:60]
             raise ServiceError(400, "unknown_parameter", f"the field {shown} is unknown", name[:60])
         root, path = found[1], re.findall(r"\[([^\]]*)\]", found[2])
-        value = _parsed_json(text, root, root) if _IN_JSON.match(text) and root not in _TEXTS else text
+        value = _value_of(root, text, budget)
         match path:
             case []:
                 _append_or_set(result, root, value)
@@ -172,6 +172,14 @@ def unbracketed(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         rows = zip(*by_key.values(), strict=True)
         result[root] = [dict(zip(by_key, row, strict=True)) for row in rows]
     return {name: _listed(value) for name, value in result.items()}
+
+
+def _value_of(name: str, text: str, budget: Budget) -> Any:
+    data = text.encode()
+    if _IN_JSON.match(text) and name not in _TEXTS:
+        return parsed(data, budget, name, name)
+    budget.take_text(data)
+    return text
 
 
 _TEXTS = {"prompt", "negative_prompt", "model", "image_url", "video_url"}  # never JSON, whatever they start with
@@ -204,7 +212,7 @@ def _inside(result: dict[str, Any], name: str, root: str | None = None) -> dict[
 
 def _listed(value: Any) -> Any:
     """Objects whose keys are 0, 1, 2... are the lists that the form could not write."""
-    if isinstance(value, dict) and value and all(key.isdigit() for key in value):
+    if isinstance(value, dict) and value and all(_INDEX.fullmatch(key) for key in value):
         return [value[key] for key in sorted(value, key=int)]
     return value
 
@@ -223,7 +231,7 @@ class _Multipart:
         self._headers: dict[bytes, bytes] = {}
         self._header_name = self._header_value = b""
         self._data = bytearray()
-        self._size = self._text_size = 0
+        self._size = self._text_size = self._header_size = 0
         self._name = ""
         self._file: _File | None = None
         self._to_write: list[tuple[Path, bytes]] = []
@@ -244,12 +252,12 @@ class _Multipart:
     async def read(self, stream: AsyncIterator[bytes]) -> Received:
         try:
             async for chunk in stream:
-                self._parser.write(chunk)
+                await in_reader(self._parser.write, chunk)  # a piece of many line breaks takes a tenth of a second
                 await self._write()
             self._parser.finalize()
             if not self.ended:
                 raise ServiceError(400, "invalid_body", "the form is cut short: its last boundary is missing")
-            self.received.values = unbracketed(self.pairs)
+            self.received.values = await in_reader(unbracketed, self.pairs)
         except FormParserError:
             self._discard()
             raise ServiceError(400, "invalid_body", "the form is not valid multipart/form-data") from None
@@ -270,12 +278,21 @@ class _Multipart:
 
     def _part_begins(self) -> None:
         self._headers, self._data, self._size, self._file, self._name = {}, bytearray(), 0, None, ""
+        self._header_size = 0
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._header_name += data[start:end]
 
     def _header_text(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._header_value += data[start:end]
+
+    def _count_header(self, size: int) -> None:
+        self._header_size += size
+        if self._header_size > MAX_HEADER_BYTES:
+            told = f"a part of the form has headers of more than {MAX_HEADER_BYTES} bytes, the limit: send shorter ones"
+            raise ServiceError(400, "invalid_body", told)
 
     def _header_ends(self) -> None:
         self._headers[self._header_name.lower()] = self._header_value

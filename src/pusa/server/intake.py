@@ -13,13 +13,15 @@ from starlette.requests import Request
 from pusa.knobs import StrictModel
 from pusa.server import translate, urls
 from pusa.server.errors import ServiceError
-from pusa.server.forms import Received, read_body
+from pusa.server.forms import Received, in_reader, read_body
 from pusa.server.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
 from pusa.server.service import VideoService, in_thread, is_id
 from pusa.server.uploads import Upload
 
 MAX_TEXT_BYTES = 48 * 2**20
-"""Of a body outside of file parts: it is held in memory, and pictures in base64 are in it."""
+"""Of a body outside of file parts: it is held in memory, and pictures in base64 are in it.
+
+What is no base64 has a limit of its own (`pusa.server.json_input`)."""
 
 _FETCHING = anyio.CapacityLimiter(4)  # what waits for others must not use up all threads
 
@@ -37,7 +39,7 @@ class Intake:
     files: dict[str, list[Upload]] = field(default_factory=dict)
     made: list[Upload] = field(default_factory=list)
 
-    def check(self, model: type[M], file_fields: Mapping[str, str]) -> M:
+    async def check(self, model: type[M], file_fields: Mapping[str, str]) -> M:
         """The fields, and the files in the fields where files belong (by the names they are sent under).
 
         Raises ServiceError (400).
@@ -53,7 +55,7 @@ class Intake:
                 told = f"{name[:60]!r} holds a file: files go into {known}"
                 raise ServiceError(400, "unknown_parameter", told, name[:60])
             self.files.setdefault(target, []).append(upload)
-        return translate.checked(model, values, is_text=self.received.is_text)
+        return await in_reader(partial(translate.checked, model, values, is_text=self.received.is_text))
 
     async def from_url(self, url: str, param: str, wanted: Literal["image", "video"] | None = None) -> Upload:
         """The file that a data URL holds, or that an allowed address does."""

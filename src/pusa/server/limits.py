@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import socket
+import time
 from base64 import b64decode
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -21,6 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError, respond
 from pusa.server.logs import log_context
 
@@ -31,8 +33,9 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 
 _API_PATHS = ("/v1/", "/metrics", "/openapi.json", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::\d*)?")
+_HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::[0-9]*)?")
 _DRAINED_BYTES, _DRAINED_SECONDS = 16 * 2**20, 2.0  # of a body that nobody reads any more
+_LEAST_BYTES_PER_SECOND = 1024  # of a body, over all the time that was waited for it
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -148,10 +151,20 @@ class Gate:
         keys: who is let in; ``request.state.owner`` says who it was.
         hosts: None leaves host and origin unchecked.
         max_body_bytes: of one request, counted as it comes, whatever its headers say.
+        silent_seconds: how long nothing of a body may come.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys, hosts: HostCheck | None, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: ApiKeys,
+        hosts: HostCheck | None,
+        max_body_bytes: int,
+        silent_seconds: float = 30.0,
+    ) -> None:
         self.app, self.keys, self.hosts, self.max_body_bytes = app, keys, hosts, max_body_bytes
+        self.silent_seconds = silent_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -161,7 +174,7 @@ class Gate:
         asked_id = headers.get("x-request-id", "")
         request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else f"req_{secrets.token_hex(12)}"
         started = False
-        body = _Body(receive, self.max_body_bytes)
+        body = _Body(receive, self.max_body_bytes, self.silent_seconds)
 
         async def send_marked(message: Message) -> None:
             nonlocal started
@@ -170,6 +183,8 @@ class Gate:
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
                 answer.setdefault("x-content-type-options", "nosniff")
+                if body.is_late:
+                    answer["connection"] = "close"
             await send(message)
 
         with log_context(request=request_id):
@@ -202,7 +217,7 @@ class Gate:
             )
         state["owner"] = owner
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length[:20]) > self.max_body_bytes:
+        if is_whole(length) and parse_whole(length) > self.max_body_bytes:
             raise _too_large(self.max_body_bytes)
 
 
@@ -217,14 +232,30 @@ def _refusal(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:
 
 
 class _Body:
-    """A request's body as it comes in, up to `most` bytes: more is refused with 413."""
+    """A request's body as it comes in, up to `most` bytes: more is refused with 413. One that does not come, or comes
+    byte by byte, is refused with 408."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._most = receive, most
-        self._seen, self._is_whole = 0, False
+    def __init__(self, receive: Receive, most: int, silent_seconds: float) -> None:
+        self._receive, self._most, self._silent_seconds = receive, most, silent_seconds
+        self._seen, self._waited_seconds, self._is_over = 0, 0.0, False
+        self.is_late = False
 
     async def receive(self) -> Message:
-        message = await self._next()
+        if self._is_over:  # what comes now is that the client has gone: that may take as long as it likes
+            return await self._receive()
+        message = None
+        began = time.monotonic()
+        with anyio.move_on_after(self._patience_seconds()):
+            message = await self._next()
+        self._waited_seconds += time.monotonic() - began
+        if message is None:
+            self._is_over = self.is_late = True
+            raise ServiceError(
+                408,
+                "request_timeout",
+                f"the request's body did not come: nothing in {self._silent_seconds:g} s, or less than "
+                f"{_LEAST_BYTES_PER_SECOND} bytes a second; send it again",
+            )
         if self._seen > self._most:
             raise _too_large(self._most)
         return message
@@ -233,13 +264,17 @@ class _Body:
         """Read on for a while: who is answered while still sending may lose the answer with the connection."""
         most = self._seen + _DRAINED_BYTES
         with anyio.move_on_after(_DRAINED_SECONDS):
-            while not self._is_whole and self._seen < most:
+            while not self._is_over and self._seen < most:
                 await self._next()
+
+    def _patience_seconds(self) -> float:
+        due_seconds = self._silent_seconds + self._seen / _LEAST_BYTES_PER_SECOND
+        return min(self._silent_seconds, max(0.0, due_seconds - self._waited_seconds))
 
     async def _next(self) -> Message:
         message = await self._receive()
         self._seen += len(message.get("body", b""))
-        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        self._is_over = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
 

@@ -4,13 +4,17 @@ Prompts and keys are kept out. Nothing of the server passes them to a logger; wh
 error (pydantic the refused value, SQLAlchemy the parameters of a statement) is cut out before a line is written.
 """
 
+import copy
 import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -106,6 +110,73 @@ class TextFormatter(logging.Formatter):
         return without_secrets(text)
 
 
+@dataclass
+class _Seen:
+    first: logging.LogRecord
+    until: float
+    count: int = 1
+
+
+class Repeats(logging.Filter):
+    """Lets a warning or an error through a few times in a while, and then only says how often it came.
+
+    Whoever can bring out a line at will would else fill the disk with it. Lines are the same that differ in numbers
+    alone.
+
+    Args:
+        emit: writes the line that says how often.
+        most: lines of a kind in `seconds`.
+        clock: seconds, for tests.
+    """
+
+    _MOST_KINDS = 500
+
+    def __init__(
+        self,
+        emit: Callable[[logging.LogRecord], None],
+        *,
+        most: int = 20,
+        seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._emit, self._most, self._seconds, self._clock = emit, most, seconds, clock
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[object, ...], _Seen] = {}  # in the order in which they end, as all last as long
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        with self._lock:
+            return self._is_let_through(record, self._clock())
+
+    def _is_let_through(self, record: logging.LogRecord, now: float) -> bool:
+        self._tell(now)
+        if record.levelno < logging.WARNING:
+            return True
+        error = record.exc_info[0] if record.exc_info else None
+        key = (record.name, record.levelno, re.sub(r"[0-9]+", "0", record.getMessage()[:300]), error)
+        seen = self._seen.get(key)
+        if seen is None:
+            self._seen[key] = _Seen(record, now + self._seconds)
+            return True
+        seen.count += 1
+        return seen.count <= self._most
+
+    def _tell(self, now: float) -> None:
+        """Say of each kind whose time is over how many lines were left out, and forget it."""
+        while self._seen:
+            key, seen = next(iter(self._seen.items()))
+            if seen.until > now and len(self._seen) <= self._MOST_KINDS:
+                return
+            del self._seen[key]
+            if seen.count <= self._most:
+                continue
+            line = copy.copy(seen.first)
+            left_out, text = seen.count - self._most, seen.first.getMessage()
+            line.msg, line.args = f"{left_out} more lines like this in {self._seconds:g} s: {text}", None
+            line.exc_info = line.exc_text = line.stack_info = None
+            self._emit(line)
+
+
 def configure_logging(format: Format = "text", level: str = "info", stream: TextIO | None = None) -> None:
     """Send every logger of this process to one stream, stderr by default; what was set up before is replaced.
 
@@ -121,6 +192,7 @@ def configure_logging(format: Format = "text", level: str = "info", stream: Text
         raise ValueError(f"log level {level!r} is unknown: use debug, info, warning or error")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    handler.addFilter(Repeats(handler.emit))
     root = logging.getLogger()
     for old in root.handlers[:]:
         if type(old) is logging.StreamHandler:  # not the handlers of a test runner or of an embedding program

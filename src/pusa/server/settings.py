@@ -165,6 +165,30 @@ class ServerSettings(StrictModel):
         ge=0,
         le=86_400,
     )
+    max_connections: int = knob(
+        2000,
+        "Connections at once; those that wait longest make room for new ones. Fewer where the process may open too few "
+        "files.",
+        ge=16,
+        le=60_000,
+    )
+    max_connections_per_address: int = knob(
+        200,
+        "The same for each address; trusted proxies and this machine stand for many and are not counted.",
+        ge=1,
+        le=60_000,
+    )
+    head_seconds: float = knob(
+        20.0, "How long a client may take to send the head of a request.", unit="seconds", ge=0.1, le=3600
+    )
+    silent_seconds: float = knob(
+        30.0,
+        "How long a client may send nothing of a body, or take nothing of an answer; a body comes at 1 KiB a second or "
+        "more.",
+        unit="seconds",
+        ge=0.1,
+        le=3600,
+    )
     max_body_bytes: int = knob(128 * _MIB, "Of a request, with its uploads.", unit="bytes", ge=1024, le=2**40)
     max_uploads: int = knob(16, "Files in a request.", ge=1, le=64)
     max_upload_pixels: int = knob(

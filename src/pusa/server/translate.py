@@ -4,18 +4,18 @@ The values stay unchecked here where `GenerationRequest` checks them; it is the 
 """
 
 import base64
-import binascii
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 from pydantic import ValidationError
 
 from pusa.knobs import StrictModel, explain, shown
+from pusa.numerals import parse_number, parse_whole
 from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults
 from pusa.server.errors import ServiceError
+from pusa.server.json_input import MAX_PLAIN_BYTES
 from pusa.server.schemas import (
     CreateVideo,
     EditVideo,
@@ -52,7 +52,20 @@ _FIELDS = {
     )
     for name in model.model_fields
 }
+
+
+def _holds_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_holds_number, get_args(annotation)))
+
+
+_NUMBERS = {
+    name
+    for model in (Knobs, CreateVideo, Keyframe, LoraChoice)
+    for name, field in model.model_fields.items()
+    if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
+}
 _BY_REQUEST = {ours: theirs for theirs, ours in _RENAMED.items()}
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 
 
@@ -70,12 +83,34 @@ def checked(model: type[M], values: Mapping[str, Any], *, is_text: bool) -> M:
     """
     if is_text:
         values = {name: value for name, value in values.items() if value != "" or name == "prompt"}
+        _check_numbers(values)
     else:
         values = {name: value for name, value in values.items() if value is not None}
     try:
         return model.model_validate(values, strict=not is_text)
     except ValidationError as error:
         raise refusal(error) from None
+
+
+def _check_numbers(values: Any) -> None:
+    """Refuse text of a form that is no number where one belongs: pydantic takes more than `parse_number` does."""
+    if isinstance(values, list):
+        for value in values:
+            _check_numbers(value)
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            texts = value if isinstance(value, list) else [] if name == "noise_multipliers" else [value]
+            for text in texts:  # as one text, noise_multipliers are several numbers: `_numbers` reads them
+                if isinstance(text, str) and name in _NUMBERS and text not in ("", "last"):
+                    _check_number(text, name)
+            _check_numbers(value)
+
+
+def _check_number(text: str, name: str) -> None:
+    try:
+        parse_number(text, name)
+    except ValueError as error:
+        raise invalid(str(error), name) from None
 
 
 def refusal(error: ValidationError) -> ServiceError:
@@ -138,17 +173,22 @@ def request_of(
     request = {name: said[name] for name in _SAME if name in said}
     request |= {ours: said[theirs] for theirs, ours in _RENAMED.items() if theirs in said}
     if "size" in said:
-        width, height = (int(side) for side in re.split("[xX×]", said["size"]))
+        width, height = (parse_whole(side, "size") for side in re.split("[xX×]", said["size"]))
         request = {"width": width, "height": height, **request}
     if with_length and "seconds" in said and "frames" not in request:
         fps = float(said.get("fps") or defaults.fps)
-        request["frames"] = max(1, round(float(said["seconds"]) * fps))
+        request["frames"] = max(1, round(seconds_of(said["seconds"]) * fps))
     names, scale = _loras(said.get("lora"))
     if names:
         request["lora"] = names
     if scale is not None:
         request.setdefault("alpha", scale)
     return request
+
+
+def seconds_of(said: str | float) -> float:
+    """A length that a client gives as text or as a number."""
+    return parse_number(said, "seconds") if isinstance(said, str) else float(said)
 
 
 def added_length(seconds: float, request: Mapping[str, Any], defaults: ModelDefaults) -> dict[str, int]:
@@ -295,10 +335,10 @@ def _numbers(given: Any) -> list[Any]:
     if not isinstance(given, str):
         return list(given or [])
     try:
-        numbers = [float(part) for part in given.split(",")]
+        numbers = [parse_number(part) for part in given.split(",")]
     except ValueError:
-        numbers = [math.nan]
-    if not all(0 <= number <= 1 for number in numbers):
+        numbers = []
+    if not numbers or not all(0 <= one <= 1 for one in numbers):
         raise invalid(f"noise_multipliers={given[:60]!r}: give numbers in 0..1 with commas: 0,0.2", "noise_multipliers")
     return numbers
 
@@ -316,7 +356,12 @@ def data_of(url: str, param: str) -> tuple[str, bytes]:
     if found is None:
         raise invalid(f"{param} is no data URL: send data:image/png;base64,... or the file itself", param)
     text = url[found.end() :]
-    return found[1] or "", decoded(text, param) if found[3] else unquote_to_bytes(text)
+    if found[3]:
+        return found[1] or "", decoded(text, param)
+    if len(text) > MAX_PLAIN_BYTES:  # every escape is a piece of its own while it is read
+        told = f"{param} has more than {MAX_PLAIN_BYTES / 2**20:g} MiB that are not base64: send data:...;base64,..."
+        raise ServiceError(413, "too_large", told, param)
+    return found[1] or "", unquote_to_bytes(text)
 
 
 def decoded(text: str, param: str) -> bytes:
@@ -325,10 +370,10 @@ def decoded(text: str, param: str) -> bytes:
     Raises:
         ServiceError: 400.
     """
-    plain = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError):
+        plain = text.encode("ascii").translate(_STANDARD, b" \t\r\n\f\v").rstrip(b"=")
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except ValueError:
         raise invalid(f"{param} is not base64", param) from None
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from pusa import media
@@ -36,6 +35,7 @@ from pusa.server.studio.forms import (
 from pusa.server.studio.routes import owner_of
 from pusa.server.studio.texts import t
 from pusa.server.studio.timeline import edited, shown
+from pusa.server.studio.uploads import VisitorFiles
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ Parts = dict[str, Any]  # name -> component; those named like a field of `Form` 
 class Actions:
     """The handlers of a page. `connect` ties them to its parts."""
 
-    def __init__(self, service: VideoService, defaults: FormDefaults) -> None:
-        self.service, self.defaults = service, defaults
+    def __init__(self, service: VideoService, defaults: FormDefaults, files: VisitorFiles) -> None:
+        self.service, self.defaults, self.files = service, defaults, files
         self._count = itertools.count(1)
         self.parts: Parts = {}
 
@@ -103,13 +103,17 @@ class Actions:
     async def run_example(self, request: gr.Request, event: gr.EventData) -> Updates:
         """Fill the form with an example, and make it at once."""
         try:
-            example = examples.find(str(event._data.get("name")))
+            example = examples.find(_said(event, "name"))
         except KeyError:
-            return {}
-        form = examples.form_of(example, self.defaults)
-        files: dict[str, Any] = {name: self._kept(getattr(form, name)) for name in _FILES if getattr(form, name)}
-        form = replace(form, images=[self._kept(file) for file in form.images], **files)
+            return gr.skip()
+        owner = owner_of(request.request)
+        form = await in_thread(self._with_own_files, examples.form_of(example, self.defaults), owner)
         return {**self._filled(form), **await self._submit(form, request)}
+
+    def _with_own_files(self, form: Form, owner: str) -> Form:
+        """The form with copies of its files that belong to who fills it."""
+        files: dict[str, Any] = {name: self._kept(getattr(form, name), owner) for name in _FILES if getattr(form, name)}
+        return replace(form, images=[self._kept(file, owner) for file in form.images], **files)
 
     async def _submit(self, form: Form, request: gr.Request) -> Updates:
         stage, problem = self.parts["stage"], self.parts["problem"]
@@ -126,6 +130,8 @@ class Actions:
 
     async def _create(self, form: Form, owner: str) -> Job:
         request, files = await in_thread(request_of, form, self.service.settings.model)
+        for path in files.values():
+            self.files.check(owner, str(path))  # once more: here they are read
         if gone := next((path for path in files.values() if not path.is_file()), None):
             logger.info("%s is not in Gradio's cache any more", gone.name)
             raise FormError("error.upload_gone")
@@ -147,7 +153,8 @@ class Actions:
 
         async def filled(job: Job, video: Path) -> Updates:
             picture = await in_thread(last_frame, video)
-            form = replace(self.form(values), tab="image", image=self._kept(picture), prompt=job.prompt)
+            kept = await in_thread(self._kept, picture, owner_of(request.request))
+            form = replace(self.form(values), tab="image", image=kept, prompt=job.prompt)
             return self._filled(form, only=("image", "prompt"))
 
         return await self._with_video(event, request, filled)
@@ -156,7 +163,8 @@ class Actions:
         """A video that was made becomes the one to go on from."""
 
         async def filled(job: Job, video: Path) -> Updates:
-            form = replace(self.form(values), tab="video", mode="extend", video=self._kept(video), prompt=job.prompt)
+            kept = await in_thread(self._kept, video, owner_of(request.request))
+            form = replace(self.form(values), tab="video", mode="extend", video=kept, prompt=job.prompt)
             return self._filled(form, only=("video", "prompt"))
 
         return await self._with_video(event, request, filled)
@@ -165,7 +173,7 @@ class Actions:
         self, event: gr.EventData, request: gr.Request, filled: Callable[[Job, Path], Awaitable[Updates]]
     ) -> Updates:
         """What `filled` makes of the job that an event names and of a copy of its video."""
-        owner, name = owner_of(request.request), str(event._data.get("job"))
+        owner, name = owner_of(request.request), _said(event, "job")
         try:
             job = await self.service.get(name, owner)
             content = await self.service.content(name, "video", owner)
@@ -181,9 +189,9 @@ class Actions:
         with tempfile.TemporaryDirectory(prefix="pusa-studio-") as folder:
             return await filled(job, await in_thread(copied, folder))
 
-    def _kept(self, path: str | Path) -> str:
-        """A copy in Gradio's cache, from where the browser may have it."""
-        return save_file_to_cache(path, self.parts["image"].GRADIO_CACHE)
+    def _kept(self, path: str | Path, owner: str) -> str:
+        """A copy from where this visitor's browser may have it."""
+        return str(self.files.copy(owner, Path(path)))
 
     # ---- the fields and the timeline ----
 
@@ -233,7 +241,7 @@ class Actions:
         form, parts = self.form(values), self.parts
         value = values[parts["timeline"]]
         match value["mode"]:
-            case "image":
+            case "image" if value["marks"]:
                 return {parts["noise"]: float(value["marks"][0]["noise"])}
             case "images":
                 positions, multipliers = edited(value)
@@ -241,8 +249,8 @@ class Actions:
             case "video":
                 positions, multipliers = edited(value)
                 return {parts["video_positions"]: positions, parts["video_multipliers"]: multipliers}
-        logger.warning("the timeline of tab %s was edited in mode %s", form.tab, value["mode"])
-        return {}
+        logger.warning("the timeline of tab %s was edited in mode %s", form.tab, ascii(value["mode"][:20]))
+        return gr.skip()
 
     def _mode_parts(self) -> list[Any]:
         return [self.parts[name] for name in ("mode", "video", "second_video", "loop_image", "video_places")]
@@ -289,6 +297,12 @@ class Actions:
             "shift": known.shift,
             "overlap": 0,
         }
+
+
+def _said(event: gr.EventData, name: str) -> str:
+    """A value that came with an event, as text; nothing where none did."""
+    said = event._data if isinstance(event._data, dict) else {}
+    return str(said.get(name) or "")
 
 
 def _with_preset(form: Form, defaults: FormDefaults) -> Form:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from pusa import zoo
+from pusa.numerals import parse_number, parse_whole
 from pusa.positions import latent_frames
 from pusa.request import PRESETS, GenerationRequest, Position, explain
 from pusa.zoo import GenerationDefaults
@@ -19,6 +20,7 @@ TABS: tuple[Tab, ...] = get_args(Tab)
 Mode = Literal["complete", "extend", "transition", "loop"]
 
 ORIGINAL_FRAMES = 81  # what the original always makes, and what its positions are meant for
+MAX_PLACES = 512  # as in a `ConditionSpec`
 _IMAGES_NOISE = (0.2, 0.5)  # the original's, for a first picture and for the later ones
 _VIDEO_NOISE = (0.0, 0.3, 0.4, 0.5)  # the original's, for positions 0..3; later ones as the last
 _FREER = PRESETS["creative"].noise - PRESETS["balanced"].noise
@@ -131,19 +133,22 @@ def preset_noise(preset: str, kind: Literal["image", "video"], count: int) -> li
 
 
 def parse_positions(text: str) -> list[Position]:
-    """Raises FormError for what is no position."""
+    """Raises FormError for what is no position, and for more of them than a request may have."""
     try:
-        return [Position.parse(part) for part in _parts(text)]
+        return [Position.parse(part) for part in _some(_parts(text))]
     except ValueError as error:
         raise FormError(text=str(error)) from None
 
 
 def parse_multipliers(text: str) -> list[float]:
-    """Raises FormError for what is no number from 0 to 1."""
+    """Raises FormError for what is no number from 0 to 1, and for more of them than a request may have."""
+    parts = _some(_parts(text))
+    if unbounded := next((part for part in parts if part.lower().strip("+-") in ("nan", "inf", "infinity")), None):
+        raise FormError("error.multiplier", value=unbounded)
     try:
-        values = [float(part) for part in _parts(text)]
+        values = [parse_number(part) for part in parts]
     except ValueError:
-        raise FormError("error.multiplier_text", value=text) from None
+        raise FormError("error.multiplier_text", value=text[:100]) from None
     for value in values:
         if not 0 <= value <= 1:
             raise FormError("error.multiplier", value=f"{value:g}")
@@ -154,19 +159,19 @@ def parse_size(text: str) -> tuple[int, int] | None:
     """Raises FormError; None for an empty text."""
     if not text.strip():
         return None
-    match = re.fullmatch(r"\s*(\d{1,5})\s*[xX×*]\s*(\d{1,5})\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*", text)
     if match is None:
-        raise FormError("error.size", value=text)
-    return int(match[1]), int(match[2])
+        raise FormError("error.size", value=text[:100])
+    return parse_whole(match[1]), parse_whole(match[2])
 
 
 def parse_seed(text: str) -> int | None:
     """Raises FormError; None for an empty text."""
     if not text.strip():
         return None
-    if not re.fullmatch(r"\s*\d{1,19}\s*", text, re.ASCII):
-        raise FormError("error.seed", value=text)
-    return int(text)
+    if not re.fullmatch(r"\s*[0-9]{1,19}\s*", text):
+        raise FormError("error.seed", value=text[:100])
+    return parse_whole(text)
 
 
 def joined(values: Sequence[Any]) -> str:
@@ -180,6 +185,12 @@ def spread(count: int, latents: int) -> list[Position]:
         return [Position("latent", 0)]
     places = [round(i * (latents - 1) / (count - 1)) for i in range(count)]
     return [Position("latent", -1 if place == latents - 1 else place) for place in places]
+
+
+def _some(parts: list[str]) -> list[str]:
+    if len(parts) > MAX_PLACES:
+        raise FormError(text=f"{len(parts)} values are too many: give at most {MAX_PLACES}")
+    return parts
 
 
 def _parts(text: str) -> list[str]:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
@@ -13,13 +15,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is told to anybody
 
 import gradio as gr
+from gradio.components import Component
+from gradio.utils import get_upload_folder
+from gradio_client.utils import is_http_url_like
 
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
+from pusa.server.studio.door import Door
+from pusa.server.studio.file_routes import file_router
 from pusa.server.studio.page import build
 from pusa.server.studio.routes import ASSETS, router
 from pusa.server.studio.texts import LANGUAGES, texts, translations
 from pusa.server.studio.theme import theme
+from pusa.server.studio.uploads import VisitorFiles
 
 SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js")
 STYLES = ("studio.css", "timeline.css", "stage.css")
@@ -40,15 +48,18 @@ def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) 
         service: a `VideoService`.
         settings: the server's.
     """
+    files = VisitorFiles(Path(get_upload_folder()))
     app.include_router(router(service))
+    app.include_router(file_router(files, service))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> FileResponse:
         return FileResponse(ASSETS / "favicon.svg", media_type="image/svg+xml")
 
+    page = build(service, files)
     gr.mount_gradio_app(
         app,
-        build(service),
+        page,
         path="/",
         i18n=translations(),
         theme=theme(),
@@ -64,8 +75,28 @@ def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) 
         allowed_paths=[],
     )
     mounted = next(r for r in reversed(app.routes) if isinstance(r, Mount) and r.path in ("", "/"))
-    mounted.app = _Page(mounted.app, head())
+    mounted.app = Door(_Page(mounted.app, head()), page, files)
+    confine(page)
     return app
+
+
+def confine(page: gr.Blocks) -> None:
+    """Let Gradio check paths too, as it does for pages that it has launched itself, and fetch nothing."""
+    page.has_launched = True
+    for part in page.blocks.values():
+        if isinstance(part, Component):
+            part.async_move_resource_to_block_cache = _of_this_machine(part)  # type: ignore[assignment]
+
+
+def _of_this_machine(part: Component) -> Callable[[str | Path | None], Coroutine[Any, Any, str | None]]:
+    moved = part.async_move_resource_to_block_cache
+
+    async def move(path: str | Path | None) -> str | None:
+        if path is not None and is_http_url_like(str(path)):
+            raise gr.Error("this page fetches nothing from addresses: choose a file", print_exception=False)
+        return await moved(path)
+
+    return move
 
 
 def head() -> bytes:

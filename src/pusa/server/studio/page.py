@@ -10,13 +10,14 @@ from pusa.server.studio.actions import Actions, Parts
 from pusa.server.studio.forms import TABS, Form, FormDefaults
 from pusa.server.studio.texts import choice, t
 from pusa.server.studio.timeline import shown, timeline
+from pusa.server.studio.uploads import VisitorFiles
 from pusa.words import vocabulary
 
 _IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 
 
-def build(service: VideoService) -> gr.Blocks:
-    """The page over a service."""
+def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
+    """The page over a service, for visitors who have these files."""
     defaults = FormDefaults.of(service.settings.model)
     with gr.Blocks(title="pusa studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         # Gradio takes a value that is the name of a text of its own, as "image" is, for that text: hence tab_image.
@@ -35,7 +36,7 @@ def build(service: VideoService) -> gr.Blocks:
             with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):
                 parts["stage"] = _own("stage", None, events=("last_frame", "extend_it", "run"))
         _own("gallery", None)
-        Actions(service, defaults).connect(parts)
+        Actions(service, defaults, files).connect(parts)
     return page
 
 

@@ -12,7 +12,15 @@ import gradio as gr
 
 from pusa.positions import latent_frames, nearest_of
 from pusa.request import GenerationRequest, Position
-from pusa.server.studio.forms import Form, FormDefaults, FormError, joined, parse_multipliers, parse_positions
+from pusa.server.studio.forms import (
+    MAX_PLACES,
+    Form,
+    FormDefaults,
+    FormError,
+    joined,
+    parse_multipliers,
+    parse_positions,
+)
 
 
 def timeline(value: dict[str, Any]) -> gr.HTML:
@@ -59,6 +67,22 @@ def shown(form: Form, defaults: FormDefaults) -> dict[str, Any]:
         value["mode"] = form.tab
         value["error"] = error.as_json()
     return value
+
+
+def is_value(value: dict[str, Any]) -> bool:
+    """Whether a page's timeline has what `edited` reads."""
+    marks = value.get("marks")
+    is_list = isinstance(marks, list) and len(marks) <= MAX_PLACES
+    return isinstance(value.get("mode"), str) and is_list and all(map(_is_mark, marks or []))
+
+
+def _is_mark(mark: Any) -> bool:
+    if not isinstance(mark, dict) or not isinstance(mark.get("place", ""), str | None):
+        return False
+    cell, noise = mark.get("cell"), mark.get("noise")
+    if type(cell) is not int or not isinstance(noise, int | float) or isinstance(noise, bool):
+        return False
+    return 0 <= cell < 100_000 and 0 <= noise <= 1 and len(mark.get("place") or "") <= 40
 
 
 def edited(value: dict[str, Any]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
 from pusa.server.jobs import Job
 
@@ -86,4 +87,5 @@ def _without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _aspect(size: str) -> float:
     width, _, height = size.partition("x")
-    return int(width) / int(height) if width.isdigit() and height.isdigit() and int(height) else 1.0
+    known = is_whole(width) and is_whole(height) and parse_whole(height) > 0
+    return parse_whole(width) / parse_whole(height) if known else 1.0
