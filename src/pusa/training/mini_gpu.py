@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from pusa.models.vae import channels_last
 from pusa.pipeline import PusaPipeline
@@ -155,7 +156,8 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Time a stage; what is put into the dictionary goes into its line."""
-        began, facts = time.monotonic(), {}
+        began = time.monotonic()
+        facts: dict[str, Any] = {}
         logger.info("%s: %.0f s left", name, self.left())
         yield facts
         if self.device.type != "cpu":
@@ -237,28 +239,36 @@ def _train_base(
     report: Report,
 ) -> TextToVideo:
     """Train the base until only the time for adapter and export is left; None of its blocks is compiled afterwards."""
-    device = full.latents.device
-    torch.manual_seed(0)
-    base = TextToVideo(heads=budget.heads, layers=budget.layers, head_channels=budget.head_channels).to(device)
-    checkpoint = work / "base.pt"
+    device, checkpoint = full.latents.device, work / "base.pt"
     with clock.stage("base") as facts:
         schedule = replace(budget.schedule, deadline=clock.end - budget.vta_seconds - budget.export_seconds)
+        base = _new_base(budget).to(device)
         try:
             train_base(base, small, full, checkpoint, schedule, budget.objective)
         except RuntimeError:
-            if not checkpoint.exists():
-                raise
-            logger.exception("the base goes back to its last checkpoint")
-            averages = torch.load(checkpoint, weights_only=True, map_location="cpu")["averages"]
-            base.load_state_dict(averages, strict=False)
+            logger.exception("the base")
+            tokenizer = base.tokenizer
+            base = _new_base(budget, tokenizer).to(device)
+            if checkpoint.exists():  # a loss that is no number costs a minute, not the run
+                logger.warning("the base goes back to its last checkpoint")
+                averages = torch.load(checkpoint, weights_only=True, map_location="cpu")["averages"]
+                base.load_state_dict(averages, strict=False)
+            else:  # it fell at its first steps, which compile
+                logger.warning("the base begins again without compiled blocks")
+                train_base(base, small, full, checkpoint, replace(schedule, compiled=False), budget.objective)
         facts |= _throughput(base, budget, work, full)
-    fresh = TextToVideo(
-        heads=budget.heads, layers=budget.layers, head_channels=budget.head_channels, tokenizer=base.tokenizer
-    )
+    fresh = _new_base(budget, base.tokenizer)
     fresh.load_state_dict(base.state_dict())  # the one that was trained is compiled
     fresh = fresh.to(device).eval()
     report.add("base", {"held_out_loss": held_out_loss(fresh, held_out)})
     return fresh
+
+
+def _new_base(budget: CardBudget, tokenizer: PreTrainedTokenizerFast | None = None) -> TextToVideo:
+    torch.manual_seed(0)
+    return TextToVideo(
+        heads=budget.heads, layers=budget.layers, head_channels=budget.head_channels, tokenizer=tokenizer
+    )
 
 
 def _throughput(base: TextToVideo, budget: CardBudget, work: Path, full: ClipCache) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Budget:
     sweep_clips: int = 8
     rank: int = 16
     objective: BaseObjective = field(default_factory=BaseObjective)
+    compiled: bool = True
 
     @property
     def latent_frames(self) -> int:
@@ -164,7 +165,9 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         plan = replace(plan, clips=budget.small_clips, size=budget.small_size)
         small = cache_clips(vae, world, work / "small_latents", plan)
         logger.info("%d small and %d full clips", len(small), len(full))
-        schedule = BaseSchedule(seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens)
+        schedule = BaseSchedule(
+            seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens, compiled=budget.compiled
+        )
         train_base(base, small.to(device), full.to(device), work / "base.pt", schedule, budget.objective)
         if rank() == 0:
             report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
