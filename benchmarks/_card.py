@@ -1,4 +1,4 @@
-"""What the scripts for a card share: its name and memory, clocks, models made on it, and records that come at once.
+"""Helpers of the scripts for a card: its name and memory, clocks, models made on it, and records that come at once.
 
 Imports nothing beyond torch, diffusers and this project's own modules, so that a card's machine needs no more.
 """
@@ -165,7 +165,7 @@ def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass
 class Records:
-    """What was found, each printed as a line of JSON with the card's name as soon as it is known."""
+    """Collect records, and print each as a line of JSON with the card's name as soon as it is known."""
 
     card: str
     found: list[dict[str, Any]] = field(default_factory=list)

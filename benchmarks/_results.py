@@ -1,4 +1,4 @@
-"""What a training run on a card has left, as a few files of limited size, and back again.
+"""Gather the results of a training run on a card in a few files of limited size, and rebuild them.
 
     python benchmarks/_results.py WORK OUT          # gather, on the card
     python benchmarks/carry.py unpack OUT FOLDER    # rebuild it at home, checking every hash

@@ -1,4 +1,4 @@
-"""What a card and its software can do: attention kernels, rates, and whether a small model is right on it.
+"""Check a card and its software: attention kernels, rates, and that a small model is right on it.
 
     python benchmarks/card_machine.py                        # meant for 10 s on a card, and two compilations
     python benchmarks/card_machine.py --tiny --device cpu    # the same code, to rehearse

@@ -102,7 +102,7 @@ def check(folder: Path) -> dict[str, int]:
 
 
 def _check_requirements(wheels: Mapping[str, Path]) -> None:
-    """What the wheels need is among them, in a version that fits, or on the card."""
+    """Check that all requirements of the wheels are among them, in a version that fits, or on the card."""
     versions = {name: parse_wheel_filename(wheel.name)[1] for name, wheel in wheels.items()}
     for name, wheel in wheels.items():
         for requirement in requirements_of(wheel):
@@ -119,7 +119,7 @@ def _check_requirements(wheels: Mapping[str, Path]) -> None:
 
 
 def requirements_of(wheel: Path) -> list[Requirement]:
-    """What a wheel needs on the card's Python, without its extras."""
+    """Read the requirements of a wheel on the card's Python, without its extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = HeaderParser().parsestr(archive.read(name).decode())

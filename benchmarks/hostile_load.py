@@ -1,4 +1,4 @@
-"""What do requests cost that are made to cost much? Large bodies, connections that say nothing or little.
+"""Measure requests that are made to cost much: large bodies, connections that say nothing or little.
 
     python benchmarks/hostile_load.py                     # all cases; --case NAME for one, --list for their names
 

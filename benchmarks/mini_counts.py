@@ -1,4 +1,4 @@
-"""What a training step of the small model asks of a card, counted without one.
+"""Count the work of a training step of the small model on a card, without one.
 
     python benchmarks/mini_counts.py [--teraflops 400] [--launch-microseconds 5]
 

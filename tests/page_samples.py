@@ -23,7 +23,7 @@ ELEMENTS = {
 
 
 def owner(key: str | None) -> str:
-    """As the server knows who shows a key."""
+    """Name the owner of a key as the server does."""
     return hashlib.sha256(key.encode()).hexdigest() if key else ""
 
 
@@ -59,7 +59,7 @@ class Page:
         )
 
     def body(self, part: str, event: str, values: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """Of the request that an event sends; parts are as they are on an untouched page but for `values`."""
+        """Build the request that an event sends; parts are as on an untouched page but for `values`."""
         found = self.event(part, event)
         defaults = {one["id"]: one["props"].get("value") for one in self.config["components"]}
         given = {self.part(name)["id"]: value for name, value in (values or {}).items()}

@@ -1,4 +1,4 @@
-"""What is prepared for a card without a network: `card.sh` rehearsed with nothing but what such a machine has."""
+"""Rehearse `card.sh` without a network, with nothing but the packages of such a machine."""
 
 import json
 import os
@@ -253,7 +253,7 @@ def sizes(folder: Path) -> list[int]:
 
 
 def make_work(folder: Path, large: int = 40_000) -> Path:
-    """What a recipe leaves, small."""
+    """Write a small stand-in for the files of a recipe."""
     files = {
         "model/model_index.json": b"{}",
         "model/transformer/weights.safetensors": bytes(range(256)) * (large // 256),

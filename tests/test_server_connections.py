@@ -160,7 +160,7 @@ def address_of(server: Served) -> tuple[str, int]:
 
 
 def rest_of(connection: socket.socket) -> bytes:
-    """What still comes until the server closes."""
+    """Read the rest until the server closes."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65_536):

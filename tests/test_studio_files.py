@@ -39,7 +39,7 @@ class Site:
     asked: list[bytes]
 
     def is_unread(self) -> bool:
-        """Whether nothing forbidden lies in the folder from which the page is served, but where it was put."""
+        """Tell whether nothing forbidden lies in the folder from which the page is served."""
         there = {Path(path) for path in self.forbidden.values() if not path.startswith("http")}
         marks = [SECRET, os.environ["PUSA_TEST_SECRET"].encode()]
         return not [path for path in copies(self.cache, marks) if path not in there]
@@ -268,10 +268,10 @@ def test_more_places_than_a_request_may_have_are_refused(site: Site) -> None:
 
 
 def test_the_path_is_checked_again_where_it_is_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the check in front of the page were not there."""
-    from pusa.server.studio import door
+    """Take away the check in front of the page."""
+    from pusa.server.studio import request_filter
 
-    monkeypatch.setattr(door, "check_files", lambda *_: None)
+    monkeypatch.setattr(request_filter, "check_files", lambda *_: None)
     for what, path in site.forbidden.items():
         for field in FIELDS:
             answer = site.pages[0].send("generate", "click", values_of(field, file_of(path)))
@@ -342,7 +342,7 @@ def test_an_upload_of_yesterday_is_removed(site: Site) -> None:
     assert new.exists()
 
 
-# ---- other doors of the framework ------------------------------------------------------------------------------------
+# ---- other routes of the framework -----------------------------------------------------------------------------------
 
 CLOSED = [
     ("POST", "/gradio_api/queue/join"),

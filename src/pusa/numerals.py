@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 
 
 def is_whole(text: str) -> bool:
-    """Whether `parse_whole` would take a text."""
+    """Tell whether `parse_whole` would take a text."""
     return len(text) <= MAX_CHARACTERS and _WHOLE.fullmatch(text) is not None
 
 

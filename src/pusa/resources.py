@@ -69,7 +69,7 @@ def native_dtype() -> DType:
 def is_bf16_fast(device_type: str) -> bool:
     """Tell whether a kind of device ("cpu", "cuda") computes in bf16 itself.
 
-    A CPU that does not emulates it, matrix products sixty times slower than in fp32.
+    A CPU that does not emulates it, far slower than it computes in fp32.
     """
     import torch
 

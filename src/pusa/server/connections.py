@@ -1,4 +1,4 @@
-"""How many connections there may be, and for how long one may take to say what it wants.
+"""Limits on open connections, and on the time for the head of a request and for taking its answer.
 
 uvicorn has no time limit for the head of a request and none for an answer that nobody takes, and accepts connections
 until the process has no file descriptors left. Here those that wait longest make room for new ones, so that idle
@@ -133,7 +133,7 @@ class Connections:
         return True
 
     def _counted(self, host: str) -> str:
-        """What a client is counted as; nothing for one that is not."""
+        """Name the address that a client is counted under; empty for one that is not counted."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:  # a socket file
@@ -153,7 +153,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 class _Limited(_Protocol):
-    """What is added to uvicorn's protocol, whichever parser that has."""
+    """Add the limits to uvicorn's protocol, whichever parser that has."""
 
     limits: Connections
     _head_timer: asyncio.TimerHandle | None = None
@@ -257,7 +257,7 @@ def limited_protocol(limits: Connections) -> type[asyncio.Protocol]:
 
 
 def uvicorn_options(settings: ServerSettings, open_files: int) -> dict[str, Any]:
-    """What a server's settings mean for `uvicorn.Config`.
+    """Translate a server's settings to options of `uvicorn.Config`.
 
     Args:
         open_files: how many this process may open, see `raise_file_limit`.

@@ -82,7 +82,7 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
 
 
 async def in_reader(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function makes of a body, in one of the few threads for that: it may be a large one."""
+    """Call a function on a body in one of the few threads for that: it may be a large one."""
     return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=_READING)
 
 

@@ -30,7 +30,7 @@ _QUOTE, _BACKSLASH = b'"', 0x5C
 
 @dataclass
 class Budget:
-    """What a request may still bring along, over all its parts.
+    """Count down the values and bytes that a request may still bring along, over all its parts.
 
     Args:
         values: numbers, texts, lists, objects and names in JSON.
@@ -69,7 +69,7 @@ class Budget:
 
 
 def holds_file(text: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a long text is base64, bare or in a data URL, as JSON or a form writes it."""
+    """Tell whether a long text is base64, bare or in a data URL, as JSON or a form writes it."""
     if text.count(b"\\", start, end) * _BYTES_PER_ESCAPE > end - start:
         return False
     if text[start : start + 5].lower() == b"data:":
@@ -134,7 +134,7 @@ def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None
 
 
 def _end_of_text(data: bytes | bytearray, start: int, budget: Budget) -> int:
-    """Where the quotation mark is that ends a text; -1 without one."""
+    """Find the quotation mark that ends a text; -1 without one."""
     position = start
     while (quote := data.find(_QUOTE, position)) >= 0:
         before = quote

@@ -129,7 +129,7 @@ class TextToVideo(nn.Module):
 
 @dataclass(frozen=True)
 class BaseObjective:
-    """How the base is trained on a clip.
+    """Choose times, weights and captions for the base's training.
 
     Attributes:
         vector_share: of clips whose latent frames have each a time of their own (independent, as in Pusa V1.0 and
@@ -178,7 +178,7 @@ def velocity_errors(transformer: nn.Module, clean: Tensor, sigma: Tensor, embeds
 
 @dataclass(frozen=True)
 class BaseSchedule:
-    """How long the base is trained, and how fast.
+    """Choose length, batches and learning rates of the base's training.
 
     Attributes:
         seconds: of wall time in all, or

@@ -24,7 +24,7 @@ _SHARD_SIZE = "13MB"  # no file of a package above 14 MB
 
 
 class Sizes(Protocol):
-    """What the folder says of a budget."""
+    """Sizes of a budget that its folder names."""
 
     @property
     def size(self) -> int: ...
@@ -35,7 +35,7 @@ class Sizes(Protocol):
 
 
 class Report:
-    """What the stages measured, as JSON in the working folder; the card and the documentation are made from it."""
+    """Keep the measurements of the stages as JSON in the working folder, for the card and the documentation."""
 
     def __init__(self, path: Path, budget: Any) -> None:
         self.path = path

@@ -4,6 +4,7 @@ As in Pusa V1.0 (arXiv 2507.16116): every frame's time is drawn on its own, with
 shifted grid that sampling uses; nothing shows the model an image to be continued.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,12 @@ _EMBED_BATCH = 512
 
 @dataclass(frozen=True)
 class VtaPlan:
-    """How the adapter is trained.
+    """Choose rank, batches and threads of the adapter's training.
 
     Attributes:
         batch_frames: latent frames per step and process.
-        rank: of the LoRA; its alpha is the same.
+        rank: of the LoRA. Its alpha grows as the root of the rank, 16 at rank 16, so that a step of a larger one is as
+            long (rsLoRA, arXiv 2312.03732).
         workers: threads that read clips and draw noise.
         deterministic: on a GPU, the same weights bit for bit after a kill; off is faster.
     """
@@ -80,7 +82,7 @@ def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: 
             "seconds": seconds,
             "batch_frames": plan.batch_frames,
             "method.rank": plan.rank,
-            "method.alpha": float(plan.rank),
+            "method.alpha": 4 * math.sqrt(plan.rank),
             "model.dtype": "bf16" if is_bf16_fast(device.type) else "fp32",
             "model.attention": "math" if on_cpu else "auto",
             "model.deterministic": plan.deterministic,

@@ -59,7 +59,7 @@ lomiri-wallpapers-16.04 (2018), were made smaller and compressed anew, those und
 https://creativecommons.org/licenses/by/4.0/, without any warranty; those under CC0-1.0 according to
 https://creativecommons.org/publicdomain/zero/1.0/. The panoramas were exposed for a screen.
 """
-"""What has to stay with copies of these pictures; `CREDITS` says who made which."""
+"""Notices that have to stay with copies of these pictures; `CREDITS` says who made which."""
 
 _PHOTOGRAPHS = (  # the others of that package are CC-BY-SA
     "seeding_by_Clements_Engelhardt",

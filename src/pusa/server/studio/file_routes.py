@@ -104,7 +104,7 @@ def _content(path: Path) -> Content:
 
 
 async def _events(request: Request, arriving: Arriving, forget: partial[None]) -> AsyncIterator[str]:
-    """What has come since the last event, as Gradio's page reads it, until all has."""
+    """Send the bytes that came since the last event, as Gradio's page reads it, until all have come."""
     silent = 0.0
     began = False
     while not arriving.is_done and not await request.is_disconnected():

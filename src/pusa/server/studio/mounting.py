@@ -21,9 +21,9 @@ from gradio_client.utils import is_http_url_like
 
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.studio.door import Door
 from pusa.server.studio.file_routes import file_router
 from pusa.server.studio.page import build
+from pusa.server.studio.request_filter import RequestFilter
 from pusa.server.studio.routes import ASSETS, router
 from pusa.server.studio.texts import LANGUAGES, texts, translations
 from pusa.server.studio.theme import theme
@@ -75,7 +75,7 @@ def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) 
         allowed_paths=[],
     )
     mounted = next(r for r in reversed(app.routes) if isinstance(r, Mount) and r.path in ("", "/"))
-    mounted.app = Door(_Page(mounted.app, head()), page, files)
+    mounted.app = RequestFilter(_Page(mounted.app, head()), page, files)
     confine(page)
     return app
 

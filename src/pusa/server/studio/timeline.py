@@ -70,7 +70,7 @@ def shown(form: Form, defaults: FormDefaults) -> dict[str, Any]:
 
 
 def is_value(value: dict[str, Any]) -> bool:
-    """Whether a page's timeline has what `edited` reads."""
+    """Tell whether a page's timeline has all that `edited` reads."""
     marks = value.get("marks")
     is_list = isinstance(marks, list) and len(marks) <= MAX_PLACES
     return isinstance(value.get("mode"), str) and is_list and all(map(_is_mark, marks or []))

@@ -37,7 +37,7 @@ class VisitorFiles:
         self._swept_at = float("-inf")
 
     def new(self, owner: str, name: str) -> Path:
-        """Where a file of this name may be written; what is too old is removed meanwhile."""
+        """Give the path at which a file of this name may be written; old files are removed meanwhile."""
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             self.remove_old(KEEP_SECONDS)
@@ -61,7 +61,7 @@ class VisitorFiles:
         return target
 
     def is_own(self, owner: str, path: str) -> bool:
-        """Whether a path that a visitor names is one of the paths that `new` has made for them. It need not be there
+        """Tell whether a path that a visitor names is one of those that `new` has made for them. It need not be there
         any more."""
         if not isinstance(path, str) or len(path) > 4096 or "\0" in path:
             return False
@@ -113,7 +113,7 @@ def safe_name(name: str) -> str:
 
 @dataclass
 class Arriving:
-    """What has come of an upload that nobody was told of yet."""
+    """Hold the part of an upload that has come and not been reported yet."""
 
     name: str = ""
     new_bytes: int = 0
@@ -121,7 +121,7 @@ class Arriving:
 
 
 class Progress:
-    """How far uploads have come, for the page that waits for them: by who sends them and the id that the page drew."""
+    """Keep the progress of uploads for the page that waits for them, by sender and the id that the page drew."""
 
     _MOST = 1000
 

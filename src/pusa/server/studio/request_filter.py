@@ -1,4 +1,4 @@
-"""What the page's requests pass before Gradio sees them.
+"""Check the requests of the page before Gradio sees them.
 
 Gradio has many more routes than this page uses, believes the paths that a page names, and reads bodies of any size on
 the event loop. So: a list of what is passed on, and a body is read here first, counted, and checked against the page.
@@ -36,7 +36,7 @@ _KINDS: dict[str, type] = {
 _FIELDS = frozenset({"data", "fn_index", "event_data", *_KINDS})
 
 
-class Door:
+class RequestFilter:
     """Gradio's app, for the requests of its page alone.
 
     Args:
@@ -137,7 +137,7 @@ def _wrong(message: str, param: str | None = None) -> ServiceError:
 
 
 def _fits(part: Component, value: Any) -> bool:
-    """Whether a part of the page may have a value; None is an empty one."""
+    """Tell whether a part of the page may have a value; None is an empty one."""
     match part:
         case gr.Slider():
             if type(value) not in (int, float):
