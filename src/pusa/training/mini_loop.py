@@ -144,9 +144,9 @@ def fit(
     losses: list[Tensor] = []
     report = math.nan
     saved_at = logged_at = elapsed
+    started = time.monotonic() - elapsed
     model.train()
     while progress() < 1:
-        began = time.monotonic()
         factor = schedule(progress(), step)
         for optimizer, group_rates in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
@@ -167,7 +167,7 @@ def fit(
             update = get_ema_multi_avg_fn(decay)
             update(list(averages.values()), [p.detach() for p in parameters.values()], step)
         step += 1
-        elapsed += _agreed(time.monotonic() - began)  # every process stops at the same step
+        elapsed = _agreed(time.monotonic() - started)  # every process stops at the same step
         is_due = elapsed - logged_at > _LOG_SECONDS or progress() >= 1
         if is_due and losses:
             report = look()
