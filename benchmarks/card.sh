@@ -57,7 +57,7 @@ export TMPDIR=$work/tmp HF_HOME=$work/cache XDG_CACHE_HOME=$work/cache TORCHINDU
 
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$card" ] || card=unknown
-toys=() budget=card machine=25
+toys=() budget=card machine=12
 if [ -n "$rehearsal" ]; then
     card=cpu toys=(--tiny --device cpu --compiler eager) budget=card-rehearsal machine=120
     export OMP_WAIT_POLICY=PASSIVE  # or two threads that share a core wait for each other for minutes

@@ -12,7 +12,8 @@ from world_samples import make_photographs, make_sprites
 from pusa import PusaCondition, PusaPipeline
 from pusa.lora_layouts import read_lora
 from pusa.training import mini_gpu, mini_recipe, pictures
-from pusa.training.mini_loop import fit, warm_then_cool
+from pusa.training.mini_base import BaseSchedule
+from pusa.training.mini_loop import NotFiniteError, fit, warm_then_cool
 from pusa.training.mini_vae import psnr
 from pusa.training.world import captions, draw_scenes
 
@@ -24,6 +25,7 @@ BUDGET = dataclasses.replace(
     batch_tokens=160,
     compiled=False,  # test_card.py compiles
 )
+CARD_BUDGET = dataclasses.replace(mini_gpu.CARD_BUDGETS["card-rehearsal"], size=16, small_size=16)
 
 STRENGTH = {"best": 1.2, "factor": 1.2 / 1.4, "sweep": {"1": {"jump": 1.5}, "1.2": {"jump": 1.25}}}
 
@@ -113,16 +115,16 @@ def test_on_a_card_a_failing_adapter_leaves_a_usable_base_and_the_next_stages_ru
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(mini_gpu, "train_vta", fail)
-    budget = mini_gpu.CARD_BUDGETS["card-rehearsal"]
-    budget = dataclasses.replace(budget, schedule=dataclasses.replace(budget.schedule, compiled=False))
+    budget = dataclasses.replace(CARD_BUDGET, schedule=dataclasses.replace(CARD_BUDGET.schedule, compiled=False))
     with pytest.raises(RuntimeError, match="the adapter: out of memory; strength: "):
         mini_gpu.run(tmp_path, budget, make_sprites(), make_photographs(), device=torch.device("cpu"))
     assert (tmp_path / "sheets" / "text-to-video.jpg").stat().st_size > 1000
     pipe = PusaPipeline.from_pretrained(tmp_path / "model")
-    made = pipe("a duck", height=32, width=32, num_frames=9, num_inference_steps=1, output_type="latent").frames
+    made = pipe("a duck", height=16, width=16, num_frames=9, num_inference_steps=1, output_type="latent").frames
     assert made.isfinite().all()
     stages = {line["stage"]: line for line in map(json.loads, (tmp_path / "throughput.jsonl").open())}
-    assert list(stages)[:4] == ["clips, held-out", "clips, small", "clips, full", "base"]
+    first = "clips, a first batch of each size"
+    assert list(stages)[:5] == [first, "clips, held-out", "clips, small", "clips, full", "base"]
     assert stages["base"]["steps"] >= 1
     assert stages["base"]["flops_per_second"] > 0
 
@@ -183,3 +185,28 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 def test_psnr_is_20_db_at_a_tenth_of_the_range() -> None:
     video = torch.zeros(1, 3, 2, 4, 4)
     torch.testing.assert_close(psnr(video, video + 0.2), torch.full((1, 2), 20.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [NotFiniteError("the loss is nan"), OSError("no compiler")])
+def test_on_a_card_a_failing_base_goes_on_with_smaller_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Exception
+) -> None:
+    schedules = []
+
+    def train_base(
+        base: object, small: object, full: object, checkpoint: Path, schedule: BaseSchedule, _: object
+    ) -> None:
+        schedules.append(schedule)
+        if len(schedules) == 1:
+            raise fails
+        (tmp_path / "base.jsonl").write_text('{"step": 1}\n')
+
+    monkeypatch.setattr(mini_gpu, "train_base", train_base)
+    monkeypatch.setattr(mini_gpu, "train_vta", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="the adapter: "):
+        mini_gpu.run(tmp_path, CARD_BUDGET, make_sprites(), make_photographs(), device=torch.device("cpu"))
+    first, second = schedules
+    assert second.rate == first.rate / 3
+    assert (first.compiled, second.compiled) == (True, isinstance(fails, NotFiniteError))
+    assert (tmp_path / "model" / "model_index.json").exists()

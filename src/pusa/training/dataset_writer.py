@@ -104,6 +104,7 @@ class DatasetWriter:
             self._flushed_at = time.monotonic()
             self._pending: dict[Shape, list[tuple[ClipInfo, Tensor]]] = {}
             self._pending_prompts: dict[str, Tensor] = {}
+            self._pending_prompt_bytes = 0
             self._take_over(
                 DatasetFacts(
                     model=model,
@@ -206,8 +207,9 @@ class DatasetWriter:
         if key in self._prompts:
             return
         self._pending_prompts[key] = without_padding(embeds).detach().cpu().contiguous().clone()
+        self._pending_prompt_bytes += self._pending_prompts[key].nbytes
         self._prompts[key] = None
-        if sum(tensor.nbytes for tensor in self._pending_prompts.values()) >= _PROMPT_SHARD_BYTES:
+        if self._pending_prompt_bytes >= _PROMPT_SHARD_BYTES:
             self._write_prompts()
         self._flush_if_due()
 
@@ -335,7 +337,7 @@ class DatasetWriter:
             path = self._next(PROMPTS_FOLDER, "")
             self._save(path, self._pending_prompts, {})
             self._prompts.update(dict.fromkeys(self._pending_prompts, path))
-            self._pending_prompts = {}
+            self._pending_prompts, self._pending_prompt_bytes = {}, 0
 
     def _next(self, folder: str, stem: str) -> Path:
         taken = [int(path.stem.rpartition("-")[2]) for path in (self.folder / folder).glob(f"{stem}*.safetensors")]

@@ -15,6 +15,7 @@ did in which time, and which share of the card's rate that is.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from pusa.training.export import export_run
 from pusa.training.mini_base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.training.mini_clips import ClipCache, ClipPlan, draw_clips
 from pusa.training.mini_folder import LORA_FILE, Report, describe_folder, write_folder
+from pusa.training.mini_loop import NotFiniteError
 from pusa.training.mini_samples import ALPHA, Maker, find_strength, write_sheets
 from pusa.training.mini_vta import VtaPlan, train_vta, write_dataset
 from pusa.training.reports import read_metrics
@@ -49,7 +51,7 @@ class CardBudget:
 
     Attributes:
         seconds: all stages together.
-        clips_seconds: after which no more clips are drawn.
+        small_clips_seconds, clips_seconds: after which no more clips of each size are drawn.
         vta_seconds, export_seconds: kept for what follows the base; the base has the rest.
         vta_clips: of the clips, those that the adapter is trained on.
         sheet_clips: clips of the sheets, from captions and from pictures.
@@ -68,6 +70,7 @@ class CardBudget:
     objective: BaseObjective
     schedule: BaseSchedule
     seconds: float
+    small_clips_seconds: float
     clips_seconds: float
     vta_seconds: float
     export_seconds: float
@@ -78,6 +81,8 @@ class CardBudget:
     sheet_clips: tuple[int, int]
 
 
+_ENOUGH_SMALL_CLIPS = 1 / 16  # of those planned
+_AROUND_TRAINING_SECONDS = 8.0  # the trainer's own clock counts steps only
 _OBJECTIVE = BaseObjective(vector_share=0.3, clean_start_share=0.5, thing_weight=2.0, caption_dropout=0.25)
 
 CARD_BUDGETS = {
@@ -100,16 +105,19 @@ CARD_BUDGETS = {
             small_batch_tokens=18_432,
             small_share=0.25,
             short_share=0.0,
-            rate=1.5e-2,
+            rate=1.2e-2,
+            adam_rate=1.5e-3,
+            warm_steps=300,
             cool_from=0.4,
             ema_decay=0.999,
         ),
         seconds=480,
-        clips_seconds=75,
+        small_clips_seconds=15,
+        clips_seconds=45,
         vta_seconds=78,
-        export_seconds=32,
+        export_seconds=40,
         vta_clips=8192,
-        vta=VtaPlan(rank=64, batch_frames=256, workers=8, deterministic=False),
+        vta=VtaPlan(rank=64, batch_frames=256, workers=8, deterministic=False, reports=False),
         strengths=(0.7, 1.0, 1.4, 1.7),
         sweep_clips=8,
         sheet_clips=(32, 8),
@@ -129,11 +137,12 @@ CARD_BUDGETS = {
         objective=_OBJECTIVE,
         schedule=BaseSchedule(batch_tokens=96, small_share=0.4, short_share=0.0, rate=1.5e-2, cool_from=0.4),
         seconds=30,
-        clips_seconds=4,
+        small_clips_seconds=2,
+        clips_seconds=2,
         vta_seconds=3,
         export_seconds=15,
         vta_clips=32,
-        vta=VtaPlan(rank=2, batch_frames=6, workers=1, deterministic=True),
+        vta=VtaPlan(rank=2, batch_frames=6, workers=1, reports=False),
         strengths=(1.0, 1.4),
         sweep_clips=2,
         sheet_clips=(2, 1),
@@ -186,7 +195,8 @@ def run(work: Path, budget: CardBudget, sprites: Tensor, photographs: Tensor, *,
     """
     work.mkdir(parents=True, exist_ok=True)
     clock, report = Clock(work, budget.seconds, device), Report(work / "report.json", budget)
-    _prefer_speed(device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     world = World(sprites, photographs, motion_frames=budget.frames - 1, device=device)
     vae = channels_last(AutoencoderKLWan.from_pretrained(MINI_FOLDER / "vae")).to(device)
     small, full, held_out = _draw(clock, budget, vae, world)
@@ -210,8 +220,8 @@ def run(work: Path, budget: CardBudget, sprites: Tensor, photographs: Tensor, *,
 
 def _draw(
     clock: Clock, budget: CardBudget, vae: AutoencoderKLWan, world: World
-) -> tuple[ClipCache, ClipCache, ClipCache]:
-    """Draw the clips, small ones for a quarter of the time."""
+) -> tuple[ClipCache | None, ClipCache, ClipCache]:
+    """Draw small, full and held-out clips; no small ones where there was time for only a few to memorise."""
     full = ClipPlan(
         clips=budget.clips,
         size=budget.size,
@@ -221,44 +231,79 @@ def _draw(
     )
     small = replace(full, clips=budget.small_clips, size=budget.small_size)
     held_out = replace(full, clips=128, held_out=True, picture_share=None)
-    drawn = []
-    for name, plan, share in (("held-out", held_out, 0.1), ("small", small, 0.3), ("full", full, 1.0)):
-        with clock.stage(f"clips, {name}") as facts:
-            drawn.append(draw_clips(vae, world, plan, deadline=clock.began + share * budget.clips_seconds))
-            facts["clips"] = len(drawn[-1])
-    return drawn[1], drawn[2], drawn[0]
+    drawn = {}
+    with _tried_kernels():
+        with clock.stage("clips, a first batch of each size"):
+            for plan in (small, full):
+                draw_clips(vae, world, plan, deadline=0.0)
+        for name, plan, seconds in (
+            ("held-out", held_out, math.inf),
+            ("small", small, budget.small_clips_seconds),
+            ("full", full, budget.clips_seconds),
+        ):
+            with clock.stage(f"clips, {name}") as facts:
+                drawn[name] = draw_clips(vae, world, plan, deadline=time.monotonic() + seconds)
+                facts["clips"] = len(drawn[name])
+    enough = _ENOUGH_SMALL_CLIPS * budget.small_clips
+    return drawn["small"] if len(drawn["small"]) >= enough else None, drawn["full"], drawn["held-out"]
+
+
+@contextmanager
+def _tried_kernels() -> Iterator[None]:
+    """Let cuDNN try its kernels for each shape, which pays where shapes repeat for a minute."""
+    before = torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = before
 
 
 def _train_base(
     clock: Clock,
     budget: CardBudget,
     work: Path,
-    small: ClipCache,
+    small: ClipCache | None,
     full: ClipCache,
     held_out: ClipCache,
     report: Report,
 ) -> TextToVideo:
-    """Train the base until only the time for adapter and export is left; None of its blocks is compiled afterwards."""
+    """Train the base until only the time for adapter and export is left.
+
+    What goes wrong costs a minute and not the run: training goes on from the last checkpoint with a third of the rates,
+    and without compiled blocks unless it was only a loss that is no number. If that fails too, the last checkpoint is
+    the base.
+
+    Returns:
+        A base whose blocks are not compiled.
+    """
     device, checkpoint = full.latents.device, work / "base.pt"
+    base = _new_base(budget).to(device)
+    fresh = _new_base(budget, base.tokenizer)
     with clock.stage("base") as facts:
-        schedule = replace(budget.schedule, deadline=clock.end - budget.vta_seconds - budget.export_seconds)
-        base = _new_base(budget).to(device)
+        deadline = clock.end - budget.vta_seconds - budget.export_seconds
+        schedule = replace(budget.schedule, deadline=deadline)
         try:
             train_base(base, small, full, checkpoint, schedule, budget.objective)
-        except RuntimeError:
-            logger.exception("the base")
-            tokenizer = base.tokenizer
-            base = _new_base(budget, tokenizer).to(device)
-            if checkpoint.exists():  # a loss that is no number costs a minute, not the run
-                logger.warning("the base goes back to its last checkpoint")
+        except Exception as error:
+            logger.exception("the base is trained on with a third of the rates")
+            slower = replace(
+                schedule,
+                rate=schedule.rate / 3,
+                adam_rate=schedule.adam_rate and schedule.adam_rate / 3,
+                compiled=schedule.compiled and isinstance(error, NotFiniteError),
+            )
+            base = _new_base(budget, fresh.tokenizer).to(device)
+            try:
+                train_base(base, small, full, checkpoint, slower, budget.objective)
+            except Exception:
+                if not checkpoint.exists():
+                    raise
+                logger.exception("the base is that of its last checkpoint")
                 averages = torch.load(checkpoint, weights_only=True, map_location="cpu")["averages"]
                 base.load_state_dict(averages, strict=False)
-            else:  # it fell at its first steps, which compile
-                logger.warning("the base begins again without compiled blocks")
-                train_base(base, small, full, checkpoint, replace(schedule, compiled=False), budget.objective)
         facts |= _throughput(base, budget, work, full)
-    fresh = _new_base(budget, base.tokenizer)
-    fresh.load_state_dict(base.state_dict())  # the one that was trained is compiled
+    fresh.load_state_dict(base.state_dict())
     fresh = fresh.to(device).eval()
     report.add("base", {"held_out_loss": held_out_loss(fresh, held_out)})
     return fresh
@@ -288,7 +333,7 @@ def _adapt(clock: Clock, budget: CardBudget, work: Path, base: TextToVideo, full
     with clock.stage("adapter") as facts:
         some = full.first(budget.vta_clips)
         dataset = write_dataset(base, some, work / "dataset", size=budget.size)
-        seconds = clock.left(budget.export_seconds)
+        seconds = clock.left(budget.export_seconds + _AROUND_TRAINING_SECONDS)
         train_vta(base, dataset, work / "vta", seconds=seconds, plan=budget.vta)
         done = [entry for entry in read_metrics(work / "vta") if "clips" in entry][-1]
         facts |= {"steps": done["step"], "clips": done["clips"], "share_waiting_for_data": done["data_share"]}
@@ -318,13 +363,6 @@ def _sheets(clock: Clock, budget: CardBudget, work: Path, world: World, report: 
 def _load(work: Path, device: torch.device) -> PusaPipeline:
     dtype = torch.bfloat16 if is_bf16_fast(device.type) else torch.float32
     return PusaPipeline.from_pretrained(work / "model", torch_dtype=dtype).to(device)
-
-
-def _prefer_speed(device: torch.device) -> None:
-    """Let the card choose its fastest kernels: shapes repeat, and this run need not be repeatable to the bit."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
 
 
 def device_name(device: torch.device) -> str:

@@ -28,6 +28,10 @@ _LOG_SECONDS = 20.0
 Schedule = Callable[[float, int], float]
 
 
+class NotFiniteError(RuntimeError):
+    """The loss is infinite or no number."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -105,7 +109,7 @@ def fit(
         ema_decay: the model ends with the moving average of its weights.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        NotFiniteError: the loss is infinite or no number.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     averages = {name: p.detach().clone() for name, p in parameters.items()} if ema_decay is not None else {}
@@ -137,7 +141,7 @@ def fit(
         mean = float(torch.stack(losses).mean())
         losses.clear()
         if not math.isfinite(mean):
-            raise RuntimeError(f"the loss is {mean} at step {step}: lower the learning rates")
+            raise NotFiniteError(f"the loss is {mean} at step {step}: lower the learning rates")
         return mean
 
     waits = next(iter(parameters.values())).device.type == "cpu" if parameters else True
@@ -187,6 +191,11 @@ def fit(
         for name, average in averages.items():
             parameters[name].copy_(average)
     model.eval()
+
+
+def spent_seconds(checkpoint: Path) -> float:
+    """Read the seconds that a run has spent so far; 0 if it left no checkpoint."""
+    return torch.load(checkpoint, weights_only=True, map_location="cpu")["elapsed"] if checkpoint.exists() else 0.0
 
 
 def _average(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:

@@ -35,12 +35,14 @@ class VtaPlan:
             long (rsLoRA, arXiv 2312.03732).
         workers: threads that read clips and draw noise.
         deterministic: on a GPU, the same weights bit for bit after a kill; off is faster.
+        reports: the held-out loss on the way, and curves for TensorBoard if it is installed.
     """
 
     batch_frames: int
     rank: int = 16
     workers: int = 1
     deterministic: bool = True
+    reports: bool = True
 
 
 def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int) -> LatentDataset:
@@ -73,12 +75,15 @@ def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: 
     longest = max(shape[1] for shape in dataset.buckets)
     device = launched().device
     on_cpu = device.type == "cpu"
+    quiet = {} if plan.reports else {"report.held_out_every": None, "report.tracker": "none"}
     config = load_config(
         "mini-vta",
         {
+            **quiet,
             "output": str(run),
             "data.lengths": [(longest + 1) // 2, longest],
             "data.workers": plan.workers,
+            "data.prefetch": plan.workers + 2,
             "seconds": seconds,
             "batch_frames": plan.batch_frames,
             "method.rank": plan.rank,

@@ -188,6 +188,8 @@ class World:
         """
         self._check_things(scenes)
         time = torch.arange(start, start + frames, device=self.device) / self.motion_frames  # [T]
+        # Asked of the scenes as they come, mostly on the host: a device would have to be waited for.
+        is_present = [bool((column >= 0).any()) for column in (scenes.second, scenes.thing)]
         scenes = scenes.to(self.device)
         jitter = scenes.jitter
         view = self._camera(scenes, time, size)  # [B, T, size, size, 2]
@@ -206,10 +208,10 @@ class World:
             (scenes.second, scenes.second_motion, jitter[:, 10:], 0.48),
             (scenes.thing, scenes.motion, jitter[:, :10], -0.48),
         )
-        for thing, motion, own, side in layers:
-            shown = thing >= 0
-            if not shown.any():
+        for (thing, motion, own, side), is_there in zip(layers, is_present, strict=True):
+            if not is_there:
                 continue
+            shown = thing >= 0
             layer, shadow = self._thing(thing.clamp(min=0), motion, own, side * pair, 1 - 0.32 * pair, time, view)
             layer, shadow = layer * shown.view(-1, 1, 1, 1, 1), shadow * shown.view(-1, 1, 1, 1, 1)
             picture = picture * (1 - 0.4 * shadow) * (1 - layer[:, 3:]) + layer[:, :3]
