@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ pytest.importorskip("gradio")
 from api_samples import NearProber, png, refusal
 from fastapi.testclient import TestClient
 from page_samples import KEYS, Page, copies, file_of, owner
+from PIL import Image
+from starlette.routing import Mount
 from studio_samples import settings_of
 
 from pusa.request import GenerationRequest
@@ -310,6 +313,52 @@ def test_an_example_hands_its_files_to_who_runs_it(site: Site) -> None:
     listed = site.client.get("/studio/jobs", headers=site.pages[0].headers).json()["jobs"]
     for job in listed:
         site.app.state.service.queue.delete(job["id"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_a_picture_stays_unopened_after_its_part_was_updated(
+    site: Site, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of the mode is answered with new properties of the parts, of which a session has copies."""
+    page = site.pages[0]
+    content = BytesIO()
+    Image.new(mode, (64, 48)).save(content, "TIFF" if mode == "CMYK" else "PNG")
+    file = file_of(page.upload("loop.png", content.getvalue()))
+    session = {"session_hash": f"changed-{mode}"}
+    assert page.send("mode", "input", values_of("loop_image", None), **session).status_code == 200
+
+    def opened(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the server has opened the picture itself")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", opened)
+        drawn = page.send("timeline", "refresh", values_of("loop_image", file), **session)
+    assert drawn.status_code == 200, drawn.text
+    assert "visitors" in drawn.json()["data"][0]["marks"][0]["src"]
+    assert page.send("generate", "click", values_of("loop_image", file), **session).status_code == 200
+    for job in site.client.get("/studio/jobs", headers=page.headers).json()["jobs"]:
+        site.app.state.service.queue.delete(job["id"])
+
+
+def test_junk_is_refused_in_words_after_its_part_was_updated(site: Site) -> None:
+    page, session = site.pages[0], {"session_hash": "changed-junk"}
+    file = file_of(page.upload("junk.png", b"no picture"))
+    assert page.send("mode", "input", values_of("loop_image", None), **session).status_code == 200
+    assert page.send("timeline", "refresh", values_of("loop_image", file), **session).status_code == 200
+    answer = page.send("generate", "click", values_of("loop_image", file), **session)
+    assert answer.status_code == 200, answer.text
+    assert next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+
+
+def test_no_session_is_kept(site: Site) -> None:
+    for number in range(3):
+        page = site.pages[0]
+        answer = page.send("mode", "input", {"mode": "loop"}, session_hash=f"session-{number}")
+        assert answer.status_code == 200, answer.text
+        [shown] = [part for part in answer.json()["data"] if part.get("visible") is True]
+        assert shown["__type__"] == "update"
+    mounted = next(route.app for route in site.app.router.default._loaded.routes if isinstance(route, Mount))
+    assert mounted.page.state_holder.session_data == {}
 
 
 @pytest.mark.parametrize(

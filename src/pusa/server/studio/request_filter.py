@@ -63,11 +63,16 @@ class RequestFilter:
             )
 
     async def _checked(self, request: Request) -> Receive:
-        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError."""
+        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError.
+
+        It names no session: Gradio would keep a copy of the page for each of thousands, and build the parts that it
+        updates anew in there, without what `confine` and the page have set on them. Nothing of this page needs one.
+        """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
         said = await in_reader(parsed, body, Budget(), "the body")
         await in_reader(check_files, said, owner_of(request), self.files)
         check_call(said, self.page)
+        said["session_hash"] = None
         messages: list[Message] = [{"type": "http.request", "body": json.dumps(said).encode(), "more_body": False}]
 
         async def again() -> Message:
