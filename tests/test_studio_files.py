@@ -229,6 +229,9 @@ BAD_VALUES = [
     ("timeline", {"mode": "images", "marks": [{"cell": "²", "noise": 0}]}),
     ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": "nan"}]}),
     ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": 0, "place": "1" * 5000}]}),
+    *(("timeline", {"mode": "image", "marks": [], "asked": asked})
+      for asked in (10**60, "1", "\ud800", 1.5, True, -1, [1], {"a": 1})),
+    *((part, "\ud800") for part in ("prompt", "size", "seed", "positions", "tab", "negative")),
 ]  # fmt: skip
 
 
@@ -237,6 +240,70 @@ def test_a_value_that_a_part_cannot_have_is_refused(site: Site, part: str, value
     error = refusal(site.pages[0].send("timeline", "refresh", {part: value}), 400)
     assert error["code"] in ("invalid_value", "invalid_file")
     assert len(error["message"]) < 300
+
+
+BAD_FILES: list[dict[str, Any]] = [
+    {"path": ""}, {"path": None}, {"size": "x"}, {"size": 10**60}, {"size": True}, {"orig_name": {}}, {"url": 1},
+    {"mime_type": [1]}, {"is_stream": True}, {"is_stream": None}, {"meta": None}, {"meta": [1]}, {"meta": {}},
+    {"meta": {"_type": "gradio.FileData", "a": 1}}, {"meta": "gradio.FileData"}, {"orig_name": "\ud800"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_FILES)
+def test_a_file_that_the_page_would_not_describe_so_is_refused(
+    site: Site, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also one's own, and also where no part expects one."""
+    page = site.pages[0]
+    file = {**file_of(page.upload("own.png", png())), **change}
+    held = {"mode": "image", "marks": [], "x": {"deep": [file]}}
+    for values in (values_of("image", file), values_of("images", file), {"timeline": held}):
+        error = refusal(page.send("timeline", "refresh", values), 400)
+        assert error["code"] in ("invalid_value", "invalid_file")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "drawing.svg", "picture", "film.mp4", "page.html"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_file_of_another_kind_is_refused_in_words(
+    site: Site, field: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = site.pages[0]
+    values = values_of(field, file_of(page.upload(name, b"<svg/> and words")))
+    if field == "second_video":
+        values["video"] = file_of(page.upload("film.mp4", b"no film"))
+    assert page.send("timeline", "refresh", values).status_code == 200
+    answer = page.send("generate", "click", values)
+    assert answer.status_code == 200, answer.text
+    assert next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("x-forwarded-host", "a:b:c["), ("x-forwarded-host", "evil.example"), ("X-Gradio-Server", "http://["),
+     ("x-gradio-server", "http://evil.example")],
+)  # fmt: skip
+def test_no_header_says_where_the_page_is(site: Site, header: tuple[str, str]) -> None:
+    page = site.pages[0]
+    for path in ("/", "/config"):
+        answer = site.client.get(path, headers=[*page.headers.items(), header])
+        assert answer.status_code == 200
+        assert "evil" not in answer.text
+    assert site.client.get("/config", headers=[*page.headers.items(), header]).json() == {
+        **page.config,
+        "root": "http://127.0.0.1",
+    }
+    body = json.dumps(page.body("timeline", "refresh", values_of("image", None)))
+    headers = [("content-type", "application/json"), *page.headers.items(), header]
+    assert site.client.post("/gradio_api/run/predict", content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 3000, "a/" * 3000, "%C3%A4" * 200, "a%00.js", "a" * 30_000])
+@pytest.mark.parametrize("folder", ["/static/", "/assets/", "/studio/assets/", "/gradio_api/file="])
+def test_a_name_that_no_file_can_have_is_not_found(site: Site, folder: str, name: str) -> None:
+    for path in (f"{folder}{name}", f"{folder}/{name}"):
+        assert site.client.get(path, headers=site.pages[0].headers).status_code in (403, 404)
 
 
 @pytest.mark.parametrize(
