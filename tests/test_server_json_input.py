@@ -6,6 +6,7 @@ import socket
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 
 from pusa import knobs
 from pusa.request import GenerationRequest, explain
-from pusa.server import json_input
+from pusa.server import forms, json_input
 from pusa.server.errors import ServiceError
 from pusa.server.forms import unbracketed
 from pusa.server.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parsed
@@ -186,6 +187,24 @@ def test_half_a_character_is_no_error_of_ours(server: Served, field: str) -> Non
     body = json.dumps({"prompt": "a duck", field: "\ud800"})
     answer = server.http.post("/v1/videos", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize("value", [b"+" * 2 * MAX_PLAIN_BYTES, b"a+%20/" * MAX_PLAIN_BYTES])
+def test_a_plain_form_of_blanks_is_refused_before_it_is_decoded(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(forms, "parse_qsl", decode)
+    with pytest.raises(ServiceError, match="limit") as refused:
+        forms._urlencoded(bytearray(b"model=mini&prompt=" + value))
+    assert refused.value.status == 413
+
+
+def test_base64_in_a_plain_form_may_have_plus_signs() -> None:
+    text = base64.b64encode(bytes(range(256)) * 20_000)
+    assert b"+" in text
+    assert forms._urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
+    assert forms._urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
 
 
 def test_a_picture_in_a_plain_form_is_taken(server: Served) -> None:
