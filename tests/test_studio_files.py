@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from studio_samples import settings_of
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
 from pusa.server.jobs import NewJob
+from pusa.server.studio.examples import CLIPS
+from pusa.server.studio.uploads import Arriving, Progress, VisitorFiles
 
 SECRET = b"a-secret-of-this-machine-0123456789"
 FIELDS = ("image", "images", "video", "second_video", "loop_image")
@@ -218,6 +221,16 @@ def test_an_event_that_names_no_example_does_nothing(site: Site, data: Any) -> N
 def test_an_edit_of_nothing_changes_nothing(site: Site, value: dict[str, Any]) -> None:
     answer = site.pages[0].send("timeline", "edit", {"timeline": value})
     assert answer.status_code == 200, answer.text
+
+
+def test_an_edit_in_an_unknown_mode_writes_one_and_the_same_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Lines that differ would each be written, however many come."""
+    for mode in ("unknown", "another", "fixed", "\n"):
+        answer = site.pages[0].send("timeline", "edit", {"timeline": {"mode": mode, "marks": []}})
+        assert answer.status_code == 200, answer.text
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 4
+    assert len(set(lines)) == 1
 
 
 BAD_VALUES = [
@@ -447,12 +460,45 @@ def test_an_upload_keeps_to_the_limits(site: Site) -> None:
     assert not [path for path in site.cache.rglob("*") if path.is_file() and path.read_bytes() == b"x"]
 
 
+@pytest.mark.parametrize("event", ["run", "last_frame", "extend_it"])
+def test_where_space_is_short_the_page_is_given_no_file(
+    site: Site, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, page = site.app.state.service, site.pages[0]
+
+    async def get(*_: Any) -> Any:
+        return SimpleNamespace(id="video_1", prompt="a duck")
+
+    async def content(*_: Any) -> Any:
+        return SimpleNamespace(open=lambda: (CLIPS / "apple.mp4").open("rb"))
+
+    monkeypatch.setattr(service, "get", get)
+    monkeypatch.setattr(service, "content", content)
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"min_free_bytes": 2**62}))
+    before = sorted(site.cache.rglob("*"))
+    answer = page.send("pusa-stage", event, event_data={"name": "penguin", "job": "video_1"})
+    assert answer.status_code == 200, answer.text
+    assert "disk is full" in next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+    assert sorted(site.cache.rglob("*")) == before
+
+
+def test_an_upload_that_is_refused_has_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the page would be told for ever that it goes on."""
+    known: list[Arriving] = []
+    of = Progress.of
+    monkeypatch.setattr(Progress, "of", lambda *said: known.append(of(*said)) or known[-1])
+    headers = {"content-type": "multipart/form-data; boundary=x", **site.pages[0].headers}
+    answer = site.client.post("/gradio_api/upload?upload_id=zz", content=b"--x\r\nno form", headers=headers)
+    assert refusal(answer, 400)["code"] == "invalid_body"
+    assert [one.is_done for one in known] == [True]
+    told = site.client.get("/gradio_api/upload_progress?upload_id=zz", headers=site.pages[0].headers)
+    assert '"done"' in told.text
+
+
 def test_an_upload_of_yesterday_is_removed(site: Site) -> None:
     page = site.pages[0]
     old, new = (Path(page.upload(name, png(grey=9))) for name in ("old.png", "new.png"))
     os.utime(old.parent, (1, 1))
-    from pusa.server.studio.uploads import VisitorFiles
-
     VisitorFiles(site.cache).remove_old(86400)
     assert not old.exists()
     assert new.exists()
