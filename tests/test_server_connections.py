@@ -6,7 +6,7 @@ import json
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +286,7 @@ def test_a_connection_that_is_kept_may_wait_for_its_next_request(server: Served)
             time.sleep(1.2)
 
 
-@pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_both_of_uvicorns_parsers_take_the_limits(parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_parser(parser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from uvicorn.protocols.http import auto
 
     if parser == "httptools":
@@ -296,6 +295,11 @@ def test_both_of_uvicorns_parsers_take_the_limits(parser: str, tmp_path: Path, m
     else:
         from uvicorn.protocols.http.h11_impl import H11Protocol as Protocol
     monkeypatch.setattr(auto, "AutoHTTPProtocol", Protocol)
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_both_of_uvicorns_parsers_take_the_limits(parser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_parser(parser, monkeypatch)
     with serving(tmp_path, max_connections=16, head_seconds=0.3, silent_seconds=0.3) as server:
         with connected(server, 1, BEGINNING) as [one]:
             assert refused_with(rest_of(one), 408) == "request_timeout"
@@ -313,6 +317,35 @@ def test_where_all_are_answered_the_refusal_says_so(tmp_path: Path) -> None:
                 assert one.recv(100).startswith(b"HTTP/1.1 200")
             with connected(server) as [late]:
                 assert refused_with(rest_of(late), 503) == "too_many_connections"
+
+
+@pytest.mark.parametrize("kind", ["no key", "another host", "too large"])
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_who_is_refused_keeps_nobody_out(
+    parser: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of their bodies is waited for as long as the test runs, and some of it comes."""
+    monkeypatch.setattr("pusa.server.limits._DRAINED_SECONDS", 2 * PATIENCE_SECONDS)
+    use_parser(parser, monkeypatch)
+    keys = ("a-key-of-somebody",) if kind == "no key" else ()
+    head = BEGINNING.replace(b"localhost", b"elsewhere.example") if kind == "another host" else BEGINNING
+    length = b"Content-Length: %d\r\n\r\n" % (10**12 if kind == "too large" else 1000)
+    with serving(tmp_path, max_connections=16, api_keys=keys, silent_seconds=PATIENCE_SECONDS) as server:
+        server.http.close()
+        with connected(server, 16, head + length) as refused:
+            wait_until(lambda: len(server.limits) == 16 and len(server.limits._waiting) == 16)
+            for one in refused:
+                one.sendall(b"{")
+            for _ in range(20):
+                answer = httpx.get(f"{server.url}/health", trust_env=False, timeout=PATIENCE_SECONDS)
+                assert answer.status_code == 200
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end, "it is waited for"
+        time.sleep(0.01)
 
 
 def test_a_transport_that_is_gone_before_it_is_made_is_no_error() -> None:

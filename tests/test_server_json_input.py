@@ -6,14 +6,18 @@ import socket
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from api_samples import Served, png, refusal, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pusa.server import json_input
+from pusa import knobs
+from pusa.request import GenerationRequest, explain
+from pusa.server import forms, json_input
 from pusa.server.errors import ServiceError
 from pusa.server.forms import unbracketed
 from pusa.server.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parsed
@@ -28,6 +32,8 @@ TOO_MUCH = {
     "texts": b"[" + b'"",' * MANY + b'""]',
     "names": b"{" + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}",
     "quotation marks in a text": b'{"prompt": "' + b'\\"' * MANY + b'"}',
+    "a long name": b'{"' + b"A" * (MAX_PLAIN_BYTES + 1) + b'" \n: 1}',
+    "a long name inside": b'[{"a": {"data:image/png;base64,' + b"A" * (MAX_PLAIN_BYTES + 1) + b'":1}}]',
     "no JSON": b"," * (MANY + 1),
     "blanks": b" " * (MAX_PLAIN_BYTES + 1) + b"{}",
     "a long text": b'{"prompt": "' + b"a " * 100 + "ä".encode() * MAX_PLAIN_BYTES + b'"}',
@@ -115,6 +121,16 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
             parsed(data, Budget(), "it")
 
 
+def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs.difflib, "get_close_matches", lambda word, *_, **__: [f"{len(word)} characters"])
+    for length, is_compared in ((100, True), (101, False), (100_000, False)):
+        with pytest.raises(ValidationError) as refused:
+            GenerationRequest.model_validate({"prompt": "x", "a" * length: 1})
+        told = explain(refused.value)
+        assert ("did you mean" in told) == is_compared
+        assert len(told) < 600
+
+
 def test_a_form_has_one_budget_for_all_its_fields() -> None:
     part = json.dumps([0] * (MAX_VALUES // 4))
     assert len(unbracketed([("a", part)])["a"]) == MAX_VALUES // 4
@@ -153,6 +169,42 @@ def test_a_plain_form_of_too_much_is_refused(server: Served, value: str) -> None
     kind = {"content-type": "application/x-www-form-urlencoded"}
     answer = server.http.post("/v1/videos", content=f"prompt=a&keyframes={value}", headers=kind)
     assert refusal(answer, answer.status_code)["code"] in ("invalid_body", "too_large")
+
+
+@pytest.mark.parametrize("name", ["a" * 100_000, "\ud800", "\0"])
+def test_a_name_that_is_none_is_shortened_in_the_refusal(server: Served, name: str) -> None:
+    for path in ROUTES:
+        answer = server.http.post(
+            path, content=json.dumps({"prompt": "a duck", name: 1}), headers={"content-type": "application/json"}
+        )
+        error = refusal(answer, answer.status_code)
+        assert error["code"] in ("unknown_parameter", "invalid_value", "not_found")
+        assert len(answer.text) < 1500
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "size", "input_reference", "user"])
+def test_half_a_character_is_no_error_of_ours(server: Served, field: str) -> None:
+    body = json.dumps({"prompt": "a duck", field: "\ud800"})
+    answer = server.http.post("/v1/videos", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize("value", [b"+" * 2 * MAX_PLAIN_BYTES, b"a+%20/" * MAX_PLAIN_BYTES])
+def test_a_plain_form_of_blanks_is_refused_before_it_is_decoded(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(forms, "parse_qsl", decode)
+    with pytest.raises(ServiceError, match="limit") as refused:
+        forms._urlencoded(bytearray(b"model=mini&prompt=" + value))
+    assert refused.value.status == 413
+
+
+def test_base64_in_a_plain_form_may_have_plus_signs() -> None:
+    text = base64.b64encode(bytes(range(256)) * 20_000)
+    assert b"+" in text
+    assert forms._urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
+    assert forms._urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
 
 
 def test_a_picture_in_a_plain_form_is_taken(server: Served) -> None:

@@ -6,7 +6,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +18,15 @@ pytest.importorskip("gradio")
 from api_samples import NearProber, png, refusal
 from fastapi.testclient import TestClient
 from page_samples import KEYS, Page, copies, file_of, owner
+from PIL import Image
+from starlette.routing import Mount
 from studio_samples import settings_of
 
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
 from pusa.server.jobs import NewJob
+from pusa.server.studio.examples import CLIPS
+from pusa.server.studio.uploads import Arriving, Progress, VisitorFiles
 
 SECRET = b"a-secret-of-this-machine-0123456789"
 FIELDS = ("image", "images", "video", "second_video", "loop_image")
@@ -217,6 +223,16 @@ def test_an_edit_of_nothing_changes_nothing(site: Site, value: dict[str, Any]) -
     assert answer.status_code == 200, answer.text
 
 
+def test_an_edit_in_an_unknown_mode_writes_one_and_the_same_line(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Lines that differ would each be written, however many come."""
+    for mode in ("unknown", "another", "fixed", "\n"):
+        answer = site.pages[0].send("timeline", "edit", {"timeline": {"mode": mode, "marks": []}})
+        assert answer.status_code == 200, answer.text
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 4
+    assert len(set(lines)) == 1
+
+
 BAD_VALUES = [
     ("noise", "²"), ("noise", None), ("noise", 1e300), ("noise", [1]), ("noise", True), ("steps", 10**90),
     ("preset", None), ("mode", None),
@@ -226,6 +242,9 @@ BAD_VALUES = [
     ("timeline", {"mode": "images", "marks": [{"cell": "²", "noise": 0}]}),
     ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": "nan"}]}),
     ("timeline", {"mode": "images", "marks": [{"cell": 1, "noise": 0, "place": "1" * 5000}]}),
+    *(("timeline", {"mode": "image", "marks": [], "asked": asked})
+      for asked in (10**60, "1", "\ud800", 1.5, True, -1, [1], {"a": 1})),
+    *((part, "\ud800") for part in ("prompt", "size", "seed", "positions", "tab", "negative")),
 ]  # fmt: skip
 
 
@@ -234,6 +253,70 @@ def test_a_value_that_a_part_cannot_have_is_refused(site: Site, part: str, value
     error = refusal(site.pages[0].send("timeline", "refresh", {part: value}), 400)
     assert error["code"] in ("invalid_value", "invalid_file")
     assert len(error["message"]) < 300
+
+
+BAD_FILES: list[dict[str, Any]] = [
+    {"path": ""}, {"path": None}, {"size": "x"}, {"size": 10**60}, {"size": True}, {"orig_name": {}}, {"url": 1},
+    {"mime_type": [1]}, {"is_stream": True}, {"is_stream": None}, {"meta": None}, {"meta": [1]}, {"meta": {}},
+    {"meta": {"_type": "gradio.FileData", "a": 1}}, {"meta": "gradio.FileData"}, {"orig_name": "\ud800"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_FILES)
+def test_a_file_that_the_page_would_not_describe_so_is_refused(
+    site: Site, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also one's own, and also where no part expects one."""
+    page = site.pages[0]
+    file = {**file_of(page.upload("own.png", png())), **change}
+    held = {"mode": "image", "marks": [], "x": {"deep": [file]}}
+    for values in (values_of("image", file), values_of("images", file), {"timeline": held}):
+        error = refusal(page.send("timeline", "refresh", values), 400)
+        assert error["code"] in ("invalid_value", "invalid_file")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "drawing.svg", "picture", "film.mp4", "page.html"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_file_of_another_kind_is_refused_in_words(
+    site: Site, field: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = site.pages[0]
+    values = values_of(field, file_of(page.upload(name, b"<svg/> and words")))
+    if field == "second_video":
+        values["video"] = file_of(page.upload("film.mp4", b"no film"))
+    assert page.send("timeline", "refresh", values).status_code == 200
+    answer = page.send("generate", "click", values)
+    assert answer.status_code == 200, answer.text
+    assert next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("x-forwarded-host", "a:b:c["), ("x-forwarded-host", "evil.example"), ("X-Gradio-Server", "http://["),
+     ("x-gradio-server", "http://evil.example")],
+)  # fmt: skip
+def test_no_header_says_where_the_page_is(site: Site, header: tuple[str, str]) -> None:
+    page = site.pages[0]
+    for path in ("/", "/config"):
+        answer = site.client.get(path, headers=[*page.headers.items(), header])
+        assert answer.status_code == 200
+        assert "evil" not in answer.text
+    assert site.client.get("/config", headers=[*page.headers.items(), header]).json() == {
+        **page.config,
+        "root": "http://127.0.0.1",
+    }
+    body = json.dumps(page.body("timeline", "refresh", values_of("image", None)))
+    headers = [("content-type", "application/json"), *page.headers.items(), header]
+    assert site.client.post("/gradio_api/run/predict", content=body, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 3000, "a/" * 3000, "%C3%A4" * 200, "a%00.js", "a" * 30_000])
+@pytest.mark.parametrize("folder", ["/static/", "/assets/", "/studio/assets/", "/gradio_api/file="])
+def test_a_name_that_no_file_can_have_is_not_found(site: Site, folder: str, name: str) -> None:
+    for path in (f"{folder}{name}", f"{folder}/{name}"):
+        assert site.client.get(path, headers=site.pages[0].headers).status_code in (403, 404)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +395,52 @@ def test_an_example_hands_its_files_to_who_runs_it(site: Site) -> None:
         site.app.state.service.queue.delete(job["id"])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_a_picture_stays_unopened_after_its_part_was_updated(
+    site: Site, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of the mode is answered with new properties of the parts, of which a session has copies."""
+    page = site.pages[0]
+    content = BytesIO()
+    Image.new(mode, (64, 48)).save(content, "TIFF" if mode == "CMYK" else "PNG")
+    file = file_of(page.upload("loop.png", content.getvalue()))
+    session = {"session_hash": f"changed-{mode}"}
+    assert page.send("mode", "input", values_of("loop_image", None), **session).status_code == 200
+
+    def opened(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the server has opened the picture itself")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", opened)
+        drawn = page.send("timeline", "refresh", values_of("loop_image", file), **session)
+    assert drawn.status_code == 200, drawn.text
+    assert "visitors" in drawn.json()["data"][0]["marks"][0]["src"]
+    assert page.send("generate", "click", values_of("loop_image", file), **session).status_code == 200
+    for job in site.client.get("/studio/jobs", headers=page.headers).json()["jobs"]:
+        site.app.state.service.queue.delete(job["id"])
+
+
+def test_junk_is_refused_in_words_after_its_part_was_updated(site: Site) -> None:
+    page, session = site.pages[0], {"session_hash": "changed-junk"}
+    file = file_of(page.upload("junk.png", b"no picture"))
+    assert page.send("mode", "input", values_of("loop_image", None), **session).status_code == 200
+    assert page.send("timeline", "refresh", values_of("loop_image", file), **session).status_code == 200
+    answer = page.send("generate", "click", values_of("loop_image", file), **session)
+    assert answer.status_code == 200, answer.text
+    assert next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+
+
+def test_no_session_is_kept(site: Site) -> None:
+    for number in range(3):
+        page = site.pages[0]
+        answer = page.send("mode", "input", {"mode": "loop"}, session_hash=f"session-{number}")
+        assert answer.status_code == 200, answer.text
+        [shown] = [part for part in answer.json()["data"] if part.get("visible") is True]
+        assert shown["__type__"] == "update"
+    mounted = next(route.app for route in site.app.router.default._loaded.routes if isinstance(route, Mount))
+    assert mounted.page.state_holder.session_data == {}
+
+
 @pytest.mark.parametrize(
     "name", ["../../../evil.png", "/etc/evil.png", "..", ".hidden", "a\0b.png", "x" * 400 + ".png"]
 )
@@ -331,12 +460,45 @@ def test_an_upload_keeps_to_the_limits(site: Site) -> None:
     assert not [path for path in site.cache.rglob("*") if path.is_file() and path.read_bytes() == b"x"]
 
 
+@pytest.mark.parametrize("event", ["run", "last_frame", "extend_it"])
+def test_where_space_is_short_the_page_is_given_no_file(
+    site: Site, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, page = site.app.state.service, site.pages[0]
+
+    async def get(*_: Any) -> Any:
+        return SimpleNamespace(id="video_1", prompt="a duck")
+
+    async def content(*_: Any) -> Any:
+        return SimpleNamespace(open=lambda: (CLIPS / "apple.mp4").open("rb"))
+
+    monkeypatch.setattr(service, "get", get)
+    monkeypatch.setattr(service, "content", content)
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"min_free_bytes": 2**62}))
+    before = sorted(site.cache.rglob("*"))
+    answer = page.send("pusa-stage", event, event_data={"name": "penguin", "job": "video_1"})
+    assert answer.status_code == 200, answer.text
+    assert "disk is full" in next(value for value in answer.json()["data"] if value and "count" in value)["text"]
+    assert sorted(site.cache.rglob("*")) == before
+
+
+def test_an_upload_that_is_refused_has_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the page would be told for ever that it goes on."""
+    known: list[Arriving] = []
+    of = Progress.of
+    monkeypatch.setattr(Progress, "of", lambda *said: known.append(of(*said)) or known[-1])
+    headers = {"content-type": "multipart/form-data; boundary=x", **site.pages[0].headers}
+    answer = site.client.post("/gradio_api/upload?upload_id=zz", content=b"--x\r\nno form", headers=headers)
+    assert refusal(answer, 400)["code"] == "invalid_body"
+    assert [one.is_done for one in known] == [True]
+    told = site.client.get("/gradio_api/upload_progress?upload_id=zz", headers=site.pages[0].headers)
+    assert '"done"' in told.text
+
+
 def test_an_upload_of_yesterday_is_removed(site: Site) -> None:
     page = site.pages[0]
     old, new = (Path(page.upload(name, png(grey=9))) for name in ("old.png", "new.png"))
     os.utime(old.parent, (1, 1))
-    from pusa.server.studio.uploads import VisitorFiles
-
     VisitorFiles(site.cache).remove_old(86400)
     assert not old.exists()
     assert new.exists()

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+_LONGEST_NAME = 100
+
 
 class StrictModel(BaseModel):
     """Frozen; refuses unknown fields, infinities and values of another type (text for a number, true for 1)."""
@@ -116,7 +118,8 @@ def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> 
         case "greater_than_equal" | "less_than_equal":
             return f"{given} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
         case "extra_forbidden":
-            close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+            asked = name.rsplit(".", 1)[-1]  # a long one is no slip of the pen, and takes long to compare
+            close = difflib.get_close_matches(asked, known, n=1) if len(asked) <= _LONGEST_NAME else []
             return f"{shown(name)} is unknown: " + (
                 f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             )

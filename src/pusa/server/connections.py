@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 128
 """Connections that the system holds until they are accepted; asyncio accepts as many before any is seen here."""
 
+REFUSED = "pusa.refused"
+"""In the scope of a request: to be called when it is refused and no more than the rest of its body is waited for."""
+
 _OWN_FILES = 256  # of the database, of results that are sent, of child processes
 _MOST_FILES = 65_536  # more are not needed, and programs that close all they might have take long over a million
 _LEAST_CONNECTIONS = 16
@@ -158,7 +161,7 @@ class _Limited(_Protocol):
     limits: Connections
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
-    _has_begun = False
+    _has_begun = _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -182,7 +185,7 @@ class _Limited(_Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._has_begun = False
+        self._has_begun = self._is_refused = False
         self._note(is_new=True)
 
     def pause_writing(self) -> None:
@@ -215,11 +218,18 @@ class _Limited(_Protocol):
         """Note whether a request is being answered, or what there is waits for the rest of a head."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_head_timer()
-            self.limits.works(self)
+            self.cycle.scope[REFUSED] = self._refused
+            if not self._is_refused:
+                self.limits.works(self)
             return
         self.limits.waits(self)
         if self._head_timer is None and not is_new:  # between two requests uvicorn's own keep-alive timer runs
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
+
+    def _refused(self) -> None:
+        """Let others have the place of a request that is refused: it is read on only to be answered."""
+        self._is_refused = True
+        self.limits.waits(self)
 
     def _head_is_late(self) -> None:
         self._head_timer = None

@@ -113,11 +113,13 @@ def _json_kind(value: Any) -> str:
 
 
 def _urlencoded(body: bytearray) -> dict[str, Any]:
-    """The values of a plain form. Every escape is a piece of its own while it is read: only base64 may be long."""
+    """The values of a plain form. Every escape is a piece of its own while it is read: only base64 may be long, which
+    has one plus sign, or slash, among sixty-four characters."""
     undecoded = Budget()
     for part in bytes(body).split(b"&", MAX_FIELDS):
         value = part.partition(b"=")[2]
-        if value.translate(None, _BASE64_ESCAPED) or value.count(b"%") * 16 > len(value):
+        escaped = value.count(b"%") + value.count(b"+")
+        if value.translate(None, _BASE64_ESCAPED) or escaped * 16 > len(value):
             undecoded.take_plain(len(part))
     try:
         pairs = parse_qsl(

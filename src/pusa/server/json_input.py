@@ -21,6 +21,7 @@ MAX_PLAIN_BYTES = 2**20
 MAX_DEPTH = 16
 
 _LONG_BYTES = 4096  # shorter texts count as they are, whatever they hold
+_NAMES = re.compile(rb"[ \t\r\n]*:")
 _SIGN = re.compile(rb'[\[\]{},"]')
 _DATA_URL = re.compile(rb"data:[^,]{0,250};base64,", re.IGNORECASE)
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=\\ \r\n\t"
@@ -124,7 +125,10 @@ def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None
             end = _end_of_text(data, position, budget)
             if end < 0:
                 return
-            budget.take_text(data, position, end)
+            if _NAMES.match(data, end + 1):
+                budget.take_plain(end - position)  # a name holds no file
+            else:
+                budget.take_text(data, position, end)
             position = end + 1
         elif sign != b",":
             depth += 1

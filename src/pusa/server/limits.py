@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.numerals import is_whole, parse_whole
+from pusa.server.connections import REFUSED
 from pusa.server.errors import ServiceError, respond
 from pusa.server.logs import log_context
 
@@ -198,6 +199,7 @@ class Gate:
                     logger.error("an answer broke off", exc_info=error)
                     raise
                 if "expect" not in headers:  # that client waits to be told whether to send
+                    scope.get(REFUSED, _nothing)()
                     await body.drain()
                 await _refusal(error, scope, headers)(scope, receive, send_marked)
 
@@ -219,6 +221,10 @@ class Gate:
         length = headers.get("content-length", "0")
         if is_whole(length) and parse_whole(length) > self.max_body_bytes:
             raise _too_large(self.max_body_bytes)
+
+
+def _nothing() -> None:
+    """Stand in for what other servers than ours do not have."""
 
 
 def _refusal(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:

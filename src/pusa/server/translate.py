@@ -116,7 +116,7 @@ def _check_number(text: str, name: str) -> None:
 def refusal(error: ValidationError) -> ServiceError:
     """What is wrong with the fields of a request, in the client's words."""
     first, *others = error.errors(include_url=False)
-    param = str(first["loc"][0]) if first["loc"] else None
+    param = str(first["loc"][0])[:100] if first["loc"] else None
     code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}.get(first["type"], "invalid_value")
     if _is_plain(first):
         told = explain(ValidationError.from_exception_data(error.title, [first]))  # type: ignore[list-item]

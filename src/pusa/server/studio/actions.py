@@ -18,6 +18,8 @@ from PIL import Image
 from pusa import media
 from pusa.positions import latent_frames
 from pusa.request import preset_alpha
+from pusa.server.files import StorageFullError
+from pusa.server.housekeeping import check_space
 from pusa.server.jobs import Job
 from pusa.server.service import ServiceError, Upload, VideoService, in_thread
 from pusa.server.studio import examples
@@ -106,6 +108,10 @@ class Actions:
             example = examples.find(_said(event, "name"))
         except KeyError:
             return gr.skip()
+        try:
+            await in_thread(self._check_space)
+        except ServiceError as error:
+            return {self.parts["problem"]: self._told({"text": error.message})}
         owner = owner_of(request.request)
         form = await in_thread(self._with_own_files, examples.form_of(example, self.defaults), owner)
         return {**self._filled(form), **await self._submit(form, request)}
@@ -175,6 +181,7 @@ class Actions:
         """What `filled` makes of the job that an event names and of a copy of its video."""
         owner, name = owner_of(request.request), _said(event, "job")
         try:
+            await in_thread(self._check_space)
             job = await self.service.get(name, owner)
             content = await self.service.content(name, "video", owner)
         except ServiceError as error:
@@ -188,6 +195,15 @@ class Actions:
 
         with tempfile.TemporaryDirectory(prefix="pusa-studio-") as folder:
             return await filled(job, await in_thread(copied, folder))
+
+    def _check_space(self) -> None:
+        """Raise ServiceError (507) where a copy would take the last free bytes of a disk."""
+        try:
+            check_space(self.service.files, self.service.settings.min_free_bytes, self.files.disk)
+        except StorageFullError:
+            logger.error("the disk is full: no file is given to the page")
+            told = "the server's disk is full: delete videos that are not needed, or tell its operator"
+            raise ServiceError(507, "disk_full", told) from None
 
     def _kept(self, path: str | Path, owner: str) -> str:
         """A copy from where this visitor's browser may have it."""
@@ -249,7 +265,7 @@ class Actions:
             case "video":
                 positions, multipliers = edited(value)
                 return {parts["video_positions"]: positions, parts["video_multipliers"]: multipliers}
-        logger.warning("the timeline of tab %s was edited in mode %s", form.tab, ascii(value["mode"][:20]))
+        logger.warning("the timeline of tab %s was edited in a mode that has nothing to edit", form.tab)
         return gr.skip()
 
     def _mode_parts(self) -> list[Any]:

@@ -55,10 +55,11 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
         await in_thread(check_space, service.files, settings.min_free_bytes, files.disk)
         counting = _Counting(request.scope, request.receive)
         counting.arriving = None if upload_id is None else progress.of(owner, upload_id)
-        received = await read_body(
-            counting, service.spool, max_files=settings.max_uploads, max_text_bytes=MAX_PLAIN_BYTES
-        )
+        received = Received()
         try:
+            received = await read_body(
+                counting, service.spool, max_files=settings.max_uploads, max_text_bytes=MAX_PLAIN_BYTES
+            )
             return JSONResponse(await in_thread(_moved, received, owner, files))
         finally:
             received.remove()

@@ -89,6 +89,8 @@ def _images_inputs(parts: Parts, defaults: FormDefaults) -> None:
         buttons=[],
         elem_id="images",
     )
+    # Gradio would raise an error for a file of another kind; the prober says in words what it is.
+    parts["images"].preprocess = _paths_of
     with gr.Row():
         for name in ("positions", "multipliers"):
             parts[name] = _line(name, getattr(defaults, name))
@@ -175,6 +177,10 @@ def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
 
 def _path_of(sent: Any) -> str | None:
     return sent.path if sent else None
+
+
+def _paths_of(sent: Any) -> list[tuple[str, str | None]] | None:
+    return [(one.image.path, one.caption) for one in sent.root] if sent else None
 
 
 def _prompt(parts: Parts, service: VideoService) -> None:

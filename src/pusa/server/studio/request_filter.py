@@ -26,6 +26,8 @@ from pusa.server.studio.uploads import VisitorFiles
 RUN = "/gradio_api/run/predict"
 _READ = frozenset({"", "/", "/config", "/theme.css", "/manifest.json", "/robots.txt"})
 _READ_BELOW = ("/assets/", "/static/")
+_LONGEST_PATH = 250
+_HEADERS_LEFT_OUT = frozenset({b"x-forwarded-host", b"x-gradio-server"})  # Gradio takes the page's address from them
 _KINDS: dict[str, type] = {
     "session_hash": str,
     "trigger_id": int,
@@ -53,6 +55,7 @@ class RequestFilter:
             await self.app(scope, receive, send)
             return
         path = path_of(scope)
+        scope = {**scope, "headers": [(n, v) for n, v in scope["headers"] if n.lower() not in _HEADERS_LEFT_OUT]}
         if scope["type"] == "http" and scope["method"] == "POST" and path == RUN:
             await self.app(scope, await self._checked(Request(scope, receive)), send)
         elif scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and _is_read(path, scope):
@@ -63,12 +66,21 @@ class RequestFilter:
             )
 
     async def _checked(self, request: Request) -> Receive:
-        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError."""
+        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError.
+
+        It names no session: Gradio would keep a copy of the page for each of thousands, and build the parts that it
+        updates anew in there, without what `confine` and the page have set on them. Nothing of this page needs one.
+        """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
         said = await in_reader(parsed, body, Budget(), "the body")
         await in_reader(check_files, said, owner_of(request), self.files)
         check_call(said, self.page)
-        messages: list[Message] = [{"type": "http.request", "body": json.dumps(said).encode(), "more_body": False}]
+        said["session_hash"] = None
+        try:
+            written = json.dumps(said, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _wrong("a text holds half a character: type it anew") from None
+        messages: list[Message] = [{"type": "http.request", "body": written, "more_body": False}]
 
         async def again() -> Message:
             return messages.pop() if messages else await request.receive()
@@ -79,6 +91,8 @@ class RequestFilter:
 def _is_read(path: str, scope: Scope) -> bool:
     if "deep_link" in QueryParams(scope.get("query_string", b"")):  # a saved page of somebody else
         return False
+    if len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH or "\0" in path:
+        return False  # a name that no file can have
     return path in _READ or path.startswith(_READ_BELOW)
 
 
@@ -86,10 +100,13 @@ def _is_read(path: str, scope: Scope) -> bool:
 
 
 def check_files(said: Any, owner: str, files: VisitorFiles) -> None:
-    """Raise ServiceError (400) for a file, anywhere in what a page says, that its visitor has not sent."""
+    """Raise ServiceError (400) for a file, anywhere in what a page says, that its visitor has not sent, and for what
+    Gradio might take for a file and is none."""
     for one in _objects(said):
-        if one.get("path") not in (None, ""):
+        if one.get("path") is not None:
             files.check(owner, one["path"])
+        if "meta" in one and not _is_file(one):
+            raise _wrong("a file of the page is not described as the page does it: choose the file again")
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -160,7 +177,8 @@ def _is_file(value: Any) -> bool:
     if not isinstance(value, Mapping) or not isinstance(value.get("path"), str) or not value["path"]:
         return False
     texts = all(isinstance(value.get(name), str | None) for name in ("url", "orig_name", "mime_type"))
-    is_whole = type(value.get("size")) in (int, type(None)) and not value.get("is_stream")
+    size, is_stream = value.get("size"), value.get("is_stream", False)
+    is_whole = (size is None or (type(size) is int and 0 <= size < 2**53)) and is_stream is False
     return texts and is_whole and value.get("meta") == {"_type": "gradio.FileData"}
 
 
