@@ -11,7 +11,7 @@ import json
 import logging
 import resource
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pusa.server.errors import envelope
 from pusa.server.settings import ServerSettings
@@ -218,7 +218,7 @@ class _Limited(_Protocol):
         """Note whether a request is being answered, or what there is waits for the rest of a head."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_head_timer()
-            self.cycle.scope[REFUSED] = self._refused
+            cast(dict[str, Any], self.cycle.scope)[REFUSED] = self._refused
             if not self._is_refused:
                 self.limits.works(self)
             return
