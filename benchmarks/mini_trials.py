@@ -1,7 +1,7 @@
 """Which changes of the small model's recipe help? Short trials, each going on from the model in the package.
 
-    python benchmarks/mini_trials.py WORK [--pictures PACK] [--steps 1100] [--only NAME ...]
-    python benchmarks/mini_trials.py WORK --steps 3300 --only first-edition all   # an hour each
+    python benchmarks/mini_trials.py WORK [--pictures PACK] [--steps 180] [--only NAME ...]
+    python benchmarks/mini_trials.py WORK --steps 1100 --only first-edition all   # about an hour of a core each
     python benchmarks/mini_trials.py WORK --table
 
 All trials see as many clips in as many steps of the same size, so that a busy machine changes no result; `--size 64`
@@ -24,19 +24,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
 
-from pusa.conditions import PusaCondition
-from pusa.evaluation.bench import image_of
 from pusa.evaluation.metrics import psnr, sharpness
 from pusa.evaluation.templates import Matcher
-from pusa.media import to_uint8
-from pusa.models.vae import channels_last, decode_video
+from pusa.models.vae import channels_last
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training import pictures
 from pusa.training.mini_base import (
-    MAX_SEQUENCE_LENGTH,
     SHIFT,
     BaseObjective,
     BaseSchedule,
@@ -46,6 +40,8 @@ from pusa.training.mini_base import (
     velocity_errors,
 )
 from pusa.training.mini_clips import ClipCache, ClipPlan, cache_clips
+from pusa.training.mini_recipe import load_pictures
+from pusa.training.mini_samples import Maker, as_uint8
 from pusa.training.sheets import Strip, sheet, write_picture
 from pusa.training.world import World, captions
 from pusa.zoo import MINI_FOLDER
@@ -72,7 +68,8 @@ class Trials:
         self.options, self.work = options, options.work
         self.work.mkdir(parents=True, exist_ok=True)
         self.vae = channels_last(AutoencoderKLWan.from_pretrained(MINI_FOLDER / "vae"))
-        self.world = make_world(options)
+        pictures = load_pictures(self.work, options.pictures, things=THINGS)
+        self.world = World(*pictures, motion_frames=FRAMES - 1)
         self.held_out = self.clips("held_out", 256, None, held_out=True)
 
     def clips(self, name: str, count: int, picture_share: float | None, *, held_out: bool = False) -> ClipCache:
@@ -120,7 +117,7 @@ class Trials:
     @torch.no_grad()
     def judge(self, base: TextToVideo, name: str) -> dict[str, float]:
         """Measure all that the table shows, and write the sheet."""
-        base = TextToVideoCopy.of(base)
+        base = base.copy()
         levels = held_out_losses(base, self.held_out, batches=32)
         scores = {
             "loss": sum(levels) / 8,
@@ -136,20 +133,20 @@ class Trials:
             scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
             transformer=base.transformer,
         )
-        pipe.set_progress_bar_config(disable=True)
+        maker = Maker(pipe, size=self.options.size, frames=FRAMES)
         scenes = self.held_out.scenes[: self.options.judged]
-        truth = self.world.render(scenes, FRAMES, size=self.options.size)[0]
+        truth, first = maker.first_latents(self.world, scenes)
         texts = captions(scenes)
-        told = self.make(pipe, texts, None)
-        shown = self.make(pipe, [""] * len(texts), truth)
+        told, _ = maker.make(texts, 500)
+        shown, _ = maker.make([""] * len(texts), 500, first=first)
         matcher = Matcher(self.world.sprites[:THINGS])
         scores["t2v_sprite_match"] = float(matcher.track(told, scenes.thing).score.mean())
         scores["i2v_frames_1_4_db"] = float(psnr(shown[:, :, 1:5], truth[:, :, 1:5]).mean())
         scores["i2v_sprite_match_at_end"] = float(matcher.track(shown, scenes.thing).score[:, -1].mean())
         sharp = sharpness(shown)
         scores["i2v_sharpness_kept"] = float((sharp[:, -1] / sharp[:, 0]).mean())
-        strips = [Strip(text, to_uint8(clip[None])) for text, clip in zip(texts, told, strict=True)]
-        strips += [Strip(f"{t} (its picture)", to_uint8(c[None]), held=[0]) for t, c in zip(texts, shown, strict=True)]
+        strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, told, strict=True)]
+        strips += [Strip(f"{t} (its picture)", as_uint8(c), held=[0]) for t, c in zip(texts, shown, strict=True)]
         picture = sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
         write_picture(picture, self.work / f"{name}-{self.options.steps}.jpg")
         return scores
@@ -173,55 +170,6 @@ class Trials:
                 pictured += float(velocity_errors(base.transformer, clean, given, embeds)[:, 1:].mean()) / 16
         return {"loss_of_things": things / total, "loss_i2v": pictured}
 
-    def make(self, pipe: PusaPipeline, texts: list[str], truth: Tensor | None) -> Tensor:
-        """Make clips ``[B, 3, F, H, W]`` in -1..1, from their first frames if `truth` is given."""
-        made = []
-        for number, text in enumerate(texts):
-            conditions = None if truth is None else [PusaCondition(image=image_of(truth[number], 0))]
-            latents = pipe(
-                text,
-                conditions=conditions,
-                height=self.options.size,
-                width=self.options.size,
-                num_frames=FRAMES,
-                num_inference_steps=10,
-                guidance_scale=3.0 if truth is None else 1.5,
-                max_sequence_length=MAX_SEQUENCE_LENGTH,
-                generator=torch.Generator().manual_seed(500 + number),
-                output_type="latent",
-            ).frames
-            made.append(decode_video(self.vae, latents).float())
-        return torch.cat(made)
-
-
-class TextToVideoCopy(TextToVideo):
-    """A base without compiled blocks."""
-
-    @classmethod
-    def of(cls, base: TextToVideo) -> TextToVideo:
-        config = base.transformer.config
-        copy = TextToVideo(
-            heads=config.num_attention_heads,
-            layers=config.num_layers,
-            head_channels=config.attention_head_dim,
-            tokenizer=base.tokenizer,
-        )
-        copy.load_state_dict(base.state_dict())
-        return copy.eval()
-
-
-def make_world(options: argparse.Namespace) -> World:
-    """The small world, from a picture pack or from what `pusa.training.pictures` fetches."""
-    if options.pictures is not None:
-        from pusa.training.picture_pack import load_pack
-
-        sprites, photographs = load_pack(options.pictures)
-    else:
-        cache = options.work / "pictures"
-        pictures.fetch(cache)
-        sprites, photographs = pictures.load_sprites(cache), pictures.load_photographs(cache)
-    return World(sprites, photographs, motion_frames=FRAMES - 1)
-
 
 def table(path: Path) -> str:
     """All trials so far as Markdown."""
@@ -240,7 +188,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for clips, checkpoints, results")
     parser.add_argument("--pictures", type=Path, help="a picture pack instead of what npm and apt bring")
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
-    parser.add_argument("--steps", type=int, default=1100, help="0 judges the model in the package as it is")
+    parser.add_argument("--steps", type=int, default=180, help="0 judges the model in the package as it is")
     parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--judged", type=int, default=16, help="clips made for the sheet and the sprite match")
     parser.add_argument("--size", type=int, default=64, help="pixels")

@@ -1,5 +1,6 @@
 """Clips, times and loss of the small model's base, and what they must not do: make the host wait."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pusa.zoo import MINI_FOLDER
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from mini_counts import count_step
+from mini_trials import table
 
 CPU = torch.device("cpu")
 PLAN = ClipPlan(clips=64, size=32, frames=9, things=4)
@@ -178,6 +180,28 @@ def test_training_lowers_the_loss(tiny: TextToVideo, clips: ClipCache, tmp_path:
     model.load_state_dict(tiny.state_dict())
     train_base(model, None, clips, tmp_path / "base.pt", schedule, BaseObjective(vector_share=0.3))
     assert sum(held_out_losses(model, clips, batches=2)) < start
+
+
+def test_a_copy_answers_as_the_base_does(tiny: TextToVideo) -> None:
+    copy = tiny.copy()
+    x, times, embeds = torch.randn(1, 16, 2, 4, 4), torch.tensor([[0.0, 500.0]]), tiny.embed(["a duck"])
+    with torch.no_grad():
+        given, copied = (m.transformer(x, times, embeds, return_dict=False)[0] for m in (tiny.eval(), copy))
+    assert torch.equal(given, copied)
+    assert copy.transformer is not tiny.transformer
+
+
+def test_the_trials_table_has_a_row_for_each_result(tmp_path: Path) -> None:
+    for number in range(2):
+        line = {"trial": f"trial {number}", "steps": 3, "core_minutes": 0.1, "loss": 0.25, "i2v_frames_1_4_db": 16.5}
+        with (tmp_path / "trials.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    assert table(tmp_path / "trials.jsonl").splitlines() == [
+        "| trial | steps | core minutes | loss | i2v frames 1 4 db |",
+        "|---|---|---|---|---|",
+        "| trial 0 | 3 | 0.1 | 0.2500 | 16.50 |",
+        "| trial 1 | 3 | 0.1 | 0.2500 | 16.50 |",
+    ]
 
 
 def test_the_base_of_the_package_is_loaded_without_its_adapter_in_fp32() -> None:

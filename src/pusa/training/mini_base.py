@@ -121,6 +121,18 @@ class TextToVideo(nn.Module):
         base.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
         return base
 
+    def copy(self) -> "TextToVideo":
+        """Copy weights and tokenizer into a base whose blocks are not compiled, on the CPU."""
+        config = self.transformer.config
+        base = TextToVideo(
+            heads=config.num_attention_heads,
+            layers=config.num_layers,
+            head_channels=config.attention_head_dim,
+            tokenizer=self.tokenizer,
+        )
+        base.load_state_dict(self.state_dict())
+        return base.eval()
+
     @cached_property
     def empty_tokens(self) -> Tensor:
         """Token ids of the empty caption, ``[1]``: the end of a text."""

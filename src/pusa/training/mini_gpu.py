@@ -279,7 +279,6 @@ def _train_base(
     """
     device, checkpoint = full.latents.device, work / "base.pt"
     base = _new_base(budget).to(device)
-    fresh = _new_base(budget, base.tokenizer)
     with clock.stage("base") as facts:
         deadline = clock.end - budget.vta_seconds - budget.export_seconds
         schedule = replace(budget.schedule, deadline=deadline)
@@ -293,7 +292,7 @@ def _train_base(
                 adam_rate=schedule.adam_rate and schedule.adam_rate / 3,
                 compiled=schedule.compiled and isinstance(error, NotFiniteError),
             )
-            base = _new_base(budget, fresh.tokenizer).to(device)
+            base = _new_base(budget, base.tokenizer).to(device)
             try:
                 train_base(base, small, full, checkpoint, slower, budget.objective)
             except Exception:
@@ -303,10 +302,9 @@ def _train_base(
                 averages = torch.load(checkpoint, weights_only=True, map_location="cpu")["averages"]
                 base.load_state_dict(averages, strict=False)
         facts |= _throughput(base, budget, work, full)
-    fresh.load_state_dict(base.state_dict())
-    fresh = fresh.to(device).eval()
-    report.add("base", {"held_out_loss": held_out_loss(fresh, held_out)})
-    return fresh
+    base = base.copy().to(device)
+    report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
+    return base
 
 
 def _new_base(budget: CardBudget, tokenizer: PreTrainedTokenizerFast | None = None) -> TextToVideo:
