@@ -113,7 +113,7 @@ CARD_BUDGETS = {
         ),
         seconds=480,
         small_clips_seconds=15,
-        clips_seconds=45,
+        clips_seconds=55,
         vta_seconds=78,
         export_seconds=40,
         vta_clips=8192,

@@ -57,6 +57,8 @@ class Budget:
     rank: int = 16
     objective: BaseObjective = field(default_factory=BaseObjective)
     compiled: bool = True
+    vae_images: int = 16
+    vae_window_frames: int = 20
 
     @property
     def latent_frames(self) -> int:
@@ -79,6 +81,8 @@ BUDGETS = {
         clips=6144,
         small_clips=12288,
         batch_tokens=32_768,
+        vae_images=64,
+        vae_window_frames=80,
     ),
     "cpu": Budget(
         size=96,
@@ -141,7 +145,14 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     report = Report(work / "report.json", budget)
 
     if not (work / "vae" / "config.json").exists():
-        vae = train_vae(world, work / "vae.pt", seconds=60 * budget.vae_minutes, size=budget.size)
+        vae = train_vae(
+            world,
+            work / "vae.pt",
+            seconds=60 * budget.vae_minutes,
+            size=budget.size,
+            images=budget.vae_images,
+            window_frames=budget.vae_window_frames,
+        )
         normalise(vae, world, size=budget.size)
         if rank() == 0:
             vae.save_pretrained(work / "vae")

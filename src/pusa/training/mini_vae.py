@@ -32,7 +32,6 @@ CONFIG = {
     "latents_std": [1.0] * 16,
 }
 _IMAGE_SHARE = 0.35  # of the time
-_IMAGES, _WINDOW_FRAMES = 16, 20  # per step and process
 _CROP = 64  # pixels; the detail is that of the full size, and a step sees more clips
 _KL_WEIGHT = 1e-4
 
@@ -49,7 +48,9 @@ def make_vae() -> AutoencoderKLWan:
     return channels_last(vae)
 
 
-def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> AutoencoderKLWan:
+def train_vae(
+    world: World, checkpoint: Path, *, seconds: float, size: int, images: int = 16, window_frames: int = 20
+) -> AutoencoderKLWan:
     """Train from scratch, or on from `checkpoint`, until `seconds` are spent.
 
     Args:
@@ -57,6 +58,8 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> A
         checkpoint: a file, written once a minute.
         seconds: of wall time.
         size: pixels of the clips; the VAE sees random parts of them.
+        images: per step and process, in the first stage.
+        window_frames: of all windows of a step and process, in the second one.
     """
     torch.manual_seed(0)
     vae = make_vae().to(world.device)
@@ -72,7 +75,7 @@ def train_vae(world: World, checkpoint: Path, *, seconds: float, size: int) -> A
         torch.manual_seed(seed)
         is_image = progress < _IMAGE_SHARE
         frames = 1 if is_image else (5, 9)[seed % 2]
-        scenes = draw_scenes(_IMAGES if is_image else _WINDOW_FRAMES // frames, seed, things=world.things)
+        scenes = draw_scenes(images if is_image else window_frames // frames, seed, things=world.things)
         start = int(torch.randint(0, world.motion_frames + 2 - frames, ()))
         video, alpha = _crop(*world.render(scenes, frames, size=size, start=start))
         with precision(video.device):
