@@ -5,6 +5,7 @@ equal for equal seeds. The `make_*` functions are for other processes; tests use
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,3 +241,15 @@ def postgresql() -> Iterator[Any]:
 def postgresql_url(postgresql: Any) -> str:
     """The URL of an empty database on it."""
     return postgresql.new_database()
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """Take away handlers that a test has added: they write to what was captured there, and is closed."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in before and not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
+    root.setLevel(level)
