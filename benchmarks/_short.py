@@ -57,7 +57,7 @@ from torch import Tensor
 from pusa.conditions import PusaCondition
 
 BACKENDS = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "flash", "_flash_3", "sage", "xformers")
-"""Of diffusers, those whose memory does not grow with the square of 32,760 tokens and that need no download."""
+"""Backends of diffusers whose memory does not grow with the square of 32,760 tokens and that need no download."""
 QUANTISED = ("sage",)
 PATHS = ("480p, per frame", "480p, per token")
 COMPILED = ("compile", "480p, compiled", "480p, compiled, guidance")

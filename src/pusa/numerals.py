@@ -10,7 +10,7 @@ import re
 __all__ = ["MAX_CHARACTERS", "is_whole", "parse_number", "parse_whole"]
 
 MAX_CHARACTERS = 100
-"""Of a number with its sign: more mean nothing to anything that is asked for here."""
+"""The most characters of a number, its sign counted: no field of a request needs more."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")

@@ -25,7 +25,7 @@ from pusa.server.uploads import Spool, Upload
 MAX_FIELDS = 200
 MAX_NAME_BYTES = 200
 MAX_HEADER_BYTES = 8192
-"""Of the headers of a part of a form."""
+"""The most bytes of the headers of a part of a form."""
 _WRITE_BYTES = 2**20
 _READING = anyio.CapacityLimiter(2)  # Python runs one of them at a time; the event loop has its turns between two
 _IN_JSON = re.compile(r"\s*[\[{]")  # how text starts that is JSON

@@ -19,7 +19,7 @@ from pusa.server.service import VideoService, in_thread, is_id
 from pusa.server.uploads import Upload
 
 MAX_TEXT_BYTES = 48 * 2**20
-"""Of a body outside of file parts: it is held in memory, and pictures in base64 are in it.
+"""The most bytes of a body outside of file parts: it is held in memory, and pictures in base64 are in it.
 
 What is no base64 has a limit of its own (`pusa.server.json_input`)."""
 

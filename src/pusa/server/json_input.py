@@ -17,7 +17,7 @@ __all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "Budget", "ho
 
 MAX_VALUES = 20_000
 MAX_PLAIN_BYTES = 2**20
-"""Of all that is neither a file part nor base64."""
+"""The most bytes of a request that are neither a file part nor base64."""
 MAX_DEPTH = 16
 
 _LONG_BYTES = 4096  # shorter texts count as they are, whatever they hold

@@ -195,7 +195,7 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
     if until == "vta":
         return
     if rank() == 0:
-        base = TextToVideo(heads=budget.heads, layers=budget.layers)  # without the adapter
+        base = TextToVideo(heads=budget.heads, layers=budget.layers, tokenizer=base.tokenizer)  # without the adapter
         load_model(base, base_file)
         write_folder(work / "model", vae, base, budget)
         lora = work / "model" / LORA_FILE

@@ -18,7 +18,7 @@ from pathlib import Path
 from pusa.server.errors import ServiceError
 
 KEEP_SECONDS = 86_400.0
-"""How long a file is kept."""
+"""The time for which a file is kept."""
 
 _SWEEP_SECONDS = 3600.0
 _NAME_LENGTH = 100
