@@ -151,5 +151,5 @@ def velocity(model: WanTransformer3DModel, data: dict[str, Tensor], path: str = 
 
 
 def within(recorded_error: float, recorded: Tensor) -> float:
-    """The error allowed: twice the recorded one, and what CPUs differ by that add up convolutions in other orders."""
+    """The error allowed: twice the recorded one, and what CPUs differ by that add up in other orders."""
     return max(2 * recorded_error, 2e-6 * float(recorded.max() - recorded.min()))

@@ -362,10 +362,10 @@ def test_the_training_benchmark_rehearses_on_the_cpu(train_gpu: Any, capsys: pyt
 def test_the_training_benchmark_ends_in_time_and_reports_too_little_memory(
     train_gpu: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "100", "--budget-seconds", "4"])
+    train_gpu.main(["--tiny", "--device", "cpu", "--steps", "100000", "--budget-seconds", "4"])
     stopped = json.loads(capsys.readouterr().out)
     assert stopped["outcome"] == "out of time"
-    assert stopped["steps_run"] < 100
+    assert stopped["steps_run"] < 100_000
     train_gpu.main(["--tiny", "--device", "cpu", "--budget-seconds", "0"])
     skipped = json.loads(capsys.readouterr().out)
     assert (skipped["outcome"], skipped["layers"]) == ("skipped", 0)

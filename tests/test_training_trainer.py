@@ -163,7 +163,10 @@ def test_two_experts_give_a_pair_that_loads_as_one(
     assert not are_equal(high, low)
 
 
-def test_a_model_by_name_is_frozen_in_bf16_and_adapted_in_fp32(configure: Callable[..., TrainConfig]) -> None:
+def test_a_model_by_name_is_frozen_in_bf16_and_adapted_in_fp32(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.training.trainer.is_bf16_fast", lambda _: True)
     seen: dict[str, Any] = {}
 
     def look(step: int, model: Any) -> None:
@@ -176,6 +179,21 @@ def test_a_model_by_name_is_frozen_in_bf16_and_adapted_in_fp32(configure: Callab
     assert all(
         "norm" in name or "time_embedder" in name or "scale_shift" in name for name in seen[False, torch.float32]
     )
+
+
+def test_a_cpu_that_emulates_bf16_trains_in_fp32_and_says_so(
+    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pusa.training.trainer.is_bf16_fast", lambda _: False)
+    seen: set[torch.dtype] = set()
+
+    def look(_: int, model: Any) -> None:
+        seen.update(p.dtype for p in model.parameters())
+
+    folder = train(configure(steps=1, model={"dtype": "bf16"}, report={"validate_every": 1}), on_validate=look)
+    assert seen == {torch.float32}
+    assert json.loads((folder / "config.json").read_text())["model"]["dtype"] == "fp32"
+    assert "this CPU has no bf16 of its own: training in fp32" in caplog.text
 
 
 @pytest.mark.parametrize("limit", [0.01, None])
@@ -236,9 +254,10 @@ def test_the_losses_do_not_depend_on_how_they_are_computed(
 
 
 def test_what_is_computed_again_is_computed_as_before(
-    configure: Callable[..., TrainConfig], tiny_transformer: Callable[..., Any]
+    configure: Callable[..., TrainConfig], tiny_transformer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradient checkpointing runs each block in the backward again: with the same attention, and without copies."""
+    monkeypatch.setattr("pusa.training.trainer.is_bf16_fast", lambda _: True)
     model, seen = tiny_transformer(), []
 
     def look(*_: Any) -> None:

@@ -177,7 +177,7 @@ def test_what_a_call_leaves_open_is_the_models_own(ours: Path) -> None:
 def test_what_our_recipe_made_is_bf16_where_the_cpu_computes_in_it(
     ours: Path, native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(resources, "is_bf16_fast", lambda _: native)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     pipe = PusaPipeline.from_pretrained(ours)
     assert (pipe.vae.dtype, pipe.text_encoder.dtype) == (dtype, torch.float32)

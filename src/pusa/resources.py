@@ -75,7 +75,8 @@ def is_bf16_fast(device_type: str) -> bool:
 
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
+    # What the CPU has, and what PyTorch uses of it (ATEN_CPU_CAPABILITY=avx2 makes it use less).
+    return torch.cpu._is_avx512_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def dtype_of(component: str, dtype: DType) -> "torch.dtype":

@@ -60,7 +60,8 @@ class ModelConfig(StrictModel):
     )
     dtype: Literal["bf16", "fp32"] = knob(
         "bf16",
-        "bf16: frozen weights in bf16 and computation by autocast, trained weights in fp32. fp32: everything.",
+        "bf16: frozen weights in bf16 and computation by autocast, trained weights in fp32. fp32: everything. A CPU "
+        "without bf16 of its own trains in fp32 and says so.",
     )
     gradient_checkpointing: bool = knob(
         True, "Keep only what enters each block and compute the rest again: a third more work, far less memory."
