@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install
+PYTEST := $(BIN)/python -m pytest -rs --numprocesses logical --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test test-slow test-all lint install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -16,9 +18,15 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python -m pusa.demo
 
-# All tests; those that need something this machine lacks say so and are skipped.
+# What tells whether it works. Tests that need something this machine lacks say so and are skipped.
 test: install
-	$(BIN)/python -m pytest -rs
+	$(PYTEST) -m "not slow"
+
+# Killed servers, fuzzed requests, whole training runs.
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -13,6 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # processes of pytest-xdist share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
