@@ -126,9 +126,9 @@ def serve_fake() -> None:
 
     from pusa.server.app import create_app
     from pusa.server.connections import raise_file_limit, uvicorn_options
-    from pusa.server.executor import LocalExecutor
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
+    from pusa.server.worker.executor import LocalExecutor
 
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)

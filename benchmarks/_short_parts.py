@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from pusa.lora import merge_lora, unload_lora
-from pusa.lora_adapters import attach
-from pusa.lora_layouts import LoraFile, ModelGuess
+from pusa.lora.adapters import attach
+from pusa.lora.layouts import LoraFile, ModelGuess
 from pusa.models.vae import decode_chunks
 from pusa.positions import frames_of
 from pusa.training.config import LORA_TARGETS

@@ -41,9 +41,9 @@ from _server import FAKE_ENGINE, ServerProcess, started
 from PIL import Image
 
 from pusa import media
-from pusa.server.files import FileStore
-from pusa.server.housekeeping import sweep_orphans
-from pusa.server.jobs import Job, JobQueue
+from pusa.server.jobs.housekeeping import sweep_orphans
+from pusa.server.jobs.queue import Job, JobQueue
+from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings, load_settings
 
 VICTIMS = ("server", "server's child", "worker", "worker's child")
@@ -180,7 +180,7 @@ def _children(parent: int) -> list[psutil.Process]:
     """The processes that hold a model."""
     with suppress(psutil.NoSuchProcess):
         found = psutil.Process(parent).children()
-        return [child for child in found if "pusa.server.process" in child.cmdline()]
+        return [child for child in found if "pusa.server.worker.engine_process" in child.cmdline()]
     return []
 
 
@@ -188,8 +188,8 @@ def be_worker() -> None:
     """``pusa worker`` with the fake engine."""
     from functools import partial
 
-    from pusa.server import worker
     from pusa.server.logs import configure_logging
+    from pusa.server.worker import worker
 
     configure_logging()
     stop = threading.Event()
@@ -315,8 +315,8 @@ def _with_plain_names(job: Job) -> dict[str, Any]:
 
 def uninterrupted(job: Job, files: FileStore, folder: Path, engine: str) -> str:
     """sha256 of the video of the same request, made at once in this process."""
-    from pusa.server.messages import Done, Task
-    from pusa.server.process import PUSA_ENGINE, make_engine
+    from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
+    from pusa.server.worker.messages import Done, Task
 
     target = FAKE_ENGINE if engine == "fake" else PUSA_ENGINE
     task = Task(

@@ -25,10 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
-from pusa.training.mini_base import BaseLoss, BaseObjective, BaseSchedule, TextToVideo
-from pusa.training.mini_clips import ClipCache, ClipPlan
-from pusa.training.mini_gpu import CARD_BUDGETS
-from pusa.training.muon import BatchedMuon
+from pusa.mini.recipe.base import (
+    BaseLoss,
+    BaseObjective,
+    BaseSchedule,
+    TextToVideo,
+)
+from pusa.mini.recipe.card import CARD_BUDGETS
+from pusa.mini.recipe.clips import ClipCache, ClipPlan
+from pusa.mini.recipe.muon import BatchedMuon
 
 FIRST = {"heads": 8, "layers": 8, "head_channels": 32, "size": 96, "batch_tokens": 2880, "objective": BaseObjective()}
 

@@ -9,7 +9,7 @@ makes a step cheap. The base alone is trained and judged, without any adapter, o
 
 - the held-out loss, one time for the whole clip, at eight levels of noise (low, middle, high and their mean);
 - the same where things are, and the loss of image-to-video (the first latent frame clean);
-- text-to-video with captions: the sprite match, see `pusa.evaluation.templates`;
+- text-to-video with captions: the sprite match, see `pusa.mini.evaluation.templates`;
 - image-to-video without a caption: PSNR of frames 1 to 4 and the sprite match of the last frame.
 
 One JSON line a trial goes to ``WORK/trials.jsonl``, a sheet of what it makes to ``WORK/NAME-STEPS.jpg``.
@@ -26,11 +26,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pusa.evaluation.metrics import psnr, sharpness
-from pusa.evaluation.templates import Matcher
-from pusa.models.vae import channels_last
-from pusa.pipeline import PusaPipeline
-from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training.mini_base import (
+from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.mini.evaluation.templates import Matcher
+from pusa.mini.recipe.base import (
     SHIFT,
     BaseObjective,
     BaseSchedule,
@@ -39,11 +37,13 @@ from pusa.training.mini_base import (
     train_base,
     velocity_errors,
 )
-from pusa.training.mini_clips import ClipCache, ClipPlan, cache_clips
-from pusa.training.mini_recipe import load_pictures
-from pusa.training.mini_samples import Maker, as_uint8
-from pusa.training.sheets import Strip, sheet, write_picture
-from pusa.training.world import World, captions
+from pusa.mini.recipe.clips import ClipCache, ClipPlan, cache_clips
+from pusa.mini.recipe.recipe import load_pictures
+from pusa.mini.recipe.samples import Maker, as_uint8
+from pusa.mini.world.world import World, captions
+from pusa.models.vae import channels_last
+from pusa.pipeline import PusaPipeline
+from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.zoo import MINI_FOLDER
 
 FRAMES, THINGS = 33, 32

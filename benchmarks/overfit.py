@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pusa.data.dataset import DatasetWriter, LatentDataset
 from pusa.lora import load_pusa, unload_lora
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.config import TrainConfig, config_from
-from pusa.training.dataset import DatasetWriter, LatentDataset
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import train
 

@@ -6,7 +6,7 @@
 The step is the trainer's own (`pusa.training.run`): batches made in the background, noise per frame, forward under
 autocast with gradient checkpointing, backward, gradient norm, AdamW on an fp32 adapter. Weights, clips and prompts are
 random and made here; nothing is downloaded. One JSON line is printed. What it says of operations is counted
-(`pusa.training.counting`), the second forward of checkpointing included; `share_without_recompute` leaves it out.
+(`pusa.training.flops`), the second forward of checkpointing included; `share_without_recompute` leaves it out.
 
 The goal, in one run on one card of 139 GB: it fits, and reaches half of the rate that the card has for products of
 8192 x 8192 bf16 matrices, which is measured first.
@@ -42,11 +42,11 @@ from _card import (
 from _common import WAN_14B
 from torch import Tensor
 
-from pusa.training.adapting import prepare
 from pusa.training.batches import Loader
 from pusa.training.config import config_from
-from pusa.training.counting import Workload, flops, memory
+from pusa.training.flops import Workload, flops, memory
 from pusa.training.launch import Processes
+from pusa.training.model import prepare
 from pusa.training.run import Job, Run
 from pusa.training.trainer import _deterministic
 

@@ -9,7 +9,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from pusa.client import AsyncPusaClient, JobFailedError, Keyframe, PusaClient, PusaError, Video
+from pusa.client import (
+    AsyncPusaClient,
+    JobFailedError,
+    Keyframe,
+    PusaClient,
+    PusaError,
+    Video,
+)
 
 
 def show(video: Video) -> None:

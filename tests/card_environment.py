@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 from world_samples import make_sprites
 
-from pusa.training import picture_pack
+from pusa.mini.world import picture_pack
 
 
 def closure(names: Iterable[str], *, without: Iterable[str]) -> dict[str, Distribution]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pusa.lora_layouts import to_original
+from pusa.lora.layouts import to_original
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

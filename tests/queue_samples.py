@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pusa.server.jobs import JobQueue, NewJob
+from pusa.server.jobs.queue import JobQueue, NewJob
 
 
 class Clock:

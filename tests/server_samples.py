@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pusa.server.executor import Executor, LocalExecutor
-from pusa.server.files import FileStore
-from pusa.server.jobs import Job, JobQueue, NewJob
-from pusa.server.messages import Done, Task
+from pusa.server.jobs.queue import Job, JobQueue, NewJob
+from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
-from pusa.server.worker import Worker
+from pusa.server.worker.executor import Executor, LocalExecutor
+from pusa.server.worker.messages import Done, Task
+from pusa.server.worker.worker import Worker
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # where fake_engine is

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pusa.training.vocabulary import THINGS
+from pusa.mini.world.vocabulary import THINGS
 
 
 def make_shapes(size: int = 48) -> Tensor:

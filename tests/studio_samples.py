@@ -13,9 +13,9 @@ import uvicorn
 from needs import free_port, missing
 
 from pusa.server.app import create_app
-from pusa.server.executor import LocalExecutor
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
+from pusa.server.worker.executor import LocalExecutor
 
 TESTS = Path(__file__).resolve().parent
 ENGINE = "studio_engine:StudioEngine"

@@ -17,11 +17,11 @@ from packaging.requirements import Requirement
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from pusa.mini.recipe.base import TextToVideo
+from pusa.mini.recipe.card import CARD_BUDGETS
+from pusa.mini.recipe.folder import LORA_FILE, write_folder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.config import LORA_TARGETS
-from pusa.training.mini_base import TextToVideo
-from pusa.training.mini_folder import LORA_FILE, write_folder
-from pusa.training.mini_gpu import CARD_BUDGETS
 from pusa.zoo import MINI_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def test_all_that_pusa_needs_is_on_the_card_or_carried_but_for_reading_videos() 
 
 
 def test_the_tree_leaves_room_for_wheels_and_pictures() -> None:
-    from pusa.training.picture_pack import LARGEST_BYTES
+    from pusa.mini.world.picture_pack import LARGEST_BYTES
 
     assert sum(carry.tracked_sizes().values()) + LARGEST_BYTES + 12_000_000 < carry.MOST_BYTES
 

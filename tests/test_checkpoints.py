@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from pusa import media
-from pusa.checkpoints import Checkpoint, key_of
 from pusa.events import GenerationEvent
 from pusa.generate import generate
+from pusa.generate.checkpoint import Checkpoint, key_of
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest
 from pusa.zoo import defaults_of

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pusa.cli import main
-from pusa.cli_options import build_conditions, output_path, parse_keyframe
-from pusa.cli_run import Stopped, run, time_left
+from pusa.cli.options import build_conditions, output_path, parse_keyframe
+from pusa.cli.run import Stopped, run, time_left
 from pusa.events import GenerationEvent
 from pusa.request import GenerationRequest, Position, knobs
 

@@ -117,8 +117,8 @@ def asked(monkeypatch) -> dict[str, Any]:
         seen.update(options, args=args)
         yield GenerationEvent(kind="done", path=Path("out"))
 
-    monkeypatch.setattr("pusa.training.prepare.prepare", start)
-    monkeypatch.setattr("pusa.training.synthesize.synthesize", start)
+    monkeypatch.setattr("pusa.data.prepare.prepare", start)
+    monkeypatch.setattr("pusa.data.synthesize.synthesize", start)
     return seen
 
 
@@ -175,8 +175,8 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, args, code, message):
 
 
 def test_a_stop_says_that_the_work_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("pusa.cli_run._stop_on_interrupt", _stopped)
-    monkeypatch.setattr("pusa.training.prepare.prepare", lambda *_, stop, **__: (e for e in () if not stop()))
+    monkeypatch.setattr("pusa.cli.run._stop_on_interrupt", _stopped)
+    monkeypatch.setattr("pusa.data.prepare.prepare", lambda *_, stop, **__: (e for e in () if not stop()))
     result = pusa("data", "prepare", tmp_path, "out", "--model", "tiny")
     assert result.exit_code == 130
     assert "what is done is kept, and the same command goes on with it" in result.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pusa.cli import main
-from pusa.cli_options import build_conditions
+from pusa.cli.options import build_conditions
 from pusa.events import GenerationEvent
 from pusa.request import GenerationRequest
 

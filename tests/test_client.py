@@ -61,7 +61,7 @@ class Server:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was slept, without sleeping."""
     slept: list[float] = []
-    monkeypatch.setattr("pusa.client.time.sleep", slept.append)
+    monkeypatch.setattr("pusa.client.client.time.sleep", slept.append)
     return slept
 
 
@@ -356,14 +356,14 @@ def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     async def no_sleep(_: float) -> None:
         return None
 
-    monkeypatch.setattr("pusa.client.asyncio.sleep", no_sleep)
+    monkeypatch.setattr("pusa.client.client.asyncio.sleep", no_sleep)
     asyncio.run(use())
 
 
 def test_both_clients_have_the_same_verbs_and_say_what_they_return() -> None:
     verbs = [name for name in vars(PusaClient) if not name.startswith("_")]
     assert verbs == [name for name in vars(AsyncPusaClient) if not name.startswith("_")]
-    assert str(inspect.signature(PusaClient.retrieve)) == "(self, video_id: str) -> pusa.client_wire.Video"
+    assert str(inspect.signature(PusaClient.retrieve)) == "(self, video_id: str) -> pusa.client.wire.Video"
     assert all(getattr(PusaClient, name).__doc__ for name in verbs if name != "close")
 
 

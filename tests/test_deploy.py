@@ -16,9 +16,9 @@ import yaml
 
 from pusa.cli import main
 from pusa.server import connections
-from pusa.server.jobs import JobQueue
+from pusa.server.jobs.queue import JobQueue
 from pusa.server.settings import ServerSettings, load_settings
-from pusa.server.worker import worker_name
+from pusa.server.worker.worker import worker_name
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -170,7 +170,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> 
 
 
 def test_a_worker_is_healthy_while_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from pusa.server import alive
+    from pusa.server.worker import healthcheck as alive
 
     monkeypatch.setenv("PUSA_DATA", str(tmp_path))
     monkeypatch.setenv("PUSA_CONFIG", "")

@@ -16,14 +16,15 @@ from world_samples import make_photographs
 
 from pusa import zoo
 from pusa.cli import main
-from pusa.evaluation import bench as benches
-from pusa.evaluation import mini, photographs, report
-from pusa.evaluation.bench import Bench, load_bench
-from pusa.evaluation.photographs import PhotographWorld
-from pusa.training import pictures
-from pusa.training.scenery import PLACES
-from pusa.training.vocabulary import CAMERAS, MOTIONS, THINGS
-from pusa.training.world import captions, is_held_out
+from pusa.mini.evaluation import evaluate as mini
+from pusa.mini.evaluation import photographs, report
+from pusa.mini.evaluation import setup as benches
+from pusa.mini.evaluation.photographs import PhotographWorld
+from pusa.mini.evaluation.setup import Bench, load_bench
+from pusa.mini.world import pictures
+from pusa.mini.world.scenery import PLACES
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
+from pusa.mini.world.world import captions, is_held_out
 
 SIZE, FRAMES = 32, 17
 
@@ -206,7 +207,7 @@ def test_what_cannot_be_measured_is_refused_at_once(option: str, value: str, mes
 
 
 def test_help_names_all_parts() -> None:
-    from pusa import cli_eval
+    from pusa.cli import eval as cli_eval
 
     assert tuple(mini.PARTS) == cli_eval._PARTS
 

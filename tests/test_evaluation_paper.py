@@ -14,17 +14,33 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file, save_model
 
-from pusa.cli_eval_paper import paper as command
-from pusa.evaluation import paper, paper_claims, paper_points, paper_report, paper_training, plots
-from pusa.evaluation.paper_points import Judge, Point
-from pusa.evaluation.paper_report import BEGIN, END
-from pusa.evaluation.paper_training import BATCH, REGIMES, Plan
-from pusa.lora_layouts import write_lora
-from pusa.training import mini_base, mini_clips
+from pusa.cli.eval_paper import paper as command
+from pusa.lora.layouts import write_lora
+from pusa.mini.evaluation import plots
+from pusa.mini.paper import (
+    claims as paper_claims,
+)
+from pusa.mini.paper import (
+    points as paper_points,
+)
+from pusa.mini.paper import (
+    report as paper_report,
+)
+from pusa.mini.paper import (
+    run as paper,
+)
+from pusa.mini.paper import (
+    training as paper_training,
+)
+from pusa.mini.paper.points import Judge, Point
+from pusa.mini.paper.report import BEGIN, END
+from pusa.mini.paper.training import BATCH, REGIMES, Plan
+from pusa.mini.recipe import base as mini_base
+from pusa.mini.recipe import clips as mini_clips
+from pusa.mini.recipe.vae import CONFIG
+from pusa.mini.world.vocabulary import MOTIONS
+from pusa.mini.world.world import captions, draw_scenes
 from pusa.training.batches import Plan as Order
-from pusa.training.mini_vae import CONFIG
-from pusa.training.vocabulary import MOTIONS
-from pusa.training.world import captions, draw_scenes
 
 THINGS = 4
 FRAMES, SIDE = 3, 4  # of latents: clips of 9 frames of 32 pixels

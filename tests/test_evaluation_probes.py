@@ -8,10 +8,16 @@ from shape_samples import make_shapes
 from torch import Tensor
 from world_samples import make_photographs
 
-from pusa.evaluation import probes
-from pusa.evaluation.probes import DISTORTIONS, Probes, greyed, train_probes, turned_hue
-from pusa.training.vocabulary import CAMERAS, MOTIONS
-from pusa.training.world import Scenes, World
+from pusa.mini.evaluation import probes
+from pusa.mini.evaluation.probes import (
+    DISTORTIONS,
+    Probes,
+    greyed,
+    train_probes,
+    turned_hue,
+)
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
+from pusa.mini.world.world import Scenes, World
 
 FRAMES, SIZE, THINGS = 17, 48, 4
 

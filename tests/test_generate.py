@@ -13,12 +13,13 @@ from PIL import Image
 from pusa import media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import GenerationEvent
-from pusa.generate import _shown, decode, generate, load_latents, save_latents, stored
+from pusa.generate import decode, generate, load_latents, save_latents, stored
+from pusa.generate.run import _shown
+from pusa.generate.tasks import Film
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.tasks import Film
 
 FRAMES, WIDTH, HEIGHT = 17, 96, 64  # the defaults of "tiny"
 
@@ -207,7 +208,7 @@ def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
 
 
 def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("pusa.inputs.MAX_BYTES_INSIDE", 0)
+    monkeypatch.setattr("pusa.generate.inputs.MAX_BYTES_INSIDE", 0)
     run(tmp_path / "out.mp4", conditions=[image(files["a"])])
     request, carried = stored(media.read_metadata(tmp_path / "out.mp4"))
     assert carried == {}
@@ -317,7 +318,7 @@ def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
         yield
 
-    monkeypatch.setattr("pusa.generate.decode_chunks", short)
+    monkeypatch.setattr("pusa.generate.run.decode_chunks", short)
     run(tmp_path / "tiled.mp4")
     assert calls == 1
     assert np.array_equal(frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "tiled.mp4"))
@@ -390,7 +391,7 @@ def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypat
     def short(_: Any, z: torch.Tensor) -> Any:
         raise vae_module.DecodeMemoryError("no memory", z)
 
-    monkeypatch.setattr("pusa.tasks.decode_video", short)
+    monkeypatch.setattr("pusa.generate.tasks.decode_video", short)
     events = run(tmp_path / "out.mp4", preview_every=1)
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 

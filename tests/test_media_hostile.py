@@ -365,7 +365,7 @@ def test_a_process_prints_nothing_but_the_line(samples: dict[str, bytes], tmp_pa
         (tmp_path / kind).write_bytes(content[: len(content) // 2] + bytes(64) + content[len(content) // 2 + 64 :])
     script = """
 import pathlib, sys
-from pusa.media import MediaError, probe_video, read_image, read_video
+from pusa.media import (MediaError, probe_video, read_image, read_video,)
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     for reader in (read_image, probe_video, read_video):
         try:

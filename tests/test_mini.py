@@ -18,13 +18,18 @@ from media_samples import psnr
 from PIL import Image
 from torch import Tensor
 
-from pusa import PusaCondition, PusaPipeline, media, zoo
+from pusa import (
+    PusaCondition,
+    PusaPipeline,
+    media,
+    zoo,
+)
 from pusa.cli import main as cli
 from pusa.conditions import fit_image, pixels
 from pusa.demo import PICTURES
 from pusa.generate import generate, stored
+from pusa.generate.prompt_hints import unknown_words
 from pusa.request import GenerationRequest
-from pusa.words import unknown_words
 
 ROOT = Path(__file__).parents[1]
 THINGS = {

@@ -5,9 +5,14 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from pusa.cli_options import parse_keyframe, parse_numbers, parse_size
-from pusa.client_wire import number_of
-from pusa.numerals import MAX_CHARACTERS, is_whole, parse_number, parse_whole
+from pusa.cli.options import parse_keyframe, parse_numbers, parse_size
+from pusa.client.wire import number_of
+from pusa.numerals import (
+    MAX_CHARACTERS,
+    is_whole,
+    parse_number,
+    parse_whole,
+)
 
 NO_NUMBERS = [
     "²",
@@ -84,7 +89,7 @@ def test_the_command_line_says_what_is_wrong(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["²", "5" * 5000, "0", "-1"])
 def test_options_of_commands_say_what_is_wrong(text: str) -> None:
-    from pusa.cli_data import _clips_per_video, _part
+    from pusa.cli.data import _clips_per_video, _part
 
     with pytest.raises(ValueError):
         _clips_per_video(text)
@@ -94,7 +99,7 @@ def test_options_of_commands_say_what_is_wrong(text: str) -> None:
 
 
 def test_steps_of_an_evaluation_say_what_is_wrong() -> None:
-    from pusa.cli_eval import evaluation
+    from pusa.cli.eval import evaluation
 
     command = next(name for name, one in evaluation.commands.items() if "--steps" in str([p.opts for p in one.params]))
     for text in ("²", "5" * 5000, "4,nan"):

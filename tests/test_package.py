@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pusa.training.pictures import CREDITS
+from pusa.mini.world.pictures import CREDITS
 
 ROOT = Path(__file__).parents[1]
 LARGEST_BYTES = 64_000_000

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pusa import PusaPipeline, zoo
-from pusa.prompt_cache import (
+from pusa.models.prompt_cache import (
     PromptCache,
     PromptNotCachedError,
     encode_prompts,
@@ -169,7 +169,7 @@ def test_a_failed_write_leaves_nothing_behind(cache: PromptCache, monkeypatch: p
     def fail(*args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pusa.prompt_cache.save_file", fail)
+    monkeypatch.setattr("pusa.models.prompt_cache.save_file", fail)
     with pytest.raises(OSError, match="no space"):
         cache.put("key", torch.ones(2, 2))
     assert list(cache.folder.iterdir()) == []

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pusa.knobs import shown
+from pusa.fields import shown
 from pusa.request import (
     PRESETS,
     ConditionSpec,

@@ -326,7 +326,7 @@ def test_who_is_refused_keeps_nobody_out(
     parser: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of their bodies is waited for as long as the test runs, and some of it comes."""
-    monkeypatch.setattr("pusa.server.limits._DRAINED_SECONDS", 2 * PATIENCE_SECONDS)
+    monkeypatch.setattr("pusa.server.http.middleware._DRAINED_SECONDS", 2 * PATIENCE_SECONDS)
     use_parser(parser, monkeypatch)
     keys = ("a-key-of-somebody",) if kind == "no key" else ()
     head = BEGINNING.replace(b"localhost", b"elsewhere.example") if kind == "another host" else BEGINNING

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from queue_samples import new_job
 
-from pusa.server import database
-from pusa.server.jobs import JobQueue, QueueUnavailable, SchemaError
+from pusa.server.jobs import database
+from pusa.server.jobs.queue import JobQueue, QueueUnavailable, SchemaError
 
 
 @pytest.fixture

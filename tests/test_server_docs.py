@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pusa.knobs import Knob, knobs
+from pusa.fields import Knob, knobs
 from pusa.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def test_the_tables_of_settings_are_those_of_the_program() -> None:
 
 
 def test_every_field_of_a_request_is_named() -> None:
-    from pusa.server.schemas import CreateVideo, Keyframe
+    from pusa.server.http.schemas import CreateVideo, Keyframe
 
     table = PAGE.read_text().partition("## Fields of a request")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z0-9_]+)`", table))

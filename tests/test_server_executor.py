@@ -17,9 +17,27 @@ from server_samples import BENCHMARKS, fake_executor, request, wait_until
 from pusa import media
 from pusa.models.vae import DecodeMemoryError
 from pusa.resources import ResourcesError
-from pusa.server.executor import LocalExecutor
-from pusa.server.messages import Cancelled, Checkpoint, Done, Error, Note, Resolved, Stage, Step, Task
-from pusa.server.process import PusaEngine, _bytes_in_memory, _reported, error_of, make_engine, messages_of, with_files
+from pusa.server.worker.engine_process import (
+    PusaEngine,
+    _bytes_in_memory,
+    _reported,
+    error_of,
+    make_engine,
+    messages_of,
+    with_files,
+)
+from pusa.server.worker.executor import LocalExecutor
+from pusa.server.worker.messages import (
+    Cancelled,
+    Checkpoint,
+    Done,
+    Error,
+    Note,
+    Resolved,
+    Stage,
+    Step,
+    Task,
+)
 
 
 @pytest.fixture
@@ -193,7 +211,7 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(tmp_path):
 
 
 def test_importing_the_worker_loads_no_torch():
-    program = "import sys, pusa.server.worker, pusa.server.process; print('torch' in sys.modules)"
+    program = "import sys, pusa.server.worker.worker, pusa.server.worker.engine_process; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
 
 
@@ -261,7 +279,7 @@ def test_the_real_engine_makes_what_the_request_says_and_goes_on_from_its_checkp
             ended.extend([True] if end(message) else [])
         return seen
 
-    engine = make_engine("pusa.server.process:PusaEngine", "tiny")
+    engine = make_engine("pusa.server.worker.engine_process:PusaEngine", "tiny")
     assert isinstance(engine, PusaEngine)
     assert engine.load(lambda stage, percent: None) == "tiny"
     cut = made("cut", asked, lambda message: isinstance(message, Checkpoint))
@@ -284,8 +302,8 @@ def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
 
     memory = SimpleNamespace(rss=5_000_000)
     monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(memory_info=lambda: memory))
-    monkeypatch.setattr("pusa.server.process._bytes_in_memory", lambda model: 100_000_000)
-    monkeypatch.setattr("pusa.server.process._SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("pusa.server.worker.engine_process._bytes_in_memory", lambda model: 100_000_000)
+    monkeypatch.setattr("pusa.server.worker.engine_process._SAMPLE_SECONDS", 0.01)
     told: list[tuple[str, float | None]] = []
     with _reported("a model", lambda stage, percent: told.append((stage, percent))):
         memory.rss += 50_000_000

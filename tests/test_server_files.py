@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from pusa.server.files import FileStore, StorageFullError
+from pusa.server.jobs.store import FileStore, StorageFullError
 
 VIDEO = "results/video_1/1/video.mp4"
 IMAGE = "inputs/video_1/0.png"
@@ -223,7 +223,7 @@ def test_other_errors_stay_what_they_are(folder, tmp_path):
 
 WRITE_FOR_EVER = """
 import sys
-from pusa.server.files import FileStore
+from pusa.server.jobs.store import FileStore
 store = FileStore(sys.argv[1])
 data = [bytes([n]) * 200_000 for n in (65, 66)]
 n = 0

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from queue_samples import Clock, new_job
 
-from pusa.server.files import FileStore, StorageFullError
-from pusa.server.housekeeping import (
+from pusa.server.jobs.housekeeping import (
     Housekeeping,
     Swept,
     check_space,
@@ -22,7 +21,8 @@ from pusa.server.housekeeping import (
     sweep_orphans,
     sweep_scratch,
 )
-from pusa.server.jobs import Job, JobQueue, new_id
+from pusa.server.jobs.queue import Job, JobQueue, new_id
+from pusa.server.jobs.store import FileStore, StorageFullError
 
 
 @pytest.fixture

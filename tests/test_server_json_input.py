@@ -15,12 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pusa import knobs
+from pusa import fields as knobs
 from pusa.request import GenerationRequest, explain
-from pusa.server import forms, json_input
 from pusa.server.errors import ServiceError
-from pusa.server.forms import unbracketed
-from pusa.server.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parsed
+from pusa.server.http import body as forms
+from pusa.server.http import json_input
+from pusa.server.http.body import unbracketed
+from pusa.server.http.json_input import (
+    MAX_DEPTH,
+    MAX_PLAIN_BYTES,
+    MAX_VALUES,
+    Budget,
+    parsed,
+)
 
 PICTURE = base64.b64encode(png()).decode()
 LONG = base64.b64encode(bytes(range(256)) * 20_000).decode()  # more than six million characters

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from api_samples import Served, png, refusal, serving
 
-from pusa.server import urls
 from pusa.server.errors import ServiceError
-from pusa.server.files import FileStore, StorageFullError
-from pusa.server.limits import ApiKeys, HostCheck
+from pusa.server.http import urls
+from pusa.server.http.middleware import ApiKeys, HostCheck
+from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
 LIMIT_BYTES = 200_000
@@ -203,7 +203,7 @@ def test_a_full_disk_refuses_new_jobs_and_keeps_the_running_one(tmp_path: Path) 
             answer = server.http.post("/v1/videos", data={"prompt": "x"}, files=files)
             assert refusal(answer, 507)["code"] == "disk_full"
             assert answer.headers["x-should-retry"] == "false"
-            patch.setattr("pusa.server.intake.MAX_TEXT_BYTES", 10**6)
+            patch.setattr("pusa.server.http.references.MAX_TEXT_BYTES", 10**6)
             patch.setattr(FileStore, "free_bytes", lambda _: 0)
             patch.setattr(server.service, "settings", server.service.settings.model_copy(update={"min_free_bytes": 1}))
             refusal(server.http.post("/v1/videos", json={"prompt": "x"}), 507)
@@ -305,7 +305,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[httpx.Reque
 
 
 def test_a_stream_is_kept_alive_and_ends_when_the_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pusa.server.sse.events.__kwdefaults__", {"keep_alive_seconds": 0.05})
+    monkeypatch.setattr("pusa.server.http.sse.events.__kwdefaults__", {"keep_alive_seconds": 0.05})
     with serving(tmp_path) as server:
         id = server.create(prompt="wait")["id"]
         with server.http.stream("GET", f"/v1/videos/{id}/events") as stream:

@@ -21,14 +21,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from server_samples import open_all, quick_settings, wait_until
 
-from pusa import cli
+from pusa.cli import root as cli
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
 from pusa.server.errors import ServiceError, is_disk_full, respond
-from pusa.server.jobs import Job, JobQueue, QueueUnavailable
+from pusa.server.http.to_request import added_length
+from pusa.server.jobs.queue import Job, JobQueue, QueueUnavailable
 from pusa.server.metrics import Metrics
 from pusa.server.service import Upload, VideoService, model_name
-from pusa.server.translate import added_length
 from pusa.zoo import defaults_of
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pusa.knobs import knobs
+from pusa.fields import knobs
 from pusa.server.settings import ServerSettings, load_settings
 
 KEY = "a-key-of-sixteen"

@@ -66,7 +66,7 @@ def test_workers_come_and_go_beside_a_server_that_does_not_work(
         assert [client.wait(job.id).status for job in jobs] == ["completed"] * 3
         assert client.download(jobs[0].id)[4:8] == b"ftyp"
 
-        alive = [sys.executable, "-m", "pusa.server.alive"]
+        alive = [sys.executable, "-m", "pusa.server.worker.healthcheck"]
         seen = subprocess.run(alive, env=environment(shared), capture_output=True, text=True, timeout=120, check=True)
         assert len(seen.stdout.splitlines()) == 2
 

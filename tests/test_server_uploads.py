@@ -20,8 +20,15 @@ from media_samples import write
 from PIL import Image
 
 from pusa.server.errors import ServiceError
-from pusa.server.forms import _Multipart, unbracketed
-from pusa.server.uploads import Probed, ProbeLimits, Prober, Spool, Upload, shown_name
+from pusa.server.http.body import _Multipart, unbracketed
+from pusa.server.uploads import (
+    Probed,
+    ProbeLimits,
+    Prober,
+    Spool,
+    Upload,
+    shown_name,
+)
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from server_samples import (
 )
 
 from pusa import media
-from pusa.server.attempt import Attempt
-from pusa.server.files import FileStore, StorageFullError
-from pusa.server.jobs import JobQueue, NewJob, QueueUnavailable
-from pusa.server.progress import Pace, Progress
-from pusa.server.worker import is_dead, worker_name
+from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
+from pusa.server.jobs.store import FileStore, StorageFullError
+from pusa.server.worker.attempt import Attempt
+from pusa.server.worker.progress import Pace, Progress
+from pusa.server.worker.worker import is_dead, worker_name
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 
         return call
 
-    monkeypatch.setattr("pusa.server.attempt.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("pusa.server.worker.attempt.AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(JobQueue, "beat", sometimes(beat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
     house.hire()
@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker._FULL_SECONDS", 0.1)
+    monkeypatch.setattr("pusa.server.worker.worker._FULL_SECONDS", 0.1)
     house.hire(max_failures=1)
     wait_until(lambda: house.job(job).attempt >= 3)
     full.clear()
@@ -307,7 +307,7 @@ def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch
 
 def test_a_full_disk_of_the_child_keeps_the_job_as_well(house, monkeypatch):
     job = submit(house.queue, steps=4, at_step=3, then="disk_full", times=2)
-    monkeypatch.setattr("pusa.server.worker._FULL_SECONDS", 0.1)
+    monkeypatch.setattr("pusa.server.worker.worker._FULL_SECONDS", 0.1)
     house.hire(max_failures=1)
     done = house.ended(job)
     assert (done.status, done.attempt, done.failures) == ("completed", 3, 0)
@@ -324,7 +324,7 @@ def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypat
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.attempt._STORE_WAITS_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr("pusa.server.worker.attempt._STORE_WAITS_SECONDS", (0.01,) * 5)
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
@@ -353,7 +353,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
         raise PermissionError("the bucket says no")
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.attempt._STORE_WAITS_SECONDS", (0.01,) * 3)
+    monkeypatch.setattr("pusa.server.worker.attempt._STORE_WAITS_SECONDS", (0.01,) * 3)
     house.hire(max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)
@@ -390,7 +390,7 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
     job = submit(house.queue, **said)
     program = (
         "import sys, threading; from pathlib import Path; from server_samples import *\n"
-        "from pusa.server.worker import Worker\n"
+        "from pusa.server.worker.worker import Worker\n"
         "settings = quick_settings(Path(sys.argv[1]), lease_seconds=600.0); queue, files = open_all(settings)\n"
         "Worker(settings, queue, files, fake_executor()).run(threading.Event())"
     )

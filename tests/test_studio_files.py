@@ -24,9 +24,9 @@ from studio_samples import settings_of
 
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
-from pusa.server.jobs import NewJob
+from pusa.server.jobs.queue import NewJob
 from pusa.server.studio.examples import CLIPS
-from pusa.server.studio.uploads import Arriving, Progress, VisitorFiles
+from pusa.server.studio.files.uploads import Arriving, Progress, VisitorFiles
 
 SECRET = b"a-secret-of-this-machine-0123456789"
 FIELDS = ("image", "images", "video", "second_video", "loop_image")
@@ -352,7 +352,7 @@ def test_more_places_than_a_request_may_have_are_refused(site: Site) -> None:
 
 def test_the_path_is_checked_again_where_it_is_used(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away the check in front of the page."""
-    from pusa.server.studio import request_filter
+    from pusa.server.studio.files import request_filter
 
     monkeypatch.setattr(request_filter, "check_files", lambda *_: None)
     for what, path in site.forbidden.items():

@@ -16,7 +16,7 @@ from studio_samples import settings_of
 
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
-from pusa.server.jobs import NewJob
+from pusa.server.jobs.queue import NewJob
 from pusa.server.studio import examples
 from pusa.server.studio.mounting import SCRIPTS, STYLES
 from pusa.server.studio.routes import ASSETS
@@ -190,7 +190,7 @@ def test_the_studio_loads_no_torch():
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     from click.testing import CliRunner
 
-    from pusa import cli_studio
+    from pusa.cli import studio as cli_studio
 
     monkeypatch.setattr(cli_studio.importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(cli_studio.studio, ["--no-browser"])
@@ -204,7 +204,7 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
     from click.testing import CliRunner
     from needs import free_port
 
-    from pusa import cli_studio
+    from pusa.cli import studio as cli_studio
 
     opened: list[str] = []
     monkeypatch.setattr(cli_studio, "_open", opened.append)

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from training_samples import make_config, write_dataset
 
-from pusa.training.batches import Batch, Loader, Plan, Reader, generator_of, held_out_batches
+from pusa.data.dataset import LatentDataset
+from pusa.training.batches import (
+    Batch,
+    Loader,
+    Plan,
+    Reader,
+    generator_of,
+    held_out_batches,
+)
 from pusa.training.config import TrainConfig
-from pusa.training.dataset import LatentDataset
 
 BUCKETS = {(16, 3, 4, 6): list(range(8)), (16, 1, 4, 6): [8, 9]}
 CPU = torch.device("cpu")

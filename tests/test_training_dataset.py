@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pusa.training.dataset import DatasetWriter, LatentDataset, caption_key
+from pusa.data.dataset import DatasetWriter, LatentDataset, caption_key
 
 TEXT_LENGTH, TEXT_WIDTH = 8, 6
 SIZE = {"fps": 16, "height": 32, "width": 48}

@@ -12,8 +12,8 @@ from media_samples import moving_gradient, write
 
 from pusa import PusaCondition, PusaPipeline
 from pusa.cli import main
+from pusa.data.dataset import LatentDataset
 from pusa.media import read_video
-from pusa.training.dataset import LatentDataset
 from pusa.training.reports import read_metrics
 
 pytestmark = pytest.mark.slow

@@ -25,12 +25,36 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from pusa import zoo
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training.adapting import kernels, make_optimizers, precision, prepare
 from pusa.training.config import TrainConfig, config_from, load_config
-from pusa.training.counting import Workload, flops, kept_for_backward, memory
-from pusa.training.estimate import GPUS, Base, base_of, estimate, memory_of, paper_run, remedies, workloads
+from pusa.training.estimate import (
+    GPUS,
+    Base,
+    base_of,
+    estimate,
+    memory_of,
+    paper_run,
+    remedies,
+    workloads,
+)
+from pusa.training.flops import (
+    Workload,
+    flops,
+    kept_for_backward,
+    memory,
+)
 from pusa.training.launch import Processes
-from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.model import (
+    kernels,
+    make_optimizers,
+    precision,
+    prepare,
+)
+from pusa.training.objective import (
+    frame_errors,
+    noised,
+    velocity_target,
+    weighted_loss,
+)
 
 MODEL = {
     "patch_size": (1, 2, 2),
@@ -293,7 +317,7 @@ def test_a_budget_of_seconds_is_kept() -> None:
 
 @contextmanager
 def cli(*words: str) -> Iterator[Any]:
-    from pusa.cli_estimate import estimate as command
+    from pusa.cli.estimate import estimate as command
 
     result = CliRunner().invoke(command, list(words))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
@@ -326,7 +350,7 @@ def test_the_rate_of_this_processor_is_measured() -> None:
 
 
 def test_an_unknown_card_is_refused_with_those_there_are() -> None:
-    from pusa.cli_estimate import estimate as command
+    from pusa.cli.estimate import estimate as command
 
     result = CliRunner().invoke(command, ["mini-vta", "--gpu", "z9"])
     assert str(result.exception) == f"--gpu 'z9' is not known: take the nearest of {', '.join(GPUS)}, or cpu"
@@ -334,7 +358,7 @@ def test_an_unknown_card_is_refused_with_those_there_are() -> None:
 
 def test_an_estimate_needs_no_torch() -> None:
     code = (
-        "import sys; from pusa.cli_estimate import estimate; "
+        "import sys; from pusa.cli.estimate import estimate; "
         "estimate(['wan2.1-14b-vta', '--gpu', 'h200'], standalone_mode=False); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pusa.training.dataset import DatasetWriter
-from pusa.training.inspect import histogram, inspect, measure
+from pusa.data.dataset import DatasetWriter
+from pusa.data.inspect import histogram, inspect, measure
 
 SHAPE = (16, 3, 4, 6)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from world_samples import make_world
 
-from pusa.training.mini_base import (
+from pusa.mini.recipe.base import (
     BaseLoss,
     BaseObjective,
     BaseSchedule,
@@ -22,9 +22,23 @@ from pusa.training.mini_base import (
     make_tokenizer,
     train_base,
 )
-from pusa.training.mini_clips import ClipCache, ClipPlan, cache_clips, draw_clips, latent_mask, load_latents, tokenise
-from pusa.training.mini_vae import CONFIG
-from pusa.training.world import PHOTOGRAPH, TEXTURE, World, captions, draw_scenes
+from pusa.mini.recipe.clips import (
+    ClipCache,
+    ClipPlan,
+    cache_clips,
+    draw_clips,
+    latent_mask,
+    load_latents,
+    tokenise,
+)
+from pusa.mini.recipe.vae import CONFIG
+from pusa.mini.world.world import (
+    PHOTOGRAPH,
+    TEXTURE,
+    World,
+    captions,
+    draw_scenes,
+)
 from pusa.zoo import MINI_FOLDER
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pusa.training.muon import BatchedMuon, orthogonalise
+from pusa.mini.recipe.muon import BatchedMuon, orthogonalise
 
 SHAPES = [(24, 24), (48, 24), (24, 48)] * 4
 

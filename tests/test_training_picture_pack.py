@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from world_samples import make_sprites
 
 from pusa.cli import main
-from pusa.training import picture_pack, pictures
-from pusa.training.scenery import CANVAS
-from pusa.training.vocabulary import THINGS
-from pusa.training.world import World, draw_scenes
+from pusa.mini.world import picture_pack, pictures
+from pusa.mini.world.scenery import CANVAS
+from pusa.mini.world.vocabulary import THINGS
+from pusa.mini.world.world import World, draw_scenes
 
 
 def make_image(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -17,14 +17,20 @@ from media_samples import grey_levels, write
 from PIL import Image
 
 from pusa.conditions import pixels
+from pusa.data import prepare as preparing
+from pusa.data import sources
+from pusa.data.clips import (
+    Cut,
+    cut,
+    frames_at,
+    nearest_size,
+    starts_of,
+)
+from pusa.data.dataset import ClipInfo, LatentDataset
+from pusa.data.encoding import ClipEncoder
+from pusa.data.prepare import ClipSettings, prepare
 from pusa.media import read_video
 from pusa.pipeline import PusaPipeline
-from pusa.training import prepare as preparing
-from pusa.training import sources
-from pusa.training.clips import Cut, cut, frames_at, nearest_size, starts_of
-from pusa.training.dataset import ClipInfo, LatentDataset
-from pusa.training.encoding import ClipEncoder
-from pusa.training.prepare import ClipSettings, prepare
 
 SETTINGS = ClipSettings(model="tiny", sizes=((32, 32), (48, 32)), frames=(5, 9), fps=16)
 
@@ -210,9 +216,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pusa.training import dataset_writer, prepare as preparing
-from pusa.training.encoding import ClipEncoder
-from pusa.training.prepare import ClipSettings, prepare
+from pusa.data import writer as dataset_writer, prepare as preparing
+from pusa.data.encoding import ClipEncoder
+from pusa.data.prepare import ClipSettings, prepare
 
 torch.set_num_threads(1)
 source, output = map(Path, sys.argv[1:])

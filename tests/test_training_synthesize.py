@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from pusa.data.dataset import LatentDataset
+from pusa.data.synthesize import SynthesisSettings, synthesize
 from pusa.pipeline import PusaPipeline
-from pusa.training.dataset import LatentDataset
-from pusa.training.synthesize import SynthesisSettings, synthesize
 
 PROMPTS = ["a fox", "waves on a beach"]
 SETTINGS = SynthesisSettings(model="tiny", size=(48, 32), frames=5, steps=2, negative_prompt="blur", seed=7)

@@ -20,15 +20,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_samples import make_config, write_dataset
 
+from pusa.data.dataset import LatentDataset
 from pusa.lora import describe_lora, load_pusa
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training import adapting
-from pusa.training.adapting import MovingAverage, factor, make_optimizers
+from pusa.training import model as adapting
 from pusa.training.checkpoint import checkpoints
-from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
-from pusa.training.dataset import LatentDataset
+from pusa.training.config import (
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    load_config,
+)
 from pusa.training.export import export_run
 from pusa.training.launch import Processes
+from pusa.training.model import MovingAverage, factor, make_optimizers
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import TrainingStoppedError, train
 

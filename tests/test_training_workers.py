@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pusa.training.workers import Failure, Workers
+from pusa.data.workers import Failure, Workers
 
 
 def counted(task: Any) -> Iterator[Any]:
@@ -66,7 +66,7 @@ def endless(task: Any) -> Iterator[Any]:
 
 def test_processes_end_with_their_parent():
     code = (
-        "import os, signal\nfrom pusa.training.workers import Workers\nfrom test_training_workers import endless\n"
+        "import os, signal\nfrom pusa.data.workers import Workers\nfrom test_training_workers import endless\n"
         "workers = Workers(endless, 1)\n"
         "print(next(workers.run([0]))[1], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pusa import words, zoo
+from pusa import zoo
 from pusa.cli import main
 from pusa.events import GenerationEvent
-from pusa.words import UnknownWord, unknown_words
+from pusa.generate import prompt_hints as words
+from pusa.generate.prompt_hints import UnknownWord, unknown_words
 
 WORDS = {
     "things": [["duck", "mallard"], ["dog", "puppy"], ["elephant"], ["bus"], ["t-rex"], ["bunch of grapes"]],
@@ -90,7 +91,8 @@ def test_the_related_words_are_each_in_one_form_and_not_in_the_grammar() -> None
 
 def test_words_need_no_torch() -> None:
     code = (
-        "import sys; from pusa.words import unknown_words; unknown_words('a', 'tiny'); sys.exit('torch' in sys.modules)"
+        "import sys; from pusa.generate.prompt_hints import unknown_words;"
+        "unknown_words('a', 'tiny'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from pusa.data.dataset import DatasetWriter
 from pusa.training.config import TrainConfig, config_from
-from pusa.training.dataset import DatasetWriter
 
 SHAPE = (16, 3, 4, 6)  # latents of 9 frames of 48 x 32 pixels: 18 tokens
 TEXT_WIDTH = 48

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from pusa.training.scenery import CANVAS
-from pusa.training.vocabulary import THINGS
-from pusa.training.world import World
+from pusa.mini.world.scenery import CANVAS
+from pusa.mini.world.vocabulary import THINGS
+from pusa.mini.world.world import World
 
 
 def make_sprites(size: int = 24) -> Tensor:

@@ -24,7 +24,7 @@ from pusa.generate import generate
 from pusa.request import GenerationRequest
 
 PICTURES = Path(__file__).parent / "mini" / "pictures"
-"""Pictures to start from, see `pusa.training.example_pictures`."""
+"""Pictures to start from, see `pusa.mini.world.example_pictures`."""
 
 GIF_BYTES = 3_000_000
 _MARKED_FRAMES = 4  # a given picture is marked for so long that one sees it

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pusa.words import UnknownWord
+from pusa.generate.prompt_hints import UnknownWord
 
 if TYPE_CHECKING:
     from pusa.request import ResolvedRequest

@@ -20,8 +20,9 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from pusa import lora, zoo
+from pusa import zoo
 from pusa.conditions import Placement, PusaCondition, place
+from pusa.lora import operations as lora
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.positions import latent_frames, nearest_of

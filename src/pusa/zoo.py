@@ -363,7 +363,7 @@ def load_pipeline(
             `diffusers.DiffusionPipeline.from_pretrained` takes.
 
     Returns:
-        The pipeline, on the CPU. Its `text_encoder_identity` keeps `pusa.prompt_cache` from mixing up encoders.
+        The pipeline, on the CPU. Its `text_encoder_identity` keeps `pusa.models.prompt_cache` from mixing up encoders.
 
     Raises:
         ValueError: an unknown name, or WrongArchitectureError.
@@ -374,8 +374,8 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
 
     from pusa.models import original, tiny
+    from pusa.models.prompt_cache import identity_of_module
     from pusa.models.vae import channels_last
-    from pusa.prompt_cache import identity_of_module
     from pusa.scheduler import PusaFlowMatchEulerScheduler
 
     dtype = torch_dtype if dtype is None else dtype
@@ -423,7 +423,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub: Any) -> "UMT5EncoderModel":
-    """The text encoder alone, from any source of `load_pipeline`: for `pusa.prompt_cache.encode_prompts`."""
+    """The text encoder alone, from any source of `load_pipeline`: for `pusa.models.prompt_cache.encode_prompts`."""
     from transformers import UMT5EncoderModel
 
     from pusa.models import original, tiny
@@ -532,7 +532,7 @@ def _check_config(config: Mapping[str, Any], model: ZooModel | None, where: str)
 
 def _identity(folder: Path) -> str | None:
     """Of the text encoder and tokenizer in a folder; None if the former is not there."""
-    from pusa.prompt_cache import identity_of_files
+    from pusa.models.prompt_cache import identity_of_files
 
     if files.is_original(folder):
         parts = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER), folder / files.ORIGINAL_TOKENIZER]

@@ -1,1 +1,1 @@
-"""How good a model is: metrics, probes of the small world, and the commands of ``pusa eval``."""
+"""Evaluation: figures about videos and about samples of figures."""

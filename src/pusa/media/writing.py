@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pusa.disk import flush
+from pusa.fsutil import flush
 from pusa.media.encoders import (
     Encoder,
     GifEncoder,

@@ -14,18 +14,19 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from pusa import __version__
-from pusa.server import api, errors, openapi, pages
-from pusa.server.executor import Executor
-from pusa.server.files import FileStore
-from pusa.server.front import Front
-from pusa.server.housekeeping import Housekeeping
-from pusa.server.jobs import JobQueue, QueueUnavailable
-from pusa.server.limits import ApiKeys, Gate, HostCheck
+from pusa.server import errors
+from pusa.server.http import api, openapi, pages
+from pusa.server.http.middleware import ApiKeys, Gate, HostCheck
+from pusa.server.http.root_page import Front
+from pusa.server.http.schemas import Health, Ready
+from pusa.server.jobs.housekeeping import Housekeeping
+from pusa.server.jobs.queue import JobQueue, QueueUnavailable
+from pusa.server.jobs.store import FileStore
 from pusa.server.metrics import CONTENT_TYPE, LOOK_SECONDS, Metrics
-from pusa.server.schemas import Health, Ready
 from pusa.server.service import VideoService, in_thread
 from pusa.server.settings import ServerSettings
-from pusa.server.worker import Worker, make_executor
+from pusa.server.worker.executor import Executor
+from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 

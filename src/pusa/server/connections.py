@@ -2,7 +2,7 @@
 
 uvicorn has no time limit for the head of a request and none for an answer that nobody takes, and accepts connections
 until the process has no file descriptors left. Here those that wait longest make room for new ones, so that idle
-connections keep nobody out; bodies have their limits in `pusa.server.limits`.
+connections keep nobody out; bodies have their limits in `pusa.server.http.middleware`.
 """
 
 import asyncio

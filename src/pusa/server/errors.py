@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
-from pusa.disk import is_full
+from pusa.fsutil import is_full
 
 logger = logging.getLogger(__name__)
 

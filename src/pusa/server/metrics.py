@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pusa.server.jobs import Job
+from pusa.server.jobs.queue import Job
 from pusa.server.service import VideoService
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

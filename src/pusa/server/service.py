@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from pusa.server.accepting import Accepting, in_thread, model_name
 from pusa.server.errors import ServiceError
-from pusa.server.files import FileStore
-from pusa.server.housekeeping import remove_files
-from pusa.server.jobs import Job, JobQueue
-from pusa.server.schemas import ID_PATTERN
+from pusa.server.http.schemas import ID_PATTERN
+from pusa.server.http.to_request import EDIT_NOISE, added_length, invalid
+from pusa.server.jobs.housekeeping import remove_files
+from pusa.server.jobs.queue import Job, JobQueue
+from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
-from pusa.server.translate import EDIT_NOISE, added_length, invalid
+from pusa.server.submit import Accepting, in_thread, model_name
 from pusa.server.uploads import Upload
 
 __all__ = [

@@ -1,1 +1,1 @@
-"""Training: the recipe of the small model, from drawn clips to a folder that `PusaPipeline.from_pretrained` takes."""
+"""Vectorised timestep adaptation (VTA): train an adapter, or a whole transformer."""

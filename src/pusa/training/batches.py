@@ -30,7 +30,7 @@ _BLOCK_STEPS = 1024
 
 
 class Data(Protocol):
-    """What is read of a dataset; `pusa.training.dataset.LatentDataset` is one."""
+    """What is read of a dataset; `pusa.data.dataset.LatentDataset` is one."""
 
     @property
     def buckets(self) -> Mapping[Shape, Sequence[int]]: ...

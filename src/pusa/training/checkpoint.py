@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pusa.disk import flush
-from pusa.training.adapting import local
+from pusa.fsutil import flush
 from pusa.training.config import CheckpointConfig
 from pusa.training.launch import Processes
+from pusa.training.model import local
 
 STATE_FILE = "state.json"
 _FILE_BYTES = 4 * 2**30

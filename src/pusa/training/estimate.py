@@ -1,6 +1,6 @@
 """What a training run costs, before it is started: hours, money, and whether it fits the cards.
 
-Operations and bytes are counted (`pusa.training.counting`). Seconds follow from a card's rate and an assumed share of
+Operations and bytes are counted (`pusa.training.flops`). Seconds follow from a card's rate and an assumed share of
 it, the least certain figure here: `GPUS` says where each share comes from.
 """
 
@@ -12,7 +12,13 @@ from typing import Any
 from pusa import zoo
 from pusa.models import files
 from pusa.training.config import TrainConfig, config_from
-from pusa.training.counting import Flops, Memory, Workload, flops, memory
+from pusa.training.flops import (
+    Flops,
+    Memory,
+    Workload,
+    flops,
+    memory,
+)
 
 _GIB = 2**30
 _CONTEXT_BYTES = 10**9  # driver, kernels, communication

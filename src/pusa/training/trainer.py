@@ -29,13 +29,18 @@ from typing import Any
 import torch
 
 from pusa.resources import is_bf16_fast
-from pusa.training.adapting import load_transformer, prepare
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
 from pusa.training.config import CONFIG_FILE, TrainConfig, load_config
 from pusa.training.export import result_path
 from pusa.training.launch import Processes, launched
-from pusa.training.run import Job, Run, TrainingStoppedError, Validate
+from pusa.training.model import load_transformer, prepare
+from pusa.training.run import (
+    Job,
+    Run,
+    TrainingStoppedError,
+    Validate,
+)
 
 __all__ = ["TrainingStoppedError", "train"]
 
@@ -141,7 +146,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _read_dataset(config: TrainConfig) -> Data:
     if not config.data.folders:
         raise ValueError("data.folders is empty: name a folder that `pusa data prepare` has made")
-    from pusa.training.dataset import LatentDataset
+    from pusa.data.dataset import LatentDataset
 
     return LatentDataset(config.data.folders)
 

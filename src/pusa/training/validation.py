@@ -20,16 +20,21 @@ from torch import Tensor
 
 from pusa import media
 from pusa.conditions import PusaCondition, fit_image, pixels
-from pusa.lora_adapters import lora_layers
+from pusa.data.dataset import LatentDataset
+from pusa.lora.adapters import lora_layers
+from pusa.media.sheets import (
+    Strip,
+    sheet,
+    spread,
+    write_picture,
+)
 from pusa.models.vae import decode_chunks
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.training.adapting import ADAPTER, kernels, precision
 from pusa.training.checkpoint import random_states, restore_random_states
 from pusa.training.config import TrainConfig
-from pusa.training.dataset import LatentDataset
 from pusa.training.export import result_path
-from pusa.training.sheets import Strip, sheet, spread, write_picture
+from pusa.training.model import ADAPTER, kernels, precision
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,17 @@ from PIL import Image
 from pusa import media
 from pusa.positions import latent_frames
 from pusa.request import preset_alpha
-from pusa.server.files import StorageFullError
-from pusa.server.housekeeping import check_space
-from pusa.server.jobs import Job
-from pusa.server.service import ServiceError, Upload, VideoService, in_thread
+from pusa.server.jobs.housekeeping import check_space
+from pusa.server.jobs.queue import Job
+from pusa.server.jobs.store import StorageFullError
+from pusa.server.service import (
+    ServiceError,
+    Upload,
+    VideoService,
+    in_thread,
+)
 from pusa.server.studio import examples
+from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.forms import (
     TABS,
     Form,
@@ -37,7 +43,6 @@ from pusa.server.studio.forms import (
 from pusa.server.studio.routes import owner_of
 from pusa.server.studio.texts import t
 from pusa.server.studio.timeline import edited, shown
-from pusa.server.studio.uploads import VisitorFiles
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from gradio_client.utils import is_http_url_like
 
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.studio.file_routes import file_router
+from pusa.server.studio.files.request_filter import RequestFilter
+from pusa.server.studio.files.routes import file_router
+from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.page import build
-from pusa.server.studio.request_filter import RequestFilter
 from pusa.server.studio.routes import ASSETS, router
 from pusa.server.studio.texts import LANGUAGES, texts, translations
 from pusa.server.studio.theme import theme
-from pusa.server.studio.uploads import VisitorFiles
 
 SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js")
 STYLES = ("studio.css", "timeline.css", "stage.css")

@@ -4,14 +4,14 @@ from typing import Any
 
 import gradio as gr
 
+from pusa.generate.prompt_hints import vocabulary
 from pusa.server.service import VideoService
 from pusa.server.studio import examples
 from pusa.server.studio.actions import Actions, Parts
+from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.forms import TABS, Form, FormDefaults
 from pusa.server.studio.texts import choice, t
 from pusa.server.studio.timeline import shown, timeline
-from pusa.server.studio.uploads import VisitorFiles
-from pusa.words import vocabulary
 
 _IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 

@@ -1,6 +1,6 @@
 """What the page's own scripts ask for: the state of a job, the gallery, media, and what is done to a finished job.
 
-Everything is below ``/studio`` and speaks JSON; who asks is known from the gate (`pusa.server.limits`), which also
+Everything is below ``/studio`` and speaks JSON; who asks is known from `pusa.server.http.middleware`, which also
 refuses pages of other servers. Polling rather than a stream: browsers open six connections to a server and Gradio has
 its own, and a poll finds its way back after a restart by itself.
 """
@@ -12,11 +12,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
+from pusa.generate.prompt_hints import unknown_words
 from pusa.server.downloads import download
-from pusa.server.schemas import ID_PATTERN
-from pusa.server.service import ServiceError, VideoService, in_thread, is_id
+from pusa.server.http.schemas import ID_PATTERN
+from pusa.server.service import (
+    ServiceError,
+    VideoService,
+    in_thread,
+    is_id,
+)
 from pusa.server.studio import examples, views
-from pusa.words import unknown_words
 
 ASSETS = Path(__file__).parent / "assets"
 GALLERY_PAGE = 24

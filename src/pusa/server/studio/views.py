@@ -6,7 +6,7 @@ from typing import Any
 
 from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
-from pusa.server.jobs import Job
+from pusa.server.jobs.queue import Job
 
 _SHOWN = ("steps", "guidance", "shift", "alpha", "seed", "preset")
 _VARIANTS = ("video", "thumbnail", "contact_sheet")

@@ -1,0 +1,134 @@
+"""`pusa eval`: how good a model is, measured."""
+
+import json
+import logging
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from pusa.cli.run import Stopped
+from pusa.numerals import parse_whole
+
+_PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
+
+
+class _EvalGroup(click.Group):
+    """Commands from files of their own, which are imported when they are asked for."""
+
+    _elsewhere = {"paper": "pusa.cli.eval_paper"}  # noqa: RUF012
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*self.commands, *self._elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._elsewhere and cmd_name not in self.commands:
+            command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
+            command.params += [p for p in self.params if "--debug" in p.opts and p not in command.params]
+            self.add_command(command)
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("eval", cls=_EvalGroup)
+def evaluation() -> None:
+    """Measure how good a model is."""
+
+
+def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    parts = tuple(part.strip() for part in text.split(","))
+    if unknown := [part for part in parts if part not in _PARTS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_PARTS)}")
+    return parts
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(parse_whole(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(1 <= number <= 200 for number in numbers):
+        raise click.BadParameter(f"{text!r}: write numbers of steps in 1..200, as in 4,10,30")
+    return numbers
+
+
+@evaluation.command()
+@click.option("--model", default="mini", show_default=True, help="The embedded model, or a folder its recipe has made.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the pictures of its world are, or are fetched to. [default: pictures in PUSA_CACHE or ~/.cache/pusa]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="eval-mini",
+    show_default=True,
+    help="Folder for the report, contact sheets and the trained probes.",
+)
+@click.option(
+    "--clips",
+    type=click.IntRange(2, 2000),
+    help="Clips per setting in text-to-video; the other parts take a share. [default: 32, about 12 minutes on two "
+    "cores]",
+)
+@click.option(
+    "--steps", default="4,10,30", show_default=True, callback=_numbers, help="Denoising steps to try text-to-video at."
+)
+@click.option(
+    "--part", "parts", callback=_listed, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
+)
+@click.option(
+    "--photos",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="A photograph, or a folder of them, that no model was trained on. [may be repeated; default: those inside "
+    "scikit-image and scikit-learn]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
+def mini(
+    model: str,
+    cache: Path | None,
+    out: Path,
+    clips: int | None,
+    steps: tuple[int, ...],
+    parts: tuple[str, ...] | None,
+    photos: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Measure a model of the small world against the world's own clips, whose truth is known.
+
+    Trains small classifiers first (a minute or two; they are kept), then makes clips of every task and prints tables:
+    each figure beside what real clips reach and what guessing would. Tables, JSON and contact sheets go to the folder.
+    Stop it when you like: parts that are done are kept, and --part does the others.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    from pusa.mini.evaluation import evaluate as experiment
+    from pusa.mini.evaluation.photographs import PhotographWorld, found_in, installed
+    from pusa.mini.evaluation.report import as_markdown
+    from pusa.mini.evaluation.setup import load_bench
+
+    if cache is None:
+        cache = Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "pictures"
+    files = found_in(photos) if photos else installed()
+    bench = load_bench(model, cache, out)
+    photographs = PhotographWorld(files, motion_frames=bench.world.motion_frames) if files else None
+    if photographs is None:
+        click.echo("no photographs: install scikit-image and scikit-learn, or give --photos", err=True)
+    try:
+        report = experiment.evaluate(
+            bench,
+            out,
+            parts=parts or tuple(experiment.PARTS),
+            clips=clips or experiment.CLIPS,
+            steps=steps,
+            photographs=photographs,
+        )
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped; the parts that are done are in {out}: --part does the others") from error
+    click.echo(json.dumps(report, ensure_ascii=False) if as_json else as_markdown(report), nl=as_json)

@@ -1,0 +1,227 @@
+"""What a file is and which models there are: `pusa info` and `pusa models`."""
+
+import json
+import math
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pusa.cli.options import find_file
+from pusa.cli.run import MissingModelError
+
+if TYPE_CHECKING:
+    from pusa.zoo import ZooModel
+
+_GROUPS_WITH_A_LINE_EACH = 30
+_SAFETENSORS, _PICKLES = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
+
+
+def describe(file: str) -> dict[str, Any]:
+    """Facts about a file by name. Raises ValueError for what is damaged or unknown, FileNotFoundError."""
+    path = find_file(file, "file")
+    if path.suffix.lower() == _SAFETENSORS:
+        return _describe_tensors(path, *_read_safetensors(path))
+    if path.suffix.lower() in _PICKLES:
+        return _describe_tensors(path, *_read_pickle(path), {})
+    return _describe_media(path)
+
+
+# --- pictures and videos
+
+
+def _describe_media(path: Path) -> dict[str, Any]:
+    from pusa.media import (
+        MediaError,
+        probe_video,
+        read_image,
+        read_metadata,
+    )
+    from pusa.media.source import DEFAULT_LIMITS, opened
+
+    with opened(path, limits=DEFAULT_LIMITS, what="file") as media:
+        kind = media.kind
+    if kind.holds == "other":
+        raise MediaError(f"{media.name} is {kind.name}: info knows videos, pictures, LoRAs, checkpoints and latents")
+    stored = read_metadata(path) or {}
+    made_from = {"request": stored["request"]} if "request" in stored else {}
+    if kind.holds == "picture":
+        image = read_image(path)
+        return {"kind": kind.name, "size": f"{image.width}x{image.height}", **made_from}
+    video = asdict(probe_video(path))
+    size = f"{video.pop('width')}x{video.pop('height')}"
+    return {"kind": kind.name, "size": size, **video, **made_from}
+
+
+# --- weights and latents
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, list[int]], list[str], dict[str, str]]:
+    """Shapes by name, dtypes, and the header's metadata. No tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            dtypes = {part.get_dtype() for part in parts.values()}
+            return {name: part.get_shape() for name, part in parts.items()}, sorted(dtypes), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): download or copy it again") from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, list[int]], list[str]]:
+    """Shapes by name and dtypes. Only tensors are unpickled, never code."""
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged or holds code beside tensors, and was not loaded: ask for a safetensors file"
+        ) from error
+    for wrapper in ("state_dict", "model_state", "module", "model"):
+        state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}, sorted(dtypes)
+
+
+def _describe_tensors(
+    path: Path, shapes: dict[str, list[int]], dtypes: list[str], metadata: dict[str, str]
+) -> dict[str, Any]:
+    if not shapes:
+        raise ValueError(f"{path} holds no tensors: it is neither a checkpoint nor a LoRA")
+    if any("lora_" in name or name.endswith((".diff", ".diff_b")) for name in shapes):
+        return _describe_lora(path)
+    facts: dict[str, Any] = {"kind": "a checkpoint"}
+    if set(shapes) == {"latents"}:
+        facts = {"kind": "saved latents", "shape": shapes["latents"]}
+    else:
+        parameters = sum(math.prod(shape) for shape in shapes.values())
+        facts |= {"part": _guessed_part(shapes), "parameters": f"{parameters:,}", "tensors": len(shapes)}
+    facts |= {"dtype": ", ".join(dtypes)}
+    if "pusa" in metadata:
+        facts["request"] = json.loads(metadata["pusa"]).get("request")
+    return facts
+
+
+def _describe_lora(path: Path) -> dict[str, Any]:
+    from pusa.lora.layouts import describe_lora
+
+    lora = describe_lora(path)
+    ranks = ", ".join(map(str, lora.ranks))
+    extras = [name for name in ("alpha", "diff", "diff_b") if getattr(lora, f"has_{name}")]
+    return {
+        "kind": "a LoRA",
+        "for": str(lora.model),
+        "layout": lora.layout,
+        "layers": lora.layers,
+        "rank": ranks,
+        "dtype": lora.dtype,
+        "also holds": ", ".join(extras) or "nothing else",
+    }
+
+
+def _guessed_part(shapes: dict[str, list[int]]) -> str:
+    """Which part of which model a state dict is, in either layout."""
+    from pusa.models import original
+    from pusa.models.files import WrongArchitectureError
+    from pusa.zoo import ZOO
+
+    if "token_embedding.weight" in shapes or "shared.weight" in shapes:
+        return "text encoder (UMT5)"
+    if any(name.startswith("decoder.") for name in shapes):
+        return "VAE"
+    if "patch_embedding.weight" not in shapes:
+        return "unknown"
+    stock = "condition_embedder.time_proj.weight" in shapes
+    layout = "diffusers layout" if stock else "original layout"
+    try:
+        config = original.config_from_keys(original.transformer_to_original(shapes) if stock else shapes)
+    except WrongArchitectureError as error:
+        return f"transformer, {layout}: {error}"
+    names = [m.name for m in ZOO.values() if all(config.get(k, v) == v for k, v in m.transformer.items())]
+    return f"transformer, {layout}, {config['num_layers']} blocks; fits {' or '.join(names) or 'no model of the zoo'}"
+
+
+# --- models
+
+
+def check_model(source: str) -> None:
+    """Raises MissingModelError for a source that is neither in the zoo, nor a folder, nor may be on the Hub."""
+    from pusa import zoo
+
+    known = source == "mini" or zoo.find(source) is not None  # for mini, `generate` knows what to do
+    if not known and not Path(source).expanduser().is_dir() and source.count("/") != 1:
+        find_model(source)
+
+
+def find_model(name: str) -> "ZooModel":
+    from pusa import zoo
+
+    try:
+        return zoo.find(name) or zoo.get(name)
+    except ValueError as error:
+        raise MissingModelError(str(error)) from error
+
+
+def list_models() -> dict[str, dict[str, Any]]:
+    """Name -> what it is, what it takes to download, and how it would run on this machine."""
+    from pusa.zoo import ZOO, fits
+
+    return {
+        name: {"about": model.title, "download": _gigabytes(model.download_bytes), "here": fits(model)}
+        for name, model in ZOO.items()
+    }
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """All that the zoo knows of one model."""
+    from pusa.zoo import ZOO, fits
+
+    model = find_model(name)
+    defaults = {
+        name: dict(v) if name == "alpha" and not isinstance(v, float) else v for name, v in vars(model.defaults).items()
+    }
+    return {
+        "name": model.name,
+        "about": model.title,
+        "from": model.hub_id or ("this package" if model.name in ZOO else str(model.folder)),
+        "download": _gigabytes(model.download_bytes),
+        "parameters": {part: f"{count:,}" for part, count in model.parameters.items()},
+        "Pusa LoRA": _lora_source(model),
+        "words": f"{sum(map(len, model.words.values()))} groups: see --words" if model.words else None,
+        "here": fits(model),
+        "defaults": {name: value for name, value in defaults.items() if value is not None},
+    }
+
+
+def _lora_source(model: "ZooModel") -> str:
+    if model.lora is None:
+        return "none"
+    return "part of it" if model.folder else model.lora.source
+
+
+def words_of_model(name: str) -> dict[str, list[list[str]]]:
+    """Kind -> groups of phrases that mean the same. Raises ValueError for a model that has no such list."""
+    model = find_model(name)
+    if not model.words:
+        raise ValueError(f"{name} comes without a list of words: write what you like")
+    return {kind: [list(group) for group in groups] for kind, groups in model.words.items()}
+
+
+def words_as_text(words: dict[str, list[list[str]]]) -> str:
+    """For people: phrases that mean the same in brackets; many groups run on in a paragraph, few have a line each."""
+    lines: list[str] = []
+    for kind, groups in words.items():
+        shown = [first + (f" ({', '.join(others)})" if others else "") for first, *others in groups]
+        paragraph = len(groups) > _GROUPS_WITH_A_LINE_EACH
+        lines += [kind, *(textwrap.wrap(", ".join(shown), 100) if paragraph else shown), ""]
+    return "\n".join(line if line in (*words, "") else f"  {line}" for line in lines[:-1])
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count else "none"

@@ -1,0 +1,214 @@
+"""From command line to request: options made from the request's knobs, and what people write about conditions."""
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pusa.fields import Knob, knobs
+from pusa.numerals import parse_number
+from pusa.request import (
+    ConditionSpec,
+    GenerationRequest,
+    Position,
+    Task,
+)
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_SPECIAL = {"task", "prompt", "width", "height"}
+_FLAGS = {"negative_prompt": "--negative"}
+_TYPES: dict[str, Any] = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING, "list": click.STRING}
+_KNOBS = {k.name: k for k in knobs(GenerationRequest) if k.name not in _SPECIAL}
+_CONDITION_KNOBS = {k.name: k for k in knobs(ConditionSpec)}
+
+
+def _option(knob: Knob) -> Callable[[C], C]:
+    default = knob.unset or (knob.default if isinstance(knob.default, str) else None)
+    facts = [" ".join(filter(None, (knob.range, knob.unit))), f"default: {default}" if default else ""]
+    if knob.type == "list":
+        facts.append("may be repeated")
+    hint = "; ".join(filter(None, facts))
+    return click.option(
+        _FLAGS.get(knob.name, "--" + knob.name.replace("_", "-")),
+        knob.name,
+        type=click.Choice(knob.choices) if knob.choices else _TYPES[knob.type],
+        multiple=knob.type == "list",
+        help=f"{knob.help} [{hint}]" if hint else knob.help,
+    )
+
+
+def _applied(options: Sequence[Callable[[C], C]]) -> Callable[[C], C]:
+    def decorate(command: C) -> C:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def request_options(*without: str) -> Callable[[C], C]:
+    """The knobs of a request as options, save those named in `without`."""
+    size = click.option(
+        "--size",
+        metavar="WIDTHxHEIGHT",
+        help="Size in pixels, such as 832x480; rounded to multiples of 16. [default: the model's]",
+    )
+    return _applied([size, *(_option(knob) for knob in _KNOBS.values() if knob.name not in without)])
+
+
+image_options = _applied(
+    [
+        click.option("--image", metavar="FILE", type=click.Path(), help="The first frame."),
+        click.option(
+            "--keyframe",
+            "keyframes",
+            metavar="FILE@POSITION[:NOISE]",
+            multiple=True,
+            help="An image at a place: a latent frame (3), a frame (80f), seconds (1.5s) or last; negative counts from "
+            "the end. With its own noise after a colon: cat.png@1.5s:0.3. [may be repeated]",
+        ),
+        _option(_CONDITION_KNOBS["fit"]),
+        _option(_CONDITION_KNOBS["encode"]),
+    ]
+)
+video_options = _applied(
+    [
+        click.option(
+            "--video",
+            metavar="FILE",
+            type=click.Path(),
+            help="A video to complete: its frames stay at their own places.",
+        ),
+        click.option(
+            "--positions", metavar="LIST", help='Which latent frames of the video are kept: "0,1,2,3". [default: all]'
+        ),
+    ]
+)
+noise_option = click.option(
+    "--noise",
+    metavar="LIST",
+    help="How far the model may depart from what is given: 0 keeps it exactly, 1 ignores it. One number, or one for "
+    'each latent frame that is kept of a video: "0,0.3,0.4,0.5". [0..1; default: the preset\'s]',
+)
+
+
+def build_request(task: Task, *, size: str | None, **options: Any) -> GenerationRequest:
+    """A checked request. Raises ValueError (pydantic's included) and FileNotFoundError."""
+    if size is not None:
+        options["width"], options["height"] = parse_size(size)
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    values: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, [])}
+    return GenerationRequest(task=task, **values)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``832x480`` to (832, 480)."""
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*", text)
+    if match is None:
+        raise ValueError(f"--size {text!r} is not understood: write WIDTHxHEIGHT in pixels, such as 832x480")
+    return int(match[1]), int(match[2])
+
+
+def parse_numbers(text: str | None) -> list[float] | None:
+    """``0,0.3,0.4`` to numbers."""
+    if text is None:
+        return None
+    try:
+        return [parse_number(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--noise {text!r} is not understood: write a number, or several with commas: 0,0.3,0.4"
+        ) from None
+
+
+def parse_keyframe(text: str) -> tuple[str, Position, list[float] | None]:
+    """``FILE@POSITION[:NOISE]`` to its parts. The last @ divides, so that a file's name may hold @ and colons."""
+    file, at, place = text.rpartition("@")
+    position, colon, noise = place.partition(":")
+    try:
+        if not (file and at):
+            raise ValueError("no @POSITION after the file")
+        return file, Position.parse(position), [parse_number(noise)] if colon else None
+    except ValueError as error:
+        raise ValueError(
+            f"--keyframe {text!r} is not understood ({error}); write FILE@POSITION[:NOISE], such as cat.png@last:0.2"
+        ) from None
+
+
+def build_conditions(
+    *,
+    image: str | None = None,
+    keyframes: Sequence[str] = (),
+    videos: Sequence[str] = (),
+    positions: str | None = None,
+    noise: str | None = None,
+    **image_knobs: Any,
+) -> list[dict[str, Any]]:
+    """What is known, as a request takes it: `noise` holds for all that has none of its own, a list for the videos."""
+    numbers = parse_numbers(noise)
+    if numbers and len(numbers) > 1 and not videos:
+        raise ValueError(f"--noise {noise!r} has {len(numbers)} numbers and no video to hold them for: give one number")
+    if numbers and not (image or keyframes or videos):
+        raise ValueError(
+            f"--noise {noise!r} is for an image or a video: add --image, --keyframe or --video, or leave it out"
+        )
+    if positions is not None and not videos:
+        raise ValueError(
+            f"--positions {positions!r} are those of a video: add --video FILE, or use --keyframe FILE@POSITION"
+        )
+    shared = numbers if numbers and len(numbers) == 1 else None
+    images = [parse_keyframe(text) for text in ([f"{image}@0"] if image else []) + list(keyframes)]
+    conditions = [
+        condition("image", file, positions=[position], noise=own or shared, **image_knobs)
+        for file, position, own in images
+    ]
+    places = [Position.parse(part) for part in positions.split(",")] if positions is not None else None
+    return conditions + [condition("video", file, positions=places, noise=numbers, **image_knobs) for file in videos]
+
+
+def condition(kind: str, file: str, **values: Any) -> dict[str, Any]:
+    """One condition, as a request takes it. Raises FileNotFoundError."""
+    find_file(file, kind)
+    return {"kind": kind, "file": file, **{name: value for name, value in values.items() if value is not None}}
+
+
+def find_file(file: str, kind: str) -> Path:
+    """A file that is there. Raises FileNotFoundError."""
+    path = Path(file)
+    if "\0" in file or not path.exists():
+        raise FileNotFoundError(f"{kind} {file!r} does not exist: check the name and the folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{kind} {file!r} is not a file: give a single {kind}")
+    return path
+
+
+def with_files_found(request: GenerationRequest, carried: Collection[str], beside: Path) -> GenerationRequest:
+    """A stored request whose files are `carried` (by sha256), where they were, or `beside` the video made from them.
+
+    Raises FileNotFoundError for one that is nowhere.
+    """
+    found = []
+    for spec in request.conditions:
+        near = beside / Path(spec.file).name
+        if spec.sha256 not in carried and not Path(spec.file).is_file():
+            spec = spec.model_copy(update={"file": str(near if near.is_file() else find_file(spec.file, spec.kind))})
+        found.append(spec)
+    return request.model_copy(update={"conditions": found})
+
+
+def output_path(asked: str | None, name: str) -> Path:
+    """Where to write: as asked, or a free name in this folder, made from `name`.
+
+    Raises ValueError or FileNotFoundError for a name that cannot be written.
+    """
+    if asked is None:
+        stem = re.sub(r"[\W_]+", "-", name.lower()).strip("-")[:40].strip("-") or "video"
+        candidates = (Path(f"{stem}{suffix}.mp4") for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
+        return next(path for path in candidates if not path.exists())
+
+    from pusa.media import VideoWriter
+
+    return VideoWriter(asked, width=16, height=16).path  # knows the formats, and writes nothing before it is entered

@@ -1,0 +1,162 @@
+"""`pusa serve` and `pusa worker`: the server, and workers beside it on other machines.
+
+Their options are the knobs of `ServerSettings`. Nothing of the server is imported before one of them is used.
+"""
+
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pusa.fields import Knob
+    from pusa.server.settings import ServerSettings
+
+_NOT_OF_WORKERS = re.compile(
+    "host|port|api_.*|insecure|allowed_.*|root_path|trusted_.*|studio|docs|metrics|.*_limit|max_(?!failures).*|"
+    "probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
+)
+_SECRETS = frozenset({"api_keys"})  # everyone on a machine can read its command lines
+_SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
+
+
+class SettingsCommand(click.Command):
+    """A command with an option for each setting; they are looked up when its help or its arguments are read."""
+
+    of_workers = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from pusa.fields import knobs
+        from pusa.server.settings import ServerSettings
+
+        wanted = (k for k in knobs(ServerSettings) if k.name not in _SECRETS)
+        options = [_option(k) for k in wanted if not (self.of_workers and _NOT_OF_WORKERS.fullmatch(k.name))]
+        return [_CONFIG, *options, *super().get_params(ctx)]
+
+
+class WorkerCommand(SettingsCommand):
+    of_workers = True
+
+
+_CONFIG = click.Option(
+    ["--config"], type=click.Path(dir_okay=False), metavar="FILE", help="Settings in TOML. [default: $PUSA_CONFIG]"
+)
+
+
+def _option(knob: "Knob") -> click.Option:
+    flag = "--" + _SINGULAR.get(knob.name, knob.name.replace("_", "-"))
+    facts = [" ".join(filter(None, (knob.range, knob.unit)))]
+    if knob.unset or knob.default not in (None, (), [], "", False, True):
+        facts.append(f"default: {knob.unset or knob.default}")
+    if knob.type == "list":
+        facts.append("may be repeated")
+    hint = "; ".join(filter(None, facts))
+    help = f"{knob.help} [{hint}]" if hint else knob.help
+    if knob.type == "boolean":
+        names = [f"{flag}/--no-{flag[2:]}"] if knob.default else [flag]
+        return click.Option([*names, knob.name], is_flag=True, default=None, help=help)
+    types: dict[str, Any] = {"integer": click.INT, "number": click.FLOAT}
+    return click.Option(
+        [flag, knob.name],
+        type=click.Choice(knob.choices) if knob.choices else types.get(knob.type, click.STRING),
+        multiple=knob.type == "list",
+        help=help,
+    )
+
+
+@click.command(cls=SettingsCommand)
+def serve(config: str | None, **options: Any) -> None:
+    """Start the server: the API, a durable queue and a worker, and the studio where it is installed.
+
+    Every option can also be set as PUSA_NAME in the environment, or in a TOML file; API keys only there
+    (PUSA_API_KEYS=key,key).
+    """
+    settings = settings_of(config, options)
+    listener = listener_of(settings)
+    run_server(settings, listener)
+
+
+@click.command(cls=WorkerCommand)
+def worker(config: str | None, **options: Any) -> None:
+    """Run jobs of a server's queue, on this machine or another: give it the server's --database and --files."""
+    settings = settings_of(config, options)
+
+    from pusa.server.worker.worker import run_worker
+
+    stop = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop.set())
+    logging.getLogger("pusa.server.worker.worker").info("working for %s", settings.model)
+    run_worker(settings, stop)
+
+
+def settings_of(config: str | None, options: dict[str, Any]) -> "ServerSettings":
+    from pusa.server.logs import configure_logging
+    from pusa.server.settings import load_settings
+
+    settings = load_settings(config, options=options)
+    configure_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+def listener_of(settings: "ServerSettings") -> socket.socket:
+    """The bound socket: what is wrong with the address is told before anything is started."""
+    host = settings.host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        raise ValueError(f"--host {host!r} is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all") from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            told = f"port {settings.port} is taken by another program: stop it, or give --port 0 for a free one"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            told = f"port {settings.port} is not for this user: give one above 1023"
+        else:
+            told = f"{host} port {settings.port} cannot be listened on: {error.strerror}"
+        raise RuntimeError(told) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
+    import uvicorn
+
+    from pusa.server.app import create_app
+    from pusa.server.connections import raise_file_limit, uvicorn_options
+
+    options = uvicorn_options(settings, raise_file_limit())
+    app = create_app(settings, studio_later=True)
+
+    class Server(uvicorn.Server):
+        """At the first signal everything is asked to end, not only after the last request."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            app.state.stop()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(app, **options)
+    host, port = listener.getsockname()[:2]
+    shown_host = f"[{host}]" if ":" in host else host
+    click.echo(f"pusa: http://{shown_host}:{port}{settings.root_path}/  (Ctrl-C stops)", err=True)
+    server = Server(config)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is done
+        server.run(sockets=[listener])
+    if not server.started:
+        raise RuntimeError("the server could not be started: its log says why")
+    sys.stdout.flush()
+    if threading.active_count() > 1:
+        os._exit(0)  # a thread that waits for something outside must not hold the process up

@@ -1,0 +1,78 @@
+"""`pusa studio`: the server with its page, opened in the browser."""
+
+import importlib.util
+import json
+import os
+import sys
+import threading
+import time
+import urllib.request
+import webbrowser
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from pusa.cli.serve import (
+    SettingsCommand,
+    listener_of,
+    run_server,
+    settings_of,
+)
+
+_WAIT_SECONDS = 120.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--browser/--no-browser", default=True, help="Open the page in the browser.")
+def studio(config: str | None, browser: bool, **options: Any) -> None:
+    """Open the studio: a page to make videos with. It is the page that `pusa serve` shows, and takes its options.
+
+    If a server of pusa listens on the port already, its page is opened.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise RuntimeError("the studio needs gradio: install it with pip install 'pusa[studio]'")
+    settings = settings_of(config, {**options, "studio": True})
+    try:
+        listener = listener_of(settings)
+    except RuntimeError:
+        address = _address(settings.host, settings.port, settings.root_path)
+        if not _is_ours(address):
+            raise
+        click.echo(f"pusa: a server is there already: {address}", err=True)
+        if browser:
+            _open(address)
+        return
+    if browser:
+        address = _address(settings.host, listener.getsockname()[1], settings.root_path)
+        threading.Thread(target=_open_when_there, args=(address,), name="open-browser", daemon=True).start()
+    run_server(settings, listener)
+
+
+def _address(host: str, port: int, root_path: str) -> str:
+    host = host.strip("[]")
+    host = _EVERYWHERE.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}{root_path}/"
+
+
+def _open_when_there(address: str) -> None:
+    end = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < end and not _is_ours(address):
+        time.sleep(0.2)
+    _open(address)
+
+
+def _is_ours(address: str) -> bool:
+    """Whether a server of pusa answers there."""
+    with suppress(OSError, ValueError), urllib.request.urlopen(address + "health", timeout=2) as answer:
+        return "version" in json.load(answer)
+    return False
+
+
+def _open(address: str) -> None:
+    """Without a screen there is no browser but one that would take over the terminal: the address is printed anyway."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return
+    with suppress(webbrowser.Error):
+        webbrowser.open(address)

@@ -1,0 +1,32 @@
+"""A client of a `pusa serve`: `PusaClient` and, for asyncio, `AsyncPusaClient`.
+
+It needs httpx, no torch and no server.
+"""
+
+from pusa.client.client import (
+    AsyncPusaClient,
+    Event,
+    JobFailedError,
+    Keyframe,
+    Page,
+    PusaClient,
+    PusaError,
+    Readiness,
+    ServerUnreachableError,
+    Video,
+    WaitTimeoutError,
+)
+
+__all__ = [
+    "AsyncPusaClient",
+    "Event",
+    "JobFailedError",
+    "Keyframe",
+    "Page",
+    "PusaClient",
+    "PusaError",
+    "Readiness",
+    "ServerUnreachableError",
+    "Video",
+    "WaitTimeoutError",
+]

@@ -1,0 +1,1 @@
+"""Datasets of encoded clips: sources, clips, the folder format, preparation, inspection."""

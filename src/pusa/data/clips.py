@@ -1,0 +1,172 @@
+"""From a file to the frames of its clips: what is in it, which clips are cut from it, and their pixels.
+
+No torch here: this runs in worker processes, which start often and should be small.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, log
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from pusa.media import (
+    MediaLimits,
+    iter_video,
+    probe_video,
+    read_image,
+)
+from pusa.media.source import opened
+
+LIMITS = MediaLimits(
+    max_bytes=16 * 2**30, max_frames=1_000_000, max_seconds=4 * 3600.0, max_decode_seconds=3600.0
+)  # a film may be cut into clips; frames are never held but for the clips that are open
+
+Content = Path | bytes
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a file holds: pixels as displayed; a picture has one frame, and no time."""
+
+    sha256: str
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    fps: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The task of looking into a file; `index` is the caller's."""
+
+    index: int
+    content: Content
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The task of decoding clips from one file, all of `frames` frames and `size` (width, height).
+
+    `starts` are frame numbers at `fps`, in order; clips may overlap.
+    """
+
+    index: int
+    content: Content
+    kind: Literal["image", "video"]
+    size: Size
+    frames: int
+    fps: float
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Pixels of one clip: uint8 [F, H, W, 3]."""
+
+    start: int
+    pixels: np.ndarray
+
+
+def work(task: Scan | Cut) -> Iterator[Media | Clip]:
+    """For `Workers`: one `Media` for a `Scan`, a `Clip` for each start of a `Cut`.
+
+    Raises:
+        MediaError, FileNotFoundError: the file cannot be read, or ends early; clips that were whole came before.
+    """
+    if isinstance(task, Scan):
+        yield scan(task.content)
+    else:
+        yield from cut(task)
+
+
+def scan(content: Content) -> Media:
+    """Hash a file and decode its first frame. Raises as `pusa.media.read_image` and `probe_video` do."""
+    with opened(content, limits=LIMITS, what="file") as media:
+        holds = media.kind.holds
+        sha256 = hashlib.file_digest(media.file, "sha256").hexdigest()  # type: ignore[arg-type]
+    if holds == "both":  # WebP: animated or not
+        holds = "video" if probe_video(content, limits=LIMITS).frames > 1 else "picture"
+    if holds == "picture":
+        width, height = read_image(content, limits=LIMITS).size
+        return Media(sha256, "image", width, height)
+    info = probe_video(content, limits=LIMITS)
+    return Media(sha256, "video", info.width, info.height, info.fps, info.seconds)
+
+
+def frames_at(seconds: float, fps: float) -> int:
+    """Frames that `pusa.media.iter_video` yields of a video at a rate; see there about its end."""
+    return max(1, ceil(seconds * fps - 0.1))
+
+
+def nearest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
+    """The size that needs the least cutting and enlarging, each as a logarithm; of equals the largest."""
+
+    def cost(size: Size) -> tuple[float, int]:
+        cutting = abs(log(width / height) - log(size[0] / size[1]))
+        enlarging = max(0.0, log(max(size[0] / width, size[1] / height)))
+        return round(cutting + enlarging, 6), -size[0] * size[1]
+
+    return min(sizes, key=cost)
+
+
+def starts_of(available: int, frames: int, fps: float, *, clips: int | None, stride_seconds: float | None) -> list[int]:
+    """Where clips of `frames` frames begin in a video of `available` frames: one after the other, or every so often.
+
+    clips: at most so many; None: all that fit.
+    """
+    stride = frames if stride_seconds is None else max(1, round(stride_seconds * fps))
+    return list(range(0, available - frames + 1, stride))[:clips]
+
+
+def cut(task: Cut) -> Iterator[Clip]:
+    """Decode the clips of a task in one pass. Raises as `work` does."""
+    if task.kind == "image":
+        yield Clip(0, _fitted(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
+        return
+    width, height = task.size
+    first = task.starts[0]
+    # Exact, so that a clip is the same whether the pass begins with it or before it.
+    start: Any = Fraction(first) / Fraction(task.fps)
+    waiting = list(task.starts)
+    filling: dict[int, np.ndarray] = {}  # start -> [F, H, W, 3]
+    number = first
+    for number, frame in enumerate(
+        iter_video(task.content, fps=task.fps, start_seconds=start, fit=task.size, limits=LIMITS), start=first
+    ):
+        if waiting and waiting[0] == number:
+            filling[waiting.pop(0)] = np.empty((task.frames, height, width, 3), np.uint8)
+        pixels = _fitted(frame, task.size) if filling else frame
+        for begin in list(filling):
+            filling[begin][number - begin] = pixels
+            if number - begin == task.frames - 1:
+                yield Clip(begin, filling.pop(begin))
+        if not filling and not waiting:
+            return
+    raise ValueError(
+        f"ends after {number + 1} frames at {task.fps:g} fps, fewer than its header says: "
+        f"{len(filling) + len(waiting)} clips are not whole"
+    )
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _fitted(frame: np.ndarray, size: Size) -> np.ndarray:
+    """Scaled to cover `size` (width, height), and its middle cut out: uint8 [H, W, 3]."""
+    width, height = size
+    scale = max(width / frame.shape[1], height / frame.shape[0])
+    scaled = max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale))
+    if scaled != (frame.shape[1], frame.shape[0]):
+        frame = np.asarray(Image.fromarray(frame).resize(scaled, Image.Resampling.LANCZOS))
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    return frame[top : top + height, left : left + width]

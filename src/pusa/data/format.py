@@ -1,0 +1,122 @@
+"""The format of a dataset folder: what is written where, and how the manifest is read. See `pusa.data.dataset`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+FORMAT, VERSION = "pusa-dataset", 1
+DATASET_FILE, CLIPS_FILE = "dataset.json", "clips.jsonl"
+LATENTS_FOLDER, PROMPTS_FOLDER = "latents", "prompts"
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInfo:
+    """One clip: `frames`, `height` and `width` (pixels) as they were encoded, `latent_shape` [C, F, h, w].
+
+    `prompt` is the key of the caption's embeddings, `shard` the file below ``latents/``. `sha256` is that of the file
+    (`source`) it was cut from, at `start_seconds`; empty for clips that were made and not read.
+    """
+
+    id: str
+    shard: str
+    frames: int
+    height: int
+    width: int
+    latent_shape: Shape
+    fps: float
+    caption: str
+    prompt: str
+    sha256: str = ""
+    source: str = ""
+    start_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "latent_shape": list(self.latent_shape)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ClipInfo":
+        """Unknown fields are left out, so that a later version's lines can be read.
+
+        Raises:
+            ValueError: a field is missing or no clip can be like this.
+        """
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        try:
+            shape = tuple(int(size) for size in known["latent_shape"])
+            if len(shape) != 4:
+                raise ValueError(f"latent_shape={list(shape)} has not four sizes")
+            return cls(**{**known, "latent_shape": shape})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a line of {CLIPS_FILE} lacks a field: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What `dataset.json` says. `vae` and `text_encoder` tell models apart; empty: not known."""
+
+    model: str = ""
+    vae: str = ""
+    text_encoder: str = ""
+    latent_channels: int = 0
+    max_sequence_length: int = 512
+    dtype: str = "bfloat16"
+    settings: Mapping[str, Any] | None = None
+
+
+def caption_key(caption: str) -> str:
+    """The name of a caption's embeddings."""
+    return hashlib.sha256(caption.encode()).hexdigest()
+
+
+def without_padding(embeds: Tensor) -> Tensor:
+    """``[n, D]`` without the zero rows at its end."""
+    filled = embeds.ne(0).any(dim=1).nonzero()
+    return embeds[: int(filled.max()) + 1 if len(filled) else 0]
+
+
+def read_facts(folder: Path) -> DatasetFacts:
+    """Raises FileNotFoundError or ValueError for a folder that holds no dataset of this version."""
+    path = folder / DATASET_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no dataset ({DATASET_FILE} is missing): make one with `pusa data`")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind, version = values["format"], values["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if kind != FORMAT or version != VERSION:
+        raise ValueError(f"{path} is a {kind} of version {version}; this pusa reads {FORMAT} of version {VERSION}")
+    return DatasetFacts(**{f.name: values[f.name] for f in fields(DatasetFacts) if f.name in values})
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, ClipInfo], bool]:
+    """Clips by id, and whether the file ends in the middle of a line, as after a power cut.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    path = folder / CLIPS_FILE
+    lines: list[str] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="\n") as file:  # a caption may hold other line breaks
+            lines = list(file)
+    torn = bool(lines) and not lines[-1].endswith("\n")
+    clips = {}
+    for number, line in enumerate(lines[:-1] if torn else lines, start=1):
+        try:
+            clip = ClipInfo.from_json(json.loads(line))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}; remove the line, or make the dataset again") from error
+        clips[clip.id] = clip
+    return clips, torn

@@ -1,0 +1,445 @@
+"""`pusa data prepare`: videos and pictures with captions to a dataset of latents.
+
+Four passes: list the files, look into each (hash, size, length), encode the captions that are new, then decode and
+encode the clips that are missing. Whatever cannot be used is told in ``skipped.jsonl`` and left out. A run that was
+stopped goes on where it was, for a clip is known by the content it was cut from.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pusa import zoo
+from pusa.data import sources
+from pusa.data.clips import (
+    Clip,
+    Cut,
+    Media,
+    Scan,
+    Size,
+    frames_at,
+    nearest_size,
+    starts_of,
+    work,
+)
+from pusa.data.dataset import DatasetWriter
+from pusa.data.encoding import (
+    ClipEncoder,
+    Progress,
+    add_prompts,
+    devices,
+    identity_of_vae,
+    load_vae,
+    stopping,
+)
+from pusa.data.original import OriginalFolder, is_original
+from pusa.data.sources import Item
+from pusa.data.workers import Failure, Workers, usable_cores
+from pusa.events import (
+    Events,
+    GenerationEvent,
+    Report,
+    as_events,
+)
+from pusa.positions import nearest_of
+from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
+
+SKIPPED_FILE = "skipped.jsonl"
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How clips are made; what is left open is filled from the model's defaults.
+
+    Attributes:
+        model: a name of the zoo, a Hub id or a folder.
+        sizes: (width, height) in pixels, multiples of 16; each clip gets the one that needs the least cutting.
+            Empty: the model's size, the same upright, and a square of the same area.
+        frames: lengths, 4n + 1; each video gets the longest that it fills. Pictures always have one frame.
+        fps: frames per second of clips; other rates are changed by leaving out or repeating frames.
+        clips_per_video: at most so many are cut from one video; None: as many as fit.
+        stride_seconds: from the beginning of one clip to the next; None: they follow each other.
+        dtype: of the latents on disk.
+    """
+
+    model: str
+    sizes: tuple[Size, ...] = ()
+    frames: tuple[int, ...] = ()
+    fps: float | None = None
+    clips_per_video: int | None = 1
+    stride_seconds: float | None = None
+    dtype: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        for size in self.sizes:
+            if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
+                sides = "x".join(str(nearest_of(side, SIZE_MULTIPLE)) for side in size)
+                raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {SIZE_MULTIPLE}; give {sides}")
+        for count in self.frames:
+            if count < 1 or count % FRAMES_PER_LATENT != 1:
+                near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)
+                raise ValueError(f"frames={count}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
+        for name in ("fps", "clips_per_video", "stride_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value} is not above 0")
+
+    def resolved(self) -> "ClipSettings":
+        """The same with nothing left open."""
+        defaults = zoo.defaults_of(self.model)
+        width, height = defaults.width, defaults.height
+        side = max(SIZE_MULTIPLE, isqrt(width * height) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        sizes = self.sizes or tuple(dict.fromkeys([(width, height), (height, width), (side, side)]))
+        return replace(
+            self,
+            sizes=tuple(sorted(sizes)),
+            frames=tuple(sorted(self.frames or (defaults.num_frames,))),
+            fps=float(self.fps or defaults.fps),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["model"], values["dtype"]  # the dataset itself has them
+        return {"made_by": "prepare", **values}
+
+
+@dataclass
+class Skipped:
+    """What was left out and why, for `SKIPPED_FILE`."""
+
+    path: Path
+    entries: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, source: str, reason: str, *, path: Path | None = None, **more: str) -> None:
+        """`path` at the beginning of a reason is left out: `source` says it."""
+        reason = reason.removeprefix(str(path)).lstrip(" :") if path else reason
+        self.entries.append({"source": source, "reason": reason, **more})
+
+    @property
+    def duplicates(self) -> int:
+        return sum("duplicate_of" in entry for entry in self.entries)
+
+    def write(self) -> None:
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(self.entries, key=_source_of)]
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(self.path)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The clips of one file: id by the frame they start with."""
+
+    item: Item
+    media: Media
+    size: Size
+    frames: int
+    clips: Mapping[int, str]
+
+
+def prepare(
+    source: str | Path,
+    output: Path,
+    settings: ClipSettings,
+    *,
+    captions: Path | None = None,
+    caption: str | None = None,
+    workers: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Events:
+    """Make a dataset of a source, or go on with it.
+
+    Args:
+        source: see `pusa.data.sources.listed`; or a folder in the layout of the original's training data, whose
+            latents and embeddings are taken over; or a dataset on the Hub that is like one of these.
+        output: the dataset's folder.
+        settings: how clips are made; the same ones each time.
+        captions, caption: see `pusa.data.sources.listed`.
+        workers: processes that decode; 0: none but this one. None: one per core, up to 8.
+        stop: asked at every step; True ends the run, and what was done is kept.
+
+    Yields:
+        `GenerationEvent`; the last is ``done`` with `output`, unless `stop` ended the run.
+
+    Raises:
+        ValueError, FileNotFoundError: settings, source or output do not fit; before anything large is loaded.
+    """
+
+    def run(report: Report) -> None:
+        told = stopping(report, stop)
+        folder = Path(source).expanduser()
+        if not folder.exists() and sources.is_hub_id(source):
+            told(GenerationEvent(kind="stage", stage="download"))
+            folder = sources.fetch(str(source))
+        if is_original(folder):
+            _take_over(folder, output, settings, told)
+        else:
+            _prepare(sources.listed(folder, captions=captions, caption=caption), output, settings, workers, told)
+        report(GenerationEvent(kind="done", path=output))
+
+    return as_events(run)
+
+
+def _prepare(
+    listing: sources.Listing, output: Path, settings: ClipSettings, workers: int | None, report: Report
+) -> None:
+    chosen = settings.resolved()
+    count = min(usable_cores(), _MAX_WORKERS) if workers is None else workers
+    skipped = Skipped(output / SKIPPED_FILE)
+    length = zoo.defaults_of(chosen.model).max_sequence_length
+    writing = DatasetWriter(
+        output,
+        model=chosen.model,
+        dtype=chosen.dtype,
+        settings=chosen.as_json(),
+        max_sequence_length=length,
+    )
+    with writing as writer, Workers(work, min(count, max(1, len(listing.items)))) as pool:
+        for name, reason in listing.skipped:
+            skipped.add(name, reason)
+        plan = _plan(listing.items, _scanned(listing.items, pool, skipped, report), chosen, skipped, report)
+        skipped.write()
+        if not plan:
+            raise ValueError(f"none of {len(listing.items)} files can be used: {skipped.path} says why")
+        add_prompts(writer, (planned.item.caption for planned in plan), report)
+        for planned in plan:
+            for clip_id in planned.clips.values():
+                if clip_id in writer:
+                    writer.recaption(clip_id, planned.item.caption)  # it may have been corrected since
+        _encode(plan, writer, pool, chosen, skipped, report)
+        skipped.write()
+        if not len(writer):
+            raise ValueError(f"none of {len(listing.items)} files can be decoded: {skipped.path} says why")
+    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+
+
+def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
+    found = {}
+    progress = Progress(report, "look into files", len(items))
+
+    def tasks() -> Iterator[Scan]:
+        for index, item in enumerate(items):
+            try:
+                yield Scan(index, item.content())
+            except (ValueError, OSError) as error:
+                skipped.add(item.name, str(error))
+                progress.advance()
+
+    with closing(pool.run(tasks())) as results:
+        for task, result in results:
+            if isinstance(result, Failure):
+                item = items[task.index]
+                skipped.add(item.name, result.reason, path=item.path)
+            else:
+                found[task.index] = result
+            progress.advance()
+    return found
+
+
+def _plan(
+    items: list[Item], found: Mapping[int, Media], settings: ClipSettings, skipped: Skipped, report: Report
+) -> list[Planned]:
+    """Which clips to cut from which files, in the order of the source; the first of equal files is taken."""
+    assert settings.fps is not None
+    first: dict[str, str] = {}
+    plan = []
+    enlarged = repeated = 0
+    for index, item in enumerate(items):
+        media = found.get(index)
+        if media is None:
+            continue
+        if media.sha256 in first:
+            name = first[media.sha256]
+            skipped.add(item.name, f"has the same content as {name}", duplicate_of=name)
+            continue
+        first[media.sha256] = item.name
+        frames, starts = 1, [0]
+        if media.kind == "video":
+            available = frames_at(media.seconds, settings.fps)
+            fitting = [length for length in settings.frames if length <= available]
+            if not fitting:
+                skipped.add(
+                    item.name,
+                    f"is too short ({available} frames at {settings.fps:g} fps, the shortest clip has "
+                    f"{settings.frames[0]}): give a smaller --frames as well",
+                )
+                continue
+            frames = max(fitting)
+            starts = starts_of(
+                available,
+                frames,
+                settings.fps,
+                clips=settings.clips_per_video,
+                stride_seconds=settings.stride_seconds,
+            )
+            repeated += media.fps < 0.95 * settings.fps
+        size = nearest_size(media.width, media.height, settings.sizes)
+        enlarged += size[0] > media.width or size[1] > media.height
+        ids = {start: _clip_id(media, start, frames, size, settings.fps) for start in starts}
+        plan.append(Planned(item, media, size, frames, ids))
+    for count, what in ((enlarged, "smaller than their clips: they are enlarged"), (repeated, _REPEATED)):
+        if count:
+            report(GenerationEvent(kind="note", message=f"{count} of {len(plan)} files are {what}"))
+    return plan
+
+
+_REPEATED = "slower than the clips' frame rate: frames are repeated"
+
+
+def _clip_id(media: Media, start: int, frames: int, size: Size, fps: float) -> str:
+    """The same for the same pixels, wherever the file lies and whatever it is called."""
+    return f"{media.sha256[:16]}-{round(1000 * start / fps)}ms-{frames}f{fps:g}-{size[0]}x{size[1]}"
+
+
+def _encode(
+    plan: Iterable[Planned],
+    writer: DatasetWriter,
+    pool: Workers[Any],
+    settings: ClipSettings,
+    skipped: Skipped,
+    report: Report,
+) -> None:
+    plan = list(plan)
+    missing = {
+        index: [start for start, clip_id in planned.clips.items() if clip_id not in writer]
+        for index, planned in enumerate(plan)
+    }
+    total, wanted = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
+    if not wanted:
+        return
+    report(GenerationEvent(kind="stage", stage="load the VAE"))
+    vae = load_vae(settings.model)
+    writer.identify(vae=identity_of_vae(vae))
+    encoder = ClipEncoder(vae, devices())
+    progress = Progress(report, "encode clips", total, done=total - wanted)
+
+    def tasks() -> Iterator[Cut]:
+        assert settings.fps is not None
+        for index, planned in enumerate(plan):
+            if missing[index]:
+                media, content = planned.media, planned.item.content()
+                starts = tuple(missing[index])
+                yield Cut(index, content, media.kind, planned.size, planned.frames, settings.fps, starts)
+
+    def decoded() -> Iterator[tuple[tuple[Planned, int], np.ndarray]]:
+        with closing(pool.run(tasks())) as results:
+            for task, result in results:
+                planned = plan[task.index]
+                if isinstance(result, Failure):
+                    skipped.add(planned.item.name, result.reason, path=planned.item.path)
+                    progress.advance(len(missing[task.index]))
+                else:
+                    assert isinstance(result, Clip)
+                    missing[task.index].remove(result.start)
+                    yield (planned, result.start), result.pixels
+
+    with closing(encoder.encoded(decoded())) as clips:
+        for (planned, start), latents in clips:
+            _add(writer, planned, start, latents, settings)
+            progress.advance()
+
+
+def _add(writer: DatasetWriter, planned: Planned, start: int, latents: Tensor, settings: ClipSettings) -> None:
+    assert settings.fps is not None
+    writer.add(
+        planned.clips[start],
+        latents,
+        planned.item.caption,
+        fps=settings.fps,
+        width=planned.size[0],
+        height=planned.size[1],
+        frames=planned.frames,
+        source=planned.item.name,
+        sha256=planned.media.sha256,
+        start_seconds=start / settings.fps,
+    )
+
+
+# ---- the original's layout -------------------------------------------------------------------------------------------
+
+
+def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Report) -> None:
+    """Latents and embeddings are there already: only the empty caption is encoded."""
+    if settings.sizes or settings.frames or settings.fps or settings.clips_per_video != 1 or settings.stride_seconds:
+        raise ValueError(f"{folder} holds latents: their size, length and rate are given, leave those options out")
+    report(GenerationEvent(kind="stage", stage="look into files"))
+    there = OriginalFolder(folder)
+    skipped = Skipped(output / SKIPPED_FILE)
+    for name, reason in there.skipped:
+        skipped.add(name, reason)
+    length = there.facts.max_sequence_length
+    writing = DatasetWriter(
+        output,
+        model=settings.model,
+        dtype=settings.dtype,
+        settings={"made_by": "prepare"},
+        max_sequence_length=length,
+    )
+    with writing as writer:
+        clips = [clip for clip in there.clips if clip.caption]
+        for clip in there.clips:
+            if not clip.caption:
+                skipped.add(clip.source, f"has no caption in {sources.METADATA_FILES[0]}")
+        skipped.write()
+        if not clips:
+            raise ValueError(f"{folder} has no clips with captions: {skipped.path} says more")
+        if not writer.has_prompt(""):
+            add_prompts(writer, [], report, like=(clips[0].caption, there.embeds(clips[0])))
+        progress = Progress(report, "take over clips", len(clips), done=len(writer))
+        for clip in clips:
+            if clip.id in writer:
+                continue
+            writer.add_prompt(clip.caption, there.embeds(clip))
+            writer.add(
+                clip.id,
+                there.latents(clip),
+                clip.caption,
+                fps=clip.fps,
+                height=clip.height,
+                width=clip.width,
+                frames=clip.frames,
+                source=clip.source,
+            )
+            progress.advance()
+    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
+    clips = list(writer)
+    buckets = Counter((clip.width, clip.height, clip.frames) for clip in clips)
+    words = [f"{width}x{height}x{frames}: {count}" for (width, height, frames), count in sorted(buckets.items())]
+    moving = [clip.seconds for clip in clips if clip.frames > 1]
+    pictures = len(clips) - len(moving)
+    kinds = [f"{len(moving)} clip{'s' * (len(moving) > 1)} of {sum(moving):.0f} s"] if moving else []
+    kinds += [f"{pictures} picture{'s' * (pictures > 1)}"] if pictures else []
+    text = f"{' and '.join(kinds) or 'no clips'} ({', '.join(words)})"
+    reasons = reasons_of(skipped.entries)
+    counts = ((skipped.duplicates, "duplicate"), (sum(reasons.values()), "file"))
+    left_out = " and ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count)
+    if left_out:
+        text += f"; left out: {left_out}, see {skipped.path}"
+    [(reason, count)] = reasons.most_common(1) or [("", 0)]
+    return text + (f"; {count} of them: {reason}" if count > 1 else "")
+
+
+def reasons_of(entries: Iterable[Mapping[str, str]]) -> Counter[str]:
+    """Why files were left out, without the figures of each; duplicates are not among them."""
+    return Counter(re.sub(r" \([^)]*\)", "", entry["reason"]) for entry in entries if "duplicate_of" not in entry)
+
+
+def _source_of(entry: Mapping[str, str]) -> str:
+    return entry["source"]

@@ -1,0 +1,373 @@
+"""Writing a dataset so that a kill at any moment loses little and breaks nothing.
+
+A shard is written under a hidden name, flushed to the disk and renamed; only then do its clips enter the manifest. Each
+shard carries their lines too, so that a kill in between is mended when the folder is opened again.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pusa import __version__
+from pusa.data.format import (
+    CLIPS_FILE,
+    DATASET_FILE,
+    FORMAT,
+    LATENTS_FOLDER,
+    PROMPTS_FOLDER,
+    VERSION,
+    ClipInfo,
+    DatasetFacts,
+    Shape,
+    caption_key,
+    read_facts,
+    read_manifest,
+    without_padding,
+)
+from pusa.fsutil import flush
+
+logger = logging.getLogger(__name__)
+
+_MAX_CLIPS_PER_SHARD = 4096  # a safetensors header may have 100 MB, and holds their lines
+_PROMPT_SHARD_BYTES = 128 * 2**20
+
+
+class DatasetWriter:
+    """Fill a dataset folder, from nothing or where an earlier run stopped.
+
+        with DatasetWriter("clips", model="tiny", max_sequence_length=64) as writer:
+            writer.add_prompt("", empty)                            # [L, D]
+            writer.add_prompt("a fox", embeds)
+            if "fox-0" not in writer:
+                writer.add("fox-0", z, "a fox", fps=16, height=64, width=96, frames=17)  # z [C, F, h, w], normalised
+
+    One process at a time writes to a folder: several processes take a folder each, and `LatentDataset` joins them. At
+    an exception what was added stays; `close` (or the end of the ``with`` block) also checks that nothing is missing.
+
+    Args:
+        folder: made if it is not there.
+        model: what the latents are for: a name of the zoo, a Hub id or a folder.
+        vae, text_encoder: what tells them from others (see `pusa.models.prompt_cache.identity_of_module`); empty: not
+            known yet, see `identify`.
+        max_sequence_length: tokens of a prompt.
+        settings: how the clips are made; kept in `dataset.json`, and equal whenever the folder is opened again.
+        dtype: of the latents on disk, bf16 or fp32.
+        shard_bytes: of latents that are gathered into one file.
+        flush_seconds: what was added is on disk after so long, even if a file is not full.
+
+    Raises:
+        ValueError: the folder holds a dataset of another kind, or another process is writing to it.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        model: str = "",
+        vae: str = "",
+        text_encoder: str = "",
+        max_sequence_length: int = 512,
+        settings: Mapping[str, Any] | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        shard_bytes: int = 256 * 2**20,
+        flush_seconds: float = 120.0,
+    ) -> None:
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"dtype={dtype}: latents are kept as torch.bfloat16 or torch.float32")
+        self.folder = Path(folder).expanduser()
+        for name in (LATENTS_FOLDER, PROMPTS_FOLDER):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{self.folder} is being written by another process: wait, or name another folder"
+            ) from None
+        try:
+            self._dtype = dtype
+            self._shard_bytes = shard_bytes
+            self._flush_seconds = flush_seconds
+            self._flushed_at = time.monotonic()
+            self._pending: dict[Shape, list[tuple[ClipInfo, Tensor]]] = {}
+            self._pending_prompts: dict[str, Tensor] = {}
+            self._pending_prompt_bytes = 0
+            self._take_over(
+                DatasetFacts(
+                    model=model,
+                    vae=vae,
+                    text_encoder=text_encoder,
+                    max_sequence_length=max_sequence_length,
+                    dtype=str(dtype).removeprefix("torch."),
+                    settings=None if settings is None else json.loads(json.dumps(settings)),
+                )
+            )
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _take_over(self, facts: DatasetFacts) -> None:
+        """Continue what is there: its facts must be ours, its manifest is mended."""
+        for leftover in self.folder.rglob(".*.part"):
+            leftover.unlink()
+        self.facts = facts
+        if (self.folder / DATASET_FILE).is_file():
+            there = read_facts(self.folder)
+            for name in ("model", "max_sequence_length", "dtype"):
+                self._check_same(name, getattr(there, name), getattr(facts, name))
+            for name in sorted({*(there.settings or {}), *(facts.settings or {})}):
+                if facts.settings is not None:
+                    self._check_same(name, (there.settings or {}).get(name), facts.settings.get(name))
+            self.facts = there
+            self.identify(vae=facts.vae, text_encoder=facts.text_encoder)
+        else:
+            self._write_facts()
+        self._clips, torn = read_manifest(self.folder)
+        lost = []
+        for shard in sorted((self.folder / LATENTS_FOLDER).glob("*.safetensors")):
+            with safe_open(shard, "pt") as file:
+                if not self._clips.keys() >= set(file.keys()):
+                    lines = [ClipInfo.from_json(line) for line in json.loads((file.metadata() or {})["pusa"])]
+                    lost += [clip for clip in lines if clip.id not in self._clips]
+        if torn:
+            self._replace(self.folder / CLIPS_FILE, "".join(_line(clip) for clip in self._clips.values()).encode())
+        if lost:
+            logger.info("%d clips of a run that was killed are taken up again", len(lost))
+        self._append(lost)
+        self._prompts: dict[str, Path | None] = {}  # key -> file, None while it is in none yet
+        for path in sorted((self.folder / PROMPTS_FOLDER).glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._prompts.update(dict.fromkeys(file.keys(), path))
+
+    def _check_same(self, name: str, there: Any, given: Any) -> None:
+        if there != given:
+            raise ValueError(
+                f"{self.folder} was begun with {name}={there!r}, not {given!r}: give that, or name another folder"
+            )
+
+    def identify(self, *, vae: str = "", text_encoder: str = "") -> None:
+        """Say which VAE and text encoder are used, once they are loaded. Raises ValueError if others were before."""
+        for name, given in (("vae", vae), ("text_encoder", text_encoder)):
+            there = getattr(self.facts, name)
+            if given and there and there != given:
+                raise ValueError(
+                    f"{self.folder} was begun with another {name} ({there[:12]}, not {given[:12]}): name another folder"
+                )
+        self.facts = replace(
+            self.facts, vae=vae or self.facts.vae, text_encoder=text_encoder or self.facts.text_encoder
+        )
+        self._write_facts()
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._clips
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __iter__(self) -> Iterator[ClipInfo]:
+        """The clips so far."""
+        return iter(list(self._clips.values()))
+
+    def has_prompt(self, caption: str) -> bool:
+        return caption_key(caption) in self._prompts
+
+    def embeds(self, caption: str) -> Tensor:
+        """Embeddings that were added, ``[L, D]`` without padding. Raises KeyError for an unknown caption."""
+        key = caption_key(caption)
+        path = self._prompts[key]
+        if path is None:
+            return self._pending_prompts[key]
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(key)
+
+    def add_prompt(self, caption: str, embeds: Tensor) -> None:
+        """Keep the embeddings ``[n, D]`` of a caption, in their own dtype; zero rows at the end are not stored.
+
+        Raises:
+            ValueError: another shape, NaN or infinity.
+        """
+        key = caption_key(caption)
+        if embeds.ndim != 2:
+            raise ValueError(f"embeddings of shape {list(embeds.shape)}: give [tokens, width]")
+        if not bool(embeds.isfinite().all()):
+            raise ValueError(f"the embeddings of {caption[:60]!r} hold NaN or infinity")
+        if key in self._prompts:
+            return
+        self._pending_prompts[key] = without_padding(embeds).detach().cpu().contiguous().clone()
+        self._pending_prompt_bytes += self._pending_prompts[key].nbytes
+        self._prompts[key] = None
+        if self._pending_prompt_bytes >= _PROMPT_SHARD_BYTES:
+            self._write_prompts()
+        self._flush_if_due()
+
+    def add(
+        self,
+        clip_id: str,
+        latents: Tensor,
+        caption: str,
+        *,
+        fps: float,
+        height: int,
+        width: int,
+        frames: int,
+        source: str = "",
+        sha256: str = "",
+        start_seconds: float = 0.0,
+    ) -> None:
+        """Keep a clip: normalised latents ``[C, F, h, w]`` of `frames` frames of `height` x `width` pixels.
+
+        Raises:
+            ValueError: the id is taken, the latents have another shape or number of channels, or hold NaN or infinity.
+        """
+        if not clip_id or clip_id in self._clips:
+            raise ValueError(f"clip id {clip_id!r} is {'taken' if clip_id else 'empty'}: each clip needs its own")
+        if latents.ndim != 4 or 0 in latents.shape:
+            raise ValueError(f"latents of shape {list(latents.shape)}: give [channels, latent frames, height, width]")
+        if not bool(latents.isfinite().all()):
+            raise ValueError(f"the latents of {clip_id} hold NaN or infinity")
+        if not (fps > 0 and math.isfinite(fps)) or min(height, width, frames) < 1:
+            raise ValueError(f"{clip_id}: {frames} frames of {width}x{height} at {fps:g} fps are no clip")
+        channels = latents.shape[0]
+        if not self.facts.latent_channels:
+            self.facts = replace(self.facts, latent_channels=channels)
+            self._write_facts()
+        elif channels != self.facts.latent_channels:
+            raise ValueError(f"{clip_id} has {channels} latent channels, the dataset has {self.facts.latent_channels}")
+        shape: Shape = tuple(latents.shape)  # type: ignore[assignment]
+        clip = ClipInfo(
+            id=clip_id,
+            shard="",
+            frames=frames,
+            height=height,
+            width=width,
+            latent_shape=shape,
+            fps=float(fps),
+            caption=caption,
+            prompt=caption_key(caption),
+            sha256=sha256,
+            source=source,
+            start_seconds=float(start_seconds),
+        )
+        pending = self._pending.setdefault(shape, [])
+        pending.append((clip, latents.detach().to("cpu", self._dtype, copy=True).contiguous()))
+        self._clips[clip_id] = clip
+        if len(pending) * pending[0][1].nbytes >= self._shard_bytes or len(pending) >= _MAX_CLIPS_PER_SHARD:
+            self._write_shard(shape)
+        self._flush_if_due()
+
+    def recaption(self, clip_id: str, caption: str) -> None:
+        """Give a clip that is here another caption; its latents stay as they are. Raises KeyError for an unknown id."""
+        if self._clips[clip_id].caption == caption:
+            return
+        if not self._clips[clip_id].shard:
+            self.flush()
+        self._append([replace(self._clips[clip_id], caption=caption, prompt=caption_key(caption))])
+
+    def flush(self) -> None:
+        """Bring to the disk all that was added."""
+        self._write_prompts()
+        for shape in list(self._pending):
+            self._write_shard(shape)
+        self._flushed_at = time.monotonic()
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed_at > self._flush_seconds:
+            self.flush()
+
+    def close(self) -> None:
+        """Flush, and make sure that every caption, and the empty one, has embeddings.
+
+        Raises:
+            ValueError: some have none; what was added is kept.
+        """
+        try:
+            self.flush()
+            missing = {clip.caption for clip in self._clips.values() if clip.prompt not in self._prompts}
+            missing |= set() if self.has_prompt("") else {""}
+            if missing:
+                some = ", ".join(repr(caption[:40]) for caption in sorted(missing)[:3])
+                raise ValueError(f"captions without embeddings: {len(missing)} ({some}); add_prompt them")
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _write_facts(self) -> None:
+        values = {"format": FORMAT, "version": VERSION, **asdict(self.facts), "pusa": __version__}
+        self._replace(self.folder / DATASET_FILE, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _write_shard(self, shape: Shape) -> None:
+        pending = self._pending.pop(shape)
+        self._write_prompts()  # a clip on disk has its prompt there
+        path = self._next(LATENTS_FOLDER, "x".join(map(str, shape)) + "-")
+        clips = [replace(clip, shard=path.name) for clip, _ in pending]
+        tensors = {clip.id: latents for clip, latents in pending}
+        self._save(path, tensors, {"pusa": json.dumps([clip.as_json() for clip in clips], ensure_ascii=False)})
+        self._append(clips)
+
+    def _write_prompts(self) -> None:
+        if self._pending_prompts:
+            path = self._next(PROMPTS_FOLDER, "")
+            self._save(path, self._pending_prompts, {})
+            self._prompts.update(dict.fromkeys(self._pending_prompts, path))
+            self._pending_prompts, self._pending_prompt_bytes = {}, 0
+
+    def _next(self, folder: str, stem: str) -> Path:
+        taken = [int(path.stem.rpartition("-")[2]) for path in (self.folder / folder).glob(f"{stem}*.safetensors")]
+        return self.folder / folder / f"{stem}{max(taken, default=-1) + 1:05d}.safetensors"
+
+    def _append(self, clips: list[ClipInfo]) -> None:
+        if clips:
+            with (self.folder / CLIPS_FILE).open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(_line(clip) for clip in clips)
+                file.flush()
+                os.fsync(file.fileno())
+            self._clips.update((clip.id, clip) for clip in clips)
+
+    def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        part = path.with_name(f".{path.name}.part")
+        save_file(tensors, part, metadata)
+        _rename(part, path)
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(content)
+        _rename(part, path)
+
+
+def _line(clip: ClipInfo) -> str:
+    return json.dumps(clip.as_json(), ensure_ascii=False) + "\n"
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Onto the disk before the name changes, so that not even a power cut leaves half a file."""
+    flush(part)
+    os.replace(part, path)
+    flush(path.parent)

@@ -1,0 +1,15 @@
+"""Make a video of a request. The names are imported when they are first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pusa.generate.run import decode, generate, load_latents, loaded, save_latents, stored
+
+__all__ = ["decode", "generate", "load_latents", "loaded", "save_latents", "stored"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("pusa.generate.run"), name)

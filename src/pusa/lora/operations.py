@@ -1,0 +1,402 @@
+"""LoRA on a Wan pipeline: attached as PEFT adapters by default, merged exactly on request, exported in any layout.
+
+The strength of an adapter (Pusa's alpha) is one number read at every forward, so it changes at once and going back
+gives the same output bit for bit. Merging starts from the untouched weights and rounds once. (Pusa's own loader adds to
+the weights at each call, so that there a new alpha comes on top of the old one.)
+"""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pusa.lora.adapters import (
+    Adapter,
+    adapter_names,
+    attach,
+    check_fits,
+    contents,
+    detach,
+    enable,
+    lora_layers,
+    plan_rewrite,
+    rewrite,
+    state_of,
+    width_of,
+)
+from pusa.lora.layouts import (
+    WEIGHT_SUFFIXES,
+    Layout,
+    LoraInfo,
+    Pair,
+    describe_lora,
+    read_lora,
+    write_lora,
+)
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "ExportReport",
+    "LoraInfo",
+    "describe_lora",
+    "export_lora",
+    "load_pusa",
+    "merge_lora",
+    "set_alpha",
+    "unload_lora",
+    "unmerge_lora",
+]
+
+Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+Alpha = float | Mapping[str, float]
+
+EXPERTS = ("transformer", "transformer_2")
+_PAIR_SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_lora` wrote: over all files, the layers, the largest rank and how far B A moved.
+
+    Errors are Frobenius norms of the difference over that of the original, 0 when nothing was reduced.
+    """
+
+    paths: tuple[Path, ...]
+    layers: int
+    rank: int
+    relative_error: float
+    worst_error: float
+    worst_layer: str
+
+
+def load_pusa(pipeline: Any, source: Source, *, alpha: Alpha = 1.4, adapter_name: str = "pusa") -> int:
+    """Attach a LoRA of any known layout (see `pusa.lora.layouts.read_lora`) as an adapter.
+
+    Several may be attached, each under its own name (Pusa at 1.4, a 4-step LoRA at 1.0); a name in use is replaced. All
+    files are read and checked before anything is attached.
+
+    Args:
+        pipeline: `PusaPipeline`, `WanPipeline`, or a Wan transformer alone.
+        source: A file, a folder, a Hub id (`owner/repo[/folder][/file]`), or one of these per expert:
+            `{"transformer": high, "transformer_2": low}`. A folder with a high/low-noise pair is taken as such; a
+            single file goes to every expert.
+        alpha: Strength, `weight + alpha * (B @ A)`; one number or one per expert. Pusa V1.0's default is 1.4.
+        adapter_name: The name `set_alpha` and `export_lora` know it by.
+
+    Returns:
+        The number of layers adapted, over all experts.
+
+    Raises:
+        FileNotFoundError: There is no such file, folder or Hub repository.
+        ValueError: The file is no LoRA, holds code, was made for another model, or matches it only in part.
+    """
+    models = _experts(pipeline)
+    if not adapter_name or "." in adapter_name:
+        raise ValueError(f"adapter_name={adapter_name!r} must be a name without dots")
+    files = _assign(models, source)
+    alphas = _per_expert(alpha, files)
+    if alphas.keys() != files.keys():
+        raise ValueError(f"alpha names {', '.join(alphas)}; the LoRA goes to {', '.join(files)}")
+    loras = {path: read_lora(path) for path in set(files.values())}
+    for expert, path in files.items():
+        check_fits(models[expert], loras[path])
+
+    total = 0
+    for expert, path in files.items():
+        lora, model = loras[path], models[expert]
+        attach(pipeline, model, lora, adapter_name, alphas[expert])
+        count = len(lora.layers)
+        ranks = ", ".join(map(str, lora.ranks)) or "none"
+        logger.info(
+            "%s: %d of %d layers of %s adapted as %r (rank %s, alpha %g)",
+            *(expert, count, count, path.name, adapter_name, ranks, alphas[expert]),
+        )
+        total += count
+    return total
+
+
+def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> None:
+    """Change an adapter's strength from the next forward on; other adapters keep theirs.
+
+    At once while adapters are attached. After `merge_lora` the weights are merged anew from the untouched ones: slower,
+    equally exact.
+
+    Args:
+        alpha: One number, or a number for each expert to change.
+
+    Raises:
+        ValueError: No such adapter, no such expert, or not a finite number.
+    """
+    models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
+    if not models:
+        raise _unknown(pipeline, adapter_name)
+    alphas = _per_expert(alpha, models)
+    for expert in alphas:
+        plan_rewrite(models[expert], merged=state_of(models[expert]).merged)  # raises before anything changes
+    for expert, value in alphas.items():
+        model = models[expert]
+        for layer in lora_layers(model).values():
+            layer.set_scale(adapter_name, value)
+        state_of(model).adapters.setdefault(adapter_name, Adapter(value)).alpha = value
+        rewrite(model)
+
+
+def merge_lora(pipeline: Any) -> None:
+    """Write all active adapters into the weights, for speed: a forward then costs what the base model's does.
+
+    Computed in float32 from the untouched weights and rounded once. Those are kept on the CPU, which takes as much
+    memory as the adapted weights do (28 GB for a 14B transformer in bfloat16). `set_alpha`, `load_pusa` and
+    `unmerge_lora` keep working. The adapters stay where they are, at rest.
+
+    Raises:
+        ValueError: No adapter is attached, or weights are quantised, sharded or offloaded out of reach.
+    """
+    models = {name: model for name, model in _experts(pipeline).items() if adapter_names(model)}
+    if not models:
+        raise ValueError("no LoRA is attached: call load_pusa before merge_lora")
+    for model in models.values():
+        plan_rewrite(model, merged=True)
+    for model in models.values():
+        state_of(model).merged = True
+        rewrite(model)
+        enable(model, False)
+
+
+def unmerge_lora(pipeline: Any) -> None:
+    """Undo `merge_lora`: the untouched weights come back bit for bit, and the adapters act again."""
+    for model in _experts(pipeline).values():
+        if state_of(model).merged:
+            state_of(model).merged = False
+            rewrite(model)
+            enable(model, True)
+
+
+def unload_lora(pipeline: Any, *, adapter_name: str | None = None) -> None:
+    """Remove one adapter, or all of them; without any left the transformer is as it was, bit for bit.
+
+    Raises:
+        ValueError: There is no adapter of this name.
+    """
+    models = _experts(pipeline).values()
+    if adapter_name is not None and not any(adapter_name in adapter_names(model) for model in models):
+        raise _unknown(pipeline, adapter_name)
+    for model in models:
+        for name in adapter_names(model) if adapter_name is None else [adapter_name]:
+            detach(model, name)
+
+
+def export_lora(
+    pipeline: Any,
+    path: str | os.PathLike[str],
+    *,
+    layout: Layout = "comfyui",
+    adapter_name: str = "pusa",
+    rank: int | None = None,
+) -> ExportReport:
+    """Write an adapter as safetensors, at full or lower rank; its strength goes into the header, not into the matrices.
+
+    Args:
+        path: `NAME.safetensors`; two experts give `NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`, which
+            `load_pusa` takes back as their folder.
+        layout: "comfyui" (`diffusion_model.`, read by ComfyUI and diffusers, holds everything), "diffusers"
+            (`transformer.`) or "original" (as `pusa_v1.pt`); the last two cannot hold every whole difference.
+        adapter_name: Which adapter.
+        rank: Keep this many singular values per layer (the best approximation in the Frobenius norm); None keeps all.
+
+    Raises:
+        ValueError: No such adapter, a bad path, layout or rank, or differences that the layout cannot hold.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"path={str(path)!r} must end in .safetensors")
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout={layout!r} is not one of {', '.join(get_args(Layout))}")
+    models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
+    if not models:
+        raise _unknown(pipeline, adapter_name)
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank} is below 1")
+
+    written: list[Path] = []
+    lost: dict[str, list[float]] = {}  # layer -> squared norms of what is lost and of B A
+    ranks: set[int] = set()
+    layers = 0
+    for expert, model in models.items():
+        full, deltas = contents(model, adapter_name)
+        pairs: dict[str, Pair] = {}
+        for name, pair in full.items():
+            pairs[name], *lost[f"{expert}.{name}"] = _reduce(pair, rank)
+        expert_rank = max((a.shape[0] for a, _ in pairs.values()), default=0)
+        adapter = state_of(model).adapters.get(adapter_name)
+        metadata = {
+            "base": f"Wan, width {width_of(model)}, {model.config.num_layers} blocks",
+            "rank": str(expert_rank),
+            "alpha": str(adapter.alpha if adapter else 1.0),
+            "layout": layout,
+        }
+        file = target.with_stem(target.stem + _PAIR_SUFFIXES[expert]) if len(models) > 1 else target
+        write_lora(file, pairs, deltas, layout=layout, metadata=metadata)
+        written.append(file)
+        ranks.add(expert_rank)
+        layers += len(pairs.keys() | {name.rpartition(".")[0] for name in deltas})
+    relative = {name: math.sqrt(part / whole) if whole else 0.0 for name, (part, whole) in lost.items()}
+    worst = max(relative, key=relative.__getitem__, default="")
+    total = math.fsum(whole for _, whole in lost.values())
+    return ExportReport(
+        paths=tuple(written),
+        layers=layers,
+        rank=max(ranks),
+        relative_error=math.sqrt(math.fsum(part for part, _ in lost.values()) / total) if total else 0.0,
+        worst_error=relative.get(worst, 0.0),
+        worst_layer=worst,
+    )
+
+
+# ---- which experts, which files ------------------------------------------------------------------------------------
+
+
+def _experts(pipeline: Any) -> dict[str, Any]:
+    parts = pipeline if not isinstance(pipeline, nn.Module) else SimpleNamespace(transformer=pipeline)
+    named = {name: getattr(parts, name, None) for name in EXPERTS}
+    models = {name: getattr(model, "_orig_mod", model) for name, model in named.items() if model is not None}
+    if not models:
+        raise TypeError(f"a {type(pipeline).__name__} has no transformer to adapt")
+    return models
+
+
+def _assign(models: Mapping[str, Any], source: Source) -> dict[str, Path]:
+    """The file of each expert."""
+    if isinstance(source, Mapping):
+        if not source or source.keys() - models.keys():
+            raise ValueError(f"source names {', '.join(source) or 'nothing'}; this pipeline has {', '.join(models)}")
+        found = {expert: _find_files(part) for expert, part in source.items()}
+        return {expert: files.get("") or files[expert] for expert, files in found.items()}
+    files = _find_files(source)
+    if "" in files:
+        if len(models) > 1:
+            logger.info("one LoRA file for both experts: %s", files[""].name)
+        return dict.fromkeys(models, files[""])
+    if files.keys() - models.keys():
+        names = " and ".join(path.name for path in files.values())
+        raise ValueError(
+            f"{str(source)!r} is a Wan2.2 pair ({names}) and this pipeline has one transformer: name a file"
+        )
+    return files
+
+
+def _per_expert(alpha: Alpha, experts: Collection[str]) -> dict[str, float]:
+    values = dict(alpha) if isinstance(alpha, Mapping) else dict.fromkeys(experts, alpha)
+    if values.keys() - set(experts):
+        raise ValueError(f"alpha names {', '.join(values)}; the LoRA is for {', '.join(experts)}")
+    for value in values.values():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"alpha={value!r} is not a finite number")
+    return {expert: float(value) for expert, value in values.items()}
+
+
+def _unknown(pipeline: Any, adapter_name: str) -> ValueError:
+    loaded = sorted({name for model in _experts(pipeline).values() for name in adapter_names(model)})
+    return ValueError(f"no LoRA is attached as {adapter_name!r}; attached: {', '.join(loaded) or 'none'}")
+
+
+def _find_files(source: str | os.PathLike[str]) -> dict[str, Path]:
+    """The LoRA file a source stands for, under the key "", or a Wan2.2 pair under "transformer" and "transformer_2".
+
+    A source is a file, a folder, or on the Hub `owner/repo`, `owner/repo/folder` or `owner/repo/file.safetensors`. In a
+    folder a pair is told by `high` and `low` in the two names (the high-noise expert is `transformer`).
+
+    Raises:
+        FileNotFoundError: It is neither on this machine nor on the Hub.
+        ValueError: A folder holds no LoRA, or several that are not a pair.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return {"": path}
+    if path.is_dir():
+        chosen = _choose([entry.name for entry in sorted(path.iterdir())], str(source))
+        return {expert: path / name for expert, name in chosen.items()}
+    parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?", str(source))
+    if not parts or parts[1].endswith(WEIGHT_SUFFIXES):
+        raise FileNotFoundError(f"there is no file or folder {str(source)!r}, and it is no Hub id (owner/repo)")
+    return _from_hub(parts[1], (parts[2] or "").strip("/"))
+
+
+def _choose(names: list[str], where: str) -> dict[str, str]:
+    weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
+    weights = [name for name in weights if name.endswith(".safetensors")] or weights
+    if len(weights) == 1:
+        return {"": weights[0]}
+    high, low = ([name for name in weights if re.search(word, Path(name).name.lower())] for word in ("high", "low"))
+    if len(weights) == 2 and len(high) == len(low) == 1 and high != low:
+        return {"transformer": high[0], "transformer_2": low[0]}
+    if not weights:
+        raise ValueError(f"{where!r} holds no LoRA file ({', '.join(WEIGHT_SUFFIXES)})")
+    raise ValueError(f"{where!r} holds {len(weights)} LoRA files; name one of them: {', '.join(weights[:8])}")
+
+
+def _from_hub(repo: str, inside: str) -> dict[str, Path]:
+    """Files of a Hub repository; `inside` is a file, a folder or empty. Only what is chosen is downloaded."""
+    import huggingface_hub as hub
+
+    where = f"{repo}/{inside}".rstrip("/")
+    cached: Path | None = None
+    names: list[str] = []
+    try:
+        if inside.endswith(WEIGHT_SUFFIXES):
+            return {"": Path(hub.hf_hub_download(repo, inside))}
+        if hub.constants.HF_HUB_OFFLINE:
+            cached = Path(hub.snapshot_download(repo, local_files_only=True))
+        else:
+            names = [name for name in hub.list_repo_files(repo) if name.rpartition("/")[0] == inside]
+    except Exception as error:  # of which class depends on the Hub client's HTTP library
+        raise FileNotFoundError(f"{where!r} is not on this machine, and the Hub did not give it: {error}") from error
+    if cached is not None:
+        return _find_files(cached / inside)
+    chosen = _choose(names, where)
+    configs = [name for name in names if name.rpartition("/")[2] == "adapter_config.json"]  # PEFT's scale
+    paths = {name: Path(hub.hf_hub_download(repo, name)) for name in [*chosen.values(), *configs]}
+    return {expert: paths[name] for expert, name in chosen.items()}
+
+
+# ---- lower ranks ---------------------------------------------------------------------------------------------------
+
+
+def _reduce(pair: Pair, rank: int | None) -> tuple[Pair, float, float]:
+    """The best pair of a lower rank, and the squared Frobenius norms of what is lost and of B A.
+
+    B A itself is never formed: with R_b from BᵀB and R_a from AAᵀ, its singular values are those of the small R_b R_aᵀ.
+    """
+    if rank is None:
+        return pair, 0.0, 0.0
+    a, b = (half.double().flatten(1) for half in pair)  # [r, in], [out, r]
+    gram_a, gram_b = a @ a.T, b.T @ b  # [r, r]
+    norm = float((gram_a * gram_b).sum())
+    if rank >= len(a):
+        return pair, 0.0, norm
+    (root_a, inverse_a), (root_b, inverse_b) = _root(gram_a), _root(gram_b)
+    u, s, vh = torch.linalg.svd(root_b @ root_a.T)
+    half = s[:rank].sqrt()
+    small_a = (half[:, None] * (vh[:rank] @ inverse_a.T @ a)).to(pair[0])  # [rank, in]
+    small_b = (b @ (inverse_b @ u[:, :rank] * half)).to(pair[1])  # [out, rank]
+    small = small_a.reshape(rank, *pair[0].shape[1:]), small_b.reshape(-1, rank, *pair[1].shape[2:])
+    c, d = (part.double().flatten(1) for part in small)
+    lost = norm - 2 * float(((a @ c.T) * (b.T @ d)).sum()) + float(((c @ c.T) * (d.T @ d)).sum())
+    return small, max(lost, 0.0), norm
+
+
+def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """R with RᵀR = gram, and its pseudo-inverse."""
+    values, vectors = torch.linalg.eigh(gram)
+    root = values.clamp_min(0).sqrt()
+    inverse = torch.where(root > 1e-7 * root.max(), 1 / root, 0.0)
+    return root[:, None] * vectors.T, vectors * inverse

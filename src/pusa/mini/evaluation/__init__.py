@@ -1,0 +1,1 @@
+"""Measure a model of the small world against known ground truth."""

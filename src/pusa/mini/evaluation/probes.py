@@ -1,0 +1,456 @@
+"""Small classifiers that say what a clip of the small world shows, and features to compare sets of clips by.
+
+The frame probe names the thing and the place of single frames. It is trained on what the VAE makes of drawn clips, and
+on drawn frames, with colours shifted, turned and taken away: colour alone is of little use to it, so it looks at shape.
+Things that it does not know, and no thing at all, are one more class, so that a blob need not be called something.
+The motion probe sees a few small frames of a whole clip at once and names the thing's motion and the camera's.
+"""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pusa.mini.recipe.loop import ConvMuon, precision
+from pusa.mini.world.scenery import PLACES
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
+from pusa.mini.world.world import (
+    TEXTURE,
+    Scenes,
+    World,
+    draw_scenes,
+)
+from pusa.models.vae import decode_video, encode_video
+
+logger = logging.getLogger(__name__)
+
+FRAME_SIZE, MOTION_SIZE = 64, 48  # pixels that the probes see, whatever the size of the clip
+MOTION_FRAMES, LOOKS = 9, 5  # frames of a clip that the motion probe, and the frame probe, look at
+_FEATURES = 64
+_BATCH = 64
+
+
+class FrameProbe(nn.Module):
+    """Frames ``[N, 3, 64, 64]`` in -1..1 to features ``[N, 64]``, things ``[N, T + 1]``, places ``[N, P + 1]``.
+
+    The last thing is another one or none, the last place a picture.
+    """
+
+    def __init__(self, things: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv(3, 32, 5), *_conv(32, 64, 3), *_conv(64, 128, 3), *_conv(128, 128, 3, stride=1)
+        )
+        self.features = nn.Linear(2 * 128, _FEATURES)
+        self.thing = nn.Linear(_FEATURES, things + 1)
+        self.place = nn.Linear(_FEATURES, len(PLACES) + 1)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.features(_pooled(self.body(frames.contiguous(memory_format=torch.channels_last))))
+        return features, self.thing(F.relu(features)), self.place(F.relu(features))
+
+
+class MotionProbe(nn.Module):
+    """Clips ``[N, 9, 3, 48, 48]`` in -1..1 to features ``[N, 64]``, motions ``[N, 12]`` and cameras ``[N, 5]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv(3 * MOTION_FRAMES, 96, 5), *_conv(96, 128, 3), *_conv(128, 128, 3), *_conv(128, 128, 3, stride=1)
+        )
+        self.features = nn.Linear(2 * 128, _FEATURES)
+        self.motion = nn.Linear(_FEATURES, len(MOTIONS))
+        self.camera = nn.Linear(_FEATURES, len(CAMERAS))
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stacked = clips.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # [N, 27, 48, 48]
+        features = self.features(_pooled(self.body(stacked)))
+        return features, self.motion(F.relu(features)), self.camera(F.relu(features))
+
+
+def _conv(before: int, after: int, kernel: int, stride: int = 2) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the probes see in B clips: probabilities, and features ``[B, 128]``.
+
+    `things` is ``[B, L, T + 1]`` for each of L frames, `places` ``[B, P + 1]``, `motions` and `cameras` of the clip.
+    """
+
+    things: Tensor
+    places: Tensor
+    motions: Tensor
+    cameras: Tensor
+    features: Tensor
+
+    @property
+    def thing(self) -> Tensor:
+        """The thing of each clip, ``[B]``; one more than the last is another one or none."""
+        return self.things.mean(dim=1).argmax(dim=1)
+
+    @property
+    def place(self) -> Tensor:
+        return self.places.argmax(dim=1)
+
+    @property
+    def motion(self) -> Tensor:
+        return self.motions.argmax(dim=1)
+
+    @property
+    def direction(self) -> Tensor:
+        """The likeliest of left, right, up and down, as an index into `MOTIONS`."""
+        return DIRECTIONS[self.motions[:, DIRECTIONS].argmax(dim=1)]
+
+    @property
+    def camera(self) -> Tensor:
+        return self.cameras.argmax(dim=1)
+
+    @classmethod
+    def cat(cls, parts: Sequence["Verdicts"]) -> "Verdicts":
+        """Those of several batches."""
+        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+DIRECTIONS = torch.tensor([list(MOTIONS).index(name) for name in ("left", "right", "up", "down")])
+
+
+class Probes:
+    """The two probes, trained; `things` is how many of `THINGS` they know."""
+
+    def __init__(self, frame: FrameProbe, motion: MotionProbe, things: int) -> None:
+        self.frame, self.motion, self.things = frame.eval(), motion.eval(), things
+
+    @torch.no_grad()
+    def look(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
+        features, thing, place = self.frame(_resized(frames, FRAME_SIZE))
+        return features, thing.softmax(1), place.softmax(1)
+
+    @torch.no_grad()
+    def judge(self, video: Tensor) -> Verdicts:
+        """Clips ``[B, 3, F, H, W]`` in -1..1, each of them one whole motion long."""
+        chosen = video[:, :, _spread(video.shape[2], LOOKS)].float()
+        features, things, places = self.look(chosen.transpose(1, 2).flatten(0, 1))
+        looks = (len(video), -1)
+        moving = video[:, :, _spread(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
+        small = _resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
+        motion_features, motions, cameras = self.motion(small)
+        return Verdicts(
+            things=things.unflatten(0, looks),
+            places=places.unflatten(0, looks).mean(1),
+            motions=motions.softmax(1),
+            cameras=cameras.softmax(1),
+            features=torch.cat([features.unflatten(0, looks).mean(1), motion_features], dim=1),
+        )
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the weights; `fingerprint` says what they were trained for."""
+        state = {f"{name}.{key}": value for name in ("frame", "motion") for key, value in self._state(name).items()}
+        save_file(state, path, {"fingerprint": fingerprint, "things": str(self.things)})
+
+    def _state(self, name: str) -> dict[str, Tensor]:
+        return {key: value.contiguous() for key, value in getattr(self, name).state_dict().items()}
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> "Probes | None":
+        """What `save` wrote, or None if there is no such file or it was trained for something else."""
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("fingerprint") != fingerprint:
+            return None
+        things, state = int(metadata["things"]), load_file(path)
+        frame, motion = FrameProbe(things), MotionProbe()
+        for name, module in (("frame", frame), ("motion", motion)):
+            module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(name)})
+        return cls(frame, motion, things)
+
+
+def _spread(frames: int, count: int) -> list[int]:
+    """`count` of the frames, the first and the last among them."""
+    return [round(i * (frames - 1) / (count - 1)) for i in range(count)]
+
+
+def _resized(frames: Tensor, size: int) -> Tensor:
+    if frames.shape[-2:] == (size, size):
+        return frames
+    return F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train_probes(
+    world: World,
+    vae: AutoencoderKLWan,
+    *,
+    things: int = len(THINGS),
+    size: int,
+    frame_steps: int = 800,
+    motion_steps: int = 450,
+    seed: int = 1,
+) -> Probes:
+    """Train both probes; a minute or two on a core at the defaults.
+
+    Args:
+        world: what to draw; its `motion_frames` is the length of a clip less one.
+        vae: the model's; the frame probe must know how it draws.
+        things: the first of `THINGS` are told apart, the others are "another one".
+        size: pixels of the model's clips.
+        frame_steps, motion_steps: of 64 frames, and of 64 clips.
+        seed: of weights, clips and order.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        frame, motion = FrameProbe(things), MotionProbe()
+        drawn = _drawn_frames(world, things, count=8 * frame_steps, seed=seed)
+        reconstructed = _reconstructed_frames(world, vae, things, size, clips=max(8, frame_steps // 4), seed=seed)
+        _fit(frame, _frame_losses(frame, drawn, reconstructed), frame_steps, "frame probe")
+        clips = _drawn_clips(world, count=7 * motion_steps, seed=seed)
+        _fit(motion, _motion_losses(motion, *clips), motion_steps, "motion probe")
+    return Probes(frame, motion, things)
+
+
+def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> None:
+    """Muon on the kernels: far ahead of AdamW after as few steps."""
+    began = time.monotonic()
+    kernels = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d)]
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    module.train()
+    chosen = {id(kernel) for kernel in kernels}
+    rest = [p for p in module.parameters() if id(p) not in chosen]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (ConvMuon(kernels, lr=0.02, momentum=0.9, weight_decay=0.0), 0.02),
+        (torch.optim.AdamW(rest, lr=4e-3, weight_decay=0.02), 4e-3),
+    ]
+    loss = torch.zeros(())
+    for step in range(steps):
+        factor = min(1.0, (step + 1) / 30) * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3
+        for optimizer, rate in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate
+        module.zero_grad()
+        loss = next(losses)
+        loss.backward()
+        for optimizer, _ in optimizers:
+            optimizer.step()
+    module.eval()
+    logger.info("%s: %d steps in %.0f s, loss %.3f", name, steps, time.monotonic() - began, float(loss.detach()))
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and whether the thing counts, ``[N]`` each."""
+
+    pixels: Tensor
+    thing: Tensor
+    place: Tensor
+    thing_counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, chosen: Tensor) -> "_Frames":
+        return _Frames(**{name: column[chosen] for name, column in vars(self).items()})
+
+    @staticmethod
+    def cat(parts: "list[_Frames]") -> "_Frames":
+        return _Frames(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
+    """Video, and thing and whether it counts for each of its frames, ``[B, F, 2]``.
+
+    A thing that has faded or left is none, and one that nearly has counts as neither.
+    """
+    video, alpha = world.render(scenes, frames, size=size, start=start)
+    seen = alpha.mean(dim=(1, 3, 4))  # [B, F]
+    known = torch.where((scenes.thing >= 0) & (scenes.thing < things), scenes.thing, things)[:, None]
+    thing = torch.where(seen < 0.02, things, known)
+    counts = ((seen < 0.02) | (seen > 0.06) | (known == things)) & (scenes.second < 0)[:, None]
+    return video, torch.stack([thing, counts.long()], dim=2)
+
+
+def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
+    """From video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]``."""
+    pixels = _resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
+    place = scenes.place.clamp(max=TEXTURE)[:, None].expand(-1, video.shape[2]).flatten()
+    return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
+
+
+def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
+    """Draw scenes mostly of known things, a fifth of any that the world has."""
+    known, other = draw_scenes(count, seed, things=things), draw_scenes(count, seed + 1, things=world.things)
+    any_thing = torch.arange(count) % 5 == 0
+    columns = {}
+    for name, column in vars(known).items():
+        chosen = any_thing.view(-1, *[1] * (column.ndim - 1))
+        columns[name] = torch.where(chosen, vars(other)[name], column)
+    return Scenes(**columns)
+
+
+def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
+    """Single frames at all moments of drawn clips."""
+    parts = []
+    for number in range(0, count, 16):
+        scenes = _some_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
+        start = int(torch.randint(0, world.motion_frames + 1, ()))
+        parts.append(_labelled(*_rendered(world, scenes, things, 1, FRAME_SIZE, start), scenes))
+    return _Frames.cat(parts)
+
+
+@torch.no_grad()
+def _reconstructed_frames(
+    world: World, vae: AutoencoderKLWan, things: int, size: int, *, clips: int, seed: int
+) -> _Frames:
+    """What the VAE makes of short drawn clips; of half of them from latents that are slightly off, as a model's are."""
+    began = time.monotonic()
+    parts = []
+    for number in range(0, clips, 8):
+        scenes = _some_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
+        start = int(torch.randint(0, max(1, world.motion_frames - 3), ()))
+        video, labels = _rendered(world, scenes, things, 5, size, start)
+        latents = encode_video(vae, video)
+        latents[::2] += 0.25 * torch.rand(len(latents[::2]), 1, 1, 1, 1) * torch.randn_like(latents[::2])
+        rebuilt = decode_video(vae, latents).float()
+        parts.append(_labelled(rebuilt[:, :, ::2], labels[:, ::2], scenes))
+    logger.info("%d clips reconstructed in %.0f s", clips, time.monotonic() - began)
+    return _Frames.cat(parts)
+
+
+def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> Iterator[Tensor]:
+    """A third of each batch is reconstructed."""
+    while True:
+        some = [
+            pool[torch.randint(len(pool), (count,))]
+            for pool, count in ((reconstructed, _BATCH // 3), (drawn, _BATCH - _BATCH // 3))
+        ]
+        batch = _Frames.cat(some)
+        pixels, hue_is_true = recoloured(_shifted(batch.pixels, 6))
+        with precision(torch.device("cpu")):
+            _, thing, place = probe(roughened(pixels))
+        thing_loss = F.cross_entropy(thing.float(), batch.thing, reduction="none", label_smoothing=0.05)
+        place_loss = F.cross_entropy(place.float(), batch.place, reduction="none", label_smoothing=0.05)
+        yield (thing_loss * batch.thing_counts).mean() + 0.4 * (place_loss * hue_is_true).mean()
+
+
+def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
+    """Clips of any things at the few moments that the motion probe looks at: uint8 ``[N, 9, 3, 48, 48]``."""
+    coarse = copy.copy(world)
+    coarse.motion_frames = MOTION_FRAMES - 1
+    scenes = draw_scenes(count, 700_000_000 + seed, things=world.things)
+    parts = []
+    for first in range(0, count, 32):
+        video, _ = coarse.render(scenes[first : first + 32], MOTION_FRAMES, size=MOTION_SIZE)
+        parts.append((video.transpose(1, 2) * 127.5 + 127.5).round().to(torch.uint8))
+    return torch.cat(parts), scenes
+
+
+def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterator[Tensor]:
+    """Half of the clips are mirrored, which makes right of left."""
+    other_motion, other_camera = (_mirrored(list(names)) for names in (MOTIONS, CAMERAS))
+    moves = (scenes.thing >= 0) & (scenes.second < 0)
+    while True:
+        chosen = torch.randint(len(clips), (_BATCH,))
+        frames, motion, camera = clips[chosen].float() / 127.5 - 1, scenes.motion[chosen], scenes.camera[chosen]
+        mirrored = torch.rand(_BATCH) < 0.5
+        frames = torch.where(mirrored.view(-1, 1, 1, 1, 1), frames.flip(-1), frames)
+        motion = torch.where(mirrored, other_motion[motion], motion)
+        camera = torch.where(mirrored, other_camera[camera], camera)
+        frames = recoloured(frames)[0]
+        with precision(torch.device("cpu")):
+            _, motions, cameras = probe(roughened(frames.flatten(0, 1)).unflatten(0, (_BATCH, MOTION_FRAMES)))
+        motion_loss = F.cross_entropy(motions.float(), motion, reduction="none", label_smoothing=0.05)
+        camera_loss = F.cross_entropy(cameras.float(), camera, label_smoothing=0.05)
+        yield (motion_loss * moves[chosen]).mean() + 0.5 * camera_loss
+
+
+def _mirrored(names: list[str]) -> Tensor:
+    """The index of each name's mirror image."""
+    other = {"left": "right", "right": "left"}
+    return torch.tensor([names.index(other.get(name, name)) for name in names])
+
+
+def _shifted(pictures: Tensor, most: int) -> Tensor:
+    """All pictures moved by the same few pixels."""
+    size = pictures.shape[-1]
+    padded = F.pad(pictures, (most, most, most, most), mode="reflect")
+    top, left = torch.randint(0, 2 * most + 1, (2,)).tolist()
+    return padded[..., top : top + size, left : left + size]
+
+
+# ---- distortions -----------------------------------------------------------------------------------------------------
+
+
+def turned_hue(pictures: Tensor, angle: Tensor) -> Tensor:
+    """Colours turned about the grey axis: pictures ``[N, ..., 3, H, W]`` by angles ``[N]`` in radians."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    third, root = (1 - cos) / 3, sin / math.sqrt(3)
+    near, left, right = cos + third, third - root, third + root
+    matrix = torch.stack([near, left, right, right, near, left, left, right, near], dim=1).view(-1, 3, 3)
+    return torch.einsum("nij,n...jhw->n...ihw", matrix, pictures)
+
+
+def greyed(pictures: Tensor) -> Tensor:
+    """The luminance of pictures ``[..., 3, H, W]``, three times."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
+    return torch.einsum("c,...chw->...hw", weights, pictures).unsqueeze(-3).expand_as(pictures)
+
+
+def recoloured(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Random colours for pictures ``[N, ..., 3, H, W]``, and whether the hue is still the true one, ``[N]``."""
+    count = len(pictures)
+    wide = (count, *[1] * (pictures.ndim - 1))
+    channels = (count, *[1] * (pictures.ndim - 4), 3, 1, 1)
+    kind = torch.rand(count)
+    turned, grey = kind < 0.35, kind > 0.75
+    angle = torch.where(turned, 2 * math.pi * torch.rand(count), 0.3 * (torch.rand(count) - 0.5))
+    pictures = turned_hue(pictures, angle)
+    pictures = torch.where(grey.view(wide), greyed(pictures), pictures)
+    gain = (0.75 + 0.5 * torch.rand(wide)) * (0.9 + 0.2 * torch.rand(channels))
+    return (pictures * gain + 0.4 * (torch.rand(wide) - 0.5)).clamp(-1, 1), ~turned
+
+
+def roughened(pictures: Tensor) -> Tensor:
+    """Pictures ``[N, 3, H, W]``, some of them blurred, some with noise."""
+    count, _, height, width = pictures.shape
+    factor = float(torch.empty(()).uniform_(0.4, 0.9))
+    small = F.interpolate(pictures, scale_factor=factor, mode="bilinear", antialias=True, align_corners=False)
+    blurred = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
+    pictures = torch.where(torch.rand(count, 1, 1, 1) < 0.3, blurred, pictures)
+    strength = 0.12 * torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.3)
+    return pictures + strength * torch.randn_like(pictures)
+
+
+DISTORTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "grey": lambda video: greyed(video.transpose(1, 2)).transpose(1, 2),
+    "hue turned by a third": lambda video: turned_hue(
+        video.transpose(1, 2), torch.full((len(video),), 2 * math.pi / 3)
+    ).transpose(1, 2),
+}
+"""What the probes are tried on, too: videos to videos, ``[B, 3, F, H, W]``."""

@@ -1,0 +1,325 @@
+"""A model of the small world on the bench: its pipeline, the world, probes and templates, real clips beside its own."""
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pusa import zoo
+from pusa.conditions import PusaCondition
+from pusa.evaluation.metrics import (
+    Figure,
+    frechet_distance,
+    mean,
+    rate,
+)
+from pusa.lora.adapters import adapter_names
+from pusa.mini.evaluation.probes import (
+    DIRECTIONS,
+    MOTION_FRAMES,
+    Probes,
+    Verdicts,
+    train_probes,
+)
+from pusa.mini.evaluation.templates import (
+    Matcher,
+    Track,
+    direction_of,
+    motion_of,
+)
+from pusa.mini.world import pictures
+from pusa.mini.world.scenery import PLACES
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
+from pusa.mini.world.world import Scenes, World, draw_scenes
+from pusa.models.vae import decode_video, encode_video
+from pusa.pipeline import PusaPipeline
+
+logger = logging.getLogger(__name__)
+
+BATCH = 4  # clips at once: more gain nothing on a CPU
+_PRINCIPAL = 8  # features that the Frechet distance compares; few, because samples are few
+_REFERENCE_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Real clips: what they are of, their pixels, their latents, and what the VAE makes of these."""
+
+    scenes: Scenes
+    video: Tensor  # [B, 3, F, H, W] in -1..1, in steps of one grey level
+    latents: Tensor  # [B, C, f, h, w]
+    rebuilt: Tensor  # as video
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def __getitem__(self, chosen: slice | Tensor) -> "Clips":
+        return Clips(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+class Bench:
+    """What every part of the evaluation uses.
+
+    Args:
+        pipe: the model, its adapter attached if it has one.
+        model: its name or folder, which says the size, length and knobs that it is run with (`pusa.zoo.defaults_of`).
+        world: where its clips come from; one motion takes as many frames as a clip has.
+        probes: they know the things that the model knows.
+
+    Raises:
+        ValueError: the model's frames are no squares, as the world's are.
+    """
+
+    def __init__(self, pipe: PusaPipeline, model: str | Path, world: World, probes: Probes) -> None:
+        self.pipe, self.model, self.world, self.probes = pipe, str(model), world, probes
+        self.defaults, self.things = zoo.defaults_of(model), probes.things
+        if self.defaults.width != self.defaults.height:
+            size = f"{self.defaults.width}x{self.defaults.height}"
+            raise ValueError(f"{model}: {size} pixels; the small world is square, and so must its model's frames be")
+        self.matcher = Matcher(world.sprites[: self.things])
+        pipe.set_progress_bar_config(disable=True)
+
+    @property
+    def has_adapter(self) -> bool:
+        return "pusa" in adapter_names(self.pipe.transformer)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model, to the bit."""
+        self.pipe.set_alpha(0.0)
+        try:
+            yield
+        finally:
+            self.pipe.set_alpha(self.defaults.alpha)
+
+    # ---- real clips ----
+
+    def scenes(
+        self, count: int, seed: int, *, held_out: bool = False, motions: Sequence[str] = tuple(MOTIONS)
+    ) -> Scenes:
+        """Single things in places, every motion of `motions` as often, the camera moving in half of the clips.
+
+        Args:
+            held_out: combinations that training never drew, or those it may have drawn.
+        """
+        parts: list[Scenes] = []
+        wanted = [list(MOTIONS).index(motion) for motion in motions]
+        drawn = draw_scenes(100 * count, seed, things=self.things, held_out=held_out)
+        drawn = drawn[(drawn.second < 0) & (drawn.thing >= 0) & (drawn.place < len(PLACES))]
+        for number in range(count):
+            of_motion = (drawn.motion == wanted[number % len(wanted)]).nonzero().flatten()
+            index = int(of_motion[number // len(wanted)])
+            parts.append(drawn[index : index + 1])
+        scenes = Scenes.cat(parts)
+        moving = torch.arange(count) % 2 == 1
+        turn = torch.randperm(count, generator=torch.Generator().manual_seed(seed)) % (len(CAMERAS) - 1) + 1
+        return Scenes(**{**vars(scenes), "camera": torch.where(moving, turn, 0)})
+
+    def real(self, scenes: Scenes, *, world: World | None = None) -> Clips:
+        """Draw, encode and decode."""
+        video, latents = self.drawn(scenes, world=world)
+        return Clips(scenes, video, latents, self.decode(latents))
+
+    def drawn(self, scenes: Scenes, *, world: World | None = None) -> tuple[Tensor, Tensor]:
+        """Clips ``[B, 3, F, H, W]`` in steps of one grey level, and their latents ``[B, C, f, h, w]``."""
+        world = world or self.world
+        videos, latents = [], []
+        for first in range(0, len(scenes), BATCH):
+            video, _ = world.render(scenes[first : first + BATCH], self.defaults.num_frames, size=self.defaults.width)
+            video = (video * 127.5 + 127.5).round() / 127.5 - 1
+            videos.append(video)
+            latents.append(encode_video(self.pipe.vae, video))
+        return torch.cat(videos), torch.cat(latents)
+
+    # ---- the model ----
+
+    def denoise(
+        self,
+        prompts: Sequence[str],
+        conditions: Sequence[Sequence[PusaCondition]] | None = None,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Latents of a clip per prompt, ``[B, C, f, h, w]``; the noise of each depends on its number and `seed` only.
+
+        Without a word in any prompt, guidance would compare equals, so it is left out: half the time, the same clip.
+        """
+        d = self.defaults
+        guided = any(prompts) or bool(d.negative_prompt)
+        latents = []
+        for first in range(0, len(prompts), BATCH):
+            chosen = slice(first, min(first + BATCH, len(prompts)))
+            known: dict[str, Any] = (
+                {} if conditions is None else {"conditions": [list(some) for some in conditions[chosen]]}
+            )
+            latents.append(
+                self.pipe(
+                    list(prompts[chosen]),
+                    negative_prompt=d.negative_prompt,
+                    height=d.height,
+                    width=d.width,
+                    num_frames=d.num_frames,
+                    num_inference_steps=steps or d.steps,
+                    guidance_scale=d.guidance if guided else 1.0,
+                    generator=[torch.Generator().manual_seed(seed + i) for i in range(chosen.start, chosen.stop)],
+                    max_sequence_length=d.max_sequence_length,
+                    output_type="latent",
+                    fps=d.fps,
+                    **known,
+                ).frames.float()
+            )
+        return torch.cat(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """``[B, 3, F, H, W]`` in -1..1."""
+        return torch.cat([decode_video(self.pipe.vae, some).float() for some in latents.split(BATCH)])
+
+    def digest(self) -> str:
+        """Tells one set of weights from another."""
+        return _digest(self.pipe.transformer)
+
+    # ---- judgement ----
+
+    def judge(self, video: Tensor) -> Verdicts:
+        return Verdicts.cat([self.probes.judge(some) for some in video.split(16)])
+
+    def thing_in(self, frames: Tensor) -> Tensor:
+        """The thing that the probe sees in frames ``[B, 3, n, H, W]`` taken together: ``[B]``."""
+        _, things, _ = self.probes.look(frames.transpose(1, 2).flatten(0, 1).float())
+        return things.unflatten(0, (len(frames), -1)).mean(1).argmax(1)
+
+    def shown(self, scenes: Scenes, video: Tensor) -> dict[str, Figure]:
+        """How many clips show what their captions say, by the probes and by the track of the named sprite."""
+        seen = self.judge(video)
+        track = self.matcher.track(video, scenes.thing)
+        by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing])
+        directed = torch.isin(scenes.motion, DIRECTIONS)
+        return self.named(scenes, seen) | {
+            "sprite match": mean(self.sprite_match(track)),
+            "motion by track": rate(by_track == scenes.motion),
+            "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
+            "Frechet": self.frechet(seen.features),
+        }
+
+    @staticmethod
+    def named(scenes: Scenes, seen: Verdicts) -> dict[str, Figure]:
+        """How often the probes see what captions say."""
+        directed, moving = torch.isin(scenes.motion, DIRECTIONS), scenes.camera > 0
+        return {
+            "thing": rate(seen.thing == scenes.thing),
+            "motion": rate(seen.motion == scenes.motion),
+            "direction": rate((seen.direction == scenes.motion)[directed]),
+            "place": rate(seen.place == scenes.place),
+            "camera": rate((seen.camera == scenes.camera)[moving]),
+        }
+
+    def chance(self) -> dict[str, Figure]:
+        """What guessing would reach."""
+        motion, direction = {"value": 1 / len(MOTIONS)}, {"value": 1 / len(DIRECTIONS)}
+        return {
+            "thing": {"value": 1 / self.things},
+            "motion": motion,
+            "direction": direction,
+            "place": {"value": 1 / len(PLACES)},
+            "camera": {"value": 1 / len(CAMERAS)},
+            "motion by track": motion,
+            "direction by track": direction,
+        }
+
+    @staticmethod
+    def sprite_match(track: Track) -> Tensor:
+        """The mean score of the three best moments, ``[B]``: a thing may fade, or leave."""
+        return track.score.topk(3, dim=1).values.mean(1)
+
+    @cached_property
+    def _reference(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of real clips in their principal directions, their mean and these directions."""
+        coarse = copy.copy(self.world)
+        coarse.motion_frames = MOTION_FRAMES - 1  # the same moments, drawn without the frames between them
+        scenes = self.scenes(_REFERENCE_CLIPS, seed=31)
+        seen = [
+            self.judge(coarse.render(scenes[first : first + 16], MOTION_FRAMES, size=self.defaults.width)[0]).features
+            for first in range(0, len(scenes), 16)
+        ]
+        features = torch.cat(seen)
+        middle = features.mean(0)
+        _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
+        directions = directions[:_PRINCIPAL].T  # [D, 8]
+        return (features - middle) @ directions, middle, directions
+
+    def frechet(self, features: Tensor) -> Figure:
+        """The distance of clips from real ones, by features ``[B, D]`` of the probes in eight principal directions."""
+        if len(features) < 2:
+            return {"value": None, "n": len(features)}
+        reference, middle, directions = self._reference
+        return {"value": frechet_distance((features - middle) @ directions, reference), "n": len(features)}
+
+
+def image_of(video: Tensor, frame: int) -> Tensor:
+    """Frame of ``[3, F, H, W]`` in -1..1 as a picture that `PusaCondition` takes, ``[3, H, W]`` in 0..1."""
+    return ((video[:, frame] + 1) / 2).clamp(0, 1)
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_bench(model: str | Path, cache: Path, out: Path) -> Bench:
+    """Load a model of the small world and train its probes, or read them from `out`.
+
+    Args:
+        model: the embedded model's name, or a folder with a ``pusa.json`` of our recipe.
+        cache: where the world's pictures are, or are put (`pusa.mini.world.pictures.fetch`).
+        out: where ``probes.safetensors`` is kept.
+
+    Raises:
+        ValueError: the model does not say which things of the small world it knows, or its frames are no squares.
+        FileNotFoundError, RuntimeError: pictures cannot be fetched.
+    """
+    known = zoo.find(model)
+    if known is None or not known.words.get("things"):
+        raise ValueError(
+            f"{str(model)!r} does not list the small world's things (words in pusa.json): only the embedded model and "
+            "folders that its recipe has made can be evaluated here"
+        )
+    defaults = known.defaults
+    pictures.fetch(cache)
+    pipe = PusaPipeline.from_pretrained(model)
+    if known.lora is not None and "pusa" not in adapter_names(pipe.transformer):
+        pipe.load_pusa(known.lora.fetch(), alpha=defaults.alpha)
+    if "pusa" in adapter_names(pipe.transformer):
+        pipe.set_alpha(defaults.alpha)
+    world = World(pictures.load_sprites(cache), pictures.load_photographs(cache), motion_frames=defaults.num_frames - 1)
+    things = len(known.words["things"])
+    probes = probes_for(pipe, world, things=things, size=defaults.width, file=out / "probes.safetensors")
+    return Bench(pipe, model, world, probes)
+
+
+def probes_for(pipe: PusaPipeline, world: World, *, things: int, size: int, file: Path, **training: Any) -> Probes:
+    """The probes in `file` if they were trained for this VAE and world; else trained, and kept there.
+
+    `training` goes to `train_probes`.
+    """
+    wanted = f"3 {things} things, {size} pixels, {world.motion_frames} frames, VAE {_digest(pipe.vae)}, {training}"
+    probes = Probes.load(file, wanted)
+    if probes is None:
+        logger.info("training the probes")
+        probes = train_probes(world, pipe.vae, things=things, size=size, **training)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probes.save(file, wanted)
+    return probes
+
+
+def _digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in module.state_dict().values():
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,324 @@
+"""`pusa eval paper`: the claims of Pusa V1.0 (arXiv 2507.16116), tried on the small base model at equal budgets.
+
+From one frozen base, five adapters are trained on the same clips in the same order for the same number of steps; only
+how times are drawn differs. Then points of curves are measured: over training steps, inference steps, alpha and noise.
+
+Two processes of one thread share the work on a CPU: the first trains, the second measures what is ready, and in the
+end both measure. Every finished part is a file in the output folder, so that a run that was stopped goes on.
+"""
+
+import json
+import logging
+import multiprocessing
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pusa.fsutil import sha256_of
+from pusa.mini.paper import points as paper_points
+from pusa.mini.paper import report as paper_report
+from pusa.mini.paper import training as paper_training
+from pusa.mini.paper.points import STEPS, Point
+from pusa.mini.paper.training import (
+    BATCH,
+    CURVE,
+    REGIMES,
+    Plan,
+)
+
+PLAN_FILE, REPORT_FILE = "plan.json", "paper.json"
+REFERENCES = "references"
+
+ALPHAS = (0.5, 1.4, 2.0, 3.0)
+INFERENCE_STEPS = (1, 2, 4, 20, 50)
+NOISES = (0.1, 0.2, 0.4, 0.7, 1.0)
+
+_TRAINING_SHARE = 0.6  # of the first process's time
+_SPARE = 0.85  # of the time that is left is planned for
+_START_SECONDS = 60.0  # until all is loaded and compiled
+_COMPILING_MINUTES = 4.0  # below it, compiling costs more than it gains
+_MOST_CLIPS = 32
+
+Say = Callable[[str], None]
+
+
+# ---- what there is to do -------------------------------------------------------------------------------------------
+
+
+def points_of(plan: Plan) -> list[Point]:
+    """Every point, the ones that matter most first."""
+    parts = [round(plan.steps * share) for share in (1, 0.5, 0.25)]
+    paper = partial(Point, regime="independent", step=plan.steps)
+    points = [Point("base", ("losses", "image", "caption", "text"))]
+    points += [Point(f"{r} {plan.steps}", ("losses", "image", "caption", "text"), r, plan.steps) for r in REGIMES]
+    points += [Point(f"{r} {step}", ("losses", "image"), r, step) for step in parts[1:] for r in REGIMES]
+    points += [paper(f"alpha {alpha:g}", ("image", "caption"), alpha=alpha) for alpha in ALPHAS]
+    few = [steps for steps in INFERENCE_STEPS if steps <= 2 * STEPS]
+    points += [paper(f"steps {steps}", ("image", "caption"), steps=steps) for steps in few]
+    points += [paper(f"noise {noise:g}", ("image",), noise=noise) for noise in NOISES]
+    points += [paper(f"steps {steps}", ("image",), steps=steps) for steps in INFERENCE_STEPS if steps > 2 * STEPS]
+    others = [regime for regime in REGIMES if regime != "independent"]
+    points += [Point(f"{r} alpha {a:g}", ("image",), r, plan.steps, alpha=a) for r in others for a in (1.4, 2.0)]
+    return points
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part that leaves `result`; it can start once `needs` are there, and takes about so many `seconds`.
+
+    What `must` be is done however late it is, and time is kept for it: the trainings, and how each of them ends.
+    """
+
+    name: str
+    result: Path
+    work: Callable[[], None]
+    needs: tuple[Path, ...] = ()
+    seconds: float = 0.0
+    must: bool = False
+    trains: bool = False
+
+    def is_ready(self) -> bool:
+        return all(path.exists() for path in self.needs)
+
+
+def jobs_of(work: Path, out: Path, plan: Plan, *, seconds_per_step: float, seconds_per_forward: float) -> list[Job]:
+    """In order of importance; a process takes the first one that is ready."""
+    adapter = partial(paper_training.adapter_path, out)
+    jobs = [
+        Job(
+            f"train {regime}",
+            adapter(regime, plan.steps),
+            partial(paper_training.train_regime, work, out, plan, regime),
+            seconds=plan.steps * seconds_per_step,
+            must=True,
+            trains=True,
+        )
+        for regime in REGIMES
+    ]
+    probe = paper_points.probe_path(out)
+    result = result_path(out, REFERENCES)
+    references = partial(_measure_references, work, out, plan, result)
+    jobs.append(Job(REFERENCES, result, references, needs=(probe,), must=True))
+    for point in points_of(plan):
+        needs = [probe] if point.regime is None else [probe, adapter(point.regime, point.step)]
+        result = result_path(out, point.name)
+        jobs.append(
+            Job(
+                point.name,
+                result,
+                partial(_measure, work, out, plan, point, result),
+                needs=tuple(needs),
+                seconds=point.cost(plan) * seconds_per_forward,
+                must="text" in point.measures,
+            )
+        )
+    return jobs
+
+
+def result_path(out: Path, name: str) -> Path:
+    return out / "points" / f"{name.replace(' ', '-')}.json"
+
+
+def _measure(work: Path, out: Path, plan: Plan, point: Point, result: Path) -> None:
+    measured = paper_points.judge_of(work, out, plan).measure(point)
+    _write_json(result, {"point": asdict(point), "measured": measured})
+
+
+def _measure_references(work: Path, out: Path, plan: Plan, result: Path) -> None:
+    _write_json(result, paper_points.judge_of(work, out, plan).references())
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1) + "\n")
+    part.replace(path)
+
+
+# ---- how much of it ------------------------------------------------------------------------------------------------
+
+
+def make_plan(
+    minutes: float, processes: int, *, seconds_per_step: float, seconds_per_forward: float, compiled: bool
+) -> Plan:
+    """As many training steps and clips per point as fit into so many minutes of so many processes."""
+    seconds = max(60 * minutes - _START_SECONDS, 30 * minutes)
+    share = _TRAINING_SHARE if processes > 1 else _TRAINING_SHARE / 2
+    steps = max(1, int(share * seconds / (len(REGIMES) * seconds_per_step) / CURVE)) * CURVE
+    left = _SPARE * (processes * seconds - len(REGIMES) * steps * seconds_per_step)
+
+    def plan(clips: int) -> Plan:
+        return Plan(steps, clips, 32 if compiled else 8, _probe_steps(compiled), compiled)
+
+    def cost(clips: int) -> float:
+        return seconds_per_forward * sum(point.cost(plan(clips)) for point in points_of(plan(clips)))
+
+    fitting = [clips for clips in range(BATCH, _MOST_CLIPS + 1, BATCH) if cost(clips) <= left]
+    return plan(max(fitting, default=BATCH))
+
+
+def _calibrate(work: Path, out: Path, compiled: bool) -> tuple[float, float]:
+    """Seconds per training step and per forward pass of one clip, on this machine as busy as it is now."""
+    step = paper_training.seconds_per_training_step(work, out / "calibration", compiled=compiled)
+    trial = Plan(CURVE, BATCH, BATCH, probe_steps=1, compiled=compiled)
+    return step, paper_points.Judge(work, out, trial).seconds_per_forward()
+
+
+def _probe_steps(compiled: bool) -> int:
+    """A short run has a poor probe, too."""
+    return 300 if compiled else 60
+
+
+def _fingerprint(work: Path) -> str:
+    """Of the base, so that results of two are never mixed."""
+    path = work / "base.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{work} has no base.safetensors: `pusa mini train {work} --until base` makes it")
+    return sha256_of(path)
+
+
+# ---- doing it ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    work: Path,
+    out: Path | None = None,
+    *,
+    minutes: float = 12.0,
+    processes: int | None = None,
+    steps: int | None = None,
+    clips: int | None = None,
+    page: Path | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Do what is not done yet, and write tables, plots and figures to `out`.
+
+    Args:
+        work: a folder in which `pusa mini train` has finished its base.
+        out: where results are kept; None: ``paper`` in `work`.
+        minutes: what the first run plans for. Once they are over, only the trainings and their ends are still done.
+        processes: that share the work; None: two of one thread on a CPU, one with a GPU.
+        steps: of each training, a multiple of 4; None: as many as fit into the time.
+        clips: per point, a multiple of 4; None: as many as fit. What is given here does not depend on the machine.
+        page: a Markdown file whose part between the marks of `paper_report` is replaced by the tables, with the plots
+            in a folder of its name beside it.
+        say: told what goes on, a line at a time.
+
+    Returns:
+        The report, as in ``paper.json``; "left_out" names what there was no time for.
+
+    Raises:
+        FileNotFoundError: there is no base in `work`.
+        ValueError: `out` holds results of another base or of other `steps` or `clips`, these are no multiples of 4, or
+            `page` has no marks.
+    """
+    import torch
+
+    given = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
+    for name, value in given.items():
+        if value < 4 or value % 4:
+            raise ValueError(f"{name}={value} is no multiple of 4")
+    if page is not None:
+        paper_report.check_page(page)
+    out = work / "paper" if out is None else out
+    processes = processes or (1 if torch.cuda.is_available() else 2)
+    began = time.monotonic()
+    fingerprint = _fingerprint(work)
+    stored = json.loads((out / PLAN_FILE).read_text()) if (out / PLAN_FILE).is_file() else None
+    if stored is not None and stored["base"] != fingerprint:
+        raise ValueError(f"{out} holds results of another base: name another folder with --out")
+    for name, value in given.items():
+        if stored is not None and stored["plan"][name] != value:
+            raise ValueError(
+                f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    threads = 1 if processes > 1 else torch.get_num_threads()
+    with ExitStack() as stack:
+        lanes = [stack.enter_context(_lane(threads)) for _ in range(processes)]
+        compiled = stored["plan"]["compiled"] if stored else minutes >= _COMPILING_MINUTES
+        probing = None
+        if not paper_points.probe_path(out).exists():
+            probing = lanes[-1].submit(paper_points.train_probe, work, out, _probe_steps(compiled))
+        if stored is None:
+            say("calibrating")
+            step, forward = lanes[0].submit(_calibrate, work, out, compiled).result()
+            plan = make_plan(minutes, processes, seconds_per_step=step, seconds_per_forward=forward, compiled=compiled)
+            plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips)
+            speed = {"seconds_per_step": step, "seconds_per_forward": forward}
+            stored = {"base": fingerprint, "plan": asdict(plan), "speed": speed}
+            _write_json(out / PLAN_FILE, stored)
+        plan = Plan(**stored["plan"])
+        say(f"{plan.steps} steps of each of {len(REGIMES)} trainings, {plan.clips} clips per point")
+        if probing is not None:
+            probing.result()
+        jobs = jobs_of(work, out, plan, **stored["speed"])
+        left_out = _work_off(jobs, lanes, deadline=began + 60 * minutes, began=began, say=say)
+    report = paper_report.collect(work, out, plan, left_out)
+    _write_json(out / REPORT_FILE, report)
+    paper_report.write(report, out, page)
+    if left_out:
+        say(f"no time was left for {', '.join(left_out)}: the same command goes on with it")
+    return report
+
+
+def _lane(threads: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=_start_lane, initargs=(threads,))
+
+
+def _start_lane(threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the trainer has its own way
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms under autocast
+    torch.set_num_threads(threads)
+    logging.getLogger("pusa").setLevel(logging.WARNING)
+
+
+def _work_off(
+    jobs: list[Job], lanes: list[ProcessPoolExecutor], *, deadline: float, began: float, say: Say
+) -> list[str]:
+    """Do the jobs; the first lane trains before it measures, the others only measure. Returns what was left out."""
+    pending = [job for job in jobs if not job.result.exists()]
+    running: dict[Future[None], tuple[int, Job]] = {}
+    left_out: list[str] = []
+    while pending or running:
+        kept = _seconds_kept([*pending, *(job for _, job in running.values())], len(lanes))
+        latest = deadline - time.monotonic() - kept
+        left_out += [job.name for job in pending if not job.must and job.seconds > latest]
+        pending = [job for job in pending if job.name not in left_out]
+        busy = {lane for lane, _ in running.values()}
+        for lane in sorted(set(range(len(lanes))) - busy):
+            job = next(_offered(pending, trains=lane == 0), None)
+            if job is not None:
+                pending.remove(job)
+                running[lanes[lane].submit(job.work)] = lane, job
+        if pending and not running:
+            raise RuntimeError(f"{pending[0].name} waits for files that nothing makes: {pending[0].needs}")
+        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in done:
+            _, job = running.pop(future)
+            future.result()
+            say(f"{time.monotonic() - began:5.0f} s  {job.name}")
+    return left_out
+
+
+def _seconds_kept(jobs: list[Job], lanes: int) -> float:
+    """What those that must be done will take, if one lane does all the training."""
+    training = sum(job.seconds for job in jobs if job.trains)
+    return max(training, sum(job.seconds for job in jobs if job.must) / lanes)
+
+
+def _offered(pending: list[Job], *, trains: bool) -> Iterator[Job]:
+    """What a lane may take, in its order."""
+    if trains:
+        yield from (job for job in pending if job.trains)
+    yield from (job for job in pending if not job.trains and job.is_ready())

@@ -1,0 +1,233 @@
+"""Clips of the small world as its text-to-video model is trained on them: drawn, encoded and kept on the device."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from pusa.mini.recipe.loop import precision, rank, world_size
+from pusa.mini.world.world import (
+    Scenes,
+    World,
+    captions,
+    draw_scenes,
+)
+from pusa.models.vae import encode_video
+
+_SHARD_CLIPS = 64
+_DRAWN_PIXELS = 64 * 128**2  # of a frame of all clips that are drawn at once on a card
+_WORDINGS = 2
+_CAPTION_TOKENS = 40
+_SCENES = "scenes."  # before the names of their columns in a file
+
+
+@dataclass(frozen=True)
+class Sample:
+    """B clips for one step.
+
+    Attributes:
+        latents: fp32 ``[B, 16, F, h, w]``, normalised.
+        mask: the share of each latent pixel that the things cover, fp32 ``[B, F, h, w]`` in 0..1.
+        tokens: captions, ``[B, L]``, zeros behind the text.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    tokens: Tensor
+
+
+class ClipCache:
+    """Clips as normalised latents with the things' masks and their captions, worded in several ways, as tokens.
+
+    Args:
+        latents: bf16 ``[N, 16, F, h, w]``.
+        mask: uint8 ``[N, F, h, w]``, 255 where a thing covers all of the latent pixel.
+        scenes: what the clips show.
+    """
+
+    def __init__(self, latents: Tensor, mask: Tensor, scenes: Scenes) -> None:
+        self.latents, self.mask, self.scenes = latents, mask, scenes
+        self.tokens = torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def first(self, count: int) -> "ClipCache":
+        """The first `count` clips."""
+        return ClipCache(self.latents[:count], self.mask[:count], self.scenes[:count])
+
+    def to(self, device: torch.device) -> "ClipCache":
+        """The same clips in the memory of `device`."""
+        return ClipCache(self.latents.to(device), self.mask.to(device), self.scenes)
+
+    def word(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Tokenise the captions, so that a training step has nothing to do on the host."""
+        generator = torch.Generator().manual_seed(0)
+        ways = []
+        for _ in range(_WORDINGS):
+            wording = torch.randint(10_000, (len(self),), generator=generator)
+            texts = captions(replace(self.scenes, wording=wording))
+            ways.append(tokenise(tokenizer, texts))
+        self.tokens = torch.stack(ways, dim=1).to(self.latents.device)  # [N, wordings, L]
+
+    def sample(self, count: int, frames: int) -> Sample:
+        """Draw `count` random clips, cut to their first `frames` latent frames (the VAE is causal)."""
+        device = self.latents.device
+        chosen = torch.randint(len(self), (count,), device=device)
+        wording = torch.randint(_WORDINGS, (count,), device=device)
+        return Sample(
+            self.latents[chosen, :, :frames].float(),
+            self.mask[chosen, :frames].float() / 255,
+            self.tokens[chosen, wording],
+        )
+
+
+def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: int = _CAPTION_TOKENS) -> Tensor:
+    """Token ids ``[B, length]``, zeros (the padding token) behind each text.
+
+    Goes past transformers, which takes longer over each text than the tokenizer itself: a card's recipe has half a
+    million.
+
+    Raises:
+        ValueError: a text has more than `length` tokens.
+    """
+    tokens = np.zeros((len(texts), length), np.int64)
+    for number, encoded in enumerate(tokenizer.backend_tokenizer.encode_batch_fast(texts)):
+        if len(encoded.ids) > length:
+            raise ValueError(f"a caption has {len(encoded.ids)} tokens, and only {length} are kept: {texts[number]!r}")
+        tokens[number, : len(encoded.ids)] = encoded.ids
+    return torch.from_numpy(tokens)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Which clips a cache holds.
+
+    Attributes:
+        clips: how many, a multiple of the 64 that are drawn at once.
+        size: pixels, both ways.
+        frames: 4n + 1.
+        things: the first ones of `THINGS`.
+        picture_share: of photographs and painted textures.
+        held_out: combinations that training never draws.
+    """
+
+    clips: int
+    size: int
+    frames: int
+    things: int
+    picture_share: float | None = None
+    held_out: bool = False
+
+    @property
+    def shards(self) -> int:
+        return -(-self.clips // _SHARD_CLIPS)
+
+    def scenes(self, shard: int) -> Scenes:
+        """Draw the scenes of 64 clips, the same whenever they are asked for."""
+        return draw_scenes(
+            _SHARD_CLIPS,
+            1_000_000 + shard,
+            things=self.things,
+            held_out=self.held_out,
+            picture_share=self.picture_share,
+        )
+
+
+def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline: float | None = None) -> ClipCache:
+    """Draw and encode clips in the memory of the world's device, without a file.
+
+    Args:
+        vae: on the device.
+        deadline: of `time.monotonic`; what is there by then is all there is, but at least 64 clips.
+    """
+    on_card = world.device.type != "cpu"
+    together = max(1, _DRAWN_PIXELS // (_SHARD_CLIPS * plan.size**2)) if on_card else 1  # shards
+    parts: list[tuple[Tensor, Tensor]] = []
+    drawn: list[Scenes] = []
+    for first in range(0, plan.shards, together):
+        scenes = Scenes.cat([plan.scenes(shard) for shard in range(first, min(first + together, plan.shards))])
+        parts.append(_encode(vae, world, plan, scenes, batch=len(scenes) if on_card else 8))
+        drawn.append(scenes)
+        # The host runs ahead of the device; every so often it has to know how late it is there.
+        if deadline is not None and len(parts) % 8 == 0:
+            _synchronise(world.device)
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    latents, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+    return ClipCache(latents, mask, Scenes.cat(drawn))
+
+
+def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:
+    """Draw and encode clips into `folder`, 64 a file; processes share the work, and files that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(rank(), plan.shards, world_size()):
+        path = folder / f"{shard:04d}.safetensors"
+        if path.exists():
+            continue
+        scenes = plan.scenes(shard)
+        latents, mask = _encode(vae, world, plan, scenes, batch=8)
+        drawn = {f"{_SCENES}{name}": column for name, column in vars(scenes).items()}
+        save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    if dist.is_initialized():
+        dist.barrier()
+    return load_latents(folder, things=plan.things, held_out=plan.held_out, shards=plan.shards)
+
+
+def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: int | None = None) -> ClipCache:
+    """Load clips that `cache_clips` has left in `folder`; all files if not only the first `shards`.
+
+    Args:
+        things, held_out: as they were drawn, for files of the first edition, which do not hold their scenes.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    count = len(list(folder.glob("*.safetensors"))) if shards is None else shards
+    if not count:
+        raise FileNotFoundError(f"{folder} holds no latents")
+    latents, masks, scenes = [], [], []
+    for shard in range(count):
+        tensors = load_file(folder / f"{shard:04d}.safetensors")
+        latents.append(tensors["latents"])
+        masks.append(
+            tensors.get("mask", tensors["latents"].new_zeros(tensors["latents"][:, 0].shape, dtype=torch.uint8))
+        )
+        drawn = {name.removeprefix(_SCENES): column for name, column in tensors.items() if name.startswith(_SCENES)}
+        plan = ClipPlan(clips=0, size=0, frames=0, things=things, held_out=held_out)
+        scenes.append(Scenes(**drawn) if drawn else plan.scenes(shard))
+    return ClipCache(torch.cat(latents), torch.cat(masks), Scenes.cat(scenes))
+
+
+def _encode(
+    vae: AutoencoderKLWan, world: World, plan: ClipPlan, scenes: Scenes, *, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Latents bf16 ``[N, 16, F, h, w]`` and masks uint8 ``[N, F, h, w]``."""
+    latents, masks = [], []
+    for first in range(0, len(scenes), batch):
+        video, alpha = world.render(scenes[first : first + batch], plan.frames, size=plan.size)
+        with precision(world.device):
+            latents.append(encode_video(vae, video).bfloat16())
+        masks.append(latent_mask(alpha))
+    return torch.cat(latents).contiguous(), torch.cat(masks).contiguous()
+
+
+def latent_mask(alpha: Tensor) -> Tensor:
+    """Average alpha ``[B, 1, 4F - 3, H, W]`` over the pixels and frames of a latent pixel: uint8 ``[B, F, h, w]``."""
+    small = F.avg_pool3d(alpha, (1, 8, 8))
+    rest = F.avg_pool3d(small[:, :, 1:], (4, 1, 1)) if alpha.shape[2] > 1 else small[:, :, 1:]
+    return (255 * torch.cat([small[:, :, :1], rest], dim=2)[:, 0]).round().to(torch.uint8)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,107 @@
+"""The working folder of the recipe and the model's folder that comes out of it."""
+
+import copy
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, SHIFT, TextToVideo
+from pusa.mini.recipe.samples import ALPHA, GUIDANCE, STEPS
+from pusa.mini.world.scenery import PLACES
+from pusa.mini.world.vocabulary import (
+    CAMERAS,
+    MOTIONS,
+    PHOTOGRAPH_WORDS,
+    THINGS,
+)
+from pusa.pipeline import PusaPipeline
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+
+logger = logging.getLogger(__name__)
+
+LORA_FILE = "pusa_lora.safetensors"
+_SHARD_SIZE = "13MB"  # no file of a package above 14 MB
+
+
+class Sizes(Protocol):
+    """Sizes of a budget that its folder names."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def things(self) -> int: ...
+
+
+class Report:
+    """Keep the measurements of the stages as JSON in the working folder, for the card and the documentation."""
+
+    def __init__(self, path: Path, budget: Any) -> None:
+        self.path = path
+        self.content = json.loads(path.read_text()) if path.exists() else {"budget": asdict(budget)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.content
+
+    def add(self, name: str, values: object) -> None:
+        self.content[name] = values
+        self.path.write_text(json.dumps(self.content, indent=2) + "\n")
+        logger.info("%s: %s", name, values)
+
+
+def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget: Sizes) -> None:
+    """Write a folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`).
+
+    Args:
+        vae, base: stay as they are, where they are.
+    """
+    base = copy.deepcopy(base).to("cpu")
+    pipe = PusaPipeline(
+        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoder,
+        vae=copy.deepcopy(vae).to("cpu"),
+        scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
+        transformer=base.transformer,
+    )
+    pipe.to(torch.bfloat16, silence_dtype_warnings=True)
+    pipe.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    describe_folder(folder, budget, with_adapter=False)
+
+
+def describe_folder(folder: Path, budget: Sizes, *, with_adapter: bool) -> None:
+    """Write ``pusa.json``; an adapter that it names must be in the folder."""
+    seconds = budget.frames / 16
+    title = (
+        f"embedded model: {budget.things} things, {len(MOTIONS)} motions, {budget.size} pixels, {seconds:.0f} seconds"
+    )
+    card = {
+        "title": title,
+        "defaults": {
+            "width": budget.size,
+            "height": budget.size,
+            "num_frames": budget.frames,
+            "fps": 16.0,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "shift": SHIFT,
+            "alpha": ALPHA,
+            "max_sequence_length": MAX_SEQUENCE_LENGTH,
+            "negative_prompt": "",
+            "encode": "repeat",
+        },
+        **({"lora": {"transformer": LORA_FILE}} if with_adapter else {}),
+        "words": {
+            "things": [list(names[1:]) for names in THINGS[: budget.things]],
+            "motions": [list(words) for words in MOTIONS.values()],
+            "places": [list(place.phrases) for place in PLACES],
+            "cameras": [words.removeprefix(", ") for words in CAMERAS.values() if words],
+            "pictures": list(PHOTOGRAPH_WORDS),
+        },
+    }
+    (folder / "pusa.json").write_text(json.dumps(card, indent=2) + "\n")

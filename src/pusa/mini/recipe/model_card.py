@@ -1,0 +1,140 @@
+"""The card of the embedded model: data, licences, recipe, curves and what was measured, from the recipe's own files."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pusa.media.sheets import write_picture
+from pusa.mini.world.pictures import CREDITS
+from pusa.mini.world.scenery import PLACES
+from pusa.mini.world.vocabulary import MOTIONS
+from pusa.training.curves import Curve, Panel, draw
+from pusa.training.reports import read_metrics
+
+CARD_FILE, CURVES_FILE = "README.md", "curves.png"
+
+
+def write_card(work: Path, target: Path) -> None:
+    """Write ``README.md`` and ``curves.png`` into `target` from what the recipe has left in `work`."""
+    report = json.loads((work / "report.json").read_text())
+    stages = {name: _curve(work / f"{name}.jsonl") for name in ("vae", "base")}
+    vta = read_metrics(work / "vta")
+    adapted = [(float(e["step"]), float(e["loss"])) for e in vta if "loss" in e]
+    held_out = [(float(e["step"]), float(e["held_out_loss"])) for e in vta if "held_out_loss" in e]
+    panels = [Panel(f"{name}: loss", "step", [Curve("training", stages[name], smooth=True)]) for name in stages]
+    curves = [Curve("training", adapted, smooth=True), Curve("held out", held_out, dots=True)]
+    write_picture(draw([*panels, Panel("VTA: loss", "step", curves)]), target / CURVES_FILE)
+    steps = {**{name: int(points[-1][0]) for name, points in stages.items()}, "vta": int(adapted[-1][0])}
+    (target / CARD_FILE).write_text("\n".join(_card(report, steps)) + "\n")
+
+
+def _curve(path: Path) -> list[tuple[float, float]]:
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    by_step = {entry["step"]: entry["loss"] for entry in entries}  # a run that went on repeats some steps
+    return sorted(by_step.items())
+
+
+def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
+    budget, vae, strength = report["budget"], report["vae"], report["strength"]
+    size, frames = budget["size"], budget["frames"]
+    yield from (
+        "# The embedded model",
+        "",
+        f"A text-to-video model of {budget['things']} things, {len(MOTIONS)} motions and {len(PLACES)} places, at "
+        f"{size} x {size} pixels and {frames} frames ({(frames - 1) // 4 + 1} latent frames), 16 per second. It is "
+        "made "
+        "of the classes of the large models (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`, a Pusa "
+        "LoRA) and was trained from nothing by the recipe in `pusa.training`, so that everything in this package can "
+        "be "
+        "tried, tested and shown on a laptop. `pusa models show mini --words` lists its words.",
+        "",
+        "## Data",
+        "",
+        "Clips are drawn as they are needed: sprites that move before painted places or photographs, filmed by a "
+        "camera "
+        "that pans and zooms, with captions from a grammar. One combination of thing, motion and place in twelve is "
+        "never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the transformer the "
+        f"first {budget['things']}. Its pictures:",
+        "",
+        *_table(("what", "source", "licence"), CREDITS),
+        "",
+        "The weights are under the licence of this package. Third-party notices are in `THIRD_PARTY.md`.",
+        "",
+        "## Recipe",
+        "",
+        "`pusa mini train FOLDER`. The stages of these weights:",
+        "",
+        *_table(
+            ("stage", "minutes", "steps", "what"),
+            (
+                (
+                    "VAE",
+                    f"{budget['vae_minutes']:g}",
+                    steps["vae"],
+                    "single frames, then windows of 5 and 9 frames; Muon",
+                ),
+                (
+                    "base",
+                    f"{budget['base_minutes']:g}",
+                    steps["base"],
+                    f"text-to-video with one time for the whole clip, {budget['small_size']} then {size} pixels; Muon; "
+                    f"{budget['layers']} layers of width {32 * budget['heads']}, text encoder trained along",
+                ),
+                (
+                    "VTA",
+                    f"{budget['vta_minutes']:g}",
+                    steps["vta"],
+                    "LoRA of rank 16 beside the frozen base, every latent frame its own time (p = 1, as in the paper), "
+                    "one caption in five left out; configuration `mini-vta`",
+                ),
+            ),
+        ),
+        "",
+        f"![Losses of the three stages]({CURVES_FILE})",
+        "",
+        "## Measured",
+        "",
+        *_table(
+            ("", "all frames", "first frame"),
+            (
+                ("VAE, PSNR on combinations never drawn", *_decibels(vae, "held_out")),
+                ("VAE, PSNR on photographs (of the training set)", *_decibels(vae, "photographs")),
+            ),
+        ),
+        "",
+        f"Velocity loss of the base on combinations never drawn: {report['base']['held_out_loss']:.3f}.",
+        "",
+        "Strength of the adapter, image to video without a caption on combinations never drawn (`find_strength` of "
+        "`pusa.mini.recipe.samples`). The smallest strength within half a decibel of the most faithful first frames "
+        f"is {strength['best']:g} of what was trained; the exported LoRA is scaled by {strength['factor']:.3f}, so "
+        "that this is alpha 1.4:",
+        "",
+        *_strengths(strength["sweep"]),
+        "",
+        "`pusa eval mini` measures how good it is at every task, on clips that were never drawn for training.",
+        "",
+        "## Limits",
+        "",
+        "- Words outside its list mean nothing to it; it knows no people, no letters, no numbers.",
+        "- A photograph of yours can be panned and zoomed; what is in it will not move by itself.",
+        "- Fast motion blurs: four frames share a latent frame.",
+        "- Clips longer than it was trained on are made by chaining.",
+    )
+
+
+def _decibels(vae: Mapping[str, float], name: str) -> tuple[str, str]:
+    return f"{vae[f'{name}_db']:.1f} dB", f"{vae[f'{name}_first_frame_db']:.1f} dB"
+
+
+def _strengths(sweep: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    names = list(next(iter(sweep.values())))
+    rows = ((strength, *(f"{scores[name]:.2f}" for name in names)) for strength, scores in sweep.items())
+    yield from _table(("strength", *(name.replace("_", " ") for name in names)), rows)
+
+
+def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(str(cell) for cell in row)} |"

@@ -1,0 +1,274 @@
+"""The recipe of the embedded model, from nothing to a folder that `PusaPipeline.from_pretrained` takes.
+
+``pusa mini train`` starts it, in one process on a GPU and in two on a CPU. Run it again after an interruption: finished
+stages are skipped and a broken one goes on where it was. A `Budget` says how large everything is and how long it takes.
+"""
+
+import argparse
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from pusa.mini.recipe import card as mini_gpu
+from pusa.mini.recipe.base import (
+    BaseObjective,
+    BaseSchedule,
+    TextToVideo,
+    held_out_loss,
+    train_base,
+)
+from pusa.mini.recipe.clips import ClipPlan, cache_clips
+from pusa.mini.recipe.folder import (
+    LORA_FILE,
+    Report,
+    describe_folder,
+    write_folder,
+)
+from pusa.mini.recipe.loop import precision, rank
+from pusa.mini.recipe.model_card import write_card
+from pusa.mini.recipe.samples import Maker, find_strength
+from pusa.mini.recipe.vae import normalise, psnr, train_vae
+from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
+from pusa.mini.world import picture_pack, pictures
+from pusa.mini.world.vocabulary import THINGS
+from pusa.mini.world.world import PHOTOGRAPH, World, draw_scenes
+from pusa.models.vae import channels_last, decode_video, encode_video
+from pusa.pipeline import PusaPipeline
+from pusa.training.export import export_run
+from pusa.training.launch import launched
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("vae", "base", "vta", "export")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes in pixels and frames, times in minutes; `things` is how many of `THINGS` the transformer learns."""
+
+    size: int
+    small_size: int
+    frames: int
+    things: int
+    heads: int
+    layers: int
+    vae_minutes: float
+    vae_gate_db: float
+    base_minutes: float
+    vta_minutes: float
+    clips: int
+    small_clips: int
+    batch_tokens: int
+    sweep_clips: int = 8
+    rank: int = 16
+    objective: BaseObjective = field(default_factory=BaseObjective)
+    compiled: bool = True
+    vae_images: int = 16
+    vae_window_frames: int = 20
+
+    @property
+    def latent_frames(self) -> int:
+        return (self.frames - 1) // 4 + 1
+
+
+BUDGETS = {
+    # three commands of under ten minutes: --until vae, --until base, and the rest
+    "gpu": Budget(
+        size=128,
+        small_size=64,
+        frames=81,
+        things=len(THINGS),
+        heads=10,
+        layers=10,
+        vae_minutes=7.5,
+        vae_gate_db=30,
+        base_minutes=8.5,
+        vta_minutes=4,
+        clips=6144,
+        small_clips=12288,
+        batch_tokens=32_768,
+        vae_images=64,
+        vae_window_frames=80,
+    ),
+    "cpu": Budget(
+        size=96,
+        small_size=64,
+        frames=33,
+        things=32,
+        heads=8,
+        layers=8,
+        vae_minutes=31,
+        vae_gate_db=30,
+        base_minutes=103,
+        vta_minutes=12,
+        clips=4096,
+        small_clips=6144,
+        batch_tokens=2_880,
+    ),
+    # a rehearsal of everything, in a few minutes; what comes out is good for nothing
+    "rehearsal": Budget(
+        size=64,
+        small_size=64,
+        frames=17,
+        things=4,
+        heads=2,
+        layers=2,
+        vae_minutes=0.3,
+        vae_gate_db=0,
+        base_minutes=0.5,
+        vta_minutes=0.3,
+        clips=64,
+        small_clips=64,
+        batch_tokens=640,
+        sweep_clips=4,
+    ),
+}
+
+
+def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor, Tensor]:
+    """Load sprites and photographs from a picture pack, or from what is fetched into the working folder.
+
+    Raises:
+        ValueError: the pack has too few sprites.
+    """
+    if pack is None:
+        if rank() == 0:
+            pictures.fetch(work / "pictures")
+        _wait()
+        return pictures.load_sprites(work / "pictures"), pictures.load_photographs(work / "pictures")
+    sprites, photographs = picture_pack.load_pack(pack)
+    if len(sprites) < things:
+        raise ValueError(f"{pack} has sprites of {len(sprites)} things and this budget is for {things}")
+    return sprites, photographs
+
+
+def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
+    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
+    work.mkdir(parents=True, exist_ok=True)
+    sprites, photographs = load_pictures(work, pack, things=budget.things)
+    motion_frames = budget.frames - 1
+    world = World(sprites, photographs, motion_frames=motion_frames, device=device)
+    report = Report(work / "report.json", budget)
+
+    if not (work / "vae" / "config.json").exists():
+        vae = train_vae(
+            world,
+            work / "vae.pt",
+            seconds=60 * budget.vae_minutes,
+            size=budget.size,
+            images=budget.vae_images,
+            window_frames=budget.vae_window_frames,
+        )
+        normalise(vae, world, size=budget.size)
+        if rank() == 0:
+            vae.save_pretrained(work / "vae")
+    _wait()
+    vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae")).to(device)
+    if rank() == 0 and "vae" not in report:
+        scores = measure_vae(vae, world, size=budget.size, frames=budget.frames)
+        report.add("vae", scores)
+        if scores["held_out_db"] < budget.vae_gate_db:
+            logger.warning("the VAE reaches %.1f dB, not %.0f", scores["held_out_db"], budget.vae_gate_db)
+    if until == "vae":
+        return
+
+    plan = ClipPlan(clips=budget.clips, size=budget.size, frames=budget.frames, things=budget.things)
+    full = cache_clips(vae, world, work / "latents", plan)
+    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=256, held_out=True))
+    base_file = work / "base.safetensors"
+    if not base_file.exists():
+        torch.manual_seed(0)
+        base = TextToVideo(heads=budget.heads, layers=budget.layers).to(device)
+        plan = replace(plan, clips=budget.small_clips, size=budget.small_size)
+        small = cache_clips(vae, world, work / "small_latents", plan)
+        logger.info("%d small and %d full clips", len(small), len(full))
+        schedule = BaseSchedule(
+            seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens, compiled=budget.compiled
+        )
+        train_base(base, small.to(device), full.to(device), work / "base.pt", schedule, budget.objective)
+        if rank() == 0:
+            report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
+            save_model(base.to("cpu"), str(base_file))
+    _wait()
+    if until == "base":
+        return
+    base = TextToVideo(heads=budget.heads, layers=budget.layers)  # anew: the one that was trained is compiled
+    load_model(base, base_file)
+    if not (work / "vta" / "adapter.safetensors").exists():
+        dataset = write_dataset(base, full, work / "dataset", size=budget.size)
+        frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, plan=VtaPlan(frames, rank=budget.rank))
+    if until == "vta":
+        return
+    if rank() == 0:
+        base = TextToVideo(heads=budget.heads, layers=budget.layers, tokenizer=base.tokenizer)  # without the adapter
+        load_model(base, base_file)
+        write_folder(work / "model", vae, base, budget)
+        lora = work / "model" / LORA_FILE
+        export_run(work / "vta", lora)
+        describe_folder(work / "model", budget, with_adapter=True)
+        if "strength" not in report:
+            maker = Maker(PusaPipeline.from_pretrained(work / "model"), size=budget.size, frames=budget.frames)
+            judge = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
+            report.add("strength", find_strength(maker, judge, things=budget.things, clips=budget.sweep_clips))
+        export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
+        write_card(work, work)
+    _wait()
+
+
+@torch.no_grad()
+def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
+    """Mean PSNR in dB over clips of combinations that training never drew, and over photographs, which it did."""
+    scores = {}
+    scenes = draw_scenes(clips, 77, things=world.things, held_out=True)
+    pictured = draw_scenes(40 * clips, 78, things=world.things)
+    pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
+    for name, chosen in (("held_out", scenes), ("photographs", pictured)):
+        frame_scores = []
+        for first in range(0, len(chosen), 8):
+            video, _ = world.render(chosen[first : first + 8], frames, size=size)
+            with precision(video.device):
+                decoded = decode_video(vae, encode_video(vae, video))
+            frame_scores.append(psnr(decoded, video))
+        db = torch.cat(frame_scores)  # [clips, frames]
+        scores[f"{name}_db"] = float(db.mean())
+        scores[f"{name}_first_frame_db"] = float(db[:, 0].mean())
+    return scores
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--budget", choices=[*BUDGETS, *mini_gpu.CARD_BUDGETS], required=True)
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
+    parser.add_argument("--pictures", type=Path, help="a picture pack, instead of what npm and apt bring")
+    parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    device = launched().device
+    if options.budget in BUDGETS:
+        run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
+    else:
+        budget = mini_gpu.CARD_BUDGETS[options.budget]
+        if options.seconds is not None:
+            budget = replace(budget, seconds=options.seconds)
+        mini_gpu.run(
+            options.work, budget, *load_pictures(options.work, options.pictures, things=budget.things), device=device
+        )
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Clips that a model of the small world makes, many at once: for contact sheets and for the strength of its adapter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pusa.conditions import PusaCondition
+from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
+from pusa.mini.world.vocabulary import MOTIONS
+from pusa.mini.world.world import (
+    Scenes,
+    World,
+    captions,
+    draw_scenes,
+)
+from pusa.models.vae import decode_video, encode_video
+from pusa.pipeline import PusaPipeline
+
+GUIDANCE, PICTURE_GUIDANCE = 3.0, 1.5
+STEPS = 10
+ALPHA = 1.4  # Pusa V1.0's
+STRENGTHS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+_ENOUGH_DB = 0.5
+_BATCH = 8
+_SHEET_SEED, _SWEEP_SEED = 1701, 91
+
+
+class Maker:
+    """Makes clips of one size with a pipeline, on the device where it is.
+
+    Args:
+        pipe: its adapter attached, if it has one.
+        size: pixels, both ways.
+        frames: 4n + 1.
+    """
+
+    def __init__(self, pipe: PusaPipeline, *, size: int, frames: int) -> None:
+        self.pipe, self.size, self.frames = pipe, size, frames
+        pipe.set_progress_bar_config(disable=True)
+
+    def make(self, texts: Sequence[str], seed: int, *, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make a clip per text; its noise depends on its number and `seed` only.
+
+        Args:
+            texts: captions, or empty ones.
+            first: the first latent frames ``[B, C, 1, h, w]`` of pictures to start from.
+
+        Returns:
+            Video ``[B, 3, F, H, W]`` in -1..1 and latents ``[B, C, f, h, w]``, fp32 on the CPU.
+        """
+        videos, latents = [], []
+        for begin in range(0, len(texts), _BATCH):
+            chosen = range(begin, min(begin + _BATCH, len(texts)))
+            known: dict[str, Any] = {}
+            if first is not None:
+                known["conditions"] = [[PusaCondition(latents=first[i], latent_index=0)] for i in chosen]
+            # Without a word there is nothing to guide towards.
+            guidance = GUIDANCE if first is None else PICTURE_GUIDANCE
+            made = self.pipe(
+                [texts[i] for i in chosen],
+                height=self.size,
+                width=self.size,
+                num_frames=self.frames,
+                num_inference_steps=STEPS,
+                guidance_scale=guidance if any(texts) else 1.0,
+                max_sequence_length=MAX_SEQUENCE_LENGTH,
+                generator=[torch.Generator().manual_seed(seed + i) for i in chosen],
+                output_type="latent",
+                **known,
+            ).frames
+            latents.append(made.float().cpu())
+            videos.append(decode_video(self.pipe.vae, made).float().cpu())
+        return torch.cat(videos), torch.cat(latents)
+
+    def first_latents(self, world: World, scenes: Scenes) -> tuple[Tensor, Tensor]:
+        """Draw clips and encode their first frames.
+
+        Returns:
+            Video ``[B, 3, F, H, W]`` in -1..1 on the CPU, and latents ``[B, C, 1, h, w]``.
+        """
+        videos, firsts = [], []
+        for begin in range(0, len(scenes), _BATCH):
+            video, _ = world.render(scenes[begin : begin + _BATCH], self.frames, size=self.size)
+            videos.append(video.cpu())
+            firsts.append(encode_video(self.pipe.vae, video[:, :, :1]))
+        return torch.cat(videos), torch.cat(firsts)
+
+
+def find_strength(
+    maker: Maker, world: World, *, things: int, clips: int, strengths: Sequence[float] = STRENGTHS
+) -> dict[str, Any]:
+    """Try strengths of the adapter on combinations that training never drew, without a caption.
+
+    Strength costs motion and text-to-video, so the best is the smallest whose first frames come within half a decibel
+    of the most faithful; `factor` makes it alpha 1.4, which Pusa V1.0 recommends. The pipeline keeps its own strength.
+    """
+    from pusa.evaluation.metrics import psnr, sharpness
+
+    scenes = draw_scenes(20 * clips, _SWEEP_SEED, things=things, held_out=True)
+    scenes = scenes[scenes.motion != list(MOTIONS).index("fade")][:clips]
+    truth, first = maker.first_latents(world, scenes)
+    sweep: dict[str, dict[str, float]] = {}
+    try:
+        for strength in strengths:
+            maker.pipe.set_alpha(strength)
+            video, _ = maker.make([""] * len(scenes), 4000, first=first)
+            sharp, db = sharpness(video), psnr(video, truth)
+            sweep[f"{strength:g}"] = {
+                "sharpness_kept": float((sharp[:, -1] / sharp[:, 0]).mean()),
+                "frames_1_4_db": float(db[:, 1:5].mean()),
+                "all_frames_db": float(db.mean()),
+                "first_frame_db": float(db[:, 0].mean()),
+            }
+    finally:
+        maker.pipe.set_alpha(ALPHA)
+    fidelity = {strength: sweep[f"{strength:g}"]["frames_1_4_db"] for strength in strengths}
+    best = min(strength for strength in strengths if fidelity[strength] >= max(fidelity.values()) - _ENOUGH_DB)
+    return {"best": best, "factor": best / ALPHA, "sweep": sweep}
+
+
+def write_sheets(
+    maker: Maker, world: World, folder: Path, *, things: int, told: int = 32, shown: int = 8
+) -> list[Path]:
+    """Write contact sheets of unpicked clips: `told` from captions, `shown` from pictures with captions and without.
+
+    The scenes follow from a fixed seed: the things in turn, combinations that training never drew.
+    """
+    scenes = _sheet_scenes(max(told, shown), things)
+    texts = captions(scenes)
+    video, _ = maker.make(texts[:told], _SHEET_SEED)
+    strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, video, strict=False)]
+    paths = [write_picture(_sheet(strips, "text to video, unpicked"), folder / "text-to-video.jpg")]
+    truth, first = maker.first_latents(world, scenes[:shown])
+    strips = []
+    for number, text in enumerate(texts[:shown]):
+        strips.append(Strip(f"the true clip: {text}", as_uint8(truth[number])))
+        for words in (text, ""):
+            video, _ = maker.make([words], _SHEET_SEED + number, first=first[number : number + 1])
+            strips.append(Strip(words or "without a caption", as_uint8(video[0]), held=[0]))
+    paths.append(write_picture(_sheet(strips, "image to video, unpicked"), folder / "image-to-video.jpg"))
+    return paths
+
+
+def as_uint8(clip: Tensor) -> Any:
+    """Frames of a clip ``[3, F, H, W]`` in -1..1: uint8 ``[F, H, W, 3]``, a numpy array."""
+    return ((clip.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+
+
+def _sheet_scenes(count: int, things: int) -> Scenes:
+    """Draw `count` scenes whose things are 0, 1, 2, ... in turn."""
+    drawn = draw_scenes(200 * count, _SHEET_SEED, things=things, held_out=True)
+    chosen, used = [], set()
+    for number in range(count):
+        fits = (drawn.thing == number % things).nonzero().flatten().tolist()
+        index = next(index for index in fits if index not in used)
+        used.add(index)
+        chosen.append(index)
+    return drawn[torch.tensor(chosen)]
+
+
+def _sheet(strips: Sequence[Strip], title: str) -> Any:
+    return sheet(strips, columns=7, cell_width=112, title=title)

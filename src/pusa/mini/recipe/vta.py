@@ -1,0 +1,96 @@
+"""Stage 3: vectorised timestep adaptation (VTA) of the small model, by the trainer that adapts the large ones.
+
+As in Pusa V1.0 (arXiv 2507.16116): every frame's time is drawn on its own, without any synchronous sample, from the
+shifted grid that sampling uses; nothing shows the model an image to be continued.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pusa.data.dataset import LatentDataset
+from pusa.data.writer import DatasetWriter
+from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, TextToVideo
+from pusa.mini.recipe.clips import ClipCache
+from pusa.mini.recipe.loop import rank
+from pusa.mini.world.world import captions
+from pusa.resources import is_bf16_fast
+from pusa.training.config import load_config
+from pusa.training.launch import launched
+from pusa.training.trainer import train
+
+_EMBED_BATCH = 512
+
+
+@dataclass(frozen=True)
+class VtaPlan:
+    """Choose rank, batches and threads of the adapter's training.
+
+    Attributes:
+        batch_frames: latent frames per step and process.
+        rank: of the LoRA. Its alpha grows as the root of the rank, 16 at rank 16, so that a step of a larger one is as
+            long (rsLoRA, arXiv 2312.03732).
+        workers: threads that read clips and draw noise.
+        deterministic: on a GPU, the same weights bit for bit after a kill; off is faster.
+        reports: the held-out loss on the way, and curves for TensorBoard if it is installed.
+    """
+
+    batch_frames: int
+    rank: int = 16
+    workers: int = 1
+    deterministic: bool = True
+    reports: bool = True
+
+
+def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int) -> LatentDataset:
+    """Write clips with their captions and these captions' embeddings, as `pusa data prepare` leaves them."""
+    if rank() == 0 and not (folder / "dataset.json").exists():
+        part = folder.with_name(folder.name + ".part")
+        texts = captions(data.scenes)
+        with (
+            torch.no_grad(),
+            DatasetWriter(part, model="mini", max_sequence_length=MAX_SEQUENCE_LENGTH) as writer,
+        ):
+            prompts = sorted({"", *texts})
+            for first in range(0, len(prompts), _EMBED_BATCH):
+                some = prompts[first : first + _EMBED_BATCH]
+                for text, embeds in zip(some, base.embed(some).cpu(), strict=True):
+                    writer.add_prompt(text, embeds)
+            for number, (latents, text) in enumerate(zip(data.latents.cpu(), texts, strict=True)):
+                name = f"clip-{number:05d}"
+                frames = 4 * latents.shape[1] - 3
+                if name not in writer:
+                    writer.add(name, latents, text, fps=16, height=size, width=size, frames=frames)
+        part.replace(folder)
+    if dist.is_initialized():
+        dist.barrier()
+    return LatentDataset(folder)
+
+
+def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, plan: VtaPlan) -> None:
+    """Adapt `base`, whose weights stay as they are, in the folder `run`, on from where it was."""
+    longest = max(shape[1] for shape in dataset.buckets)
+    device = launched().device
+    on_cpu = device.type == "cpu"
+    quiet = {} if plan.reports else {"report.held_out_every": None, "report.tracker": "none"}
+    config = load_config(
+        "mini-vta",
+        {
+            **quiet,
+            "output": str(run),
+            "data.lengths": [(longest + 1) // 2, longest],
+            "data.workers": plan.workers,
+            "data.prefetch": plan.workers + 2,
+            "seconds": seconds,
+            "batch_frames": plan.batch_frames,
+            "method.rank": plan.rank,
+            "method.alpha": 4 * math.sqrt(plan.rank),
+            "model.dtype": "bf16" if is_bf16_fast(device.type) else "fp32",
+            "model.attention": "math" if on_cpu else "auto",
+            "model.deterministic": plan.deterministic,
+        },
+    )
+    train(config, transformer=base.transformer, dataset=dataset, resume=True)

@@ -1,0 +1,1 @@
+"""The small world of captioned clips that the embedded model is trained on."""

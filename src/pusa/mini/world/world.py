@@ -1,0 +1,299 @@
+"""A small world of captioned clips, drawn as they are needed: things that move in front of places, filmed by a camera.
+
+A clip is a handful of integers and some jitter (`Scenes`); its caption and its pixels follow from them. Everything is
+seeded and batched: all clips of a batch are rendered by a few calls of `grid_sample`. One combination of thing, motion
+and place in twelve is never drawn for training, so that composition can be measured.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pusa.mini.world.scenery import PLACES, paint_places, paint_textures
+from pusa.mini.world.vocabulary import (
+    BEFORE_PICTURE_WORDS,
+    CAMERAS,
+    MOTIONS,
+    PHOTOGRAPH_WORDS,
+    TEXTURE_WORDS,
+    THINGS,
+    with_article,
+)
+
+TEXTURE, PHOTOGRAPH = len(PLACES), len(PLACES) + 1
+"""Places that are pictures instead: painted patterns and photographs."""
+
+_VELOCITY = {"left": (-0.8, 0.0), "right": (0.8, 0.0), "up": (0.0, -0.7), "down": (0.0, 0.7)}
+_HELD_OUT_EVERY = 12
+_TEXTURE_SHARE, _PHOTOGRAPH_SHARE, _PAIR_SHARE = 0.07, 0.16, 0.06
+_THING_BEFORE_PICTURE_SHARE, _MOVING_CAMERA_SHARE = 0.3, 0.3
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """B clips, ``[B]`` integers each: `thing`, `second` -1 is none; `jitter` ``[B, 20]`` in 0..1 is the rest.
+
+    `place` is an index into `PLACES`, or `TEXTURE` or `PHOTOGRAPH`; `wording` picks among synonyms.
+    """
+
+    thing: Tensor
+    motion: Tensor
+    place: Tensor
+    camera: Tensor
+    second: Tensor
+    second_motion: Tensor
+    wording: Tensor
+    jitter: Tensor
+
+    def __len__(self) -> int:
+        return len(self.thing)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Scenes":
+        return Scenes(**{name: column[chosen] for name, column in vars(self).items()})
+
+    def to(self, device: torch.device | str) -> "Scenes":
+        return Scenes(**{name: column.to(device) for name, column in vars(self).items()})
+
+    @staticmethod
+    def cat(parts: "list[Scenes]") -> "Scenes":
+        return Scenes(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+def is_held_out(thing: Tensor, motion: Tensor, place: Tensor) -> Tensor:
+    """Whether a combination belongs to the slice that training never sees; things before pictures never do."""
+    return ((thing + 5 * motion + 7 * place) % _HELD_OUT_EVERY == 0) & (place < len(PLACES))
+
+
+def draw_scenes(
+    count: int,
+    seed: int,
+    *,
+    things: int = len(THINGS),
+    held_out: bool = False,
+    picture_share: float | None = None,
+) -> Scenes:
+    """Random clips.
+
+    Args:
+        count: how many.
+        seed: the same seed draws the same clips.
+        things: only the first of `THINGS`.
+        held_out: False: those for training. True: only combinations that training never sees, one thing in a place.
+        picture_share: of clips that show a photograph or a painted texture instead of a place; None: 0.23.
+    """
+    usual = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
+    pictured = usual if picture_share is None else picture_share
+    textured = pictured * _TEXTURE_SHARE / usual
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(below: int) -> Tensor:
+        return torch.randint(below, (count,), generator=generator)
+
+    def chance(share: float) -> Tensor:
+        return torch.rand(count, generator=generator) < (0 if held_out else share)
+
+    thing, motion, place = pick(things), pick(len(MOTIONS)), pick(len(PLACES))
+    while (wrong := is_held_out(thing, motion, place) != held_out).any():
+        thing = torch.where(wrong, pick(things), thing)
+        motion = torch.where(wrong, pick(len(MOTIONS)), motion)
+        place = torch.where(wrong, pick(len(PLACES)), place)
+    pair = chance(_PAIR_SHARE)
+    second = torch.where(pair, (thing + 1 + pick(things - 1)) % things, -1)
+    kind = torch.rand(count, generator=generator) + held_out  # held out: no pictures
+    place = torch.where(kind < pictured, PHOTOGRAPH, place)
+    place = torch.where(kind < textured, TEXTURE, place)
+    bare = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
+    thing, second = torch.where(bare, -1, thing), torch.where(bare, -1, second)
+    moves = torch.rand(count, generator=generator) < torch.where(bare, 0.9, _MOVING_CAMERA_SHARE)
+    camera = torch.where(moves, 1 + pick(len(CAMERAS) - 1), 0)
+    jitter = torch.rand(count, 20, generator=generator)
+    return Scenes(thing, motion, place, camera, second, pick(len(MOTIONS)), pick(10_000), jitter)
+
+
+def captions(scenes: Scenes) -> list[str]:
+    """What each clip shows, in words: ``a duck slides to the right under the sea, the camera zooms in``."""
+    columns = {name: column.tolist() for name, column in vars(scenes).items() if name != "jitter"}
+    return [_caption(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def _caption(thing: int, motion: int, place: int, camera: int, second: int, second_motion: int, wording: int) -> str:
+    def word(choices: tuple[str, ...]) -> str:
+        nonlocal wording
+        wording, index = divmod(wording, len(choices))
+        return choices[index]
+
+    view = list(CAMERAS.values())[camera]
+    if thing < 0:
+        return word(TEXTURE_WORDS if place == TEXTURE else PHOTOGRAPH_WORDS) + view
+    moves = list(MOTIONS.values())
+    subject = f"{with_article(word(THINGS[thing][1:]))} {word(moves[motion])}"
+    if second >= 0:
+        subject += f" and {with_article(word(THINGS[second][1:]))} {word(moves[second_motion])}"
+    where = word(PLACES[place].phrases if place < len(PLACES) else BEFORE_PICTURE_WORDS)
+    return f"{subject} {where}{view}"
+
+
+class World:
+    """What clips are made of.
+
+    Args:
+        sprites: of the first N of `THINGS`, ``[N, 4, S, S]`` RGB (premultiplied by) alpha in 0..1, see
+            `pusa.mini.world.pictures`. `things` is N: scenes must be drawn with no more.
+        photographs: ``[P, 3, CANVAS, CANVAS]`` in 0..1.
+        seed: of the painted places and textures.
+        variants: painted variants of each place; textures are four times as many.
+        motion_frames: frames after which a motion is complete; a longer clip goes on.
+        device: where clips are drawn.
+    """
+
+    def __init__(
+        self,
+        sprites: Tensor,
+        photographs: Tensor,
+        *,
+        seed: int = 0,
+        variants: int = 8,
+        motion_frames: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if sprites.ndim != 4 or sprites.shape[1] != 4 or not 0 < len(sprites) <= len(THINGS):
+            raise ValueError(f"sprites of shape {list(sprites.shape)}: [N, 4, S, S], N up to {len(THINGS)}, is needed")
+        self.things = len(sprites)
+        blur = sprites.shape[-1] // 16 * 2 + 1
+        shadow = F.avg_pool2d(sprites[:, 3:], blur, stride=1, padding=blur // 2)
+        self.sprites = torch.cat([sprites, shadow], dim=1).to(device)  # [N, 5, S, S]
+        self.device = torch.device(device)
+        self.motion_frames = motion_frames
+        generator = torch.Generator().manual_seed(seed)
+        textures = paint_textures(4 * variants, generator)
+        self.backgrounds = torch.cat([paint_places(variants, generator), textures, photographs]).to(device)
+        counts = torch.tensor([variants] * len(PLACES) + [len(textures), len(photographs)], device=device)
+        self._background_counts, self._background_firsts = counts, counts.cumsum(0) - counts
+
+    def render(self, scenes: Scenes, frames: int, *, size: int = 64, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Draw clips, 16 frames per second.
+
+        Args:
+            frames: how many, from frame `start` on; a shorter clip is the beginning of a longer one.
+            size: pixels, both ways.
+
+        Returns:
+            Video ``[B, 3, frames, size, size]`` in -1..1, and the things' alpha ``[B, 1, frames, size, size]`` in 0..1.
+
+        Raises:
+            ValueError: a scene shows a thing whose sprite this world does not have.
+        """
+        self._check_things(scenes)
+        time = torch.arange(start, start + frames, device=self.device) / self.motion_frames  # [T]
+        # Asked of the scenes as they come, mostly on the host: a device would have to be waited for.
+        is_present = [bool((column >= 0).any()) for column in (scenes.second, scenes.thing)]
+        scenes = scenes.to(self.device)
+        jitter = scenes.jitter
+        view = self._camera(scenes, time, size)  # [B, T, size, size, 2]
+
+        flip = torch.where(jitter[:, 0] < 0.5, -1.0, 1.0).view(-1, 1, 1, 1)
+        offset = 0.2 * (jitter[:, None, None, None, 1:3] - 0.5)
+        on_canvas = (0.62 * view + offset) * torch.stack([flip, torch.ones_like(flip)], dim=-1)
+        pick = (jitter[:, 7] * self._background_counts[scenes.place]).long()
+        background = _sample(self.backgrounds[self._background_firsts[scenes.place] + pick], on_canvas, "reflection")
+        tint = 1 + 0.2 * (jitter[:, 3:6, None, None, None] - 0.5)
+        picture = (background * tint).clamp(0, 1)
+
+        alpha = torch.zeros_like(picture[:, :1])
+        pair = (scenes.second >= 0).unsqueeze(1)  # [B, 1]; two things stand side by side, smaller
+        layers = (
+            (scenes.second, scenes.second_motion, jitter[:, 10:], 0.48),
+            (scenes.thing, scenes.motion, jitter[:, :10], -0.48),
+        )
+        for (thing, motion, own, side), is_there in zip(layers, is_present, strict=True):
+            if not is_there:
+                continue
+            shown = thing >= 0
+            layer, shadow = self._thing(thing.clamp(min=0), motion, own, side * pair, 1 - 0.32 * pair, time, view)
+            layer, shadow = layer * shown.view(-1, 1, 1, 1, 1), shadow * shown.view(-1, 1, 1, 1, 1)
+            picture = picture * (1 - 0.4 * shadow) * (1 - layer[:, 3:]) + layer[:, :3]
+            alpha = alpha + layer[:, 3:] * (1 - alpha)
+        return picture.clamp(0, 1) * 2 - 1, alpha
+
+    def _check_things(self, scenes: Scenes) -> None:
+        if self.things == len(THINGS) or not len(scenes):
+            return
+        highest = int(torch.maximum(scenes.thing, scenes.second).max())
+        if highest >= self.things:
+            raise ValueError(
+                f"a scene shows {THINGS[highest][1]!r}, number {highest + 1} of the things, and this world has sprites "
+                f"of the first {self.things} only: draw scenes with things={self.things}, or make it of more sprites"
+            )
+
+    def _thing(
+        self, thing: Tensor, motion: Tensor, jitter: Tensor, side: Tensor, share: Tensor, time: Tensor, view: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One thing per clip on its path: RGB and alpha ``[B, 4, T, size, size]``, and its shadow."""
+        x, y, scale, angle, opacity = path(motion, time, jitter.unsqueeze(-1))  # [B, T] each
+        x, scale = x + side, scale * share
+        dx, dy = view[..., 0] - x[..., None, None], view[..., 1] - y[..., None, None]
+        cos, sin = (f(angle)[..., None, None] for f in (torch.cos, torch.sin))
+        # Things look to the left, as drawn, unless they go to the right.
+        names = list(MOTIONS)
+        mirrored = (motion == names.index("right")) | ((motion != names.index("left")) & (jitter[:, 6] < 0.5))
+        mirror = torch.where(mirrored, -1.0, 1.0).view(-1, 1, 1, 1)
+        on_sprite = torch.stack([mirror * (cos * dx + sin * dy), cos * dy - sin * dx], dim=-1)
+        on_sprite = on_sprite / scale[..., None, None, None]
+        opacity = opacity[:, None, :, None, None]  # [B, 1, T, 1, 1]
+        layer = _sample(self.sprites[thing, :4], on_sprite, "zeros") * opacity
+        shadow = _sample(self.sprites[thing, 4:], on_sprite - on_sprite.new_tensor([0.0, 0.14]), "zeros") * opacity
+        return layer, shadow
+
+    @staticmethod
+    def _camera(scenes: Scenes, time: Tensor, size: int) -> Tensor:
+        """Where in the world each pixel of each frame looks: ``[B, T, size, size, 2]``, x and y."""
+        pan, zoom = camera_view(scenes.camera, time)
+        axis = (torch.arange(size, device=time.device) + 0.5) / size * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        return torch.stack(
+            [x * zoom[..., None, None] + pan[..., None, None], y * zoom[..., None, None].expand(-1, -1, size, size)],
+            dim=-1,
+        )
+
+
+def camera_view(camera: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cameras ``[B]`` look to the side, and how much they see, at times ``[T]``: ``[B, T]`` each.
+
+    A point x of the frame shows ``x * zoom + pan`` of the world, in halves of the frame.
+    """
+    names = list(CAMERAS)
+    amount = time.new_tensor([{"left": -0.5, "right": 0.5}.get(name, 0.0) for name in names])[camera]
+    rate = time.new_tensor([{"in": -0.35, "out": 0.35}.get(name, 0.0) for name in names])[camera]
+    return amount[:, None] * (time - 0.5), torch.exp(rate[:, None] * (time - 0.5))
+
+
+def path(motion: Tensor, time: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Centre x, y, half size (in halves of the frame), angle and opacity of a thing, ``[B, T]`` each."""
+    names = list(MOTIONS)
+    velocity = time.new_tensor([_VELOCITY.get(name, (0.0, 0.0)) for name in names])[motion]  # [B, 2]
+    bounces, nears, aways, spins, swings, orbits, fades = (
+        (motion == names.index(name)).unsqueeze(1)
+        for name in ("bounce", "near", "away", "spin", "swing", "orbit", "fade")
+    )
+    turn = 2 * math.pi * time
+    run = (0.85 + 0.3 * jitter[:, 8]) * (time - 0.5)  # [B, T]
+    x = 0.4 * (jitter[:, 9] - 0.5) + velocity[:, :1] * run
+    y = 0.3 * (jitter[:, 1] - 0.5) + velocity[:, 1:] * run
+    x = x + orbits * 0.3 * torch.sin(turn + 2 * math.pi * jitter[:, 8])
+    y = y + orbits * 0.3 * torch.cos(turn + 2 * math.pi * jitter[:, 8])
+    y = y + bounces * (0.15 - 0.4 * torch.sin(turn).abs())
+    growth = 0.8 * nears.float() - 0.8 * aways.float()
+    scale = (0.6 + 0.14 * jitter[:, 2]) * torch.exp(growth * (time - 0.5))
+    angle = spins * 3.5 * time + swings * 0.5 * torch.sin(turn)
+    opacity = 1 - fades * time.clamp(max=1)
+    return x, y, scale, angle, opacity
+
+
+def _sample(images: Tensor, grid: Tensor, padding: str) -> Tensor:
+    """Images ``[B, C, S, S]`` looked at through ``[B, T, H, W, 2]``: ``[B, C, T, H, W]``, without repeating them."""
+    batch, frames, height, width, _ = grid.shape
+    sampled = F.grid_sample(images, grid.reshape(batch, -1, width, 2), padding_mode=padding, align_corners=False)
+    return sampled.view(batch, -1, frames, height, width)

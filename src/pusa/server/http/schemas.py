@@ -1,0 +1,302 @@
+"""What goes over the wire: the fields that clients send, checked strictly, and the objects they get.
+
+Names are OpenAI's first, then vLLM-Omni's, then ours. Ranges are those of `GenerationRequest`, taken from there.
+"""
+
+import copy
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from pusa.fields import StrictModel, knob
+from pusa.request import (
+    GenerationRequest,
+    Multiplier,
+    PositionField,
+    Text,
+)
+
+SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×][1-9][0-9]{0,3}$"
+SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
+LIST_PATTERN = r"^[-0-9a-z.,\s]{1,4096}$"
+ID_PATTERN = r"^video_[0-9a-f]{32}$"
+MAX_FILES = 16
+
+FieldName = Literal[
+    "width",
+    "height",
+    "frames",
+    "window",
+    "overlap",
+    "fps",
+    "steps",
+    "guidance",
+    "guidance_2",
+    "shift",
+    "alpha",
+    "alpha_2",
+    "seed",
+    "negative_prompt",
+    "preset",
+    "prompt",
+    "task",
+]
+
+
+def _like(name: FieldName) -> Any:
+    """A field with the limits, default and help of the request's field of that name."""
+    return copy.copy(GenerationRequest.model_fields[name])
+
+
+Prompt = Annotated[Text, Field(max_length=10_000)]
+Seconds = Annotated[str, Field(pattern=SECONDS_PATTERN)] | Annotated[float, Field(ge=0, le=9999)]
+FileUrl = Annotated[str, Field(min_length=1, max_length=700_000_000)]  # data URLs; the body's own limit is far lower
+Listed = Annotated[str, Field(pattern=LIST_PATTERN)]
+VideoId = Annotated[str, Field(pattern=ID_PATTERN)]
+
+
+class UrlReference(StrictModel):
+    """A file inside the request, as a data URL; an https address only of hosts that the operator has allowed."""
+
+    image_url: FileUrl | None = knob(None, "A picture: data:image/png;base64,...")
+    video_url: FileUrl | None = knob(None, "A video: data:video/mp4;base64,...")
+
+    @model_validator(mode="after")
+    def _one(self) -> "UrlReference":
+        if (self.image_url is None) == (self.video_url is None):
+            raise ValueError("a reference holds one of image_url and video_url")
+        return self
+
+
+class VideoReference(StrictModel):
+    """A finished video of this server."""
+
+    id: VideoId = knob(..., "The video's id.")
+
+
+class Keyframe(StrictModel):
+    """A picture at a place. One of `frame`, `time` and `latent`; one of `file`, `image_url` and `image_b64`."""
+
+    frame: int | Literal["last"] | None = knob(None, "Frame number; negative counts from the end.")
+    time: Annotated[float, Field(ge=-9999, le=9999)] | Literal["last"] | None = knob(
+        None, "Seconds from the beginning; negative counts from the end."
+    )
+    latent: int | Literal["last"] | None = knob(None, "Latent frame; negative counts from the end.")
+    file: int | None = knob(None, "Which of the files in input_reference, counted from 0.", ge=0, le=MAX_FILES - 1)
+    image_url: FileUrl | None = knob(None, "A picture as a data URL.")
+    image_b64: FileUrl | None = knob(None, "A picture in base64.")
+    noise: Multiplier | None = knob(None, "How far the model may depart from it: 0 keeps it, 1 ignores it.")
+    fit: Literal["crop", "letterbox", "stretch"] | None = knob(None, "How a picture of another shape is fitted.")
+    encode: Literal["single", "repeat"] | None = knob(None, "How a picture after the first frame is encoded.")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> "Keyframe":
+        if sum(place is not None for place in (self.frame, self.time, self.latent)) > 1:
+            raise ValueError("a keyframe has one place: frame, time or latent")
+        if sum(source is not None for source in (self.file, self.image_url, self.image_b64)) != 1:
+            raise ValueError("a keyframe has one picture: file, image_url or image_b64")
+        return self
+
+    @property
+    def position(self) -> str | int | None:
+        """As `GenerationRequest` writes it; None where no place is given."""
+        if self.frame is not None:
+            return "last" if self.frame == "last" else f"{self.frame}f"
+        if self.time is not None:
+            return "last" if self.time == "last" else f"{self.time:.3f}s"
+        return self.latent
+
+
+class LoraChoice(StrictModel):
+    """A LoRA that the operator offers."""
+
+    name: Annotated[Text, Field(min_length=1, max_length=200)] = knob(..., "Its name.")
+    scale: float | None = knob(None, "Its strength, as lora_alpha.", ge=0.1, le=5)
+
+
+Reference = FileUrl | UrlReference | Annotated[list[FileUrl | UrlReference], Field(max_length=64)]
+AnyVideo = FileUrl | UrlReference | VideoReference
+LoraName = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
+class Knobs(StrictModel):
+    """How a video is made, where the client says so; the operator's and the model's defaults fill the rest."""
+
+    width: int | None = _like("width")
+    height: int | None = _like("height")
+    num_frames: int | None = _like("frames")
+    fps: float | None = _like("fps")
+    num_inference_steps: int | None = _like("steps")
+    guidance_scale: float | None = _like("guidance")
+    guidance_scale_2: float | None = _like("guidance_2")
+    flow_shift: float | None = _like("shift")
+    seed: int | None = _like("seed")
+    negative_prompt: Prompt | None = _like("negative_prompt")
+    preset: Literal["faithful", "balanced", "creative"] | None = knob(None, "Noise and alpha in one word.")
+    lora_alpha: float | None = _like("alpha")
+    lora_alpha_2: float | None = _like("alpha_2")
+    window: int | None = _like("window")
+    overlap: int | None = _like("overlap")
+    noise_multiplier: Multiplier | None = knob(None, "Noise multiplier of all that has none of its own.")
+    noise_multipliers: Listed | Annotated[list[Multiplier], Field(max_length=512)] | None = knob(
+        None, 'One for each place: "0,0.2", or a list.'
+    )
+    cond_positions: Listed | Annotated[list[PositionField], Field(max_length=512)] | None = knob(
+        None, 'Where the pictures go, or which latent frames of a video are kept: "0,20", "0,1.5s,last", or a list.'
+    )
+    lora: LoraName | LoraChoice | Annotated[list[LoraName], Field(max_length=8)] | None = knob(
+        None, "LoRA by a name that the operator offers, instead of the model's own."
+    )
+    fit: Literal["crop", "letterbox", "stretch"] | None = knob(None, "How pictures of another shape are fitted.")
+    encode: Literal["single", "repeat"] | None = knob(None, "How pictures after the first frame are encoded.")
+
+
+class CreateVideo(Knobs):
+    """``POST /v1/videos``."""
+
+    prompt: Prompt = knob("", "What the video shows.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+        None, "A name from /v1/models.", unset="the server's"
+    )
+    seconds: Seconds | None = knob(None, "Length; num_frames wins over it.", unit="seconds", unset="the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(
+        None, "WIDTHxHEIGHT in pixels; rounded to multiples of 16. width and height win over it."
+    )
+    task: Literal["generate", "extend", "transition", "loop"] = _like("task")
+    priority: int | None = knob(None, "Higher goes first; with API keys 0 or less.", unset="0", ge=-100, le=100)
+    input_reference: Reference | None = knob(
+        None, "Pictures (the first frame, or first and last, or wherever cond_positions or keyframes say) or a video."
+    )
+    image_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
+    video_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
+    keyframes: list[Keyframe] | None = knob(
+        None, 'Pictures at places. In forms one JSON string: [{"frame": 80, "file": 0, "noise": 0.2}].', max_length=64
+    )
+    extra_params: Knobs | None = knob(None, "More of these fields, as vLLM-Omni sends them; fields outside win.")
+
+
+class RemixVideo(StrictModel):
+    """``POST /v1/videos/{id}/remix``."""
+
+    prompt: Annotated[Text, Field(min_length=1, max_length=10_000)] = knob(..., "What the new video shows.")
+
+
+class ExtendVideo(Knobs):
+    """``POST /v1/videos/extensions``."""
+
+    prompt: Prompt = knob("", "What happens next.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+        None, "A name from /v1/models.", unset="the video's own, or the server's"
+    )
+    seconds: Seconds | None = knob(None, "Length of what is added.", unit="seconds", unset="the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
+    video: AnyVideo | None = knob(None, "A finished video's id, or a file.")
+    extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")
+
+
+class EditVideo(Knobs):
+    """``POST /v1/videos/edits``: one video is made again after the prompt, two are joined by a transition."""
+
+    prompt: Prompt = knob("", "What the video shows.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+        None, "A name from /v1/models.", unset="the video's own, or the server's"
+    )
+    seconds: Seconds | None = knob(None, "Length.", unit="seconds", unset="the video's, or the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
+    video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = knob(
+        None, "One or two finished videos' ids, or files."
+    )
+    extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(BaseModel):
+    error: ErrorDetail
+
+
+class VideoError(BaseModel):
+    code: str
+    message: str
+
+
+class Video(BaseModel):
+    """A job, as OpenAI's clients read it; the fields after `error` are ours."""
+
+    id: str
+    object: Literal["video"] = "video"
+    model: str
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int = Field(ge=0, le=100)
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    prompt: str | None = None
+    remixed_from_video_id: str | None = None
+    seconds: str
+    size: str
+    error: VideoError | None = None
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    queue_position: int | None = None
+    notes: list[str] = []
+    seed: int | None = None
+    inference_time_s: float | None = None
+    stage_durations: dict[str, float] = {}
+    peak_memory_mb: float | None = None
+
+
+class VideoList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    title: str
+    defaults: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    version: str
+
+
+class Ready(BaseModel):
+    """`stage` and `percent` are of loading the model; create accepts jobs all the while."""
+
+    ready: bool
+    stage: str
+    percent: float
+    model: str
+    message: str
+    queued: int
+    running: int
+    workers: int

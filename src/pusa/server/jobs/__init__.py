@@ -1,0 +1,1 @@
+"""The durable jobs: queue, database, file store, housekeeping."""

@@ -1,0 +1,216 @@
+"""What is done from time to time: results that have expired, files that belong to no job, a disk that gets full."""
+
+import errno
+import logging
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pusa.server.jobs.queue import (
+    MAX_FAILURES,
+    Job,
+    JobQueue,
+    QueueUnavailable,
+)
+from pusa.server.jobs.store import FileStore, StorageFullError
+
+__all__ = ["Housekeeping", "Swept", "check_space", "expire", "remove_files", "sweep_orphans", "sweep_scratch"]
+
+# In a bucket that holds other things as well, nothing else is ever touched.
+_PREFIXES = ("inputs", "results", "checkpoints", "previews")
+_OURS = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
+_OWNER_KEY = "queue-identity"
+_SILENT_WORKER_SECONDS = 86_400.0
+
+logger = logging.getLogger(__name__)
+
+
+def check_space(files: FileStore, minimum_bytes: int, *folders: Path) -> None:
+    """Whether a new job may be taken: `minimum_bytes` are free where `files` are and in each of `folders`.
+
+    Raises StorageFullError.
+    """
+    free = [shutil.disk_usage(folder).free for folder in folders]
+    free += [there] if (there := files.free_bytes()) is not None else []
+    if free and min(free) < minimum_bytes:
+        raise StorageFullError(
+            errno.ENOSPC,
+            f"{min(free) >> 20} MiB of disk are free and {minimum_bytes >> 20} MiB are to stay so: delete videos, or "
+            "add space",
+        )
+
+
+def expire(queue: JobQueue, files: FileStore, *, now: float, keep_seconds: float | None) -> int:
+    """Remove jobs whose time is over, with their files; how many there were.
+
+    Completed ones carry their own time; failed and cancelled ones are kept for `keep_seconds` (None: for ever).
+    """
+    count = 0
+    unfinished_before = None if keep_seconds is None else now - keep_seconds
+    while jobs := queue.expired(now, unfinished_before=unfinished_before):
+        for job in jobs:
+            try:
+                queue.delete(job.id)
+            except KeyError:
+                continue  # somebody else did
+        remove_files(queue, files, jobs)
+        count += len(jobs)
+    return count
+
+
+def remove_files(queue: JobQueue, files: FileStore, jobs: Iterable[Job]) -> None:
+    """Remove the files of jobs whose rows are gone, save those that other jobs use as their inputs."""
+    used = queue.keys_in_use()
+    for job in jobs:
+        for prefix in _PREFIXES[:-1]:
+            for key, _ in list(files.keys(f"{prefix}/{job.id}")):
+                if key not in used:
+                    files.delete(key)
+        files.delete(f"previews/{job.id}.webp")
+
+
+def sweep_orphans(queue: JobQueue, files: FileStore, *, now: float, older_than_seconds: float) -> int:
+    """Remove files that no job names; how many there were.
+
+    A file is written before the job that names it is committed, and a result before the job is completed: only files
+    that are older than such a moment can be orphans. Where the files are another database's, as when a server was
+    started with a wrong URL, all would seem to be: the store remembers whose it is, and nothing is done.
+    """
+    if not _is_ours(queue, files):
+        return 0
+    before = now - older_than_seconds
+    old = [
+        key
+        for prefix in _PREFIXES
+        for key, written_at in files.keys(prefix)
+        if written_at < before and _OURS.fullmatch(key)
+    ]
+    used = queue.keys_in_use() if old else set()  # after the list: what is written from here on is not in it
+    orphans = [key for key in old if key not in used]
+    for key in orphans:
+        files.delete(key)
+    return len(orphans) + files.remove_unfinished(before)
+
+
+def _is_ours(queue: JobQueue, files: FileStore) -> bool:
+    try:
+        owner = files.get_bytes(_OWNER_KEY).decode(errors="replace")
+    except FileNotFoundError:
+        files.put_bytes(_OWNER_KEY, queue.identity.encode())
+        return True
+    if owner != queue.identity:
+        logger.warning(
+            "the files belong to another job database: orphans are left alone; if they are meant for this one from now "
+            "on, remove %s from their folder",
+            _OWNER_KEY,
+        )
+    return owner == queue.identity
+
+
+def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int:
+    """Remove files that processes which were killed have left in a machine's scratch folder; how many there were.
+
+    The folders in it stay, what is empty below them goes.
+    """
+    before, count = now - older_than_seconds, 0
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+        with suppress(OSError):  # in use: it changes as we look, or is a folder that is not empty
+            if path.lstat().st_mtime >= before:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                if path.parent != folder:
+                    path.rmdir()
+            else:
+                path.unlink()
+                count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one round has removed or taken back."""
+
+    expired: int
+    orphans: int
+    scratch: int
+    recovered: int
+
+
+class Housekeeping:
+    """A thread that does a round at once and then every `every_seconds`; several servers may each have one."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        files: FileStore,
+        *,
+        every_seconds: float = 600.0,
+        keep_seconds: float | None = 604_800.0,
+        orphan_seconds: float = 3600.0,
+        scratch: Path | None = None,
+        scratch_seconds: float = 90_000.0,
+        max_failures: int = MAX_FAILURES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            keep_seconds: of jobs that failed or were cancelled; None for ever.
+            orphan_seconds: the least age of a file that is removed because no job names it.
+            scratch: this machine's folder for unfinished work.
+            scratch_seconds: the least age of what is removed from it: longer than any job may run.
+            max_failures: as for the workers, see `JobQueue.recover_overdue`.
+        """
+        self._queue, self._files, self._clock = queue, files, clock
+        self._every_seconds, self._keep_seconds, self._orphan_seconds = every_seconds, keep_seconds, orphan_seconds
+        self._scratch, self._scratch_seconds, self._max_failures = scratch, scratch_seconds, max_failures
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the round that goes on, if one does."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def round(self) -> Swept:
+        """Everything once."""
+        now = self._clock()
+        for worker in self._queue.workers():
+            if worker.seen_at < now - _SILENT_WORKER_SECONDS:
+                self._queue.forget_worker(worker.name)
+        return Swept(
+            recovered=self._queue.recover_overdue(max_failures=self._max_failures),
+            expired=expire(self._queue, self._files, now=now, keep_seconds=self._keep_seconds),
+            orphans=sweep_orphans(self._queue, self._files, now=now, older_than_seconds=self._orphan_seconds),
+            scratch=sweep_scratch(self._scratch, now=now, older_than_seconds=self._scratch_seconds)
+            if self._scratch
+            else 0,
+        )
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                swept = self.round()
+            except (QueueUnavailable, OSError) as error:
+                logger.warning("housekeeping could not be done: %s", error)
+            except Exception:  # a store's own errors are of any kind; the next round may do better
+                logger.exception("housekeeping failed")
+            else:
+                if swept != Swept(0, 0, 0, 0):
+                    logger.info(
+                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
+                        "%d jobs taken back from workers that are gone",
+                        swept.expired,
+                        swept.orphans,
+                        swept.scratch,
+                        swept.recovered,
+                    )
+            self._ended.wait(self._every_seconds)

@@ -1,0 +1,268 @@
+"""Where inputs, results, checkpoints and previews lie: a local folder, or any store that fsspec knows by URL.
+
+Keys are made by the server alone, never by clients: ``inputs/<job>/0.png``, ``results/<job>/<attempt>/video.mp4``,
+``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``.
+"""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from pusa.fsutil import flush, is_full
+
+__all__ = ["FileStore", "StorageFullError"]
+
+_KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no part begins with a dot
+_UNFINISHED = ".part-"  # begins the name of a file that is being written: no key has it
+_SHOWN_WHEN_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # object stores
+_CHUNK_BYTES = 1 << 20
+
+
+class StorageFullError(OSError):
+    """The disk, or the quota on it, is full; nothing was left half written."""
+
+
+class FileStore:
+    """Files by key. What `put_file` and `put_bytes` have written is complete or not there, and survives a power cut."""
+
+    def __init__(self, url: str) -> None:
+        """Open the store, with a new folder where there is none.
+
+        Args:
+            url: a local folder (a path or ``file:///...``), or a URL for fsspec: ``s3://bucket/folder``. That needs
+                fsspec's package for it (s3fs), and takes its settings where that package looks for them.
+
+        Raises:
+            ValueError: no package knows this kind of URL.
+        """
+        self._fs: Any = None
+        self._root = url.removeprefix("file://")
+        if "://" not in self._root:
+            self._folder: Path | None = Path(self._root).expanduser().resolve()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return
+        self._folder = None
+        from fsspec.core import url_to_fs
+
+        try:
+            self._fs, self._root = url_to_fs(url.rstrip("/"))
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"the store {url.partition('://')[0]}://... cannot be used: {error}") from error
+        self._root = self._root.rstrip("/")
+        names = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
+        self._renames = not names & _SHOWN_WHEN_WHOLE
+
+    def put_file(self, key: str, path: Path) -> None:
+        """A copy of a local file becomes `key`, whole and on disk when this returns; an older one is replaced.
+
+        Raises:
+            StorageFullError: nothing was written.
+            ValueError: not a key.
+        """
+        with self._telling_of_a_full_disk(key):
+            if not self._folder:
+                self._put_remote(key, lambda target: self._fs.put_file(str(path), target))
+                return
+            with path.open("rb") as source:
+                self._put_local(self._path(key), lambda target: shutil.copyfileobj(source, target, _CHUNK_BYTES))
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """The same for bytes."""
+        with self._telling_of_a_full_disk(key):
+            if self._folder:
+                self._put_local(self._path(key), lambda target: target.write(data))
+            else:
+                self._put_remote(key, lambda target: self._fs.pipe_file(target, data))
+
+    def get_bytes(self, key: str) -> bytes:
+        """The whole file. Raises FileNotFoundError."""
+        with self.open(key) as file:
+            return file.read()
+
+    def open(self, key: str) -> BinaryIO:
+        """The file, to be read from any place in it. Raises FileNotFoundError."""
+        return self._path(key).open("rb") if self._folder else self._fs.open(self._remote(key), "rb")
+
+    def size(self, key: str) -> int:
+        """Bytes. Raises FileNotFoundError."""
+        return self._path(key).stat().st_size if self._folder else int(self._fs.info(self._remote(key))["size"])
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file() if self._folder else bool(self._fs.isfile(self._remote(key)))
+
+    def local(self, key: str) -> Path | None:
+        """Where the file is (or would be) in a local folder; None in another store."""
+        return self._path(key) if self._folder else None
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        """A local file with this content: the store's own, not to be changed, or a copy in `folder`.
+
+        Raises FileNotFoundError.
+        """
+        if self._folder:
+            path = self._path(key)
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            return path
+        target = folder / key.replace("/", "-")
+        self._fs.get_file(self._remote(key), str(target))
+        return target
+
+    def delete(self, key: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        if not self._folder:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._remote(key))
+            return
+        path = self._path(key)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is left empty goes as well, up to the first that is not
+            for folder in path.parents[: key.count("/")]:
+                folder.rmdir()
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove all below a prefix of whole parts: ``results/<job>``."""
+        if self._folder:
+            for key, _ in list(self.keys(_checked(prefix))):
+                self.delete(key)
+            return
+        with suppress(FileNotFoundError):
+            self._fs.rm(self._remote(prefix), recursive=True)
+
+    def keys(self, prefix: str = "") -> Iterator[tuple[str, float]]:
+        """Every key below a prefix of whole parts (all without one), and when it was written (unix seconds)."""
+        files = self._local_files(prefix) if self._folder else self._remote_files(prefix)
+        return ((name, at) for name, at in files if _KEY.fullmatch(name))
+
+    def remove_unfinished(self, before: float) -> int:
+        """Remove what was begun before that time (unix seconds) and never finished, because its process was killed."""
+        found = list(self._local_files("") if self._folder else self._remote_files(""))
+        left = [name for name, at in found if name.rpartition("/")[2].startswith(_UNFINISHED) and at < before]
+        for name in left:
+            with suppress(FileNotFoundError):
+                if self._folder:
+                    (self._folder / name).unlink()
+                else:
+                    self._fs.rm_file(f"{self._root}/{name}")
+        return len(left)
+
+    def free_bytes(self) -> int | None:
+        """What the disk still takes; None where that is not known."""
+        return shutil.disk_usage(self._folder).free if self._folder else None
+
+    # ---- Parts of the above ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _telling_of_a_full_disk(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise StorageFullError(
+                error.errno, f"{error.strerror}: {key} was not stored; delete results or add space"
+            ) from error
+
+    def _put_local(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+        part = path.with_name(_UNFINISHED + secrets.token_hex(8))
+        file = self._created(part)
+        try:
+            with file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
+
+    def _created(self, path: Path) -> IO[bytes]:
+        """A new file; `delete` may remove its folder, empty so far, at the same moment."""
+        for left in range(9, -1, -1):
+            self._make_folder(path.parent)
+            try:
+                return path.open("xb")
+            except FileNotFoundError:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _make_folder(self, folder: Path) -> None:
+        """With its parents, each on disk as an entry of the one above it."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        with suppress(FileNotFoundError):  # see `_created`
+            folder.mkdir(exist_ok=True)
+            flush(folder.parent)
+
+    def _put_remote(self, key: str, upload: Callable[[str], Any]) -> None:
+        path = self._remote(key)
+        if not self._renames:
+            upload(path)
+            return
+        folder = path.rpartition("/")[0]
+        part = f"{folder}/{_UNFINISHED}{secrets.token_hex(8)}"
+        try:
+            self._fs.makedirs(folder, exist_ok=True)
+            upload(part)
+            self._fs.mv(part, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(part)
+            raise
+
+    def _local_files(self, prefix: str) -> Iterator[tuple[str, float]]:
+        assert self._folder
+        for folder, _, names in os.walk(self._path(prefix) if prefix else self._folder):
+            for name in names:
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        yield path.relative_to(self._folder).as_posix(), status.st_mtime
+
+    def _remote_files(self, prefix: str) -> Iterator[tuple[str, float]]:
+        try:
+            found = self._fs.find(self._remote(prefix) if prefix else self._root, detail=True)
+        except FileNotFoundError:
+            return
+        finally:
+            self._fs.invalidate_cache()  # other machines write there too
+        for path, info in found.items():
+            yield path[len(self._root) :].lstrip("/"), _written_at(info)
+
+    def _path(self, key: str) -> Path:
+        assert self._folder
+        return self._folder / _checked(key)
+
+    def _remote(self, key: str) -> str:
+        return f"{self._root}/{_checked(key)}"
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key) or ".." in key or len(key) > 255:
+        raise ValueError(f"{key[:80]!r} is not a key: small letters, digits and _.- in parts with / between them")
+    return key
+
+
+def _written_at(info: dict[str, Any]) -> float:
+    """Of an fsspec entry: stores name it differently. One without a time counts as new, so that it is kept."""
+    when = next(
+        (info[name] for name in ("LastModified", "last_modified", "mtime", "updated", "created") if info.get(name)),
+        None,
+    )
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    if isinstance(when, datetime):
+        return when.timestamp()
+    return float(when) if when is not None else float("inf")

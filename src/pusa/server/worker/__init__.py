@@ -1,0 +1,1 @@
+"""The workers: claim a job, run it in an engine process, store its result."""

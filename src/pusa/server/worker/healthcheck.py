@@ -1,0 +1,37 @@
+"""Check that a worker of this machine or container is alive: ``python -m pusa.server.worker.healthcheck``.
+
+Workers have no port; what they have is a sign of life in the queue's table of workers.
+"""
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from pusa.server.jobs.queue import JobQueue, WorkerRecord
+from pusa.server.settings import load_settings
+
+SEEN_WITHIN_SECONDS = 45.0  # a worker says something every ten
+
+
+def of_this_machine(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
+    """Those whose names begin with this machine's, as `pusa.server.worker.worker.worker_name` writes it."""
+    return [worker for worker in workers if worker.name.startswith(socket.gethostname()[:60] + "/")]
+
+
+def main() -> int:
+    """0 if there is one, 1 with a line on stderr if not. Reads the settings as `pusa worker` does."""
+    queue = JobQueue(load_settings().database_url)
+    try:
+        alive = of_this_machine(queue.workers(seen_within_seconds=SEEN_WITHIN_SECONDS))
+    finally:
+        queue.close()
+    if not alive:
+        print(f"no worker of this machine was heard of in the last {SEEN_WITHIN_SECONDS:g} seconds", file=sys.stderr)
+        return 1
+    for worker in alive:
+        print(worker.name, worker.state.get("stage"), worker.state.get("job") or "")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The transformer of a run: loaded, given its adapter, shared out over processes, and given to an optimizer."""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import ContextParallelConfig
+from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pusa.lora.adapters import adapter_names
+from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.training.batches import Shape
+from pusa.training.config import (
+    MethodConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from pusa.training.launch import Processes
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "pusa"
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DModel:
+    """One transformer of the source, on the CPU, in the dtype it is trained in, without the adapter of "mini".
+
+    Raises:
+        ValueError: the source has no such expert. Otherwise as `PusaPipeline.from_pretrained`.
+    """
+    from pusa import zoo
+    from pusa.pipeline import PusaPipeline
+
+    dtype = torch.float32 if config.method.kind == "full" else _DTYPES[config.model.dtype]
+    other = {"transformer": "transformer_2", "transformer_2": "transformer"}[expert]
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
+    model = getattr(zoo.load_pipeline(PusaPipeline, config.model.source, torch_dtype=dtype, **absent), expert)
+    if model is None:
+        raise ValueError(f"{config.model.source} has no {expert}: name the transformers it has in model.experts")
+    return model
+
+
+def prepare(
+    transformer: Any, config: TrainConfig, processes: Processes, shapes: list[Shape]
+) -> tuple[Any, dict[str, Tensor]]:
+    """Make a transformer ready: what is trained in fp32 and requiring gradients, everything else frozen.
+
+    In place. LoRA's A is drawn from the seed, the same on every process and device, and B is zero, so that the adapted
+    model begins as the base.
+
+    Args:
+        transformer: a Wan transformer without adapters.
+        shapes: of the latents it will see.
+
+    Returns:
+        The model and its trained parameters by name (`DTensor` where it is sharded).
+
+    Raises:
+        ValueError: it has adapters already, no layer is called as the targets say, or context parallelism cannot share
+            its heads or the clips' tokens.
+    """
+    model: Any = PusaWanTransformer3DModel.from_wan(transformer)
+    if adapter_names(model):
+        raise ValueError(
+            f"the transformer has adapters already ({', '.join(adapter_names(model))}): merge or unload them first"
+        )
+    if config.method.kind == "lora":
+        _add_lora(model, config.method, config.seed)
+    else:
+        model.requires_grad_(True)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    if config.model.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    is_sharded = config.parallel.fsdp and processes.world > 1
+    if config.parallel.fsdp and not is_sharded:
+        logger.warning("fsdp shares out over processes and there is one: each weight stays whole")
+    if not is_sharded:
+        model.to(device=processes.device)
+    if processes.context_parallel > 1:
+        _share_tokens(model, processes, shapes)
+    if is_sharded:  # takes a block at a time to the device, where the whole model might not fit
+        mesh = processes.mesh()
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    model.train()
+    return model, {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _add_lora(model: Any, method: MethodConfig, seed: int) -> None:
+    model.requires_grad_(False)
+    lora = LoraConfig(r=method.rank, lora_alpha=method.alpha, target_modules=list(method.targets), lora_bias=False)
+    try:
+        model.add_adapter(lora, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ValueError(f"method.targets={', '.join(method.targets)} do not fit this model: {error}") from error
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # PEFT gives its matrices the dtype of the layer they adapt
+            parameter.data = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                nn.init.kaiming_uniform_(parameter.data, a=math.sqrt(5), generator=generator)
+
+
+def _share_tokens(model: Any, processes: Processes, shapes: list[Shape]) -> None:
+    degree = processes.context_parallel
+    heads = model.config.num_attention_heads
+    if heads % degree:
+        raise ValueError(f"context_parallel={degree} does not divide the {heads} attention heads")
+    p_t, p_h, p_w = model.config.patch_size
+    for shape in shapes:
+        tokens = (shape[1] // p_t) * (shape[2] // p_h) * (shape[3] // p_w)
+        if tokens % degree:
+            raise ValueError(f"context_parallel={degree} does not divide the {tokens} tokens of clips of shape {shape}")
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree, mesh=processes.context_mesh()))
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """For a forward pass: bf16 or fp32. The backward follows the forward, and checkpoints remember it."""
+    # Every weight is used once: autocast's cache would only keep copies of them all until the end of the pass.
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bf16", cache_enabled=False)
+
+
+@contextmanager
+def kernels(config: TrainConfig, model: nn.Module) -> Iterator[None]:
+    """For passes forward and backward, as gradient checkpointing computes forwards in the backward.
+
+    Attention as the configuration says, and what enters an adapter stays in bf16 under autocast: PEFT would copy it to
+    fp32, the adapter's dtype, only for autocast to copy it back.
+    """
+    attention = sdpa_kernel(SDPBackend.MATH) if config.model.attention == "math" else nullcontext()
+    with attention, disable_input_dtype_casting(model, active=config.model.dtype == "bf16"):
+        yield
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, which shares its memory; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+# ---- optimizer and schedule ----------------------------------------------------------------------------------------
+
+
+def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything, or Muon over the matrices of the blocks and AdamW over the rest.
+
+    Raises:
+        ValueError: this torch has no Muon.
+    """
+    matrices: list[Tensor] = []
+    if config.name == "muon":
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and name.startswith("blocks.")]
+    chosen = {id(matrix) for matrix in matrices}
+    rest = [p for p in parameters.values() if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"torch {torch.__version__} has no Muon: take optimizer.name=adamw, or torch 2.9")
+        decay = config.weight_decay
+        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_lr, momentum=0.95, weight_decay=decay))
+    if rest:
+        optimizers.append(
+            torch.optim.AdamW(
+                rest,
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                fused=rest[0].device.type in ("cpu", "cuda"),
+            )
+        )
+    return optimizers
+
+
+def factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
+    """What learning rates are multiplied with at a step.
+
+    ``min((step + 1) / warmup_steps, 1)`` times a curve of the progress (0 at the start, 1 at the end): constant until
+    the cool-down and straight down to the floor over it; "linear" and "cosine" fall to the floor over the whole run.
+    """
+    warm = min((step + 1) / schedule.warmup_steps, 1.0) if schedule.warmup_steps else 1.0
+    if schedule.shape == "constant":
+        share = schedule.cooldown_share
+        done = max(0.0, (progress - (1 - share)) / share) if share else 0.0
+    elif schedule.shape == "linear":
+        done = progress
+    else:
+        done = 0.5 * (1 - math.cos(math.pi * progress))
+    return warm * (1 - (1 - schedule.floor) * min(done, 1.0))
+
+
+# ---- moving average ------------------------------------------------------------------------------------------------
+
+
+class MovingAverage:
+    """Of the trained weights: ``average += (1 - decay) * (weight - average)``, with a short memory at first.
+
+    After few steps an average over thousands would still be the start: the decay is at most ``(1 + n) / (10 + n)``.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.parameters = parameters
+        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, average in self.averages.items():
+            local(average).lerp_(local(self.parameters[name].detach()), weight)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averages for weights."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights and their averages."""
+        for name, average in self.averages.items():
+            parameter = local(self.parameters[name].detach())
+            kept = parameter.clone()
+            parameter.copy_(local(average))
+            local(average).copy_(kept)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):  # a pass without gradients leaves the root's weights gathered
+                module.reshard()
