@@ -26,18 +26,7 @@ from PIL import Image
 
 from pusa import media
 from pusa.server.worker.engine_process import ReportLoading
-from pusa.server.worker.messages import (
-    Cancelled,
-    Checkpoint,
-    Done,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, Checkpoint, Done, Message, Note, Preview, Resolved, Stage, Step, Task
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 8
 

@@ -27,26 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pusa import (
-    PusaCondition,
-    PusaPipeline,
-    media,
-    zoo,
-)
+from pusa import PusaCondition, PusaPipeline, media, zoo
 from pusa.conditions import fit_image, pixels
-from pusa.evaluation.metrics import (
-    EQUAL_DB,
-    as_video,
-    drift,
-    psnr,
-    seam,
-)
-from pusa.long_video import (
-    advance_by,
-    chain,
-    roll,
-    spans,
-)
+from pusa.evaluation.metrics import EQUAL_DB, as_video, drift, psnr, seam
+from pusa.long_video import advance_by, chain, roll, spans
 from pusa.mini.evaluation.joints import film, vae_seam
 from pusa.request import GenerationRequest
 

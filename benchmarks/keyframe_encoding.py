@@ -20,12 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pusa.conditions import (
-    PusaCondition,
-    fit_image,
-    pixels,
-    place,
-)
+from pusa.conditions import PusaCondition, fit_image, pixels, place
 from pusa.models.vae import decode_video, encode_video
 
 FRAMES = 17  # 5 latent frames

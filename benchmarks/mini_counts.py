@@ -25,12 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
-from pusa.mini.recipe.base import (
-    BaseLoss,
-    BaseObjective,
-    BaseSchedule,
-    TextToVideo,
-)
+from pusa.mini.recipe.base import BaseLoss, BaseObjective, BaseSchedule, TextToVideo
 from pusa.mini.recipe.card import CARD_BUDGETS
 from pusa.mini.recipe.clips import ClipCache, ClipPlan
 from pusa.mini.recipe.muon import BatchedMuon

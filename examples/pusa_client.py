@@ -9,14 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from pusa.client import (
-    AsyncPusaClient,
-    JobFailedError,
-    Keyframe,
-    PusaClient,
-    PusaError,
-    Video,
-)
+from pusa.client import AsyncPusaClient, JobFailedError, Keyframe, PusaClient, PusaError, Video
 
 
 def show(video: Video) -> None:

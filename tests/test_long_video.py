@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
-from pusa.long_video import (
-    Span,
-    advance_by,
-    chain,
-    roll,
-    rolling_table,
-    spans,
-)
+from pusa.long_video import Span, advance_by, chain, roll, rolling_table, spans
 from pusa.scheduler import PusaFlowMatchEulerScheduler, shifted
 
 

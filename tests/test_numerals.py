@@ -7,12 +7,7 @@ from click.testing import CliRunner
 
 from pusa.cli.options import parse_keyframe, parse_numbers, parse_size
 from pusa.client.wire import number_of
-from pusa.numerals import (
-    MAX_CHARACTERS,
-    is_whole,
-    parse_number,
-    parse_whole,
-)
+from pusa.numerals import MAX_CHARACTERS, is_whole, parse_number, parse_whole
 
 NO_NUMBERS = [
     "²",

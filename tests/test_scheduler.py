@@ -9,12 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from pusa.scheduler import (
-    PusaFlowMatchEulerScheduler,
-    PusaSchedulerOutput,
-    shifted,
-    wave_sigmas,
-)
+from pusa.scheduler import PusaFlowMatchEulerScheduler, PusaSchedulerOutput, shifted, wave_sigmas
 
 STEPS = (1, 4, 10, 30)
 CASES = [

@@ -16,12 +16,7 @@ from lora_samples import comfyui, make_pairs, write
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pusa import (
-    PusaCondition,
-    PusaPipeline,
-    resources,
-    zoo,
-)
+from pusa import PusaCondition, PusaPipeline, resources, zoo
 from pusa.models import files, tiny
 from pusa.models.wan import PusaWanTransformer3DModel
 

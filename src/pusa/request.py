@@ -20,19 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from pusa.fields import (
-    StrictModel,
-    explain,
-    knob,
-    knobs,
-    shown,
-)
-from pusa.positions import (
-    frames_of,
-    latent_frames,
-    latent_index_of,
-    nearest_of,
-)
+from pusa.fields import StrictModel, explain, knob, knobs, shown
+from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
 
 __all__ = [
     "PRESETS",

@@ -19,13 +19,7 @@ from PIL import Image
 from pusa.conditions import pixels
 from pusa.data import prepare as preparing
 from pusa.data import sources
-from pusa.data.clips import (
-    Cut,
-    cut,
-    frames_at,
-    nearest_size,
-    starts_of,
-)
+from pusa.data.clips import Cut, cut, frames_at, nearest_size, starts_of
 from pusa.data.dataset import ClipInfo, LatentDataset
 from pusa.data.encoding import ClipEncoder
 from pusa.data.prepare import ClipSettings, prepare

@@ -12,14 +12,7 @@ from diffusers import WanTransformer3DModel
 from lora_samples import Pairs, comfyui, flux, make_pairs, pipe, run, same, weights, with_differences, write
 from torch import Tensor
 
-from pusa.lora import (
-    export_lora,
-    load_pusa,
-    merge_lora,
-    set_alpha,
-    unload_lora,
-    unmerge_lora,
-)
+from pusa.lora import export_lora, load_pusa, merge_lora, set_alpha, unload_lora, unmerge_lora
 from pusa.lora.adapters import check_fits
 from pusa.lora.layouts import read_lora
 from pusa.models.wan import PusaWanTransformer3DModel

@@ -34,13 +34,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pusa.lora import (
-    describe_lora,
-    load_pusa,
-    merge_lora,
-    set_alpha,
-    unload_lora,
-)
+from pusa.lora import describe_lora, load_pusa, merge_lora, set_alpha, unload_lora
 from pusa.lora.layouts import to_diffusers, to_original
 from pusa.models.wan import PusaWanTransformer3DModel
 

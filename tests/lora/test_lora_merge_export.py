@@ -13,15 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pusa.lora import (
-    describe_lora,
-    export_lora,
-    load_pusa,
-    merge_lora,
-    set_alpha,
-    unload_lora,
-    unmerge_lora,
-)
+from pusa.lora import describe_lora, export_lora, load_pusa, merge_lora, set_alpha, unload_lora, unmerge_lora
 from pusa.lora.layouts import Layout
 from pusa.models.wan import PusaWanTransformer3DModel
 

@@ -7,26 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_samples import (
-    HEIGHT,
-    WIDTH,
-    encode,
-    grey_levels,
-    levels_of,
-    moving_gradient,
-    picture_bytes,
-    psnr,
-    write,
-)
+from media_samples import HEIGHT, WIDTH, encode, grey_levels, levels_of, moving_gradient, picture_bytes, psnr, write
 from PIL import Image
 
-from pusa.media import (
-    MediaError,
-    iter_video,
-    probe_video,
-    read_image,
-    read_video,
-)
+from pusa.media import MediaError, iter_video, probe_video, read_image, read_video
 
 # ---- reading videos
 

@@ -17,21 +17,11 @@ from safetensors.torch import save_file, save_model
 from pusa.cli.eval_paper import paper as command
 from pusa.lora.layouts import write_lora
 from pusa.mini.evaluation import plots
-from pusa.mini.paper import (
-    claims as paper_claims,
-)
-from pusa.mini.paper import (
-    points as paper_points,
-)
-from pusa.mini.paper import (
-    report as paper_report,
-)
-from pusa.mini.paper import (
-    run as paper,
-)
-from pusa.mini.paper import (
-    training as paper_training,
-)
+from pusa.mini.paper import claims as paper_claims
+from pusa.mini.paper import points as paper_points
+from pusa.mini.paper import report as paper_report
+from pusa.mini.paper import run as paper
+from pusa.mini.paper import training as paper_training
 from pusa.mini.paper.points import Judge, Point
 from pusa.mini.paper.report import BEGIN, END
 from pusa.mini.paper.training import BATCH, REGIMES, Plan

@@ -9,13 +9,7 @@ from torch import Tensor
 from world_samples import make_photographs
 
 from pusa.mini.evaluation import probes
-from pusa.mini.evaluation.probes import (
-    DISTORTIONS,
-    Probes,
-    greyed,
-    train_probes,
-    turned_hue,
-)
+from pusa.mini.evaluation.probes import DISTORTIONS, Probes, greyed, train_probes, turned_hue
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
 from pusa.mini.world.world import Scenes, World
 

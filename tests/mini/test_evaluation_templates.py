@@ -5,19 +5,9 @@ import torch
 from shape_samples import make_shapes
 from world_samples import make_photographs
 
-from pusa.mini.evaluation.templates import (
-    LOOKS,
-    Matcher,
-    direction_of,
-    motion_of,
-)
+from pusa.mini.evaluation.templates import LOOKS, Matcher, direction_of, motion_of
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
-from pusa.mini.world.world import (
-    Scenes,
-    World,
-    camera_view,
-    path,
-)
+from pusa.mini.world.world import Scenes, World, camera_view, path
 
 FRAMES, SIZE = 33, 64
 

@@ -18,12 +18,7 @@ from media_samples import psnr
 from PIL import Image
 from torch import Tensor
 
-from pusa import (
-    PusaCondition,
-    PusaPipeline,
-    media,
-    zoo,
-)
+from pusa import PusaCondition, PusaPipeline, media, zoo
 from pusa.cli import main as cli
 from pusa.conditions import fit_image, pixels
 from pusa.demo import PICTURES

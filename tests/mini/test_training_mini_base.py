@@ -22,23 +22,9 @@ from pusa.mini.recipe.base import (
     make_tokenizer,
     train_base,
 )
-from pusa.mini.recipe.clips import (
-    ClipCache,
-    ClipPlan,
-    cache_clips,
-    draw_clips,
-    latent_mask,
-    load_latents,
-    tokenise,
-)
+from pusa.mini.recipe.clips import ClipCache, ClipPlan, cache_clips, draw_clips, latent_mask, load_latents, tokenise
 from pusa.mini.recipe.vae import CONFIG
-from pusa.mini.world.world import (
-    PHOTOGRAPH,
-    TEXTURE,
-    World,
-    captions,
-    draw_scenes,
-)
+from pusa.mini.world.world import PHOTOGRAPH, TEXTURE, World, captions, draw_scenes
 from pusa.zoo import MINI_FOLDER
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

@@ -6,21 +6,8 @@ from torch import Tensor
 from world_samples import make_photographs, make_sprites, make_world
 
 from pusa.mini.world.scenery import CANVAS, PLACES, paint_textures
-from pusa.mini.world.vocabulary import (
-    CAMERAS,
-    MOTIONS,
-    THINGS,
-    with_article,
-)
-from pusa.mini.world.world import (
-    PHOTOGRAPH,
-    TEXTURE,
-    Scenes,
-    World,
-    captions,
-    draw_scenes,
-    is_held_out,
-)
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS, with_article
+from pusa.mini.world.world import PHOTOGRAPH, TEXTURE, Scenes, World, captions, draw_scenes, is_held_out
 
 SIZE = 32
 

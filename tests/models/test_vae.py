@@ -11,13 +11,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pusa.models.vae import (
-    DecodeMemoryError,
-    _decode_tile_by_tile,
-    decode_chunks,
-    decode_video,
-    encode_video,
-)
+from pusa.models.vae import DecodeMemoryError, _decode_tile_by_tile, decode_chunks, decode_video, encode_video
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from _golden import within

@@ -21,14 +21,7 @@ from PIL import Image
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import _Multipart, unbracketed
-from pusa.server.uploads import (
-    Probed,
-    ProbeLimits,
-    Prober,
-    Spool,
-    Upload,
-    shown_name,
-)
+from pusa.server.uploads import Probed, ProbeLimits, Prober, Spool, Upload, shown_name
 
 
 @pytest.fixture(scope="module")

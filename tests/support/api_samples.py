@@ -17,14 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 from server_samples import quick_settings, wait_until
 
-from pusa.media import (
-    MediaError,
-    MediaLimits,
-    VideoWriter,
-    contact_sheet,
-    sprite_sheet,
-    thumbnail,
-)
+from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
 from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
 from pusa.server.errors import ServiceError

@@ -16,18 +16,7 @@ from PIL import Image
 from pusa import media, zoo
 from pusa.request import GenerationRequest
 from pusa.server.worker.engine_process import ReportLoading
-from pusa.server.worker.messages import (
-    Cancelled,
-    Done,
-    Error,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, Done, Error, Message, Note, Preview, Resolved, Stage, Step, Task
 
 
 class StudioEngine:

@@ -11,14 +11,7 @@ from torch import Tensor
 from training_samples import make_config, write_dataset
 
 from pusa.data.dataset import LatentDataset
-from pusa.training.batches import (
-    Batch,
-    Loader,
-    Plan,
-    Reader,
-    generator_of,
-    held_out_batches,
-)
+from pusa.training.batches import Batch, Loader, Plan, Reader, generator_of, held_out_batches
 from pusa.training.config import TrainConfig
 
 BUCKETS = {(16, 3, 4, 6): list(range(8)), (16, 1, 4, 6): [8, 9]}

@@ -11,14 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from pusa import zoo
-from pusa.training.config import (
-    DataConfig,
-    OptimizerConfig,
-    TrainConfig,
-    config_from,
-    load_config,
-    ready_configs,
-)
+from pusa.training.config import DataConfig, OptimizerConfig, TrainConfig, config_from, load_config, ready_configs
 
 
 def refusal(*overrides: str, source: str = "wan2.1-14b-vta") -> str:

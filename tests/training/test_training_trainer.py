@@ -25,12 +25,7 @@ from pusa.lora import describe_lora, load_pusa
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training import model as adapting
 from pusa.training.checkpoint import checkpoints
-from pusa.training.config import (
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-    load_config,
-)
+from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
 from pusa.training.export import export_run
 from pusa.training.launch import Processes
 from pusa.training.model import MovingAverage, factor, make_optimizers

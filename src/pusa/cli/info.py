@@ -31,12 +31,7 @@ def describe(file: str) -> dict[str, Any]:
 
 
 def _describe_media(path: Path) -> dict[str, Any]:
-    from pusa.media import (
-        MediaError,
-        probe_video,
-        read_image,
-        read_metadata,
-    )
+    from pusa.media import MediaError, probe_video, read_image, read_metadata
     from pusa.media.source import DEFAULT_LIMITS, opened
 
     with opened(path, limits=DEFAULT_LIMITS, what="file") as media:

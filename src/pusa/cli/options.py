@@ -9,12 +9,7 @@ import click
 
 from pusa.fields import Knob, knobs
 from pusa.numerals import parse_number
-from pusa.request import (
-    ConditionSpec,
-    GenerationRequest,
-    Position,
-    Task,
-)
+from pusa.request import ConditionSpec, GenerationRequest, Position, Task
 
 C = TypeVar("C", bound=Callable[..., Any])
 

@@ -33,12 +33,7 @@ from pusa.cli.options import (
     video_options,
     with_files_found,
 )
-from pusa.cli.run import (
-    MissingModelError,
-    Start,
-    Stopped,
-    run,
-)
+from pusa.cli.run import MissingModelError, Start, Stopped, run
 from pusa.cli.serve import serve, worker
 from pusa.cli.studio import studio
 from pusa.cli.train import train

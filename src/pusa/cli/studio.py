@@ -13,12 +13,7 @@ from typing import Any
 
 import click
 
-from pusa.cli.serve import (
-    SettingsCommand,
-    listener_of,
-    run_server,
-    settings_of,
-)
+from pusa.cli.serve import SettingsCommand, listener_of, run_server, settings_of
 
 _WAIT_SECONDS = 120.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}

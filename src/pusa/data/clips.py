@@ -14,12 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pusa.media import (
-    MediaLimits,
-    iter_video,
-    probe_video,
-    read_image,
-)
+from pusa.media import MediaLimits, iter_video, probe_video, read_image
 from pusa.media.source import opened
 
 LIMITS = MediaLimits(

@@ -19,21 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
-from pusa.data.encoding import (
-    Progress,
-    devices,
-    load_vae,
-    stopping,
-)
+from pusa.data.encoding import Progress, devices, load_vae, stopping
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.inspect_page import Strip, contact_sheet, page
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
-from pusa.events import (
-    Events,
-    GenerationEvent,
-    Report,
-    as_events,
-)
+from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.media import to_uint8
 from pusa.models.vae import decode_chunks
 

@@ -18,12 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa.data.format import (
-    ClipInfo,
-    DatasetFacts,
-    caption_key,
-    without_padding,
-)
+from pusa.data.format import ClipInfo, DatasetFacts, caption_key, without_padding
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)

@@ -21,36 +21,13 @@ from torch import Tensor
 
 from pusa import zoo
 from pusa.data import sources
-from pusa.data.clips import (
-    Clip,
-    Cut,
-    Media,
-    Scan,
-    Size,
-    frames_at,
-    nearest_size,
-    starts_of,
-    work,
-)
+from pusa.data.clips import Clip, Cut, Media, Scan, Size, frames_at, nearest_size, starts_of, work
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import (
-    ClipEncoder,
-    Progress,
-    add_prompts,
-    devices,
-    identity_of_vae,
-    load_vae,
-    stopping,
-)
+from pusa.data.encoding import ClipEncoder, Progress, add_prompts, devices, identity_of_vae, load_vae, stopping
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
-from pusa.events import (
-    Events,
-    GenerationEvent,
-    Report,
-    as_events,
-)
+from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 

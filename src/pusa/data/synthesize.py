@@ -17,19 +17,8 @@ from torch.nn.functional import pad
 
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import (
-    Progress,
-    add_prompts,
-    identity_of_vae,
-    load_vae,
-    stopping,
-)
-from pusa.events import (
-    Events,
-    GenerationEvent,
-    Report,
-    as_events,
-)
+from pusa.data.encoding import Progress, add_prompts, identity_of_vae, load_vae, stopping
+from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.pipeline import PusaPipeline
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE

@@ -17,36 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import (
-    __version__,
-    media,
-    resources,
-    zoo,
-)
-from pusa.events import (
-    Events,
-    GenerationEvent,
-    Report,
-    RunEnded,
-    as_events,
-)
+from pusa import __version__, media, resources, zoo
+from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
 from pusa.generate import inputs
 from pusa.generate import prompt_hints as words
 from pusa.generate.checkpoint import Checkpoint
 from pusa.generate.tasks import Film, Tasks
-from pusa.models.vae import (
-    DecodeMemoryError,
-    decode_chunks,
-    decode_video,
-    is_out_of_memory,
-)
+from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
-from pusa.request import (
-    GenerationRequest,
-    ResolvedRequest,
-    rounding_notes,
-    turned,
-)
+from pusa.request import GenerationRequest, ResolvedRequest, rounding_notes, turned
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 FADE_FRAMES = 8  # half a second at Wan's rate

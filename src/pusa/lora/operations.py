@@ -33,15 +33,7 @@ from pusa.lora.adapters import (
     state_of,
     width_of,
 )
-from pusa.lora.layouts import (
-    WEIGHT_SUFFIXES,
-    Layout,
-    LoraInfo,
-    Pair,
-    describe_lora,
-    read_lora,
-    write_lora,
-)
+from pusa.lora.layouts import WEIGHT_SUFFIXES, Layout, LoraInfo, Pair, describe_lora, read_lora, write_lora
 
 logger = logging.getLogger(__name__)
 

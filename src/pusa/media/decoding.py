@@ -20,16 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pusa.media.source import (
-    VIDEOS,
-    MediaError,
-    MediaLimits,
-    Opened,
-    Source,
-    check_complete,
-    explained,
-    opened,
-)
+from pusa.media.source import VIDEOS, MediaError, MediaLimits, Opened, Source, check_complete, explained, opened
 
 if TYPE_CHECKING:
     import av

@@ -8,18 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pusa.media.reading import (
-    first_picture,
-    iter_video,
-    probe_video,
-    read_image,
-)
-from pusa.media.source import (
-    DEFAULT_LIMITS,
-    MAX_FPS,
-    MediaLimits,
-    Source,
-)
+from pusa.media.reading import first_picture, iter_video, probe_video, read_image
+from pusa.media.source import DEFAULT_LIMITS, MAX_FPS, MediaLimits, Source
 
 _MARGIN = 4  # pixels between and around the frames of a sheet
 _BACKGROUND = (24, 24, 24)

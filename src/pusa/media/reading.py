@@ -13,13 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from pusa.media.decoding import (
-    Decoder,
-    VideoInfo,
-    open_container,
-    open_picture,
-    open_video,
-)
+from pusa.media.decoding import Decoder, VideoInfo, open_container, open_picture, open_video
 from pusa.media.source import (
     DEFAULT_LIMITS,
     MAX_FPS,

@@ -13,15 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from pusa.fsutil import flush
-from pusa.media.encoders import (
-    Encoder,
-    GifEncoder,
-    Mp4Encoder,
-    Output,
-    PngEncoder,
-    PngFolderEncoder,
-    WebPEncoder,
-)
+from pusa.media.encoders import Encoder, GifEncoder, Mp4Encoder, Output, PngEncoder, PngFolderEncoder, WebPEncoder
 from pusa.media.source import MAX_FPS, MediaError, one_line
 
 _BY_SUFFIX: dict[str, type[Encoder]] = {

@@ -11,12 +11,7 @@ import resource
 import sys
 from typing import Any, BinaryIO
 
-from pusa.media import (
-    MediaError,
-    MediaLimits,
-    probe_video,
-    read_image,
-)
+from pusa.media import MediaError, MediaLimits, probe_video, read_image
 from pusa.media.source import opened
 
 _SUFFIXES = {

@@ -17,14 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
-from pusa.fields import (
-    Knob,
-    StrictModel,
-    explain,
-    knob,
-    knobs,
-    shown,
-)
+from pusa.fields import Knob, StrictModel, explain, knob, knobs, shown
 
 __all__ = ["ServerSettings", "load_settings", "parse_option"]
 

@@ -22,25 +22,11 @@ from pusa.request import GenerationRequest, ResolvedRequest, turned
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import invalid, refusal, shown_number
 from pusa.server.jobs.housekeeping import check_space
-from pusa.server.jobs.queue import (
-    Job,
-    JobQueue,
-    NewJob,
-    QueueFull,
-    QueueUnavailable,
-    new_id,
-)
+from pusa.server.jobs.queue import Job, JobQueue, NewJob, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
-from pusa.server.uploads import (
-    PROBES_AT_ONCE,
-    ProbeLimits,
-    Prober,
-    Spool,
-    Upload,
-    shown_name,
-)
+from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Spool, Upload, shown_name
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
 
-from pusa.fields import (
-    StrictModel,
-    bound,
-    explain,
-    knob,
-    shown,
-)
+from pusa.fields import StrictModel, bound, explain, knob, shown
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"  # in a run's folder

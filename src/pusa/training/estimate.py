@@ -12,13 +12,7 @@ from typing import Any
 from pusa import zoo
 from pusa.models import files
 from pusa.training.config import TrainConfig, config_from
-from pusa.training.flops import (
-    Flops,
-    Memory,
-    Workload,
-    flops,
-    memory,
-)
+from pusa.training.flops import Flops, Memory, Workload, flops, memory
 
 _GIB = 2**30
 _CONTEXT_BYTES = 10**9  # driver, kernels, communication

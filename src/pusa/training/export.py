@@ -12,20 +12,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
-from pusa.lora.layouts import (
-    Layout,
-    Pair,
-    read_lora,
-    write_lora,
-)
+from pusa.lora.layouts import Layout, Pair, read_lora, write_lora
 from pusa.models.original import weight_dtype
 from pusa.training.checkpoint import Tensors, checkpoints, read_state
-from pusa.training.config import (
-    Expert,
-    TrainConfig,
-    load_config,
-    public_name,
-)
+from pusa.training.config import Expert, TrainConfig, load_config, public_name
 from pusa.training.model import ADAPTER
 
 _SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}

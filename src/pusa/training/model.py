@@ -18,12 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pusa.lora.adapters import adapter_names
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Shape
-from pusa.training.config import (
-    MethodConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from pusa.training.config import MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from pusa.training.launch import Processes
 
 logger = logging.getLogger(__name__)

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
-from pusa.training.batches import (
-    Batch,
-    Data,
-    Loader,
-    Plan,
-    Reader,
-    held_out_batches,
-)
+from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
     checkpoints,
@@ -40,20 +33,8 @@ from pusa.training.checkpoint import (
 from pusa.training.config import Expert, TrainConfig
 from pusa.training.export import write_result
 from pusa.training.launch import Processes
-from pusa.training.model import (
-    MovingAverage,
-    factor,
-    kernels,
-    make_optimizers,
-    precision,
-)
-from pusa.training.objective import (
-    LossBins,
-    frame_errors,
-    noised,
-    velocity_target,
-    weighted_loss,
-)
+from pusa.training.model import MovingAverage, factor, kernels, make_optimizers, precision
+from pusa.training.objective import LossBins, frame_errors, noised, velocity_target, weighted_loss
 from pusa.training.reports import Reporter
 
 logger = logging.getLogger(__name__)

@@ -35,12 +35,7 @@ from pusa.training.config import CONFIG_FILE, TrainConfig, load_config
 from pusa.training.export import result_path
 from pusa.training.launch import Processes, launched
 from pusa.training.model import load_transformer, prepare
-from pusa.training.run import (
-    Job,
-    Run,
-    TrainingStoppedError,
-    Validate,
-)
+from pusa.training.run import Job, Run, TrainingStoppedError, Validate
 
 __all__ = ["TrainingStoppedError", "train"]
 

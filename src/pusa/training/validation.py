@@ -22,12 +22,7 @@ from pusa import media
 from pusa.conditions import PusaCondition, fit_image, pixels
 from pusa.data.dataset import LatentDataset
 from pusa.lora.adapters import lora_layers
-from pusa.media.sheets import (
-    Strip,
-    sheet,
-    spread,
-    write_picture,
-)
+from pusa.media.sheets import Strip, sheet, spread, write_picture
 from pusa.models.vae import decode_chunks
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler

@@ -21,13 +21,7 @@ from pusa.server.errors import ServiceError
 from pusa.server.http import body as forms
 from pusa.server.http import json_input
 from pusa.server.http.body import unbracketed
-from pusa.server.http.json_input import (
-    MAX_DEPTH,
-    MAX_PLAIN_BYTES,
-    MAX_VALUES,
-    Budget,
-    parsed,
-)
+from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parsed
 
 PICTURE = base64.b64encode(png()).decode()
 LONG = base64.b64encode(bytes(range(256)) * 20_000).decode()  # more than six million characters

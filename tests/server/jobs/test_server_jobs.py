@@ -14,13 +14,7 @@ import pytest
 import queue_samples
 from queue_samples import Clock, new_job
 
-from pusa.server.jobs.queue import (
-    Job,
-    JobQueue,
-    LeaseLost,
-    QueueFull,
-    new_id,
-)
+from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueFull, new_id
 
 
 @pytest.fixture

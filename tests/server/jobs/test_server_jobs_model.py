@@ -20,13 +20,7 @@ from hypothesis.stateful import (
 )
 from queue_samples import Clock, new_job
 
-from pusa.server.jobs.queue import (
-    ENDED,
-    Job,
-    JobQueue,
-    LeaseLost,
-    QueueFull,
-)
+from pusa.server.jobs.queue import ENDED, Job, JobQueue, LeaseLost, QueueFull
 
 LEASE_SECONDS = 10
 MAX_FAILURES = 3

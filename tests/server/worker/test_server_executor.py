@@ -27,17 +27,7 @@ from pusa.server.worker.engine_process import (
     with_files,
 )
 from pusa.server.worker.executor import LocalExecutor
-from pusa.server.worker.messages import (
-    Cancelled,
-    Checkpoint,
-    Done,
-    Error,
-    Note,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, Checkpoint, Done, Error, Note, Resolved, Stage, Step, Task
 
 
 @pytest.fixture

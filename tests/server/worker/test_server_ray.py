@@ -12,12 +12,7 @@ from server_samples import BENCHMARKS, FAKE, House, quick_settings, submit, unin
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
-from pusa.server.worker.messages import (  # noqa: E402 (after the check for ray)
-    Checkpoint,
-    Done,
-    Error,
-    Step,
-)
+from pusa.server.worker.messages import Checkpoint, Done, Error, Step  # noqa: E402 (after the check for ray)
 from pusa.server.worker.ray import RayExecutor, packed, unpacked  # noqa: E402
 
 LOOPBACK = {"include_dashboard": False, "object_store_memory": 100_000_000}

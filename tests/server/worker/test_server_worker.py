@@ -12,16 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from server_samples import (
-    BENCHMARKS,
-    House,
-    quick_settings,
-    request,
-    submit,
-    uninterrupted,
-    video_of,
-    wait_until,
-)
+from server_samples import BENCHMARKS, House, quick_settings, request, submit, uninterrupted, video_of, wait_until
 
 from pusa import media
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable

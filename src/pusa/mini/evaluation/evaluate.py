@@ -17,17 +17,7 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
-from pusa.evaluation.metrics import (
-    Figure,
-    drift,
-    first_jump,
-    mean,
-    psnr,
-    rate,
-    ratio,
-    sharpness,
-    unevenness,
-)
+from pusa.evaluation.metrics import Figure, drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
 from pusa.media import to_uint8
 from pusa.media.sheets import Strip, sheet, write_picture
 from pusa.mini.evaluation import joints

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from pusa import media
-from pusa.evaluation.metrics import (
-    Figure,
-    as_video,
-    drift,
-    mean,
-    rate,
-    seam,
-    unevenness,
-)
+from pusa.evaluation.metrics import Figure, as_video, drift, mean, rate, seam, unevenness
 from pusa.generate import generate
 from pusa.mini.world.world import captions
 from pusa.positions import frames_of, latent_frames

@@ -24,12 +24,7 @@ from torch import Tensor, nn
 from pusa.mini.recipe.loop import ConvMuon, precision
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
-from pusa.mini.world.world import (
-    TEXTURE,
-    Scenes,
-    World,
-    draw_scenes,
-)
+from pusa.mini.world.world import TEXTURE, Scenes, World, draw_scenes
 from pusa.models.vae import decode_video, encode_video
 
 logger = logging.getLogger(__name__)

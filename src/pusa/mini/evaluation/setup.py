@@ -15,26 +15,10 @@ from torch import Tensor
 
 from pusa import zoo
 from pusa.conditions import PusaCondition
-from pusa.evaluation.metrics import (
-    Figure,
-    frechet_distance,
-    mean,
-    rate,
-)
+from pusa.evaluation.metrics import Figure, frechet_distance, mean, rate
 from pusa.lora.adapters import adapter_names
-from pusa.mini.evaluation.probes import (
-    DIRECTIONS,
-    MOTION_FRAMES,
-    Probes,
-    Verdicts,
-    train_probes,
-)
-from pusa.mini.evaluation.templates import (
-    Matcher,
-    Track,
-    direction_of,
-    motion_of,
-)
+from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Probes, Verdicts, train_probes
+from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS

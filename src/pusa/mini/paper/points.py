@@ -21,14 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pusa.evaluation.metrics import first_jump
 from pusa.lora.layouts import read_lora
-from pusa.mini.paper.training import (
-    BATCH,
-    SEED,
-    Plan,
-    adapter_path,
-    load_base,
-    things_of,
-)
+from pusa.mini.paper.training import BATCH, SEED, Plan, adapter_path, load_base, things_of
 from pusa.mini.recipe.base import SHIFT, TextToVideo
 from pusa.mini.recipe.clips import load_latents
 from pusa.mini.recipe.loop import precision
@@ -41,12 +34,7 @@ from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.batches import generator_of
 from pusa.training.config import ObjectiveConfig
-from pusa.training.objective import (
-    draw_sigmas,
-    frame_errors,
-    noised,
-    velocity_target,
-)
+from pusa.training.objective import draw_sigmas, frame_errors, noised, velocity_target
 
 GUIDANCE = 3.0
 STEPS = 10

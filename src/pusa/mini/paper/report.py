@@ -12,15 +12,7 @@ from pusa.mini.evaluation import plots
 from pusa.mini.evaluation.plots import Panel, Series
 from pusa.mini.paper import points as paper_points
 from pusa.mini.paper import training as paper_training
-from pusa.mini.paper.claims import (
-    PAPER,
-    REAL,
-    REFERENCES,
-    Moved,
-    Results,
-    judge_claims,
-    shown_difference,
-)
+from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Moved, Results, judge_claims, shown_difference
 from pusa.mini.paper.points import STEPS
 from pusa.mini.paper.training import CURVE, REGIMES, Plan
 

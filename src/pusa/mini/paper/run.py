@@ -26,12 +26,7 @@ from pusa.mini.paper import points as paper_points
 from pusa.mini.paper import report as paper_report
 from pusa.mini.paper import training as paper_training
 from pusa.mini.paper.points import STEPS, Point
-from pusa.mini.paper.training import (
-    BATCH,
-    CURVE,
-    REGIMES,
-    Plan,
-)
+from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
 
 PLAN_FILE, REPORT_FILE = "plan.json", "paper.json"
 REFERENCES = "references"

@@ -20,13 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pusa.mini.recipe.clips import ClipCache
-from pusa.mini.recipe.loop import (
-    fit,
-    precision,
-    spent_seconds,
-    warm_then_cool,
-    world_size,
-)
+from pusa.mini.recipe.loop import fit, precision, spent_seconds, warm_then_cool, world_size
 from pusa.mini.recipe.muon import BatchedMuon
 from pusa.mini.world.world import captions, draw_scenes
 from pusa.models.wan import PusaWanTransformer3DModel

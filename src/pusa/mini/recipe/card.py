@@ -28,27 +28,11 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pusa.mini.recipe.base import (
-    BaseObjective,
-    BaseSchedule,
-    TextToVideo,
-    held_out_loss,
-    train_base,
-)
+from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipCache, ClipPlan, draw_clips
-from pusa.mini.recipe.folder import (
-    LORA_FILE,
-    Report,
-    describe_folder,
-    write_folder,
-)
+from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
 from pusa.mini.recipe.loop import NotFiniteError
-from pusa.mini.recipe.samples import (
-    ALPHA,
-    Maker,
-    find_strength,
-    write_sheets,
-)
+from pusa.mini.recipe.samples import ALPHA, Maker, find_strength, write_sheets
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world.world import World
 from pusa.models.vae import channels_last

@@ -14,12 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pusa.mini.recipe.loop import precision, rank, world_size
-from pusa.mini.world.world import (
-    Scenes,
-    World,
-    captions,
-    draw_scenes,
-)
+from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import encode_video
 
 _SHARD_CLIPS = 64

@@ -13,12 +13,7 @@ from diffusers import AutoencoderKLWan
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, SHIFT, TextToVideo
 from pusa.mini.recipe.samples import ALPHA, GUIDANCE, STEPS
 from pusa.mini.world.scenery import PLACES
-from pusa.mini.world.vocabulary import (
-    CAMERAS,
-    MOTIONS,
-    PHOTOGRAPH_WORDS,
-    THINGS,
-)
+from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 

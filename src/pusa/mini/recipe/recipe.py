@@ -16,20 +16,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from pusa.mini.recipe import card as mini_gpu
-from pusa.mini.recipe.base import (
-    BaseObjective,
-    BaseSchedule,
-    TextToVideo,
-    held_out_loss,
-    train_base,
-)
+from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipPlan, cache_clips
-from pusa.mini.recipe.folder import (
-    LORA_FILE,
-    Report,
-    describe_folder,
-    write_folder,
-)
+from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
 from pusa.mini.recipe.loop import precision, rank
 from pusa.mini.recipe.model_card import write_card
 from pusa.mini.recipe.samples import Maker, find_strength

@@ -11,12 +11,7 @@ from pusa.conditions import PusaCondition
 from pusa.media.sheets import Strip, sheet, write_picture
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
 from pusa.mini.world.vocabulary import MOTIONS
-from pusa.mini.world.world import (
-    Scenes,
-    World,
-    captions,
-    draw_scenes,
-)
+from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 

@@ -15,14 +15,7 @@ from pusa.server.errors import ServiceError
 from pusa.server.http import to_request as translate
 from pusa.server.http import urls
 from pusa.server.http.body import Received, in_reader, read_body
-from pusa.server.http.schemas import (
-    CreateVideo,
-    EditVideo,
-    ExtendVideo,
-    Keyframe,
-    UrlReference,
-    VideoReference,
-)
+from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
 from pusa.server.service import VideoService, in_thread, is_id
 from pusa.server.uploads import Upload
 

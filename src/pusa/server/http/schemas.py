@@ -9,12 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from pusa.fields import StrictModel, knob
-from pusa.request import (
-    GenerationRequest,
-    Multiplier,
-    PositionField,
-    Text,
-)
+from pusa.request import GenerationRequest, Multiplier, PositionField, Text
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"

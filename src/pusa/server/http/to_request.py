@@ -13,12 +13,7 @@ from pydantic import ValidationError
 
 from pusa.fields import StrictModel, explain, shown
 from pusa.numerals import parse_number, parse_whole
-from pusa.request import (
-    OVERLAP_FRAMES,
-    ConditionSpec,
-    GenerationRequest,
-    ModelDefaults,
-)
+from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
 from pusa.server.http.schemas import (

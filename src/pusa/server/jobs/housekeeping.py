@@ -11,12 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pusa.server.jobs.queue import (
-    MAX_FAILURES,
-    Job,
-    JobQueue,
-    QueueUnavailable,
-)
+from pusa.server.jobs.queue import MAX_FAILURES, Job, JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 
 __all__ = ["Housekeeping", "Swept", "check_space", "expire", "remove_files", "sweep_orphans", "sweep_scratch"]

@@ -17,13 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from pusa.server.jobs import database
-from pusa.server.jobs.database import (
-    QueueUnavailable,
-    SchemaError,
-    once,
-    repeated,
-    transaction,
-)
+from pusa.server.jobs.database import QueueUnavailable, SchemaError, once, repeated, transaction
 from pusa.server.jobs.job import (
     ENDED,
     UNFINISHED,

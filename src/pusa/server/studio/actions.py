@@ -21,12 +21,7 @@ from pusa.request import preset_alpha
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import Job
 from pusa.server.jobs.store import StorageFullError
-from pusa.server.service import (
-    ServiceError,
-    Upload,
-    VideoService,
-    in_thread,
-)
+from pusa.server.service import ServiceError, Upload, VideoService, in_thread
 from pusa.server.studio import examples
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.forms import (

@@ -6,14 +6,7 @@ from typing import Any
 
 from pusa.positions import latent_frames
 from pusa.request import preset_alpha
-from pusa.server.studio.forms import (
-    Form,
-    FormDefaults,
-    Tab,
-    joined,
-    preset_noise,
-    spread,
-)
+from pusa.server.studio.forms import Form, FormDefaults, Tab, joined, preset_noise, spread
 
 PICTURES = Path(__file__).parents[2] / "mini" / "pictures"
 CLIPS = Path(__file__).parent / "examples"

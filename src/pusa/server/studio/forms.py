@@ -12,12 +12,7 @@ from pydantic import ValidationError
 from pusa import zoo
 from pusa.numerals import parse_number, parse_whole
 from pusa.positions import latent_frames
-from pusa.request import (
-    PRESETS,
-    GenerationRequest,
-    Position,
-    explain,
-)
+from pusa.request import PRESETS, GenerationRequest, Position, explain
 from pusa.zoo import GenerationDefaults
 
 Tab = Literal["image", "images", "video", "text"]

@@ -15,12 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pusa.generate.prompt_hints import unknown_words
 from pusa.server.downloads import download
 from pusa.server.http.schemas import ID_PATTERN
-from pusa.server.service import (
-    ServiceError,
-    VideoService,
-    in_thread,
-    is_id,
-)
+from pusa.server.service import ServiceError, VideoService, in_thread, is_id
 from pusa.server.studio import examples, views
 
 ASSETS = Path(__file__).parent / "assets"

@@ -11,12 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.server.jobs.queue import (
-    Job,
-    JobQueue,
-    LeaseLost,
-    QueueUnavailable,
-)
+from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor

@@ -20,17 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pusa.server.worker.engine_process import PUSA_ENGINE, is_ruinous
-from pusa.server.worker.messages import (
-    LAST,
-    Cancelled,
-    CancelTask,
-    Error,
-    LoadFailed,
-    Loading,
-    Message,
-    Ready,
-    Task,
-)
+from pusa.server.worker.messages import LAST, Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,7 @@ from typing import Any
 import psutil
 
 from pusa.fsutil import is_full
-from pusa.server.jobs.queue import (
-    Job,
-    JobQueue,
-    LeaseLost,
-    QueueUnavailable,
-)
+from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
