@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from paths import ROOT
 
 from pusa import zoo
 from pusa.demo import PICTURES
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_A_SERVER = {"server.md"}  # its examples run in test_server_docs.py
 

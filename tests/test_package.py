@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from pusa.mini.world.pictures import CREDITS
 
-ROOT = Path(__file__).parents[1]
 LARGEST_BYTES = 64_000_000
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from paths import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 common, core, gpu, overfit, throughput, short, parts, machine, card, short_table = map(
     importlib.import_module,
     (
@@ -301,7 +301,7 @@ def test_the_scripts_for_a_card_need_no_package_that_its_machine_may_lack() -> N
         f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path.insert(0, 'benchmarks'); "
         "import card_machine, gpu, train_gpu"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: CAPTURE) -> None:

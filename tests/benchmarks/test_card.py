@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import _results
+import carry
 import pytest
+from _card_log import with_card
 from card_environment import closure, make_environment, make_tiny_pack, make_wheel
 from diffusers import AutoencoderKLWan
 from needs import missing
 from packaging.requirements import Requirement
+from paths import ROOT
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -23,13 +26,6 @@ from pusa.mini.recipe.folder import LORA_FILE, write_folder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.config import LORA_TARGETS
 from pusa.zoo import MINI_FOLDER
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import _results  # noqa: E402
-import carry  # noqa: E402
-from _card_log import with_card  # noqa: E402
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 MOST_SECONDS = 900  # of a rehearsal; on two quiet cores it takes a minute

@@ -2,15 +2,12 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 parity = importlib.import_module("parity")
 recorded = importlib.import_module("_golden")
 

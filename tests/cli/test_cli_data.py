@@ -1,7 +1,6 @@
 """`pusa data`: from a person's words to a dataset, and to a look at it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from paths import SHARED
 from PIL import Image
 
 from pusa.cli import main
@@ -26,7 +26,7 @@ def pusa(*args: object) -> Result:
 
 def shared(name: str) -> Path | None:
     """A recorded file beside the repository, if it is there (see conftest)."""
-    folder = Path(os.environ.get("PUSA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    folder = SHARED
     path = folder / "inputs" / name
     return path if path.is_file() else None
 

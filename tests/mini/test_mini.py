@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from media_samples import psnr
+from paths import ROOT
 from PIL import Image
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from pusa.generate import generate, stored
 from pusa.generate.prompt_hints import unknown_words
 from pusa.request import GenerationRequest
 
-ROOT = Path(__file__).parents[1]
 THINGS = {
     "red apple": (0.85, 0.2, 0.3),
     "whale": (0.35, 0.65, 0.95),

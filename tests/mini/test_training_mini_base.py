@@ -1,13 +1,14 @@
 """Clips, times and loss of the small model's base, and what they must not do: make the host wait."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from mini_counts import count_step
+from mini_trials import table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from world_samples import make_world
@@ -26,10 +27,6 @@ from pusa.mini.recipe.clips import ClipCache, ClipPlan, cache_clips, draw_clips,
 from pusa.mini.recipe.vae import CONFIG
 from pusa.mini.world.world import PHOTOGRAPH, TEXTURE, World, captions, draw_scenes
 from pusa.zoo import MINI_FOLDER
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from mini_counts import count_step
-from mini_trials import table
 
 CPU = torch.device("cpu")
 PLAN = ClipPlan(clips=64, size=32, frames=9, things=4)

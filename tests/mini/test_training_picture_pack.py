@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from paths import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 from world_samples import make_sprites
@@ -73,7 +74,7 @@ def test_credits_notices_and_sources_are_inside(pack: Path) -> None:
     assert about["things"] == [names[1] for names in THINGS[:5]]
     assert about["sources"] == {"art.tgz": "0" * 64}
     notices = str(about["notices"])
-    third_party = (Path(__file__).parents[1] / "THIRD_PARTY.md").read_text().split("## MIT License")[1]
+    third_party = (ROOT / "THIRD_PARTY.md").read_text().split("## MIT License")[1]
     assert set(third_party.split()) <= set(notices.split())
     for licence in ("creativecommons.org/licenses/by/4.0/", "creativecommons.org/publicdomain/zero/1.0/"):
         assert licence in notices

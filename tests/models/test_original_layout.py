@@ -2,11 +2,11 @@
 
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from _golden import within
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 from safetensors.torch import load_file, save_file
@@ -15,9 +15,6 @@ from transformers import UMT5EncoderModel
 from pusa import PusaPipeline, zoo
 from pusa.models import files, original, tiny
 from pusa.models.wan import PusaWanTransformer3DModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from _golden import within
 
 TEXT_TO_VIDEO = {
     "wan2.1_t2v_14b_original": "wan2.1_t2v_14b_diffusers",

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import make_transformer
+from components import make_transformer
 from diffusers import ContextParallelConfig
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard

@@ -1,20 +1,16 @@
 """The VAE hands out frames as it goes, equal to those of one call, and gives up no video for want of memory."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from _golden import within
 from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from pusa.models.vae import DecodeMemoryError, _decode_tile_by_tile, decode_chunks, decode_video, encode_video
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from _golden import within
 
 Make = Callable[..., AutoencoderKLWan]
 

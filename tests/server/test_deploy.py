@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 import yaml
+from paths import ROOT
 
 from pusa.cli import main
 from pusa.server import connections
@@ -20,7 +21,7 @@ from pusa.server.jobs.queue import JobQueue
 from pusa.server.settings import ServerSettings, load_settings
 from pusa.server.worker.worker import worker_name
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
 
 

@@ -5,19 +5,16 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _server import ServerProcess
+from paths import ROOT
 
 from pusa.fields import Knob, knobs
 from pusa.server.settings import ServerSettings
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from _server import ServerProcess  # noqa: E402
 
 PAGE = ROOT / "docs" / "server.md"
 ADDRESS = "127.0.0.1:7860"

@@ -2,12 +2,9 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 load = importlib.import_module("load")
 
 

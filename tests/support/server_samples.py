@@ -1,12 +1,13 @@
 """For tests of the server's parts: a queue and a store in a folder, quick settings, jobs of the fake engine."""
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from paths import BENCHMARKS
 
 from pusa.server.jobs.queue import Job, JobQueue, NewJob
 from pusa.server.jobs.store import FileStore
@@ -15,8 +16,6 @@ from pusa.server.worker.executor import Executor, LocalExecutor
 from pusa.server.worker.messages import Done, Task
 from pusa.server.worker.worker import Worker
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))  # where fake_engine is
 FAKE = "fake_engine:FakeEngine"
 PATIENCE_SECONDS = 60.0  # a machine may be busy; nothing here waits that long by design
 

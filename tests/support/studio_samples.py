@@ -11,13 +11,13 @@ from typing import Any
 
 import uvicorn
 from needs import free_port, missing
+from paths import SUPPORT
 
 from pusa.server.app import create_app
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import LocalExecutor
 
-TESTS = Path(__file__).resolve().parent
 ENGINE = "studio_engine:StudioEngine"
 
 
@@ -45,7 +45,7 @@ def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterato
 
     def executor(settings: ServerSettings) -> LocalExecutor:
         target = {"target": engine} if engine else {}
-        return LocalExecutor(settings.model, env={"PYTHONPATH": str(TESTS)}, **target)
+        return LocalExecutor(settings.model, env={"PYTHONPATH": str(SUPPORT)}, **target)
 
     app = create_app(settings_of(folder, port=port, **changes), make_executor=executor)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))

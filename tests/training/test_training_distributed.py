@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import make_transformer
+from components import make_transformer
 from safetensors.torch import load_file
 from test_parallel import all_gather_of_any_size
 from torch import Tensor

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import SHARED
 from media_samples import moving_gradient, write
+from paths import SHARED
 
 from pusa import PusaCondition, PusaPipeline
 from pusa.cli import main

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,7 +344,6 @@ def test_an_estimate_needs_no_torch() -> None:
 
 @pytest.fixture(scope="module")
 def train_gpu() -> Any:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
     return importlib.import_module("train_gpu")
 
 

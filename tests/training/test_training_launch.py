@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from pusa.training.config import load_config
 from pusa.training.launch import launched
 
-GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
+GUIDE = ROOT / "docs" / "training.md"
 
 
 @pytest.mark.parametrize(

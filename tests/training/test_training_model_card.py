@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_text_encoder, make_tokenizer, make_vae
+from components import make_text_encoder, make_tokenizer, make_vae
 from diffusers import WanPipeline
 from PIL import Image
 from training_samples import make_config, write_dataset

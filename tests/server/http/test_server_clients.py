@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _server import ServerProcess
 from needs import missing
+from paths import ROOT
 
 from pusa.demo import PICTURES
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from _server import ServerProcess  # noqa: E402
 
 KEY = "a-key-of-twenty-characters"
 QUICK = ["--steps", "2", "--frames", "5"]

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from server_samples import BENCHMARKS, fake_executor, request, wait_until
+from paths import BENCHMARKS, SUPPORT
+from server_samples import fake_executor, request, wait_until
 
 from pusa import media
 from pusa.models.vae import DecodeMemoryError
@@ -191,7 +192,7 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(tmp_path):
         "while not e.state.ready: time.sleep(0.01)\n"
         "print(e.state.pids[0], flush=True); time.sleep(100)"
     )
-    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{BENCHMARKS}"}
+    env = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{BENCHMARKS}"}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())

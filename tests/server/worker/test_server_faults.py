@@ -1,13 +1,9 @@
 """The fault run, in small: what was accepted survives SIGKILLs of server, worker and their children."""
 
 import json
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import faults
+import pytest
 
 
 @pytest.mark.slow

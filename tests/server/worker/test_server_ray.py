@@ -8,7 +8,8 @@ from typing import Any
 import psutil
 import pytest
 from needs import needed_module
-from server_samples import BENCHMARKS, FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
+from paths import BENCHMARKS
+from server_samples import FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 

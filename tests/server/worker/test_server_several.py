@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _server import ServerProcess, environment
 from server_samples import wait_until
 
 from pusa.client import PusaClient
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from _server import ServerProcess, environment
 
 QUICK = {"num_inference_steps": 2, "num_frames": 5}
 Start = Callable[[str], subprocess.Popen[bytes]]

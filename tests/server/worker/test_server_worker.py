@@ -12,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from server_samples import BENCHMARKS, House, quick_settings, request, submit, uninterrupted, video_of, wait_until
+from paths import BENCHMARKS, SUPPORT
+from server_samples import House, quick_settings, request, submit, uninterrupted, video_of, wait_until
 
 from pusa import media
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
@@ -385,7 +386,7 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
         "settings = quick_settings(Path(sys.argv[1]), lease_seconds=600.0); queue, files = open_all(settings)\n"
         "Worker(settings, queue, files, fake_executor()).run(threading.Event())"
     )
-    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{BENCHMARKS}"}
+    env = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{BENCHMARKS}"}
     command = [sys.executable, "-c", program, str(house.settings.data_folder)]
     with subprocess.Popen(command, env=env) as victim:
         wait_until(lambda: house.job(job).checkpoint_step >= 4)
