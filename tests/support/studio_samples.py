@@ -19,6 +19,8 @@ from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import LocalExecutor
 
 ENGINE = "studio_engine:StudioEngine"
+# The first draws no window: the others' own pages can take all of a small machine's time.
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass
@@ -64,9 +66,9 @@ def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterato
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser; skips, or fails as `needs.missing` says, where none is installed."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        missing("chromium", "no browser is on the PATH: apt-get install chromium")
+        missing("chromium", "no browser is on the PATH: apt-get install chromium-headless-shell")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
