@@ -20,9 +20,10 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from pusa import zoo
 from pusa.conditions import Placement, PusaCondition, place
 from pusa.lora import operations as lora
+from pusa.models.defaults import GenerationDefaults
+from pusa.models.text_encoder import check_text_encoder
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.positions import latent_frames, nearest_of
@@ -56,7 +57,7 @@ class PusaPipeline(WanPipeline):
             if expert is not None:
                 PusaWanTransformer3DModel.from_wan(expert)
         if text_encoder is not None:
-            zoo.check_text_encoder(text_encoder)
+            check_text_encoder(text_encoder)
         super().__init__(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -67,7 +68,7 @@ class PusaPipeline(WanPipeline):
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
-        self.defaults = zoo.GenerationDefaults()
+        self.defaults = GenerationDefaults()
         """What a call does not say: size, length, steps, guidance, text length. Wan's, or those of the model loaded."""
 
     _callback_tensor_inputs = [*WanPipeline._callback_tensor_inputs, "denoised"]  # noqa: RUF012 (as in diffusers)
@@ -86,7 +87,9 @@ class PusaPipeline(WanPipeline):
         Raises:
             ValueError, FileNotFoundError: what is missing or does not fit, before anything large is read.
         """
-        pipe = zoo.load_pipeline(cls, source, **kwargs)
+        from pusa import loading, zoo  # the pipeline itself needs no registry
+
+        pipe = loading.load_pipeline(cls, source, **kwargs)
         model = zoo.find(source)
         if model is not None:
             pipe.defaults = model.defaults
@@ -177,7 +180,7 @@ class PusaPipeline(WanPipeline):
 
         Args:
             prompt: text, or one text per video; or give `prompt_embeds`.
-            negative_prompt: what to avoid (Wan was tuned with `pusa.zoo.WAN_NEGATIVE_PROMPT`); not used at guidance 1.
+            negative_prompt: what to avoid (Wan's own is `pusa.models.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
             conditions: what is known: a list of `PusaCondition` for every video, or one list per prompt.
             height, width: pixels; rounded to the multiple of 16 that is nearest (and said).
             num_frames: rounded to the nearest 4n + 1 (and said); latent frames are n + 1.
