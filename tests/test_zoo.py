@@ -67,6 +67,11 @@ def test_names_defaults_and_sizes_are_there_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_pipeline_imports_no_registry() -> None:
+    code = "import sys, pusa.pipeline; sys.exit(not sys.modules.keys().isdisjoint(('pusa.zoo', 'pusa.loading')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(
         ValueError, match=r"no model is called 'Wan2\.1-14': did you mean 'wan2\.1-14b'\?.*tiny.*wan2\.2-a14b"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pusa import resources
 from pusa.models import files
 from pusa.models.defaults import WAN_DEFAULTS, GenerationDefaults
+from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class ZooModel:
     def activation_bytes(self) -> int:
         """Memory of one forward pass at the default size, beside the weights."""
         size = self.defaults
-        latent_frames = (size.num_frames - 1) // 4 + 1
-        tokens = latent_frames * (size.height // 16) * (size.width // 16)
+        tokens = latent_frames(size.num_frames) * (size.height // 16) * (size.width // 16)
         width = self.transformer["num_attention_heads"] * self.transformer["attention_head_dim"]
         return tokens * width * _ACTIVATION_BYTES
 
