@@ -1,4 +1,4 @@
-"""What is known, where it goes, how noisy it is: from pictures to latents and multipliers."""
+"""Conditions become latents and noise multipliers at their latent frames."""
 
 import logging
 from typing import Any
@@ -105,8 +105,8 @@ def test_seconds_that_are_no_number_are_refused(seconds):
 
 
 def test_numpys_whole_numbers_are_whole_numbers(encode):
-    known = place([PusaCondition(image=picture(), latent_index=np.int64(3))], encode=encode, **CLIP)
-    assert known.noise_multipliers.tolist() == [1, 1, 1, 0, 1]
+    placement = place([PusaCondition(image=picture(), latent_index=np.int64(3))], encode=encode, **CLIP)
+    assert placement.noise_multipliers.tolist() == [1, 1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("arguments", [{"image": "cat.png"}, {"video": "cat.mp4"}, {"video": iter([picture()])}])
@@ -116,11 +116,11 @@ def test_names_and_generators_are_refused_at_once(arguments):
 
 
 def test_an_image_is_held_at_its_place_with_its_noise(encode):
-    known = place([PusaCondition(image=picture(), latent_index=2, noise_multiplier=0.2)], encode=encode, **CLIP)
-    assert known.noise_multipliers.tolist() == [1, 1, pytest.approx(0.2), 1, 1]
+    placement = place([PusaCondition(image=picture(), latent_index=2, noise_multiplier=0.2)], encode=encode, **CLIP)
+    assert placement.noise_multipliers.tolist() == [1, 1, pytest.approx(0.2), 1, 1]
     alone = encode(torch.tensor(np.asarray(picture())).permute(2, 0, 1)[None, :, None].float() * 2 / 255 - 1)
-    torch.testing.assert_close(known.latents[:, 2], alone[0, :, 0])
-    assert known.latents[:, [0, 1, 3, 4]].abs().max() == 0
+    torch.testing.assert_close(placement.latents[:, 2], alone[0, :, 0])
+    assert placement.latents[:, [0, 1, 3, 4]].abs().max() == 0
 
 
 def test_a_video_keeps_its_latent_frames_at_their_own_places(encode):
@@ -136,16 +136,16 @@ def test_a_video_keeps_its_latent_frames_at_their_own_places(encode):
 
 def test_latents_go_in_as_they_are(encode):
     z = torch.randn(16, 2, 4, 6)
-    known = place([PusaCondition(latents=z, latent_index=-2)], encode=encode, **CLIP)
-    assert torch.equal(known.latents[:, 3:], z)
-    known = place([PusaCondition(latents=z, latent_index=[4, 1])], encode=encode, **CLIP)
-    assert torch.equal(known.latents[:, [4, 1]], z)
+    placement = place([PusaCondition(latents=z, latent_index=-2)], encode=encode, **CLIP)
+    assert torch.equal(placement.latents[:, 3:], z)
+    placement = place([PusaCondition(latents=z, latent_index=[4, 1])], encode=encode, **CLIP)
+    assert torch.equal(placement.latents[:, [4, 1]], z)
 
 
 def test_repeat_encodes_a_later_picture_as_four_static_frames_in_context(encode):
-    known = place([PusaCondition(image=picture(), latent_index=3, encode="repeat")], encode=encode, **CLIP)
+    placement = place([PusaCondition(image=picture(), latent_index=3, encode="repeat")], encode=encode, **CLIP)
     static = place([PusaCondition(video=[picture()] * 5)], encode=encode, **CLIP)
-    torch.testing.assert_close(known.latents[:, 3], static.latents[:, 1])
+    torch.testing.assert_close(placement.latents[:, 3], static.latents[:, 1])
     at_the_start = place([PusaCondition(image=picture(), encode="repeat")], encode=encode, **CLIP)
     single = place([PusaCondition(image=picture())], encode=encode, **CLIP)
     torch.testing.assert_close(at_the_start.latents, single.latents)
@@ -153,9 +153,9 @@ def test_repeat_encodes_a_later_picture_as_four_static_frames_in_context(encode)
 
 def test_repeat_gives_each_later_place_four_frames_of_a_video(encode):
     video = [picture(i) for i in range(8)]
-    known = place([PusaCondition(video=video, latent_index=-2, encode="repeat")], encode=encode, **CLIP)
+    placement = place([PusaCondition(video=video, latent_index=-2, encode="repeat")], encode=encode, **CLIP)
     context = place([PusaCondition(video=[video[0], *video])], encode=encode, **CLIP)
-    torch.testing.assert_close(known.latents[:, 3:], context.latents[:, 1:3])
+    torch.testing.assert_close(placement.latents[:, 3:], context.latents[:, 1:3])
 
 
 def test_conditions_may_come_in_any_order_and_kind(encode):

@@ -1,4 +1,4 @@
-"""Models by name: they load, or it is said at once why they cannot."""
+"""Models by name, and how a source becomes a pipeline: it loads, or fails at once and says why."""
 
 import json
 import subprocess
@@ -16,8 +16,9 @@ from lora_samples import comfyui, make_pairs, write
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pusa import PusaCondition, PusaPipeline, resources, zoo
+from pusa import PusaCondition, PusaPipeline, loading, resources, zoo
 from pusa.models import files, tiny
+from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 
 GB = 10**9
@@ -66,13 +67,18 @@ def test_names_defaults_and_sizes_are_there_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_pipeline_imports_no_registry() -> None:
+    code = "import sys, pusa.pipeline; sys.exit(not sys.modules.keys().isdisjoint(('pusa.zoo', 'pusa.loading')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(
         ValueError, match=r"no model is called 'Wan2\.1-14': did you mean 'wan2\.1-14b'\?.*tiny.*wan2\.2-a14b"
     ):
         PusaPipeline.from_pretrained("Wan2.1-14")
     with pytest.raises(FileNotFoundError, match="no/such/folder: no such folder"):
-        zoo.load_pipeline(PusaPipeline, "no/such/folder")
+        loading.load_pipeline(PusaPipeline, "no/such/folder")
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:
@@ -118,9 +124,9 @@ def ours(folder: Path) -> Path:
 
 def test_a_folder_says_itself_how_it_is_meant_to_be_used(folder: Path) -> None:
     assert zoo.find(folder) is None
-    assert zoo.described(folder, "mini") is None
+    assert zoo.read_folder(folder, "mini") is None
     describe(folder, lora={"transformer": "pusa.safetensors"}, words={"things": [["duck", "mallard"], "fish"]})
-    model = zoo.described(folder, "mini")
+    model = zoo.read_folder(folder, "mini")
     assert model is not None
     assert (model.name, model.title, model.defaults.width, model.words) == (
         *("mini", "ours", 128),
@@ -139,15 +145,15 @@ def test_a_folder_says_itself_how_it_is_meant_to_be_used(folder: Path) -> None:
 def test_the_adapter_of_a_described_folder_is_part_of_the_model(ours: Path) -> None:
     pipe = PusaPipeline.from_pretrained(ours)
     assert pipe.get_list_adapters() == {"transformer": ["pusa"]}
-    base = zoo.load_pipeline(PusaPipeline, ours)
+    base = loading.load_pipeline(PusaPipeline, ours)
     assert base.get_list_adapters() == {}
     base.load_pusa(ours / "pusa_lora.safetensors", alpha=1.2)
     assert torch.equal(latents(pipe), latents(base))
     pipe.load_pusa(ours / "pusa_lora.safetensors", alpha=0.5)  # replaces it
     assert not torch.equal(latents(pipe), latents(base))
     pipe.unload_lora_weights()
-    assert torch.equal(latents(pipe), latents(zoo.load_pipeline(PusaPipeline, ours)))
-    assert type(zoo.load_pipeline(WanPipeline, ours)) is WanPipeline  # plain text to video
+    assert torch.equal(latents(pipe), latents(loading.load_pipeline(PusaPipeline, ours)))
+    assert type(loading.load_pipeline(WanPipeline, ours)) is WanPipeline  # plain text to video
     assert PusaPipeline.from_pretrained(ours, transformer=None).transformer is None
 
 
@@ -187,7 +193,7 @@ def test_what_our_recipe_made_is_bf16_where_the_cpu_computes_in_it(
     assert all(k.is_contiguous(memory_format=torch.channels_last_3d) for k in kernels) == native
     pipe.unload_lora_weights()
     pipe.save_pretrained(ours / "again")
-    again = zoo.load_pipeline(PusaPipeline, ours / "again", dtype=resources.native_dtype())
+    again = loading.load_pipeline(PusaPipeline, ours / "again", dtype=resources.native_dtype())
     assert torch.equal(latents(again), latents(pipe))
 
 
@@ -243,7 +249,7 @@ def test_a_diffusers_folder_loads_as_the_model_it_was(folder: Path) -> None:
     pipe = PusaPipeline.from_pretrained(folder)
     assert torch.equal(latents(pipe), latents(PusaPipeline.from_pretrained("tiny")))
     assert PusaPipeline.from_pretrained(folder, shift=3.0).scheduler.config.shift == 3.0
-    stock = zoo.load_pipeline(WanPipeline, folder, dtype={"transformer": torch.bfloat16})
+    stock = loading.load_pipeline(WanPipeline, folder, dtype={"transformer": torch.bfloat16})
     assert type(stock) is WanPipeline
     assert stock.transformer.dtype == torch.bfloat16
 
@@ -256,7 +262,7 @@ def test_every_file_that_a_diffusers_folder_lacks_is_named(folder: Path, monkeyp
         path.unlink()
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(lambda *a, **k: pytest.fail("loading began")))
     with pytest.raises(files.MissingFilesError) as error:
-        zoo.load_pipeline(PusaPipeline, folder)
+        loading.load_pipeline(PusaPipeline, folder)
     for name in (
         f"transformer/{shard.name}",
         f"vae/{vae.name} (cut short: ",
@@ -299,7 +305,7 @@ def test_another_architecture_is_refused(folder: Path, change: dict, message: st
 def test_untied_embeddings_of_the_text_encoder_are_found_at_load_time(folder: Path) -> None:
     """transformers issue 43992: prompts became noise."""
     encoder = tiny.text_encoder()
-    zoo.check_text_encoder(encoder)
+    check_text_encoder(encoder)
     encoder.encoder.embed_tokens = torch.nn.Embedding.from_pretrained(encoder.shared.weight.detach().clone())
     with pytest.raises(RuntimeError, match=r"embeddings are not tied.*issue 43992"):
         PusaPipeline.from_pretrained(folder, text_encoder=encoder)
@@ -332,7 +338,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_cached_hub_model_loads_offline(hub) -> None:
     cache, add = hub
     add("someone/tiny-wan")
-    pipe = zoo.load_pipeline(PusaPipeline, "someone/tiny-wan", cache_dir=cache, local_files_only=True)
+    pipe = loading.load_pipeline(PusaPipeline, "someone/tiny-wan", cache_dir=cache, local_files_only=True)
     assert torch.equal(latents(pipe), latents(PusaPipeline.from_pretrained("tiny")))
     assert pipe.text_encoder_identity == "someone/tiny-wan@abc123"
 
@@ -356,7 +362,7 @@ def test_a_hub_repository_in_the_original_layout_is_explained(monkeypatch: pytes
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", absent)
     with pytest.raises(files.WrongArchitectureError, match=r"take the repository called \.\.\.-Diffusers"):
-        zoo.load_pipeline(PusaPipeline, "Wan-AI/Wan2.1-T2V-14B")
+        loading.load_pipeline(PusaPipeline, "Wan-AI/Wan2.1-T2V-14B")
 
 
 # ---- resources -----------------------------------------------------------------------------------------------------
@@ -405,7 +411,7 @@ def test_memory_is_checked_before_a_folder_is_read(folder: Path, machine, monkey
     with pytest.raises(
         resources.ResourcesError, match=r"tiny-wan needs 1\.0 GB of memory to be loaded, and 1\.0 GB is free"
     ):
-        zoo.load_pipeline(PusaPipeline, folder)
+        loading.load_pipeline(PusaPipeline, folder)
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
@@ -426,7 +432,7 @@ def test_free_memory_is_no_more_than_the_machine_has() -> None:
 )
 def test_one_line_tells_whether_a_model_fits(machine, gpu: int, ram: int, verdict: str) -> None:
     machine(gpu=gpu * GB, ram=ram * GB)
-    line = zoo.fits(zoo.get("wan2.1-14b"))
+    line = zoo.describe_fit(zoo.get("wan2.1-14b"))
     assert line.startswith("needs 33 GB of GPU memory and 41 GB of RAM; here ")
     assert line.endswith(verdict)
 

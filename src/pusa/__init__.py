@@ -1,6 +1,6 @@
-"""Video generation with vectorised timesteps: one diffusion time per latent frame.
+"""Generate video with vectorised timesteps: one diffusion time per latent frame.
 
-The public names are imported when they are first used, so that `import pusa` and `pusa --help` load no torch.
+The package imports its public names on first use, so that `import pusa` and `pusa --help` load no torch.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pusa.request import GenerationRequest
     from pusa.scheduler import PusaFlowMatchEulerScheduler
 
-__version__ = "0.1.0"  # said here, as the package also runs from a folder on the path, uninstalled
+__version__ = "0.1.0"  # here, as the package also runs uninstalled, from a folder on the path
 
 _MODULES = {
     "GenerationRequest": "pusa.request",

@@ -1,7 +1,7 @@
-"""Conditions: what is known of a video, where it goes and how far the model may depart from it.
+"""Turn conditions (images, videos or latents at positions in a clip) into latents and noise multipliers.
 
-A person says "this picture at 1.5 seconds"; the sampler needs latents and a noise multiplier per latent frame. Latent
-frame 0 is frame 0 of the video, every later one is four frames: 81 frames are latent frames 0..20.
+A user gives "this picture at 1.5 seconds"; the scheduler needs a noise multiplier per latent frame. Latent frame 0 is
+frame 0 of the video, every later one is four frames: 81 frames are latent frames 0..20.
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pusa.positions import Position, latent_frames, latent_index_of
+from pusa.positions import Index, latent_frames, latent_index_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,53 +24,53 @@ Fit = Literal["crop", "letterbox", "stretch"]
 
 @dataclass(frozen=True, kw_only=True)
 class PusaCondition:
-    """Something known, its place in the clip, and its noise.
+    """An image, a video or latents at a position of the clip, and how far the model may depart from it.
 
     Exactly one of:
         image: PIL image, uint8 or 0..1 float array ``[H, W, 3 or 4]``, or tensor ``[3, H, W]`` (uint8 or 0..1).
         video: a sequence of such images, an array ``[n, H, W, 3]`` or a tensor ``[n, 3, H, W]``.
-        latents: ``[C, f, h, w]``, encoded and normalised already, of the clip's own latent size.
+        latents: ``[C, f, h, w]``, encoded and normalised, of the clip's latent size.
 
-    At most one of (nothing: the beginning):
-        latent_index: latent frame; the original's unit. A list places the latent frames of a video at their own places
-            (as the original's video-to-video does: index 3 of the video is index 3 of the clip), and those of
-            `latents` one by one. One index is where the first of them goes, the others follow.
+    At most one of (default: the beginning):
+        latent_index: latent frame; the original's unit. One index is the position of the first latent frame, the others
+            follow. A list selects latent frames of a video and keeps them at the same index (as the original's
+            video-to-video does: index 3 of the video is index 3 of the clip), and places those of `latents` one by one.
         frame_index: frame number.
-        seconds: time, by the frame rate given to the pipeline.
+        seconds: time, by the frame rate of the call.
         Each counts from the end when negative, and may be ``"last"``.
 
     Attributes:
-        noise_multiplier: 0..1, one number or one per latent frame: the share of the current noise that these frames
-            keep while denoising. 0 keeps them exactly; 0.2 lets them change a little and often moves better.
-        encode: how pictures at later places become latents. ``"single"``: alone, as the original does, though the place
-            stands for four frames. ``"repeat"``: as four static frames with the same frame before them; a video is
-            encoded with its first frame before it, so that four frames go to each place. None: images as the
-            pipeline's model has it (`pipe.defaults.encode`), videos "single".
-        fit: how images become the clip's size: cut to its shape, fit into it on black, or stretch.
+        noise_multiplier: 0..1, one number or one per latent frame: the factor of their sigmas. 0 keeps the frames
+            exactly; 0.2 lets them change a little and often moves better.
+        encode: encoding of frames at later positions. ``"single"``: an image alone, as the original does, though a
+            latent frame is four frames. ``"repeat"``: an image as four static frames with the same frame before them,
+            a video with its first frame before it, so that a latent frame is four frames. None: `pipe.defaults.encode`
+            for images, "single" for videos.
+        fit: how images get the clip's size: cut to its shape, fit into it on black, or stretch.
     """
 
     image: Any = None
     video: Any = None
     latents: Tensor | None = None
-    latent_index: Position | Sequence[Position] | None = None
-    frame_index: Position | None = None
+    latent_index: Index | Sequence[Index] | None = None
+    frame_index: Index | None = None
     seconds: float | Literal["last"] | None = None
     noise_multiplier: float | Sequence[float] = 0.0
     encode: Literal["single", "repeat"] | None = None
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("image", "video", "latents") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of image, video and latents, not {' and '.join(given) or 'none'}")
-        places = [n for n in ("latent_index", "frame_index", "seconds") if getattr(self, n) is not None]
-        if len(places) > 1:
-            raise ValueError(f"give one of latent_index, frame_index and seconds, not {' and '.join(places)}")
-        listed = _listed(self)
-        if listed == []:
+        contents = [name for name in ("image", "video", "latents") if getattr(self, name) is not None]
+        if len(contents) != 1:
+            raise ValueError(f"give exactly one of image, video and latents, not {' and '.join(contents) or 'none'}")
+        positions = [n for n in ("latent_index", "frame_index", "seconds") if getattr(self, n) is not None]
+        if len(positions) > 1:
+            raise ValueError(f"give one of latent_index, frame_index and seconds, not {' and '.join(positions)}")
+        index_list = _index_list(self)
+        if index_list == []:
             raise ValueError("latent_index=[] is empty: give a latent frame, or leave it out for the beginning")
-        if self.image is not None and listed is not None and len(listed) > 1:
-            raise ValueError(f"latent_index={listed} for one image: use one condition per place, or a video")
+        if self.image is not None and index_list is not None and len(index_list) > 1:
+            raise ValueError(f"latent_index={index_list} for one image: use one condition per place, or a video")
         for name in ("image", "video"):
             if isinstance(getattr(self, name), str | PathLike):
                 raise TypeError(f"{name}={getattr(self, name)!r} is a name: read the file with pusa.media.read_{name}")
@@ -88,7 +88,7 @@ class PusaCondition:
 
 
 def fit_image(image: Any, width: int, height: int, fit: Fit = "crop") -> Image.Image:
-    """An RGB image of `width` x `height`: turned as its EXIF data says, transparency on white, resized (Lanczos).
+    """Resize an image to RGB of `width` x `height` (Lanczos), rotated by its EXIF data, transparency on white.
 
     Args:
         image: as in `PusaCondition`.
@@ -139,7 +139,7 @@ def _frames_of(condition: PusaCondition) -> list[Any]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Known latents, fp32 ``[C, F, h, w]``, 0 where free; and noise multipliers ``[F]``, 1 where free."""
+    """Latents of all conditions, fp32 ``[C, F, h, w]``, 0 in free frames, and noise multipliers ``[F]``, 1 there."""
 
     latents: Tensor
     noise_multipliers: Tensor
@@ -156,77 +156,83 @@ def place(
     fps: float = 16.0,
     factor: int = 4,
 ) -> Placement:
-    """From what is known to latents and noise multipliers per latent frame.
+    """Encode conditions to latents and noise multipliers per latent frame.
 
     Args:
         conditions: in any order, each latent frame at most once.
         encode: ``[1, 3, 4n + 1, height, width]`` in -1..1 to normalised latents ``[1, C, n + 1, h, w]``.
         shape: ``(C, F, h, w)`` of the clip's latents.
-        num_frames, height, width, fps: of the clip.
+        num_frames, height, width, fps: frames, pixels and frames per second of the clip.
         factor: frames per latent frame.
 
     Raises:
-        ValueError: two conditions on one latent frame, a place outside the clip, a video too short for its places, a
-            list of multipliers of another length, latents of another size. Nothing is encoded before all places fit.
-        TypeError: an image or a position is of a type that is not known.
+        ValueError: two conditions on one latent frame, a position outside the clip, a video too short for its
+            positions, a list of multipliers of another length, latents of another size. Positions are checked before
+            anything is encoded.
+        TypeError: an image or a position is of another type.
     """
-    places = [places_of(c, num_frames=num_frames, fps=fps, factor=factor) for c in conditions]
-    owner: dict[int, int] = {}
-    for number, targets in enumerate(places):
-        for target in targets:
-            if target in owner:
+    indices_of = [latent_indices_of(c, num_frames=num_frames, fps=fps, factor=factor) for c in conditions]
+    condition_at: dict[int, int] = {}  # latent frame -> number of its condition
+    for number, indices in enumerate(indices_of):
+        for index in indices:
+            if index in condition_at:
                 raise ValueError(
-                    f"conditions {owner[target] + 1} and {number + 1} both hold latent frame {target}: "
+                    f"conditions {condition_at[index] + 1} and {number + 1} both hold latent frame {index}: "
                     f"move or shorten one of them (latent frames 0..{shape[1] - 1})"
                 )
-            owner[target] = number
+            condition_at[index] = number
     multipliers = torch.ones(shape[1])
-    for condition, targets in zip(conditions, places, strict=True):
-        multipliers[targets] = torch.tensor(_multipliers_of(condition, len(targets)))
-    known = torch.zeros(shape)
-    for condition, targets in zip(conditions, places, strict=True):
-        known[:, targets] = _latents_of(condition, targets, encode, shape, height, width, factor).to(known)
-    return Placement(known, multipliers)
+    for condition, indices in zip(conditions, indices_of, strict=True):
+        multipliers[indices] = torch.tensor(_multipliers_of(condition, len(indices)))
+    latents = torch.zeros(shape)
+    for condition, indices in zip(conditions, indices_of, strict=True):
+        latents[:, indices] = _latents_of(condition, indices, encode, shape, height, width, factor).to(latents)
+    return Placement(latents, multipliers)
 
 
-def _listed(condition: PusaCondition) -> list[Position] | None:
+def _index_list(condition: PusaCondition) -> list[Index] | None:
+    """Return `latent_index` if it is a list, else None."""
     index = condition.latent_index
     return None if index is None or isinstance(index, SupportsIndex | str) else list(index)
 
 
-def _available(condition: PusaCondition, start: int, factor: int) -> int:
-    """Latent frames that a condition can give, when its first goes to `start`."""
+def _count_latents(condition: PusaCondition, start: int, factor: int) -> int:
+    """Count the latent frames that a condition fills from latent frame `start` on."""
     if condition.latents is not None:
         return condition.latents.shape[1] if condition.latents.ndim == 4 else 0
     if condition.image is not None:
         return 1
     frames = len(condition.video)
-    return frames // factor if _is_in_context(condition, start) else latent_frames(frames, factor)
+    return frames // factor if _has_context(condition, start) else latent_frames(frames, factor)
 
 
-def _is_in_context(condition: PusaCondition, start: int) -> bool:
-    """Whether the pictures are encoded behind a copy of the first one, so that each place gets its four frames."""
-    at_own_places = condition.video is not None and _listed(condition) is not None
-    return condition.encode == "repeat" and start > 0 and not at_own_places
+def _keeps_indices(condition: PusaCondition) -> bool:
+    """Tell if latent frames of a video keep their indices in the clip."""
+    return condition.video is not None and _index_list(condition) is not None
 
 
-def places_of(condition: PusaCondition, *, num_frames: int, fps: float = 16.0, factor: int = 4) -> list[int]:
-    """The latent frames of a clip that a condition holds, in the order of its own; raises as `place` does."""
+def _has_context(condition: PusaCondition, start: int) -> bool:
+    """Tell if frames are encoded after a copy of the first one, so that each latent frame is four frames."""
+    return condition.encode == "repeat" and start > 0 and not _keeps_indices(condition)
+
+
+def latent_indices_of(condition: PusaCondition, *, num_frames: int, fps: float = 16.0, factor: int = 4) -> list[int]:
+    """Compute the latent frames of the clip that a condition fills, in its order; raise as `place` does."""
     count = latent_frames(num_frames, factor)
-    listed = _listed(condition)
-    if listed is not None:
-        targets = [latent_index_of(num_frames=num_frames, latent_index=i, factor=factor) for i in listed]
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"latent_index={listed} names a latent frame twice")
-        available = _available(condition, 0, factor)
-        if condition.latents is not None and available != len(targets):
-            raise ValueError(f"latent_index names {len(targets)} latent frames, the latents have {available}")
-        if condition.video is not None and max(targets) >= available:
+    index_list = _index_list(condition)
+    if index_list is not None:
+        indices = [latent_index_of(num_frames=num_frames, latent_index=i, factor=factor) for i in index_list]
+        if len(set(indices)) < len(indices):
+            raise ValueError(f"latent_index={index_list} names a latent frame twice")
+        available = _count_latents(condition, 0, factor)
+        if condition.latents is not None and available != len(indices):
+            raise ValueError(f"latent_index names {len(indices)} latent frames, the latents have {available}")
+        if condition.video is not None and max(indices) >= available:
             raise ValueError(
-                f"latent_index={max(targets)}: the video given has {len(condition.video)} frames, which are "
+                f"latent_index={max(indices)}: the video given has {len(condition.video)} frames, which are "
                 f"{available} latent frames (0..{available - 1}); give a longer one or other positions"
             )
-        return targets
+        return indices
     start = latent_index_of(
         num_frames=num_frames,
         latent_index=condition.latent_index,  # type: ignore[arg-type]
@@ -235,7 +241,7 @@ def places_of(condition: PusaCondition, *, num_frames: int, fps: float = 16.0, f
         fps=fps,
         factor=factor,
     )
-    available = _available(condition, start, factor)
+    available = _count_latents(condition, start, factor)
     if available == 0:
         raise ValueError(
             f"{len(condition.video)} frames are too few for encode='repeat', which fills places of {factor} frames"
@@ -263,42 +269,42 @@ def _multipliers_of(condition: PusaCondition, count: int) -> list[float]:
 
 def _latents_of(
     condition: PusaCondition,
-    targets: list[int],
+    indices: list[int],
     encode: Callable[[Tensor], Tensor],
     shape: tuple[int, int, int, int],
     height: int,
     width: int,
     factor: int,
 ) -> Tensor:
-    """``[C, len(targets), h, w]``."""
+    """Encode one condition to latents ``[C, len(indices), h, w]``."""
     if condition.latents is not None:
-        wanted = (shape[0], len(targets), *shape[2:])
-        if tuple(condition.latents.shape) != wanted:
-            raise ValueError(f"latents of shape {list(condition.latents.shape)}: this clip needs {list(wanted)}")
+        expected = (shape[0], len(indices), *shape[2:])
+        if tuple(condition.latents.shape) != expected:
+            raise ValueError(f"latents of shape {list(condition.latents.shape)}: this clip needs {list(expected)}")
         return condition.latents
     frames = _frames_of(condition)
-    at_own_places = condition.video is not None and _listed(condition) is not None
-    in_context = _is_in_context(condition, targets[0])
-    if in_context:
+    keeps_indices = _keeps_indices(condition)
+    has_context = _has_context(condition, indices[0])
+    if has_context:
         if condition.image is not None:
             frames = frames * factor
-        used = len(targets) * factor
+        used = len(indices) * factor
     else:
-        used = 1 + factor * (max(targets) if at_own_places else len(targets) - 1)
-    if used < len(frames) and not at_own_places:
-        rule = f"{factor}n" if in_context else f"{factor}n + 1"
+        used = 1 + factor * (max(indices) if keeps_indices else len(indices) - 1)
+    if used < len(frames) and not keeps_indices:
+        rule = f"{factor}n" if has_context else f"{factor}n + 1"
         logger.warning(
             "the last %d of the video's %d frames are left out: %s fit", len(frames) - used, len(frames), rule
         )
     frames = [fit_image(frame, width, height, condition.fit) for frame in frames[:used]]
-    if in_context:
+    if has_context:
         return encode(pixels([frames[0], *frames]))[0][:, 1:]
     latents = encode(pixels(frames))[0]
-    return latents[:, targets] if at_own_places else latents
+    return latents[:, indices] if keeps_indices else latents
 
 
 def pixels(frames: Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size to the VAE's range: fp32 ``[1, 3, n, H, W]`` in -1..1."""
+    """Convert RGB images of one size to the VAE's input: fp32 ``[1, 3, n, H, W]`` in -1..1."""
     stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))  # [n, H, W, 3]
     return (stacked.permute(3, 0, 1, 2).float() * (2 / 255) - 1).unsqueeze(0)
 

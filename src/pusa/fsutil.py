@@ -1,4 +1,4 @@
-"""Files that are on the disk and not only on their way there, and names for what is in them."""
+"""Flush files to disk, hash them, and recognise a full disk."""
 
 import errno
 import hashlib
@@ -9,12 +9,12 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the quota on it, has no room left."""
+    """Tell if an error means that the disk, or the quota on it, is full."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def flush(path: Path) -> None:
-    """Make the disk have a file, or the names in a folder (on POSIX; elsewhere the file system does that by itself)."""
+    """Flush a file, or the names in a folder, to disk (folders on POSIX only: other file systems do it themselves)."""
     if os.name != "posix" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)
@@ -25,6 +25,6 @@ def flush(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Hash a file's content; return hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

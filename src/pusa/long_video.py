@@ -1,8 +1,8 @@
-"""Videos longer than the model's window: chains of extensions in latent space, and a wave that never ends.
+"""Denoise videos longer than the model's window: chains of windows in latent space, and an endless rolling wave.
 
-Both keep what they continue as latents. Decoding and encoding again at every joint would add the VAE's loss each time,
-and colours drift with it (users of every extension tool report this; Wan2.2 issue 172, VACE issue 44). Memory does
-not depend on the length: pieces are handed out as they are finished.
+Both continue from latents. Decoding and encoding again at every joint would add the VAE's loss each time, and colours
+drift with it (users of every extension tool report this; Wan2.2 issue 172, VACE issue 44). Both yield latents as they
+finish them, so memory does not depend on the length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pusa.conditions import PusaCondition, places_of
+from pusa.conditions import PusaCondition, latent_indices_of
 from pusa.positions import frames_of
 from pusa.scheduler import shifted
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Span:
-    """One window of a long video, in latent frames: where it starts, and how many of its frames exist already."""
+    """One window of a long video, in latent frames; its first `overlap` are the last ones of the window before."""
 
     start: int
     length: int
@@ -30,86 +30,85 @@ class Span:
 
 
 def spans(total: int, window: int, overlap: int) -> list[Span]:
-    """Cover `total` latent frames by windows of `window` that share `overlap`; the last shares more, not to be short.
+    """Cover `total` latent frames by windows of `window` that share `overlap`; the last may share more, to be full.
 
     Raises:
-        ValueError: windows that never advance.
+        ValueError: `overlap` is not in 1..window - 1.
     """
     if not 0 < overlap < window:
         raise ValueError(
             f"overlap={overlap} is outside 1..{window - 1}: a window of {window} must keep some and make some"
         )
-    covered = [Span(0, min(window, total), 0)]
-    while (end := covered[-1].start + covered[-1].length) < total:
+    windows = [Span(0, min(window, total), 0)]
+    while (end := windows[-1].start + windows[-1].length) < total:
         start = min(end - overlap, total - window)
-        covered.append(Span(start, window, end - start))
-    return covered
+        windows.append(Span(start, window, end - start))
+    return windows
 
 
 def chain(
-    covered: Sequence[Span],
+    windows: Sequence[Span],
     denoise: Callable[[Span, list[PusaCondition]], Tensor],
     conditions: Sequence[PusaCondition] = (),
     *,
     fps: float = 16.0,
 ) -> Iterator[Tensor]:
-    """Each window continues the latents of the one before it.
+    """Denoise windows one after another, each from the last latents of the one before it.
 
     Args:
-        covered: from `spans`.
-        denoise: makes a window, ``[1, C, length, h, w]``, from what is known of it.
-        conditions: with places in the whole video; each goes to the window that makes all of its places.
-        fps: frames per second, for places in seconds.
+        windows: from `spans`.
+        denoise: returns the latents ``[1, C, length, h, w]`` of a window with these conditions.
+        conditions: positions count in the whole video; each goes to the window that makes all of its latent frames.
+        fps: frames per second, for positions in seconds.
 
     Yields:
-        New latents ``[1, C, n, h, w]``, to be decoded in one stream (`pusa.models.vae.decode_chunks`).
+        New latents ``[1, C, n, h, w]``, for one call of `pusa.models.vae.decode_chunks`.
 
     Raises:
-        ValueError: at once, before any window is made: a condition whose places no single window makes.
+        ValueError: no single window makes all latent frames of a condition; raised before the first window.
     """
-    owned: dict[Span, list[PusaCondition]] = {span: [] for span in covered}
-    num_frames = frames_of(covered[-1].start + covered[-1].length)
+    conditions_of: dict[Span, list[PusaCondition]] = {span: [] for span in windows}
+    num_frames = frames_of(windows[-1].start + windows[-1].length)
     for condition in conditions:
-        places = places_of(condition, num_frames=num_frames, fps=fps)
-        span = _owner(covered, places)
+        indices = latent_indices_of(condition, num_frames=num_frames, fps=fps)
+        span = _window_of(windows, indices)
         if span.start > 0:
-            if len(places) > 1 and places != list(range(places[0], places[0] + len(places))):
+            if len(indices) > 1 and indices != list(range(indices[0], indices[0] + len(indices))):
                 raise ValueError("a video at places of its own must lie within the first window of a long video")
-            condition = replace(condition, latent_index=places[0] - span.start, frame_index=None, seconds=None)
-        owned[span].append(condition)
-    return _chained(owned, denoise)
+            condition = replace(condition, latent_index=indices[0] - span.start, frame_index=None, seconds=None)
+        conditions_of[span].append(condition)
+    return _chain(conditions_of, denoise)
 
 
-def _chained(
-    owned: dict[Span, list[PusaCondition]], denoise: Callable[[Span, list[PusaCondition]], Tensor]
+def _chain(
+    conditions_of: dict[Span, list[PusaCondition]], denoise: Callable[[Span, list[PusaCondition]], Tensor]
 ) -> Iterator[Tensor]:
     window = None
-    for span, known in owned.items():
+    for span, conditions in conditions_of.items():
         if window is not None:
-            known = [*known, PusaCondition(latents=window[0, :, window.shape[2] - span.overlap :])]
-        window = denoise(span, known)
+            conditions = [*conditions, PusaCondition(latents=window[0, :, window.shape[2] - span.overlap :])]
+        window = denoise(span, conditions)
         yield window[:, :, span.overlap :]
 
 
-def _owner(covered: Sequence[Span], places: list[int]) -> Span:
-    """The window that makes all of these places."""
-    for span in covered:
-        if all(span.start + span.overlap <= place < span.start + span.length for place in places):
+def _window_of(windows: Sequence[Span], indices: list[int]) -> Span:
+    """Find the window that makes all of these latent frames."""
+    for span in windows:
+        if all(span.start + span.overlap <= index < span.start + span.length for index in indices):
             return span
-    made = ", ".join(f"{s.start + s.overlap}..{s.start + s.length - 1}" for s in covered)
+    made = ", ".join(f"{s.start + s.overlap}..{s.start + s.length - 1}" for s in windows)
     raise ValueError(
-        f"latent frames {min(places)}..{max(places)} are not made by one window of this video ({made}): "
+        f"latent frames {min(indices)}..{max(indices)} are not made by one window of this video ({made}): "
         "split or shorten the condition, or give a larger window"
     )
 
 
 def rolling_table(window: int, steps_per_frame: int, *, history: int = 0, shift: float = 5.0) -> Tensor:
-    """One turn of a wave that never ends: ``[steps_per_frame + 1, history + window]``.
+    """Build the sigma table of one turn of an endless wave: ``[steps_per_frame + 1, history + window]``.
 
-    Behind `history` clean frames, noise rises with the frame from nearly clean to pure noise. In a turn every column
-    walks down to where the one before it began, so the first frame of the wave becomes clean, the window can move on by
-    one and a frame of pure noise joins at its end. (Rolling Diffusion Models, arXiv 2402.09470; FIFO-Diffusion,
-    arXiv 2405.11473.)
+    After `history` clean frames, sigma rises over the window from nearly 0 to 1. In a turn every column goes down to
+    the start of the column before it: the first frame of the window becomes clean, and the window moves on by one, to
+    a frame of pure noise. (Rolling Diffusion Models, arXiv 2402.09470; FIFO-Diffusion, arXiv 2405.11473.)
     """
     steps = window * steps_per_frame
     rows = torch.arange(steps_per_frame + 1).unsqueeze(1)
@@ -126,18 +125,18 @@ def roll(
     steps_per_frame: int,
     shift: float = 5.0,
 ) -> Iterator[Tensor]:
-    """Endless video: each turn finishes one latent frame and takes in a new one of pure noise.
+    """Denoise an endless video: each turn finishes one latent frame and appends one of pure noise.
 
     Args:
         advance: denoises latents ``[B, C, F, h, w]`` down a table ``[N + 1, F]`` from its first row to its last.
         first: the clean beginning, ``[B, C, n, h, w]`` with n above `window`, such as a finished clip: its last
-            `window` frames are noised again to start the wave, those before them are the wave's history.
-        noise: a new frame ``[B, C, 1, h, w]`` of pure noise.
-        window: latent frames in the wave; history and window together are what the model sees at once.
-        steps_per_frame: steps in a turn: a frame takes ``window * steps_per_frame`` in all.
+            `window` frames get noise again to start the wave, those before them are its history.
+        noise: returns a new frame ``[B, C, 1, h, w]`` of pure noise.
+        window: latent frames in the wave; the model denoises history and window together.
+        steps_per_frame: steps in a turn; a frame takes ``window * steps_per_frame`` in all.
 
     Yields:
-        Finished latents ``[B, C, 1, h, w]``, from the frame after `first[:, :, :-window]` on, for ever.
+        Finished latents ``[B, C, 1, h, w]``, from the frame after `first[:, :, :-window]` on, without end.
     """
     history = first.shape[2] - window
     if history < 1 or window < 1:
@@ -155,9 +154,9 @@ def roll(
 
 
 def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """`roll`'s `advance` by a pipeline; `call` are the arguments of its call (prompt, size, guidance, ...)."""
+    """Make the `advance` of `roll` from a pipeline and the arguments of its call (prompt, size, guidance, ...)."""
     factor = pipe.vae_scale_factor_temporal
-    if "prompt" in call:  # encoded once, not at every turn
+    if "prompt" in call:  # encode it once, not at every turn
         positive, negative = pipe.encode_prompt(
             call.pop("prompt"),
             call.pop("negative_prompt", None),
@@ -166,7 +165,7 @@ def advance_by(pipe: "PusaPipeline", **call: Any) -> Callable[[Tensor, Tensor], 
         call |= {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
     def advance(latents: Tensor, table: Tensor) -> Tensor:
-        # The latents are at the table's first row already: they are handed over as reached after one step that stays.
+        # The latents are at the table's first row already: resume after a first step that changes nothing.
         return pipe(
             **call,
             num_frames=frames_of(latents.shape[2], factor),

@@ -1,9 +1,9 @@
-"""The denoising loop, and around it only what turns conditions into its start and its end into frames."""
+"""Denoise latents down a table with one sigma per latent frame, from conditions and prompts to frames."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from pusa import zoo
 from pusa.conditions import Placement, PusaCondition, place
 from pusa.lora import operations as lora
+from pusa.models.defaults import WAN_DEFAULTS, GenerationDefaults
+from pusa.models.text_encoder import check_text_encoder
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.positions import latent_frames, nearest_of
@@ -33,12 +34,25 @@ logger = logging.getLogger(__name__)
 Conditions = Sequence[PusaCondition] | Sequence[Sequence[PusaCondition]]
 
 
+@dataclass(frozen=True)
+class _ClipSize:
+    """Size of one video, rounded to the model's grid; `shape` is that of its latents, ``(C, F, h, w)``."""
+
+    height: int
+    width: int
+    num_frames: int
+    shape: tuple[int, int, int, int]
+
+
 class PusaPipeline(WanPipeline):
     """`diffusers.WanPipeline` with conditions at any latent frame, through one timestep per latent frame.
 
-    Stock components are taken as they are: transformers become `PusaWanTransformer3DModel` in place, and any other
-    scheduler is replaced by `PusaFlowMatchEulerScheduler` (with its shift if it is a flow-matching Euler one, with the
-    original's 5 otherwise). `save_pretrained` writes a folder that plain diffusers loads too.
+    The constructor takes stock components: it turns transformers into `PusaWanTransformer3DModel` in place and replaces
+    other schedulers by `PusaFlowMatchEulerScheduler` (with the shift of a flow-matching Euler one, else the original's
+    5). `save_pretrained` writes a folder that plain diffusers loads too.
+
+    Attributes:
+        defaults: values for the arguments that a call leaves None: Wan's, or those of the model loaded.
     """
 
     def __init__(
@@ -56,7 +70,7 @@ class PusaPipeline(WanPipeline):
             if expert is not None:
                 PusaWanTransformer3DModel.from_wan(expert)
         if text_encoder is not None:
-            zoo.check_text_encoder(text_encoder)
+            check_text_encoder(text_encoder)
         super().__init__(
             tokenizer=tokenizer,
             text_encoder=text_encoder,
@@ -67,8 +81,7 @@ class PusaPipeline(WanPipeline):
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
-        self.defaults = zoo.GenerationDefaults()
-        """What a call does not say: size, length, steps, guidance, text length. Wan's, or those of the model loaded."""
+        self.defaults: GenerationDefaults = WAN_DEFAULTS
 
     _callback_tensor_inputs = [*WanPipeline._callback_tensor_inputs, "denoised"]  # noqa: RUF012 (as in diffusers)
 
@@ -76,7 +89,7 @@ class PusaPipeline(WanPipeline):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs: Any) -> "PusaPipeline":
-        """Load a pipeline, with the `defaults` of its model; an adapter that is part of it ("mini") is attached.
+        """Load a pipeline with the `defaults` of its model, and attach the adapter in its folder ("mini" has one).
 
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
@@ -84,9 +97,11 @@ class PusaPipeline(WanPipeline):
             kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`.
 
         Raises:
-            ValueError, FileNotFoundError: what is missing or does not fit, before anything large is read.
+            ValueError, FileNotFoundError: something is missing or does not fit; raised before anything large is read.
         """
-        pipe = zoo.load_pipeline(cls, source, **kwargs)
+        from pusa import loading, zoo  # here, as a pipeline made of parts needs no registry
+
+        pipe = loading.load_pipeline(cls, source, **kwargs)
         model = zoo.find(source)
         if model is not None:
             pipe.defaults = model.defaults
@@ -95,7 +110,7 @@ class PusaPipeline(WanPipeline):
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; the folder names stock classes only, so that it loads without this package.
+        """Save as in diffusers, under the names of stock classes, so that the folder loads without this package.
 
         Raises:
             ValueError: adapters are attached; their layers would make the folder unreadable.
@@ -112,33 +127,16 @@ class PusaPipeline(WanPipeline):
                 index[name] = ["diffusers", WanTransformer3DModel.__name__]
         index_file.write_text(json.dumps(index, indent=2) + "\n")
 
-    def load_pusa(self, source: lora.Source, *, alpha: lora.Alpha = 1.4, adapter_name: str = "pusa") -> int:
-        """See `pusa.lora.load_pusa`."""
-        return lora.load_pusa(self, source, alpha=alpha, adapter_name=adapter_name)
-
-    def set_alpha(self, alpha: lora.Alpha, *, adapter_name: str = "pusa") -> None:
-        """See `pusa.lora.set_alpha`."""
-        lora.set_alpha(self, alpha, adapter_name=adapter_name)
-
-    def merge_lora(self) -> None:
-        """See `pusa.lora.merge_lora`."""
-        lora.merge_lora(self)
-
-    def unmerge_lora(self) -> None:
-        """See `pusa.lora.unmerge_lora`."""
-        lora.unmerge_lora(self)
-
-    def unload_lora_weights(self) -> None:
-        """Remove all adapters; see `pusa.lora.unload_lora`."""
-        lora.unload_lora(self)
-
-    def export_lora(self, path: str | Path, **kwargs: Any) -> lora.ExportReport:
-        """See `pusa.lora.export_lora`."""
-        return lora.export_lora(self, path, **kwargs)
+    load_pusa = lora.load_pusa
+    set_alpha = lora.set_alpha
+    merge_lora = lora.merge_lora
+    unmerge_lora = lora.unmerge_lora
+    export_lora = lora.export_lora
+    unload_lora_weights = lora.unload_lora
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether any expert is guided."""
+        """True if a guidance scale of any expert is above 1."""
         return max(self._guidance_scale, self._guidance_scale_2) > 1 if self._guidance_scale else False
 
     # ---- generation --------------------------------------------------------------------------------------------
@@ -173,27 +171,27 @@ class PusaPipeline(WanPipeline):
     ) -> WanPipelineOutput:
         """Generate videos. Arguments that `diffusers.WanPipeline` has mean the same here.
 
-        What is None is taken from `defaults`: for Wan 832 x 480, 81 frames, 10 steps, guidance 3, 512 tokens of text.
+        Arguments that are None have the value of `defaults`; Wan's are 832 x 480, 81 frames, 10 steps, guidance 3.
 
         Args:
             prompt: text, or one text per video; or give `prompt_embeds`.
-            negative_prompt: what to avoid (Wan was tuned with `pusa.zoo.WAN_NEGATIVE_PROMPT`); not used at guidance 1.
-            conditions: what is known: a list of `PusaCondition` for every video, or one list per prompt.
-            height, width: pixels; rounded to the multiple of 16 that is nearest (and said).
-            num_frames: rounded to the nearest 4n + 1 (and said); latent frames are n + 1.
+            negative_prompt: what to avoid (Wan's: `pusa.models.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
+            conditions: a list of `PusaCondition` for every video, or one list per prompt.
+            height, width: pixels; rounded to the nearest multiple of 16, with a warning.
+            num_frames: rounded to the nearest 4n + 1, with a warning; the video has n + 1 latent frames.
             num_inference_steps: steps N of the shifted grid.
             guidance_scale: 1 switches classifier-free guidance, and the second pass, off.
             guidance_scale_2: for the low-noise expert of Wan2.2; `guidance_scale` if None.
-            latents: ``[B, C, F, h, w]``: the noise to start from, or with `start_step` the latents to go on with.
+            latents: ``[B, C, F, h, w]``: the noise to start from, or with `start_step` the latents after that step.
             callback_on_step_end_tensor_inputs: as in diffusers, and "denoised": the clean latents that the model
-                expects at this step, for previews (only to look at).
+                expects at this step, for previews; changing them has no effect.
             output_type: "np" ``[B, 4F - 3, H, W, 3]`` in 0..1, "pt" ``[B, 4F - 3, 3, H, W]``, "pil", or "latent"
-                (normalised ``[B, C, F, h, w]``, what `decode` and `PusaCondition` take).
-            fps: frames per second, only to place conditions that are given in seconds.
-            frame_sigmas: a table ``[N + 1, F]`` of noise levels instead of `num_inference_steps`; see
+                (normalised ``[B, C, F, h, w]``, as `decode` and `PusaCondition` take).
+            fps: frames per second; only positions of conditions in seconds depend on it.
+            frame_sigmas: a table ``[N + 1, F]`` of sigmas instead of `num_inference_steps`; see
                 `PusaFlowMatchEulerScheduler.set_timesteps` and `wave_sigmas`. Noise multipliers scale its columns.
-            start_step: go on after so many steps of the same call, with the `latents` that were reached there (a
-                `callback_on_step_end` sees them); equal to the bit to the uninterrupted call.
+            start_step: resume the same call after this many steps, from the `latents` that `callback_on_step_end` saw
+                there; the result equals the uninterrupted call's to the bit.
 
         Returns:
             `WanPipelineOutput` with `frames`, or a tuple of them.
@@ -202,91 +200,44 @@ class PusaPipeline(WanPipeline):
             ValueError, TypeError: an argument or a condition does not fit; see `PusaCondition` and `place`.
             DecodeMemoryError: decoding ran out of memory; it carries the denoised latents.
         """
+        # 1. Check inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        own = self.defaults
-        height, width = (
-            self._rounded(name, getattr(own, name) if value is None else value)
-            for name, value in (("height", height), ("width", width))
-        )
-        num_frames = self._rounded_frames(own.num_frames if num_frames is None else num_frames)
-        num_inference_steps = own.steps if num_inference_steps is None else num_inference_steps
-        guidance_scale = own.guidance if guidance_scale is None else guidance_scale
-        max_sequence_length = own.max_sequence_length if max_sequence_length is None else max_sequence_length
-        fps = own.fps if fps is None else fps
-        self.check_inputs(
-            prompt,
-            negative_prompt,
-            height,
-            width,
-            prompt_embeds,
-            negative_prompt_embeds,
-            callback_on_step_end_tensor_inputs,
-            guidance_scale_2,
-        )
-        if num_videos_per_prompt < 1:
-            raise ValueError(f"num_videos_per_prompt={num_videos_per_prompt} is below 1")
-        if output_type not in ("np", "pt", "pil", "latent"):
-            raise ValueError(f"output_type={output_type!r} is none of 'np', 'pt', 'pil', 'latent'")
-        if start_step and latents is None:
-            raise ValueError(f"start_step={start_step} needs the latents that were reached there")
-        self._guidance_scale = guidance_scale
-        self._guidance_scale_2 = guidance_scale if guidance_scale_2 is None else guidance_scale_2
-        self._attention_kwargs = attention_kwargs
-        self._interrupt = False
-        device = self._execution_device
+        size = self._resolve_size(height, width, num_frames)
+        texts = prompt, negative_prompt, size.height, size.width, prompt_embeds, negative_prompt_embeds
+        self.check_inputs(*texts, callback_on_step_end_tensor_inputs, guidance_scale_2)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_prompts = len(prompts) if prompts is not None else prompt_embeds.shape[0]  # type: ignore[union-attr]
         batch_size = num_prompts * num_videos_per_prompt
-        shape = self._latent_shape(height, width, num_frames)
-        if latents is not None and tuple(latents.shape) != (batch_size, *shape):
-            raise ValueError(f"latents of shape {list(latents.shape)}: this call needs {[batch_size, *shape]}")
+        self._check_call((batch_size, *size.shape), num_videos_per_prompt, output_type, latents, start_step)
+        self._set_guidance(guidance_scale, guidance_scale_2)
+        self._attention_kwargs, self._interrupt = attention_kwargs, False
 
-        known = self._place_conditions(
-            conditions,
-            num_prompts,
-            num_videos_per_prompt,
-            shape,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            fps=fps,
-        )
-        prompt_embeds, negative_prompt_embeds = self._embeddings(
-            prompts,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_videos_per_prompt,
-            max_sequence_length,
-        )
-        self.scheduler.set_timesteps(
-            num_inference_steps if frame_sigmas is None else None,
-            device,
-            noise_multipliers=None if known is None else known.noise_multipliers,
-            frame_sigmas=frame_sigmas,
-        )
-        if frame_sigmas is not None:
-            self._check_table(torch.as_tensor(frame_sigmas).float(), batch_size, shape[1], known, start_step)
-        steps = len(self.scheduler.timesteps)
-        if not 0 <= start_step <= steps:
-            raise ValueError(f"start_step={start_step} is outside 0..{steps}")
+        # 2. Encode conditions
+        placement = self._place_conditions(conditions, num_prompts, num_videos_per_prompt, size, fps)
 
+        # 3. Encode prompts
+        prompt_embeds, negative_prompt_embeds = self._encode_prompts(
+            prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt, max_sequence_length
+        )
+
+        # 4. Prepare the sigma table
+        self._set_timesteps(num_inference_steps, frame_sigmas, placement, batch_size, size.shape[1], start_step)
+
+        # 5. Prepare latents
         latents = self.prepare_latents(
-            batch_size, shape[0], height, width, num_frames, torch.float32, device, generator, latents
-        )
+            batch_size, size.shape[0], size.height, size.width, size.num_frames,
+            torch.float32, self._execution_device, generator, latents,
+        )  # fmt: skip
         if start_step == 0:
-            clean = torch.zeros_like(latents) if known is None else known.latents.to(latents)
+            clean = torch.zeros_like(latents) if placement is None else placement.latents.to(latents)
             latents = self.scheduler.add_noise(clean, latents)
 
-        latents = self._denoise(
-            latents,
-            prompt_embeds,
-            negative_prompt_embeds,
-            start_step,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
+        # 6. Denoise
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        latents = self._denoise(latents, prompt_embeds, negative_prompt_embeds, start_step, *callback)
+
+        # 7. Decode
         video = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=video) if return_dict else (video,)
@@ -294,13 +245,13 @@ class PusaPipeline(WanPipeline):
     def _denoise(
         self,
         latents: Tensor,  # [B, C, F, h, w], fp32
-        prompt_embeds: Tensor,
-        negative_prompt_embeds: Tensor | None,
+        prompt_embeds: Tensor,  # [B, text, D]
+        negative_prompt_embeds: Tensor | None,  # [B, text, D]
         start_step: int,
         callback: Callable[..., dict[str, Any]] | None,
         callback_tensors: list[str],
     ) -> Tensor:
-        """Walk down the sigma table."""
+        """Walk down the sigma table from `start_step` to its last row; return the latents ``[B, C, F, h, w]``."""
         scheduler = self.scheduler
         scheduler.set_begin_index(start_step)
         self._num_timesteps = steps = len(scheduler.timesteps)
@@ -318,10 +269,10 @@ class PusaPipeline(WanPipeline):
                 v = self._velocity(k, **tensors)
                 tensors["latents"] = scheduler.step(v, t, x, return_dict=False)[0]
                 if callback is not None:
-                    seen = dict(tensors)
+                    visible = dict(tensors)
                     if "denoised" in callback_tensors:
-                        seen["denoised"] = scheduler.denoised(k, v, x)
-                    changed = callback(self, k, t, {name: seen[name] for name in callback_tensors})
+                        visible["denoised"] = scheduler.denoised(k, v, x)
+                    changed = callback(self, k, t, {name: visible[name] for name in callback_tensors})
                     tensors |= {name: changed[name] for name in tensors.keys() & changed.keys()}
                 progress.update()
         self._current_timestep = None
@@ -330,18 +281,18 @@ class PusaPipeline(WanPipeline):
     def _velocity(
         self, k: int, latents: Tensor, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None
     ) -> Tensor:
-        """The guided velocity at step k, ``[B, C, F, h, w]``."""
+        """Predict the guided velocity at step k, ``[B, C, F, h, w]``."""
         sigma = float(self.scheduler.sigmas[k])
         model, guidance = self._expert(sigma)
         x = latents.to(model.dtype)
         timesteps = self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2])  # [B, F]
 
-        def predict(name: str, text: Tensor) -> Tensor:
-            with model.cache_context(name, step_index=k, sigma=sigma, num_inference_steps=self._num_timesteps):
+        def predict(cache_name: str, embeds: Tensor) -> Tensor:
+            with model.cache_context(cache_name, step_index=k, sigma=sigma, num_inference_steps=self._num_timesteps):
                 return model(
                     hidden_states=x,
                     timestep=timesteps,
-                    encoder_hidden_states=text.to(x.dtype),
+                    encoder_hidden_states=embeds.to(x.dtype),
                     attention_kwargs=self._attention_kwargs,
                     return_dict=False,
                 )[0]
@@ -353,7 +304,7 @@ class PusaPipeline(WanPipeline):
         return v_uncond + guidance * (v - v_uncond)
 
     def _expert(self, sigma: float) -> tuple[PusaWanTransformer3DModel, float]:
-        """The transformer for this noise level, and its guidance. Wan2.2 goes by the base level, not by the frame's."""
+        """Choose the transformer and its guidance scale by the base grid's sigma, as Wan2.2 does."""
         boundary = self.config.boundary_ratio
         if boundary is None or sigma >= boundary:
             return self.transformer, self._guidance_scale
@@ -361,54 +312,80 @@ class PusaPipeline(WanPipeline):
 
     @torch.no_grad()
     def encode_frames(self, video: Tensor) -> Tensor:
-        """Frames ``[B, 3, 4n + 1, H, W]`` in -1..1 to normalised latents; see `pusa.models.vae.encode_video`."""
+        """Encode frames ``[B, 3, 4n + 1, H, W]`` in -1..1 to normalised latents; see `vae.encode_video`."""
         return encode_video(self.vae, video)
 
     def decode(self, latents: Tensor, output_type: str = "np") -> Any:
-        """Normalised latents ``[B, C, F, h, w]`` to frames of `output_type`; see `pusa.models.vae.decode_video`."""
+        """Decode normalised latents ``[B, C, F, h, w]`` to frames of `output_type`; see `vae.decode_video`."""
         return self.video_processor.postprocess_video(decode_video(self.vae, latents), output_type=output_type)
 
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames ``[B, 3, n, H, W]`` in -1..1 as soon as they are decoded; see `pusa.models.vae.decode_chunks`."""
+        """Yield frames ``[B, 3, n, H, W]`` in -1..1 as soon as they are decoded; see `vae.decode_chunks`."""
         return decode_chunks(self.vae, latents)
 
     # ---- preparation -------------------------------------------------------------------------------------------
 
-    def _any_transformer(self) -> PusaWanTransformer3DModel:
-        return self.transformer if self.transformer is not None else self.transformer_2
+    def _resolve_size(self, height: int | None, width: int | None, num_frames: int | None) -> _ClipSize:
+        """Fill in the size from `defaults`, and round it to whole patches and latent frames."""
+        model = (self.transformer or self.transformer_2).config
+        scale, factor = self.vae_scale_factor_spatial, self.vae_scale_factor_temporal
+        multiple = scale * model.patch_size[1]
+        height = _rounded("height", self.defaults.height if height is None else height, multiple)
+        width = _rounded("width", self.defaults.width if width is None else width, multiple)
+        num_frames = _rounded("num_frames", self.defaults.num_frames if num_frames is None else num_frames, factor, 1)
+        shape = model.in_channels, latent_frames(num_frames, factor), height // scale, width // scale
+        return _ClipSize(height, width, num_frames, shape)
 
-    def _rounded(self, name: str, value: int) -> int:
-        multiple = self.vae_scale_factor_spatial * self._any_transformer().config.patch_size[1]
-        return _rounded(name, value, multiple)
+    def _check_call(
+        self,
+        shape: tuple[int, ...],
+        num_videos_per_prompt: int,
+        output_type: str,
+        latents: Tensor | None,
+        start_step: int,
+    ) -> None:
+        if num_videos_per_prompt < 1:
+            raise ValueError(f"num_videos_per_prompt={num_videos_per_prompt} is below 1")
+        if output_type not in ("np", "pt", "pil", "latent"):
+            raise ValueError(f"output_type={output_type!r} is none of 'np', 'pt', 'pil', 'latent'")
+        if start_step and latents is None:
+            raise ValueError(f"start_step={start_step} needs the latents that were reached there")
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"latents of shape {list(latents.shape)}: this call needs {list(shape)}")
 
-    def _rounded_frames(self, num_frames: int) -> int:
-        return _rounded("num_frames", num_frames, self.vae_scale_factor_temporal, 1)
-
-    def _latent_shape(self, height: int, width: int, num_frames: int) -> tuple[int, int, int, int]:
-        scale = self.vae_scale_factor_spatial
-        frames = latent_frames(num_frames, self.vae_scale_factor_temporal)
-        return self._any_transformer().config.in_channels, frames, height // scale, width // scale
+    def _set_guidance(self, scale: float | None, scale_2: float | None) -> None:
+        self._guidance_scale = self.defaults.guidance if scale is None else scale
+        self._guidance_scale_2 = self._guidance_scale if scale_2 is None else scale_2
 
     def _place_conditions(
         self,
         conditions: Conditions | None,
         num_prompts: int,
         num_videos_per_prompt: int,
-        shape: tuple[int, int, int, int],
-        **clip: Any,
+        size: _ClipSize,
+        fps: float | None,
     ) -> Placement | None:
-        """Known latents ``[B or 1, C, F, h, w]`` and multipliers ``[B or 1, F]``."""
+        """Encode conditions to latents ``[B or 1, C, F, h, w]`` and noise multipliers ``[B or 1, F]``."""
         if isinstance(conditions, PusaCondition):
             raise TypeError("conditions is one PusaCondition: give a list of them")
         if not conditions:
             return None
         per_prompt = not isinstance(conditions[0], PusaCondition)
         lists: list[Any] = list(conditions) if per_prompt else [conditions]
-        lists = [[self._with_own_encoding(condition) for condition in one] for one in lists]
+        lists = [[self._with_default_encoding(condition) for condition in one] for one in lists]
         if per_prompt and len(lists) != num_prompts:
             raise ValueError(f"{len(lists)} lists of conditions for {num_prompts} prompts: give one for each")
         placements = [
-            place(one, encode=self.encode_frames, shape=shape, factor=self.vae_scale_factor_temporal, **clip)
+            place(
+                one,
+                encode=self.encode_frames,
+                shape=size.shape,
+                num_frames=size.num_frames,
+                height=size.height,
+                width=size.width,
+                fps=self.defaults.fps if fps is None else fps,
+                factor=self.vae_scale_factor_temporal,
+            )
             for one in lists
         ]
         repeats = num_videos_per_prompt if per_prompt else 1
@@ -417,56 +394,88 @@ class PusaPipeline(WanPipeline):
             noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
         )
 
-    def _with_own_encoding(self, condition: PusaCondition) -> PusaCondition:
+    def _with_default_encoding(self, condition: PusaCondition) -> PusaCondition:
         if not isinstance(condition, PusaCondition) or condition.image is None or condition.encode is not None:
             return condition
         return replace(condition, encode=self.defaults.encode)
 
-    def _check_table(
-        self, levels: Tensor, batch_size: int, frames: int, known: Placement | None, start_step: int
+    def _set_timesteps(
+        self,
+        num_inference_steps: int | None,
+        frame_sigmas: Tensor | None,
+        placement: Placement | None,
+        batch_size: int,
+        frames: int,
+        start_step: int,
     ) -> None:
-        """Whether a table that a user gives is for this call."""
+        """Set the scheduler's table, and check that it fits this call.
+
+        Raises:
+            ValueError: `frame_sigmas` has another number of videos or latent frames, has both experts at one step, or
+                starts below 1 in a free frame; `start_step` is outside the table.
+        """
+        if frame_sigmas is None and num_inference_steps is None:
+            num_inference_steps = self.defaults.steps
+        self.scheduler.set_timesteps(
+            num_inference_steps if frame_sigmas is None else None,
+            self._execution_device,
+            noise_multipliers=None if placement is None else placement.noise_multipliers,
+            frame_sigmas=frame_sigmas,
+        )
+        if frame_sigmas is not None:
+            table = torch.as_tensor(frame_sigmas).float()
+            self._check_table(table, batch_size, frames)
+            free = (
+                torch.ones(frames, dtype=torch.bool) if placement is None else (placement.noise_multipliers == 1).all(0)
+            )
+            starts = table[0].expand(*table.shape[1:-1], frames)[..., free]
+            if start_step == 0 and bool((starts < 1).any()):
+                raise ValueError(
+                    "frame_sigmas starts below 1 where nothing is known: give latents and start_step to go on"
+                )
+        steps = len(self.scheduler.timesteps)
+        if not 0 <= start_step <= steps:
+            raise ValueError(f"start_step={start_step} is outside 0..{steps}")
+
+    def _check_table(self, table: Tensor, batch_size: int, frames: int) -> None:
         _, table_videos, table_frames = self.scheduler.frame_sigmas.shape
         if table_videos not in (1, batch_size):
             raise ValueError(f"frame_sigmas is for {table_videos} videos, this call makes {batch_size}")
         if table_frames not in (1, frames):
             raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {frames}")
-        free = torch.ones(frames, dtype=torch.bool) if known is None else (known.noise_multipliers == 1).all(0)
-        if self.config.boundary_ratio is not None:
-            highest = levels.flatten(1).amax(1)[:-1]
-            walking = torch.where(levels[:-1] > 0, levels[:-1], 1.0).flatten(1).amin(1)
-            if bool(((highest >= self.config.boundary_ratio) & (walking < self.config.boundary_ratio)).any()):
+        boundary = self.config.boundary_ratio
+        if boundary is not None:
+            rows = table[:-1].flatten(1)
+            lowest = torch.where(rows > 0, rows, 1.0).amin(1)  # finished frames need no expert
+            if bool(((rows.amax(1) >= boundary) & (lowest < boundary)).any()):
                 raise ValueError(
                     "frame_sigmas has frames on both sides of the boundary between the two experts at one step: "
                     "waves need a model with one transformer"
                 )
-        starts = levels[0].expand(*levels.shape[1:-1], frames)
-        if bool((starts[..., free] < 1).any()) and start_step == 0:
-            raise ValueError("frame_sigmas starts below 1 where nothing is known: give latents and start_step to go on")
 
-    def _embeddings(
+    def _encode_prompts(
         self,
         prompts: list[str] | None,
         negative_prompt: str | list[str] | None,
         prompt_embeds: Tensor | None,
         negative_prompt_embeds: Tensor | None,
         num_videos_per_prompt: int,
-        max_sequence_length: int,
+        max_sequence_length: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """One row per video; embeddings that are given are repeated for the videos of each prompt, as texts are."""
-        given = prompt_embeds, negative_prompt_embeds
-        positive, negative = self.encode_prompt(
+        """Encode prompts to one row per video; repeat the rows of embeddings that the caller gives, too."""
+        sources = prompt_embeds, negative_prompt_embeds
+        encoded = self.encode_prompt(
             prompt=prompts,
             negative_prompt=negative_prompt,
             do_classifier_free_guidance=self.do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=max_sequence_length or self.defaults.max_sequence_length,
         )
         positive, negative = (
             embeds if source is None else source.to(self._execution_device).repeat_interleave(num_videos_per_prompt, 0)
-            for embeds, source in zip((positive, negative), given, strict=True)
+            for embeds, source in zip(encoded, sources, strict=True)
         )
         return positive, negative if self.do_classifier_free_guidance else None
 

@@ -7,7 +7,7 @@ frames 0..20. People say a frame or a time, the model knows latent frames; one f
 import math
 from typing import Literal, SupportsIndex
 
-Position = int | Literal["last"]
+Index = int | Literal["last"]
 
 
 def latent_frames(num_frames: int, factor: int = 4) -> int:
@@ -28,8 +28,8 @@ def nearest_of(value: int, multiple: int, offset: int = 0) -> int:
 def latent_index_of(
     *,
     num_frames: int,
-    latent_index: Position | None = None,
-    frame_index: Position | None = None,
+    latent_index: Index | None = None,
+    frame_index: Index | None = None,
     seconds: float | Literal["last"] | None = None,
     fps: float = 16.0,
     factor: int = 4,
@@ -58,7 +58,7 @@ def latent_index_of(
     return (frame - 1) // factor + 1  # 0 -> 0, 1..4 -> 1, 5..8 -> 2
 
 
-def _index_in(name: str, index: Position, count: int, unit: str) -> int:
+def _index_in(name: str, index: Index, count: int, unit: str) -> int:
     if index == "last":
         return count - 1
     if isinstance(index, bool) or not isinstance(index, SupportsIndex):

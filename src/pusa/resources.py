@@ -1,4 +1,4 @@
-"""Disk, RAM and GPU memory: how much there is, how much weights take, and a refusal before the work starts."""
+"""Measure disk, RAM and GPU memory, and check that a model fits before work starts."""
 
 import shutil
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import psutil
 
-if TYPE_CHECKING:  # sizes are there without torch
+if TYPE_CHECKING:  # `pusa models` shows sizes without torch
     import torch
 
 DType: TypeAlias = "torch.dtype | Mapping[str, torch.dtype]"
 
 GB = 1e9
-LARGE_PARAMETERS = 10**9  # from here on bf16 is the default, as the published models are meant to be run
+LARGE_PARAMETERS = 10**9  # models of this size and above run in bf16 by default, as published
 RESERVE_BYTES = 10**9  # for Python, torch and the driver
 
 
@@ -22,14 +22,14 @@ class ResourcesError(RuntimeError):
 
 
 def readable(count: float) -> str:
-    """Bytes for people, in decimal units."""
+    """Format bytes in decimal units."""
     if count < GB:
         return f"{count / 1e6:.0f} MB"
     return f"{count / GB:.0f} GB" if count >= 10 * GB else f"{count / GB:.1f} GB"
 
 
 def free_memory_bytes() -> int:
-    """RAM and swap that can still be had; a container's limit counts, which the kernel enforces by killing."""
+    """Measure free RAM and swap, or what a container's limit leaves (the kernel kills what exceeds it)."""
     free = psutil.virtual_memory().available + psutil.swap_memory().free
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
@@ -38,14 +38,14 @@ def free_memory_bytes() -> int:
 
 
 def gpu_memory_bytes() -> int:
-    """Free memory of the current GPU; 0 without one."""
+    """Measure free memory of the current GPU; 0 without one."""
     import torch
 
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
 
 
 def default_dtype(parameters: int) -> DType:
-    """For large models bf16, with the VAE in fp32 as in diffusers' own examples of Wan; fp32 for small ones."""
+    """Choose bf16 for large models, with the VAE in fp32 as in diffusers' examples of Wan, and fp32 for small ones."""
     import torch
 
     if parameters < LARGE_PARAMETERS:
@@ -54,10 +54,10 @@ def default_dtype(parameters: int) -> DType:
 
 
 def native_dtype() -> DType:
-    """For small models trained in bf16: that, where this machine computes in it, fp32 elsewhere.
+    """Choose bf16 for a small model trained in it, if this machine computes in bf16, else fp32.
 
-    A CPU without AVX512-BF16 (AMX comes with it) is slower in bf16 than in fp32. The text encoder runs once per prompt
-    and gains nothing.
+    A CPU without AVX512-BF16 is slower in bf16 than in fp32. The text encoder stays in fp32: it
+    runs once per prompt and gains nothing.
     """
     import torch
 
@@ -75,19 +75,19 @@ def is_bf16_fast(device_type: str) -> bool:
 
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # What the CPU has, and what PyTorch uses of it (ATEN_CPU_CAPABILITY=avx2 makes it use less).
+    # The CPU must have it and PyTorch must use it (ATEN_CPU_CAPABILITY=avx2 makes PyTorch use less).
     return torch.cpu._is_avx512_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def dtype_of(component: str, dtype: DType) -> "torch.dtype":
-    """As diffusers reads its ``dtype``: one for all, or by component with a "default" (else fp32)."""
+    """Return the dtype of a component as diffusers does: one for all, or by component with a "default" (else fp32)."""
     import torch
 
     return dtype.get(component, dtype.get("default", torch.float32)) if isinstance(dtype, Mapping) else dtype
 
 
 def weight_bytes(parameters: Mapping[str, int], dtype: "DType | None" = None) -> dict[str, int]:
-    """Memory of each component from its number of parameters; without a dtype, that of `default_dtype` (no torch)."""
+    """Compute the bytes of each component from its parameter count; without a dtype as in `default_dtype`."""
     if dtype is None:
         large = sum(parameters.values()) >= LARGE_PARAMETERS
         return {part: count * (2 if large and part != "vae" else 4) for part, count in parameters.items()}

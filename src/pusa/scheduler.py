@@ -1,6 +1,6 @@
-"""The sampler: one column of noise levels per latent frame, and Euler steps down each of them.
+"""Sample by Euler steps down a table with one column of sigmas per latent frame.
 
-The whole method is the sigma table ``[N + 1, B, F]``: row k says how noisy each latent frame is before step k. Frame f
+The whole method is the sigma table ``[N + 1, B, F]``: row k holds the sigma of each latent frame before step k. Frame f
 follows ``x = (1 - sigma) * data + sigma * noise`` (flow matching); a step is ``x += (sigma_next - sigma) * velocity``
 along each column on its own. Equal columns are text-to-video; a column of zeros is a frame that is kept; a noise
 multiplier m scales a column (Pusa V1.0, arXiv 2507.16116, Algorithm 1 and appendix B).
@@ -17,15 +17,15 @@ from torch import Tensor
 
 
 def shifted(sigmas: Tensor, shift: float) -> Tensor:
-    """Spend more steps at high noise, as Wan does: ``shift * s / (1 + (shift - 1) * s)``; keeps 0 and 1."""
+    """Shift sigmas towards high noise, as Wan does: ``shift * s / (1 + (shift - 1) * s)``; keeps 0 and 1."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def wave_sigmas(num_frames: int, num_inference_steps: int, *, delay: int = 1, shift: float = 5.0) -> Tensor:
-    """A table in which each latent frame starts `delay` steps after the one before it.
+    """Build a table in which each latent frame starts `delay` steps after the one before it.
 
-    Early frames reach 0, and can be decoded, while later ones are still noise. ``delay=0`` is the usual synchronous
-    table. (Rolling tables of this kind: Rolling Diffusion Models, arXiv 2402.09470.)
+    Early frames reach 0, and can be decoded, while later ones are still noise; with ``delay=0`` all columns are equal.
+    (Rolling tables of this kind: Rolling Diffusion Models, arXiv 2402.09470.)
 
     Args:
         num_frames: latent frames F, at least 1.
@@ -61,17 +61,17 @@ class PusaSchedulerOutput(BaseOutput):
 class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
     """Flow-matching Euler sampler with a sigma per step, sample and latent frame.
 
-    The table is fp32, fixed by `set_timesteps` and indexed by the number of the step. The original finds a step by its
+    `set_timesteps` fixes the table in fp32, and each step has its row. The original finds a step by its
     nearest timestep instead, which picks wrong ones above 50 steps and when every frame is conditioned.
 
     Args:
         num_train_timesteps: scale between sigma (0..1) and the timestep given to the model.
         shift: flow shift; the original uses 5 for Wan2.1 and Wan2.2 alike.
-        solver_order: 1 is Euler. 2 bends each step by the velocity of the one before it (Adams-Bashforth, its slope
+        solver_order: 1 is Euler. 2 corrects each step by the velocity of the one before it (Adams-Bashforth, its slope
             capped at that of equal steps): nearer the exact flow at 5 to 10 steps, see docs/solvers.md. A resumed run
             begins with an Euler step again, so only Euler resumes to the bit.
         reference_rounding: truncate the timesteps given to the model to integers, as the original's multi-frame and
-            video-to-video pipelines do. Only for comparison with them.
+            video-to-video pipelines do; for comparison with them only.
     """
 
     config_name = "scheduler_config.json"
@@ -98,10 +98,10 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         self.frame_sigmas: Tensor
 
     def to_json_string(self) -> str:
-        """The configuration of the nearest stock class: any diffusers program can load what we save."""
+        """Write the configuration under the nearest stock class, so that any diffusers program can load it."""
         config = json.loads(super().to_json_string())
-        for own in ("reference_rounding", "solver_order"):
-            del config[own]
+        for name in ("reference_rounding", "solver_order"):  # unknown to that class
+            del config[name]
         return json.dumps({**config, "_class_name": FlowMatchEulerDiscreteScheduler.__name__}, indent=2) + "\n"
 
     def set_timesteps(
@@ -112,7 +112,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         noise_multipliers: Tensor | None = None,
         frame_sigmas: Tensor | None = None,
     ) -> None:
-        """Fix the table.
+        """Set the table and reset the step counter.
 
         Args:
             num_inference_steps: N, at least 1, for the shifted grid from 1 to 0; or give `frame_sigmas`.
@@ -120,7 +120,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
             noise_multipliers: ``[F]`` or ``[B, F]`` in 0..1, the factor of each column: 1 for a free frame, 0 for one
                 kept exactly. None: every frame is free.
             frame_sigmas: any other table, ``[N + 1, F]`` or ``[N + 1, B, F]``, in 0..1 and never rising (see
-                `wave_sigmas`); `noise_multipliers` scale it too. Its last row may be above 0, to be continued.
+                `wave_sigmas`); `noise_multipliers` scale it too. A last row above 0 leaves latents to continue from.
 
         Afterwards ``sigmas [N + 1]`` is the base grid (fp32, CPU), ``timesteps [N]`` is 1000 times it, and
         ``frame_sigmas`` the table ``[N + 1, B, F]``, with 1 for B or F where nothing distinguishes them.
@@ -152,19 +152,19 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = self._begin_index = self._velocity_before = None
 
     def frame_timesteps(self, step_index: int) -> Tensor:
-        """The timesteps ``[B, F]`` that the model is given at step `step_index`: 1000 times that row of the table."""
+        """Return the model's timesteps ``[B, F]`` for step `step_index`: 1000 times that row of the table."""
         timesteps = self.frame_sigmas[step_index] * self.config.num_train_timesteps
         return timesteps.trunc() if self.config.reference_rounding else timesteps
 
     def finished_frames(self, step_index: int) -> int:
-        """How many leading latent frames are clean, in every sample, once step `step_index` is done."""
+        """Count the leading latent frames that are clean, in every sample, after step `step_index`."""
         is_clean = (self.frame_sigmas[step_index + 1] == 0).all(dim=0)  # [F]
         return int(is_clean.cumprod(0).sum())
 
     def add_noise(self, clean: Tensor, noise: Tensor) -> Tensor:
-        """The start of sampling: each frame of ``clean`` mixed with ``noise`` at its first sigma (exact at 0 and 1).
+        """Mix each frame of ``clean`` with ``noise`` at its first sigma, to start sampling (exact at 0 and 1).
 
-        Both are ``[B, C, F, H, W]``; frames that are not known may hold anything finite where their first sigma is 1.
+        Both are ``[B, C, F, H, W]``; a free frame, whose first sigma is 1, may hold anything finite in ``clean``.
         """
         sigma = _over_latents(self.frame_sigmas[0]).to(noise.device)
         return (1 - sigma) * clean + sigma * noise
@@ -172,16 +172,16 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: Tensor | float, sample: Tensor, return_dict: bool = True
     ) -> PusaSchedulerOutput | tuple[Tensor]:
-        """Walk every frame from its sigma to its next one.
+        """Move every frame from its sigma to its next one.
 
         Args:
             model_output: velocity ``[B, C, F, H, W]``, any floating dtype.
-            timestep: ``timesteps[k]`` of this step. After `set_begin_index`, steps are simply counted.
+            timestep: ``timesteps[k]`` of this step; ignored after `set_begin_index`, from which on steps are counted.
             sample: latents ``[B, C, F, H, W]`` before the step. Frames whose sigma stays are returned unchanged.
             return_dict: a `PusaSchedulerOutput` rather than a tuple of one.
 
         Raises:
-            ValueError: `timestep` is none of this table's, or the steps are used up.
+            ValueError: `timestep` is not in this table, or all steps are done.
         """
         k = self._index_of(timestep)
         change = _over_latents(self.frame_sigmas[k + 1] - self.frame_sigmas[k])
@@ -193,7 +193,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         return PusaSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def _extrapolated(self, k: int, change: Tensor, velocity: Tensor) -> Tensor:
-        """The velocity in the middle of the step, by that of the step before; as it is where a frame only starts."""
+        """Extrapolate the velocity to the middle of the step by the step before; unchanged in a frame's first step."""
         if self._velocity_before is None or self._step_index != k:
             return velocity
         change_before = _over_latents(self.frame_sigmas[k] - self.frame_sigmas[k - 1])
@@ -201,7 +201,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         return velocity + ratio / 2 * (velocity - self._velocity_before)
 
     def denoised(self, step_index: int, model_output: Tensor, sample: Tensor) -> Tensor:
-        """The clean latents that step `step_index` expects: each frame walked down to sigma 0 at once."""
+        """Predict the clean latents at step `step_index`: move each frame down to sigma 0 at once."""
         return sample.float() - _over_latents(self.frame_sigmas[step_index]) * model_output.float()
 
     def _index_of(self, timestep: Tensor | float) -> int:
@@ -211,7 +211,7 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
             if k >= steps:
                 raise ValueError(f"all {steps} steps are done: call set_timesteps to start again")
             return k
-        # Stepped by hand: take the caller's word, exactly. In a table that repeats a level, the next step comes first.
+        # Without set_begin_index: look the timestep up. Where the table repeats it, prefer the step after the last one.
         matches = (self.timesteps == timestep).nonzero().flatten().tolist()
         if not matches:
             raise ValueError(f"timestep={float(timestep):g} is none of the {steps} timesteps of this table")
@@ -220,12 +220,12 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def step_index(self) -> int | None:
-        """Steps done so far, or None before the first."""
+        """Number of steps done, or None before the first."""
         return self._step_index
 
     @property
     def begin_index(self) -> int | None:
-        """The step that sampling starts with, once set."""
+        """First step of sampling, or None before `set_begin_index`."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -239,7 +239,7 @@ def _over_latents(rows: Tensor) -> Tensor:
 
 
 def _checked_multipliers(multipliers: Tensor) -> Tensor:
-    """As fp32 ``[1, B, F]``."""
+    """Check noise multipliers and return them as fp32 ``[1, B, F]``."""
     multipliers = torch.as_tensor(multipliers, dtype=torch.float32).cpu()
     if multipliers.ndim not in (1, 2):
         raise ValueError(f"noise_multipliers of shape {list(multipliers.shape)}: give [F] or [B, F]")
@@ -250,7 +250,7 @@ def _checked_multipliers(multipliers: Tensor) -> Tensor:
 
 
 def _checked_table(table: Tensor | None) -> Tensor:
-    """As fp32 ``[N + 1, B, F]``."""
+    """Check a sigma table and return it as fp32 ``[N + 1, B, F]``."""
     table = torch.as_tensor(table, dtype=torch.float32).cpu()
     if table.ndim not in (2, 3) or table.shape[0] < 2:
         raise ValueError(f"frame_sigmas of shape {list(table.shape)}: give [N + 1, F] or [N + 1, B, F] with N >= 1")

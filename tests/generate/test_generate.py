@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
 from PIL import Image
 
-from pusa import media, zoo
+from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import GenerationEvent
 from pusa.generate import decode, generate, load_latents, save_latents, stored
@@ -230,8 +230,8 @@ def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
     PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "model")
     monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
     reads = []
-    load = zoo.load_text_encoder
-    monkeypatch.setattr("pusa.zoo.load_text_encoder", lambda source: reads.append(source) or load(source))
+    load = loading.load_text_encoder
+    monkeypatch.setattr("pusa.loading.load_text_encoder", lambda source: reads.append(source) or load(source))
     clip = {"model": str(tmp_path / "model"), "width": WIDTH, "height": HEIGHT, "frames": 5, "negative_prompt": ""}
     run(tmp_path / "a.mp4", **clip)
     run(tmp_path / "b.mp4", **clip)

@@ -7,15 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pusa import PusaPipeline, zoo
-from pusa.models.prompt_cache import (
-    PromptCache,
-    PromptNotCachedError,
-    encode_prompts,
-    identity_of_files,
-    identity_of_module,
-    prompt_key,
-)
+from pusa import PusaPipeline, loading
+from pusa.models.prompt_cache import PromptCache, PromptNotCachedError, encode_prompts, prompt_key
+from pusa.models.text_encoder import identity_of_files, identity_of_module
 
 
 @pytest.fixture
@@ -79,7 +73,7 @@ def test_the_text_encoder_is_borrowed_for_a_miss_only(cache: PromptCache) -> Non
 
     def load() -> torch.nn.Module:
         loads.append("once")
-        return zoo.load_text_encoder("tiny")
+        return loading.load_text_encoder("tiny")
 
     call = partial(encode_prompts, lean, cache=cache, max_sequence_length=16, load_text_encoder=load)
     embeds, _ = call("a duck", "blurry")
@@ -126,7 +120,7 @@ def test_what_an_embedding_depends_on_is_in_its_key() -> None:
 
 def test_two_text_encoders_are_never_mixed_up(pipe: PusaPipeline, tmp_path: Path) -> None:
     first = identity_of_module(pipe.text_encoder, pipe.tokenizer)
-    assert first == identity_of_module(zoo.load_text_encoder("tiny"), pipe.tokenizer)
+    assert first == identity_of_module(loading.load_text_encoder("tiny"), pipe.tokenizer)
     with torch.no_grad():
         pipe.text_encoder.encoder.final_layer_norm.weight.mul_(2)
     assert identity_of_module(pipe.text_encoder, pipe.tokenizer) != first
@@ -134,7 +128,7 @@ def test_two_text_encoders_are_never_mixed_up(pipe: PusaPipeline, tmp_path: Path
     pipe.save_pretrained(tmp_path / "a")
     parts = [tmp_path / "a/text_encoder", tmp_path / "a/tokenizer"]
     before = identity_of_files(parts)
-    assert before == zoo.load_pipeline(PusaPipeline, tmp_path / "a", text_encoder=None).text_encoder_identity
+    assert before == loading.load_pipeline(PusaPipeline, tmp_path / "a", text_encoder=None).text_encoder_identity
     weights = parts[0] / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # same names, same sizes, same header
@@ -144,7 +138,7 @@ def test_two_text_encoders_are_never_mixed_up(pipe: PusaPipeline, tmp_path: Path
 
 def test_the_callers_own_text_encoder_is_told_apart_from_the_folders(pipe: PusaPipeline, cache: PromptCache) -> None:
     encode_prompts(pipe, "a duck", cache=cache, max_sequence_length=16)
-    encoder = zoo.load_text_encoder("tiny")
+    encoder = loading.load_text_encoder("tiny")
     with torch.no_grad():
         encoder.encoder.final_layer_norm.weight.mul_(2)
     other = PusaPipeline.from_pretrained("tiny", text_encoder=encoder)

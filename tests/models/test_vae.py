@@ -10,7 +10,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pusa.models.vae import DecodeMemoryError, _decode_tile_by_tile, decode_chunks, decode_video, encode_video
+from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_tile_by_tile, decode_video, encode_video
 
 Make = Callable[..., AutoencoderKLWan]
 
@@ -241,14 +241,14 @@ def test_tiling_that_was_asked_for_is_used(tiny_vae: Make, caplog: pytest.LogCap
 
 def test_one_tile_is_the_whole(vae: AutoencoderKLWan) -> None:
     latents = noise(2, 16, 11)
-    torch.testing.assert_close(_decode_tile_by_tile(vae, latents), decode_video(vae, latents), rtol=0, atol=1e-6)
+    torch.testing.assert_close(decode_tile_by_tile(vae, latents), decode_video(vae, latents), rtol=0, atol=1e-6)
 
 
 def test_tiles_fade_into_each_other(tiny_vae: Make) -> None:
     vae, latents = tiny_vae(), smooth(1, 8, 28)  # tiles at latents 0..16 and 12..28, which both hold pixels 96..128
     for parameter in vae.decoder.mid_block.attentions[0].proj.parameters():
         torch.nn.init.zeros_(parameter)  # else each tile attends to itself, and a random VAE gives other colours
-    whole, tiles = decode_video(vae, latents), _decode_tile_by_tile(vae, latents)
+    whole, tiles = decode_video(vae, latents), decode_tile_by_tile(vae, latents)
     cut = torch.cat([decode_video(vae, part) for part in latents.split([12, 16], dim=4)], dim=4)
     assert psnr(tiles, whole) > psnr(cut, whole) + 6
     edges = {

@@ -165,17 +165,17 @@ def find_model(name: str) -> "ZooModel":
 
 def list_models() -> dict[str, dict[str, Any]]:
     """Name -> what it is, what it takes to download, and how it would run on this machine."""
-    from pusa.zoo import ZOO, fits
+    from pusa.zoo import ZOO, describe_fit
 
     return {
-        name: {"about": model.title, "download": _gigabytes(model.download_bytes), "here": fits(model)}
+        name: {"about": model.title, "download": _gigabytes(model.download_bytes), "here": describe_fit(model)}
         for name, model in ZOO.items()
     }
 
 
 def describe_model(name: str) -> dict[str, Any]:
     """All that the zoo knows of one model."""
-    from pusa.zoo import ZOO, fits
+    from pusa.zoo import ZOO, describe_fit
 
     model = find_model(name)
     defaults = {
@@ -189,7 +189,7 @@ def describe_model(name: str) -> dict[str, Any]:
         "parameters": {part: f"{count:,}" for part, count in model.parameters.items()},
         "Pusa LoRA": _lora_source(model),
         "words": f"{sum(map(len, model.words.values()))} groups: see --words" if model.words else None,
-        "here": fits(model),
+        "here": describe_fit(model),
         "defaults": {name: value for name, value in defaults.items() if value is not None},
     }
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
 from pusa.events import GenerationEvent, Report, RunEnded
-from pusa.models.prompt_cache import identity_of_module
+from pusa.models.text_encoder import identity_of_module
 from pusa.models.vae import encode_video
 from pusa.pipeline import PusaPipeline
 

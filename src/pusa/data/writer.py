@@ -60,7 +60,7 @@ class DatasetWriter:
     Args:
         folder: made if it is not there.
         model: what the latents are for: a name of the zoo, a Hub id or a folder.
-        vae, text_encoder: what tells them from others (see `pusa.models.prompt_cache.identity_of_module`); empty: not
+        vae, text_encoder: what tells them from others (see `pusa.models.text_encoder.identity_of_module`); empty: not
             known yet, see `identify`.
         max_sequence_length: tokens of a prompt.
         settings: how the clips are made; kept in `dataset.json`, and equal whenever the folder is opened again.

@@ -197,7 +197,7 @@ _resident: dict[tuple[str, tuple[str, ...]], PusaPipeline] = {}  # the last one 
 
 
 def _with_a_model_that_is_here(request: GenerationRequest, report: Report) -> GenerationRequest:
-    model = zoo.or_stand_in(request.model)
+    model = zoo.with_fallback(request.model)
     if model == request.model:
         return request
     told = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"

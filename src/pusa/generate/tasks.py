@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pusa import long_video, media, zoo
+from pusa import loading, long_video, media
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import GenerationEvent, Report
 from pusa.generate.checkpoint import Checkpoint
@@ -184,7 +184,7 @@ class Tasks:
                 cache=PromptCache(default_folder()),
                 max_sequence_length=self.max_sequence_length,
                 guidance_scale=request.guidance,
-                load_text_encoder=partial(zoo.load_text_encoder, request.model),
+                load_text_encoder=partial(loading.load_text_encoder, request.model),
             )
         else:
             with torch.no_grad():

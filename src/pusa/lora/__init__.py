@@ -1,4 +1,4 @@
-"""LoRA on a Wan pipeline: load, scale, merge, export. The names are imported when they are first used."""
+"""Load, scale, merge and export LoRAs on a Wan pipeline. The package imports its names on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
-"""What LoRA does to one transformer: PEFT adapters, exact rewriting of parameters, and whether a file fits at all.
+"""Attach LoRAs to one transformer as PEFT adapters, and rewrite its parameters exactly.
 
-Whatever a LoRA changes outside its two matrices (`diff`, `diff_b`), and everything once merged, is written as
-`parameter = round_once(untouched + sum(alpha * difference))`, always from the untouched values kept on the CPU.
+PEFT handles the pairs of matrices A and B. What a LoRA changes besides them (`diff`, `diff_b`), and all of it once
+merged, becomes `parameter = round_once(untouched + sum(alpha * difference))`, always from the untouched values on the
+CPU.
 """
 
 import logging
@@ -26,7 +27,13 @@ _MERGEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Adapter:
-    """What PEFT does not hold: strength, whole differences, and matrices the model's dtype would round."""
+    """Parts of an adapter that PEFT does not hold.
+
+    Attributes:
+        alpha: LoRA alpha.
+        deltas: parameter name -> difference that is not a pair of matrices.
+        exact: module name -> pair that the model's dtype would round.
+    """
 
     alpha: float
     deltas: dict[str, Tensor] = field(default_factory=dict)
@@ -35,29 +42,33 @@ class Adapter:
 
 @dataclass
 class AdapterState:
-    """Kept on a transformer; `untouched` holds on the CPU the original values of the parameters now rewritten."""
+    """LoRA state of a transformer; `untouched` holds, on the CPU, original values of the rewritten parameters."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     untouched: dict[str, Tensor] = field(default_factory=dict)
     merged: bool = False
 
 
-# ---- does a file fit a model ---------------------------------------------------------------------------------------
+# ---- check that a file fits a model ---------------------------------------------------------------------------------
 
 
 def check_fits(model: Any, lora: LoraFile) -> None:
-    """Raise unless every layer of the file has its place in the model."""
-    made_for, width, blocks = lora.model, width_of(model), model.config.num_layers
+    """Check that every layer of a LoRA file fits the model.
+
+    Raises:
+        ValueError: another model's LoRA, layers or keys that do not fit, or weights that cannot be rewritten.
+    """
+    guess, width, blocks = lora.model, width_of(model), model.config.num_layers
     layers = sorted(lora.layers)
-    if made_for.family != "Wan":
-        raise ValueError(f"{lora.path.name} is a LoRA for {made_for}, not for Wan (one of its layers: {layers[0]})")
-    if (made_for.width and made_for.width != width) or made_for.blocks > blocks:
+    if guess.family != "Wan":
+        raise ValueError(f"{lora.path.name} is a LoRA for {guess}, not for Wan (one of its layers: {layers[0]})")
+    if (guess.width and guess.width != width) or guess.blocks > blocks:
         raise ValueError(
-            f"this LoRA was made for a Wan model of width {made_for.width or 'unknown'} with {made_for.blocks} blocks; "
+            f"this LoRA was made for a Wan model of width {guess.width or 'unknown'} with {guess.blocks} blocks; "
             f"this transformer has width {width} and {blocks} blocks ({lora.path.name})"
         )
     misfits = {layer: reason for layer in layers if (reason := _misfit(model, lora, layer))}
-    if misfits and made_for.image_to_video:
+    if misfits and guess.image_to_video:
         layer, reason = next(iter(misfits.items()))
         raise ValueError(
             f"{lora.path.name} was made for image-to-video Wan and this transformer is text-to-video: "
@@ -69,12 +80,11 @@ def check_fits(model: Any, lora: LoraFile) -> None:
             f"{len(layers) - len(misfits)} of {len(layers)} layers of {lora.path.name} match; "
             f"first unmatched: {layer} ({reason})"
         )
-    if lora.strange:
-        raise ValueError(
-            f"{len(lora.strange)} keys of {lora.path.name} belong to no known LoRA layout; first: {lora.strange[0]!r}"
-        )
-    written = [*lora.deltas, *(f"{layer}.weight" for layer in lora.pairs if state_of(model).merged)]
-    for name in written:
+    if lora.unknown_keys:
+        count, first = len(lora.unknown_keys), lora.unknown_keys[0]
+        raise ValueError(f"{count} keys of {lora.path.name} belong to no known LoRA layout; first: {first!r}")
+    rewritten = [*lora.deltas, *(f"{layer}.weight" for layer in lora.pairs if state_of(model).merged)]
+    for name in rewritten:
         _check_writable(model, name)
     if any(getattr(module, "fused_projections", False) for module in model.modules()):
         raise ValueError(
@@ -88,7 +98,7 @@ def check_fits(model: Any, lora: LoraFile) -> None:
 
 
 def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
-    """Why a layer of the file does not fit the model; empty if it does."""
+    """Explain why a layer of the file does not fit the model; empty if it does."""
     try:
         module = _base(model, layer)
     except AttributeError:
@@ -110,8 +120,8 @@ def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
             continue
         parameter = getattr(module, name.rpartition(".")[2], None)
         if parameter is None or parameter.shape != lora.deltas[name].shape:
-            own = "absent" if parameter is None else list(parameter.shape)
-            return f"its {name.rpartition('.')[2]} is {own}, the difference {list(lora.deltas[name].shape)}"
+            actual = "absent" if parameter is None else list(parameter.shape)
+            return f"its {name.rpartition('.')[2]} is {actual}, the difference {list(lora.deltas[name].shape)}"
     return ""
 
 
@@ -119,6 +129,7 @@ def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
 
 
 def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: float) -> None:
+    """Attach a checked LoRA as an adapter, active and frozen; replace an adapter of this name."""
     if adapter_name in adapter_names(model):
         detach(model, adapter_name)
     state, active = state_of(model), _active(model)
@@ -128,7 +139,9 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
             kernel = _base(model, name).weight.shape[2:] if isinstance(_base(model, name), nn.Conv3d) else ()
             tensors[f"{name}.lora_A.weight"] = a.reshape(a.shape[0], -1, *kernel)
             tensors[f"{name}.lora_B.weight"] = b.reshape(b.shape[0], -1, *(1 for _ in kernel))
-        owner = pipeline if isinstance(pipeline, DiffusionPipeline) else None  # lifts its offloading for the while
+        owner = (
+            pipeline if isinstance(pipeline, DiffusionPipeline) else None
+        )  # PEFT suspends the offloading of the pipeline meanwhile
         with _quiet_peft(model):
             model.load_lora_adapter(
                 tensors, prefix=None, adapter_name=adapter_name, low_cpu_mem_usage=True, _pipeline=owner
@@ -138,8 +151,8 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
     for name, layer in lora_layers(model).items():
         layer.set_scale(adapter_name, alpha)
         if name in lora.pairs:
-            held = layer.lora_A[adapter_name].weight.dtype
-            if any(torch.promote_types(half.dtype, held) != held for half in lora.pairs[name]):
+            dtype = layer.lora_A[adapter_name].weight.dtype
+            if any(torch.promote_types(matrix.dtype, dtype) != dtype for matrix in lora.pairs[name]):
                 adapter.exact[name] = lora.pairs[name]
     rewrite(model)
     if state.merged:
@@ -147,6 +160,7 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
 
 
 def detach(model: Any, adapter_name: str) -> None:
+    """Remove an adapter and restore the parameters that it changed."""
     state, active = state_of(model), _active(model)
     state.adapters.pop(adapter_name, None)
     if adapter_name in getattr(model, "peft_config", {}):
@@ -160,17 +174,19 @@ def detach(model: Any, adapter_name: str) -> None:
 
 
 def state_of(model: Any) -> AdapterState:
+    """Return the LoRA state of a transformer; create it on first use."""
     if not hasattr(model, "_pusa_lora"):
         model._pusa_lora = AdapterState()
     return model._pusa_lora
 
 
 def adapter_names(model: Any) -> list[str]:
-    """Adapters attached by this module or by PEFT directly (stock `load_lora_weights`, `add_adapter`)."""
+    """List the adapters attached by this module or by PEFT (stock `load_lora_weights`, `add_adapter`)."""
     return list(dict.fromkeys([*getattr(model, "peft_config", {}), *state_of(model).adapters]))
 
 
 def lora_layers(model: Any) -> dict[str, LoraLayer]:
+    """Find PEFT's LoRA layers: module name -> layer."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -186,6 +202,7 @@ def _activate(model: Any, names: list[str]) -> None:
 
 
 def enable(model: Any, enabled: bool) -> None:
+    """Switch all adapters on or off; after merging they are off."""
     with _quiet_peft(model):
         for layer in lora_layers(model).values():
             layer.enable_adapters(enabled)
@@ -193,9 +210,9 @@ def enable(model: Any, enabled: bool) -> None:
 
 @contextmanager
 def _quiet_peft(model: nn.Module) -> Iterator[None]:
-    """Without PEFT's warnings about several adapters, and without its side effect on `requires_grad`.
+    """Suppress PEFT's warnings about several adapters, and undo its changes of `requires_grad`.
 
-    PEFT freezes the base and makes adapters trainable; here what was trainable stays so, and what is new is frozen.
+    PEFT freezes the base and makes adapters trainable; here trainable parameters stay so, and new ones are frozen.
     """
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     with warnings.catch_warnings():
@@ -212,17 +229,21 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
 
 
 def plan_rewrite(model: Any, *, merged: bool) -> dict[str, list[tuple[float, Tensor | Pair]]]:
-    """What to add to which parameter: strength and a whole difference, or A and B."""
+    """List what to add to each parameter: (alpha, difference) or (alpha, (A, B)).
+
+    Raises:
+        ValueError: a parameter is quantised, sharded or offloaded.
+    """
     state = state_of(model)
     plan: dict[str, list[tuple[float, Tensor | Pair]]] = {}
     for name, layer in lora_layers(model).items() if merged else ():
         for adapter_name in layer.active_adapters:
             if adapter_name in layer.lora_A:
-                strength = layer.scaling[adapter_name]
-                plan.setdefault(f"{name}.weight", []).append((strength, matrices(model, name, adapter_name)))
+                scaling = layer.scaling[adapter_name]
+                plan.setdefault(f"{name}.weight", []).append((scaling, matrices(model, name, adapter_name)))
                 bias = layer.lora_B[adapter_name].bias
                 if bias is not None:
-                    plan.setdefault(f"{name}.bias", []).append((strength, bias))
+                    plan.setdefault(f"{name}.bias", []).append((scaling, bias))
     for adapter in state.adapters.values():
         for name, delta in adapter.deltas.items():
             plan.setdefault(name, []).append((adapter.alpha, delta))
@@ -233,7 +254,7 @@ def plan_rewrite(model: Any, *, merged: bool) -> dict[str, list[tuple[float, Ten
 
 @torch.no_grad()
 def rewrite(model: Any) -> None:
-    """Bring every parameter to its untouched value plus what the adapters add now, rounded once."""
+    """Set every parameter to its untouched value plus the current sum of the adapters, rounded once."""
     state = state_of(model)
     plan = plan_rewrite(model, merged=state.merged)
     for name in state.untouched.keys() - plan.keys():
@@ -244,11 +265,11 @@ def rewrite(model: Any) -> None:
             state.untouched[name] = parameter.detach().to("cpu", copy=True)
         wide = torch.promote_types(parameter.dtype, torch.float32)
         total = state.untouched[name].to(parameter.device, wide, copy=True)
-        for strength, part in additions:
+        for alpha, part in additions:
             if isinstance(part, tuple):
-                a, b = (half.to(total).flatten(1) for half in part)  # [rank, in], [out, rank]
+                a, b = (matrix.to(total).flatten(1) for matrix in part)  # [rank, in], [out, rank]
                 part = (b @ a).view_as(total)
-            total += strength * part.to(total)
+            total += alpha * part.to(total)
         parameter.copy_(total)
 
 
@@ -264,18 +285,18 @@ def _check_writable(model: Any, name: str) -> None:
 
 
 def _base(model: Any, layer: str) -> Any:
-    """A module of the stock model, under its LoRA wrapper if it has one."""
+    """Find a module of the stock model, inside its LoRA wrapper if it has one."""
     module = model.get_submodule(layer)
     return module.get_base_layer() if isinstance(module, LoraLayer) else module
 
 
 def _parameter(model: Any, name: str) -> nn.Parameter:
-    layer, _, own = name.rpartition(".")
-    return getattr(_base(model, layer), own)
+    layer, _, parameter = name.rpartition(".")
+    return getattr(_base(model, layer), parameter)
 
 
 def matrices(model: Any, layer: str, adapter_name: str) -> Pair:
-    """An adapter's A and B as its file has them."""
+    """Return an adapter's A and B at a layer, as in its file."""
     wrapper = model.get_submodule(layer)
     if adapter_name in wrapper.lora_variant:
         raise ValueError(f"adapter {adapter_name!r} is no plain LoRA at {layer}: it cannot be merged or exported")
@@ -286,7 +307,7 @@ def matrices(model: Any, layer: str, adapter_name: str) -> Pair:
 
 
 def contents(model: Any, adapter_name: str) -> tuple[dict[str, Pair], dict[str, Tensor]]:
-    """An adapter at strength 1: matrices and whole differences, on the CPU or a GPU with float64."""
+    """Return an adapter at alpha 1: its pairs and its differences, on the CPU or a GPU (not MPS, without float64)."""
     adapter = state_of(model).adapters.get(adapter_name)
     pairs: dict[str, Pair] = {}
     deltas = dict(adapter.deltas) if adapter else {}
@@ -304,4 +325,5 @@ def contents(model: Any, adapter_name: str) -> tuple[dict[str, Pair], dict[str, 
 
 
 def width_of(model: Any) -> int:
+    """Compute the width of a transformer."""
     return model.config.num_attention_heads * model.config.attention_head_dim

@@ -1,4 +1,4 @@
-"""LoRA files as they are found: every layout of a Wan LoRA read into one, and a name for those of other models."""
+"""Read and write LoRA files of any layout for Wan, and recognise those of other models."""
 
 import json
 import math
@@ -16,50 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
+
 Layout = Literal["comfyui", "diffusers", "original"]
 Pair = tuple[Tensor, Tensor]  # A [rank, in], B [out, rank]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
-# Wan's own module names and diffusers', inside a block and outside.
-BLOCK_NAMES = {
-    "self_attn.q": "attn1.to_q",
-    "self_attn.k": "attn1.to_k",
-    "self_attn.v": "attn1.to_v",
-    "self_attn.o": "attn1.to_out.0",
-    "self_attn.norm_q": "attn1.norm_q",
-    "self_attn.norm_k": "attn1.norm_k",
-    "cross_attn.q": "attn2.to_q",
-    "cross_attn.k": "attn2.to_k",
-    "cross_attn.v": "attn2.to_v",
-    "cross_attn.o": "attn2.to_out.0",
-    "cross_attn.norm_q": "attn2.norm_q",
-    "cross_attn.norm_k": "attn2.norm_k",
-    "cross_attn.k_img": "attn2.add_k_proj",
-    "cross_attn.v_img": "attn2.add_v_proj",
-    "cross_attn.norm_k_img": "attn2.norm_added_k",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "norm3": "norm2",
-    "modulation": "scale_shift_table",
-}
-MODEL_NAMES = {
-    "patch_embedding": "patch_embedding",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-}
 _KOHYA_NAMES = {name.replace(".", "_"): name for name in BLOCK_NAMES | MODEL_NAMES}
-_ORIGINAL_BLOCK_NAMES = {theirs: own for own, theirs in BLOCK_NAMES.items()}
-_ORIGINAL_MODEL_NAMES = {theirs: own for own, theirs in MODEL_NAMES.items()}
+_ORIGINAL_BLOCK_NAMES = {other: name for name, other in BLOCK_NAMES.items()}
+_ORIGINAL_MODEL_NAMES = {other: name for name, other in MODEL_NAMES.items()}
 _IMAGE_NAMES = ("attn2.add_k_proj", "attn2.add_v_proj", "attn2.norm_added_k", "condition_embedder.image_embedder")
 
 _PREFIXES = {
@@ -89,7 +55,7 @@ _WAN_SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
 
 @dataclass(frozen=True)
 class ModelGuess:
-    """The model a LoRA was made for, as far as names and shapes tell; `width` and `blocks` are 0 where they do not."""
+    """Model a LoRA was made for, guessed from names and shapes; `width` and `blocks` are 0 if unknown."""
 
     family: str
     width: int = 0
@@ -107,7 +73,7 @@ class ModelGuess:
 
 @dataclass(frozen=True)
 class LoraInfo:
-    """What `pusa info` says of a LoRA file: `ranks` ascending, `dtype` of its matrices, `metadata` of its header."""
+    """Summary of a LoRA file: `ranks` ascending, `dtype` of its matrices, `metadata` of its header."""
 
     path: Path
     layout: str
@@ -123,10 +89,13 @@ class LoraInfo:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA in diffusers' module names, ready to be added as `weight + strength * (B @ A)`.
+    """A LoRA in diffusers' module names, to add as `weight + alpha * (B @ A)`.
 
-    `pairs` maps a module to A `[rank, in]` and B `[out, rank]`, with the file's alpha / rank folded into B. `deltas`
-    maps a parameter to a whole difference (`diff`, `diff_b`). `strange` holds the keys that are neither.
+    Attributes:
+        pairs: module name -> A `[rank, in]` and B `[out, rank]`, with the file's alpha / rank folded into B.
+        deltas: parameter name -> difference of the whole parameter (`diff`, `diff_b`).
+        unknown_keys: keys that are neither.
+        has_alpha: the file has its own alphas.
     """
 
     path: Path
@@ -134,13 +103,13 @@ class LoraFile:
     model: ModelGuess
     pairs: dict[str, Pair]
     deltas: dict[str, Tensor]
-    strange: list[str]
+    unknown_keys: list[str]
     has_alpha: bool
     metadata: dict[str, str]
 
     @property
     def layers(self) -> set[str]:
-        """Modules changed in any way."""
+        """Modules with a pair or a difference."""
         return set(self.pairs) | {name.rpartition(".")[0] for name in self.deltas}
 
     @property
@@ -149,13 +118,13 @@ class LoraFile:
 
 
 def to_diffusers(name: str) -> str:
-    """Diffusers' name of a Wan module; a name that is diffusers' already, or unknown, comes back as it is."""
+    """Convert a Wan module name to diffusers'; return diffusers' and unknown names unchanged."""
     block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
     return block[1] + BLOCK_NAMES.get(block[2], block[2]) if block else MODEL_NAMES.get(name, name)
 
 
 def to_original(name: str) -> str:
-    """Wan's own name of a diffusers module."""
+    """Convert a diffusers module name to Wan's own."""
     block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
     if block:
         return block[1] + _ORIGINAL_BLOCK_NAMES.get(block[2], block[2])
@@ -163,7 +132,7 @@ def to_original(name: str) -> str:
 
 
 def fold(b: Tensor, scale: float) -> Tensor:
-    """`b * scale`, in `b`'s dtype where that is exact and in float32 where it is not."""
+    """Compute `b * scale` in the dtype of `b` if that is exact, else in float32."""
     if scale == 1.0 or b.is_meta:
         return b
     scaled = b.float() * scale
@@ -180,15 +149,15 @@ def read_lora(path: Path) -> LoraFile:
     leaves a rank-256 file almost off). Pickles are read by `torch.load(weights_only=True)`, which runs no code.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a LoRA, is damaged or of an unsupported kind, or is a pickle that holds code.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no LoRA, is damaged or of an unsupported kind, or is a pickle that holds code.
     """
     tensors, metadata = _read_tensors(path, shapes_only=False)
     return _parse(path, tensors, metadata)
 
 
 def describe_lora(path: str | os.PathLike[str]) -> LoraInfo:
-    """What a LoRA file is, from names and shapes alone: fast and small whatever its size. Raises as `read_lora`."""
+    """Summarise a LoRA file from names and shapes alone, without reading its matrices; raise as `read_lora`."""
     file = Path(path)
     lora = _parse(file, *_read_tensors(file, shapes_only=True))
     return LoraInfo(
@@ -207,12 +176,12 @@ def describe_lora(path: str | os.PathLike[str]) -> LoraInfo:
 
 def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> LoraFile:
     parts: dict[str, dict[str, Any]] = {}
-    strange: list[str] = []
+    unknown_keys: list[str] = []
     layouts: set[str] = set()
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            strange.append(key)
+            unknown_keys.append(key)
             continue
         layer, layout = _plain_name(match["layer"])
         layouts.add(layout)
@@ -221,7 +190,7 @@ def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> Lor
         if part in parts.setdefault(layer, {}):
             raise ValueError(f"{path.name}: {key!r} repeats what another key says of {layer}")
         parts[layer][part] = value
-    unsupported = [key for key in strange if re.search(r"dora_scale|magnitude_vector|lokr_|hada_|oft_", key)]
+    unsupported = [key for key in unknown_keys if re.search(r"dora_scale|magnitude_vector|lokr_|hada_|oft_", key)]
     if unsupported:
         raise ValueError(f"{path.name} is a DoRA, LoKr, LoHa or OFT file ({unsupported[0]!r}); only LoRA is supported")
     if not any(part.keys() - {"alpha"} for part in parts.values()):
@@ -255,14 +224,14 @@ def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> Lor
         model=_guess_model(pairs, deltas, tensors),
         pairs=pairs,
         deltas=deltas,
-        strange=strange,
+        unknown_keys=unknown_keys,
         has_alpha=any("alpha" in part for part in parts.values()),
         metadata=metadata,
     )
 
 
 def _plain_name(layer: str) -> tuple[str, str]:
-    """A layer's name without the prefixes tools put before it, and the layout they show."""
+    """Strip the prefixes that tools put before a layer's name; return the name and the layout they show."""
     layout = ""
     while prefix := next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), None):
         layer, layout = layer.removeprefix(prefix), layout or _PREFIXES[prefix]
@@ -286,7 +255,7 @@ def _scale(alpha: Tensor | float | None, config: dict[str, Any], layer: str, ran
 
 
 def _peft_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """PEFT's LoraConfig, kept in the header by diffusers and beside `adapter_model.*` by PEFT; {} without one."""
+    """Read PEFT's LoraConfig: diffusers keeps it in the header, PEFT beside `adapter_model.*`; {} without one."""
     beside = path.with_name("adapter_config.json")
     if "lora_adapter_metadata" in metadata:
         config = json.loads(metadata["lora_adapter_metadata"])
@@ -300,8 +269,8 @@ def _peft_config(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 def _guess_model(pairs: dict[str, Pair], deltas: dict[str, Tensor], keys: Iterable[str]) -> ModelGuess:
     names = [*pairs, *deltas]
-    known = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, BLOCK_NAMES.values())) + r")(\.weight|\.bias)?")
-    blocks = [int(match[1]) for match in map(known.fullmatch, names) if match]
+    module = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, BLOCK_NAMES.values())) + r")(\.weight|\.bias)?")
+    blocks = [int(match[1]) for match in map(module.fullmatch, names) if match]
     if not blocks and not any(name.removesuffix(".weight") in MODEL_NAMES.values() for name in names):
         found = next((model for pattern, model in _OTHER_MODELS if any(re.search(pattern, key) for key in keys)), None)
         return ModelGuess(found or "an unknown model")
@@ -315,7 +284,7 @@ def _guess_model(pairs: dict[str, Pair], deltas: dict[str, Tensor], keys: Iterab
 
 
 def _read_tensors(path: Path, *, shapes_only: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Tensors by key (if only shapes are wanted, all but the alphas on the meta device), and the header's metadata."""
+    """Read tensors by key, with `shapes_only` all but the alphas on the meta device, and the header's metadata."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no LoRA file {str(path)!r}")
     if path.suffix != ".safetensors":
@@ -378,15 +347,15 @@ def write_lora(
     layout: Layout,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write pairs and whole differences (as in `LoraFile`) to a safetensors file that appears only when complete.
+    """Write pairs and differences (as in `LoraFile`) to a safetensors file that appears only when complete.
 
     "comfyui" gives each layer an `.alpha` equal to its rank, so that readers with other defaults agree on scale 1.
 
     Raises:
-        ValueError: The layout cannot hold one of the differences.
+        ValueError: the layout cannot hold one of the differences.
     """
     tensors: dict[str, Tensor] = {}
-    biased = any(name.endswith(".bias") for name in deltas)
+    has_bias = any(name.endswith(".bias") for name in deltas)
     for name, (a, b) in pairs.items():
         if layout == "comfyui":
             key = f"diffusion_model.{to_original(name)}"
@@ -398,14 +367,14 @@ def write_lora(
         else:
             key = f"transformer.{name}"
             tensors |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
-            if biased:  # PEFT has a bias on all layers or on none
+            if has_bias:  # PEFT has a bias on all layers or on none
                 tensors[f"{key}.lora_B.bias"] = deltas.get(f"{name}.bias", torch.zeros(b.shape[0], dtype=b.dtype))
     for name, delta in deltas.items():
-        module, _, own = name.rpartition(".")
+        module, _, parameter = name.rpartition(".")
         if layout == "comfyui":
-            original = to_original(name if own == "scale_shift_table" else module)
-            tensors[f"diffusion_model.{original}.{'diff_b' if own == 'bias' else 'diff'}"] = delta
-        elif layout == "original" or own != "bias" or module not in pairs:
+            original = to_original(name if parameter == "scale_shift_table" else module)
+            tensors[f"diffusion_model.{original}.{'diff_b' if parameter == 'bias' else 'diff'}"] = delta
+        elif layout == "original" or parameter != "bias" or module not in pairs:
             raise ValueError(f'the {layout} layout cannot hold the difference of {name}: use layout="comfyui"')
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")

@@ -1,8 +1,8 @@
-"""LoRA on a Wan pipeline: attached as PEFT adapters by default, merged exactly on request, exported in any layout.
+"""Load, scale, merge and export LoRAs on a Wan pipeline.
 
-The strength of an adapter (Pusa's alpha) is one number read at every forward, so it changes at once and going back
-gives the same output bit for bit. Merging starts from the untouched weights and rounds once. (Pusa's own loader adds to
-the weights at each call, so that there a new alpha comes on top of the old one.)
+`load_pusa` attaches a LoRA as a PEFT adapter. Its alpha is one number read at every forward, so it changes at once, and
+going back to an alpha gives the same output bit for bit. Merging starts from the untouched weights and rounds once.
+(Pusa's own loader adds to the weights at each call: a new alpha comes on top of the old one.)
 """
 
 import logging
@@ -58,9 +58,9 @@ _PAIR_SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_lora` wrote: over all files, the layers, the largest rank and how far B A moved.
+    """Files written by `export_lora`; over all of them, the layers, the largest rank and the errors of a lower rank.
 
-    Errors are Frobenius norms of the difference over that of the original, 0 when nothing was reduced.
+    Errors are Frobenius norms of the change of B A over those of B A, 0 if the rank is not reduced.
     """
 
     paths: tuple[Path, ...]
@@ -74,23 +74,23 @@ class ExportReport:
 def load_pusa(pipeline: Any, source: Source, *, alpha: Alpha = 1.4, adapter_name: str = "pusa") -> int:
     """Attach a LoRA of any known layout (see `pusa.lora.layouts.read_lora`) as an adapter.
 
-    Several may be attached, each under its own name (Pusa at 1.4, a 4-step LoRA at 1.0); a name in use is replaced. All
-    files are read and checked before anything is attached.
+    Several LoRAs can be attached under different names (Pusa at 1.4, a 4-step LoRA at 1.0); a new one replaces that of
+    its name. All files are read and checked before any is attached.
 
     Args:
         pipeline: `PusaPipeline`, `WanPipeline`, or a Wan transformer alone.
-        source: A file, a folder, a Hub id (`owner/repo[/folder][/file]`), or one of these per expert:
-            `{"transformer": high, "transformer_2": low}`. A folder with a high/low-noise pair is taken as such; a
-            single file goes to every expert.
-        alpha: Strength, `weight + alpha * (B @ A)`; one number or one per expert. Pusa V1.0's default is 1.4.
-        adapter_name: The name `set_alpha` and `export_lora` know it by.
+        source: a file, a folder, a Hub id (`owner/repo[/folder][/file]`), or one of these per expert:
+            `{"transformer": high, "transformer_2": low}`. In a folder, a high/low-noise pair goes to its
+            experts; a single file goes to every expert.
+        alpha: the factor in `weight + alpha * (B @ A)`; one number or one per expert. Pusa V1.0's default is 1.4.
+        adapter_name: name for `set_alpha` and `export_lora`.
 
     Returns:
         The number of layers adapted, over all experts.
 
     Raises:
-        FileNotFoundError: There is no such file, folder or Hub repository.
-        ValueError: The file is no LoRA, holds code, was made for another model, or matches it only in part.
+        FileNotFoundError: there is no such file, folder or Hub repository.
+        ValueError: the file is no LoRA, holds code, was made for another model, or matches it only in part.
     """
     models = _experts(pipeline)
     if not adapter_name or "." in adapter_name:
@@ -118,20 +118,19 @@ def load_pusa(pipeline: Any, source: Source, *, alpha: Alpha = 1.4, adapter_name
 
 
 def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> None:
-    """Change an adapter's strength from the next forward on; other adapters keep theirs.
+    """Change an adapter's alpha from the next forward on; other adapters keep theirs.
 
-    At once while adapters are attached. After `merge_lora` the weights are merged anew from the untouched ones: slower,
-    equally exact.
+    After `merge_lora` this merges again from the untouched weights: slower, equally exact.
 
     Args:
-        alpha: One number, or a number for each expert to change.
+        alpha: one number, or a number for each expert to change.
 
     Raises:
-        ValueError: No such adapter, no such expert, or not a finite number.
+        ValueError: no such adapter, no such expert, or not a finite number.
     """
     models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
     if not models:
-        raise _unknown(pipeline, adapter_name)
+        raise _unknown_adapter(pipeline, adapter_name)
     alphas = _per_expert(alpha, models)
     for expert in alphas:
         plan_rewrite(models[expert], merged=state_of(models[expert]).merged)  # raises before anything changes
@@ -144,14 +143,14 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
 
 
 def merge_lora(pipeline: Any) -> None:
-    """Write all active adapters into the weights, for speed: a forward then costs what the base model's does.
+    """Write all active adapters into the weights: a forward then takes as long as the base model's.
 
-    Computed in float32 from the untouched weights and rounded once. Those are kept on the CPU, which takes as much
-    memory as the adapted weights do (28 GB for a 14B transformer in bfloat16). `set_alpha`, `load_pusa` and
-    `unmerge_lora` keep working. The adapters stay where they are, at rest.
+    The sum is computed in float32 from the untouched weights and rounded once. A copy of those stays on the CPU, as
+    large as the adapted weights (28 GB for a 14B transformer in bfloat16). `set_alpha`, `load_pusa` and `unmerge_lora`
+    keep working; the adapters stay attached, switched off.
 
     Raises:
-        ValueError: No adapter is attached, or weights are quantised, sharded or offloaded out of reach.
+        ValueError: no adapter is attached, or weights are quantised, sharded or offloaded out of reach.
     """
     models = {name: model for name, model in _experts(pipeline).items() if adapter_names(model)}
     if not models:
@@ -165,7 +164,7 @@ def merge_lora(pipeline: Any) -> None:
 
 
 def unmerge_lora(pipeline: Any) -> None:
-    """Undo `merge_lora`: the untouched weights come back bit for bit, and the adapters act again."""
+    """Undo `merge_lora`: restore the untouched weights bit for bit, and switch the adapters on."""
     for model in _experts(pipeline).values():
         if state_of(model).merged:
             state_of(model).merged = False
@@ -177,11 +176,11 @@ def unload_lora(pipeline: Any, *, adapter_name: str | None = None) -> None:
     """Remove one adapter, or all of them; without any left the transformer is as it was, bit for bit.
 
     Raises:
-        ValueError: There is no adapter of this name.
+        ValueError: there is no adapter of this name.
     """
     models = _experts(pipeline).values()
     if adapter_name is not None and not any(adapter_name in adapter_names(model) for model in models):
-        raise _unknown(pipeline, adapter_name)
+        raise _unknown_adapter(pipeline, adapter_name)
     for model in models:
         for name in adapter_names(model) if adapter_name is None else [adapter_name]:
             detach(model, name)
@@ -195,18 +194,18 @@ def export_lora(
     adapter_name: str = "pusa",
     rank: int | None = None,
 ) -> ExportReport:
-    """Write an adapter as safetensors, at full or lower rank; its strength goes into the header, not into the matrices.
+    """Write an adapter as safetensors, at full or lower rank; alpha goes into the header, not into the matrices.
 
     Args:
-        path: `NAME.safetensors`; two experts give `NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`, which
-            `load_pusa` takes back as their folder.
+        path: `NAME.safetensors`; two experts give `NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`;
+            `load_pusa` reads them from their folder.
         layout: "comfyui" (`diffusion_model.`, read by ComfyUI and diffusers, holds everything), "diffusers"
-            (`transformer.`) or "original" (as `pusa_v1.pt`); the last two cannot hold every whole difference.
-        adapter_name: Which adapter.
-        rank: Keep this many singular values per layer (the best approximation in the Frobenius norm); None keeps all.
+            (`transformer.`) or "original" (as `pusa_v1.pt`); the last two cannot hold every difference.
+        adapter_name: as in `load_pusa`.
+        rank: keep this many singular values per layer (the best approximation in the Frobenius norm); None keeps all.
 
     Raises:
-        ValueError: No such adapter, a bad path, layout or rank, or differences that the layout cannot hold.
+        ValueError: no such adapter, a bad path, layout or rank, or differences that the layout cannot hold.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -215,12 +214,12 @@ def export_lora(
         raise ValueError(f"layout={layout!r} is not one of {', '.join(get_args(Layout))}")
     models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
     if not models:
-        raise _unknown(pipeline, adapter_name)
+        raise _unknown_adapter(pipeline, adapter_name)
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank} is below 1")
 
     written: list[Path] = []
-    lost: dict[str, list[float]] = {}  # layer -> squared norms of what is lost and of B A
+    lost: dict[str, list[float]] = {}  # layer -> squared norms of the change of B A and of B A
     ranks: set[int] = set()
     layers = 0
     for expert, model in models.items():
@@ -267,12 +266,12 @@ def _experts(pipeline: Any) -> dict[str, Any]:
 
 
 def _assign(models: Mapping[str, Any], source: Source) -> dict[str, Path]:
-    """The file of each expert."""
+    """Find the file of each expert."""
     if isinstance(source, Mapping):
         if not source or source.keys() - models.keys():
             raise ValueError(f"source names {', '.join(source) or 'nothing'}; this pipeline has {', '.join(models)}")
-        found = {expert: _find_files(part) for expert, part in source.items()}
-        return {expert: files.get("") or files[expert] for expert, files in found.items()}
+        files_of = {expert: _find_files(part) for expert, part in source.items()}
+        return {expert: files.get("") or files[expert] for expert, files in files_of.items()}
     files = _find_files(source)
     if "" in files:
         if len(models) > 1:
@@ -296,20 +295,20 @@ def _per_expert(alpha: Alpha, experts: Collection[str]) -> dict[str, float]:
     return {expert: float(value) for expert, value in values.items()}
 
 
-def _unknown(pipeline: Any, adapter_name: str) -> ValueError:
+def _unknown_adapter(pipeline: Any, adapter_name: str) -> ValueError:
     loaded = sorted({name for model in _experts(pipeline).values() for name in adapter_names(model)})
     return ValueError(f"no LoRA is attached as {adapter_name!r}; attached: {', '.join(loaded) or 'none'}")
 
 
 def _find_files(source: str | os.PathLike[str]) -> dict[str, Path]:
-    """The LoRA file a source stands for, under the key "", or a Wan2.2 pair under "transformer" and "transformer_2".
+    """Find the LoRA file of a source, under the key "", or a Wan2.2 pair, under "transformer" and "transformer_2".
 
-    A source is a file, a folder, or on the Hub `owner/repo`, `owner/repo/folder` or `owner/repo/file.safetensors`. In a
-    folder a pair is told by `high` and `low` in the two names (the high-noise expert is `transformer`).
+    A source is a file, a folder, or on the Hub `owner/repo`, `owner/repo/folder` or `owner/repo/file.safetensors`. The
+    two files of a pair have `high` and `low` in their names (the high-noise expert is `transformer`).
 
     Raises:
-        FileNotFoundError: It is neither on this machine nor on the Hub.
-        ValueError: A folder holds no LoRA, or several that are not a pair.
+        FileNotFoundError: the source is neither on this machine nor on the Hub.
+        ValueError: a folder holds no LoRA, or several that are not a pair.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -337,7 +336,7 @@ def _choose(names: list[str], where: str) -> dict[str, str]:
 
 
 def _from_hub(repo: str, inside: str) -> dict[str, Path]:
-    """Files of a Hub repository; `inside` is a file, a folder or empty. Only what is chosen is downloaded."""
+    """Download LoRA files of a Hub repository; `inside` is a file, a folder or empty. Downloads no other files."""
     import huggingface_hub as hub
 
     where = f"{repo}/{inside}".rstrip("/")
@@ -350,7 +349,7 @@ def _from_hub(repo: str, inside: str) -> dict[str, Path]:
             cached = Path(hub.snapshot_download(repo, local_files_only=True))
         else:
             names = [name for name in hub.list_repo_files(repo) if name.rpartition("/")[0] == inside]
-    except Exception as error:  # of which class depends on the Hub client's HTTP library
+    except Exception as error:  # its class depends on the Hub client's HTTP library
         raise FileNotFoundError(f"{where!r} is not on this machine, and the Hub did not give it: {error}") from error
     if cached is not None:
         return _find_files(cached / inside)
@@ -364,9 +363,9 @@ def _from_hub(repo: str, inside: str) -> dict[str, Path]:
 
 
 def _reduce(pair: Pair, rank: int | None) -> tuple[Pair, float, float]:
-    """The best pair of a lower rank, and the squared Frobenius norms of what is lost and of B A.
+    """Compute the best pair of a lower rank, and the squared Frobenius norms of the change of B A and of B A.
 
-    B A itself is never formed: with R_b from BᵀB and R_a from AAᵀ, its singular values are those of the small R_b R_aᵀ.
+    This never forms B A: with R_b from BᵀB and R_a from AAᵀ, its singular values are those of the small R_b R_aᵀ.
     """
     if rank is None:
         return pair, 0.0, 0.0
@@ -387,7 +386,7 @@ def _reduce(pair: Pair, rank: int | None) -> tuple[Pair, float, float]:
 
 
 def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """R with RᵀR = gram, and its pseudo-inverse."""
+    """Factor a Gram matrix: R with RᵀR = gram, and its pseudo-inverse."""
     values, vectors = torch.linalg.eigh(gram)
     root = values.clamp_min(0).sqrt()
     inverse = torch.where(root > 1e-7 * root.max(), 1 / root, 0.0)

@@ -1,1 +1,1 @@
-"""The models: Wan's transformer with one timestep per latent frame, Wan's VAE frame by frame."""
+"""Wan's models: the transformer with a timestep per latent frame, the VAE frame by frame, the text encoder."""

@@ -1,6 +1,6 @@
-"""What a model folder holds: its layout, its shapes, what is missing or damaged. No tensor is loaded, nor torch.
+"""Inspect a model folder: its layout, tensor shapes, missing and damaged files. Reads no tensor and imports no torch.
 
-Two layouts are known: diffusers' (``model_index.json`` and one folder per component) and the one in which Wan publishes
+There are two layouts: diffusers' (``model_index.json`` and one folder per component) and the one in which Wan publishes
 its own code's weights (``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` beside the transformer's shards;
 Wan2.2 keeps the shards in ``high_noise_model/`` and ``low_noise_model/``).
 """
@@ -24,19 +24,19 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safete
 
 
 class MissingFilesError(FileNotFoundError):
-    """A model folder lacks files, or some are cut short; all of them are named."""
+    """A model folder lacks files, or some are cut short; the message lists all of them."""
 
 
 class DamagedFileError(ValueError):
-    """A file is not what its name says."""
+    """A file is not of the format that its name tells."""
 
 
 class WrongArchitectureError(ValueError):
-    """The weights are sound, but not those of a Wan text-to-video model."""
+    """The weights are intact, but not those of a Wan text-to-video model."""
 
 
 def safetensors_shapes(path: Path) -> dict[str, list[int]]:
-    """Shapes of all tensors, from the header alone.
+    """Read the shapes of all tensors from the header alone.
 
     Raises:
         DamagedFileError: no safetensors header, or the file ends before its last tensor (an interrupted download).
@@ -58,7 +58,7 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def is_original(folder: Path) -> bool:
-    """Whether this is a folder as Wan publishes it; true for incomplete ones too, which `missing_files` explains."""
+    """Tell if a folder has Wan's own layout, complete or not (`missing_files` lists what it lacks)."""
     if (folder / "model_index.json").exists():
         return False
     marks = [*ORIGINAL_EXPERTS.values(), *(f"{ORIGINAL_VAE}.{kind}" for kind in ("pth", "safetensors"))]
@@ -70,20 +70,20 @@ def is_original(folder: Path) -> bool:
 
 
 def original_experts(folder: Path) -> dict[str, Path]:
-    """Where the transformer's shards are: pipeline component -> folder. Two of them for Wan2.2."""
+    """Find the folders with the transformers' shards: pipeline component -> folder. Wan2.2 has two."""
     if any((folder / name).is_dir() for name in ORIGINAL_EXPERTS.values()):
         return {component: folder / name for component, name in ORIGINAL_EXPERTS.items()}
     return {"transformer": folder}
 
 
 def original_weights(folder: Path, stem: str) -> Path:
-    """The file of the VAE or the text encoder: a safetensors copy, if somebody made one, before the pickle."""
+    """Find the file of the VAE or the text encoder: a safetensors copy, if there is one, or else the pickle."""
     safe = folder / f"{stem}.safetensors"
     return safe if safe.exists() else folder / f"{stem}.pth"
 
 
 def shards(folder: Path) -> list[Path]:
-    """The safetensors files of one model: those its index names, or all there are."""
+    """List the safetensors files of one model: those in its index, or all in the folder."""
     indices = sorted(folder.glob("*.safetensors.index*.json"))
     if indices:
         return sorted({folder / name for index in indices for name in read_json(index)["weight_map"].values()})
@@ -96,14 +96,14 @@ def shards(folder: Path) -> list[Path]:
 
 
 def missing_files(folder: Path, *, skip: Collection[str] = ()) -> list[str]:
-    """Every file that loading this folder needs and would not find whole.
+    """List the files that loading this folder needs and that are missing or damaged.
 
     Args:
         folder: a model folder in either layout.
         skip: pipeline components that are not loaded from it.
 
     Returns:
-        Paths relative to the folder, with the reason in brackets where a file is there but damaged. Empty: all is well.
+        Paths relative to the folder, with the reason in brackets for damaged files. Empty: the folder is complete.
     """
     return list(
         dict.fromkeys(_missing_original(folder, skip) if is_original(folder) else _missing_diffusers(folder, skip))
@@ -124,6 +124,7 @@ def _missing_original(folder: Path, skip: Collection[str]) -> Iterator[str]:
 
 
 def transformer_shards(expert: Path) -> list[Path]:
+    """List the safetensors files of the transformer in a folder that may hold other models' files, too."""
     return [path for path in shards(expert) if path.name.startswith("diffusion_pytorch_model")]
 
 
@@ -147,7 +148,7 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
 
 
 def diffusers_components(folder: Path) -> list[str]:
-    """Which of the components of a text-to-video pipeline ``model_index.json`` says are in the folder."""
+    """List the components of a text-to-video pipeline that ``model_index.json`` has."""
     index = read_json(folder / "model_index.json")
     return [name for name in COMPONENTS if (index.get(name) or [None])[0] is not None]
 
@@ -180,10 +181,10 @@ def _damaged(root: Path, path: Path) -> Iterator[str]:
 
 
 def check_text_to_video(config: Mapping[str, Any], where: str) -> None:
-    """Refuse what Pusa cannot stand on, from a diffusers transformer configuration.
+    """Check that a diffusers transformer configuration is that of a Wan text-to-video model.
 
     Raises:
-        WrongArchitectureError: another model's class, or one of Wan's image-to-video models.
+        WrongArchitectureError: a class of another model, or an image-to-video model of Wan's.
     """
     name = config.get("_class_name", TRANSFORMER_CLASSES[0])
     if name not in TRANSFORMER_CLASSES:
@@ -199,7 +200,7 @@ def check_text_to_video(config: Mapping[str, Any], where: str) -> None:
 
 
 def parameter_counts(folder: Path, *, skip: Collection[str] = ()) -> dict[str, int]:
-    """Parameters of each model in a whole folder, from headers and file sizes: component -> count."""
+    """Count the parameters of each model in a complete folder, from headers and file sizes: component -> count."""
     counts = {}
     if is_original(folder):
         parts = {component: transformer_shards(expert) for component, expert in original_experts(folder).items()}
@@ -215,4 +216,5 @@ def parameter_counts(folder: Path, *, skip: Collection[str] = ()) -> dict[str, i
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}

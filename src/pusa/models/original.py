@@ -1,8 +1,8 @@
-"""Wan's own layout and diffusers': the same tensors under two names, and folders as Wan publishes them.
+"""Convert between Wan's own layout and diffusers', and load folders as Wan publishes them.
 
-Every name is written once, as a pair of templates; both directions come from the same table. Converting renames and
-copies nothing; it works on any part of a state dict (one shard at a time), and on whatever a key stands for: a tensor,
-a shape, a file name. Whoever wants the folder in diffusers' layout loads it once and calls `save_pretrained`.
+Each name is a pair of templates in one table that serves both directions. Conversion renames keys and copies nothing;
+it works on any part of a state dict (one shard at a time), with any values: tensors, shapes, file names. To convert a
+folder to diffusers' layout, load it and call `save_pretrained`.
 """
 
 import math
@@ -22,16 +22,17 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pusa.models import files
 from pusa.models.files import WrongArchitectureError
+from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 Value = TypeVar("Value")
 
-WAN22_BOUNDARY_RATIO = 0.875  # of the text-to-video pair: the high-noise expert works while t >= 875
+WAN22_BOUNDARY_RATIO = 0.875  # of the text-to-video pair: the high-noise expert runs while t >= 875
 
 
 class UnsafeFileError(ValueError):
-    """A pickle holds more than tensors."""
+    """A pickle holds objects other than tensors."""
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -44,7 +45,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 class KeyTable:
-    """Pairs of templates: ``{n}`` is a block's number, ``{p}`` a parameter's name, ``{side}`` encoder or decoder."""
+    """Rename keys of one model by pairs of templates (original, diffusers).
+
+    In a template ``{n}`` is a block's number, ``{p}`` a parameter's name, ``{side}`` encoder or decoder.
+    """
 
     def __init__(self, model: str, pairs: Iterable[tuple[str, str]]) -> None:
         self.model = model
@@ -53,12 +57,14 @@ class KeyTable:
         self._backward = [(_pattern(other), original) for original, other in pairs]
 
     def to_diffusers(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
-        return self._renamed(state_dict, self._forward)
+        """Rename original keys to diffusers'; raise WrongArchitectureError if a key is in neither template."""
+        return self._rename(state_dict, self._forward)
 
     def to_original(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
-        return self._renamed(state_dict, self._backward)
+        """Rename diffusers' keys to the original ones; raise as `to_diffusers`."""
+        return self._rename(state_dict, self._backward)
 
-    def _renamed(self, state_dict: Mapping[str, Value], rules: list[tuple[re.Pattern[str], str]]) -> dict[str, Value]:
+    def _rename(self, state_dict: Mapping[str, Value], rules: list[tuple[re.Pattern[str], str]]) -> dict[str, Value]:
         renamed: dict[str, Value] = {}
         unknown = []
         for key, value in state_dict.items():
@@ -77,27 +83,12 @@ class KeyTable:
 
 
 def _transformer_pairs() -> Iterator[tuple[str, str]]:
-    yield "patch_embedding.{p}", "patch_embedding.{p}"
-    for original, other in (("time", "time_embedder"), ("text", "text_embedder")):
-        yield f"{original}_embedding.0.{{p}}", f"condition_embedder.{other}.linear_1.{{p}}"
-        yield f"{original}_embedding.2.{{p}}", f"condition_embedder.{other}.linear_2.{{p}}"
-    yield "time_projection.1.{p}", "condition_embedder.time_proj.{p}"
-    for index, other in {0: "norm1", 1: "ff.net.0.proj", 3: "ff.net.2", 4: "norm2"}.items():  # image-to-video models
-        yield f"img_emb.proj.{index}.{{p}}", f"condition_embedder.image_embedder.{other}.{{p}}"
-    attention = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-    image_attention = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
-    for original, other, names in (
-        ("self_attn", "attn1", attention),
-        ("cross_attn", "attn2", attention | image_attention),
-    ):
-        for name, other_name in names.items():
-            yield f"blocks.{{n}}.{original}.{name}.{{p}}", f"blocks.{{n}}.{other}.{other_name}.{{p}}"
-    yield "blocks.{n}.norm3.{p}", "blocks.{n}.norm2.{p}"
-    yield "blocks.{n}.ffn.0.{p}", "blocks.{n}.ffn.net.0.proj.{p}"
-    yield "blocks.{n}.ffn.2.{p}", "blocks.{n}.ffn.net.2.{p}"
-    yield "blocks.{n}.modulation", "blocks.{n}.scale_shift_table"
-    yield "head.modulation", "scale_shift_table"
-    yield "head.head.{p}", "proj_out.{p}"
+    names = MODEL_NAMES | {f"blocks.{{n}}.{name}": f"blocks.{{n}}.{other}" for name, other in BLOCK_NAMES.items()}
+    for name, other in names.items():
+        if name.endswith("modulation"):  # a parameter, not a module
+            yield name, other
+        else:
+            yield f"{name}.{{p}}", f"{other}.{{p}}"
 
 
 def _vae_pairs() -> Iterator[tuple[str, str]]:
@@ -122,7 +113,9 @@ def _vae_pairs() -> Iterator[tuple[str, str]]:
         yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{other}.{{p}}"
     for name in resample:
         yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{name}.{{p}}"
-    for stage in range(4):  # the original numbers the decoder's layers through: three residual blocks and an upsampler
+    for stage in range(
+        4
+    ):  # the original counts the decoder's layers across stages of three residual blocks and an upsampler
         for block in range(3):
             for name, other in residual.items():
                 yield (
@@ -157,52 +150,54 @@ def _text_encoder_pairs() -> Iterator[tuple[str, str]]:
 TRANSFORMER = KeyTable("a Wan transformer", _transformer_pairs())
 VAE = KeyTable("the Wan2.1 VAE", _vae_pairs())
 TEXT_ENCODER = KeyTable("a UMT5 encoder", _text_encoder_pairs())
-_TIED_COPY = "encoder.embed_tokens.weight"  # transformers lists the embedding twice; Wan and safetensors do not
+_TIED_COPY = (
+    "encoder.embed_tokens.weight"  # transformers has the embedding under two names, Wan and safetensors under one
+)
 
 
 def transformer_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Rename the transformer's keys; all functions of this kind raise WrongArchitectureError for a foreign key."""
+    """Rename the transformer's keys; this and its siblings raise WrongArchitectureError for unknown keys."""
     return TRANSFORMER.to_diffusers(state_dict)
 
 
 def transformer_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """The inverse of `transformer_to_diffusers`."""
+    """Invert `transformer_to_diffusers`."""
     return TRANSFORMER.to_original(state_dict)
 
 
 def vae_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """``Wan2.1_VAE.pth`` to `AutoencoderKLWan`."""
+    """Rename keys of ``Wan2.1_VAE.pth`` to those of `AutoencoderKLWan`."""
     return VAE.to_diffusers(state_dict)
 
 
 def vae_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """The inverse of `vae_to_diffusers`."""
+    """Invert `vae_to_diffusers`."""
     return VAE.to_original(state_dict)
 
 
 def text_encoder_to_transformers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """``models_t5_umt5-xxl-enc-bf16.pth`` to transformers' `UMT5EncoderModel`."""
+    """Rename keys of ``models_t5_umt5-xxl-enc-bf16.pth`` to those of transformers' `UMT5EncoderModel`."""
     return TEXT_ENCODER.to_diffusers(state_dict)
 
 
 def text_encoder_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """The inverse of `text_encoder_to_transformers`; the second name of the tied embedding is left out."""
+    """Invert `text_encoder_to_transformers`; drop the second name of the tied embedding."""
     return TEXT_ENCODER.to_original({key: value for key, value in state_dict.items() if key != _TIED_COPY})
 
 
 # ---- configurations ------------------------------------------------------------------------------------------------
 
 
-def _blocks(shapes: Mapping[str, Sequence[int]]) -> int:
+def _count_blocks(shapes: Mapping[str, Sequence[int]]) -> int:
     return 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
 
 
 def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | None = None) -> dict[str, Any]:
-    """The diffusers configuration of a transformer in the original layout.
+    """Derive the diffusers configuration of a transformer in the original layout.
 
     Args:
         shapes: original key -> shape, of the whole model.
-        num_heads: attention heads, which no shape tells. None: heads of 128 channels, as in all published models.
+        num_heads: attention heads, which no shape shows. None: heads of 128 channels, as in all published models.
 
     Returns:
         Arguments of `WanTransformer3DModel`.
@@ -236,14 +231,14 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | No
         "text_dim": shapes["text_embedding.0.weight"][1],
         "freq_dim": shapes["time_embedding.0.weight"][1],
         "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-        "num_layers": _blocks(shapes),
+        "num_layers": _count_blocks(shapes),
         "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
         "qk_norm": "rms_norm_across_heads" if "blocks.0.self_attn.norm_q.weight" in shapes else None,
     }
 
 
 def text_encoder_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UMT5Config:
-    """The transformers configuration of a UMT5 encoder in the original layout (original key -> shape)."""
+    """Derive the transformers configuration of a UMT5 encoder in the original layout (original key -> shape)."""
     text_encoder_to_transformers(shapes)
     vocab_size, d_model = shapes["token_embedding.weight"]
     num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
@@ -252,17 +247,17 @@ def text_encoder_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UMT5Co
         d_model=d_model,
         d_kv=shapes["blocks.0.attn.q.weight"][0] // num_heads,
         d_ff=shapes["blocks.0.ffn.fc1.weight"][0],
-        num_layers=_blocks(shapes),
+        num_layers=_count_blocks(shapes),
         num_heads=num_heads,
         relative_attention_num_buckets=num_buckets,
     )
 
 
 def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Arguments of `AutoencoderKLWan` for a VAE in the original layout (original key -> shape).
+    """Derive the arguments of `AutoencoderKLWan` for a VAE in the original layout (original key -> shape).
 
     Raises:
-        WrongArchitectureError: not the 16-channel Wan2.1 VAE, whose latent statistics are the only ones known here.
+        WrongArchitectureError: not the 16-channel Wan2.1 VAE, the only one with latent statistics here.
     """
     vae_to_diffusers(shapes)
     z_dim = shapes["conv2.weight"][0]
@@ -277,10 +272,10 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pth`` file, on the CPU and mapped from disk; no code in the file can run.
+    """Read tensors of a ``.safetensors`` or ``.pth`` file to the CPU, mapped from disk; run no code in the file.
 
     Raises:
-        UnsafeFileError: a pickle with anything but tensors in it.
+        UnsafeFileError: a pickle that holds more than tensors.
     """
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -299,13 +294,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def weight_dtype(model: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """What a parameter is loaded as: diffusers keeps some of Wan's (time embedding, norms, modulation) in fp32."""
+    """Choose the dtype of a parameter: diffusers keeps some of Wan's (time embedding, norms, modulation) in fp32."""
     keep = getattr(model, "_keep_in_fp32_modules", None) or ()
     return torch.float32 if set(keep) & set(name.split(".")) else dtype
 
 
 def _fill(model: torch.nn.Module, parts: Iterable[dict[str, Tensor]], dtype: torch.dtype) -> None:
-    """Give an empty model its weights, part by part, in its dtype."""
+    """Load weights into a model on the meta device, part by part."""
     for part in parts:
         cast = {key: value.to(weight_dtype(model, key, dtype)) for key, value in part.items()}
         try:
@@ -321,7 +316,7 @@ def _fill(model: torch.nn.Module, parts: Iterable[dict[str, Tensor]], dtype: tor
 
 
 def transformer_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the expert in a folder, from the headers of its shards and ``config.json``, if there.
+    """Derive the configuration of the expert in a folder from the headers of its shards and, if any, ``config.json``.
 
     Raises:
         WrongArchitectureError: see `config_from_keys`.
@@ -337,7 +332,7 @@ def transformer_config(folder: Path) -> dict[str, Any]:
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """One expert; beside its weights, one shard at most is in memory."""
+    """Load one expert, holding at most one shard in memory beside its weights."""
     with init_empty_weights():
         model = WanTransformer3DModel(**transformer_config(folder))
     paths = files.transformer_shards(folder)
@@ -346,7 +341,7 @@ def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
-    """The Wan2.1 VAE."""
+    """Load the Wan2.1 VAE."""
     tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_VAE))
     with init_empty_weights():
         vae = AutoencoderKLWan(**vae_config_from_keys({key: value.shape for key, value in tensors.items()}))
@@ -355,7 +350,7 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """The UMT5 encoder, its embeddings tied by transformers."""
+    """Load the UMT5 encoder; transformers ties its embeddings."""
     tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER))
     config = text_encoder_config_from_keys({key: value.shape for key, value in tensors.items()})
     return UMT5EncoderModel.from_pretrained(
@@ -364,12 +359,12 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
 
 
 def load_components(folder: Path, *, dtype: DType, skip: Collection[str] = ()) -> dict[str, Any]:
-    """Everything a `WanPipeline` is made of, from a whole folder in the original layout.
+    """Load all components of a `WanPipeline` from a complete folder in the original layout.
 
     Args:
         folder: of Wan2.1 (shards beside the VAE) or Wan2.2 (``high_noise_model``, ``low_noise_model``).
         dtype: one for all, or by component with a "default".
-        skip: components the caller has; they are not loaded.
+        skip: components not to load.
 
     Returns:
         Arguments of the pipeline class.

@@ -1,6 +1,7 @@
-"""Prompt embeddings on disk, so that the text encoder (11 GB) is needed once per prompt and not once per run.
+"""Keep prompt embeddings on disk, so that a prompt needs the text encoder (11 GB) once and not in every run.
 
-An entry is the embedding's rows up to the end of the text; those after it are zeros and are put back on reading.
+An entry holds the embedding's rows up to the end of the text; the rows after it are zeros, and `PromptCache.get` puts
+them back.
 """
 
 import hashlib
@@ -8,9 +9,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import WanPipeline
@@ -19,61 +19,36 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from pusa.models.text_encoder import identity_of_module
 
-_SAMPLE_BYTES = 1 << 16
+logger = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """``prompts`` in the folder named by PUSA_CACHE, or in ``~/.cache/pusa``."""
+    """Name the cache's folder: ``prompts`` in that of PUSA_CACHE, or in ``~/.cache/pusa``."""
     return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "prompts"
 
 
 class PromptNotCachedError(RuntimeError):
-    """A prompt is not in the cache and there is no text encoder to compute it."""
-
-
-def identity_of_files(folders: Iterable[Path]) -> str:
-    """What tells one text encoder (with its tokenizer) from another, without reading all of it.
-
-    Names, sizes, and 64 KiB from the beginning, the middle and the end of each file: the header of a safetensors file
-    alone is the same for all fine-tunes of a model.
-
-    Args:
-        folders: files, or folders of which every file counts.
-    """
-    digest = hashlib.sha256()
-    for folder in folders:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-        for path in paths:
-            size_bytes = path.stat().st_size
-            digest.update(f"{path.name}:{size_bytes};".encode())
-            with path.open("rb") as file:
-                for start in (0, size_bytes // 2, max(0, size_bytes - _SAMPLE_BYTES)):
-                    file.seek(start)
-                    digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def identity_of_module(text_encoder: torch.nn.Module, tokenizer: Any) -> str:
-    """The same for a text encoder in memory: names, shapes and some values of its parameters, and the vocabulary."""
-    digest = hashlib.sha256()
-    for name, parameter in text_encoder.named_parameters():
-        sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 256)]
-        digest.update(f"{name}:{list(parameter.shape)};".encode())
-        digest.update(sample.float().cpu().numpy().tobytes())
-    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    return digest.hexdigest()
+    """Neither the cache nor a text encoder has the embedding of a prompt."""
 
 
 def prompt_key(identity: str, prompt: str, *, max_sequence_length: int, dtype: torch.dtype) -> str:
-    """The name of an entry: prompts that Wan's cleaning makes equal (entities, white space) share one."""
+    """Name the cache entry of a prompt.
+
+    Prompts that Wan's cleaning makes equal (entities, white space) share an entry.
+
+    Args:
+        identity: of the text encoder and its tokenizer, see `pusa.models.text_encoder`.
+        max_sequence_length: tokens.
+        dtype: of the text encoder.
+    """
     parts = [identity, prompt_clean(prompt), max_sequence_length, str(dtype)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class PromptCache:
-    """A folder of embeddings. Several processes may share it: entries appear whole or not at all."""
+    """Store prompt embeddings in a folder. Processes may share it: entries appear whole or not at all."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
@@ -82,7 +57,7 @@ class PromptCache:
         return self.folder / f"{key}.safetensors"
 
     def get(self, key: str) -> Tensor | None:
-        """The embedding ``[text, D]`` on the CPU, as it was put; None if it is not here."""
+        """Read an embedding ``[text, D]`` to the CPU, equal to the one stored; None if the folder does not have it."""
         path = self._path(key)
         if not path.is_file():
             return None
@@ -96,7 +71,7 @@ class PromptCache:
         return torch.cat([rows, rows.new_zeros(length - rows.shape[0], rows.shape[1])])
 
     def put(self, key: str, prompt_embeds: Tensor) -> None:
-        """Keep ``[text, D]``; the zero rows at its end are not stored."""
+        """Store an embedding ``[text, D]`` without the zero rows at its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         filled = prompt_embeds.ne(0).any(dim=1).nonzero()
         rows = prompt_embeds[: int(filled.max()) + 1 if len(filled) else 0].detach().cpu().clone()
@@ -121,18 +96,19 @@ def encode_prompts(
     guidance_scale: float = 3.0,
     load_text_encoder: Callable[[], torch.nn.Module] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Embeddings for a call of the pipeline; the text encoder runs only for what the cache does not hold.
+    """Encode prompts for a call of the pipeline; the text encoder runs only for what the cache does not hold.
 
-    Prompts are encoded one by one, so that an embedding does not depend on its neighbours.
+    The encoder takes one prompt at a time, so that an embedding does not depend on its neighbours.
 
     Args:
         pipe: with its text encoder, or without (``text_encoder=None``) if everything is cached.
         prompt: one text or several.
         negative_prompt: one for all, or as many as prompts; None is the empty text.
-        cache: where to look and to store.
+        cache: looked into first; new embeddings go there.
         max_sequence_length: tokens; longer texts are cut, shorter ones padded with zero rows.
         guidance_scale: at 1 and below no negative prompt is needed.
-        load_text_encoder: called at the first miss if `pipe` has no text encoder; the encoder is dropped afterwards.
+        load_text_encoder: returns a text encoder for a `pipe` without one; called once, and only if a prompt is not
+            cached. The encoder is dropped afterwards.
 
     Returns:
         `prompt_embeds` and `negative_prompt_embeds`, each ``[B, text, D]`` on the pipeline's device; the latter is None
@@ -156,36 +132,36 @@ def encode_prompts(
         text: prompt_key(identity, text, max_sequence_length=max_sequence_length, dtype=dtype)
         for text in dict.fromkeys(prompts + negatives)
     }
-    found = {text: embeds for text, key in keys.items() if (embeds := cache.get(key)) is not None}
-    misses = [text for text in keys if text not in found]
-    borrowed = None
+    embeds_of = {text: embeds for text, key in keys.items() if (embeds := cache.get(key)) is not None}
+    misses = [text for text in keys if text not in embeds_of]
+    temporary = None
     if misses and pipe.text_encoder is None:
         if load_text_encoder is None:
             raise PromptNotCachedError(
                 f"{misses[0]!r} is not in the prompt cache and the pipeline has no text encoder: load it with its text "
                 "encoder once, or run another prompt"
             )
-        borrowed = load_text_encoder()
-        pipe.register_modules(text_encoder=borrowed)
+        temporary = load_text_encoder()
+        pipe.register_modules(text_encoder=temporary)
     try:
         for text in misses:
             embeds, _ = pipe.encode_prompt(
                 [text], do_classifier_free_guidance=False, max_sequence_length=max_sequence_length, dtype=dtype
             )
-            found[text] = embeds[0]
+            embeds_of[text] = embeds[0]
             cache.put(keys[text], embeds[0])
     finally:
-        if borrowed is not None:
+        if temporary is not None:
             pipe.register_modules(text_encoder=None)
     device = pipe._execution_device
-    stacked = [torch.stack([found[text].to(device) for text in texts]) for texts in (prompts, negatives) if texts]
+    stacked = [torch.stack([embeds_of[text].to(device) for text in texts]) for texts in (prompts, negatives) if texts]
     return stacked[0], stacked[1] if negatives else None
 
 
 def _identity(pipe: WanPipeline) -> str:
-    known = getattr(pipe, "text_encoder_identity", None)  # set by `pusa.zoo.load_pipeline`
-    if known is not None:
-        return known
+    identity = getattr(pipe, "text_encoder_identity", None)  # set by `pusa.loading.load_pipeline`
+    if identity is not None:
+        return identity
     if pipe.text_encoder is None:
         raise PromptNotCachedError("nothing tells which text encoder this pipeline had: load it with from_pretrained")
     return identity_of_module(pipe.text_encoder, pipe.tokenizer)

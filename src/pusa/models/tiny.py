@@ -1,6 +1,6 @@
-"""A pipeline of the real classes at the smallest size, with random weights: it makes noise, in milliseconds.
+"""Build a pipeline of the real classes at the smallest size, with random weights: it makes noise, in milliseconds.
 
-For tests and for trying commands where nothing can be downloaded. Same seed, same torch: same weights.
+It serves tests, and trying commands without a download. The same seed and torch version give the same weights.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ VAE = {"base_dim": 8, "z_dim": 16}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte of UTF-8, so any text has ids; padding is 0 and the end of the text 1, as in UMT5's."""
+    """Build a tokenizer with one token per byte of UTF-8; padding is 0 and the end of the text 1, as in UMT5's."""
     words = ["<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet())]
     core = Tokenizer(BPE(vocab={word: index for index, word in enumerate(words)}, merges=[], unk_token="<unk>"))
     core.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -50,7 +50,7 @@ def text_encoder(dtype: torch.dtype = torch.float32) -> UMT5EncoderModel:
 
 
 def components(*, dtype: DType = torch.float32, seed: int = 0) -> dict[str, Any]:
-    """Arguments of a `WanPipeline`, on the CPU. The caller's random state is left alone."""
+    """Build the arguments of a `WanPipeline`, on the CPU; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         models = {"transformer": WanTransformer3DModel(**TRANSFORMER), "vae": AutoencoderKLWan(**VAE)}

@@ -1,8 +1,8 @@
-"""Wan's VAE as the pipeline needs it: normalised latents in, and frames out as soon as they exist.
+"""Encode frames to normalised latents with Wan's VAE, and decode latents to frames one latent frame at a time.
 
 The VAE is causal in time: latent frame 0 is 1 frame, every later one is 4, and none depends on what follows. So frames
-can be handed out while later latents are still being decoded, and equal to the bit those of one call. This module alone
-knows how diffusers' VAE caches (`_cached_conv_counts`, `feat_cache`).
+decoded one latent frame at a time are equal to the bit to those of one call. Only this module uses the caches inside
+diffusers' VAE (`_cached_conv_counts`, `feat_cache`).
 """
 
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class DecodeMemoryError(RuntimeError):
-    """Decoding ran out of memory in every way it can be done. `latents` holds what was denoised (CPU, normalised)."""
+    """Decoding ran out of memory, even tile by tile; `latents` holds the denoised latents (CPU, normalised)."""
 
     def __init__(self, message: str, latents: Tensor) -> None:
         super().__init__(message)
@@ -28,9 +28,9 @@ class DecodeMemoryError(RuntimeError):
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """The same VAE with its kernels in the order in which CPUs convolve bf16 fastest (1.4 times); fp32 gains nothing.
+    """Reorder a VAE's kernels, in place, for bf16 on CPUs (1.4 times as fast; fp32 gains nothing).
 
-    Equal in value, and saved as any other.
+    Values and saved files stay the same.
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv3d | nn.Conv2d):
@@ -49,11 +49,11 @@ def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def encode_video(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """Frames to normalised latents, without sampling (the mode of the posterior).
+    """Encode frames to normalised latents, without sampling (the mode of the posterior).
 
     Args:
         vae: any `AutoencoderKLWan`.
-        video: ``[B, 3, 4n + 1, H, W]`` in -1..1; the VAE would drop other frames in silence.
+        video: ``[B, 3, 4n + 1, H, W]`` in -1..1; diffusers' VAE would silently drop further frames.
 
     Returns:
         fp32 ``[B, C, n + 1, h, w]``, mean 0 and variance about 1 per channel.
@@ -77,20 +77,20 @@ def _denormalised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-    """Normalised latents to frames, a latent frame at a time; memory does not grow with the length of the video.
+    """Decode normalised latents a latent frame at a time; memory does not grow with the length of the video.
 
     Args:
         vae: any `AutoencoderKLWan`; several streams may be open at once.
-        latents: ``[B, C, F, h, w]``, or consecutive pieces of it as they become known.
+        latents: ``[B, C, F, h, w]``, or consecutive pieces of it.
 
     Yields:
         Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype: n is 1, then 4, 4, ... Equal to the bit to
         ``vae.decode`` of the whole.
     """
-    cache = [None] * vae._cached_conv_counts["decoder"]  # what each causal convolution keeps of the frames before
+    cache = [None] * vae._cached_conv_counts["decoder"]  # inputs that each causal convolution keeps of earlier frames
     is_first = True
     for piece in [latents] if isinstance(latents, Tensor) else latents:
-        if hasattr(vae, "_hf_hook"):  # model offloading wakes the VAE in `decode`, which is not called here
+        if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
             vae._hf_hook.pre_forward(vae)
         z = vae.post_quant_conv(_denormalised(vae, piece))
         for z_frame in z.split(1, dim=2):
@@ -103,15 +103,15 @@ def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> 
 
 @torch.no_grad()
 def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Normalised latents ``[B, C, F, h, w]`` to a video ``[B, 3, 4F - 3, H, W]`` in -1..1, in the VAE's dtype.
+    """Decode normalised latents ``[B, C, F, h, w]`` to a video ``[B, 3, 4F - 3, H, W]`` in -1..1, in the VAE's dtype.
 
-    When memory runs out, decoding is tried again in tiles, then tile by tile and chunk by chunk with the result on the
-    CPU (users lost hours of denoising to a failing decode: Wan2.2 issue 34, WanVideoWrapper issue 1476).
+    When memory runs out, decode again in tiles, then tile by tile and latent frame by latent frame with the result on
+    the CPU (users lost hours of denoising to a failing decode: Wan2.2 issue 34, WanVideoWrapper issue 1476).
 
     Raises:
-        DecodeMemoryError: nothing fitted; it carries the latents.
+        DecodeMemoryError: none of these fits into memory; it carries the latents.
     """
-    ways = [_decode_at_once, _decode_tiled, _decode_tile_by_tile]
+    ways = [_decode_at_once, _decode_tiled, decode_tile_by_tile]
     for way in ways[1:] if vae.use_tiling else ways:
         try:
             return way(vae, latents)
@@ -119,7 +119,7 @@ def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
             if not is_out_of_memory(error):
                 raise
             logger.warning("out of memory in %s; trying a way that needs less", way.__name__.strip("_"))
-        # Outside the handler: the failed attempt's tensors are free by now.
+        # After the handler, as the exception holds the failed attempt's tensors until then.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     raise DecodeMemoryError(
@@ -129,7 +129,7 @@ def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
+    """Tell if an error means that a device, or the CPU's allocator, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -153,8 +153,12 @@ def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         vae.use_tiling = was_tiling
 
 
-def _decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, stride: int = 12) -> Tensor:
-    """Tiles of `tile` latent pixels, faded into each other where they overlap; only one is on the device at a time."""
+def decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, stride: int = 12) -> Tensor:
+    """Decode as `decode_video` with one tile at a time on the device; blend tiles where they overlap.
+
+    Args:
+        tile, stride: size and distance of the tiles in latent pixels.
+    """
     height, width = latents.shape[3:]
     scale = vae.config.scale_factor_spatial
     video = weight = torch.zeros(())
@@ -179,6 +183,6 @@ def _decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16,
 
 
 def _fade(size: int, overlap: int) -> Tensor:
-    """1 inside, falling towards both ends over `overlap` pixels, never 0 (the weights are normalised afterwards)."""
+    """Compute blending weights ``[size]``: 1 inside, falling over `overlap` pixels at both ends, never 0."""
     ramp = (torch.arange(size) + 1).clamp(max=overlap) / overlap
     return torch.minimum(ramp, ramp.flip(0))

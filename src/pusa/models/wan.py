@@ -1,9 +1,9 @@
-"""Wan's transformer with one timestep per latent frame.
+"""Run Wan's transformer with one timestep per latent frame.
 
-Vectorised timesteps (FVDM, arXiv 2410.03160; Pusa V1.0, arXiv 2507.16116) need two things of a text-to-video
-transformer and no new parameter: the timestep embedding is applied to a vector of times, and shift, scale and gate of
-every block and of the head follow the latent frame. The modulation stays one row per frame, ``[B, F, 6, D]``, and is
-broadcast over the frame's tokens; expanded to tokens it would hold 10 GB more at 480p in the 14B model.
+Vectorised timesteps (FVDM, arXiv 2410.03160; Pusa V1.0, arXiv 2507.16116) change two things in a text-to-video
+transformer and add no parameter: it embeds a vector of timesteps, and shift, scale and gate of every block and of the
+head follow the latent frame. The modulation stays one row per frame, ``[B, F, 6, D]``, broadcast over the frame's
+tokens; expanded to tokens it would hold 10 GB more at 480p in the 14B model.
 
 Shape letters: B batch, F latent frames, S tokens (frame-major), G timesteps per sample (F or S), D width.
 """
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor | None, token_groups: Tensor | None) -> Tensor:
-    """``x * scale + shift`` for tokens x ``[B, S, D]``; rows of scale and shift ``[B, G, D]`` hold for whole frames.
+    """Compute ``x * scale + shift`` for tokens x ``[B, S, D]`` with a row of scale and shift ``[B, G, D]`` per frame.
 
-    `token_groups` says which row each token follows, when x is a slice of the tokens.
+    `token_groups` ``[S]`` is the row of each token, where x is a slice of the tokens.
     """
     if token_groups is not None:
         x = x * scale.index_select(1, token_groups)
@@ -36,7 +36,7 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor | None, token_groups: Tens
 
 
 class PusaWanTransformerBlock(WanTransformerBlock):
-    """Wan's block, where a ``temb`` of fewer rows than tokens modulates whole frames: same parameters and rounding."""
+    """Wan's block with a row of ``temb`` per latent frame instead of per token; same parameters and rounding."""
 
     def forward(
         self,
@@ -65,10 +65,10 @@ class PusaWanTransformerBlock(WanTransformerBlock):
 
 
 class TokenGroups(nn.Module):
-    """The timestep each token follows, ``[S]``.
+    """Index of the timestep of each token, ``[S]``.
 
-    A module of its own, without parameters, because context parallelism splits what modules return: a rank's tokens
-    need not begin or end with a frame.
+    It is a module, without parameters, because context parallelism splits the outputs of modules: a rank's tokens need
+    not begin or end with a frame.
     """
 
     def forward(self, groups: int, tokens: int, device: torch.device) -> Tensor:
@@ -78,8 +78,8 @@ class TokenGroups(nn.Module):
 class PusaWanTransformer3DModel(WanTransformer3DModel):
     """`diffusers.WanTransformer3DModel` that also takes one timestep per latent frame.
 
-    Configuration, parameters and state dict are the stock ones, both ways; folders that it saves name the stock class.
-    Everything that diffusers does to a Wan transformer (LoRA, offloading, layerwise casting, caches, attention
+    Configuration, parameters and state dict are the stock ones, and it saves folders under the name of the stock class.
+    All that diffusers does to a Wan transformer (LoRA, offloading, layerwise casting, caches, attention
     backends, regional compilation, Ulysses and ring attention) applies.
     """
 
@@ -91,7 +91,7 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
         "token_groups": {0: ContextParallelInput(split_dim=0, expected_dims=1, split_output=True)},
     }
 
-    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]  # the configuration is read from this signature
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]  # diffusers reads the configuration from this signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._adopt_blocks()
@@ -112,9 +112,9 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
             The same object.
 
         Raises:
-            TypeError: `model` is something else (a sharded or wrapped model, too).
-            ValueError: the model or a block is compiled or carries hooks (offloading, caching, parallelism): they hold
-                the old forward and would go on calling it.
+            TypeError: `model` is of another class, such as a sharded or wrapped one.
+            ValueError: the model or a block is compiled or carries hooks (offloading, caching, parallelism), which
+                would go on calling the old forward.
         """
         if isinstance(model, cls):
             return model
@@ -137,7 +137,7 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
         return model
 
     def to_json_string(self) -> str:
-        """The configuration under the stock class name: any diffusers program can load what we save."""
+        """Write the configuration under the name of the stock class, so that any diffusers program can load it."""
         return super().to_json_string().replace(f'"{type(self).__name__}"', f'"{WanTransformer3DModel.__name__}"')
 
     def forward(
@@ -153,7 +153,7 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
 
         Args:
             hidden_states: latents ``[B, C, F, H, W]``.
-            timestep: times in 0..1000 (1000 is pure noise): ``[B]`` one per sample, ``[B, F]`` one per latent frame,
+            timestep: 0..1000 (1000 is pure noise): ``[B]`` one per sample, ``[B, F]`` one per latent frame,
                 or ``[B, S]`` one per token; the first and the last take the stock path.
             encoder_hidden_states: prompt embeddings ``[B, text, text_dim]``.
             encoder_hidden_states_image: image embeddings of Wan's own image-to-video models, as in diffusers.
@@ -164,7 +164,7 @@ class PusaWanTransformer3DModel(WanTransformer3DModel):
             The velocity, shaped like `hidden_states`.
 
         Raises:
-            ValueError: the timestep is neither per sample, per latent frame nor per token.
+            ValueError: the timestep has none of these shapes.
         """
         _, _, frames, height, width = hidden_states.shape
         p_t, p_h, p_w = self.config.patch_size

@@ -94,7 +94,7 @@ def base_of(source: str) -> Base:
     Raises:
         ValueError, FileNotFoundError: there is no such model.
     """
-    if zoo.or_stand_in(source) == "tiny":
+    if zoo.with_fallback(source) == "tiny":
         from pusa.models.tiny import TRANSFORMER
 
         return Base(TRANSFORMER, text_tokens=zoo.ZOO["tiny"].defaults.max_sequence_length)

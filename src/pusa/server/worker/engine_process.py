@@ -73,7 +73,7 @@ class PusaEngine:
         from pusa import zoo
         from pusa.generate import loaded
 
-        self.model = zoo.or_stand_in(self.model)  # as `generate` does; the job's notes say so
+        self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
         with _reported(self.model, report):
             loaded(self.model, self.loras)
         return self.model

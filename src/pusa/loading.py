@@ -1,0 +1,209 @@
+"""Turn a source into a pipeline.
+
+A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, or a folder as Wan publishes it. Missing
+files, another architecture and too little disk or memory are errors before anything large is downloaded or read.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers import UMT5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from pusa import resources, zoo
+from pusa.models import files, original, tiny
+from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
+from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
+from pusa.models.vae import channels_last
+from pusa.resources import DType
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.zoo import ZooModel
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+def load_pipeline(
+    cls: type,
+    source: str | Path,
+    *,
+    torch_dtype: "DType | None" = None,
+    dtype: "DType | None" = None,
+    shift: float | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a pipeline of class `cls` (a `WanPipeline`) from any source.
+
+    Args:
+        cls: the pipeline's class.
+        source: a zoo name, a Hub id or folder in diffusers layout, or a folder as Wan publishes it.
+        torch_dtype, dtype: one for all parts, or by component with a "default". None: bf16 with the VAE in fp32 from a
+            billion parameters on, fp32 below; `pusa.resources.native_dtype` for models of our own recipe.
+        shift: flow shift of the scheduler. None: the source's, or 5.
+        kwargs: components that replace the source's (``text_encoder=None`` leaves it out), and whatever
+            `diffusers.DiffusionPipeline.from_pretrained` takes.
+
+    Returns:
+        The pipeline, on the CPU. `pusa.models.prompt_cache` tells encoders apart by its `text_encoder_identity`.
+
+    Raises:
+        ValueError: an unknown name, or WrongArchitectureError.
+        FileNotFoundError: no such folder, or MissingFilesError, which lists every file.
+        ResourcesError: not enough disk or memory.
+    """
+    dtype = torch_dtype if dtype is None else dtype
+    if shift is not None:
+        kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
+    identity: str | None
+    if str(source) == "tiny":
+        parts = tiny.components(dtype=dtype or {})
+        identity = identity_of_module(parts["text_encoder"], parts["tokenizer"])
+        pipe = cls(**parts | kwargs)
+    else:
+        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        replaced = [name for name in COMPONENTS if name in kwargs]
+        options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
+        folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
+        fills_ram = kwargs.keys().isdisjoint(("device_map", "quantization_config"))  # otherwise not bf16 or fp32 in RAM
+        dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=fills_ram)
+        if files.is_original(folder):
+            pipe = cls(**original.load_components(folder, dtype=dtype, skip=replaced) | kwargs)
+        else:
+            model = zoo.find(source)
+            with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
+                pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
+            if "vae" not in kwargs and pipe.vae is not None and pipe.vae.dtype == torch.bfloat16:
+                channels_last(pipe.vae)
+        identity = revision or _identity(folder)
+    if kwargs.get("text_encoder") is None:
+        pipe.text_encoder_identity = identity
+    return pipe
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub: Any) -> UMT5EncoderModel:
+    """Load the text encoder alone, from any source of `load_pipeline`, with its errors.
+
+    `pusa.models.prompt_cache.encode_prompts` uses it for pipelines without a text encoder.
+    """
+    if str(source) == "tiny":
+        return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
+    others = [name for name in COMPONENTS if name != "text_encoder"]
+    folder, _ = _fetch(source, skip=others, dtype=dtype, **hub)
+    encoder_dtype = resources.dtype_of("text_encoder", _check_folder(folder, source, skip=others, dtype=dtype))
+    if files.is_original(folder):
+        encoder = original.load_text_encoder(folder, encoder_dtype)
+    else:
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=encoder_dtype)
+    check_text_encoder(encoder)
+    return encoder
+
+
+def _fetch(
+    source: str | Path, *, skip: Collection[str], dtype: "DType | None", **options: Any
+) -> tuple[Path, str | None]:
+    """Return the folder that holds a source, after a download if necessary, and the download's Hub id and revision."""
+    model = zoo.find(source)
+    folder = model.folder if model and model.folder else Path(source).expanduser()
+    if folder.is_dir():
+        return folder, None
+    hub_id = model.hub_id if model and model.hub_id else str(source)
+    if "/" not in hub_id:
+        zoo.get(hub_id)  # raises
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "~", "/")):
+        raise FileNotFoundError(f"{source}: no such folder")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    _check_hub(hub_id, {name: options[name] for name in _HUB_OPTIONS if name in options and name != "proxies"})
+    if model is not None:
+        cache = Path(options.get("cache_dir") or HF_HUB_CACHE)
+        zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip)
+    snapshot = Path(WanPipeline.download(hub_id, **options, **dict.fromkeys(skip)))
+    return snapshot, f"{hub_id}@{snapshot.name}"
+
+
+def _check_folder(
+    folder: Path,
+    source: str | Path,
+    *,
+    skip: Collection[str],
+    dtype: "DType | None",
+    check_ram: bool = True,
+) -> DType:
+    """Check files, architecture and memory for a folder before it is read; return the dtype to load it in."""
+    missing = files.missing_files(folder, skip=skip)
+    if missing:
+        raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
+    model = zoo.find(source)
+    _check_architecture(folder, model, skip=skip)
+    counts = files.parameter_counts(folder, skip=skip)
+    if dtype is None:
+        is_ours = model is not None and model.folder is not None
+        dtype = resources.native_dtype() if is_ours else resources.default_dtype(sum(counts.values()))
+    if check_ram:
+        resources.check_ram(resources.weight_bytes(counts, dtype), str(source))
+    return dtype
+
+
+def _check_hub(hub_id: str, options: Mapping[str, Any]) -> None:
+    """Check layout and architecture by the two small files that show them, before the large ones are downloaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(hub_id, "model_index.json", **options)
+        config = files.read_json(Path(hf_hub_download(hub_id, "transformer/config.json", **options)))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{hub_id} is not in the local cache and cannot be downloaded (offline, or the Hub does not answer): "
+            "give a folder with its files, or download it once"
+        ) from error
+    except EntryNotFoundError as error:
+        raise WrongArchitectureError(
+            f"{hub_id} is no video model in diffusers layout (no model_index.json or transformer/config.json): "
+            "take the repository called ...-Diffusers, or download this one and give the folder"
+        ) from error
+    _check_config(config, zoo.find(hub_id), hub_id)
+
+
+def _check_architecture(folder: Path, model: ZooModel | None, *, skip: Collection[str]) -> None:
+    if files.is_original(folder):
+        for component, place in files.original_experts(folder).items():
+            if component not in skip:
+                original.transformer_config(place)
+    else:
+        for component in ("transformer", "transformer_2"):
+            if component in files.diffusers_components(folder) and component not in skip:
+                config = files.read_json(folder / component / "config.json")
+                _check_config(config, model, f"{folder.name}/{component}")
+
+
+def _check_config(config: Mapping[str, Any], model: ZooModel | None, where: str) -> None:
+    files.check_text_to_video(config, where)
+    for name, value in (model.transformer if model else {}).items():
+        if name in config and config[name] != value:
+            raise WrongArchitectureError(f"{where} has {name}={config[name]!r}, and not {value!r} as expected")
+
+
+def _identity(folder: Path) -> str | None:
+    """Hash the text encoder and tokenizer in a folder; None if one of them is not there."""
+    if files.is_original(folder):
+        parts = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER), folder / files.ORIGINAL_TOKENIZER]
+    else:
+        parts = [folder / "text_encoder", folder / "tokenizer"]
+    return identity_of_files(parts) if all(part.exists() for part in parts) else None
