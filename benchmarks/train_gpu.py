@@ -44,8 +44,8 @@ from torch import Tensor
 
 from pusa.training.batches import Loader
 from pusa.training.config import config_from
+from pusa.training.distributed import Processes
 from pusa.training.flops import Workload, flops, memory
-from pusa.training.launch import Processes
 from pusa.training.model import prepare
 from pusa.training.run import Job, Run
 from pusa.training.trainer import _deterministic

@@ -28,7 +28,7 @@ from pusa.data.dataset import DatasetWriter, LatentDataset
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Plan, Reader, generator_of
 from pusa.training.config import TrainConfig, load_config
-from pusa.training.launch import Processes, launched
+from pusa.training.distributed import Processes, launched
 from pusa.training.model import kernels, make_optimizers, precision, prepare
 from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
 from pusa.training.reports import read_metrics

@@ -25,9 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from pusa import zoo
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.config import TrainConfig, config_from, load_config
+from pusa.training.distributed import Processes
 from pusa.training.estimate import GPUS, Base, base_of, estimate, memory_of, paper_run, remedies, workloads
 from pusa.training.flops import Workload, flops, kept_for_backward, memory
-from pusa.training.launch import Processes
 from pusa.training.model import kernels, make_optimizers, precision, prepare
 from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
 

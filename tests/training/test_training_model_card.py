@@ -18,10 +18,10 @@ from training_samples import make_config, write_dataset
 from pusa.cli.card import card as command
 from pusa.data.dataset import LatentDataset
 from pusa.models.tiny import components
-from pusa.training.curves import Curve, Panel, draw, panels_of, smoothed, ticks
-from pusa.training.model_card import write_card
+from pusa.training.reports.curves import Curve, Panel, draw, panels_of, smoothed, ticks
+from pusa.training.reports.model_card import write_card
+from pusa.training.reports.validation import ValidationSettings, Validator
 from pusa.training.trainer import train
-from pusa.training.validation import ValidationSettings, Validator
 
 
 @pytest.fixture(scope="module")

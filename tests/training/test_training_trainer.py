@@ -26,8 +26,8 @@ from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training import model as adapting
 from pusa.training.checkpoint import checkpoints
 from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
+from pusa.training.distributed import Processes
 from pusa.training.export import export_run
-from pusa.training.launch import Processes
 from pusa.training.model import MovingAverage, factor, make_optimizers
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import TrainingStoppedError, train

@@ -11,6 +11,6 @@ def card(run: str) -> None:
     README.md and curves.png, made from the run's own files: what was trained, on what, how the losses fell, samples,
     how to use it, and its limits.
     """
-    from pusa.training.model_card import write_card
+    from pusa.training.reports.model_card import write_card
 
     click.echo(str(write_card(run)))

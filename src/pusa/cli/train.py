@@ -85,7 +85,7 @@ def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], re
     options: dict[str, Any] = {}
     if wanted.report.validate_every is not None and wanted.data.folders:
         from pusa.data.dataset import LatentDataset
-        from pusa.training.validation import Validator
+        from pusa.training.reports.validation import Validator
 
         options["dataset"] = dataset = LatentDataset(wanted.data.folders)
         options["on_validate"] = Validator(wanted, dataset)

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from pusa.fsutil import flush
 from pusa.training.config import CheckpointConfig
-from pusa.training.launch import Processes
+from pusa.training.distributed import Processes
 from pusa.training.model import local
 
 STATE_FILE = "state.json"

@@ -19,7 +19,7 @@ from pusa.lora.adapters import adapter_names
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Shape
 from pusa.training.config import MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from pusa.training.launch import Processes
+from pusa.training.distributed import Processes
 
 logger = logging.getLogger(__name__)
 

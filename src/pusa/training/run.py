@@ -31,8 +31,8 @@ from pusa.training.checkpoint import (
     write_checkpoint,
 )
 from pusa.training.config import Expert, TrainConfig
+from pusa.training.distributed import Processes
 from pusa.training.export import write_result
-from pusa.training.launch import Processes
 from pusa.training.model import MovingAverage, factor, kernels, make_optimizers, precision
 from pusa.training.objective import LossBins, frame_errors, noised, velocity_target, weighted_loss
 from pusa.training.reports import Reporter

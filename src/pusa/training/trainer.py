@@ -32,8 +32,8 @@ from pusa.resources import is_bf16_fast
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
 from pusa.training.config import CONFIG_FILE, TrainConfig, load_config
+from pusa.training.distributed import Processes, launched
 from pusa.training.export import result_path
-from pusa.training.launch import Processes, launched
 from pusa.training.model import load_transformer, prepare
 from pusa.training.run import Job, Run, TrainingStoppedError, Validate
 

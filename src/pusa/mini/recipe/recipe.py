@@ -29,8 +29,8 @@ from pusa.mini.world.vocabulary import THINGS
 from pusa.mini.world.world import PHOTOGRAPH, World, draw_scenes
 from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
+from pusa.training.distributed import launched
 from pusa.training.export import export_run
-from pusa.training.launch import launched
 
 logger = logging.getLogger(__name__)
 

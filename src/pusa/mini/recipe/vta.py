@@ -19,7 +19,7 @@ from pusa.mini.recipe.loop import rank
 from pusa.mini.world.world import captions
 from pusa.resources import is_bf16_fast
 from pusa.training.config import load_config
-from pusa.training.launch import launched
+from pusa.training.distributed import launched
 from pusa.training.trainer import train
 
 _EMBED_BATCH = 512

@@ -12,11 +12,11 @@ from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
 from pusa.media.sheets import write_picture
 from pusa.training.config import TrainConfig, load_config, public_name
-from pusa.training.curves import draw, panels_of
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
+from pusa.training.reports.curves import draw, panels_of
+from pusa.training.reports.validation import VALIDATION_FOLDER
 from pusa.training.run import RUN_FILE
-from pusa.training.validation import VALIDATION_FOLDER
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 _PAPER = "[arXiv 2507.16116](https://arxiv.org/abs/2507.16116)"

@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 from pusa.training.config import load_config
-from pusa.training.launch import launched
+from pusa.training.distributed import launched
 
 GUIDE = ROOT / "docs" / "training.md"
 
