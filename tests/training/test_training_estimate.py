@@ -29,7 +29,7 @@ from pusa.training.distributed import Processes
 from pusa.training.estimate import GPUS, Base, base_of, estimate, memory_of, paper_run, remedies, workloads
 from pusa.training.flops import Workload, flops, kept_for_backward, memory
 from pusa.training.model import kernels, make_optimizers, precision, prepare
-from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.objective import add_noise, frame_errors, velocity_target, weighted_loss
 
 MODEL = {
     "patch_size": (1, 2, 2),
@@ -113,7 +113,7 @@ class Step:
         sigmas, text = torch.rand(CLIPS, GRID[0]), torch.randn(CLIPS, TEXT, MODEL["text_dim"])
         self.batch = clean, noise, sigmas, text  # is held by the trainer, too
         with precision(self.config, torch.device("cpu")):
-            velocity = self.model(noised(clean, noise, sigmas), 1000 * sigmas, text, return_dict=False)[0]
+            velocity = self.model(add_noise(clean, noise, sigmas), 1000 * sigmas, text, return_dict=False)[0]
         return weighted_loss(frame_errors(velocity, velocity_target(clean, noise)), sigmas, self.config.objective)
 
 

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from training_samples import make_config, write_dataset
 
-from pusa.cli.card import card as command
+from pusa.cli.train import card as command
 from pusa.data.dataset import LatentDataset
 from pusa.models.tiny import components
 from pusa.training.reports.curves import Curve, Panel, draw, panels_of, smoothed, ticks

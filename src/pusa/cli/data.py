@@ -1,4 +1,4 @@
-"""`pusa data`: make datasets to train on, and look at them."""
+"""Run `pusa data`: make datasets to train on and inspect them."""
 
 import re
 from collections.abc import Callable

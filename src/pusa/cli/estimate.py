@@ -1,4 +1,4 @@
-"""`pusa train estimate`: what a run takes, on paper."""
+"""Run `pusa train estimate`: print the memory, hours and cost of a run."""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pusa.training.config import TrainConfig, load_config
-
 if TYPE_CHECKING:
+    from pusa.training.config import TrainConfig
     from pusa.training.estimate import Estimate, Gpu, Remedy
 
 
@@ -45,6 +44,7 @@ def estimate(
     pusa train estimate wan2.1-1.3b-vta method.rank=64 --gpu 4090
     """
     from pusa.training import estimate as estimates
+    from pusa.training.config import load_config
 
     wanted = load_config(config, [*changes, *more_changes])
     gpu = _find(gpu_name, wanted)
@@ -58,7 +58,7 @@ def estimate(
         click.echo("\n".join(_lines(wanted, found, paper, ways)))
 
 
-def _find(name: str, config: TrainConfig) -> "Gpu":
+def _find(name: str, config: "TrainConfig") -> "Gpu":
     from pusa.training.estimate import GPUS
 
     if name == "cpu":
@@ -68,7 +68,7 @@ def _find(name: str, config: TrainConfig) -> "Gpu":
     return GPUS[name]
 
 
-def _this_cpu(config: TrainConfig) -> "Gpu":
+def _this_cpu(config: "TrainConfig") -> "Gpu":
     """The processor at hand, with its rate for matrix products as wide as these models at their smallest."""
     import time
 
@@ -114,7 +114,7 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _lines(config: TrainConfig, found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
+def _lines(config: "TrainConfig", found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
     from pusa.resources import readable
     from pusa.training.estimate import PAPER_CLIPS, PAPER_DOLLARS, PAPER_STEPS
 

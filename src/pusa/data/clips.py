@@ -62,15 +62,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Clip:
+class DecodedClip:
     """Pixels of one clip: uint8 [F, H, W, 3]."""
 
     start: int
     pixels: np.ndarray
 
 
-def work(task: Scan | Cut) -> Iterator[Media | Clip]:
-    """For `Workers`: one `Media` for a `Scan`, a `Clip` for each start of a `Cut`.
+def work(task: Scan | Cut) -> Iterator[Media | DecodedClip]:
+    """For `Workers`: one `Media` for a `Scan`, a `DecodedClip` for each start of a `Cut`.
 
     Raises:
         MediaError, FileNotFoundError: the file cannot be read, or ends early; clips that were whole came before.
@@ -120,10 +120,10 @@ def starts_of(available: int, frames: int, fps: float, *, clips: int | None, str
     return list(range(0, available - frames + 1, stride))[:clips]
 
 
-def cut(task: Cut) -> Iterator[Clip]:
+def cut(task: Cut) -> Iterator[DecodedClip]:
     """Decode the clips of a task in one pass. Raises as `work` does."""
     if task.kind == "image":
-        yield Clip(0, _fitted(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
+        yield DecodedClip(0, _fitted(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
         return
     width, height = task.size
     first = task.starts[0]
@@ -141,7 +141,7 @@ def cut(task: Cut) -> Iterator[Clip]:
         for begin in list(filling):
             filling[begin][number - begin] = pixels
             if number - begin == task.frames - 1:
-                yield Clip(begin, filling.pop(begin))
+                yield DecodedClip(begin, filling.pop(begin))
         if not filling and not waiting:
             return
     raise ValueError(

@@ -29,7 +29,7 @@ _SAME_ENCODER = 0.9  # cosine between embeddings of one caption; those of anothe
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
 
 
-def stopping(report: Report, stop: Callable[[], bool]) -> Report:
+def report_until_stopped(report: Report, stop: Callable[[], bool]) -> Report:
     """A report that ends the run where `stop` says so."""
 
     def report_or_stop(event: GenerationEvent) -> None:
@@ -40,7 +40,7 @@ def stopping(report: Report, stop: Callable[[], bool]) -> Report:
     return report_or_stop
 
 
-class Progress:
+class StageProgress:
     """Steps of a stage, with the time left from the rate of this run. `done`: what an earlier run did."""
 
     def __init__(self, report: Report, stage: str, steps: int, *, done: int = 0) -> None:
@@ -88,7 +88,7 @@ def add_prompts(
     length = writer.facts.max_sequence_length
     if like is not None:
         _check_alike(pipe, length, *like)
-    progress = Progress(report, "encode captions", len(missing))
+    progress = StageProgress(report, "encode captions", len(missing))
     cut = 0
     for caption in missing:
         embeds = encode_prompt(pipe, caption, length)

@@ -3,35 +3,43 @@
 Motion and detail are measured on the latents, which is what will be trained on; pictures are decoded from them.
 """
 
+import base64
+import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
-from pusa.data.encoding import Progress, devices, load_vae, stopping
+from pusa.data.encoding import StageProgress, devices, load_vae, report_until_stopped
 from pusa.data.format import LATENTS_FOLDER
-from pusa.data.inspect_page import Strip, contact_sheet, page
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.media import to_uint8
 from pusa.models.vae import decode_chunks
+from pusa.resources import readable
 
 logger = logging.getLogger(__name__)
 
+TEMPLATE = Path(__file__).with_name("inspect.html")
 _MEASURED_CLIPS = 4000  # more say nothing new, and would have to be read from the disk
 _THUMBNAIL_SIDE = 240  # pixels
 _STILL, _BLURRED = 0.35, 0.7  # of the median
+_GAP = 4  # pixels between frames
+_MARGIN = 20  # pixels around the clips of a contact sheet
+_BACKGROUND, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (148, 155, 168)
 _NAMES = 5  # shown of what is worth a look
 _COMMON = (
     "a an and are as at be been being but by for from had has have he her his in into is it its of on or over she so "
@@ -64,6 +72,37 @@ def measure(latents: Tensor) -> Measures:
     return Measures(motion, float((z - blurred).square().mean() / variance.clamp(min=1e-9)))
 
 
+@dataclass(frozen=True)
+class ClipStrip:
+    """Frames of one clip, in order and of one size, with what was measured of it."""
+
+    clip: ClipInfo
+    motion: float | None
+    detail: float
+    frames: list[Image.Image]
+
+    @property
+    def words(self) -> str:
+        """``fox.mp4 at 2.50 s: 81 frames, motion 0.31, detail 0.52``."""
+        start = f" at {self.clip.start_seconds:.2f} s" if self.clip.start_seconds else ""
+        parts = [f"{self.clip.frames} frames" if self.clip.frames > 1 else "picture"]
+        parts += [] if self.motion is None else [f"motion {self.motion:.2f}"]
+        return f"{self.clip.source or self.clip.id}{start}: {', '.join([*parts, f'detail {self.detail:.2f}'])}"
+
+    def image(self) -> Image.Image:
+        """The frames side by side."""
+        width, height = self.frames[0].size
+        strip = Image.new("RGB", (len(self.frames) * (width + _GAP) - _GAP, height), _BACKGROUND)
+        for number, frame in enumerate(self.frames):
+            strip.paste(frame, (number * (width + _GAP), 0))
+        return strip
+
+    def as_uri(self) -> str:
+        buffer = io.BytesIO()
+        self.image().save(buffer, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def inspect(
     folder: str | Path,
     output: Path,
@@ -93,12 +132,14 @@ def inspect(
         raise ValueError(f"clips={clips}, frames={frames}: at least 0 clips of at least 1 frame")
 
     def run(report: Report) -> None:
-        told = stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         data = LatentDataset(folder)
         if not output.parent.is_dir():
             raise FileNotFoundError(f"{output.parent} is no folder: make it first")
-        measures = _measured(data, told)
-        strips = list(_strips(data, measures, clips, frames, model or data.facts.model, told)) if clips else []
+        measures = _measured(data, report_or_stop)
+        strips = (
+            list(_strips(data, measures, clips, frames, model or data.facts.model, report_or_stop)) if clips else []
+        )
         skipped = [entry for one in data.folders for entry in _skipped(one / SKIPPED_FILE)]
         output.write_text(page(_facts(data, measures, skipped), strips), encoding="utf-8")
         report(GenerationEvent(kind="done", path=output))
@@ -112,7 +153,7 @@ def inspect(
 
 def _measured(data: LatentDataset, report: Report) -> dict[int, Measures]:
     count = min(len(data), _MEASURED_CLIPS)
-    progress = Progress(report, "measure", count)
+    progress = StageProgress(report, "measure", count)
     measures = {}
     for number in range(count):
         index = number * len(data) // count
@@ -123,7 +164,7 @@ def _measured(data: LatentDataset, report: Report) -> dict[int, Measures]:
 
 def _strips(
     data: LatentDataset, measures: dict[int, Measures], count: int, frames: int, model: str, report: Report
-) -> Iterator[Strip]:
+) -> Iterator[ClipStrip]:
     """Pictures of clips, evenly spread over their order by motion."""
     try:
         if not model:
@@ -136,10 +177,12 @@ def _strips(
     order = sorted(measures, key=lambda index: (measures[index].motion or 0.0, index))
     count = min(count, len(order))
     chosen = [order[number * (len(order) - 1) // max(1, count - 1)] for number in range(count)]
-    progress = Progress(report, "decode", len(chosen))
+    progress = StageProgress(report, "decode", len(chosen))
     for index in chosen:
         clip = data.clips[index]
-        yield Strip(clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames))
+        yield ClipStrip(
+            clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames)
+        )
         progress.advance()
 
 
@@ -314,3 +357,62 @@ def _range(left: float, right: float, count: int) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+# ---- page and contact sheet ------------------------------------------------------------------------------------------
+
+
+def page(facts: dict[str, Any], strips: list[ClipStrip]) -> str:
+    """One HTML file that needs no other. Captions and names may hold anything: the template escapes all it is given."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"bytes": readable, "duration": duration}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(strips=strips, **facts)
+
+
+def duration(seconds: float) -> str:
+    """``2 h 5 min``, ``3 min 20 s`` or ``8.0 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def contact_sheet(strips: list[ClipStrip], *, columns: int = 2) -> Image.Image:
+    """Strips in columns, each with its name, caption and measures below it."""
+    images = [strip.image() for strip in strips]
+    columns = min(columns, len(images))
+    width = max(image.width for image in images)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    text_height = 46
+    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) + text_height for row in rows]
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + _MARGIN) + _MARGIN, sum(heights) + (len(rows) + 1) * _MARGIN),
+        _BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for row, height in enumerate(heights):
+        for column, image in enumerate(rows[row]):
+            strip = strips[row * columns + column]
+            left = _MARGIN + column * (width + _MARGIN)
+            sheet.paste(image, (left, top))
+            below = top + height - text_height + 6
+            draw.text((left, below), _cut(strip.clip.caption, width, font), _TEXT, font)
+            draw.text((left, below + 20), _cut(strip.words, width, small), _FAINT, small)
+        top += height + _MARGIN
+    return sheet
+
+
+def _cut(text: str, width: int, font: Any) -> str:
+    """`text`, or as much of it as fits into `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    share = width / font.getlength(text)
+    kept = max(1, ceil(len(text) * share))
+    while kept > 1 and font.getlength(text[:kept] + "...") > width:
+        kept -= 1
+    return text[:kept] + "..."

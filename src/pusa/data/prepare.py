@@ -21,9 +21,17 @@ from torch import Tensor
 
 from pusa import zoo
 from pusa.data import sources
-from pusa.data.clips import Clip, Cut, Media, Scan, Size, frames_at, nearest_size, starts_of, work
+from pusa.data.clips import Cut, DecodedClip, Media, Scan, Size, frames_at, nearest_size, starts_of, work
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import ClipEncoder, Progress, add_prompts, devices, identity_of_vae, load_vae, stopping
+from pusa.data.encoding import (
+    ClipEncoder,
+    StageProgress,
+    add_prompts,
+    devices,
+    identity_of_vae,
+    load_vae,
+    report_until_stopped,
+)
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
@@ -154,15 +162,17 @@ def prepare(
     """
 
     def run(report: Report) -> None:
-        told = stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         folder = Path(source).expanduser()
         if not folder.exists() and sources.is_hub_id(source):
-            told(GenerationEvent(kind="stage", stage="download"))
+            report_or_stop(GenerationEvent(kind="stage", stage="download"))
             folder = sources.fetch(str(source))
         if is_original(folder):
-            _take_over(folder, output, settings, told)
+            _take_over(folder, output, settings, report_or_stop)
         else:
-            _prepare(sources.listed(folder, captions=captions, caption=caption), output, settings, workers, told)
+            _prepare(
+                sources.listed(folder, captions=captions, caption=caption), output, settings, workers, report_or_stop
+            )
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)
@@ -203,7 +213,7 @@ def _prepare(
 
 def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
     found = {}
-    progress = Progress(report, "look into files", len(items))
+    progress = StageProgress(report, "look into files", len(items))
 
     def tasks() -> Iterator[Scan]:
         for index, item in enumerate(items):
@@ -299,7 +309,7 @@ def _encode(
     vae = load_vae(settings.model)
     writer.identify(vae=identity_of_vae(vae))
     encoder = ClipEncoder(vae, devices())
-    progress = Progress(report, "encode clips", total, done=total - wanted)
+    progress = StageProgress(report, "encode clips", total, done=total - wanted)
 
     def tasks() -> Iterator[Cut]:
         assert settings.fps is not None
@@ -317,7 +327,7 @@ def _encode(
                     skipped.add(planned.item.name, result.reason, path=planned.item.path)
                     progress.advance(len(missing[task.index]))
                 else:
-                    assert isinstance(result, Clip)
+                    assert isinstance(result, DecodedClip)
                     missing[task.index].remove(result.start)
                     yield (planned, result.start), result.pixels
 
@@ -373,7 +383,7 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
             raise ValueError(f"{folder} has no clips with captions: {skipped.path} says more")
         if not writer.has_prompt(""):
             add_prompts(writer, [], report, like=(clips[0].caption, there.embeds(clips[0])))
-        progress = Progress(report, "take over clips", len(clips), done=len(writer))
+        progress = StageProgress(report, "take over clips", len(clips), done=len(writer))
         for clip in clips:
             if clip.id in writer:
                 continue

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import Progress, add_prompts, identity_of_vae, load_vae, stopping
+from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae, report_until_stopped
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.pipeline import PusaPipeline
 from pusa.positions import nearest_of
@@ -119,7 +119,7 @@ def synthesize(
     numbers = range(index - 1, len(prompts) if count is None else count, parts)
 
     def run(report: Report) -> None:
-        _synthesize(prompts, numbers, folder, settings.resolved(), stopping(report, stop))
+        _synthesize(prompts, numbers, folder, settings.resolved(), report_until_stopped(report, stop))
         report(GenerationEvent(kind="done", path=folder))
 
     return as_events(run)
@@ -149,7 +149,7 @@ def _synthesize(
             writer.identify(vae=identity_of_vae(load_vae(settings.model)))
             pipe = load_base(settings)
             done = (len(wanted) - len(missing)) * settings.steps
-            progress = Progress(report, "make clips", len(wanted) * settings.steps, done=done)
+            progress = StageProgress(report, "make clips", len(wanted) * settings.steps, done=done)
         for name, k in missing.items():
             caption = prompts[k % len(prompts)]
             embeds, negative = (_padded(writer.embeds(text), length) for text in (caption, settings.negative_prompt))

@@ -351,7 +351,7 @@ def _configuration(config: TrainConfig) -> Iterator[str]:
         "<details><summary>All fields</summary>",
         "",
         "```json",
-        json.dumps(config.for_others(), indent=2),
+        json.dumps(config.shareable(), indent=2),
         "```",
     )
     yield from ("", "</details>")
