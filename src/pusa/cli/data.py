@@ -173,7 +173,7 @@ def synthesize(
     chosen_part, chosen_size = _part(part), parse_size(size) if size else None
     _check_model(model)
 
-    from pusa.data.sources import texts
+    from pusa.data.sources import read_prompts
     from pusa.data.synthesize import SynthesisSettings
     from pusa.data.synthesize import synthesize as start
 
@@ -189,7 +189,7 @@ def synthesize(
         seed=seed,
         dtype=_torch_dtype(dtype),
     )
-    lines = texts(prompts)
+    lines = read_prompts(prompts)
     _show(lambda stop: start(lines, Path(output), settings, count=count, part=chosen_part, stop=stop), as_json)
 
 

@@ -349,7 +349,7 @@ def _shown_data(config: TrainConfig, dataset: Any) -> Any:
     """The dataset whose first clips are shown."""
     if config.report.validate_on is not None:
         shown = LatentDataset(config.report.validate_on)
-        dataset.check_goes_with(shown)
+        dataset.check_compatible(shown)
         return shown
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
     return held_out if len(held_out) else training
