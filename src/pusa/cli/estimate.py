@@ -48,7 +48,7 @@ def estimate(
 
     wanted = load_config(config, [*changes, *more_changes])
     gpu = _find(gpu_name, wanted)
-    base = estimates.base_of(wanted.model.source)
+    base = estimates.load_base(wanted.model.source)
     found = estimates.estimate(wanted, base, gpu, cards=count, price=price)
     paper = estimates.paper_run(gpu, cards=count, price=price)
     ways = [] if found.fits else estimates.remedies(wanted, base, gpu, cards=count)
