@@ -62,7 +62,7 @@ def draw(panels: Sequence[Panel]) -> Image.Image:
         if not axes.lines:
             axes.text(0.05, 0.5, "nothing was measured", transform=axes.transAxes)
         elif any(curve.label for curve in panel.curves):
-            axes.legend(loc="upper right", frameon=False)
+            axes.legend(frameon=False)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
