@@ -46,30 +46,30 @@ def estimate(
     from pusa.training import estimate as estimates
     from pusa.training.config import load_config
 
-    wanted = load_config(config, [*changes, *more_changes])
-    gpu = _find(gpu_name, wanted)
-    base = estimates.load_base(wanted.model.source)
-    found = estimates.estimate(wanted, base, gpu, cards=count, price=price)
+    train_config = load_config(config, [*changes, *more_changes])
+    gpu = _find(gpu_name, train_config)
+    base = estimates.load_base(train_config.model.source)
+    found = estimates.estimate(train_config, base, gpu, cards=count, price=price)
     paper = estimates.paper_run(gpu, cards=count, price=price)
-    ways = [] if found.fits else estimates.remedies(wanted, base, gpu, cards=count)
+    ways = [] if found.fits else estimates.remedies(train_config, base, gpu, cards=count)
     if as_json:
-        click.echo(json.dumps(_facts(found, paper, ways), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(found, paper, ways), ensure_ascii=False))
     else:
-        click.echo("\n".join(_lines(wanted, found, paper, ways)))
+        click.echo("\n".join(_lines(train_config, found, paper, ways)))
 
 
 def _find(name: str, config: "TrainConfig") -> "Gpu":
     from pusa.training.estimate import GPUS
 
     if name == "cpu":
-        return _this_cpu(config)
+        return _measure_cpu(config)
     if name not in GPUS:
         raise ValueError(f"--gpu {name!r} is not known: take the nearest of {', '.join(GPUS)}, or cpu")
     return GPUS[name]
 
 
-def _this_cpu(config: "TrainConfig") -> "Gpu":
-    """The processor at hand, with its rate for matrix products as wide as these models at their smallest."""
+def _measure_cpu(config: "TrainConfig") -> "Gpu":
+    """Measure this processor's rate for matrix products of size 1024, the width of the smallest models."""
     import time
 
     import torch
@@ -91,22 +91,22 @@ def _this_cpu(config: "TrainConfig") -> "Gpu":
     return Gpu("cpu", title, resources.free_memory_bytes(), rate, 0.35, 10e9, "a guess; the rate was measured now")
 
 
-def _tera(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     return f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:.0f} GFLOP/s"
 
 
-def _many(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
-def _operations(count: float) -> str:
+def _format_operations(count: float) -> str:
     for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count / 1e9:.3g} GFLOP"
 
 
-def _time(hours: float) -> str:
+def _format_time(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} seconds"
     if hours < 1:
@@ -123,16 +123,17 @@ def _lines(config: "TrainConfig", found: "Estimate", paper: "Estimate", ways: li
     experts = len(config.model.experts)
     each = f" for each of {experts} transformers" if experts > 1 else ""
     grid = "x".join(map(str, work.grid))
-    yield f"{config.name}: {kind}, {_many(work.trained_parameters)} parameters for a model of {_many(work.parameters)}"
-    yield f"on        {found.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_tera(gpu.peak)} at most"
+    trained, total = _format_count(work.trained_parameters), _format_count(work.parameters)
+    yield f"{config.name}: {kind}, {trained} parameters for a model of {total}"
+    yield f"on        {found.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_format_rate(gpu.peak)} at most"
     clips = sorted({work.clips_per_step for work in found.works})
     many = f"{clips[0]} to {clips[-1]}" if len(clips) > 1 else f"{clips[0]}"
     yield f"work      {found.steps / experts:,.0f} steps of {many} clips{each}"
     yield f"a clip    {grid} latents, {work.sequence:,} tokens"
-    again = f", once more {_operations(flops.recompute)}" if flops.recompute else ""
+    again = f", once more {_format_operations(flops.recompute)}" if flops.recompute else ""
     yield (
-        f"a pass    {_operations(flops.total)}: forward {_operations(flops.forward)}{again}, "
-        f"backward {_operations(flops.backward)}"
+        f"a pass    {_format_operations(flops.total)}: forward {_format_operations(flops.forward)}{again}, "
+        f"backward {_format_operations(flops.backward)}"
     )
     yield ""
     yield "memory per card"
@@ -159,16 +160,16 @@ def _lines(config: "TrainConfig", found: "Estimate", paper: "Estimate", ways: li
         speed += f" (waiting for communication; {found.compute_seconds:.3g} s of computing)"
     yield f"speed     {speed}"
     yield f"          the share: {gpu.basis}"
-    yield f"takes     {_time(found.hours)}, {found.gpu_hours:,.1f} card-hours{_money(found)}"
+    yield f"takes     {_format_time(found.hours)}, {found.gpu_hours:,.1f} card-hours{_format_cost(found)}"
     if gpu.name == "cpu":
         return
     yield (
         f"the paper {PAPER_STEPS} steps of {PAPER_CLIPS} clips at 1280x720, rank 512 (they report about "
-        f"${PAPER_DOLLARS}): here {_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_money(paper)}"
+        f"${PAPER_DOLLARS}): here {_format_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_format_cost(paper)}"
     )
 
 
-def _money(found: "Estimate") -> str:
+def _format_cost(found: "Estimate") -> str:
     return "" if found.cost is None else f", {found.cost:,.2f} at {found.price:g} an hour"
 
 
@@ -188,7 +189,7 @@ def _ways(found: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
         yield "          (a size is that of the clips: prepare the data so)"
 
 
-def _facts(found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
+def _as_json(found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
     memory, flops = found.memory, found.flops
     return {
         "gpu": found.gpu.name,
