@@ -1,4 +1,4 @@
-"""From videos with captions to a dataset, whatever is wrong with them and whenever it is stopped."""
+"""Prepare a dataset from videos with captions, whatever is wrong with them and whenever it stops."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Processes that may crash. No torch here: the processes import this file."""
+"""Run processes that may crash. This file must not import torch: the processes import it."""
 
 import os
 import signal

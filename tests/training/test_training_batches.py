@@ -1,4 +1,4 @@
-"""What is trained on when is a pure function of seed and step: nothing is lost by a kill or by another layout."""
+"""Plan batches as a pure function of seed and step: a kill or another layout of processes loses nothing."""
 
 import time
 from collections import Counter

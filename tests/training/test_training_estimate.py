@@ -1,4 +1,4 @@
-"""What `pusa train estimate` says is what PyTorch counts in a real step, and what the paper's authors paid."""
+"""Compare `pusa train estimate` with what PyTorch counts in a real step and what the paper's authors paid."""
 
 import argparse
 import importlib

@@ -1,4 +1,4 @@
-"""A run's card says what was trained and how to use it, from the run's own files; its code runs, its links lead."""
+"""Write a run's model card from the run's own files; its code runs, its links lead to files."""
 
 import json
 import math

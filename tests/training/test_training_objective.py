@@ -1,4 +1,4 @@
-"""Frame-aware flow matching: the released code's numbers, the paper's alternatives, and a loss only where noise is."""
+"""Check the frame-aware flow matching loss: the released code's numbers and the paper's alternatives."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What starts the processes of a run: launchers, and the guide's script for Slurm."""
+"""Start the processes of a run with every launcher and with the guide's script for Slurm."""
 
 import json
 import os

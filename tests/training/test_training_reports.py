@@ -1,4 +1,4 @@
-"""What a run tells goes to a file, and to a tracker where there is one."""
+"""Record the metrics of a run in a file and in a tracker if there is one."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run learns, tells what it does, goes on after a stop as if nothing had happened, leaves an adapter that loads."""
+"""Train a run, report on it, resume it after a stop to the same bits, and load its adapter."""
 
 import json
 import math

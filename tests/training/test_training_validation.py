@@ -1,4 +1,4 @@
-"""Validation while training: fixed prompts and clips, every task, files to look at, and no trace in the training."""
+"""Validate while training: fixed prompts and clips, every task, files to look at, no trace in the training."""
 
 import json
 import random

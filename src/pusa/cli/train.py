@@ -67,20 +67,20 @@ def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], re
     """
     from pusa.training.config import load_config
 
-    wanted = load_config(config, [*changes, *more_changes])
+    train_config = load_config(config, [*changes, *more_changes])
     _show_log()
 
     from pusa.training.trainer import TrainingStoppedError, train
 
     options: dict[str, Any] = {}
-    if wanted.report.validate_every is not None and wanted.data.folders:
+    if train_config.report.validate_every is not None and train_config.data.folders:
         from pusa.data.dataset import LatentDataset
         from pusa.training.reports.validation import Validator
 
-        options["dataset"] = dataset = LatentDataset(wanted.data.folders)
-        options["on_validate"] = Validator(wanted, dataset)
+        options["dataset"] = dataset = LatentDataset(train_config.data.folders)
+        options["on_validate"] = Validator(train_config, dataset)
     try:
-        folder = train(wanted, resume=resume, **options)
+        folder = train(train_config, resume=resume, **options)
     except TrainingStoppedError as error:
         raise Stopped(str(error)) from error
     except KeyboardInterrupt as error:
@@ -107,8 +107,8 @@ def configs(name: str | None) -> None:
         click.echo(ready[name].read_text(), nl=False)
         return
     width = max(map(len, ready))
-    for known, path in ready.items():
-        click.echo(f"{known:<{width}}  {path.read_text().splitlines()[0].removeprefix('# ')}")
+    for config_name, path in ready.items():
+        click.echo(f"{config_name:<{width}}  {path.read_text().splitlines()[0].removeprefix('# ')}")
 
 
 @train.command()

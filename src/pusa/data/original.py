@@ -114,10 +114,10 @@ def _rows(folder: Path, table: Path) -> Iterator[tuple[str, Path, str]]:
             if not name.endswith(SUFFIX):
                 places = [place.with_name(place.name + SUFFIX) for place in places]
             path = next((place for place in places if place.is_file()), places[0])
-            shown = (base.relative_to(folder) / name).as_posix()
+            display_name = (base.relative_to(folder) / name).as_posix()
             # Links are not resolved: those of the Hub's cache lead outside.
             if os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):
-                yield shown, path, row.get(text_column or "") or ""
+                yield display_name, path, row.get(text_column or "") or ""
             else:
                 logger.warning("%s is left out: it is outside of %s", name, folder)
 

@@ -149,7 +149,7 @@ def prepare(
         source: see `pusa.data.sources.list_files`; or a folder in the layout of the original's training data, whose
             latents and embeddings are taken over; or a dataset on the Hub that is like one of these.
         output: the dataset's folder.
-        settings: how clips are made; the same ones each time.
+        settings: how clips are cut; they must not change when a dataset is continued.
         captions, caption: see `pusa.data.sources.list_files`.
         workers: processes that decode; 0: none but this one. None: one per core, up to 8.
         stop: called at every step; True ends the run, and finished clips are kept.
@@ -302,14 +302,14 @@ def _encode(
         index: [start for start, clip_id in planned.clips.items() if clip_id not in writer]
         for index, planned in enumerate(plan)
     }
-    total, wanted = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
-    if not wanted:
+    total, to_encode = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
+    if not to_encode:
         return
     report(GenerationEvent(kind="stage", stage="load the VAE"))
     vae = load_vae(settings.model)
     writer.identify(vae=identity_of_vae(vae))
     encoder = ClipEncoder(vae, devices())
-    progress = StageProgress(report, "encode clips", total, done=total - wanted)
+    progress = StageProgress(report, "encode clips", total, done=total - to_encode)
 
     def tasks() -> Iterator[Cut]:
         assert settings.fps is not None

@@ -166,14 +166,14 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a file with a prompt in each line")
     if path.suffix.lower() not in TABLE_SUFFIXES:
-        found = _decoded(path).splitlines()
+        lines = _decoded(path).splitlines()
     else:
         rows = list(_rows(path))
         column = _column(rows[0], CAPTION_COLUMNS) if rows else CAPTION_COLUMNS[0]
         if column is None:
             raise ValueError(f"{path}: one of the columns {', '.join(CAPTION_COLUMNS)} must be there")
-        found = [str(row.get(column) or "") for row in rows]
-    prompts = [" ".join(text.split()) for text in found if text.strip()]
+        lines = [str(row.get(column) or "") for row in rows]
+    prompts = [" ".join(text.split()) for text in lines if text.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts: write one into each line")
     return prompts

@@ -207,7 +207,7 @@ class ParallelConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
-    """One training run."""
+    """Configure one training run."""
 
     name: str = knob("vta", "Name of the run.", pattern=r"^[\w][\w.-]*$", max_length=100)
     output: str | None = knob(None, "Folder of the run.", unset="runs/NAME")

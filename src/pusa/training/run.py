@@ -259,7 +259,7 @@ class Run:
     # ---- reports --------------------------------------------------------------------------------------------------
 
     def _log(self, seconds: float, waited_seconds: float, clips: int) -> None:
-        """Log an entry about the steps since the progress given: seconds, seconds of waiting, clips."""
+        """Log an entry about the steps since a progress of so many seconds, seconds waited and clips."""
         progress = self.progress
         bins = LossBins(self.frames)
         bins.sums = self.processes.sum(self.bins.sums)

@@ -127,11 +127,11 @@ def validate(
                 if conditions is None:
                     continue
                 with compute_context():
-                    made = pipe(**text, **arguments, conditions=conditions).frames
+                    video_latents = pipe(**text, **arguments, conditions=conditions).frames
                 if writes:
                     path = place / f"{number + 1}-{task}.mp4"
-                    strip = _decode(pipe, made, path, settings)
-                    held = {frame for c in conditions for frame in _frames_held(pipe, c, made.shape[2])}
+                    strip = _decode(pipe, video_latents, path, settings)
+                    held = {frame for c in conditions for frame in _frames_held(pipe, c, video_latents.shape[2])}
                     rows.append(replace(strip, label=f"{number + 1}. {prompt} ({task})", held=held))
                     written.append(path)
     if not rows:
@@ -274,7 +274,7 @@ class Validator:
         settings: None: the sampling defaults of the model.
 
     Raises:
-        ValueError: another VAE or text encoder made ``report.validate_on``. FileNotFoundError: it is not there.
+        ValueError: another VAE or text encoder made ``report.validate_on``. FileNotFoundError: it does not exist.
     """
 
     def __init__(
