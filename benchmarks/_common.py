@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: printing, and what a forward of Wan's transformer costs on paper."""
+"""Share tables, model configurations and the cost of a forward pass among the benchmark scripts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
 from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.training.flops import Workload, flops
 
 WAN_14B: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -33,15 +34,8 @@ def forward_flops(config: dict[str, Any], grid: Sequence[int], text_tokens: int,
         text_tokens: length of the prompt embeddings.
         timesteps: how many are embedded: 1, F or S.
     """
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    patch, ffn, freq = config["patch_size"], config["ffn_dim"], config["freq_dim"]
-    volume = patch[0] * patch[1] * patch[2]
-    tokens = grid[0] * grid[1] * grid[2] // volume
-    embedding = timesteps * width * (freq + width + 6 * width) + text_tokens * width * (config["text_dim"] + width)
-    ends = tokens * width * volume * (config["in_channels"] + config["out_channels"])
-    linear = tokens * width * (6 * width + 2 * ffn) + text_tokens * 2 * width**2  # q k v o, q o, two of the ffn; k v
-    attention = 2 * tokens * (tokens + text_tokens) * width
-    return 2 * (embedding + ends + config["num_layers"] * (linear + attention))
+    work = Workload(model=config, grid=tuple(grid), text_tokens=text_tokens, timesteps=timesteps, rank=None)
+    return flops(work).forward
 
 
 def timesteps_for(path: str, times: Tensor, tokens: int) -> Tensor:

@@ -44,10 +44,10 @@ from torch import Tensor
 
 from pusa.training.batches import Loader
 from pusa.training.config import config_from
+from pusa.training.distributed import Processes
 from pusa.training.flops import Workload, flops, memory
-from pusa.training.launch import Processes
 from pusa.training.model import prepare
-from pusa.training.run import Job, Run
+from pusa.training.run import Run, RunContext
 from pusa.training.trainer import _deterministic
 
 GOAL_BYTES, GOAL_SHARE = 139 * 10**9, 0.5
@@ -186,8 +186,8 @@ def _steps(options: argparse.Namespace, work: Workload, device: Device, deadline
     device.synchronize()
     setup = time.perf_counter() - began
     with tempfile.TemporaryDirectory() as folder, _deterministic(config, processes):
-        job = Job(config, "transformer", Path(folder), processes, data, data, data, None, lambda: False)
-        run = Run(job, model, parameters)
+        context = RunContext(config, "transformer", Path(folder), processes, data, data, data, None, lambda: False)
+        run = Run(context, model, parameters)
         seconds: list[float] = []
         with Loader(run.reader, run.plan, data_rank=0, first_step=0, device=device.device) as loader:
             began = time.perf_counter()

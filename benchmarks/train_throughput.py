@@ -26,11 +26,11 @@ from torch import nn
 
 from pusa.data.dataset import DatasetWriter, LatentDataset
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.training.batches import Plan, Reader, generator_of
+from pusa.training.batches import BatchPlan, Reader, generator_of
 from pusa.training.config import TrainConfig, load_config
-from pusa.training.launch import Processes, launched
+from pusa.training.distributed import Processes, connect_processes
 from pusa.training.model import kernels, make_optimizers, precision, prepare
-from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.objective import add_noise, frame_errors, velocity_target, weighted_loss
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import train
 
@@ -76,7 +76,7 @@ def by_trainer(config: TrainConfig, model: Any) -> tuple[float, float]:
 
 def by_bare_loop(config: TrainConfig, model: Any, data: LatentDataset, processes: Processes, steps: int) -> float:
     """Clips per second of all processes on the same batches, made before."""
-    plan, reader = Plan(data.buckets, config, processes.data_parallel), Reader(data, config, (0.0, 1.0))
+    plan, reader = BatchPlan(data.buckets, config, processes.data_parallel), Reader(data, config, (0.0, 1.0))
     model, parameters = prepare(model, config, processes, list(data.buckets))
     optimizers = make_optimizers(parameters, config.optimizer)
     batches = []
@@ -90,7 +90,7 @@ def by_bare_loop(config: TrainConfig, model: Any, data: LatentDataset, processes
     for step, batch in enumerate(batches):
         if step == config.report.log_every:
             seen, began = 0, time.monotonic()
-        x = noised(batch.latents, batch.noise, batch.sigmas)
+        x = add_noise(batch.latents, batch.noise, batch.sigmas)
         with kernels(config, model):
             with precision(config, processes.device):
                 velocity = model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    processes = launched()
+    processes = connect_processes()
     with tempfile.TemporaryDirectory() as temporary:
         names = [str(options.work or temporary)]
         if processes.world > 1:

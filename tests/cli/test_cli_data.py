@@ -1,4 +1,4 @@
-"""`pusa data`: from a person's words to a dataset, and to a look at it."""
+"""Run `pusa data`: from options to a dataset and its inspection page."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`pusa train`: one command from a configuration to an adapter, alone or under a launcher."""
+"""Run `pusa train`: from a configuration to an adapter, alone or under a launcher."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Figures about videos and samples have the values that their definitions give."""
+"""Check that metrics of videos and samples have the values of their definitions."""
 
 import math
 

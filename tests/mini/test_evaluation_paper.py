@@ -30,7 +30,7 @@ from pusa.mini.recipe import clips as mini_clips
 from pusa.mini.recipe.vae import CONFIG
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions, draw_scenes
-from pusa.training.batches import Plan as Order
+from pusa.training.batches import BatchPlan as Order
 
 THINGS = 4
 FRAMES, SIDE = 3, 4  # of latents: clips of 9 frames of 32 pixels

@@ -1,4 +1,4 @@
-"""What is trained on when is a pure function of seed and step: nothing is lost by a kill or by another layout."""
+"""Plan batches as a pure function of seed and step: a kill or another layout of processes loses nothing."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ from torch import Tensor
 from training_samples import make_config, write_dataset
 
 from pusa.data.dataset import LatentDataset
-from pusa.training.batches import Batch, Loader, Plan, Reader, generator_of, held_out_batches
+from pusa.training.batches import Batch, BatchPlan, Loader, Reader, generator_of, held_out_batches
 from pusa.training.config import TrainConfig
 
 BUCKETS = {(16, 3, 4, 6): list(range(8)), (16, 1, 4, 6): [8, 9]}
@@ -30,7 +30,7 @@ def config(**changes: Any) -> TrainConfig:
 def batches(
     data: LatentDataset, config: TrainConfig, *, steps: int, data_rank: int = 0, data_parallel: int = 1, first: int = 0
 ) -> list[Batch]:
-    reader, plan = Reader(data, config, (0.0, 1.0)), Plan(data.buckets, config, data_parallel)
+    reader, plan = Reader(data, config, (0.0, 1.0)), BatchPlan(data.buckets, config, data_parallel)
     with Loader(reader, plan, data_rank=data_rank, first_step=first, device=CPU) as loader:
         return [loader.next() for _ in range(steps * plan.accumulation)]
 
@@ -48,7 +48,7 @@ def are_equal(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def test_all_clips_are_seen_equally_often() -> None:
-    plan = Plan(BUCKETS, config(), data_parallel=1)
+    plan = BatchPlan(BUCKETS, config(), data_parallel=1)
     seen = Counter(clip for step in range(3000) for clip in plan.step(step).clips)
     assert seen.keys() == set(range(10))
     for clips in BUCKETS.values():  # within a bucket exactly, but for the turn that is going on
@@ -57,24 +57,24 @@ def test_all_clips_are_seen_equally_often() -> None:
 
 
 def test_a_step_has_clips_of_one_shape_and_no_clip_twice_while_others_wait() -> None:
-    plan = Plan(BUCKETS, config(), data_parallel=2)
+    plan = BatchPlan(BUCKETS, config(), data_parallel=2)
     for step in range(50):
         clips = plan.step(step).clips
         assert len(clips) == 4
         assert len({clip < 8 for clip in clips}) == 1
-    large = Plan({(16, 3, 4, 6): list(range(8))}, config(), data_parallel=4)
+    large = BatchPlan({(16, 3, 4, 6): list(range(8))}, config(), data_parallel=4)
     assert all(sorted(large.step(step).clips) == list(range(8)) for step in range(20))
 
 
 def test_steps_can_be_asked_for_in_any_order() -> None:
     steps = [0, 5000, 3, 1024, 1023, 5000]
-    plan, other = Plan(BUCKETS, config(), data_parallel=1), Plan(BUCKETS, config(), data_parallel=1)
+    plan, other = BatchPlan(BUCKETS, config(), data_parallel=1), BatchPlan(BUCKETS, config(), data_parallel=1)
     expected = {step: other.step(step) for step in sorted(set(steps))}
     assert [plan.step(step) for step in steps] == [expected[step] for step in steps]
 
 
 def test_another_seed_is_another_order() -> None:
-    one, other = (Plan(BUCKETS, config(seed=seed), data_parallel=1) for seed in range(2))
+    one, other = (BatchPlan(BUCKETS, config(seed=seed), data_parallel=1) for seed in range(2))
     assert [one.step(step) for step in range(9)] != [other.step(step) for step in range(9)]
 
 
@@ -140,7 +140,7 @@ def test_reading_goes_on_while_the_model_works_and_lost_time_is_known(data: Late
             time.sleep(0.05)
             return super().batch(*args, **kwargs)
 
-    reader, plan = Slow(data, config(), (0.0, 1.0)), Plan(data.buckets, config(), 1)
+    reader, plan = Slow(data, config(), (0.0, 1.0)), BatchPlan(data.buckets, config(), 1)
     with Loader(reader, plan, data_rank=0, first_step=0, device=CPU) as loader:
         for _ in range(4):
             loader.next()
@@ -157,7 +157,7 @@ def test_an_error_while_reading_is_raised_where_the_batch_was_wanted(data: Laten
         def batch(self, *args: Any, **kwargs: Any) -> Batch:
             raise ValueError("shard-00003 is damaged")
 
-    plan = Plan(data.buckets, config(), 1)
+    plan = BatchPlan(data.buckets, config(), 1)
     with (
         pytest.raises(ValueError, match="shard-00003 is damaged"),
         Loader(Broken(data, config(), (0.0, 1.0)), plan, data_rank=0, first_step=0, device=CPU) as loader,

@@ -1,4 +1,4 @@
-"""A training run is one checked value: ready ones, files, changes by name, errors that say what to write instead."""
+"""Load and check configurations: ready ones, files, overrides, and errors that tell what to write instead."""
 
 import json
 import subprocess

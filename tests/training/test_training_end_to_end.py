@@ -1,4 +1,4 @@
-"""From videos in a folder to a video: prepare, train until the held-out loss falls, load, generate."""
+"""Go from videos in a folder to a video: prepare, train until the held-out loss falls, load, generate."""
 
 import json
 from pathlib import Path

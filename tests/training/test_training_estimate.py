@@ -1,4 +1,4 @@
-"""What `pusa train estimate` says is what PyTorch counts in a real step, and what the paper's authors paid."""
+"""Compare `pusa train estimate` with what PyTorch counts in a real step and what the paper's authors paid."""
 
 import argparse
 import importlib
@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from pusa import zoo
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.config import TrainConfig, config_from, load_config
-from pusa.training.estimate import GPUS, Base, base_of, estimate, memory_of, paper_run, remedies, workloads
+from pusa.training.distributed import Processes
+from pusa.training.estimate import GPUS, BaseModel, estimate, load_base, memory_of, paper_run, remedies, workloads
 from pusa.training.flops import Workload, flops, kept_for_backward, memory
-from pusa.training.launch import Processes
 from pusa.training.model import kernels, make_optimizers, precision, prepare
-from pusa.training.objective import frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.objective import add_noise, frame_errors, velocity_target, weighted_loss
 
 MODEL = {
     "patch_size": (1, 2, 2),
@@ -43,7 +43,7 @@ MODEL = {
     "num_layers": 3,
 }
 GRID, TEXT, CLIPS = (5, 16, 24), 16, 2
-BASE = Base(MODEL, text_tokens=TEXT)
+BASE = BaseModel(MODEL, text_tokens=TEXT)
 WITHIN = 0.1
 
 
@@ -113,7 +113,7 @@ class Step:
         sigmas, text = torch.rand(CLIPS, GRID[0]), torch.randn(CLIPS, TEXT, MODEL["text_dim"])
         self.batch = clean, noise, sigmas, text  # is held by the trainer, too
         with precision(self.config, torch.device("cpu")):
-            velocity = self.model(noised(clean, noise, sigmas), 1000 * sigmas, text, return_dict=False)[0]
+            velocity = self.model(add_noise(clean, noise, sigmas), 1000 * sigmas, text, return_dict=False)[0]
         return weighted_loss(frame_errors(velocity, velocity_target(clean, noise)), sigmas, self.config.objective)
 
 
@@ -212,7 +212,7 @@ def test_the_memory_of_plain_attention_grows_with_the_square_of_the_tokens() -> 
 
 def test_cards_that_share_everything_hold_a_share_each() -> None:
     config = load_config("wan2.1-14b-vta")
-    base = base_of(config.model.source)
+    base = load_base(config.model.source)
     one, eight = (memory_of(config, base, cards) for cards in (1, 8))
     for part in ("weights", "adapter", "gradients", "optimizer"):
         assert getattr(eight, part) == pytest.approx(getattr(one, part) / 8, rel=1e-3)
@@ -223,7 +223,7 @@ def test_cards_that_share_everything_hold_a_share_each() -> None:
 
 def test_context_parallelism_shares_tokens_and_work() -> None:
     config = load_config("wan2.1-14b-vta", ["parallel.context_parallel=4"])
-    base = base_of(config.model.source)
+    base = load_base(config.model.source)
     together = estimate(config, base, GPUS["h200"], cards=8)
     apart = estimate(load_config("wan2.1-14b-vta"), base, GPUS["h200"], cards=8)
     assert together.memory.activations < apart.memory.activations / 3
@@ -242,7 +242,7 @@ def test_the_papers_run_costs_what_its_authors_say() -> None:
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
     config = load_config("wan2.1-14b-vta", ["model.gradient_checkpointing=false", "parallel.fsdp=false"])
-    base = base_of(config.model.source)
+    base = load_base(config.model.source)
     gpu = GPUS["h200"]
     assert not estimate(config, base, gpu, cards=8).fits
     ways = remedies(config, base, gpu, cards=8)
@@ -262,7 +262,7 @@ def _as_overrides(config: TrainConfig, overrides: Any) -> dict[str, Any]:
 
 def test_where_one_knob_is_not_enough_several_are_named() -> None:
     config = load_config("wan2.1-14b-vta", ["model.gradient_checkpointing=false", "parallel.fsdp=false"])
-    base = base_of(config.model.source)
+    base = load_base(config.model.source)
     (way,) = remedies(config, base, GPUS["4090"], cards=1)
     assert {"model.gradient_checkpointing", "parallel.fsdp"} <= way.overrides.keys()
     assert way.peak <= GPUS["4090"].usable_bytes
@@ -270,22 +270,22 @@ def test_where_one_knob_is_not_enough_several_are_named() -> None:
 
 def test_1_3b_fits_one_card_of_24_gb() -> None:
     config = load_config("wan2.1-1.3b-vta")
-    found = estimate(config, base_of(config.model.source), GPUS["4090"])
+    found = estimate(config, load_base(config.model.source), GPUS["4090"])
     assert found.fits
     assert not estimate(
-        load_config("wan2.1-1.3b-vta", ["model.gradient_checkpointing=false"]), base_of("wan2.1-1.3b"), GPUS["4090"]
+        load_config("wan2.1-1.3b-vta", ["model.gradient_checkpointing=false"]), load_base("wan2.1-1.3b"), GPUS["4090"]
     ).fits
 
 
 def test_two_experts_cost_twice() -> None:
     one, two = (load_config(name) for name in ("wan2.1-14b-vta", "wan2.2-a14b-vta"))
-    hours = [estimate(c, base_of(c.model.source), GPUS["h200"], cards=8).hours for c in (one, two)]
+    hours = [estimate(c, load_base(c.model.source), GPUS["h200"], cards=8).hours for c in (one, two)]
     assert hours[1] == pytest.approx(2 * hours[0])
 
 
 def test_a_budget_of_seconds_is_kept() -> None:
     config = load_config("mini-vta")
-    found = estimate(config, base_of(config.model.source), GPUS["4090"])
+    found = estimate(config, load_base(config.model.source), GPUS["4090"])
     assert found.hours * 3600 == pytest.approx(config.seconds)
     assert len(found.works) == len(config.data.lengths)
 

@@ -1,9 +1,10 @@
-"""A run's card says what was trained and how to use it, from the run's own files; its code runs, its links lead."""
+"""Write a run's model card from the run's own files; its code runs, its links lead to files."""
 
 import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,13 @@ from diffusers import WanPipeline
 from PIL import Image
 from training_samples import make_config, write_dataset
 
-from pusa.cli.card import card as command
+from pusa.cli.train import card as command
 from pusa.data.dataset import LatentDataset
 from pusa.models.tiny import components
-from pusa.training.curves import Curve, Panel, draw, panels_of, smoothed, ticks
-from pusa.training.model_card import write_card
+from pusa.training.reports.curves import Curve, Panel, draw, panels_of, smoothed
+from pusa.training.reports.model_card import write_card
+from pusa.training.reports.validation import ValidationSettings, Validator
 from pusa.training.trainer import train
-from pusa.training.validation import ValidationSettings, Validator
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +145,6 @@ def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path) -> None:
 # ---- curves ----------------------------------------------------------------------------------------------------------
 
 
-def test_ticks_are_round_numbers_within_the_axis() -> None:
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(37, 912) == [200, 400, 600, 800]
-    assert ticks(-0.3, 0.3) == pytest.approx([-0.2, 0, 0.2])
-    with pytest.raises(ValueError):
-        ticks(1, 1)
-
-
 def test_smoothing_keeps_a_straight_line_and_calms_noise() -> None:
     line = [(float(x), 3.0 * x) for x in range(100)]
     assert smoothed(line)[50] == pytest.approx((50, 150))
@@ -185,6 +178,13 @@ def test_what_is_not_finite_or_not_there_is_left_out() -> None:
     assert levels.x_range == (0, 1)
     assert draw([loss, levels]).size == (1120, 320)
     assert draw([Panel("", "", [Curve("", [(0.0, math.nan)])])]).size == (560, 320)
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RuntimeError) as error:
+        draw([Panel("loss", "step", [])])
+    assert str(error.value) == "curves need matplotlib, which is not installed: pip install 'pusa[train]'"
 
 
 def test_equal_weights_make_equal_pictures() -> None:

@@ -1,4 +1,4 @@
-"""Frame-aware flow matching: the released code's numbers, the paper's alternatives, and a loss only where noise is."""
+"""Check the frame-aware flow matching loss: the released code's numbers and the paper's alternatives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from torch import Tensor
 from pusa.training.config import ObjectiveConfig
 from pusa.training.objective import (
     LossBins,
+    add_noise,
     draw_sigmas,
     frame_errors,
-    level_weights,
-    noised,
+    sigma_weights,
     training_grid,
     velocity_target,
     weighted_loss,
@@ -37,16 +37,16 @@ def test_path_target_grid_and_weight_are_the_released_code_s(
     recorded = golden_tensors("scheduler/single_steps")
     train = {name.removeprefix("train."): t for name, t in recorded.items() if name.startswith("train.")}
     sigmas = train["timestep"] / 1000
-    assert torch.equal(noised(train["x"], train["noise"], sigmas), train["out"])
+    assert torch.equal(add_noise(train["x"], train["noise"], sigmas), train["out"])
     assert torch.equal(velocity_target(train["x"], train["noise"]), train["target"])
-    torch.testing.assert_close(level_weights(sigmas[0], 5.0), train["weight_row0"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sigma_weights(sigmas[0], 5.0), train["weight_row0"], rtol=1e-6, atol=1e-6)
     nearest = (training_grid(5.0) - sigmas.flatten()[:, None]).abs().amin(dim=1)
     assert nearest.max() < 1e-7  # the recorded timesteps are indices into the grid
 
 
 def test_weights_have_mean_one_over_the_grid_and_vanish_for_pure_noise() -> None:
     for shift in (1.0, 3.0, 5.0):
-        weights = level_weights(training_grid(shift), shift)
+        weights = sigma_weights(training_grid(shift), shift)
         assert weights.mean() == pytest.approx(1, abs=1e-5)
         assert weights[0] == 0
         assert weights.min() >= 0
@@ -54,7 +54,7 @@ def test_weights_have_mean_one_over_the_grid_and_vanish_for_pure_noise() -> None
 
 def test_released_weighting_multiplies_two_means_and_the_per_frame_one_does_not() -> None:
     errors, sigmas = torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[0.5, 1.0], [0.5, 0.9]])
-    w = level_weights(sigmas, 5.0)
+    w = sigma_weights(sigmas, 5.0)
     losses = {
         name: float(weighted_loss(errors, sigmas, ObjectiveConfig(weighting=name)))
         for name in ("per_sample", "per_frame", "none")

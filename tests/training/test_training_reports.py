@@ -1,4 +1,4 @@
-"""What a run tells goes to a file, and to a tracker where there is one."""
+"""Record the metrics of a run in a file and in a tracker if there is one."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from training_samples import make_config
 
-from pusa.training import reports
-from pusa.training.reports import Reporter, read_metrics
+from pusa.training.reports import Reporter, metrics, read_metrics
 
 ENTRY = {"loss": 0.5, "skipped": 1, "error_by_level": {"0.9": 0.25}, "gradient_norm": float("nan")}
 
@@ -49,9 +48,9 @@ class WeightsAndBiases(Recorder):
 def trackers(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """Trackers are installed, and remembered when they are made."""
     Recorder.made = []
-    monkeypatch.setattr(reports, "find_spec", lambda _: True)
-    monkeypatch.setattr(reports, "TensorBoardTracker", TensorBoard)
-    monkeypatch.setattr(reports, "WandBTracker", WeightsAndBiases)
+    monkeypatch.setattr(metrics, "find_spec", lambda _: True)
+    monkeypatch.setattr(metrics, "TensorBoardTracker", TensorBoard)
+    monkeypatch.setattr(metrics, "WandBTracker", WeightsAndBiases)
     return Recorder.made
 
 
@@ -83,7 +82,7 @@ def test_a_tracker_gets_every_number_and_picture_and_is_closed(
 
 
 def test_without_a_tracker_installed_there_is_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "find_spec", lambda _: None)
+    monkeypatch.setattr(metrics, "find_spec", lambda _: None)
     reporter = Reporter(tmp_path, make_config(None, tmp_path, report={"tracker": "auto"}), first_step=0)
     reporter.log(1, ENTRY)
     reporter.close()

@@ -1,4 +1,4 @@
-"""A run learns, tells what it does, goes on after a stop as if nothing had happened, leaves an adapter that loads."""
+"""Train a run, report on it, resume it after a stop to the same bits, and load its adapter."""
 
 import json
 import math
@@ -26,9 +26,9 @@ from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training import model as adapting
 from pusa.training.checkpoint import checkpoints
 from pusa.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
+from pusa.training.distributed import Processes
 from pusa.training.export import export_run
-from pusa.training.launch import Processes
-from pusa.training.model import MovingAverage, factor, make_optimizers
+from pusa.training.model import MovingAverage, lr_factor, make_optimizers
 from pusa.training.reports import read_metrics
 from pusa.training.trainer import TrainingStoppedError, train
 
@@ -504,7 +504,7 @@ def test_the_moving_average_forgets_quickly_at_first() -> None:
         average.update(step)
         expected += (1 - min(0.5, (1 + step) / (10 + step))) * (2.0 + step - expected)
         assert float(average.averages["w"]) == pytest.approx(expected)
-    with average.in_place():
+    with average.applied():
         assert weight.item() == pytest.approx(expected)
     assert weight.item() == 13
 
@@ -528,7 +528,7 @@ def test_the_result_is_the_moving_average(run: Callable[..., Path]) -> None:
     ids=["constant", "warm-up", "cool-down", "linear", "cosine"],
 )
 def test_schedules(schedule: dict[str, Any], expected: list[float]) -> None:
-    factors = [factor(ScheduleConfig(**schedule), step, step / 4) for step in range(5)]
+    factors = [lr_factor(ScheduleConfig(**schedule), step, step / 4) for step in range(5)]
     assert factors == pytest.approx(expected, abs=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Validation while training: fixed prompts and clips, every task, files to look at, and no trace in the training."""
+"""Validate while training: fixed prompts and clips, every task, files to look at, no trace in the training."""
 
 import json
 import random
@@ -18,11 +18,11 @@ from pusa.lora.adapters import lora_layers
 from pusa.media import probe_video, read_video
 from pusa.media.sheets import Strip, sheet, spread, write_picture
 from pusa.pipeline import PusaPipeline
-from pusa.training.launch import Processes
+from pusa.training.distributed import Processes
 from pusa.training.model import prepare
 from pusa.training.reports import Reporter
+from pusa.training.reports.validation import TASKS, ValidationSettings, Validator, validate
 from pusa.training.trainer import train
-from pusa.training.validation import TASKS, ValidationSettings, Validator, validate
 
 QUICK = ValidationSettings(steps=2, guidance=1.0, columns=3)
 CLIP = (16, 3, 4, 6)  # 9 frames of 48 x 32 pixels

@@ -1,4 +1,4 @@
-"""`pusa data`: make datasets to train on, and look at them."""
+"""Run `pusa data`: make datasets to train on and inspect them."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-_GO_ON = "stopped; what is done is kept, and the same command goes on with it"
+_STOPPED = "stopped; what is done is kept, and the same command goes on with it"
 
 _model = click.option(
     "--model",
@@ -33,12 +33,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Write lines of JSO
 
 @click.group()
 def data() -> None:
-    """Make datasets of encoded clips to train on, and look at them.
+    """Make datasets of encoded clips to train on, and inspect them.
 
     \b
     From videos:     pusa data prepare videos clips --model wan2.1-14b
     From the model:  pusa data synthesize prompts.txt clips --model wan2.1-14b
-    Look at it:      pusa data inspect clips -o look.html
+    Inspect it:      pusa data inspect clips -o look.html
     """
 
 
@@ -173,7 +173,7 @@ def synthesize(
     chosen_part, chosen_size = _part(part), parse_size(size) if size else None
     _check_model(model)
 
-    from pusa.data.sources import texts
+    from pusa.data.sources import read_prompts
     from pusa.data.synthesize import SynthesisSettings
     from pusa.data.synthesize import synthesize as start
 
@@ -189,7 +189,7 @@ def synthesize(
         seed=seed,
         dtype=_torch_dtype(dtype),
     )
-    lines = texts(prompts)
+    lines = read_prompts(prompts)
     _show(lambda stop: start(lines, Path(output), settings, count=count, part=chosen_part, stop=stop), as_json)
 
 
@@ -225,7 +225,7 @@ def inspect(folder: Path, output: Path | None, clips: int, frames: int, model: s
     _show(lambda stop: start(folder, page, clips=clips, frames=frames, model=model, stop=stop), as_json, "")
 
 
-def _show(start: Start, as_json: bool, stopped: str = _GO_ON) -> None:
+def _show(start: Start, as_json: bool, stopped: str = _STOPPED) -> None:
     try:
         run(start, as_json=as_json)
     except Stopped:

@@ -1,4 +1,4 @@
-"""`pusa train estimate`: what a run takes, on paper."""
+"""Run `pusa train estimate`: print the memory, hours and cost of a run."""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pusa.training.config import TrainConfig, load_config
-
 if TYPE_CHECKING:
+    from pusa.training.config import TrainConfig
     from pusa.training.estimate import Estimate, Gpu, Remedy
 
 
@@ -45,31 +44,32 @@ def estimate(
     pusa train estimate wan2.1-1.3b-vta method.rank=64 --gpu 4090
     """
     from pusa.training import estimate as estimates
+    from pusa.training.config import load_config
 
-    wanted = load_config(config, [*changes, *more_changes])
-    gpu = _find(gpu_name, wanted)
-    base = estimates.base_of(wanted.model.source)
-    found = estimates.estimate(wanted, base, gpu, cards=count, price=price)
+    train_config = load_config(config, [*changes, *more_changes])
+    gpu = _find(gpu_name, train_config)
+    base = estimates.load_base(train_config.model.source)
+    result = estimates.estimate(train_config, base, gpu, cards=count, price=price)
     paper = estimates.paper_run(gpu, cards=count, price=price)
-    ways = [] if found.fits else estimates.remedies(wanted, base, gpu, cards=count)
+    ways = [] if result.fits else estimates.remedies(train_config, base, gpu, cards=count)
     if as_json:
-        click.echo(json.dumps(_facts(found, paper, ways), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(result, paper, ways), ensure_ascii=False))
     else:
-        click.echo("\n".join(_lines(wanted, found, paper, ways)))
+        click.echo("\n".join(_lines(train_config, result, paper, ways)))
 
 
-def _find(name: str, config: TrainConfig) -> "Gpu":
+def _find(name: str, config: "TrainConfig") -> "Gpu":
     from pusa.training.estimate import GPUS
 
     if name == "cpu":
-        return _this_cpu(config)
+        return _measure_cpu(config)
     if name not in GPUS:
         raise ValueError(f"--gpu {name!r} is not known: take the nearest of {', '.join(GPUS)}, or cpu")
     return GPUS[name]
 
 
-def _this_cpu(config: TrainConfig) -> "Gpu":
-    """The processor at hand, with its rate for matrix products as wide as these models at their smallest."""
+def _measure_cpu(config: "TrainConfig") -> "Gpu":
+    """Measure this processor's rate for matrix products of size 1024, the width of the smallest models."""
     import time
 
     import torch
@@ -91,22 +91,22 @@ def _this_cpu(config: TrainConfig) -> "Gpu":
     return Gpu("cpu", title, resources.free_memory_bytes(), rate, 0.35, 10e9, "a guess; the rate was measured now")
 
 
-def _tera(rate: float) -> str:
+def _format_rate(rate: float) -> str:
     return f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e13 else f"{rate / 1e9:.0f} GFLOP/s"
 
 
-def _many(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"
 
 
-def _operations(count: float) -> str:
+def _format_operations(count: float) -> str:
     for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count / 1e9:.3g} GFLOP"
 
 
-def _time(hours: float) -> str:
+def _format_time(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} seconds"
     if hours < 1:
@@ -114,25 +114,26 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _lines(config: TrainConfig, found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
+def _lines(config: "TrainConfig", result: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
     from pusa.resources import readable
     from pusa.training.estimate import PAPER_CLIPS, PAPER_DOLLARS, PAPER_STEPS
 
-    gpu, work, flops, memory = found.gpu, found.largest, found.flops, found.memory
+    gpu, work, flops, memory = result.gpu, result.largest, result.flops, result.memory
     kind = f"LoRA of rank {work.rank}" if work.rank else "all weights"
     experts = len(config.model.experts)
     each = f" for each of {experts} transformers" if experts > 1 else ""
     grid = "x".join(map(str, work.grid))
-    yield f"{config.name}: {kind}, {_many(work.trained_parameters)} parameters for a model of {_many(work.parameters)}"
-    yield f"on        {found.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_tera(gpu.peak)} at most"
-    clips = sorted({work.clips_per_step for work in found.works})
+    trained, total = _format_count(work.trained_parameters), _format_count(work.parameters)
+    yield f"{config.name}: {kind}, {trained} parameters for a model of {total}"
+    yield f"on        {result.cards} x {gpu.title}, {readable(gpu.memory_bytes)}, {_format_rate(gpu.peak)} at most"
+    clips = sorted({work.clips_per_step for work in result.works})
     many = f"{clips[0]} to {clips[-1]}" if len(clips) > 1 else f"{clips[0]}"
-    yield f"work      {found.steps / experts:,.0f} steps of {many} clips{each}"
+    yield f"work      {result.steps / experts:,.0f} steps of {many} clips{each}"
     yield f"a clip    {grid} latents, {work.sequence:,} tokens"
-    again = f", once more {_operations(flops.recompute)}" if flops.recompute else ""
+    again = f", once more {_format_operations(flops.recompute)}" if flops.recompute else ""
     yield (
-        f"a pass    {_operations(flops.total)}: forward {_operations(flops.forward)}{again}, "
-        f"backward {_operations(flops.backward)}"
+        f"a pass    {_format_operations(flops.total)}: forward {_format_operations(flops.forward)}{again}, "
+        f"backward {_format_operations(flops.backward)}"
     )
     yield ""
     yield "memory per card"
@@ -150,29 +151,29 @@ def _lines(config: TrainConfig, found: "Estimate", paper: "Estimate", ways: list
             yield f"  {name:<17} {readable(count):>8}"
     room = f"{readable(memory.peak)} of {readable(gpu.usable_bytes)} that can be used"
     yield f"  {'at the peak':<17} {readable(memory.peak):>8}  (gradients come while activations go)"
-    yield f"fits      {'yes' if found.fits else 'NO'}: {room}"
-    if not found.fits:
-        yield from _ways(found, ways)
+    yield f"fits      {'yes' if result.fits else 'NO'}: {room}"
+    if not result.fits:
+        yield from _ways(result, ways)
     yield ""
-    speed = f"{found.step_seconds:.3g} s a step at {gpu.share:.0%} of the rate"
-    if found.communication_seconds > found.compute_seconds:
-        speed += f" (waiting for communication; {found.compute_seconds:.3g} s of computing)"
+    speed = f"{result.step_seconds:.3g} s a step at {gpu.share:.0%} of the rate"
+    if result.communication_seconds > result.compute_seconds:
+        speed += f" (waiting for communication; {result.compute_seconds:.3g} s of computing)"
     yield f"speed     {speed}"
     yield f"          the share: {gpu.basis}"
-    yield f"takes     {_time(found.hours)}, {found.gpu_hours:,.1f} card-hours{_money(found)}"
+    yield f"takes     {_format_time(result.hours)}, {result.gpu_hours:,.1f} card-hours{_format_cost(result)}"
     if gpu.name == "cpu":
         return
     yield (
         f"the paper {PAPER_STEPS} steps of {PAPER_CLIPS} clips at 1280x720, rank 512 (they report about "
-        f"${PAPER_DOLLARS}): here {_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_money(paper)}"
+        f"${PAPER_DOLLARS}): here {_format_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_format_cost(paper)}"
     )
 
 
-def _money(found: "Estimate") -> str:
-    return "" if found.cost is None else f", {found.cost:,.2f} at {found.price:g} an hour"
+def _format_cost(result: "Estimate") -> str:
+    return "" if result.cost is None else f", {result.cost:,.2f} at {result.price:g} an hour"
 
 
-def _ways(found: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
+def _ways(result: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
     from pusa.resources import readable
 
     if not ways:
@@ -181,30 +182,30 @@ def _ways(found: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
     yield "          it would with" if len(ways) == 1 else "          it would with any one of these"
     for way in ways:
         changes = [f"{name}={json.dumps(value)}" for name, value in way.overrides.items()]
-        if way.cards != found.cards:
+        if way.cards != result.cards:
             changes.append(f"--count {way.cards}")
         yield f"            {' '.join(changes):<48} {readable(way.peak)}"
     if any("data.width" in way.overrides for way in ways):
         yield "          (a size is that of the clips: prepare the data so)"
 
 
-def _facts(found: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
-    memory, flops = found.memory, found.flops
+def _as_json(result: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
+    memory, flops = result.memory, result.flops
     return {
-        "gpu": found.gpu.name,
-        "count": found.cards,
-        "steps": found.steps,
-        "clips_per_step": found.largest.clips_per_step,
+        "gpu": result.gpu.name,
+        "count": result.cards,
+        "steps": result.steps,
+        "clips_per_step": result.largest.clips_per_step,
         "flops": {"forward": flops.forward, "recompute": flops.recompute, "backward": flops.backward},
-        "parameters": found.largest.parameters,
-        "trained_parameters": found.largest.trained_parameters,
-        "memory_bytes": vars(memory) | {"usable": found.gpu.usable_bytes},
-        "fits": found.fits,
+        "parameters": result.largest.parameters,
+        "trained_parameters": result.largest.trained_parameters,
+        "memory_bytes": vars(memory) | {"usable": result.gpu.usable_bytes},
+        "fits": result.fits,
         "remedies": [{"set": dict(way.overrides), "count": way.cards, "peak_bytes": way.peak} for way in ways],
-        "assumed_share": found.gpu.share,
-        "step_seconds": found.step_seconds,
-        "hours": found.hours,
-        "gpu_hours": found.gpu_hours,
-        "cost": found.cost,
+        "assumed_share": result.gpu.share,
+        "step_seconds": result.step_seconds,
+        "hours": result.hours,
+        "gpu_hours": result.gpu_hours,
+        "cost": result.cost,
         "paper": {"hours": paper.hours, "gpu_hours": paper.gpu_hours, "cost": paper.cost},
     }

@@ -1,4 +1,4 @@
-"""`pusa train`: adapt a text-to-video model to one time per latent frame, and give the adapter out."""
+"""Run `pusa train`: adapt a text-to-video model to one time per latent frame and export the adapter."""
 
 import logging
 import os
@@ -8,27 +8,14 @@ from typing import Any
 
 import click
 
+from pusa.cli.estimate import estimate
 from pusa.cli.run import Stopped
 
 _LAYOUTS = ("comfyui", "diffusers", "original")
 
 
 class _TrainGroup(click.Group):
-    """``pusa train CONFIG`` is ``pusa train run CONFIG``; `estimate` and `card` are imported when asked for."""
-
-    _elsewhere = {"card": "pusa.cli.card", "estimate": "pusa.cli.estimate"}  # noqa: RUF012
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*self.commands, *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere and cmd_name not in self.commands:
-            from importlib import import_module
-
-            command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
-            command.params += [p for p in self.params if "--debug" in p.opts and p not in command.params]
-            self.add_command(command)
-        return super().get_command(ctx, cmd_name)
+    """Run ``pusa train CONFIG`` as ``pusa train run CONFIG``."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -58,6 +45,9 @@ def train(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+train.add_command(estimate)
+
+
 @train.command()
 @click.argument("config", metavar="CONFIG")
 @click.argument("changes", metavar="[SECTION.FIELD=VALUE]...", nargs=-1)
@@ -77,25 +67,25 @@ def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], re
     """
     from pusa.training.config import load_config
 
-    wanted = load_config(config, [*changes, *more_changes])
+    train_config = load_config(config, [*changes, *more_changes])
     _show_log()
 
     from pusa.training.trainer import TrainingStoppedError, train
 
     options: dict[str, Any] = {}
-    if wanted.report.validate_every is not None and wanted.data.folders:
+    if train_config.report.validate_every is not None and train_config.data.folders:
         from pusa.data.dataset import LatentDataset
-        from pusa.training.validation import Validator
+        from pusa.training.reports.validation import Validator
 
-        options["dataset"] = dataset = LatentDataset(wanted.data.folders)
-        options["on_validate"] = Validator(wanted, dataset)
+        options["dataset"] = dataset = LatentDataset(train_config.data.folders)
+        options["on_validate"] = Validator(train_config, dataset)
     try:
-        folder = train(wanted, resume=resume, **options)
+        folder = train(train_config, resume=resume, **options)
     except TrainingStoppedError as error:
         raise Stopped(str(error)) from error
     except KeyboardInterrupt as error:
         raise Stopped("stopped at once: go on from the last checkpoint with --resume") from error
-    if _is_first_process():
+    if _is_main_process():
         click.echo(str(folder))
 
     import torch.distributed as dist
@@ -117,8 +107,8 @@ def configs(name: str | None) -> None:
         click.echo(ready[name].read_text(), nl=False)
         return
     width = max(map(len, ready))
-    for known, path in ready.items():
-        click.echo(f"{known:<{width}}  {path.read_text().splitlines()[0].removeprefix('# ')}")
+    for config_name, path in ready.items():
+        click.echo(f"{config_name:<{width}}  {path.read_text().splitlines()[0].removeprefix('# ')}")
 
 
 @train.command()
@@ -149,11 +139,24 @@ def export(run: str, output: str, layout: Any, scale: float, dtype: str, step: i
         click.echo(str(path))
 
 
+@train.command()
+@click.argument("run", metavar="RUN", type=click.Path())
+def card(run: str) -> None:
+    """Write the model card of the run in folder RUN.
+
+    README.md and curves.png, made from the run's own files: what was trained, on what, how the losses fell, samples,
+    how to use it, and its limits.
+    """
+    from pusa.training.reports.model_card import write_card
+
+    click.echo(str(write_card(run)))
+
+
 def _show_log() -> None:
-    """What a run says of itself, to stderr, from one process."""
+    """Log a run to stderr, from its first process only."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("pusa").setLevel(logging.INFO if _is_first_process() else logging.ERROR)
+    logging.getLogger("pusa").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
 
 
-def _is_first_process() -> bool:
+def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"

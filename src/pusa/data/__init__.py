@@ -1,1 +1,1 @@
-"""Datasets of encoded clips: sources, clips, the folder format, preparation, inspection."""
+"""Prepare, synthesize, inspect and read datasets of encoded clips."""

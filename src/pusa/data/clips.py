@@ -1,6 +1,6 @@
-"""From a file to the frames of its clips: what is in it, which clips are cut from it, and their pixels.
+"""Probe a media file, choose the clips to cut from it and decode their frames.
 
-No torch here: this runs in worker processes, which start often and should be small.
+This module must not import torch: it runs in worker processes, which start often and should be small.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pusa.media.source import opened
 
 LIMITS = MediaLimits(
     max_bytes=16 * 2**30, max_frames=1_000_000, max_seconds=4 * 3600.0, max_decode_seconds=3600.0
-)  # a film may be cut into clips; frames are never held but for the clips that are open
+)  # long videos are cut into clips; only frames of the clips being decoded are held
 
 Content = Path | bytes
 Size = tuple[int, int]
@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Media:
-    """What a file holds: pixels as displayed; a picture has one frame, and no time."""
+    """Describe a media file; width and height as displayed. A picture has neither fps nor seconds."""
 
     sha256: str
     kind: Literal["image", "video"]
@@ -39,7 +39,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Scan:
-    """The task of looking into a file; `index` is the caller's."""
+    """Task: probe a file; `index` is the caller's."""
 
     index: int
     content: Content
@@ -47,7 +47,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Cut:
-    """The task of decoding clips from one file, all of `frames` frames and `size` (width, height).
+    """Task: decode clips from one file, all of `frames` frames and `size` (width, height).
 
     `starts` are frame numbers at `fps`, in order; clips may overlap.
     """
@@ -62,18 +62,18 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """Pixels of one clip: uint8 [F, H, W, 3]."""
+class DecodedClip:
+    """Hold the pixels of one clip, uint8 [F, H, W, 3], and its first frame number."""
 
     start: int
     pixels: np.ndarray
 
 
-def work(task: Scan | Cut) -> Iterator[Media | Clip]:
-    """For `Workers`: one `Media` for a `Scan`, a `Clip` for each start of a `Cut`.
+def work(task: Scan | Cut) -> Iterator[Media | DecodedClip]:
+    """Run a task for `Workers`: yield one `Media` for a `Scan`, a `DecodedClip` for each start of a `Cut`.
 
     Raises:
-        MediaError, FileNotFoundError: the file cannot be read, or ends early; clips that were whole came before.
+        MediaError, FileNotFoundError: the file cannot be read, or ends early, after its complete clips.
     """
     if isinstance(task, Scan):
         yield scan(task.content)
@@ -96,12 +96,12 @@ def scan(content: Content) -> Media:
 
 
 def frames_at(seconds: float, fps: float) -> int:
-    """Frames that `pusa.media.iter_video` yields of a video at a rate; see there about its end."""
+    """Count the frames that `pusa.media.iter_video` yields of a video at a rate; see there about its end."""
     return max(1, ceil(seconds * fps - 0.1))
 
 
 def nearest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
-    """The size that needs the least cutting and enlarging, each as a logarithm; of equals the largest."""
+    """Choose the size that needs the least cropping and enlarging, each as a logarithm; of equals the largest."""
 
     def cost(size: Size) -> tuple[float, int]:
         cutting = abs(log(width / height) - log(size[0] / size[1]))
@@ -111,23 +111,27 @@ def nearest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=cost)
 
 
-def starts_of(available: int, frames: int, fps: float, *, clips: int | None, stride_seconds: float | None) -> list[int]:
-    """Where clips of `frames` frames begin in a video of `available` frames: one after the other, or every so often.
+def clip_starts(
+    available: int, frames: int, fps: float, *, clips: int | None, stride_seconds: float | None
+) -> list[int]:
+    """Return the first frames of clips of `frames` frames in a video of `available` frames.
 
-    clips: at most so many; None: all that fit.
+    Args:
+        clips: at most so many; None: all that fit.
+        stride_seconds: from one start to the next; None: clips follow each other.
     """
     stride = frames if stride_seconds is None else max(1, round(stride_seconds * fps))
     return list(range(0, available - frames + 1, stride))[:clips]
 
 
-def cut(task: Cut) -> Iterator[Clip]:
+def cut(task: Cut) -> Iterator[DecodedClip]:
     """Decode the clips of a task in one pass. Raises as `work` does."""
     if task.kind == "image":
-        yield Clip(0, _fitted(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
+        yield DecodedClip(0, _cover(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
         return
     width, height = task.size
     first = task.starts[0]
-    # Exact, so that a clip is the same whether the pass begins with it or before it.
+    # An exact fraction, so that a clip is the same whether the pass begins with it or before it.
     start: Any = Fraction(first) / Fraction(task.fps)
     waiting = list(task.starts)
     filling: dict[int, np.ndarray] = {}  # start -> [F, H, W, 3]
@@ -137,11 +141,11 @@ def cut(task: Cut) -> Iterator[Clip]:
     ):
         if waiting and waiting[0] == number:
             filling[waiting.pop(0)] = np.empty((task.frames, height, width, 3), np.uint8)
-        pixels = _fitted(frame, task.size) if filling else frame
+        pixels = _cover(frame, task.size) if filling else frame
         for begin in list(filling):
             filling[begin][number - begin] = pixels
             if number - begin == task.frames - 1:
-                yield Clip(begin, filling.pop(begin))
+                yield DecodedClip(begin, filling.pop(begin))
         if not filling and not waiting:
             return
     raise ValueError(
@@ -151,13 +155,14 @@ def cut(task: Cut) -> Iterator[Clip]:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
+    """Blend transparency over white."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _fitted(frame: np.ndarray, size: Size) -> np.ndarray:
-    """Scaled to cover `size` (width, height), and its middle cut out: uint8 [H, W, 3]."""
+def _cover(frame: np.ndarray, size: Size) -> np.ndarray:
+    """Scale a frame to cover `size` (width, height) and crop its middle: uint8 [H, W, 3]."""
     width, height = size
     scale = max(width / frame.shape[1], height / frame.shape[0])
     scaled = max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale))

@@ -1,12 +1,12 @@
-"""Datasets of encoded clips: what `pusa data` writes and training reads.
+"""Read datasets of encoded clips, which `pusa data` writes for training.
 
-    dataset.json            what it is: the model, its VAE and text encoder, how it was made
+    dataset.json            the model, its VAE and text encoder, the settings
     clips.jsonl             a line per clip (`ClipInfo`); a later line of the same id replaces an earlier one
     latents/*.safetensors   clip id -> normalised latents [C, F, h, w]; one file holds clips of one shape
     prompts/*.safetensors   sha256 of the caption -> embeddings [L, D] without padding; the empty caption is among them
 
-Latents are as `PusaPipeline.encode_frames` makes them, embeddings as `encode_prompt` does, without the zero rows at
-their end. Nothing here is a pickle; the original's ``*.tensors.pth`` are read too (`LatentDataset.from_original`).
+Latents come from `PusaPipeline.encode_frames`, embeddings from `encode_prompt`, without the zero rows at their end.
+No file is a pickle; the original's ``*.tensors.pth`` are read too (`LatentDataset.from_original`).
 """
 
 import hashlib
@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 _OPEN_SHARDS = 256  # memory-mapped files that are kept open
 
 
-class Store(Protocol):
-    """Where clips lie: a folder of ours, or one of the original's."""
+class ClipFolder(Protocol):
+    """Describe a folder of clips: one that `DatasetWriter` wrote, or one of the original's."""
 
     folder: Path
     facts: DatasetFacts
@@ -61,7 +61,7 @@ class Store(Protocol):
 
 
 class ShardFolder:
-    """A folder as `DatasetWriter` writes it. Files are memory-mapped at the first use, and again after unpickling."""
+    """Read a folder of `DatasetWriter`; files are memory-mapped at the first use, and again after unpickling."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,14 +108,14 @@ class ShardFolder:
     def _file(self, path: Path) -> Any:
         with self._lock:
             if path not in self._open:
-                self._open[path] = _mapped(path)
+                self._open[path] = _map_file(path)
                 if len(self._open) > _OPEN_SHARDS:
                     self._open.popitem(last=False)
             self._open.move_to_end(path)
             return self._open[path]
 
 
-def _mapped(path: Path) -> Any:
+def _map_file(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: copy the whole folder, or make the dataset again")
     try:
@@ -125,7 +125,7 @@ def _mapped(path: Path) -> Any:
 
 
 class LatentDataset:
-    """Clips of one or several folders, read when they are asked for; cheap to pickle into worker processes.
+    """Read clips of one or several folders lazily; cheap to pickle into worker processes.
 
         data = LatentDataset("clips")
         for shape, indices in data.buckets.items():
@@ -134,8 +134,8 @@ class LatentDataset:
     Clips are in the order of their ids, which does not depend on how the folders were filled.
 
     Args:
-        folder: as `DatasetWriter` wrote it, or a folder of such folders (the parts of one `pusa data synthesize`), or
-            the original's (see `from_original`); or several of them. A clip that is in two of them counts once.
+        folder: one of `DatasetWriter`, a folder of such folders (the parts of one `pusa data synthesize`), one in the
+            original's layout (see `from_original`), or several of these. A clip that is in two of them counts once.
 
     Raises:
         FileNotFoundError, ValueError: there is no dataset, it is damaged or empty, or two folders do not go together
@@ -148,28 +148,27 @@ class LatentDataset:
 
     @classmethod
     def from_original(cls, folder: str | Path, *, empty_embeds: Tensor | None = None) -> "LatentDataset":
-        """The training set as Pusa's own code caches it: ``metadata.csv`` and a ``*.tensors.pth`` for each video.
+        """Read a training set in the original code's layout: ``metadata.csv`` and a ``*.tensors.pth`` for each video.
 
-        The files are read with ``weights_only``: only tensors are made of them, no code of theirs runs.
+        Files are loaded with ``weights_only``: no code in them runs.
 
         Args:
-            folder: of ``metadata.csv`` (``file_name``, ``text``), with the tensors beside it or in ``train/``.
+            folder: holds ``metadata.csv`` (``file_name``, ``text``), with the tensors beside it or in ``train/``.
             empty_embeds: ``[L, D]``, the embeddings of the empty caption, which this layout does not hold.
 
         Raises:
-            FileNotFoundError, ValueError: nothing there can be read. Single files that cannot are left out, with a
-                warning.
+            FileNotFoundError, ValueError: no file can be read. Single unreadable files are left out with a warning.
         """
         data = cls.__new__(cls)
         data._fill([OriginalFolder(Path(folder).expanduser(), empty_embeds=empty_embeds)])
         return data
 
-    def _fill(self, stores: list[Store]) -> None:
+    def _fill(self, stores: list[ClipFolder]) -> None:
         if not stores:
             raise FileNotFoundError("no folder is given: name at least one dataset")
         for store in stores[1:]:
-            _check_joined(stores[0], store)
-        self._owner: dict[str, Store] = {}
+            _check_compatible(stores[0], store)
+        self._owner: dict[str, ClipFolder] = {}
         clips = {}
         for store in stores:
             for clip in store.clips:
@@ -181,9 +180,9 @@ class LatentDataset:
         if not clips:
             raise ValueError(f"{', '.join(str(store.folder) for store in stores)}: the dataset has no clips")
         self._stores = stores
-        self._show(clips.values())
+        self._set_clips(clips.values())
 
-    def _show(self, clips: Iterable[ClipInfo]) -> None:
+    def _set_clips(self, clips: Iterable[ClipInfo]) -> None:
         self.clips: list[ClipInfo] = sorted(clips, key=lambda clip: clip.id)
         self.buckets: dict[Shape, list[int]] = {}
         """Latent shape -> indices of its clips."""
@@ -195,11 +194,12 @@ class LatentDataset:
 
     @property
     def folders(self) -> list[Path]:
+        """The folders that the clips are read from."""
         return [store.folder for store in self._stores]
 
     @property
     def facts(self) -> DatasetFacts:
-        """Of the first folder; the others go together with it."""
+        """Facts of the first folder; those of the others are compatible."""
         return self._stores[0].facts
 
     @property
@@ -208,7 +208,7 @@ class LatentDataset:
         return self.facts.max_sequence_length
 
     def latents(self, index: int) -> Tensor:
-        """Normalised latents of a clip: fp32 ``[C, F, h, w]``, a copy.
+        """Read the normalised latents of a clip: fp32 ``[C, F, h, w]``, a copy.
 
         Raises:
             FileNotFoundError, ValueError: its file is missing, damaged, or holds something else.
@@ -220,7 +220,7 @@ class LatentDataset:
         return z.to(torch.float32, copy=True)
 
     def embeds(self, index: int) -> Tensor:
-        """Embeddings of a clip's caption: fp32 ``[L, D]`` without padding. Raises as `latents` does."""
+        """Read the embeddings of a clip's caption: fp32 ``[L, D]`` without padding. Raises as `latents` does."""
         clip = self.clips[index]
         return self._owner[clip.id].embeds(clip).to(torch.float32, copy=True)
 
@@ -235,7 +235,7 @@ class LatentDataset:
 
     @property
     def hash(self) -> str:
-        """Sha256 over what the manifest says of the clips, whatever files they lie in."""
+        """SHA-256 over the manifest of all clips, independent of the files that hold them."""
         facts = {name: getattr(self.facts, name) for name in ("vae", "text_encoder", "max_sequence_length", "dtype")}
         digest = hashlib.sha256(json.dumps({"format": FORMAT, "version": VERSION, **facts}).encode())
         for clip in self.clips:
@@ -243,15 +243,15 @@ class LatentDataset:
             digest.update(json.dumps(values, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def check_goes_with(self, other: "LatentDataset") -> None:
-        """Raises ValueError if another VAE or text encoder made `other`."""
+    def check_compatible(self, other: "LatentDataset") -> None:
+        """Check that the same VAE and text encoder made `other`. Raises ValueError if not."""
         for store in other._stores:
-            _check_joined(self._stores[0], store)
+            _check_compatible(self._stores[0], store)
 
     def split(self, held_out_share: float, seed: int = 0) -> tuple["LatentDataset", "LatentDataset"]:
-        """Two datasets, one to train on and one to judge by; the share is rounded, but not to nothing.
+        """Split into a training and a held-out dataset; a share above 0 holds at least one clip out.
 
-        Which clips are held out depends on their ids and the seed alone.
+        The held-out clips depend on their ids and the seed alone.
 
         Raises:
             ValueError: the share is outside 0..1, or it leaves nothing to train on.
@@ -270,11 +270,11 @@ class LatentDataset:
     def _view(self, clips: Iterable[ClipInfo]) -> "LatentDataset":
         view = type(self).__new__(type(self))
         view._stores, view._owner = self._stores, self._owner
-        view._show(clips)
+        view._set_clips(clips)
         return view
 
 
-def _stores(folder: Path) -> list[Store]:
+def _stores(folder: Path) -> list[ClipFolder]:
     if (folder / DATASET_FILE).is_file():
         return [ShardFolder(folder)]
     parts = sorted(path.parent for path in folder.glob(f"*/{DATASET_FILE}"))
@@ -285,7 +285,7 @@ def _stores(folder: Path) -> list[Store]:
     return [ShardFolder(folder)]  # says what is missing
 
 
-def _check_joined(first: Store, other: Store) -> None:
+def _check_compatible(first: ClipFolder, other: ClipFolder) -> None:
     for name in ("vae", "text_encoder", "latent_channels", "max_sequence_length"):
         ours, theirs = (getattr(store.facts, name) for store in (first, other))
         if ours and theirs and ours != theirs:

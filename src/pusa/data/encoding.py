@@ -1,4 +1,4 @@
-"""The parts of a model that make a dataset: text encoder, then VAE, each loaded alone and only if it is needed."""
+"""Encode captions and clips with a model's text encoder and VAE, each loaded alone and only if needed."""
 
 import copy
 import hashlib
@@ -25,12 +25,12 @@ from pusa.pipeline import PusaPipeline
 
 T = TypeVar("T")
 
-_SAME_ENCODER = 0.9  # cosine between embeddings of one caption; those of another encoder are unrelated
+_SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another encoder's are unrelated
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
 
 
-def stopping(report: Report, stop: Callable[[], bool]) -> Report:
-    """A report that ends the run where `stop` says so."""
+def report_until_stopped(report: Report, stop: Callable[[], bool]) -> Report:
+    """Wrap a report function to raise `RunEnded` once `stop` returns True."""
 
     def report_or_stop(event: GenerationEvent) -> None:
         if stop():
@@ -40,18 +40,23 @@ def stopping(report: Report, stop: Callable[[], bool]) -> Report:
     return report_or_stop
 
 
-class Progress:
-    """Steps of a stage, with the time left from the rate of this run. `done`: what an earlier run did."""
+class StageProgress:
+    """Report the steps of a stage and the time left, at the rate of this run.
+
+    Args:
+        done: steps that an earlier run did.
+    """
 
     def __init__(self, report: Report, stage: str, steps: int, *, done: int = 0) -> None:
         self._report, self._stage, self._steps = report, stage, steps
-        self._before = self._step = done
+        self._first_step = self._step = done
         self._began = monotonic()
         report(GenerationEvent(kind="stage", stage=stage, steps=steps))
 
     def advance(self, count: int = 1) -> None:
+        """Report that `count` more steps are done."""
         self._step += count
-        each_seconds = (monotonic() - self._began) / max(1, self._step - self._before)
+        each_seconds = (monotonic() - self._began) / max(1, self._step - self._first_step)
         left = each_seconds * (self._steps - self._step)
         self._report(
             GenerationEvent(
@@ -61,22 +66,23 @@ class Progress:
 
 
 def devices() -> list[torch.device]:
-    """All GPUs, or the CPU."""
+    """Return all GPUs, or the CPU."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cuda", index) for index in range(count)] or [torch.device("cpu")]
 
 
 def add_prompts(
-    writer: DatasetWriter, captions: Iterable[str], report: Report, *, like: tuple[str, Tensor] | None = None
+    writer: DatasetWriter, captions: Iterable[str], report: Report, *, reference: tuple[str, Tensor] | None = None
 ) -> None:
-    """Encode the captions, and the empty one, that `writer` has not yet, each once and alone, as the pipeline does.
+    """Encode the captions, and the empty one, that `writer` lacks, each once and alone, as the pipeline does.
 
     Args:
-        like: a caption and its embeddings ``[L, D]`` from elsewhere, which must be from the same text encoder.
+        reference: a caption and its embeddings ``[L, D]`` of another source, to check that its text encoder is the
+            same.
 
     Raises:
-        ValueError: the folder was begun with another text encoder, or `like` was; or what
-            `PusaPipeline.from_pretrained` raises.
+        ValueError: the folder was begun with another text encoder, or `reference` comes from another. Otherwise as
+            `PusaPipeline.from_pretrained`.
     """
     missing = [caption for caption in dict.fromkeys(["", *captions]) if not writer.has_prompt(caption)]
     if not missing:
@@ -86,9 +92,9 @@ def add_prompts(
     writer.identify(text_encoder=identity_of_module(pipe.text_encoder, pipe.tokenizer))
     pipe.text_encoder.to(devices()[0])
     length = writer.facts.max_sequence_length
-    if like is not None:
-        _check_alike(pipe, length, *like)
-    progress = Progress(report, "encode captions", len(missing))
+    if reference is not None:
+        _check_text_encoder(pipe, length, *reference)
+    progress = StageProgress(report, "encode captions", len(missing))
     cut = 0
     for caption in missing:
         embeds = encode_prompt(pipe, caption, length)
@@ -100,7 +106,7 @@ def add_prompts(
         report(GenerationEvent(kind="note", message=f"{cut} captions have more than {length} tokens: the rest is cut"))
 
 
-def _check_alike(pipe: PusaPipeline, length: int, caption: str, embeds: Tensor) -> None:
+def _check_text_encoder(pipe: PusaPipeline, length: int, caption: str, embeds: Tensor) -> None:
     ours = without_padding(encode_prompt(pipe, caption, length)).float().cpu()
     if ours.shape != embeds.shape or cosine_similarity(ours, embeds.float()).mean() < _SAME_ENCODER:
         raise ValueError(
@@ -111,7 +117,7 @@ def _check_alike(pipe: PusaPipeline, length: int, caption: str, embeds: Tensor) 
 
 @torch.no_grad()
 def encode_prompt(pipe: PusaPipeline, text: str, max_sequence_length: int) -> Tensor:
-    """``[max_sequence_length, D]`` in the text encoder's dtype."""
+    """Encode a prompt to embeddings ``[max_sequence_length, D]`` in the text encoder's dtype."""
     embeds, _ = pipe.encode_prompt(
         [text],
         do_classifier_free_guidance=False,
@@ -122,12 +128,12 @@ def encode_prompt(pipe: PusaPipeline, text: str, max_sequence_length: int) -> Te
 
 
 def load_vae(model: str) -> AutoencoderKLWan:
-    """The VAE alone, on the CPU."""
+    """Load a model's VAE alone, on the CPU."""
     return PusaPipeline.from_pretrained(model, **dict.fromkeys((*_TEXT_PARTS, *_MODEL_PARTS))).vae
 
 
 def identity_of_vae(vae: AutoencoderKLWan) -> str:
-    """What tells one VAE from another: how it normalises, and names, shapes and some values of its parameters."""
+    """Hash a VAE: its normalisation, and the names, shapes and some values of its parameters."""
     digest = hashlib.sha256(json.dumps([vae.config.latents_mean, vae.config.latents_std]).encode())
     for name, parameter in vae.named_parameters():
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
@@ -137,24 +143,24 @@ def identity_of_vae(vae: AutoencoderKLWan) -> str:
 
 
 class ClipEncoder:
-    """A VAE on each device; clips are encoded on whichever is free, while the caller fetches the next ones."""
+    """Encode clips on several devices, a VAE on each, while the caller fetches the next ones."""
 
-    def __init__(self, vae: AutoencoderKLWan, on: Sequence[torch.device]) -> None:
+    def __init__(self, vae: AutoencoderKLWan, vae_devices: Sequence[torch.device]) -> None:
         self._free: queue.Queue[AutoencoderKLWan] = queue.Queue()
-        for number, device in enumerate(on):
+        for number, device in enumerate(vae_devices):
             self._free.put((vae if number == 0 else copy.deepcopy(vae)).to(device))
-        self._count = len(on)
+        self._count = len(vae_devices)
 
     def encode(self, frames: np.ndarray) -> Tensor:
-        """uint8 frames [4n + 1, H, W, 3] to normalised latents, fp32 ``[C, n + 1, h, w]`` on the CPU."""
+        """Encode uint8 frames [4n + 1, H, W, 3] to normalised latents, fp32 ``[C, n + 1, h, w]`` on the CPU."""
         vae = self._free.get()
         try:
             return encode_video(vae, pixels(list(frames)))[0].cpu()
         finally:
             self._free.put(vae)
 
-    def encoded(self, clips: Iterable[tuple[T, np.ndarray]]) -> Generator[tuple[T, Tensor], None, None]:
-        """Yield (name, latents) for (name, frames), in order; one clip more than there are devices is held."""
+    def encode_all(self, clips: Iterable[tuple[T, np.ndarray]]) -> Generator[tuple[T, Tensor], None, None]:
+        """Yield (name, latents) for (name, frames), in order, holding at most one clip more than there are devices."""
         pending: deque[tuple[T, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(self._count, thread_name_prefix="pusa-encode") as pool:
             try:

@@ -1,4 +1,4 @@
-"""The format of a dataset folder: what is written where, and how the manifest is read. See `pusa.data.dataset`."""
+"""Define the format of a dataset folder and read its manifest; see `pusa.data.dataset`."""
 
 import hashlib
 import json
@@ -18,10 +18,14 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """One clip: `frames`, `height` and `width` (pixels) as they were encoded, `latent_shape` [C, F, h, w].
+    """Describe one clip of a dataset: a line of ``clips.jsonl``.
 
-    `prompt` is the key of the caption's embeddings, `shard` the file below ``latents/``. `sha256` is that of the file
-    (`source`) it was cut from, at `start_seconds`; empty for clips that were made and not read.
+    Attributes:
+        shard: the file below ``latents/``.
+        frames, height, width: of the encoded pixels.
+        latent_shape: ``[C, F, h, w]``.
+        prompt: key of the caption's embeddings.
+        sha256: of the file (`source`) that the clip was cut from at `start_seconds`; empty for synthesized clips.
     """
 
     id: str
@@ -46,24 +50,24 @@ class ClipInfo:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ClipInfo":
-        """Unknown fields are left out, so that a later version's lines can be read.
+        """Parse a line of ``clips.jsonl``; fields of later versions are ignored.
 
         Raises:
-            ValueError: a field is missing or no clip can be like this.
+            ValueError: a field is missing or has an impossible value.
         """
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        present = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         try:
-            shape = tuple(int(size) for size in known["latent_shape"])
+            shape = tuple(int(size) for size in present["latent_shape"])
             if len(shape) != 4:
                 raise ValueError(f"latent_shape={list(shape)} has not four sizes")
-            return cls(**{**known, "latent_shape": shape})
+            return cls(**{**present, "latent_shape": shape})
         except (KeyError, TypeError) as error:
             raise ValueError(f"a line of {CLIPS_FILE} lacks a field: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """What `dataset.json` says. `vae` and `text_encoder` tell models apart; empty: not known."""
+    """Hold the contents of ``dataset.json``; `vae` and `text_encoder` are hashes of the models, empty if unknown."""
 
     model: str = ""
     vae: str = ""
@@ -75,18 +79,18 @@ class DatasetFacts:
 
 
 def caption_key(caption: str) -> str:
-    """The name of a caption's embeddings."""
+    """Hash a caption to the key of its embeddings."""
     return hashlib.sha256(caption.encode()).hexdigest()
 
 
 def without_padding(embeds: Tensor) -> Tensor:
-    """``[n, D]`` without the zero rows at its end."""
+    """Drop the zero rows at the end of embeddings ``[n, D]``."""
     filled = embeds.ne(0).any(dim=1).nonzero()
     return embeds[: int(filled.max()) + 1 if len(filled) else 0]
 
 
 def read_facts(folder: Path) -> DatasetFacts:
-    """Raises FileNotFoundError or ValueError for a folder that holds no dataset of this version."""
+    """Read ``dataset.json``. Raises FileNotFoundError or ValueError without a dataset of this version."""
     path = folder / DATASET_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no dataset ({DATASET_FILE} is missing): make one with `pusa data`")
@@ -101,7 +105,7 @@ def read_facts(folder: Path) -> DatasetFacts:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, ClipInfo], bool]:
-    """Clips by id, and whether the file ends in the middle of a line, as after a power cut.
+    """Read clips by id, and True if the file ends in the middle of a line, as after a power cut.
 
     Raises:
         ValueError: another line is damaged.

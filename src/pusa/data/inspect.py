@@ -1,38 +1,46 @@
-"""`pusa data inspect`: a page and a contact sheet of a dataset, so that people look before they train.
+"""Inspect a dataset before training: write an HTML page and a contact sheet.
 
-Motion and detail are measured on the latents, which is what will be trained on; pictures are decoded from them.
+Motion and detail are measured on the latents that will be trained on; thumbnails are decoded from them.
 """
 
+import base64
+import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
-from pusa.data.encoding import Progress, devices, load_vae, stopping
+from pusa.data.encoding import StageProgress, devices, load_vae, report_until_stopped
 from pusa.data.format import LATENTS_FOLDER
-from pusa.data.inspect_page import Strip, contact_sheet, page
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.media import to_uint8
 from pusa.models.vae import decode_chunks
+from pusa.resources import readable
 
 logger = logging.getLogger(__name__)
 
-_MEASURED_CLIPS = 4000  # more say nothing new, and would have to be read from the disk
+TEMPLATE = Path(__file__).with_name("inspect.html")
+_MEASURED_CLIPS = 4000  # enough for medians and histograms; each must be read from disk
 _THUMBNAIL_SIDE = 240  # pixels
-_STILL, _BLURRED = 0.35, 0.7  # of the median
-_NAMES = 5  # shown of what is worth a look
+_STILL, _BLURRED = 0.35, 0.7  # shares of the median motion and detail
+_GAP = 4  # pixels between frames
+_MARGIN = 20  # pixels around the clips of a contact sheet
+_BACKGROUND, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (148, 155, 168)
+_NAMES = 5  # clips named in a note
 _COMMON = (
     "a an and are as at be been being but by for from had has have he her his in into is it its of on or over she so "
     "that the their them then there they this through to under up was were what which while who with"
@@ -42,12 +50,13 @@ _COMMON_WORDS = frozenset(_COMMON.split())
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one clip.
+    """Hold what was measured of one clip.
 
-    motion: mean change of a latent from one latent frame to the next: 0 is a still, unrelated frames have about 1.1.
-        The step from the first to the second is left out, as the VAE encodes the first frame alone and even a still
-        differs there. None for a picture.
-    detail: the share of the latents' variance that a 3 x 3 blur removes; low for blurred and enlarged clips.
+    Attributes:
+        motion: mean change of a latent from one latent frame to the next: 0 is a still, unrelated frames have about
+            1.1. The step from the first to the second is left out, as the VAE encodes the first frame alone and even a
+            still differs there. None for a picture.
+        detail: the share of the latents' variance that a 3 x 3 blur removes; low for blurred and enlarged clips.
     """
 
     motion: float | None
@@ -55,13 +64,45 @@ class Measures:
 
 
 def measure(latents: Tensor) -> Measures:
-    """Measures of latents ``[C, F, h, w]``."""
+    """Measure motion and detail of latents ``[C, F, h, w]``."""
     steps = latents.diff(dim=1).abs().mean(dim=(0, 2, 3))  # [F - 1]
     motion = float(steps[1:].mean() if len(steps) > 1 else steps.mean()) if len(steps) else None
     z = latents.transpose(0, 1)  # [F, C, h, w]
     blurred = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     variance = (z - z.mean(dim=(2, 3), keepdim=True)).square().mean()
     return Measures(motion, float((z - blurred).square().mean() / variance.clamp(min=1e-9)))
+
+
+@dataclass(frozen=True)
+class ClipStrip:
+    """Hold frames of one clip, in order and of one size, and its measures."""
+
+    clip: ClipInfo
+    motion: float | None
+    detail: float
+    frames: list[Image.Image]
+
+    @property
+    def caption(self) -> str:
+        """The line below the strip: ``fox.mp4 at 2.50 s: 81 frames, motion 0.31, detail 0.52``."""
+        start = f" at {self.clip.start_seconds:.2f} s" if self.clip.start_seconds else ""
+        parts = [f"{self.clip.frames} frames" if self.clip.frames > 1 else "picture"]
+        parts += [] if self.motion is None else [f"motion {self.motion:.2f}"]
+        return f"{self.clip.source or self.clip.id}{start}: {', '.join([*parts, f'detail {self.detail:.2f}'])}"
+
+    def image(self) -> Image.Image:
+        """Join the frames side by side."""
+        width, height = self.frames[0].size
+        strip = Image.new("RGB", (len(self.frames) * (width + _GAP) - _GAP, height), _BACKGROUND)
+        for number, frame in enumerate(self.frames):
+            strip.paste(frame, (number * (width + _GAP), 0))
+        return strip
+
+    def as_uri(self) -> str:
+        """Encode the image as a JPEG ``data:`` URI."""
+        buffer = io.BytesIO()
+        self.image().save(buffer, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def inspect(
@@ -73,15 +114,15 @@ def inspect(
     model: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Events:
-    """Write a page (HTML, all in one file) and, beside it under the same name, a contact sheet (PNG).
+    """Write an HTML page in one file and, under the same name, a contact sheet (PNG).
 
     Args:
         folder: as for `LatentDataset`.
         output: the page.
-        clips: to decode, from the stillest to the liveliest; 0: none, and no sheet.
-        frames: shown of each.
-        model: whose VAE decodes; None: the one that the dataset names.
-        stop: asked at every step; True ends the run, and nothing is written.
+        clips: how many to decode and show, from least to most motion; 0: none, and no sheet.
+        frames: how many to show of each clip.
+        model: the model whose VAE decodes; None: the one that the dataset names.
+        stop: called at every step; True ends the run, and nothing is written.
 
     Yields:
         `GenerationEvent`; ``done`` for the page and for the sheet.
@@ -93,13 +134,15 @@ def inspect(
         raise ValueError(f"clips={clips}, frames={frames}: at least 0 clips of at least 1 frame")
 
     def run(report: Report) -> None:
-        told = stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         data = LatentDataset(folder)
         if not output.parent.is_dir():
             raise FileNotFoundError(f"{output.parent} is no folder: make it first")
-        measures = _measured(data, told)
-        strips = list(_strips(data, measures, clips, frames, model or data.facts.model, told)) if clips else []
-        skipped = [entry for one in data.folders for entry in _skipped(one / SKIPPED_FILE)]
+        measures = _measure_clips(data, report_or_stop)
+        strips = (
+            list(_strips(data, measures, clips, frames, model or data.facts.model, report_or_stop)) if clips else []
+        )
+        skipped = [entry for one in data.folders for entry in _read_skipped(one / SKIPPED_FILE)]
         output.write_text(page(_facts(data, measures, skipped), strips), encoding="utf-8")
         report(GenerationEvent(kind="done", path=output))
         if strips:
@@ -110,9 +153,9 @@ def inspect(
     return as_events(run)
 
 
-def _measured(data: LatentDataset, report: Report) -> dict[int, Measures]:
+def _measure_clips(data: LatentDataset, report: Report) -> dict[int, Measures]:
     count = min(len(data), _MEASURED_CLIPS)
-    progress = Progress(report, "measure", count)
+    progress = StageProgress(report, "measure", count)
     measures = {}
     for number in range(count):
         index = number * len(data) // count
@@ -123,8 +166,8 @@ def _measured(data: LatentDataset, report: Report) -> dict[int, Measures]:
 
 def _strips(
     data: LatentDataset, measures: dict[int, Measures], count: int, frames: int, model: str, report: Report
-) -> Iterator[Strip]:
-    """Pictures of clips, evenly spread over their order by motion."""
+) -> Iterator[ClipStrip]:
+    """Decode frames of clips, evenly spread over their order by motion."""
     try:
         if not model:
             raise ValueError("the dataset does not say which model it is for: give --model")
@@ -136,41 +179,43 @@ def _strips(
     order = sorted(measures, key=lambda index: (measures[index].motion or 0.0, index))
     count = min(count, len(order))
     chosen = [order[number * (len(order) - 1) // max(1, count - 1)] for number in range(count)]
-    progress = Progress(report, "decode", len(chosen))
+    progress = StageProgress(report, "decode", len(chosen))
     for index in chosen:
         clip = data.clips[index]
-        yield Strip(clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames))
+        yield ClipStrip(
+            clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames)
+        )
         progress.advance()
 
 
 def _thumbnails(vae: AutoencoderKLWan, latents: Tensor, count: int) -> list[Image.Image]:
-    """`count` frames from the first to the last of ``[C, F, h, w]``; only these are held."""
+    """Decode ``[C, F, h, w]`` and keep `count` frames, evenly spread from the first to the last."""
     total = 4 * latents.shape[1] - 3
-    wanted = {round(number * (total - 1) / max(1, count - 1)) for number in range(min(count, total))}
+    indices = {round(number * (total - 1) / max(1, count - 1)) for number in range(min(count, total))}
     images: list[Image.Image] = []
     number = 0
     for chunk in decode_chunks(vae, latents[None]):
         for offset, frame in enumerate(to_uint8(chunk)):
-            if number + offset in wanted:
+            if number + offset in indices:
                 images.append(_thumbnail(Image.fromarray(frame)))
         number += chunk.shape[2]
     return images
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """The longest side of one length, so that clips of a small model can be seen, too."""
+    """Scale the longest side to `_THUMBNAIL_SIDE`, at most threefold, so that clips of small models can be seen."""
     scale = min(_THUMBNAIL_SIDE / max(image.size), 3.0)
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _skipped(path: Path) -> list[dict[str, str]]:
+def _read_skipped(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-# ---- what the page says ----------------------------------------------------------------------------------------------
+# ---- contents of the page --------------------------------------------------------------------------------------------
 
 
 def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dict[str, str]]) -> dict[str, Any]:
@@ -211,12 +256,11 @@ def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dic
 
 
 def _tokens(data: LatentDataset) -> dict[str, int]:
-    """Tokens of each caption: the rows of its embeddings."""
-    first: dict[str, int] = {}
+    """Count the tokens of each caption: the rows of its embeddings."""
+    first_clips: dict[str, int] = {}
     for index, clip in enumerate(data.clips):
-        first.setdefault(clip.caption, index)
-    chosen = list(first.items())[:_MEASURED_CLIPS]
-    return {caption: data.embeds(index).shape[0] for caption, index in chosen}
+        first_clips.setdefault(clip.caption, index)
+    return {text: data.embeds(index).shape[0] for text, index in list(first_clips.items())[:_MEASURED_CLIPS]}
 
 
 def _buckets(clips: Sequence[ClipInfo]) -> list[dict[str, Any]]:
@@ -228,19 +272,19 @@ def _buckets(clips: Sequence[ClipInfo]) -> list[dict[str, Any]]:
 
 
 def _words(captions: Counter[str]) -> list[tuple[str, int]]:
-    """The words that most clips have in their captions."""
+    """Count in how many clips' captions each word occurs; return the most frequent."""
     counts: Counter[str] = Counter()
     for caption, clips in captions.items():
         words = {word.strip(".,;:!?\"'()[]").lower() for word in caption.split()}
         counts.update({word: clips for word in words if len(word) > 1 and not word.isdigit()})
-    told = [(word, count) for word, count in counts.items() if word not in _COMMON_WORDS]
-    return sorted(told, key=lambda item: (-item[1], item[0]))[:40]
+    uncommon = [(word, count) for word, count in counts.items() if word not in _COMMON_WORDS]
+    return sorted(uncommon, key=lambda item: (-item[1], item[0]))[:40]
 
 
 def _notes(
     data: LatentDataset, measures: dict[int, Measures], captions: Counter[str], tokens: dict[str, int]
 ) -> Iterator[dict[str, str]]:
-    """What people would want to know before they train: a line, and which clips it is about."""
+    """Yield what deserves a look before training: a line of text, and the clips it is about."""
 
     def named(indices: Sequence[int]) -> str:
         names = [data.clips[index].source or data.clips[index].id for index in indices[:_NAMES]]
@@ -251,44 +295,44 @@ def _notes(
         middle = median(moving.values())
         still = sorted((i for i, motion in moving.items() if motion < _STILL * middle), key=lambda i: moving[i])
         if still:
-            told = _many(len(still), "clip hardly moves", "clips hardly move")
-            yield {"text": f"{told}, compared with the others", "names": named(still)}
+            subject = _plural(len(still), "clip hardly moves", "clips hardly move")
+            yield {"text": f"{subject}, compared with the others", "names": named(still)}
     if measures:
         middle = median(m.detail for m in measures.values())
         soft = [i for i, m in measures.items() if m.detail < _BLURRED * middle]
         if soft:
-            told = _many(len(soft), "clip is blurred", "clips are blurred")
-            yield {"text": f"{told}, compared with the others", "names": named(soft)}
+            subject = _plural(len(soft), "clip is blurred", "clips are blurred")
+            yield {"text": f"{subject}, compared with the others", "names": named(soft)}
     long = [caption for caption, count in tokens.items() if count >= data.max_sequence_length]
     if long:
-        told = _many(len(long), "caption fills", "captions fill")
-        text = f"{told} all {data.max_sequence_length} tokens: what is longer was cut"
+        subject = _plural(len(long), "caption fills", "captions fill")
+        text = f"{subject} all {data.max_sequence_length} tokens: what is longer was cut"
         yield {"text": text, "names": "; ".join(caption[:60] + "..." for caption in long[:3])}
     caption, count = captions.most_common(1)[0]
     if count > max(2, 0.1 * len(data)):
         yield {"text": f"{count} clips share one caption", "names": caption[:120]}
     short = [index for index, clip in enumerate(data.clips) if len(clip.caption.split()) < 3]
     if short:
-        told = _many(len(short), "caption has", "captions have")
-        yield {"text": f"{told} fewer than three words", "names": named(short)}
+        subject = _plural(len(short), "caption has", "captions have")
+        yield {"text": f"{subject} fewer than three words", "names": named(short)}
     small = [indices for indices in data.buckets.values() if len(indices) < 4]
     if small:
         rare = sum(map(len, small))
-        told = _many(rare, "clip is in a bucket", "clips are in buckets")
-        yield {"text": f"{told} of fewer than four, which fill no batch", "names": ""}
+        subject = _plural(rare, "clip is in a bucket", "clips are in buckets")
+        yield {"text": f"{subject} of fewer than four, which fill no batch", "names": ""}
 
 
-def _many(count: int, one: str, several: str) -> str:
+def _plural(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
 def histogram(title: str, unit: str, values: Sequence[float], about: str, *, bins: int = 24) -> dict[str, Any]:
-    """Counts in bins of equal width, for the page; empty for no values."""
+    """Count values in bins of equal width, for the page; {} for no values."""
     if not values:
         return {}
     low, high = min(values), max(values)
     whole = all(float(value).is_integer() for value in values)
-    is_each = low == high or (whole and high - low < bins)  # each value has its bar
+    is_each = low == high or (whole and high - low < bins)  # a bar for each value
     edges = low - 0.5 + np.arange(int(high - low) + 2) if is_each else np.linspace(low, high, bins + 1)
     counts, edges = np.histogram(values, edges)
     return {
@@ -314,3 +358,62 @@ def _range(left: float, right: float, count: int) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}"
+
+
+# ---- page and contact sheet ------------------------------------------------------------------------------------------
+
+
+def page(facts: dict[str, Any], strips: list[ClipStrip]) -> str:
+    """Render the page as one self-contained HTML file. The template escapes captions and names."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"bytes": readable, "duration": duration}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(strips=strips, **facts)
+
+
+def duration(seconds: float) -> str:
+    """Format seconds: ``2 h 5 min``, ``3 min 20 s`` or ``8.0 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def contact_sheet(strips: list[ClipStrip], *, columns: int = 2) -> Image.Image:
+    """Arrange strips in columns, each with its caption, name and measures below it."""
+    images = [strip.image() for strip in strips]
+    columns = min(columns, len(images))
+    width = max(image.width for image in images)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    text_height = 46
+    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) + text_height for row in rows]
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + _MARGIN) + _MARGIN, sum(heights) + (len(rows) + 1) * _MARGIN),
+        _BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for row, height in enumerate(heights):
+        for column, image in enumerate(rows[row]):
+            strip = strips[row * columns + column]
+            left = _MARGIN + column * (width + _MARGIN)
+            sheet.paste(image, (left, top))
+            below = top + height - text_height + 6
+            draw.text((left, below), _shorten(strip.clip.caption, width, font), _TEXT, font)
+            draw.text((left, below + 20), _shorten(strip.caption, width, small), _FAINT, small)
+        top += height + _MARGIN
+    return sheet
+
+
+def _shorten(text: str, width: int, font: Any) -> str:
+    """Shorten text to `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    share = width / font.getlength(text)
+    kept = max(1, ceil(len(text) * share))
+    while kept > 1 and font.getlength(text[:kept] + "...") > width:
+        kept -= 1
+    return text[:kept] + "..."

@@ -1,4 +1,4 @@
-"""The layout in which Pusa's original code keeps its training data: a list of videos, and a file of tensors for each.
+"""Read training data in the layout of Pusa's original code: a table of videos and a file of tensors for each.
 
     metadata.csv                     file_name, text
     train/video_00001.mp4.tensors.pth    {"latents": [C, F, h, w], "prompt_emb": {"context": [1, L, D]}, ...}
@@ -26,16 +26,17 @@ logger = logging.getLogger(__name__)
 METADATA_FILE, SUFFIX = "metadata.csv", ".tensors.pth"
 _NAMES = ("file_name", "video", "file", "path")
 _TEXTS = ("text", "prompt", "caption")
-_FPS = 16.0  # the layout does not say; Wan's models make 16
+_FPS = 16.0  # of Wan's models; the layout stores none
 _PIXELS_PER_LATENT = 8
 
 
 def is_original(folder: Path) -> bool:
+    """Detect a folder in the layout of Pusa's original code."""
     return folder.is_dir() and any(True for _ in folder.rglob(f"*{SUFFIX}"))
 
 
 class OriginalFolder:
-    """See `LatentDataset.from_original`. `skipped`: names that cannot be read, with the reason."""
+    """Read a folder, see `LatentDataset.from_original`; `skipped` lists (name, reason) of unreadable files."""
 
     def __init__(self, folder: Path, *, empty_embeds: Tensor | None = None) -> None:
         self.folder = folder
@@ -89,7 +90,7 @@ class OriginalFolder:
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """(name, file of tensors, caption); without a list, all there are, with empty captions."""
+    """Yield (name, file of tensors, caption); without a table, all files, with empty captions."""
     tables = sorted(folder.rglob(METADATA_FILE))
     for table in tables:
         yield from _rows(folder, table)
@@ -113,29 +114,31 @@ def _rows(folder: Path, table: Path) -> Iterator[tuple[str, Path, str]]:
             if not name.endswith(SUFFIX):
                 places = [place.with_name(place.name + SUFFIX) for place in places]
             path = next((place for place in places if place.is_file()), places[0])
-            shown = (base.relative_to(folder) / name).as_posix()
-            if os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):  # links of the Hub's cache lead out
-                yield shown, path, row.get(text_column or "") or ""
+            display_name = (base.relative_to(folder) / name).as_posix()
+            # Links are not resolved: those of the Hub's cache lead outside.
+            if os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep):
+                yield display_name, path, row.get(text_column or "") or ""
             else:
                 logger.warning("%s is left out: it is outside of %s", name, folder)
 
 
 def _load(path: Path) -> tuple[Tensor, Tensor]:
-    """Latents ``[C, F, h, w]`` and context ``[L, D]``, memory-mapped. Raises FileNotFoundError or ValueError."""
+    """Map latents ``[C, F, h, w]`` and context ``[L, D]`` of a file. Raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the original's data_process, or copy the file")
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # torch's format before 1.6 cannot be mapped
+        except RuntimeError:  # files of torch before 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} is damaged, or holds more than tensors ({reason[:100]})") from error
-    return _unbatched(path, "latents", content, 4), _unbatched(path, "prompt_emb.context", content, 2)
+    return _tensor_of(path, "latents", content, 4), _tensor_of(path, "prompt_emb.context", content, 2)
 
 
-def _unbatched(path: Path, name: str, content: Any, dimensions: int) -> Tensor:
+def _tensor_of(path: Path, name: str, content: Any, dimensions: int) -> Tensor:
+    """Look a dotted name up in nested dicts and drop leading dimensions of size 1 down to `dimensions`."""
     value = content
     for key in name.split("."):
         if isinstance(value, dict) and key in value:

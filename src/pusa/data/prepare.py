@@ -1,8 +1,8 @@
-"""`pusa data prepare`: videos and pictures with captions to a dataset of latents.
+"""Prepare a dataset: encode videos and pictures with captions to latents and prompt embeddings.
 
-Four passes: list the files, look into each (hash, size, length), encode the captions that are new, then decode and
-encode the clips that are missing. Whatever cannot be used is told in ``skipped.jsonl`` and left out. A run that was
-stopped goes on where it was, for a clip is known by the content it was cut from.
+Four passes: list the files, probe each (hash, size, length), encode the captions that are new, then decode and encode
+the clips that are missing. Files that cannot be used are listed in ``skipped.jsonl``. A run that was stopped continues
+where it was, because a clip's id comes from the content it was cut from.
 """
 
 import json
@@ -21,9 +21,17 @@ from torch import Tensor
 
 from pusa import zoo
 from pusa.data import sources
-from pusa.data.clips import Clip, Cut, Media, Scan, Size, frames_at, nearest_size, starts_of, work
+from pusa.data.clips import Cut, DecodedClip, Media, Scan, Size, clip_starts, frames_at, nearest_size, work
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import ClipEncoder, Progress, add_prompts, devices, identity_of_vae, load_vae, stopping
+from pusa.data.encoding import (
+    ClipEncoder,
+    StageProgress,
+    add_prompts,
+    devices,
+    identity_of_vae,
+    load_vae,
+    report_until_stopped,
+)
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
@@ -37,14 +45,14 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """How clips are made; what is left open is filled from the model's defaults.
+    """Choose how clips are cut; fields left open take the model's defaults.
 
     Attributes:
         model: a name of the zoo, a Hub id or a folder.
         sizes: (width, height) in pixels, multiples of 16; each clip gets the one that needs the least cutting.
             Empty: the model's size, the same upright, and a square of the same area.
         frames: lengths, 4n + 1; each video gets the longest that it fills. Pictures always have one frame.
-        fps: frames per second of clips; other rates are changed by leaving out or repeating frames.
+        fps: frames per second of clips; videos of another rate are converted by dropping or repeating frames.
         clips_per_video: at most so many are cut from one video; None: as many as fit.
         stride_seconds: from the beginning of one clip to the next; None: they follow each other.
         dtype: of the latents on disk.
@@ -73,7 +81,7 @@ class ClipSettings:
                 raise ValueError(f"{name}={value} is not above 0")
 
     def resolved(self) -> "ClipSettings":
-        """The same with nothing left open."""
+        """Fill the open fields from the model's defaults."""
         defaults = zoo.defaults_of(self.model)
         width, height = defaults.width, defaults.height
         side = max(SIZE_MULTIPLE, isqrt(width * height) // SIZE_MULTIPLE * SIZE_MULTIPLE)
@@ -93,13 +101,13 @@ class ClipSettings:
 
 @dataclass
 class Skipped:
-    """What was left out and why, for `SKIPPED_FILE`."""
+    """Collect the files that were left out and why, for `SKIPPED_FILE`."""
 
     path: Path
     entries: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, source: str, reason: str, *, path: Path | None = None, **more: str) -> None:
-        """`path` at the beginning of a reason is left out: `source` says it."""
+        """Add a file; `path` is removed from the beginning of its reason, as `source` names it."""
         reason = reason.removeprefix(str(path)).lstrip(" :") if path else reason
         self.entries.append({"source": source, "reason": reason, **more})
 
@@ -115,8 +123,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The clips of one file: id by the frame they start with."""
+class FilePlan:
+    """Hold the planned clips of one file: first frame -> clip id."""
 
     item: Item
     media: Media
@@ -135,34 +143,36 @@ def prepare(
     workers: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Events:
-    """Make a dataset of a source, or go on with it.
+    """Make a dataset from a source, or continue one.
 
     Args:
-        source: see `pusa.data.sources.listed`; or a folder in the layout of the original's training data, whose
+        source: see `pusa.data.sources.list_files`; or a folder in the layout of the original's training data, whose
             latents and embeddings are taken over; or a dataset on the Hub that is like one of these.
         output: the dataset's folder.
-        settings: how clips are made; the same ones each time.
-        captions, caption: see `pusa.data.sources.listed`.
+        settings: how clips are cut; they must not change when a dataset is continued.
+        captions, caption: see `pusa.data.sources.list_files`.
         workers: processes that decode; 0: none but this one. None: one per core, up to 8.
-        stop: asked at every step; True ends the run, and what was done is kept.
+        stop: called at every step; True ends the run, and finished clips are kept.
 
     Yields:
-        `GenerationEvent`; the last is ``done`` with `output`, unless `stop` ended the run.
+        `GenerationEvent`; the last is ``done`` with `output` unless `stop` ended the run.
 
     Raises:
-        ValueError, FileNotFoundError: settings, source or output do not fit; before anything large is loaded.
+        ValueError, FileNotFoundError: settings, source or output do not fit together. Raised before a model is
+            loaded.
     """
 
     def run(report: Report) -> None:
-        told = stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         folder = Path(source).expanduser()
         if not folder.exists() and sources.is_hub_id(source):
-            told(GenerationEvent(kind="stage", stage="download"))
-            folder = sources.fetch(str(source))
+            report_or_stop(GenerationEvent(kind="stage", stage="download"))
+            folder = sources.download(str(source))
         if is_original(folder):
-            _take_over(folder, output, settings, told)
+            _convert_original(folder, output, settings, report_or_stop)
         else:
-            _prepare(sources.listed(folder, captions=captions, caption=caption), output, settings, workers, told)
+            listing = sources.list_files(folder, captions=captions, caption=caption)
+            _prepare(listing, output, settings, workers, report_or_stop)
         report(GenerationEvent(kind="done", path=output))
 
     return as_events(run)
@@ -185,7 +195,7 @@ def _prepare(
     with writing as writer, Workers(work, min(count, max(1, len(listing.items)))) as pool:
         for name, reason in listing.skipped:
             skipped.add(name, reason)
-        plan = _plan(listing.items, _scanned(listing.items, pool, skipped, report), chosen, skipped, report)
+        plan = _plan(listing.items, _scan_files(listing.items, pool, skipped, report), chosen, skipped, report)
         skipped.write()
         if not plan:
             raise ValueError(f"none of {len(listing.items)} files can be used: {skipped.path} says why")
@@ -193,7 +203,7 @@ def _prepare(
         for planned in plan:
             for clip_id in planned.clips.values():
                 if clip_id in writer:
-                    writer.recaption(clip_id, planned.item.caption)  # it may have been corrected since
+                    writer.recaption(clip_id, planned.item.caption)  # the caption may have been corrected since
         _encode(plan, writer, pool, chosen, skipped, report)
         skipped.write()
         if not len(writer):
@@ -201,9 +211,9 @@ def _prepare(
     report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
 
 
-def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
+def _scan_files(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
     found = {}
-    progress = Progress(report, "look into files", len(items))
+    progress = StageProgress(report, "look into files", len(items))
 
     def tasks() -> Iterator[Scan]:
         for index, item in enumerate(items):
@@ -226,8 +236,8 @@ def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Re
 
 def _plan(
     items: list[Item], found: Mapping[int, Media], settings: ClipSettings, skipped: Skipped, report: Report
-) -> list[Planned]:
-    """Which clips to cut from which files, in the order of the source; the first of equal files is taken."""
+) -> list[FilePlan]:
+    """Plan which clips to cut from which files, in the order of the source; of equal files the first is used."""
     assert settings.fps is not None
     first: dict[str, str] = {}
     plan = []
@@ -253,7 +263,7 @@ def _plan(
                 )
                 continue
             frames = max(fitting)
-            starts = starts_of(
+            starts = clip_starts(
                 available,
                 frames,
                 settings.fps,
@@ -264,7 +274,7 @@ def _plan(
         size = nearest_size(media.width, media.height, settings.sizes)
         enlarged += size[0] > media.width or size[1] > media.height
         ids = {start: _clip_id(media, start, frames, size, settings.fps) for start in starts}
-        plan.append(Planned(item, media, size, frames, ids))
+        plan.append(FilePlan(item, media, size, frames, ids))
     for count, what in ((enlarged, "smaller than their clips: they are enlarged"), (repeated, _REPEATED)):
         if count:
             report(GenerationEvent(kind="note", message=f"{count} of {len(plan)} files are {what}"))
@@ -275,12 +285,12 @@ _REPEATED = "slower than the clips' frame rate: frames are repeated"
 
 
 def _clip_id(media: Media, start: int, frames: int, size: Size, fps: float) -> str:
-    """The same for the same pixels, wherever the file lies and whatever it is called."""
+    """Make an id from the content of the clip, which does not depend on the file's place or name."""
     return f"{media.sha256[:16]}-{round(1000 * start / fps)}ms-{frames}f{fps:g}-{size[0]}x{size[1]}"
 
 
 def _encode(
-    plan: Iterable[Planned],
+    plan: Iterable[FilePlan],
     writer: DatasetWriter,
     pool: Workers[Any],
     settings: ClipSettings,
@@ -292,14 +302,14 @@ def _encode(
         index: [start for start, clip_id in planned.clips.items() if clip_id not in writer]
         for index, planned in enumerate(plan)
     }
-    total, wanted = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
-    if not wanted:
+    total, to_encode = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
+    if not to_encode:
         return
     report(GenerationEvent(kind="stage", stage="load the VAE"))
     vae = load_vae(settings.model)
     writer.identify(vae=identity_of_vae(vae))
     encoder = ClipEncoder(vae, devices())
-    progress = Progress(report, "encode clips", total, done=total - wanted)
+    progress = StageProgress(report, "encode clips", total, done=total - to_encode)
 
     def tasks() -> Iterator[Cut]:
         assert settings.fps is not None
@@ -309,7 +319,7 @@ def _encode(
                 starts = tuple(missing[index])
                 yield Cut(index, content, media.kind, planned.size, planned.frames, settings.fps, starts)
 
-    def decoded() -> Iterator[tuple[tuple[Planned, int], np.ndarray]]:
+    def decoded() -> Iterator[tuple[tuple[FilePlan, int], np.ndarray]]:
         with closing(pool.run(tasks())) as results:
             for task, result in results:
                 planned = plan[task.index]
@@ -317,17 +327,17 @@ def _encode(
                     skipped.add(planned.item.name, result.reason, path=planned.item.path)
                     progress.advance(len(missing[task.index]))
                 else:
-                    assert isinstance(result, Clip)
+                    assert isinstance(result, DecodedClip)
                     missing[task.index].remove(result.start)
                     yield (planned, result.start), result.pixels
 
-    with closing(encoder.encoded(decoded())) as clips:
+    with closing(encoder.encode_all(decoded())) as clips:
         for (planned, start), latents in clips:
             _add(writer, planned, start, latents, settings)
             progress.advance()
 
 
-def _add(writer: DatasetWriter, planned: Planned, start: int, latents: Tensor, settings: ClipSettings) -> None:
+def _add(writer: DatasetWriter, planned: FilePlan, start: int, latents: Tensor, settings: ClipSettings) -> None:
     assert settings.fps is not None
     writer.add(
         planned.clips[start],
@@ -346,16 +356,16 @@ def _add(writer: DatasetWriter, planned: Planned, start: int, latents: Tensor, s
 # ---- the original's layout -------------------------------------------------------------------------------------------
 
 
-def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Report) -> None:
-    """Latents and embeddings are there already: only the empty caption is encoded."""
+def _convert_original(folder: Path, output: Path, settings: ClipSettings, report: Report) -> None:
+    """Copy latents and embeddings in the original's layout; only the empty caption must be encoded."""
     if settings.sizes or settings.frames or settings.fps or settings.clips_per_video != 1 or settings.stride_seconds:
         raise ValueError(f"{folder} holds latents: their size, length and rate are given, leave those options out")
     report(GenerationEvent(kind="stage", stage="look into files"))
-    there = OriginalFolder(folder)
+    original = OriginalFolder(folder)
     skipped = Skipped(output / SKIPPED_FILE)
-    for name, reason in there.skipped:
+    for name, reason in original.skipped:
         skipped.add(name, reason)
-    length = there.facts.max_sequence_length
+    length = original.facts.max_sequence_length
     writing = DatasetWriter(
         output,
         model=settings.model,
@@ -364,23 +374,23 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
         max_sequence_length=length,
     )
     with writing as writer:
-        clips = [clip for clip in there.clips if clip.caption]
-        for clip in there.clips:
+        clips = [clip for clip in original.clips if clip.caption]
+        for clip in original.clips:
             if not clip.caption:
                 skipped.add(clip.source, f"has no caption in {sources.METADATA_FILES[0]}")
         skipped.write()
         if not clips:
             raise ValueError(f"{folder} has no clips with captions: {skipped.path} says more")
         if not writer.has_prompt(""):
-            add_prompts(writer, [], report, like=(clips[0].caption, there.embeds(clips[0])))
-        progress = Progress(report, "take over clips", len(clips), done=len(writer))
+            add_prompts(writer, [], report, reference=(clips[0].caption, original.embeds(clips[0])))
+        progress = StageProgress(report, "take over clips", len(clips), done=len(writer))
         for clip in clips:
             if clip.id in writer:
                 continue
-            writer.add_prompt(clip.caption, there.embeds(clip))
+            writer.add_prompt(clip.caption, original.embeds(clip))
             writer.add(
                 clip.id,
-                there.latents(clip),
+                original.latents(clip),
                 clip.caption,
                 fps=clip.fps,
                 height=clip.height,
@@ -392,7 +402,7 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
     report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+# ---- summary ---------------------------------------------------------------------------------------------------------
 
 
 def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
@@ -414,7 +424,7 @@ def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
 
 
 def reasons_of(entries: Iterable[Mapping[str, str]]) -> Counter[str]:
-    """Why files were left out, without the figures of each; duplicates are not among them."""
+    """Count the reasons why files were left out, without the numbers in them; duplicates do not count."""
     return Counter(re.sub(r" \([^)]*\)", "", entry["reason"]) for entry in entries if "duplicate_of" not in entry)
 
 

@@ -1,4 +1,4 @@
-"""What there is to prepare: files with captions, from a folder, a table, or the `datasets` library."""
+"""List the files and captions to prepare, from a folder, a table or the `datasets` library."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ _TEXT_LIMIT_BYTES = 64 * 2**10  # of a caption's file; UMT5 reads 512 tokens of 
 
 @dataclass(frozen=True)
 class Item:
-    """One file and what it shows. `name` is what people know it by; `read` gives its content where it is no file."""
+    """Hold one file and its caption. `name` is for messages; `read` returns the content of an item without a `path`."""
 
     name: str
     caption: str
@@ -41,7 +41,7 @@ class Item:
 
 @dataclass
 class Listing:
-    """`items` to prepare, and what is left out from the start: (name, why)."""
+    """Hold the items to prepare and those left out: (name, reason)."""
 
     items: list[Item] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -54,29 +54,29 @@ class Listing:
             self.skipped.append((name, _NO_CAPTION))
 
 
-def listed(source: str | Path, *, captions: Path | None = None, caption: str | None = None) -> Listing:
-    """The files of a source, in a fixed order.
+def list_files(source: str | Path, *, captions: Path | None = None, caption: str | None = None) -> Listing:
+    """List the files of a source in a fixed order.
 
     Args:
         source: a folder of videos and pictures (captions in ``NAME.txt`` beside each, in ``captions.json``, or in
             ``metadata.csv`` or ``.jsonl`` with ``file_name``), a CSV, JSON or JSONL table (a column for the file, one
             for the caption; files beside the table), a single file, or what the `datasets` library saves.
-        captions: a table or ``captions.json`` that goes before all others.
-        caption: of files that have none; None: they are left out.
+        captions: a table or ``captions.json`` that takes precedence over all others.
+        caption: for files that have none; None: they are left out.
 
     Raises:
         FileNotFoundError, ValueError: there is no such source, or it holds nothing to prepare.
         RuntimeError: the `datasets` library is needed and not installed.
     """
     path = Path(source).expanduser()
-    given = _captions(captions) if captions else {}
+    overrides = _captions(captions) if captions else {}
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        listing = _from_table(path, given, caption)
+        listing = _from_table(path, overrides, caption)
     elif path.is_file() and path.suffix.lower() != ".parquet":
         listing = Listing()
-        listing.add(path.name, _caption_of(path, path.name, given) or caption, path=path)
+        listing.add(path.name, _caption_of(path, path.name, overrides) or caption, path=path)
     elif path.is_dir() and not _is_saved_dataset(path):
-        listing = _from_folder(path, given, caption)
+        listing = _from_folder(path, overrides, caption)
     elif path.exists():
         listing = _from_datasets(path, caption)
     else:
@@ -92,33 +92,33 @@ def listed(source: str | Path, *, captions: Path | None = None, caption: str | N
 # ---- folders and tables ----------------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: Path, given: Mapping[str, str], default: str | None) -> Listing:
+def _from_folder(folder: Path, overrides: Mapping[str, str], default: str | None) -> Listing:
     table = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-    known = {**_captions(folder / CAPTIONS_FILE), **(_captions(table) if table else {}), **given}
+    captions = {**_captions(folder / CAPTIONS_FILE), **(_captions(table) if table else {}), **overrides}
     listing = Listing()
-    ours = {file.parent for file in folder.rglob(DATASET_FILE)}  # their contact sheets are no data
+    datasets = {file.parent for file in folder.rglob(DATASET_FILE)}  # skip pictures in datasets that pusa wrote
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if (
             hidden
-            or not ours.isdisjoint(path.parents)
+            or not datasets.isdisjoint(path.parents)
             or path.suffix.lower() not in VIDEO_SUFFIXES | PICTURE_SUFFIXES
             or not path.is_file()
         ):
             continue
         name = path.relative_to(folder).as_posix()
         try:
-            listing.add(name, _caption_of(path, name, known) or default, path=path)
+            listing.add(name, _caption_of(path, name, captions) or default, path=path)
         except ValueError as error:
             listing.skipped.append((name, str(error)))
     return listing
 
 
-def _caption_of(path: Path, name: str, known: Mapping[str, str]) -> str | None:
-    """Tables know a file by its path in the folder, its name or its stem. Raises ValueError for a .txt of no text."""
+def _caption_of(path: Path, name: str, captions: Mapping[str, str]) -> str | None:
+    """Look a caption up by path, name or stem, then in a .txt file. Raises ValueError for a .txt that is no text."""
     for key in (name, path.name, Path(name).with_suffix("").as_posix(), path.stem):
-        if key in known:
-            return known[key]
+        if key in captions:
+            return captions[key]
     for beside in (path.with_suffix(".txt"), path.with_name(path.name + ".txt")):
         if beside.is_file():
             if beside.stat().st_size > _TEXT_LIMIT_BYTES:
@@ -127,21 +127,21 @@ def _caption_of(path: Path, name: str, known: Mapping[str, str]) -> str | None:
     return None
 
 
-def _from_table(table: Path, given: Mapping[str, str], default: str | None) -> Listing:
+def _from_table(table: Path, overrides: Mapping[str, str], default: str | None) -> Listing:
     listing = Listing()
     for name, caption in _pairs(table):
         path = table.parent / name
-        listing.add(name, _caption_of(path, name, given) or caption or default, path=path)
+        listing.add(name, _caption_of(path, name, overrides) or caption or default, path=path)
     return listing
 
 
 def _captions(path: Path) -> dict[str, str]:
-    """Captions by file, from a table or a JSON object; nothing if there is no such file."""
+    """Read captions by file name from a table or a JSON object; {} if there is no such file."""
     return {name: caption for name, caption in _pairs(path) if caption} if path.is_file() else {}
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    """(file, caption) of each row; the caption may be empty."""
+    """Yield (file, caption) of each row; the caption may be empty."""
     rows = list(_rows(path))
     if not rows:
         raise ValueError(f"{path} has no rows")
@@ -157,8 +157,8 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
         yield name, caption if isinstance(caption, str) else ""
 
 
-def texts(path: Path) -> list[str]:
-    """Prompts from a file: a line each, or the caption column of a table, or a JSON list of texts.
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts from a file: one per line, the caption column of a table, or a JSON list of strings.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it holds no prompts.
@@ -166,14 +166,14 @@ def texts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a file with a prompt in each line")
     if path.suffix.lower() not in TABLE_SUFFIXES:
-        found = _decoded(path).splitlines()
+        lines = _decoded(path).splitlines()
     else:
         rows = list(_rows(path))
         column = _column(rows[0], CAPTION_COLUMNS) if rows else CAPTION_COLUMNS[0]
         if column is None:
             raise ValueError(f"{path}: one of the columns {', '.join(CAPTION_COLUMNS)} must be there")
-        found = [str(row.get(column) or "") for row in rows]
-    prompts = [" ".join(text.split()) for text in found if text.strip()]
+        lines = [str(row.get(column) or "") for row in rows]
+    prompts = [" ".join(text.split()) for text in lines if text.strip()]
     if not prompts:
         raise ValueError(f"{path} holds no prompts: write one into each line")
     return prompts
@@ -217,7 +217,7 @@ def _decoded(path: Path) -> str:
 
 
 def _is_saved_dataset(folder: Path) -> bool:
-    """What ``save_to_disk`` or parquet files make of a folder."""
+    """Detect a folder written by ``save_to_disk`` of `datasets`, or one of parquet files."""
     return (
         (folder / "state.json").is_file()
         or (folder / "dataset_dict.json").is_file()
@@ -227,12 +227,12 @@ def _is_saved_dataset(folder: Path) -> bool:
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether a name that is no folder here may be ``owner/name`` on the Hub."""
+    """Detect names of the form ``owner/name``, which may be a dataset on the Hub."""
     return isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
-def fetch(source: str) -> Path:
-    """The files of a dataset on the Hub, downloaded.
+def download(source: str) -> Path:
+    """Download a dataset from the Hub and return its folder.
 
     Raises:
         FileNotFoundError: there is no such dataset, or it cannot be reached.
@@ -250,7 +250,7 @@ def fetch(source: str) -> Path:
 
 
 def _from_datasets(path: Path, default: str | None) -> Listing:
-    """Rows of a dataset with a column of videos or pictures; their bytes go to our readers, never to its decoders."""
+    """List rows with a video or image column, as bytes for pusa's readers: the library's decoders never run."""
     try:
         import datasets
     except ImportError as error:

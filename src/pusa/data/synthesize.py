@@ -1,7 +1,7 @@
-"""`pusa data synthesize`: a dataset of clips that the base model makes itself.
+"""Synthesize a dataset: let the base model generate the clips.
 
 Pusa V1.0 was trained on such clips (arXiv 2507.16116): they hold nothing that the model does not know, so training
-teaches it the vectorised time alone. The latents are kept as they are denoised; nothing is decoded and encoded again.
+teaches it the vectorised time alone. The denoised latents are stored; nothing is decoded and encoded again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import Progress, add_prompts, identity_of_vae, load_vae, stopping
+from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae, report_until_stopped
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.pipeline import PusaPipeline
 from pusa.positions import nearest_of
@@ -28,14 +28,14 @@ _WAN_GUIDANCE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisSettings:
-    """How clips are made; what is left open is filled from the model's defaults.
+    """Choose how clips are generated; fields left open take the model's defaults.
 
     Attributes:
-        model: a name of the zoo, a Hub id or a folder. No adapter is attached: the base model alone speaks.
+        model: a name of the zoo, a Hub id or a folder. No adapter is attached.
         size: (width, height) in pixels, multiples of 16.
         frames: 4n + 1.
-        steps: Wan's own for text-to-video are 50. Few steps suit a Pusa model, not its base.
-        guidance: None: Wan's own for text-to-video, 5; for a model in the package, its default.
+        steps: of denoising; 50 are Wan's own for text-to-video. Few steps suit a Pusa model, not its base.
+        guidance: scale; None: 5, Wan's own for text-to-video, or the default of a model in the package.
         shift: flow shift of the sampler.
         seed: clip k is made from seed + k.
         dtype: of the latents on disk.
@@ -53,10 +53,10 @@ class SynthesisSettings:
     dtype: torch.dtype = torch.bfloat16
 
     def resolved(self) -> "SynthesisSettings":
-        """The same with nothing left open.
+        """Fill the open fields from the model's defaults.
 
         Raises:
-            ValueError: a size, length or number that no clip can have.
+            ValueError: a size, length, number of steps or guidance is impossible.
         """
         defaults = zoo.defaults_of(self.model)
         width, height = self.size or (defaults.width, defaults.height)
@@ -66,8 +66,8 @@ class SynthesisSettings:
         if frames % FRAMES_PER_LATENT != 1:
             near = nearest_of(max(1, frames), FRAMES_PER_LATENT, 1)
             raise ValueError(f"frames={frames}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
-        known = zoo.find(self.model)
-        guidance = self.guidance or (defaults.guidance if known and known.hub_id is None else _WAN_GUIDANCE)
+        zoo_model = zoo.find(self.model)
+        guidance = self.guidance or (defaults.guidance if zoo_model and zoo_model.hub_id is None else _WAN_GUIDANCE)
         if self.steps < 1 or guidance < 1:
             raise ValueError(f"steps={self.steps}, guidance={guidance:g}: both are 1 or more")
         return replace(
@@ -95,20 +95,20 @@ def synthesize(
     part: tuple[int, int] = (1, 1),
     stop: Callable[[], bool] = lambda: False,
 ) -> Events:
-    """Make a dataset from prompts, or go on with it.
+    """Generate a dataset from prompts, or continue one.
 
     Args:
-        prompts: clip k is made from prompt k; after the last prompt comes the first one again.
+        prompts: clip k comes from prompt k, starting again after the last one.
         output: the dataset's folder; with several parts, each is a folder in it, and `LatentDataset` joins them.
         count: of clips, in all parts together; None: one for each prompt.
         part: (i, n) for the i-th of n machines, which makes every n-th clip.
-        stop: asked at every step; True ends the run, and what was done is kept.
+        stop: called at every step; True ends the run, and finished clips are kept.
 
     Yields:
         `GenerationEvent`; the last is ``done`` with the folder, unless `stop` ended the run.
 
     Raises:
-        ValueError: settings do not fit, or the folder was begun with others.
+        ValueError: settings are impossible, or the folder was begun with others.
     """
     index, parts = part
     if not 1 <= index <= parts:
@@ -119,7 +119,7 @@ def synthesize(
     numbers = range(index - 1, len(prompts) if count is None else count, parts)
 
     def run(report: Report) -> None:
-        _synthesize(prompts, numbers, folder, settings.resolved(), stopping(report, stop))
+        _synthesize(prompts, numbers, folder, settings.resolved(), report_until_stopped(report, stop))
         report(GenerationEvent(kind="done", path=folder))
 
     return as_events(run)
@@ -149,7 +149,7 @@ def _synthesize(
             writer.identify(vae=identity_of_vae(load_vae(settings.model)))
             pipe = load_base(settings)
             done = (len(wanted) - len(missing)) * settings.steps
-            progress = Progress(report, "make clips", len(wanted) * settings.steps, done=done)
+            progress = StageProgress(report, "make clips", len(wanted) * settings.steps, done=done)
         for name, k in missing.items():
             caption = prompts[k % len(prompts)]
             embeds, negative = (_padded(writer.embeds(text), length) for text in (caption, settings.negative_prompt))
@@ -169,13 +169,13 @@ def _synthesize(
 
 
 def clip_id(settings: SynthesisSettings, prompt: str, number: int) -> str:
-    """The same only for the same clip: its prompt, its seed and all settings are in it."""
+    """Make an id from the prompt, the number and all settings of a clip."""
     parts = [settings.model, settings.as_json(), prompt, number]
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}-{number:06d}"
 
 
 def load_base(settings: SynthesisSettings) -> PusaPipeline:
-    """The transformer alone, without any adapter, on the GPU if there is one."""
+    """Load the transformers alone, without any adapter, on the GPU if there is one."""
     absent = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
     pipe = PusaPipeline.from_pretrained(settings.model, shift=settings.shift, **absent)
     pipe.set_progress_bar_config(disable=True)
@@ -199,7 +199,7 @@ def make_clip(
     seed: int,
     at_step: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """One clip by plain text-to-video, all latent frames at one time: normalised latents, fp32 ``[C, F, h, w]``.
+    """Generate one clip by plain text-to-video, all latent frames at one time: fp32 latents ``[C, F, h, w]``.
 
     Args:
         settings: resolved.
@@ -230,5 +230,5 @@ def make_clip(
 
 
 def _padded(embeds: Tensor, length: int) -> Tensor:
-    """``[L, D]`` to ``[length, D]``, as the text encoder gave it."""
+    """Pad embeddings ``[L, D]`` with zeros to ``[length, D]``, as the text encoder does."""
     return pad(embeds, (0, 0, 0, length - embeds.shape[0]))

@@ -1,8 +1,8 @@
-"""Processes for work that may be slow, and may crash: results come one by one, a dead process costs one task.
+"""Run slow tasks that may crash in worker processes; a crash costs one task.
 
-A worker holds at most one result that nobody has taken yet, so memory does not grow with the number of tasks. Workers
-end with their parent, even when that is killed: their pipe closes. They are new interpreters that import what they need
-and nothing of the main program, unlike those of `multiprocessing`: no torch, no forked locks, no guard in scripts.
+A worker holds at most one result that the caller has not read yet, so memory does not grow with the number of tasks.
+Workers end with their parent, even if that is killed, because their pipe closes. Unlike those of `multiprocessing` they
+are new interpreters that import only what they need: no torch, no forked locks, no ``__main__`` guard in scripts.
 """
 
 import contextlib
@@ -24,26 +24,26 @@ _PROGRAM = "import sys; from pusa.data.workers import serve; serve(int(sys.argv[
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task gave no further results, in one line."""
+    """Explain in one line why a task has no further results."""
 
     reason: str
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers(Generic[T]):
     """Run ``work(task)``, a generator function of a module, on tasks in `count` processes; 0: in this process.
 
-    Where processes do not inherit pipes (Windows), all is done in this one.
+    On Windows, where processes do not inherit pipes, all tasks run in this process.
 
         with Workers(decode, 4) as workers:
             for task, result in workers.run(tasks):
                 ...
 
-    Tasks and results are pickled. Processes are started when they are needed.
+    Tasks and results are pickled. Processes start when the first tasks need them.
     """
 
     def __init__(self, work: Callable[[T], Iterable[Any]], count: int) -> None:
@@ -60,12 +60,12 @@ class Workers(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        everyone = [*self._idle, *((connection, process) for connection, (process, _) in self._busy.items())]
+        workers = [*self._idle, *((connection, process) for connection, (process, _) in self._busy.items())]
         self._idle, self._busy = [], {}
-        for connection, process in everyone:
+        for connection, process in workers:
             connection.close()
             process.kill()
-        for _, process in everyone:
+        for _, process in workers:
             process.wait()
 
     def run(self, tasks: Iterable[T]) -> Generator[tuple[T, Any], None, None]:
@@ -90,10 +90,10 @@ class Workers(Generic[T]):
                 process, task = self._busy[connection]
                 try:
                     result = connection.recv()
-                except (EOFError, OSError):  # it is gone
+                except (EOFError, OSError):  # the worker died
                     del self._busy[connection]
                     connection.close()
-                    yield task, Failure(_how_it_died(process.wait()))
+                    yield task, Failure(_describe_exit(process.wait()))
                     continue
                 if result is _END:
                     del self._busy[connection]
@@ -106,29 +106,29 @@ class Workers(Generic[T]):
             connection, process = self._idle.pop()
             try:
                 connection.send(task)
-            except (BrokenPipeError, ConnectionResetError):  # killed while it had nothing to do
+            except (BrokenPipeError, ConnectionResetError):  # the worker died while idle
                 connection.close()
                 process.wait()
             else:
                 self._busy[connection] = process, task
                 return
-        connection, theirs = Pipe()
+        connection, child_connection = Pipe()
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", _PROGRAM, str(child_connection.fileno())],
+            pass_fds=[child_connection.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is the parent's to handle
+            start_new_session=True,  # the parent alone handles Ctrl-C
         )
-        theirs.close()  # so that the pipe ends when the process does
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead already: the end of its pipe says so
+        child_connection.close()  # so that the pipe closes when the worker ends
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; `recv` will tell
             connection.send(self._work)
             connection.send(task)
         self._busy[connection] = process, task
 
 
 def serve(descriptor: int) -> None:
-    """The whole of a worker's life; its pipe is an inherited file."""
+    """Run the worker process: read tasks from an inherited pipe and send results until the parent ends."""
     connection = Connection(descriptor)
     try:
         work = connection.recv()
@@ -136,14 +136,14 @@ def serve(descriptor: int) -> None:
             for result in _results(work, connection.recv()):
                 connection.send(result)
             connection.send(_END)
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent ended
         return
 
 
 def _results(work: Callable[[T], Iterable[Any]], task: T) -> Iterator[Any]:
     try:
         yield from work(task)
-    except (ValueError, OSError) as error:  # what readers raise, in words for people
+    except (ValueError, OSError) as error:  # raised by media readers with a readable message
         yield Failure(_line(error))
     except Exception as error:
         yield Failure(f"{type(error).__name__}: {_line(error)}")
@@ -153,7 +153,7 @@ def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _how_it_died(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""

@@ -1,7 +1,7 @@
-"""Writing a dataset so that a kill at any moment loses little and breaks nothing.
+"""Write a dataset so that a kill at any moment loses little and corrupts nothing.
 
-A shard is written under a hidden name, flushed to the disk and renamed; only then do its clips enter the manifest. Each
-shard carries their lines too, so that a kill in between is mended when the folder is opened again.
+A shard is written under a hidden name, flushed to disk and renamed; only then do its clips enter the manifest. Each
+shard holds their lines too, so that clips of a writer killed in between are recovered when the folder is opened again.
 """
 
 import json
@@ -41,12 +41,12 @@ from pusa.fsutil import flush
 
 logger = logging.getLogger(__name__)
 
-_MAX_CLIPS_PER_SHARD = 4096  # a safetensors header may have 100 MB, and holds their lines
+_MAX_CLIPS_PER_SHARD = 4096  # a safetensors header is limited to 100 MB, and holds their manifest lines
 _PROMPT_SHARD_BYTES = 128 * 2**20
 
 
 class DatasetWriter:
-    """Fill a dataset folder, from nothing or where an earlier run stopped.
+    """Write a dataset folder, from the start or where an earlier run stopped.
 
         with DatasetWriter("clips", model="tiny", max_sequence_length=64) as writer:
             writer.add_prompt("", empty)                            # [L, D]
@@ -54,19 +54,20 @@ class DatasetWriter:
             if "fox-0" not in writer:
                 writer.add("fox-0", z, "a fox", fps=16, height=64, width=96, frames=17)  # z [C, F, h, w], normalised
 
-    One process at a time writes to a folder: several processes take a folder each, and `LatentDataset` joins them. At
-    an exception what was added stays; `close` (or the end of the ``with`` block) also checks that nothing is missing.
+    One process at a time may write to a folder: several processes take a folder each, and `LatentDataset` joins them.
+    After an exception the added clips are kept; `close` (or the end of the ``with`` block) also checks that every
+    caption has embeddings.
 
     Args:
-        folder: made if it is not there.
-        model: what the latents are for: a name of the zoo, a Hub id or a folder.
-        vae, text_encoder: what tells them from others (see `pusa.models.text_encoder.identity_of_module`); empty: not
-            known yet, see `identify`.
+        folder: created if it does not exist.
+        model: the model to train: a name of the zoo, a Hub id or a folder.
+        vae, text_encoder: their hashes (see `pusa.models.text_encoder.identity_of_module`); empty: set later
+            with `identify`.
         max_sequence_length: tokens of a prompt.
-        settings: how the clips are made; kept in `dataset.json`, and equal whenever the folder is opened again.
+        settings: how the clips are made; stored in `dataset.json`, and must be equal when the folder is opened again.
         dtype: of the latents on disk, bf16 or fp32.
-        shard_bytes: of latents that are gathered into one file.
-        flush_seconds: what was added is on disk after so long, even if a file is not full.
+        shard_bytes: size of a file of latents.
+        flush_seconds: added clips are on disk after so long, even if a file is not full.
 
     Raises:
         ValueError: the folder holds a dataset of another kind, or another process is writing to it.
@@ -105,7 +106,7 @@ class DatasetWriter:
             self._pending: dict[Shape, list[tuple[ClipInfo, Tensor]]] = {}
             self._pending_prompts: dict[str, Tensor] = {}
             self._pending_prompt_bytes = 0
-            self._take_over(
+            self._open(
                 DatasetFacts(
                     model=model,
                     vae=vae,
@@ -119,19 +120,19 @@ class DatasetWriter:
             self._lock.release()
             raise
 
-    def _take_over(self, facts: DatasetFacts) -> None:
-        """Continue what is there: its facts must be ours, its manifest is mended."""
+    def _open(self, facts: DatasetFacts) -> None:
+        """Create the dataset, or check that an existing one has the same facts and recover its manifest."""
         for leftover in self.folder.rglob(".*.part"):
             leftover.unlink()
         self.facts = facts
         if (self.folder / DATASET_FILE).is_file():
-            there = read_facts(self.folder)
+            stored = read_facts(self.folder)
             for name in ("model", "max_sequence_length", "dtype"):
-                self._check_same(name, getattr(there, name), getattr(facts, name))
-            for name in sorted({*(there.settings or {}), *(facts.settings or {})}):
+                self._check_same(name, getattr(stored, name), getattr(facts, name))
+            for name in sorted({*(stored.settings or {}), *(facts.settings or {})}):
                 if facts.settings is not None:
-                    self._check_same(name, (there.settings or {}).get(name), facts.settings.get(name))
-            self.facts = there
+                    self._check_same(name, (stored.settings or {}).get(name), facts.settings.get(name))
+            self.facts = stored
             self.identify(vae=facts.vae, text_encoder=facts.text_encoder)
         else:
             self._write_facts()
@@ -145,26 +146,27 @@ class DatasetWriter:
         if torn:
             self._replace(self.folder / CLIPS_FILE, "".join(_line(clip) for clip in self._clips.values()).encode())
         if lost:
-            logger.info("%d clips of a run that was killed are taken up again", len(lost))
+            logger.info("%d clips of a run that was killed are recovered", len(lost))
         self._append(lost)
-        self._prompts: dict[str, Path | None] = {}  # key -> file, None while it is in none yet
+        self._prompts: dict[str, Path | None] = {}  # key -> file, None until it is written
         for path in sorted((self.folder / PROMPTS_FOLDER).glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 self._prompts.update(dict.fromkeys(file.keys(), path))
 
-    def _check_same(self, name: str, there: Any, given: Any) -> None:
-        if there != given:
+    def _check_same(self, name: str, stored: Any, value: Any) -> None:
+        if stored != value:
             raise ValueError(
-                f"{self.folder} was begun with {name}={there!r}, not {given!r}: give that, or name another folder"
+                f"{self.folder} was begun with {name}={stored!r}, not {value!r}: give that, or name another folder"
             )
 
     def identify(self, *, vae: str = "", text_encoder: str = "") -> None:
-        """Say which VAE and text encoder are used, once they are loaded. Raises ValueError if others were before."""
-        for name, given in (("vae", vae), ("text_encoder", text_encoder)):
-            there = getattr(self.facts, name)
-            if given and there and there != given:
+        """Record the hashes of the VAE and text encoder. Raises ValueError if the folder was begun with others."""
+        for name, identity in (("vae", vae), ("text_encoder", text_encoder)):
+            stored = getattr(self.facts, name)
+            if identity and stored and stored != identity:
                 raise ValueError(
-                    f"{self.folder} was begun with another {name} ({there[:12]}, not {given[:12]}): name another folder"
+                    f"{self.folder} was begun with another {name} ({stored[:12]}, not {identity[:12]}): name another "
+                    "folder"
                 )
         self.facts = replace(
             self.facts, vae=vae or self.facts.vae, text_encoder=text_encoder or self.facts.text_encoder
@@ -178,14 +180,15 @@ class DatasetWriter:
         return len(self._clips)
 
     def __iter__(self) -> Iterator[ClipInfo]:
-        """The clips so far."""
+        """Iterate over the clips so far."""
         return iter(list(self._clips.values()))
 
     def has_prompt(self, caption: str) -> bool:
+        """Check for the embeddings of a caption."""
         return caption_key(caption) in self._prompts
 
     def embeds(self, caption: str) -> Tensor:
-        """Embeddings that were added, ``[L, D]`` without padding. Raises KeyError for an unknown caption."""
+        """Return the added embeddings of a caption, ``[L, D]`` without padding. Raises KeyError for an unknown one."""
         key = caption_key(caption)
         path = self._prompts[key]
         if path is None:
@@ -194,7 +197,7 @@ class DatasetWriter:
             return file.get_tensor(key)
 
     def add_prompt(self, caption: str, embeds: Tensor) -> None:
-        """Keep the embeddings ``[n, D]`` of a caption, in their own dtype; zero rows at the end are not stored.
+        """Add the embeddings ``[n, D]`` of a caption, in their own dtype; zero rows at the end are not stored.
 
         Raises:
             ValueError: another shape, NaN or infinity.
@@ -227,7 +230,7 @@ class DatasetWriter:
         sha256: str = "",
         start_seconds: float = 0.0,
     ) -> None:
-        """Keep a clip: normalised latents ``[C, F, h, w]`` of `frames` frames of `height` x `width` pixels.
+        """Add a clip: normalised latents ``[C, F, h, w]`` of `frames` frames of `height` x `width` pixels.
 
         Raises:
             ValueError: the id is taken, the latents have another shape or number of channels, or hold NaN or infinity.
@@ -269,7 +272,7 @@ class DatasetWriter:
         self._flush_if_due()
 
     def recaption(self, clip_id: str, caption: str) -> None:
-        """Give a clip that is here another caption; its latents stay as they are. Raises KeyError for an unknown id."""
+        """Replace the caption of a clip and keep its latents. Raises KeyError for an unknown id."""
         if self._clips[clip_id].caption == caption:
             return
         if not self._clips[clip_id].shard:
@@ -277,7 +280,7 @@ class DatasetWriter:
         self._append([replace(self._clips[clip_id], caption=caption, prompt=caption_key(caption))])
 
     def flush(self) -> None:
-        """Bring to the disk all that was added."""
+        """Write all added clips and prompts to disk."""
         self._write_prompts()
         for shape in list(self._pending):
             self._write_shard(shape)
@@ -288,10 +291,10 @@ class DatasetWriter:
             self.flush()
 
     def close(self) -> None:
-        """Flush, and make sure that every caption, and the empty one, has embeddings.
+        """Flush, and check that every caption, and the empty one, has embeddings.
 
         Raises:
-            ValueError: some have none; what was added is kept.
+            ValueError: some have none; the added clips are kept.
         """
         try:
             self.flush()
@@ -325,7 +328,7 @@ class DatasetWriter:
 
     def _write_shard(self, shape: Shape) -> None:
         pending = self._pending.pop(shape)
-        self._write_prompts()  # a clip on disk has its prompt there
+        self._write_prompts()  # first, so that every clip on disk has its prompt there
         path = self._next(LATENTS_FOLDER, "x".join(map(str, shape)) + "-")
         clips = [replace(clip, shard=path.name) for clip, _ in pending]
         tensors = {clip.id: latents for clip, latents in pending}
@@ -367,7 +370,7 @@ def _line(clip: ClipInfo) -> str:
 
 
 def _rename(part: Path, path: Path) -> None:
-    """Onto the disk before the name changes, so that not even a power cut leaves half a file."""
+    """Flush a file before renaming it, so that not even a power cut leaves half a file."""
     flush(part)
     os.replace(part, path)
     flush(path.parent)

@@ -1,1 +1,1 @@
-"""Evaluation: figures about videos and about samples of figures."""
+"""Measure the quality of generated videos."""

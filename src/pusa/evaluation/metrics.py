@@ -1,7 +1,7 @@
-"""Figures about videos and about samples of figures, each a few lines with an exact definition.
+"""Measure videos, and summarise samples of measurements with their uncertainty.
 
-Videos are ``[B, 3, F, H, W]`` in -1..1 (`as_video` makes one of uint8 frames), results one number per clip, ``[B]``,
-unless said otherwise.
+Videos are ``[B, 3, F, H, W]`` in -1..1 (`as_video` converts uint8 frames). Results are one number per clip, ``[B]``,
+unless a docstring says otherwise.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 EQUAL_DB = 80.0
-"""PSNR of pictures that differ by less than a hundredth of a grey level: as good as equal."""
+"""Upper limit of `psnr`: the pictures differ by less than a hundredth of a grey level."""
 
-_FLAT = 1e-3  # differences below an eighth of a grey level are those of rounding
+_FLAT = 1e-3  # smaller differences, an eighth of a grey level, come from rounding
 
 
 def as_video(frames: np.ndarray) -> Tensor:
-    """uint8 frames ``[F, H, W, 3]`` as a video ``[1, 3, F, H, W]``."""
+    """Convert uint8 frames ``[F, H, W, 3]`` to a video ``[1, 3, F, H, W]``."""
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
@@ -26,18 +26,18 @@ def as_video(frames: np.ndarray) -> Tensor:
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB, ``[B, F]``, at most `EQUAL_DB`."""
+    """Compute the peak signal-to-noise ratio of each frame in dB, ``[B, F]``, at most `EQUAL_DB`."""
     error = (first.float() - second.float()).square().mean(dim=(1, 3, 4))
     return (10 * torch.log10(4 / error.clamp(min=1e-12))).clamp(max=EQUAL_DB)
 
 
 def changes(video: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring frames, ``[B, F - 1]``."""
+    """Compute the mean absolute difference of neighbouring frames, ``[B, F - 1]``."""
     return (video[:, :, 1:].float() - video[:, :, :-1].float()).abs().mean(dim=(1, 3, 4))
 
 
 def seam(video: Tensor, joint: int, around: int = 8) -> Tensor:
-    """The change at a joint over the mean change within `around` frames of it: 1 is no seam.
+    """Divide the change at a joint by the mean change within `around` frames of it: 1 is no seam.
 
     Args:
         joint: the first frame after it, 1..F - 1.
@@ -54,20 +54,20 @@ def seam(video: Tensor, joint: int, around: int = 8) -> Tensor:
 
 
 def unevenness(video: Tensor) -> Tensor:
-    """The largest change between neighbours over the mean one: 1 is perfectly even, a cut is far above."""
+    """Divide the largest change between neighbours by the mean one: 1 is perfectly even, a cut is far above."""
     change = changes(video)
     return change.amax(dim=1) / change.mean(dim=1).clamp(min=_FLAT)
 
 
 def sharpness(video: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels in each frame, ``[B, F]``: it falls as a picture blurs."""
+    """Compute the mean absolute difference of neighbouring pixels, ``[B, F]``: it falls as a picture blurs."""
     down = (video[..., 1:, :] - video[..., :-1, :]).abs().mean(dim=(1, 3, 4))
     across = (video[..., 1:] - video[..., :-1]).abs().mean(dim=(1, 3, 4))
     return down + across
 
 
 class Drift(NamedTuple):
-    """How the end of a video differs from its beginning: colour in grey levels (0..255), the others as ratios."""
+    """Compare the end of a video with its beginning: colour in grey levels (0..255), the others as ratios."""
 
     colour: Tensor
     contrast: Tensor
@@ -88,15 +88,15 @@ def drift(video: Tensor, length: int) -> Drift:
 
 
 def first_jump(latents: Tensor) -> Tensor:
-    """Root mean square difference of latent frames 0 and 1 of ``[B, C, F, h, w]``.
+    """Compute the root mean square difference of latent frames 0 and 1 of ``[B, C, F, h, w]``.
 
-    Divided by that of real clips it tells whether a clip begins from its first frame: 1 is ideal, above 1 it leaves it.
+    Divided by that of real clips, 1 is ideal; above 1 the clip jumps away from its first frame.
     """
     return (latents[:, :, 1].float() - latents[:, :, 0].float()).square().mean(dim=(1, 2, 3)).sqrt()
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Between the normal distributions fitted to two sets of features, ``[N, D]`` and ``[M, D]``.
+    """Compute the Fréchet distance of normal distributions fitted to features ``[N, D]`` and ``[M, D]``.
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)``, as in the Frechet inception distance (arXiv 1706.08500). It is biased
     upwards for few samples: compare only distances of equally many.
@@ -121,7 +121,7 @@ Figure = dict[str, Any]
 
 
 def rate(hits: Tensor) -> Figure:
-    """The share of true ones in ``[N]``, with Wilson's interval of 95 %: ``{"value", "n", "low", "high"}``."""
+    """Compute the share of true values in ``[N]`` with Wilson's 95 % interval: ``{"value", "n", "low", "high"}``."""
     n, z = len(hits), 1.96
     if n == 0:
         return {"value": None, "n": 0}
@@ -132,7 +132,7 @@ def rate(hits: Tensor) -> Figure:
 
 
 def mean(values: Tensor) -> Figure:
-    """The mean of ``[N]`` and its standard error: ``{"value", "n", "error"}``; no error for a single one."""
+    """Compute the mean of ``[N]`` and its standard error: ``{"value", "n", "error"}``; no error for a single one."""
     values = values.double().flatten()
     n = len(values)
     if n == 0:
@@ -142,7 +142,7 @@ def mean(values: Tensor) -> Figure:
 
 
 def ratio(values: Tensor, reference: Tensor) -> Figure:
-    """The mean of ``[N]`` over that of its paired references, with the standard error of the ratio of two means."""
+    """Divide the mean of ``[N]`` by that of its paired references, with the standard error of the ratio."""
     top, below = values.double().flatten(), reference.double().flatten()
     n = len(top)
     if n == 0:

@@ -1,1 +1,1 @@
-"""Vectorised timestep adaptation (VTA): train an adapter, or a whole transformer."""
+"""Train a text-to-video model with one time per latent frame: vectorised timestep adaptation (VTA)."""

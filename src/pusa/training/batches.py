@@ -1,8 +1,8 @@
-"""Which clips, with which noise, at which step: a pure function of the seed and the step, computed ahead in threads.
+"""Choose the clips and draw the noise of every training step, ahead of the model, in threads.
 
-A step has a number of slots, its clips over all processes. What a slot holds (clip, noise levels, noise, whether the
-caption is dropped) follows from the seed, the step and the slot alone. So nothing random has a state that could be
-lost, a run goes on exactly where it stopped, and one process with four passes sees what four processes with one see.
+A step has a number of slots, its clips over all processes. The content of a slot (clip, noise levels, noise, whether
+the caption is dropped) follows from the seed, the step and the slot alone. So no random state is lost, a run resumes
+exactly where it stopped, and one process with four passes sees the same clips as four processes with one pass each.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _BLOCK_STEPS = 1024
 
 
 class Data(Protocol):
-    """What is read of a dataset; `pusa.data.dataset.LatentDataset` is one."""
+    """Describe what training reads of a dataset, such as a `pusa.data.dataset.LatentDataset`."""
 
     @property
     def buckets(self) -> Mapping[Shape, Sequence[int]]: ...
@@ -48,8 +48,14 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one shape for one pass: latents and noise fp32 ``[B, C, F, h, w]``, sigmas ``[B, F]``, embeddings
-    ``[B, L, D]`` with zeros behind the text, and how many of the clips count (the rest only fill up)."""
+    """Hold clips of one shape for one pass.
+
+    Attributes:
+        latents, noise: fp32 ``[B, C, F, h, w]``.
+        sigmas: fp32 ``[B, F]``.
+        embeds: fp32 ``[B, L, D]``, zeros behind the text.
+        counted: how many of the clips count; the rest only fill up the batch.
+    """
 
     latents: Tensor
     noise: Tensor
@@ -71,7 +77,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The clips of one step, slot by slot over all processes and passes, cut to `frames` latent frames."""
+    """List the clips of one step, slot by slot over all processes and passes, cut to `frames` latent frames."""
 
     step: int
     frames: int
@@ -79,17 +85,20 @@ class StepPlan:
     clips: tuple[int, ...]
 
     def slots(self, data_rank: int, data_parallel: int, accumulated: int) -> range:
-        """Those of one process in its pass `accumulated`: passes first, then processes, so that a slot's place does
-        not depend on how many processes there are."""
+        """Return the slots of one process in its pass number `accumulated`.
+
+        Slots are numbered by pass, then by process, so that the order of clips does not depend on how many processes
+        there are.
+        """
         start = (accumulated * data_parallel + data_rank) * self.clips_per_pass
         return range(start, start + self.clips_per_pass)
 
 
-class Plan:
-    """The clips of every step.
+class BatchPlan:
+    """Choose the clips of every step.
 
-    A step takes one bucket (latent shape), drawn with the chance of its share of the clips, and goes on in it where the
-    last step of that bucket stopped; each time round the bucket is shuffled anew. So all clips are seen equally often.
+    A step draws one bucket (latent shape) in proportion to its clips and continues where the last step of that bucket
+    stopped; after each pass over the bucket its clips are shuffled anew. So all clips are seen equally often.
 
     Args:
         buckets: latent shape -> clips.
@@ -150,13 +159,13 @@ def _shuffled(seed: int, bucket: int, turn: int, size: int) -> np.ndarray:
 
 
 def generator_of(seed: int, *place: int | str) -> Generator:
-    """A random generator for one purpose and place, unlike that of any other."""
+    """Seed a random generator that no other purpose or place shares."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 class Reader:
-    """Makes batches: reads clips, draws levels and noise."""
+    """Read clips and draw their noise levels and noise."""
 
     def __init__(self, data: Data, config: TrainConfig, noise_range: NoiseRange) -> None:
         self.data = data
@@ -168,7 +177,7 @@ class Reader:
     def batch(
         self, clips: Sequence[int], frames: int, generators: Sequence[Generator], *, training: bool, counted: int
     ) -> Batch:
-        """Clips cut to `frames`, each with what its generator draws; captions are dropped only in training."""
+        """Read clips, cut them to `frames` and draw their noise; captions are dropped only in training."""
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         objective = self.config.objective
         for clip, generator in zip(clips, generators, strict=True):
@@ -185,13 +194,15 @@ class Reader:
 
 
 class Loader:
-    """Training batches of one process in their order, made ahead in threads; `waited_seconds` is time lost for them.
+    """Make the training batches of one process ahead in threads; `waited_seconds` sums the time spent waiting for them.
 
     with Loader(reader, plan, data_rank=0, first_step=0, device=device) as loader:
         batch = loader.next()
     """
 
-    def __init__(self, reader: Reader, plan: Plan, *, data_rank: int, first_step: int, device: torch.device) -> None:
+    def __init__(
+        self, reader: Reader, plan: BatchPlan, *, data_rank: int, first_step: int, device: torch.device
+    ) -> None:
         self.reader, self.plan, self.data_rank, self.device = reader, plan, data_rank, device
         self.waited_seconds = 0.0
         self._positions = ((step, i) for step in count(first_step) for i in range(plan.accumulation))
@@ -207,7 +218,7 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def next(self) -> Batch:
-        """The next batch, on the device. Raises what reading it raised."""
+        """Return the next batch on the device. Raises the error of the thread that read it."""
         began = time.monotonic()
         batch = self._ahead.pop(0).result()
         self.waited_seconds += time.monotonic() - began
@@ -231,10 +242,10 @@ class Loader:
 
 
 def held_out_batches(reader: Reader, *, data_rank: int, data_parallel: int) -> Iterator[Batch]:
-    """Every held-out clip, `report.held_out_draws` times at levels and noises that never change.
+    """Yield every held-out clip, `report.held_out_draws` times, at levels and noises that never change.
 
-    Processes share the work and each gets equally many batches of the same shapes, as sharded models need; what fills
-    up the last ones is not counted.
+    Processes share the work and each gets equally many batches of the same shapes, as sharded models need; clips that
+    fill up the last batches are not counted.
     """
     config = reader.config
     for shape, clips in sorted(reader.data.buckets.items()):

@@ -1,14 +1,14 @@
-"""The whole state of a run, written so that a kill at any moment leaves the last one intact.
+"""Write and read checkpoints: the whole state of a run, intact if the process is killed at any moment.
 
     checkpoints/step-00000100/
-      state.json                  step, training time, how many processes wrote it and how
-      weights-00001.safetensors   what is trained, whole tensors by name
-      average-00001.safetensors   its moving average, if one is kept
+      state.json                  step, training time, number and layout of the processes that wrote it
+      weights-00001.safetensors   trained weights, whole tensors by name
+      average-00001.safetensors   their moving average, if one is kept
       optimizer-00001.safetensors whole tensors by ``parameter/name``
-      process-00000.pt            of each process: random states and counters of the log
+      process-00000.pt            for each process: random states and counters of the log
 
-Tensors are whole and named, however they were sharded, so that any number of processes can go on with them. A file ends
-at about 4 GB: only so much is gathered at a time. Everything is written beside and renamed when it is on the disk.
+Tensors are whole and named, however they were sharded, so that any number of processes can resume from them. A file
+ends at about 4 GB: no more is gathered at a time. A checkpoint is written under another name and renamed once on disk.
 """
 
 import json
@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from pusa.fsutil import flush
 from pusa.training.config import CheckpointConfig
-from pusa.training.launch import Processes
+from pusa.training.distributed import Processes
 from pusa.training.model import local
 
 STATE_FILE = "state.json"
@@ -43,7 +43,7 @@ def folder_name(step: int) -> str:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints below ``folder/checkpoints`` by their step, ascending."""
+    """Find the complete checkpoints in ``folder/checkpoints``: step -> folder, ascending."""
     found = {}
     for path in sorted((folder / "checkpoints").glob("step-*")):
         if (match := _NAME.fullmatch(path.name)) and (path / STATE_FILE).is_file():
@@ -57,17 +57,17 @@ def write_checkpoint(
     *,
     state: Mapping[str, Any],
     tensors: Mapping[str, Named],
-    own: Mapping[str, Any],
+    process_state: Mapping[str, Any],
     processes: Processes,
     rule: CheckpointConfig,
 ) -> Path:
-    """Write a checkpoint and drop those that the rule does not keep. Every process must call it.
+    """Write a checkpoint and delete those that the rule does not keep. Every process must call it.
 
     Args:
-        folder: of the run.
-        state: what ``state.json`` says, plain values.
-        tensors: by the beginning of their files' names.
-        own: what this process keeps for itself, tensors and plain values.
+        folder: the run's, or the expert's if there are two.
+        state: plain values for ``state.json``.
+        tensors: (name, tensor) pairs by the prefix of their files' names.
+        process_state: tensors and plain values that this process alone will need.
     """
     target = folder / "checkpoints" / folder_name(step)
     part = target.with_name(f".{target.name}.part")
@@ -78,14 +78,14 @@ def write_checkpoint(
     for prefix, named in tensors.items():
         _write_tensors(part, prefix, named, writes=processes.is_main)
     file = part / f"process-{processes.rank:05d}.pt"
-    torch.save({**own, "random": random_states()}, file)
+    torch.save({**process_state, "random": random_states()}, file)
     flush(file)
     processes.wait()
     if processes.is_main:
         (part / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
         flush(part / STATE_FILE)
         flush(part)
-        if target.exists():  # this step again, after going on from an earlier one
+        if target.exists():  # an earlier run wrote this step and was resumed from before it
             shutil.rmtree(target)
         part.rename(target)
         flush(target.parent)
@@ -98,10 +98,9 @@ def _prune(folder: Path, rule: CheckpointConfig) -> None:
     found = checkpoints(folder)
     for step in list(found)[: -rule.keep_last]:
         if not (rule.keep_every and step % rule.keep_every == 0):
-            doomed = found[step].rename(found[step].with_name(f".{found[step].name}.old"))
-            shutil.rmtree(doomed)
-    for left in (folder / "checkpoints").glob(".step-*"):  # of runs that were killed here
-        shutil.rmtree(left)
+            shutil.rmtree(found[step].rename(found[step].with_name(f".{found[step].name}.old")))
+    for leftover in (folder / "checkpoints").glob(".step-*"):  # of runs that were killed while writing
+        shutil.rmtree(leftover)
 
 
 def _write_tensors(folder: Path, prefix: str, named: Named, *, writes: bool) -> None:
@@ -131,7 +130,7 @@ def _write_tensors(folder: Path, prefix: str, named: Named, *, writes: bool) -> 
 
 
 class Tensors:
-    """The tensors below one prefix of a checkpoint, read when they are asked for."""
+    """Read the tensors of one prefix of a checkpoint, each on access."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self.folder = folder
@@ -151,7 +150,7 @@ class Tensors:
 
     @torch.no_grad()
     def into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor, or this process's rows of it, into `target`.
+        """Copy a tensor, or the rows of it that this process holds, into `target`.
 
         Raises:
             ValueError: there is none, or it has another shape.
@@ -164,23 +163,24 @@ class Tensors:
                 f"{self.folder.name} has {name} as {part.get_shape()}, and this run as {list(target.shape)}: resume "
                 "with the method it was begun with"
             )
-        mine = local(target)
+        part_here = local(target)
         if isinstance(target, DTensor):
             rows = -(-target.shape[0] // target.device_mesh.size())  # as FSDP2 cuts the first dimension
             first = min(target.device_mesh.get_local_rank() * rows, target.shape[0])
-            mine.copy_(part[first : first + mine.shape[0]])
+            part_here.copy_(part[first : first + part_here.shape[0]])
         elif target.ndim:
-            mine.copy_(part[:])
+            part_here.copy_(part[:])
         else:
-            mine.copy_(self[name])
+            part_here.copy_(self[name])
 
 
 def read_state(folder: Path) -> dict[str, Any]:
+    """Read ``state.json`` of a checkpoint."""
     return json.loads((folder / STATE_FILE).read_text())
 
 
-def read_own(folder: Path, rank: int) -> dict[str, Any]:
-    """What process `rank` kept for itself; {} if there were fewer processes."""
+def read_process_state(folder: Path, rank: int) -> dict[str, Any]:
+    """Read the state of process `rank`; {} if fewer processes wrote the checkpoint."""
     file = folder / f"process-{rank:05d}.pt"
     return torch.load(file, weights_only=True, map_location="cpu") if file.is_file() else {}
 
@@ -189,17 +189,17 @@ def read_own(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor]) -> Named:
-    """All state of the optimizers by ``parameter/name``."""
+    """Yield all state of the optimizers as (``parameter/name``, tensor)."""
     for name, parameter in parameters.items():
         for optimizer in optimizers:
             for field, value in optimizer.state.get(parameter, {}).items():
                 yield f"{name}/{field}", value if isinstance(value, Tensor) else torch.tensor(value)
 
 
-def fill_optimizers(
+def restore_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor], tensors: Tensors
 ) -> None:
-    """Give optimizers that have not stepped yet the state that was written."""
+    """Restore the written state into optimizers that have not stepped yet."""
     owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for key in tensors:
         name, _, field = key.rpartition("/")
@@ -219,7 +219,7 @@ def fill_optimizers(
 
 
 def random_states() -> dict[str, Any]:
-    """Of Python, numpy and torch on this process, as plain values and tensors."""
+    """Return the random states of Python, numpy and torch on this process as plain values and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     states: dict[str, Any] = {
         "python": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
@@ -232,6 +232,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Set the random states that `random_states` returned."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = states["numpy"]

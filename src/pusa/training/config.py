@@ -1,7 +1,7 @@
-"""All that a training run is told, in one typed and checked value, which is stored with the run.
+"""Define and load the configuration of a training run.
 
-A configuration is a TOML file (or the JSON that a run keeps); ready ones are in ``configs/``. Nothing here needs torch,
-so that a run can be checked and its cost estimated on a machine that could never train it.
+A configuration is a TOML file, or the JSON that a run keeps; ready ones are in ``configs/``. It needs no torch, so a
+run can be checked, and its cost estimated, on a machine that could never train it.
 """
 
 import json
@@ -21,10 +21,10 @@ Expert = Literal["transformer", "transformer_2"]
 T = TypeVar("T")
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-"""The released adapters': q, k, v and o of self- and cross-attention, and both matrices of the feed-forward part."""
+"""Layers of the released adapters: q, k, v and o of self- and cross-attention, both matrices of the feed-forward."""
 
 
-def _listed(value: Any) -> Any:
+def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -42,12 +42,12 @@ _EXCLUSIVE = (
     ("batch_frames", "batch_size"),
 )
 
-Several = Annotated[tuple[T, ...], Strict(False), BeforeValidator(_listed)]
+Several = Annotated[tuple[T, ...], Strict(False), BeforeValidator(_split_commas)]
 NoiseRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_noise_range)]
 
 
 class ModelConfig(StrictModel):
-    """What is adapted."""
+    """Choose the model to adapt and the numerics of the computation."""
 
     source: str = knob(
         "wan2.1-14b", "The model: a name of the zoo, a Hub id or a folder in diffusers layout.", min_length=1
@@ -77,7 +77,7 @@ class ModelConfig(StrictModel):
 
 
 class DataConfig(StrictModel):
-    """What it is adapted on."""
+    """Choose the clips to train on."""
 
     folders: Several[str] = knob((), "Datasets that `pusa data prepare` has made.")
     held_out_share: float = knob(
@@ -89,27 +89,27 @@ class DataConfig(StrictModel):
         "first latent frames of a clip are those of a shorter clip.",
     )
     width: int = knob(
-        832, "Of the clips, for estimates and validation; the data decide.", unit="pixels", ge=16, le=8192
+        832, "Width of the clips, for estimates; the dataset decides in training.", unit="pixels", ge=16, le=8192
     )
     height: int = knob(
-        480, "Of the clips, for estimates and validation; the data decide.", unit="pixels", ge=16, le=8192
+        480, "Height of the clips, for estimates; the dataset decides in training.", unit="pixels", ge=16, le=8192
     )
-    num_frames: int = knob(81, "Of the clips, for estimates and validation; the data decide.", ge=1, le=4801)
+    num_frames: int = knob(81, "Frames of the clips, for estimates; the dataset decides in training.", ge=1, le=4801)
     workers: int = knob(1, "Threads that read clips and draw noise in the background.", ge=1, le=64)
     prefetch: int = knob(3, "Batches that are kept ready.", ge=1, le=64)
 
 
 class MethodConfig(StrictModel):
-    """How it is adapted."""
+    """Choose what is trained: a LoRA or all weights."""
 
     kind: Literal["lora", "full"] = knob("lora", "A LoRA beside frozen weights, or all weights.")
-    rank: int = knob(512, "Of the LoRA; Pusa V1.0: 512.", ge=1, le=8192)
-    alpha: float = knob(512.0, "Of the LoRA while training; B A is scaled by alpha / rank.", gt=0, le=65536)
+    rank: int = knob(512, "Rank of the LoRA; Pusa V1.0: 512.", ge=1, le=8192)
+    alpha: float = knob(512.0, "Alpha of the LoRA while training; B A is scaled by alpha / rank.", gt=0, le=65536)
     targets: Several[str] = knob(LORA_TARGETS, "The adapted layers, by the end of their names.", min_length=1)
 
 
 class ObjectiveConfig(StrictModel):
-    """Which noise each latent frame gets and how its error counts; see `pusa.training.objective`."""
+    """Choose the noise level of each latent frame and the weight of its error; see `pusa.training.objective`."""
 
     times: Literal["independent", "image_to_video", "scalar"] = knob(
         "independent",
@@ -124,13 +124,11 @@ class ObjectiveConfig(StrictModel):
     )
     distribution: Literal["shifted", "uniform"] = knob(
         "shifted",
-        "Of one time. shifted: a uniform index into the shifted 1000-step grid, as the released code does. uniform: "
-        "U(0, 1), as the paper says.",
+        "Distribution of one time. shifted: a uniform index into the shifted 1000-step grid, as the released code "
+        "does. uniform: U(0, 1), as the paper says.",
     )
     shift: float = knob(5.0, "Flow shift of the grid, that of sampling.", gt=0, le=100)
-    clean_frames: float = knob(
-        0.0, "The share of frames that are given clean, and whose error does not count.", ge=0, lt=1
-    )
+    clean_frames: float = knob(0.0, "The share of frames that stay clean; their error does not count.", ge=0, lt=1)
     weighting: Literal["per_sample", "per_frame", "none"] = knob(
         "per_sample",
         "per_sample: a clip's error times the mean of its frames' weights, as the released code does. per_frame: each "
@@ -140,22 +138,24 @@ class ObjectiveConfig(StrictModel):
 
 
 class OptimizerConfig(StrictModel):
+    """Choose the optimizer and its hyperparameters."""
+
     name: Literal["adamw", "muon"] = knob(
         "adamw", "muon: torch's Muon for the matrices of the blocks, AdamW for the rest."
     )
     lr: float = knob(1e-5, "Learning rate.", gt=0, le=1)
     muon_lr: float = knob(0.02, "Learning rate of the matrices, with muon.", gt=0, le=1)
-    beta1: float = knob(0.9, "AdamW's.", ge=0, lt=1)
-    beta2: float = knob(0.999, "AdamW's.", ge=0, lt=1)
-    eps: float = knob(1e-8, "AdamW's.", gt=0, le=1)
-    weight_decay: float = knob(0.01, "AdamW's (the default of PyTorch, and so of the released code).", ge=0, le=1)
+    beta1: float = knob(0.9, "Beta 1 of AdamW.", ge=0, lt=1)
+    beta2: float = knob(0.999, "Beta 2 of AdamW.", ge=0, lt=1)
+    eps: float = knob(1e-8, "Epsilon of AdamW.", gt=0, le=1)
+    weight_decay: float = knob(0.01, "Weight decay (the default of PyTorch, and so of the released code).", ge=0, le=1)
     max_gradient_norm: float | None = knob(
         1.0, "Longer gradients are scaled down to it.", unset="no limit", gt=0, le=1e6
     )
 
 
 class ScheduleConfig(StrictModel):
-    """The learning rate's factor: up over `warmup_steps`, then by `shape`, down to `floor` over the cool-down."""
+    """Scale the learning rate: up over `warmup_steps`, then by `shape`, down to `floor` over the cool-down."""
 
     shape: Literal["constant", "linear", "cosine"] = knob("constant", "Between warm-up and cool-down; see `factor`.")
     warmup_steps: int = knob(0, "Steps from almost nothing to the full rate.", ge=0, le=1_000_000)
@@ -166,7 +166,7 @@ class ScheduleConfig(StrictModel):
 
 
 class CheckpointConfig(StrictModel):
-    """When the whole state is written, and which of these are kept. One is always written at the end."""
+    """Choose when to write checkpoints and which to keep. One is always written at the end."""
 
     every_steps: int | None = knob(100, "Steps between checkpoints.", unset="only by time", ge=1, le=1_000_000)
     every_seconds: float | None = knob(None, "Seconds between checkpoints.", unset="only by steps", gt=0, le=1e6)
@@ -177,13 +177,13 @@ class CheckpointConfig(StrictModel):
 
 
 class ReportConfig(StrictModel):
-    """What is told while training; every number also goes to ``metrics.jsonl`` in the run's folder."""
+    """Choose what a run reports; every number also goes to ``metrics.jsonl`` in its folder."""
 
     log_every: int = knob(1, "Steps between entries.", ge=1, le=100_000)
     held_out_every: int | None = knob(
         100, "Steps between held-out losses.", unset="only at the end", ge=1, le=1_000_000
     )
-    held_out_draws: int = knob(2, "Times and noises per held-out clip; always the same ones.", ge=1, le=1000)
+    held_out_draws: int = knob(2, "Times and noises per held-out clip, the same at every evaluation.", ge=1, le=1000)
     validate_every: int | None = knob(None, "Steps between validation videos.", unset="none", ge=1, le=1_000_000)
     validate_on: str | None = knob(
         None,
@@ -198,18 +198,18 @@ class ReportConfig(StrictModel):
 
 
 class ParallelConfig(StrictModel):
-    """How several processes share the work. Without either, each holds the model and gradients are averaged."""
+    """Choose how processes share the work. By default each holds the model and gradients are averaged."""
 
-    fsdp: bool = knob(False, "Share weights, gradients and optimizer state out over processes (FSDP2).")
+    fsdp: bool = knob(False, "Shard weights, gradients and optimizer state over processes (FSDP2).")
     context_parallel: int = knob(
         1, "Processes that share one clip's tokens (Ulysses), for clips too long for one card.", ge=1, le=64
     )
 
 
 class TrainConfig(StrictModel):
-    """One training run."""
+    """Configure one training run."""
 
-    name: str = knob("vta", "Of the run.", pattern=r"^[\w][\w.-]*$", max_length=100)
+    name: str = knob("vta", "Name of the run.", pattern=r"^[\w][\w.-]*$", max_length=100)
     output: str | None = knob(None, "Folder of the run.", unset="runs/NAME")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -242,17 +242,17 @@ class TrainConfig(StrictModel):
         le=1_000_000,
     )
     ema_decay: float | None = knob(
-        None, "Keep a moving average of the trained weights and give that out.", unset="none", gt=0, lt=1
+        None, "Keep a moving average of the trained weights and export it.", unset="none", gt=0, lt=1
     )
     max_nonfinite: int = knob(
         10, "Steps in a row that may be skipped because loss or gradient is not finite.", ge=0, le=10_000
     )
-    seed: int = knob(0, "Of everything random.", ge=0, le=2**53)
+    seed: int = knob(0, "Seed of everything random.", ge=0, le=2**53)
 
     @model_validator(mode="before")
     @classmethod
-    def _choose(cls, values: Any) -> Any:
-        """Of two fields that exclude each other, the one that is named alone takes the other's default back."""
+    def _unset_exclusive(cls, values: Any) -> Any:
+        """Drop the default of a field whose exclusive counterpart is set."""
         if not isinstance(values, Mapping):
             return values
         unset = {other: None for one, other in _EXCLUSIVE if values.get(one) is not None and other not in values}
@@ -282,12 +282,16 @@ class TrainConfig(StrictModel):
         """The run's folder."""
         return Path(self.output) if self.output else Path("runs") / self.name
 
+    def expert_folder(self, run_folder: Path, expert: str) -> Path:
+        """Return the folder of an expert's checkpoints and metrics: the run's own, or one inside if there are two."""
+        return run_folder / expert if len(self.model.experts) > 1 else run_folder
+
     def clips_per_pass(self, latent_frames: int) -> int:
-        """Clips that one process takes through the model at once, when they have so many latent frames."""
+        """Count the clips of one process and pass, each of `latent_frames` latent frames."""
         return self.batch_size or max(1, (self.batch_frames or 1) // latent_frames)
 
     def accumulation(self, data_parallel: int) -> int:
-        """Passes per step when `data_parallel` processes (or groups of context parallelism) have clips of their own.
+        """Count the passes per step of `data_parallel` processes, or context-parallel groups, with clips of their own.
 
         Raises:
             ValueError: `global_batch` cannot be divided among them.
@@ -305,8 +309,8 @@ class TrainConfig(StrictModel):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
 
-    def for_others(self) -> dict[str, Any]:
-        """As plain values, without the folders of a machine: of each only its own name, and no output."""
+    def shareable(self) -> dict[str, Any]:
+        """Return plain values without paths of this machine: each folder by its own name, and no output."""
         values = self.model_dump(mode="json")
         values["output"] = None
         values["data"]["folders"] = [Path(name).name for name in self.data.folders]
@@ -317,7 +321,7 @@ class TrainConfig(StrictModel):
 
 
 def public_name(source: str) -> str:
-    """A Hub id or a zoo name as it is; of a folder its own name alone."""
+    """Return a Hub id or zoo name unchanged and a folder's own name without its path."""
     is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
     return Path(source).name if is_folder else source
 
@@ -326,7 +330,7 @@ def public_name(source: str) -> str:
 
 
 def ready_configs() -> dict[str, Path]:
-    """The configurations of this package by name."""
+    """Return the files of the configurations in this package by name."""
     return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.toml"))}
 
 
@@ -336,15 +340,15 @@ def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any]
     Args:
         source: the name of a ready one, a ``.toml`` or ``.json`` file, or the folder of a run.
         overrides: ``section.field=value`` each, the value in JSON (``1e-4``, ``null``, ``[5, 9]``) or plain text; or a
-            mapping from ``section.field`` to values. Of two fields that exclude each other (steps and seconds,
-            batch_size and batch_frames), naming one takes the other back.
+            mapping from ``section.field`` to values. Setting one of two exclusive fields (steps and seconds,
+            batch_size and batch_frames) unsets the other.
 
     Raises:
         FileNotFoundError: no such file or name.
         ValueError: the file cannot be read, or a field is unknown or out of its range; every problem is named.
     """
     values = _read(source)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_parsed(text) for text in overrides]
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
     for name, value in pairs:
         *sections, field = name.split(".")
         place = values
@@ -360,7 +364,7 @@ def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any]
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
-    """A checked configuration from nested plain values. Raises ValueError, which names every problem."""
+    """Validate nested plain values as a configuration. Raises ValueError, which names every problem."""
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -370,7 +374,7 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
 def _read(source: str | Path) -> dict[str, Any]:
     path = ready_configs().get(str(source)) or Path(source)
     if (path / CONFIG_FILE).is_file():
-        return {**_read(path / CONFIG_FILE), "output": str(path)}  # wherever the run lies now
+        return {**_read(path / CONFIG_FILE), "output": str(path)}  # the run may have been moved
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no configuration {str(source)!r}: give a .toml file, the folder of a run, or one of "
@@ -383,7 +387,7 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable configuration: {error}") from error
 
 
-def _parsed(text: str) -> tuple[str, Any]:
+def _parse_override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ValueError(f"{shown(text)} is not understood: write section.field=value, such as optimizer.lr=1e-4")

@@ -1,7 +1,7 @@
-"""What a training run costs, before it is started: hours, money, and whether it fits the cards.
+"""Estimate the memory, hours and cost of a training run before it starts.
 
-Operations and bytes are counted (`pusa.training.flops`). Seconds follow from a card's rate and an assumed share of
-it, the least certain figure here: `GPUS` says where each share comes from.
+Operations and bytes are counted (`pusa.training.flops`). Seconds follow from a card's rate and an assumed share of it,
+the least certain number here: `GPUS` names the source of each share.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from pusa.training.flops import Flops, Memory, Workload, flops, memory
 
 _GIB = 2**30
 _CONTEXT_BYTES = 10**9  # driver, kernels, communication
-_UNUSABLE_SHARE = 0.05  # of a card, for gaps that the allocator cannot fill
+_UNUSABLE_SHARE = 0.05  # of a card's memory: gaps that the allocator cannot fill
 
 PAPER_STEPS, PAPER_CLIPS, PAPER_DOLLARS = 900, 8, 500
 """Pusa V1.0 (arXiv 2507.16116): 900 steps of 8 clips; about $500 is the authors' figure, without a wall-clock time."""
@@ -24,14 +24,14 @@ PAPER_STEPS, PAPER_CLIPS, PAPER_DOLLARS = 900, 8, 500
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card.
+    """Describe a card.
 
     Attributes:
         memory_bytes: as PyTorch reports it.
         peak: dense bf16 operations per second with fp32 sums, by the data sheet.
-        share: of the peak that training is assumed to reach.
+        share: part of the peak that training is assumed to reach.
         link_bytes: per second to the other cards of a machine in one direction, by the data sheet.
-        basis: where the share comes from.
+        basis: source of the share.
     """
 
     name: str
@@ -74,8 +74,8 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class Base:
-    """What the arithmetic needs to know of a model: its transformer's configuration and the scales of its VAE."""
+class BaseModel:
+    """Hold a base model's transformer configuration, prompt length and VAE scales."""
 
     transformer: Mapping[str, Any]
     text_tokens: int = 512
@@ -83,13 +83,13 @@ class Base:
     temporal_scale: int = 4
 
     def grid(self, width: int, height: int, num_frames: int) -> tuple[int, int, int]:
-        """Latent frames, height and width."""
+        """Return latent frames, height and width of a clip in pixels."""
         frames = (num_frames - 1) // self.temporal_scale + 1
         return frames, height // self.spatial_scale, width // self.spatial_scale
 
 
-def base_of(source: str) -> Base:
-    """A zoo model, a folder in diffusers layout, or a Hub id (its small configuration files are downloaded).
+def load_base(source: str) -> BaseModel:
+    """Read a zoo model, a folder in diffusers layout, or a Hub id (its small configuration files are downloaded).
 
     Raises:
         ValueError, FileNotFoundError: there is no such model.
@@ -97,12 +97,12 @@ def base_of(source: str) -> Base:
     if zoo.with_fallback(source) == "tiny":
         from pusa.models.tiny import TRANSFORMER
 
-        return Base(TRANSFORMER, text_tokens=zoo.ZOO["tiny"].defaults.max_sequence_length)
-    known = zoo.find(source)
-    folder = known.folder if known and known.folder else Path(source).expanduser()
+        return BaseModel(TRANSFORMER, text_tokens=zoo.ZOO["tiny"].defaults.max_sequence_length)
+    zoo_model = zoo.find(source)
+    folder = zoo_model.folder if zoo_model and zoo_model.folder else Path(source).expanduser()
     text_tokens = zoo.defaults_of(source).max_sequence_length
-    if known and not folder.is_dir():
-        return Base(known.transformer, text_tokens)
+    if zoo_model and not folder.is_dir():
+        return BaseModel(zoo_model.transformer, text_tokens)
     if folder.is_dir():
         read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
     elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
@@ -111,17 +111,17 @@ def base_of(source: str) -> Base:
         parts = ("transformer", "vae")
         read = {part: files.read_json(Path(hf_hub_download(source, f"{part}/config.json"))) for part in parts}
     else:
-        zoo.get(source)  # raises, and names what there is
+        zoo.get(source)  # raises an error that lists the names
     if not read["transformer"]:
         raise FileNotFoundError(f"{source} has no transformer/config.json: give a folder in diffusers layout")
     vae = read["vae"] or {}
-    return Base(
+    return BaseModel(
         read["transformer"], text_tokens, vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
     )
 
 
-def workloads(config: TrainConfig, base: Base, cards: int) -> list[Workload]:
-    """What a card does in one pass, for each length that clips are cut to.
+def workloads(config: TrainConfig, base: BaseModel, cards: int) -> list[Workload]:
+    """List the passes of a card, one for each length that clips are cut to.
 
     Raises:
         ValueError: the clips of a step cannot be shared by so many cards.
@@ -156,14 +156,14 @@ def workloads(config: TrainConfig, base: Base, cards: int) -> list[Workload]:
     ]
 
 
-def memory_of(config: TrainConfig, base: Base, cards: int) -> Memory:
-    """Bytes on each card with the longest clips. Raises as `workloads` does."""
+def memory_of(config: TrainConfig, base: BaseModel, cards: int) -> Memory:
+    """Count the bytes on each card with the longest clips. Raises as `workloads` does."""
     return max((memory(work) for work in workloads(config, base, cards)), key=lambda m: m.peak)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes on `cards` cards. Steps, hours and money are of all experts together."""
+    """Hold the estimate of a run on `cards` cards; steps, hours and cost are those of all experts together."""
 
     gpu: Gpu
     cards: int
@@ -180,7 +180,7 @@ class Estimate:
 
     @property
     def flops(self) -> Flops:
-        """Of one pass of one card with the longest clips."""
+        """Operations of one pass of one card with the longest clips."""
         return flops(self.largest)
 
     @property
@@ -201,12 +201,12 @@ class Estimate:
 
     @property
     def cost(self) -> float | None:
-        """In the currency of `price`, which is for one card and hour."""
+        """Cost in the currency of `price`, which is for one card and hour."""
         return None if self.price is None else self.gpu_hours * self.price
 
 
-def estimate(config: TrainConfig, base: Base, gpu: Gpu, *, cards: int = 1, price: float | None = None) -> Estimate:
-    """What a run takes. Communication is assumed to be hidden behind computing, or computing behind it.
+def estimate(config: TrainConfig, base: BaseModel, gpu: Gpu, *, cards: int = 1, price: float | None = None) -> Estimate:
+    """Estimate a run. Communication and computing are assumed to overlap fully.
 
     Raises:
         ValueError: the clips of a step cannot be shared by so many cards.
@@ -229,7 +229,7 @@ def estimate(config: TrainConfig, base: Base, gpu: Gpu, *, cards: int = 1, price
 
 
 def _moved_bytes(work: Workload) -> float:
-    """Bytes that a card sends in one step: FSDP gathers weights in forward and backward, gradients are shared out."""
+    """Count the bytes that a card sends in one step: FSDP gathers weights twice and reduces gradients."""
     if work.cards == 1:
         return 0.0
     share = (work.cards - 1) / work.cards
@@ -241,9 +241,9 @@ def _moved_bytes(work: Workload) -> float:
 
 
 def paper_run(gpu: Gpu, *, cards: int, price: float | None = None) -> Estimate:
-    """Pusa V1.0's run on these cards: 14B, rank 512, 81 frames of 1280x720, 900 steps of 8 clips, FSDP."""
+    """Estimate Pusa V1.0's run on these cards: 14B, rank 512, 81 frames of 1280x720, 900 steps of 8 clips, FSDP."""
     model = zoo.ZOO["wan2.1-14b"].transformer
-    base = Base(model)
+    base = BaseModel(model)
     work = Workload(model=model, grid=base.grid(1280, 720, 81), cards=cards, fsdp=cards > 1)
     passes = PAPER_CLIPS / cards  # a comparison: cards need not divide the clips
     compute = passes * flops(work).total / (gpu.peak * gpu.share)
@@ -252,40 +252,40 @@ def paper_run(gpu: Gpu, *, cards: int, price: float | None = None) -> Estimate:
     return Estimate(gpu, cards, (work,), PAPER_STEPS, seconds, compute, communication, price)
 
 
-# ---- what makes it fit -----------------------------------------------------------------------------------------------
+# ---- remedies --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Fields of the configuration to set (with the values there) and how many cards to take, and the peak then."""
+    """Hold fields of the configuration to set, how many cards to use, and the peak memory with them."""
 
     overrides: Mapping[str, Any]
     cards: int
     peak: int
 
 
-def remedies(config: TrainConfig, base: Base, gpu: Gpu, *, cards: int) -> list[Remedy]:
-    """For each knob the smallest change that alone makes a run fit its cards; if none does, the first set that does.
+def remedies(config: TrainConfig, base: BaseModel, gpu: Gpu, *, cards: int) -> list[Remedy]:
+    """Find for each option the smallest change that alone makes a run fit its cards; if none does, a set that does.
 
-    Nothing that changes what is learned comes before what only costs time or cards. Empty: nothing known helps.
+    Options that only cost time or cards come before those that change what is learned. Empty if nothing helps.
     """
     alone: list[Remedy] = []
     joined = Remedy({}, cards, memory_of(config, base, cards).peak)
-    for knob in _knobs(config, base, cards):
-        for overrides, count in knob:
-            changed = _changed(config, base, overrides, count)
+    for option in _options(config, base, cards):
+        for overrides, count in option:
+            changed = _remedy(config, base, overrides, count)
             if changed and changed.peak <= gpu.usable_bytes:
                 alone.append(changed)
                 break
-        for overrides, count in knob:
+        for overrides, count in option:
             if joined.peak <= gpu.usable_bytes:
                 break
-            joined = _changed(config, base, {**joined.overrides, **overrides}, max(count, joined.cards)) or joined
+            joined = _remedy(config, base, {**joined.overrides, **overrides}, max(count, joined.cards)) or joined
     return alone or ([joined] if joined.peak <= gpu.usable_bytes else [])
 
 
-def _knobs(config: TrainConfig, base: Base, cards: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
-    """For each knob the values to try, the mildest first."""
+def _options(config: TrainConfig, base: BaseModel, cards: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    """Yield for each option the values to try, the mildest first."""
     data, parallel, rank = config.data, config.parallel, config.method.rank
     if not config.model.gradient_checkpointing:
         yield [({"model.gradient_checkpointing": True}, cards)]
@@ -311,7 +311,7 @@ def _knobs(config: TrainConfig, base: Base, cards: int) -> Iterator[list[tuple[d
     yield [({"data.width": width, "data.height": height}, cards) for width, height in sizes if min(width, height) >= 64]
 
 
-def _changed(config: TrainConfig, base: Base, overrides: Mapping[str, Any], cards: int) -> Remedy | None:
+def _remedy(config: TrainConfig, base: BaseModel, overrides: Mapping[str, Any], cards: int) -> Remedy | None:
     values = config.model_dump()
     for name, value in overrides.items():
         *sections, field = name.split(".")
@@ -321,5 +321,5 @@ def _changed(config: TrainConfig, base: Base, overrides: Mapping[str, Any], card
         place[field] = value
     try:
         return Remedy(overrides, cards, memory_of(config_from(values), base, cards).peak)
-    except ValueError:  # so many cards cannot share the clips of a step
+    except ValueError:  # this number of cards cannot share the clips of a step
         return None

@@ -1,4 +1,4 @@
-"""What a run is for: its adapter as safetensors that `pusa.lora.load_pusa` takes, or the whole transformer."""
+"""Write the result of a run (an adapter, or a whole transformer) and export adapters in other layouts."""
 
 import json
 import math
@@ -23,10 +23,10 @@ _MATRICES = (f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")
 
 
 def result_path(folder: Path, config: TrainConfig, expert: Expert) -> Path:
-    """Where a run's result is: an adapter file, or the folder of a transformer in diffusers layout."""
+    """Return the path of a run's result: an adapter file, or the folder of a transformer in diffusers layout."""
     if config.method.kind == "full":
         return folder / "model" / expert
-    return _of_expert(folder / "adapter.safetensors", config, expert)
+    return _with_expert(folder / "adapter.safetensors", config, expert)
 
 
 def write_result(
@@ -40,24 +40,24 @@ def write_result(
     data_hash: str,
     writes: bool,
 ) -> Path:
-    """Write the result; every process must call it, as sharded tensors are gathered, and one `writes`."""
+    """Write the result. Every process must call it, as sharded tensors are gathered; one `writes`."""
     path = result_path(folder, config, expert)
     is_lora = config.method.kind == "lora"
     dtype = torch.float32 if is_lora or config.model.dtype == "fp32" else torch.bfloat16
-    whole = {}
+    gathered_tensors = {}
     for name, tensor in parameters.items():
         gathered = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
         if writes:
-            whole[name] = gathered.to("cpu", weight_dtype(model, name, dtype)).clone()  # not a view of more
+            gathered_tensors[name] = gathered.to("cpu", weight_dtype(model, name, dtype)).clone()  # not a view of more
     if not writes:
         return path
     if is_lora:
         metadata = adapter_metadata(config, expert, step=step, data_hash=data_hash)
-        write_lora(path, pairs_of(whole.items(), config), {}, layout="comfyui", metadata=metadata)
+        write_lora(path, pairs_of(gathered_tensors.items(), config), {}, layout="comfyui", metadata=metadata)
         return path
     part = path.with_name(f"{path.name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(whole, part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
+    save_torch_state_dict(gathered_tensors, part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
     model.save_config(part)
     if path.exists():
         path.rename(path.with_name(f"{path.name}.before-step-{step}"))
@@ -66,7 +66,7 @@ def write_result(
 
 
 def pairs_of(tensors: Iterable[tuple[str, Tensor]], config: TrainConfig) -> dict[str, Pair]:
-    """A and B by layer, with alpha / rank in B, so that strength 1 is what was trained."""
+    """Pair the matrices A and B by layer, B times alpha / rank: strength 1 is the adapter as trained."""
     halves: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for name, tensor in tensors:
         for half, suffix in zip(halves, _MATRICES, strict=True):
@@ -77,9 +77,9 @@ def pairs_of(tensors: Iterable[tuple[str, Tensor]], config: TrainConfig) -> dict
 
 
 def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_hash: str) -> dict[str, str]:
-    """The header: as `export_lora` writes it, where ``alpha`` is the strength it was trained at, and the run.
+    """Make the header of an adapter file: as `export_lora` writes it, with ``alpha`` 1.0 as trained, and the run.
 
-    It is given to others with the file, so folders of this machine are left out.
+    The file will be shared, so folders of this machine are left out.
     """
     return {
         "base": public_name(config.model.source),
@@ -90,7 +90,7 @@ def adapter_metadata(config: TrainConfig, expert: Expert, *, step: int, data_has
         "alpha": "1.0",
         "steps": str(step),
         "data_hash": data_hash,
-        "config": json.dumps(config.for_others()),
+        "config": json.dumps(config.shareable()),
         "trained_with": f"pusa {__version__}",
     }
 
@@ -111,8 +111,8 @@ def export_run(
         output: ``NAME.safetensors``; two experts give ``NAME_high_noise`` and ``NAME_low_noise``.
         layout: "original" (as ``pusa_v1.pt``), "diffusers" or "comfyui".
         scale: multiplies the adapter: 1.4 makes strength 1 what alpha 1.4 was.
-        dtype: of the matrices; None: fp32, as they were trained.
-        step: of a checkpoint instead of the result; its moving average, if it has one.
+        dtype: of the matrices; None: fp32, as trained.
+        step: of a checkpoint to export instead of the result; its moving average, if it has one.
 
     Returns:
         The files.
@@ -134,32 +134,31 @@ def export_run(
         )
     written = []
     for expert in config.model.experts:
-        pairs, metadata = _stored(folder, config, expert, step)
+        pairs, metadata = _read_adapter(folder, config, expert, step)
         scaled = {layer: (a.to(dtype or a.dtype), (b * scale).to(dtype or b.dtype)) for layer, (a, b) in pairs.items()}
-        path = _of_expert(target, config, expert)
+        path = _with_expert(target, config, expert)
         write_lora(path, scaled, {}, layout=layout, metadata={**metadata, "scale": f"{scale:g}", "layout": layout})
         written.append(path)
     return written
 
 
-def _stored(
+def _read_adapter(
     folder: Path, config: TrainConfig, expert: Expert, step: int | None
 ) -> tuple[dict[str, Pair], dict[str, str]]:
+    expert_folder = config.expert_folder(folder, expert)
     if step is None:
         path = result_path(folder, config, expert)
         if not path.is_file():
-            leg = folder / expert if len(config.model.experts) > 1 else folder
-            steps = ", ".join(map(str, checkpoints(leg)))
+            steps = ", ".join(map(str, checkpoints(expert_folder)))
             raise FileNotFoundError(
                 f"{folder} has no {path.name}: the run is not finished" + (f"; give a step: {steps}" if steps else "")
             )
         lora = read_lora(path)
         return lora.pairs, lora.metadata
-    leg = folder / expert if len(config.model.experts) > 1 else folder
-    found = checkpoints(leg)
+    found = checkpoints(expert_folder)
     if step not in found:
         raise FileNotFoundError(
-            f"{leg} has no checkpoint of step {step}: there are {', '.join(map(str, found)) or 'none'}"
+            f"{expert_folder} has no checkpoint of step {step}: there are {', '.join(map(str, found)) or 'none'}"
         )
     weights, averages = Tensors(found[step], "weights"), Tensors(found[step], "average")
     tensors = averages if any(True for _ in averages) else weights
@@ -168,5 +167,5 @@ def _stored(
     return pairs_of(((name, tensors[name]) for name in tensors), config), metadata
 
 
-def _of_expert(path: Path, config: TrainConfig, expert: Expert) -> Path:
+def _with_expert(path: Path, config: TrainConfig, expert: Expert) -> Path:
     return path.with_stem(path.stem + _SUFFIXES[expert]) if len(config.model.experts) > 1 else path

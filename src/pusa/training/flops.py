@@ -1,6 +1,6 @@
-"""What a pass through Wan's transformer takes while it is trained: floating-point operations and bytes, layer by layer.
+"""Count floating-point operations and bytes of a pass through Wan's transformer, layer by layer.
 
-Arithmetic alone: no torch, no GPU, no weights. Tests hold it against what PyTorch counts in real steps.
+Pure arithmetic: no torch, no GPU, no weights. Tests compare it with what PyTorch counts in real steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _DEFAULTS = {  # of `diffusers.WanTransformer3DModel`
 
 @dataclass(frozen=True)
 class Linear:
-    """One matrix and how many rows go through it.
+    """Describe one matrix and how many rows are multiplied with it.
 
-    `reads` says whether its input needs a gradient: "hidden" always, "frozen" only if all weights learn (nothing before
-    it has a LoRA), "data" never.
+    `reads` tells whether its input needs a gradient: "hidden" always, "frozen" only if all weights are trained (no
+    layer before it has a LoRA), "data" never.
     """
 
     name: str
@@ -45,12 +45,13 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One pass of one card through the transformer, and how often it is repeated.
+    """Describe one pass of one card through the transformer, and how often a step repeats it.
 
     Attributes:
         model: the transformer's configuration, as diffusers has it.
         grid: latent frames, height and width of a clip.
         text_tokens: length of the prompt embeddings, padding included.
+        timesteps: embedded per clip; None: one per latent frame.
         clips: per card and pass.
         passes: per optimizer step (gradient accumulation).
         rank: of the LoRA; None trains all weights.
@@ -58,17 +59,18 @@ class Workload:
         bf16: frozen weights and computation in bf16 (autocast), trained weights in fp32; else everything in fp32.
         checkpointing: keep what enters each block and compute the rest again.
         ema: a moving average of the trained weights is kept.
-        states: numbers that the optimizer keeps per trained one: AdamW 2, Muon 1.
-        cards, fsdp, context_parallel: how many there are, whether they share weights and states, and how many of them
-            share one clip's tokens.
-        math_attention: attention by PyTorch's plain formula, which keeps the scores; fused kernels compute them
-            again in the backward.
-        fused_norms: RMS norm keeps what it is given, as on a GPU; the CPU's plain formula keeps more.
+        states: numbers that the optimizer keeps per trained weight: AdamW 2, Muon 1.
+        cards, fsdp, context_parallel: number of cards, True to shard weights and states over them, and how many of
+            them share one clip's tokens.
+        math_attention: attention by PyTorch's plain formula, which keeps the scores; fused kernels compute them again
+            in the backward.
+        fused_norms: RMS norm keeps its input alone, as on a GPU; the CPU's plain formula keeps more.
     """
 
     model: Mapping[str, Any]
     grid: tuple[int, int, int]
     text_tokens: int = 512
+    timesteps: int | None = None
     clips: int = 1
     passes: int = 1
     rank: int | None = 512
@@ -113,12 +115,12 @@ class Workload:
 
     @property
     def frame_rows(self) -> int:
-        """Timesteps that are embedded: one per clip and latent frame."""
-        return self.clips * self.grid[0] // self["patch_size"][0]
+        """Timesteps that are embedded."""
+        return self.clips * (self.timesteps or self.grid[0] // self["patch_size"][0])
 
     @property
     def itemsize(self) -> int:
-        """Bytes of what is computed with."""
+        """Bytes of one number in the computation."""
         return 2 if self.bf16 else _FP32
 
     @property
@@ -126,12 +128,12 @@ class Workload:
         return self.clips * self.passes * self.cards // self.context_parallel
 
     def rank_of(self, linear: Linear) -> int:
-        """The LoRA's rank at a layer, 0 where there is none."""
+        """Return the LoRA's rank at a layer, 0 for a layer without one."""
         is_target = any(linear.name == t or linear.name.endswith(f".{t}") for t in self.targets)
         return (self.rank or 0) if is_target else 0
 
     def block(self, *, is_first: bool = False) -> list[Linear]:
-        """The matrices of one block."""
+        """List the matrices of one block."""
         width, ffn, tokens, text = self.width, self["ffn_dim"], self.tokens, self.text_rows
         return [
             *(
@@ -147,7 +149,7 @@ class Workload:
         ]
 
     def outside(self) -> list[Linear]:
-        """The matrices before and after the blocks, the patch embedding as one of them."""
+        """List the matrices before and after the blocks, the patch embedding among them."""
         width, times = self.width, self.frame_rows
         embedder = "condition_embedder"
         return [
@@ -164,7 +166,7 @@ class Workload:
 
     @property
     def parameters(self) -> int:
-        """Of the transformer without a LoRA."""
+        """Parameters of the transformer without a LoRA."""
         width = self.width
         matrices = [*self.outside(), *(linear for _ in range(self["num_layers"]) for linear in self.block())]
         norms = 4 * width + 2 * width  # of q and k in both attentions; before cross-attention
@@ -173,7 +175,7 @@ class Workload:
 
     @property
     def fp32_parameters(self) -> int:
-        """Those that loading in bf16 leaves in fp32: time embedding, modulation tables, the affine norm."""
+        """Parameters that stay in fp32 when loading in bf16: time embedding, modulation tables, the affine norm."""
         width = self.width
         embedding = (self["freq_dim"] + 1 + width + 1) * width
         return embedding + 2 * width + self["num_layers"] * 8 * width
@@ -189,7 +191,7 @@ class Workload:
 
     @property
     def block_parameters(self) -> int:
-        """Of one block without its LoRA."""
+        """Parameters of one block without its LoRA."""
         return sum((linear.fan_in + 1) * linear.fan_out for linear in self.block()) + 12 * self.width
 
     @property
@@ -202,7 +204,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Flops:
-    """Of matrix products in one pass of one card; all else together is a few per mille of it."""
+    """Hold the operations of matrix products in one pass of one card; all others add a few per mille."""
 
     forward: int
     recompute: int
@@ -214,26 +216,27 @@ class Flops:
 
 
 def flops(work: Workload) -> Flops:
-    """Operations of one pass.
+    """Count the operations of one pass.
 
     The backward of a trained matrix is two products, for its input and for its weights; a frozen one needs the first
-    alone, and none where nothing before it learns (the first block's q, k, v and whatever reads the prompt).
+    alone, and none if no layer before it is trained (the first block's q, k, v and layers that read the prompt).
     """
     blocks_forward = backward = 0
     for number in range(work["num_layers"]):
         for linear in work.block(is_first=number == 0):
             blocks_forward += linear.product + _adapter(work, linear)
             backward += _backward(work, linear)
-        scores = 2 * 2 * work.tokens * work.width * (work.sequence + work.text_tokens)  # both attentions, q k^T alone
-        blocks_forward += scores
-        backward += scores * 2 if work.math_attention else scores * 5 // 2
+        products = 2  # of attention: q k^T, and its softmax times v
+        attention = products * 2 * work.tokens * work.width * (work.sequence + work.text_tokens)
+        blocks_forward += attention
+        backward += attention * 2 if work.math_attention else attention * 5 // 2
     around = sum(linear.product + _adapter(work, linear) for linear in work.outside())
     backward += sum(_backward(work, linear) for linear in work.outside())
     return Flops(blocks_forward + around, blocks_forward if work.checkpointing else 0, backward)
 
 
 def _adapter(work: Workload, linear: Linear) -> int:
-    """Forward operations of a layer's LoRA."""
+    """Count the forward operations of a layer's LoRA."""
     return 2 * linear.rows * work.rank_of(linear) * (linear.fan_in + linear.fan_out)
 
 
@@ -242,7 +245,7 @@ def _backward(work: Workload, linear: Linear) -> int:
         return linear.product * (1 if linear.reads == "data" else 2)
     rank = work.rank_of(linear)
     weights = _adapter(work, linear)
-    inputs = 2 * linear.rows * rank * linear.fan_out  # down to A's output; further only where somebody wants it
+    inputs = 2 * linear.rows * rank * linear.fan_out  # to A's output; further only if the input needs a gradient
     if linear.reads == "hidden":
         inputs += linear.product + 2 * linear.rows * rank * linear.fan_in
     return weights + inputs
@@ -253,10 +256,10 @@ def _backward(work: Workload, linear: Linear) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one card.
+    """Hold the bytes on one card by purpose.
 
-    `peak` is less than the sum: gradients come while what was kept for them goes. Not counted: the driver's share,
-    what the allocator cannot use, and the VAE and text encoder of validation.
+    `peak` is less than the sum: gradients are made while the activations kept for them are freed. Not counted: the
+    driver, memory that the allocator cannot use, and the VAE and text encoder of validation.
     """
 
     weights: int
@@ -270,19 +273,19 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """What is there all the time."""
+        """Bytes that are in use all the time."""
         return self.weights + self.adapter + self.optimizer + self.ema
 
 
 def memory(work: Workload) -> Memory:
-    """Bytes on each card, at the peak and by what they are for."""
+    """Count the bytes on each card, by purpose and at the peak."""
     trained = work.trained_parameters
     frozen = 0 if work.rank is None else work.parameters
     shards = work.cards if work.fsdp else 1
     frozen_bytes = frozen * work.itemsize + (work.fp32_parameters * (_FP32 - work.itemsize) if frozen else 0)
     trained_bytes = -(-trained * _FP32 // shards)
-    # FSDP2 holds what is around the blocks, the block at hand and the next one whole, and a block's gradients until
-    # they are shared out.
+    # FSDP2 gathers the layers around the blocks, the current block and the next one, and holds a block's gradients
+    # until they are sharded.
     block_trained = work.block_parameters if work.rank is None else work.block_adapter_parameters
     block_frozen = 0 if work.rank is None else work.block_parameters * work.itemsize
     gathered = 2 * (block_frozen + block_trained * _FP32) + block_trained * _FP32
@@ -311,33 +314,33 @@ def memory(work: Workload) -> Memory:
 
 
 def kept_for_backward(work: Workload) -> int:
-    """Bytes that a forward leaves behind for the backward."""
+    """Count the bytes that a forward keeps for the backward."""
     layers = work["num_layers"]
-    if work.checkpointing:  # what enters each block, and once for all blocks: the prompt, the modulation
+    if work.checkpointing:  # the input of each block, and once for all blocks: the prompt, the modulation
         enters = layers * work.tokens * work.width * work.itemsize
-        return enters + 6 * work.frame_rows * work.width * work.itemsize + saved_around(work)
-    first = 0 if work.rank is None else work.tokens * work.width * _FP32  # nothing before its first norm learns
-    return layers * saved_by_a_block(work) - first + saved_around(work)
+        return enters + 6 * work.frame_rows * work.width * work.itemsize + saved_outside_blocks(work)
+    first = 0 if work.rank is None else work.tokens * work.width * _FP32  # no layer before its first norm is trained
+    return layers * saved_by_block(work) - first + saved_outside_blocks(work)
 
 
 def working_bytes(work: Workload) -> int:
-    """What the backward needs beside: with checkpointing a block's own activations, and gradients of states."""
+    """Count the bytes that the backward adds: a block's activations if checkpointed, and gradients of activations."""
     row = work.width * (_FP32 + work.itemsize) + work["ffn_dim"] * work.itemsize
-    return work.tokens * row + (saved_by_a_block(work) if work.checkpointing else 0)
+    return work.tokens * row + (saved_by_block(work) if work.checkpointing else 0)
 
 
-def saved_by_a_block(work: Workload) -> int:
-    """Bytes that a block keeps for its backward, parameters apart: the whole of it with all its tokens."""
+def saved_by_block(work: Workload) -> int:
+    """Count the bytes that a block keeps for its backward, without parameters."""
     tokens, text, width, size = work.tokens, work.text_rows, work.width, work.itemsize
-    learns_all = work.rank is None
-    row = 3 * _FP32 + 3 * _FP32  # what enters the norms of the stream, and those of q, k and the cross-attention's q
-    row += 3 * size  # what the norms of the stream give to the matrices
+    trains_all = work.rank is None
+    row = 3 * _FP32 + 3 * _FP32  # inputs of the norms: three of the residual stream; q, k and the cross-attention's q
+    row += 3 * size  # outputs of the norms of the stream
     row += (4 + 2) * size  # q, k, v and result of self-attention; q and result of cross-attention
     if work.bf16 and work.fused_norms:
         row += 2 * size  # RMS norm gives fp32 under autocast, and attention's results follow it
     text_row = _FP32 + 2 * size  # k before its norm; k and v
-    if learns_all:
-        row += 3 * _FP32 + size  # scale and gate of the modulation learn: both factors are kept
+    if trains_all:
+        row += 3 * _FP32 + size  # scale and gate of the modulation are trained: both factors are kept
         if not work.fused_norms:
             row, text_row = row + 3 * _FP32, text_row + _FP32
     states = tokens * width * row + text * width * text_row + 2 * tokens * work["ffn_dim"] * size
@@ -346,15 +349,15 @@ def saved_by_a_block(work: Workload) -> int:
     halves = sum(linear.rows * work.rank_of(linear) for linear in work.block()) * size
     copies = 0  # of trained weights, as autocast makes them
     if work.bf16:
-        copies = size * (work.block_parameters if learns_all else work.block_adapter_parameters)
+        copies = size * (work.block_parameters if trains_all else work.block_adapter_parameters)
     scores = 0
     if work.math_attention:
         scores = tokens * work["num_attention_heads"] * (work.sequence + work.text_tokens) * _FP32
     return states + statistics + modulation + halves + copies + scores
 
 
-def saved_around(work: Workload) -> int:
-    """Bytes kept for the backward outside the blocks."""
+def saved_outside_blocks(work: Workload) -> int:
+    """Count the bytes kept for the backward outside the blocks."""
     tokens, text, width, size = work.tokens, work.text_rows, work.width, work.itemsize
     shared = text * width * size + 2 * tokens // work.clips * work["attention_head_dim"] * _FP32  # prompt; rotary
     end = tokens * (width + 2) * _FP32 + work.frame_rows * width * _FP32

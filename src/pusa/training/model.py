@@ -1,4 +1,4 @@
-"""The transformer of a run: loaded, given its adapter, shared out over processes, and given to an optimizer."""
+"""Load the transformer of a run, attach its adapter, shard it over processes and make its optimizers."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from pusa.lora.adapters import adapter_names
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Shape
 from pusa.training.config import MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from pusa.training.launch import Processes
+from pusa.training.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DModel:
-    """One transformer of the source, on the CPU, in the dtype it is trained in, without the adapter of "mini".
+    """Load one transformer of the source, on the CPU, in the dtype it is trained in, without the adapter of "mini".
 
     Raises:
         ValueError: the source has no such expert. Otherwise as `PusaPipeline.from_pretrained`.
@@ -48,10 +48,10 @@ def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DMo
 def prepare(
     transformer: Any, config: TrainConfig, processes: Processes, shapes: list[Shape]
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Make a transformer ready: what is trained in fp32 and requiring gradients, everything else frozen.
+    """Prepare a transformer for training, in place: trained weights in fp32 with gradients, all others frozen.
 
-    In place. LoRA's A is drawn from the seed, the same on every process and device, and B is zero, so that the adapted
-    model begins as the base.
+    LoRA's A is drawn from the seed, the same on every process and device, and B is zero, so that the adapted model
+    begins as the base.
 
     Args:
         transformer: a Wan transformer without adapters.
@@ -61,7 +61,7 @@ def prepare(
         The model and its trained parameters by name (`DTensor` where it is sharded).
 
     Raises:
-        ValueError: it has adapters already, no layer is called as the targets say, or context parallelism cannot share
+        ValueError: it has adapters already, no layer has a name in the targets, or context parallelism cannot divide
             its heads or the clips' tokens.
     """
     model: Any = PusaWanTransformer3DModel.from_wan(transformer)
@@ -79,12 +79,12 @@ def prepare(
         model.enable_gradient_checkpointing()
     is_sharded = config.parallel.fsdp and processes.world > 1
     if config.parallel.fsdp and not is_sharded:
-        logger.warning("fsdp shares out over processes and there is one: each weight stays whole")
+        logger.warning("fsdp shards over processes and there is only one: each weight stays whole")
     if not is_sharded:
         model.to(device=processes.device)
     if processes.context_parallel > 1:
-        _share_tokens(model, processes, shapes)
-    if is_sharded:  # takes a block at a time to the device, where the whole model might not fit
+        _enable_context_parallel(model, processes, shapes)
+    if is_sharded:  # moves one block at a time to the device, where the whole model might not fit
         mesh = processes.mesh()
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
@@ -108,7 +108,7 @@ def _add_lora(model: Any, method: MethodConfig, seed: int) -> None:
                 nn.init.kaiming_uniform_(parameter.data, a=math.sqrt(5), generator=generator)
 
 
-def _share_tokens(model: Any, processes: Processes, shapes: list[Shape]) -> None:
+def _enable_context_parallel(model: Any, processes: Processes, shapes: list[Shape]) -> None:
     degree = processes.context_parallel
     heads = model.config.num_attention_heads
     if heads % degree:
@@ -122,17 +122,20 @@ def _share_tokens(model: Any, processes: Processes, shapes: list[Shape]) -> None
 
 
 def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """For a forward pass: bf16 or fp32. The backward follows the forward, and checkpoints remember it."""
+    """Return the autocast context of a forward pass: bf16 or fp32.
+
+    The backward pass follows the forward, and gradient checkpointing restores it.
+    """
     # Every weight is used once: autocast's cache would only keep copies of them all until the end of the pass.
     return torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bf16", cache_enabled=False)
 
 
 @contextmanager
 def kernels(config: TrainConfig, model: nn.Module) -> Iterator[None]:
-    """For passes forward and backward, as gradient checkpointing computes forwards in the backward.
+    """Choose the attention kernel and the adapters' input dtype for forward and backward passes.
 
-    Attention as the configuration says, and what enters an adapter stays in bf16 under autocast: PEFT would copy it to
-    fp32, the adapter's dtype, only for autocast to copy it back.
+    The backward needs it too, as gradient checkpointing computes the forward there again. Inputs of an adapter stay in
+    bf16 under autocast: PEFT would copy them to fp32, the adapter's dtype, only for autocast to copy them back.
     """
     attention = sdpa_kernel(SDPBackend.MATH) if config.model.attention == "math" else nullcontext()
     with attention, disable_input_dtype_casting(model, active=config.model.dtype == "bf16"):
@@ -140,7 +143,7 @@ def kernels(config: TrainConfig, model: nn.Module) -> Iterator[None]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, which shares its memory; any other tensor itself."""
+    """Return this process's part of a sharded tensor, sharing its memory; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -148,7 +151,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW over everything, or Muon over the matrices of the blocks and AdamW over the rest.
+    """Make AdamW for all parameters, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Raises:
         ValueError: this torch has no Muon.
@@ -178,11 +181,11 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
     return optimizers
 
 
-def factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
-    """What learning rates are multiplied with at a step.
+def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
+    """Compute the factor of the learning rates at a step.
 
-    ``min((step + 1) / warmup_steps, 1)`` times a curve of the progress (0 at the start, 1 at the end): constant until
-    the cool-down and straight down to the floor over it; "linear" and "cosine" fall to the floor over the whole run.
+    It is ``min((step + 1) / warmup_steps, 1)`` times a curve of the progress (0 at the start, 1 at the end): constant
+    until the cool-down and straight down to the floor over it; "linear" and "cosine" fall to it over the whole run.
     """
     warm = min((step + 1) / schedule.warmup_steps, 1.0) if schedule.warmup_steps else 1.0
     if schedule.shape == "constant":
@@ -199,9 +202,9 @@ def factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
 
 
 class MovingAverage:
-    """Of the trained weights: ``average += (1 - decay) * (weight - average)``, with a short memory at first.
+    """Average the trained weights over steps: ``average += (1 - decay) * (weight - average)``.
 
-    After few steps an average over thousands would still be the start: the decay is at most ``(1 + n) / (10 + n)``.
+    The decay is at most ``(1 + n) / (10 + n)`` after n steps: an average over thousands would still be the start.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -212,13 +215,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Move the averages towards the weights after step number `step`."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, average in self.averages.items():
             local(average).lerp_(local(self.parameters[name].detach()), weight)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model has the averages for weights."""
+    def applied(self) -> Iterator[None]:
+        """Use the averages as the model's weights within the context."""
         self.swap()
         try:
             yield

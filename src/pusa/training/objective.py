@@ -1,4 +1,4 @@
-"""Frame-aware flow matching: a noise level for each latent frame, and the velocity there as the target.
+"""Compute the frame-aware flow matching loss: a noise level (sigma) for each latent frame, the velocity as target.
 
 A clip of F latent frames has levels sigma in [0, 1]^F, 0 for data and 1 for noise. Frame f is mixed as
 ``x_f = (1 - sigma_f) * data_f + sigma_f * noise_f``; the target is ``noise - data``, whatever sigma is; the loss is the
@@ -30,14 +30,14 @@ NoiseRange = tuple[float, float]
 
 @cache
 def training_grid(shift: float) -> Tensor:
-    """The levels of the shifted schedule of 1000 steps, from 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
+    """Return the sigmas of the shifted schedule of 1000 steps, 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
     return shifted(torch.linspace(1, 0, NUM_TRAIN_TIMESTEPS + 1)[:-1], shift)
 
 
-def draw_levels(
+def sample_sigmas(
     count: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
 ) -> Tensor:
-    """`count` independent levels.
+    """Draw `count` independent levels: fp32 ``[count]``.
 
     "shifted" draws a uniform index into `training_grid`, as the released code does, so that at shift 5 half of the
     levels are above 5/6; "uniform" is the paper's U(0, 1).
@@ -61,32 +61,32 @@ def draw_levels(
 def independent_times(
     frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
 ) -> Tensor:
-    """Each frame its own level.
+    """Draw a level for each frame: fp32 ``[frames]``.
 
     An expert is chosen by the noisiest frame (kept frames are less noisy than the others, in sampling), so with a lower
     end above 0 only one frame must reach the range, and a frame at random is drawn there if none has.
     """
     low, high = noise_range
-    sigmas = draw_levels(frames, objective, generator, (0.0, high))
+    sigmas = sample_sigmas(frames, objective, generator, (0.0, high))
     if sigmas.max() < low:
         lifted = torch.randint(frames, (), generator=generator)
-        sigmas[lifted] = draw_levels(1, objective, generator, noise_range)[0]
+        sigmas[lifted] = sample_sigmas(1, objective, generator, noise_range)[0]
     return sigmas
 
 
 def shared_time(
     frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
 ) -> Tensor:
-    """One level for all frames: plain text-to-video training."""
-    return draw_levels(1, objective, generator, noise_range).expand(frames).clone()
+    """Draw one level for all frames, as in plain text-to-video training: fp32 ``[frames]``."""
+    return sample_sigmas(1, objective, generator, noise_range).expand(frames).clone()
 
 
 def image_to_video_times(
     frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
 ) -> Tensor:
-    """The first frame clean, one level for all others: the paper's image-to-video baseline.
+    """Draw one level for all frames but the first, which is clean: the paper's image-to-video baseline.
 
-    Of a clip of one frame nothing would be left to learn; it is drawn like any other.
+    A clip of one frame gets a level too: there would be nothing left to learn.
     """
     sigmas = shared_time(frames, objective, generator, noise_range)
     if frames > 1:
@@ -97,7 +97,7 @@ def image_to_video_times(
 def draw_sigmas(
     frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
 ) -> Tensor:
-    """The levels of one clip, fp32 ``[frames]``, as the configuration says.
+    """Draw the levels of one clip as the configuration says: fp32 ``[frames]``.
 
     With independent times, FVDM's probabilistic sampling (PTSS) comes first: with probability ``asynchronous`` they
     are independent, else shared. Pusa V1.0 uses 1. Last, ``clean_frames`` of the frames are set to 0, never all.
@@ -121,19 +121,19 @@ def draw_sigmas(
 # ---- path, target and loss -----------------------------------------------------------------------------------------
 
 
-def noised(clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """``(1 - sigma) * clean + sigma * noise`` frame by frame: latents ``[B, C, F, h, w]``, sigmas ``[B, F]``."""
+def add_noise(clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Mix ``(1 - sigma) * clean + sigma * noise`` frame by frame: latents ``[B, C, F, h, w]``, sigmas ``[B, F]``."""
     sigma = sigmas[:, None, :, None, None]
     return (1 - sigma) * clean + sigma * noise
 
 
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
-    """``noise - clean``, the derivative of the path; the same at every level."""
+    """Return ``noise - clean``, the derivative of the path, which is the same at every level."""
     return noise - clean
 
 
-def level_weights(sigmas: Tensor, shift: float) -> Tensor:
-    """The released code's weight of a level ("bsmntw"), shaped like `sigmas`.
+def sigma_weights(sigmas: Tensor, shift: float) -> Tensor:
+    """Weigh levels as the released code does ("bsmntw"); the result is shaped like `sigmas`.
 
     ``w(t) = (exp(-2 ((t - 500) / 1000)^2) - m) * 1000 / s`` with t = 1000 sigma, where m is the smallest value on the
     training grid (at t = 1000) and s the sum over the grid after subtracting it, so that the mean over a uniform index
@@ -155,14 +155,14 @@ def _weight_scale(shift: float) -> tuple[float, float]:
 
 
 def frame_errors(velocity: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each frame: ``[B, C, F, h, w]`` twice -> fp32 ``[B, F]``."""
+    """Average the squared error of each frame: ``[B, C, F, h, w]`` twice -> fp32 ``[B, F]``."""
     return (velocity.float() - target.float()).square().mean(dim=(1, 3, 4))
 
 
 def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """The loss of a batch, a scalar: the mean over its clips of the mean over their frames with sigma > 0.
+    """Reduce errors to the loss of a batch: the mean over its clips of the mean over their frames with sigma > 0.
 
-    With e_f the error of a frame and w_f its weight (`level_weights`), a clip counts
+    With e_f the error of a frame and w_f its weight (`sigma_weights`), a clip counts
 
     - "per_sample": ``mean(e) * mean(w)``. The released code reduces the error over the whole tensor first and
       multiplies by the weights afterwards, so that no frame keeps its own; its batch is one clip per process.
@@ -183,20 +183,20 @@ def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) ->
 
     if objective.weighting == "none":
         return mean(errors).mean()
-    weights = level_weights(sigmas, objective.shift)
+    weights = sigma_weights(sigmas, objective.shift)
     if objective.weighting == "per_frame":
         return mean(weights * errors).mean()
     return (mean(errors) * mean(weights)).mean()
 
 
-# ---- where the loss is ---------------------------------------------------------------------------------------------
+# ---- errors by level and frame -----------------------------------------------------------------------------------
 
 
 @dataclass
 class LossBins:
-    """Unweighted errors of noisy frames, summed by noise level (ten equal parts of 0..1) and by latent frame.
+    """Sum unweighted errors of noisy frames by noise level (ten equal parts of 0..1) and by latent frame.
 
-    What is not finite is left out: one bad clip would hide those of a whole entry.
+    Errors that are not finite are left out: one bad clip would hide the others of a log entry.
     """
 
     frames: int
@@ -206,7 +206,7 @@ class LossBins:
         self.sums = torch.zeros(2, LEVEL_BINS + self.frames, dtype=torch.float64)
 
     def add(self, errors: Tensor, sigmas: Tensor) -> None:
-        """Count errors at their levels, ``[B, F]`` each with F up to `frames`, on the CPU."""
+        """Add errors and their sigmas, ``[B, F]`` each with F up to `frames`, on the CPU."""
         noisy = (sigmas > 0) & errors.isfinite()
         position = torch.arange(errors.shape[1]).expand_as(errors)[noisy]
         level = (sigmas[noisy] * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)
@@ -215,15 +215,15 @@ class LossBins:
         self.sums.index_add_(1, LEVEL_BINS + position, values)
 
     def by_level(self) -> dict[str, float]:
-        """Mean error by the lower end of its bin ("0.9": from 0.9 up); bins that saw nothing are left out."""
+        """Average errors by the lower end of their bin ("0.9": from 0.9 up); empty bins are left out."""
         return {f"{k / LEVEL_BINS:.1f}": mean for k, mean in enumerate(self._means()[:LEVEL_BINS]) if mean == mean}
 
     def by_frame(self) -> dict[str, float]:
-        """Mean error by latent frame, from "0" on."""
+        """Average errors by latent frame, from "0" on."""
         return {str(k): mean for k, mean in enumerate(self._means()[LEVEL_BINS:]) if mean == mean}
 
     def mean(self) -> float:
-        """Over all frames; not a number if nothing was counted."""
+        """Average the errors of all frames; NaN if there are none."""
         total, count = self.sums[:, :LEVEL_BINS].sum(dim=1).tolist()
         return total / count if count else float("nan")
 

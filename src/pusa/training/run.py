@@ -1,4 +1,4 @@
-"""The loop of a training run: one transformer, from its first step or from a checkpoint to its result."""
+"""Run the training loop of one transformer, from its first step or a checkpoint to its result."""
 
 import json
 import logging
@@ -17,24 +17,24 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
-from pusa.training.batches import Batch, Data, Loader, Plan, Reader, held_out_batches
+from pusa.training.batches import Batch, BatchPlan, Data, Loader, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
     checkpoints,
-    fill_optimizers,
     folder_name,
     optimizer_tensors,
     random_states,
-    read_own,
+    read_process_state,
     read_state,
+    restore_optimizers,
     restore_random_states,
     write_checkpoint,
 )
 from pusa.training.config import Expert, TrainConfig
+from pusa.training.distributed import Processes
 from pusa.training.export import write_result
-from pusa.training.launch import Processes
-from pusa.training.model import MovingAverage, factor, kernels, make_optimizers, precision
-from pusa.training.objective import LossBins, frame_errors, noised, velocity_target, weighted_loss
+from pusa.training.model import MovingAverage, kernels, lr_factor, make_optimizers, precision
+from pusa.training.objective import LossBins, add_noise, frame_errors, velocity_target, weighted_loss
 from pusa.training.reports import Reporter
 
 logger = logging.getLogger(__name__)
@@ -45,15 +45,15 @@ Validate = Callable[[int, Any], Path | None]
 
 
 class TrainingStoppedError(RuntimeError):
-    """A signal ended the run early; its state is on the disk."""
+    """Raised when a signal ends a run early; its state is on disk."""
 
 
 @dataclass
-class Progress:
-    """What changes from step to step and is neither weight nor optimizer state."""
+class RunProgress:
+    """Count what a run has done so far; stored with each checkpoint."""
 
     step: int = 0
-    seconds: float = 0.0  # of training steps, without evaluation and checkpoints
+    seconds: float = 0.0  # spent in training steps, without evaluation and checkpoints
     waited_seconds: float = 0.0
     clips: int = 0
     skipped: int = 0
@@ -61,8 +61,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one transformer's training is about: `folder` is the whole run's."""
+class RunContext:
+    """Hold the inputs of one transformer's training.
+
+    Attributes:
+        folder: of the whole run; with two experts each has its own inside.
+        dataset, training, held_out: all clips, and the two parts of them.
+        is_stopping: returns True once the run is to end after the current step.
+    """
 
     config: TrainConfig
     expert: Expert
@@ -75,56 +81,56 @@ class Job:
     is_stopping: Callable[[], bool]
 
     @property
-    def leg(self) -> Path:
-        """Where its checkpoints and metrics are: the run's folder, or one inside if there are two experts."""
-        return self.folder / self.expert if len(self.config.model.experts) > 1 else self.folder
+    def expert_folder(self) -> Path:
+        """The folder of this expert's checkpoints and metrics."""
+        return self.config.expert_folder(self.folder, self.expert)
 
 
 class Run:
-    """One transformer's training.
+    """Train one transformer.
 
     Args:
-        model: as `pusa.training.model.prepare` made it.
-        parameters: its trained ones by name.
+        model: prepared by `pusa.training.model.prepare`.
+        parameters: its trained parameters by name.
     """
 
-    def __init__(self, job: Job, model: Any, parameters: dict[str, Tensor]) -> None:
-        config, noise_range = job.config, job.config.model.experts[job.expert]
-        self.job, self.config, self.processes = job, config, job.processes
+    def __init__(self, context: RunContext, model: Any, parameters: dict[str, Tensor]) -> None:
+        config, noise_range = context.config, context.config.model.experts[context.expert]
+        self.context, self.config, self.processes = context, config, context.processes
         self.model, self.parameters = model, parameters
-        self.plan = Plan(job.training.buckets, config, job.processes.data_parallel)
-        self.reader = Reader(job.training, config, noise_range)
-        self.held_out = Reader(job.held_out, config, noise_range)
+        self.plan = BatchPlan(context.training.buckets, config, context.processes.data_parallel)
+        self.reader = Reader(context.training, config, noise_range)
+        self.held_out = Reader(context.held_out, config, noise_range)
         self.optimizers = make_optimizers(parameters, config.optimizer)
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.average = MovingAverage(model, parameters, config.ema_decay) if config.ema_decay else None
-        self.progress = Progress()
-        self.frames = max(shape[1] for data in (job.training, job.held_out) for shape in data.buckets)
+        self.progress = RunProgress()
+        self.frames = max(shape[1] for data in (context.training, context.held_out) for shape in data.buckets)
         self.bins = LossBins(self.frames)
-        self.losses: list[float] = []  # of the steps since the last entry
+        self.losses: list[float] = []  # of the steps since the last log entry
         self.norms: list[float] = []
-        self.seconds_before = 0.0  # of the last step, after processes agreed on its time
+        self.seconds_before = 0.0  # spent in the last step after processes agreed on its time
         self.reporter: Reporter | None = None
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def go(self, *, resume: bool) -> None:
-        """From the last checkpoint, or from the start, to the result. Raises as `pusa.training.trainer.train`."""
+    def train(self, *, resume: bool) -> None:
+        """Train from the last checkpoint, or from the start, and write the result. Raises as `trainer.train`."""
         checkpoint = self._last_checkpoint() if resume else None
         if checkpoint is not None:
-            self._go_on_from(checkpoint)
+            self._resume_from(checkpoint)
         if self.processes.is_main:
-            self.reporter = Reporter(self.job.leg, self.config, self.progress.step)
+            self.reporter = Reporter(self.context.expert_folder, self.config, self.progress.step)
             self._write_facts()
         try:
             if self.progress.step == 0 and self.config.report.held_out_every:
-                self._judge()
+                self._evaluate()
             self._loop(written_step=self.progress.step if checkpoint else None)
             if not self._is_done():
                 raise TrainingStoppedError(
                     f"stopped after step {self.progress.step}, whose state is written: go on with --resume"
                 )
-            self._judge()
+            self._evaluate()
             if self.config.report.validate_every:
                 self._validate()
             self._finish()
@@ -133,14 +139,14 @@ class Run:
                 self.reporter.close()
 
     def _last_checkpoint(self) -> Path | None:
-        found = checkpoints(self.job.leg)
+        found = checkpoints(self.context.expert_folder)
         step = self.processes.agree(max(found, default=-1))
         if step < 0:
-            logger.info("%s has no checkpoint: the run begins", self.job.leg)
-        return None if step < 0 else self.job.leg / "checkpoints" / folder_name(step)
+            logger.info("%s has no checkpoint: the run begins", self.context.expert_folder)
+        return None if step < 0 else self.context.expert_folder / "checkpoints" / folder_name(step)
 
     def _loop(self, written_step: int | None) -> None:
-        """Until the run is done or told to stop; ends with a checkpoint."""
+        """Train until the run is done or a signal stops it, and write a last checkpoint."""
         config, progress = self.config, self.progress
         every_seconds, written_seconds = config.checkpoint.every_seconds, progress.seconds
         logged = progress.seconds, progress.waited_seconds, progress.clips
@@ -154,14 +160,14 @@ class Run:
                     self._log(*logged)
                     logged = progress.seconds, progress.waited_seconds, progress.clips
                 if _is_due(config.report.held_out_every, step) and not is_done:
-                    self._judge()
+                    self._evaluate()
                 if _is_due(config.report.validate_every, step) and not is_done:
                     self._validate()
                 late = every_seconds is not None and progress.seconds - written_seconds >= every_seconds
                 if _is_due(config.checkpoint.every_steps, step) or late or stopping or is_done:
                     self._write()
                     written_step, written_seconds = step, progress.seconds
-        if written_step != progress.step:  # there was nothing to do
+        if written_step != progress.step:  # the run was done already
             self._write()
 
     def _is_done(self) -> bool:
@@ -175,10 +181,10 @@ class Run:
         return self.progress.seconds / (self.config.seconds or 1.0)
 
     def _step(self, loader: Loader) -> bool:
-        """One optimizer step. Says whether a process was told to stop."""
+        """Take one optimizer step. Returns True if a process received a signal to stop."""
         began, waited = time.monotonic(), loader.waited_seconds
         processes, progress = self.processes, self.progress
-        scale = factor(self.config.schedule, progress.step, self._share_done())
+        scale = lr_factor(self.config.schedule, progress.step, self._share_done())
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
@@ -193,8 +199,8 @@ class Run:
                 loss += float(part.detach()) / self.plan.accumulation
                 self.bins.add(errors.detach().cpu(), batch.sigmas.cpu())
         spent = self.seconds_before + time.monotonic() - began
-        numbers = [loss, float(self.job.is_stopping()), spent, loader.waited_seconds - waited]
-        if self.config.parallel.fsdp:  # has reduced the gradients itself
+        numbers = [loss, float(self.context.is_stopping()), spent, loader.waited_seconds - waited]
+        if self.config.parallel.fsdp:  # FSDP has reduced the gradients itself
             loss, stop, spent, lost = processes.mean(numbers)
         else:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -221,14 +227,14 @@ class Run:
         return stop > 0
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x = noised(batch.latents, batch.noise, batch.sigmas)
+        x = add_noise(batch.latents, batch.noise, batch.sigmas)
         with precision(self.config, self.processes.device):
             velocity = self.model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
         errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
         return weighted_loss(errors, batch.sigmas, self.config.objective), errors
 
     def _clipped_norm(self) -> float:
-        """Of the whole gradient, which is no longer than the limit afterwards."""
+        """Clip the gradient to the limit and return its norm before."""
         limit = self.config.optimizer.max_gradient_norm
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), float("inf") if limit is None else limit)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -250,10 +256,10 @@ class Run:
                 "intact"
             )
 
-    # ---- what it tells ---------------------------------------------------------------------------------------------
+    # ---- reports --------------------------------------------------------------------------------------------------
 
     def _log(self, seconds: float, waited_seconds: float, clips: int) -> None:
-        """An entry about the steps since those figures."""
+        """Log an entry about the steps since a progress of so many seconds, seconds waited and clips."""
         progress = self.progress
         bins = LossBins(self.frames)
         bins.sums = self.processes.sum(self.bins.sums)
@@ -290,13 +296,13 @@ class Run:
             return f"  {left:.0f} s left"
         return f"  {left / 60:.0f} min left" if left < 5400 else f"  {left / 3600:.1f} h left"
 
-    def _judge(self) -> None:
-        """Log the held-out loss, by level and frame too, of the averaged weights if there are such."""
+    def _evaluate(self) -> None:
+        """Log the held-out loss, by level and frame too; of the moving average if there is one."""
         if not len(self.held_out.data):
             return
         processes, bins, total = self.processes, LossBins(self.frames), torch.zeros(2)
         batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
-        with self._judged_weights(), torch.no_grad(), kernels(self.config, self.model):
+        with self._evaluation_weights(), torch.no_grad(), kernels(self.config, self.model):
             for batch in batches:
                 _, errors = self._loss(batch.to(processes.device))
                 errors, sigmas = errors[: batch.counted].cpu(), batch.sigmas[: batch.counted]
@@ -317,27 +323,27 @@ class Run:
             logger.info("step %d  held-out loss %.4f", self.progress.step, entry["held_out_loss"])
 
     def _validate(self) -> None:
-        if self.job.on_validate is None:
+        if self.context.on_validate is None:
             return
         states = random_states()
-        with self._judged_weights(), torch.no_grad():
-            picture = self.job.on_validate(self.progress.step, self.model)
-        if picture is not None and self.reporter is not None:
-            self.reporter.show(self.progress.step, picture)
+        with self._evaluation_weights(), torch.no_grad():
+            image = self.context.on_validate(self.progress.step, self.model)
+        if image is not None and self.reporter is not None:
+            self.reporter.show(self.progress.step, image)
         restore_random_states(states)
         self.processes.wait()
 
     @contextmanager
-    def _judged_weights(self) -> Iterator[None]:
+    def _evaluation_weights(self) -> Iterator[None]:
         self.model.eval()
-        with self.average.in_place() if self.average is not None else nullcontext():
+        with self.average.applied() if self.average is not None else nullcontext():
             yield
         self.model.train()
 
-    # ---- what it leaves --------------------------------------------------------------------------------------------
+    # ---- results --------------------------------------------------------------------------------------------------
 
     def _layout(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to give the same bits."""
+        """Return what must stay the same for a resumed run to give the same bits."""
         return {
             "processes": self.processes.world,
             "context_parallel": self.processes.context_parallel,
@@ -354,36 +360,36 @@ class Run:
             "optimizer": optimizer_tensors(self.optimizers, self.parameters),
         }
         write_checkpoint(
-            self.job.leg,
+            self.context.expert_folder,
             self.progress.step,
-            state={**asdict(self.progress), "layout": self._layout(), "data_hash": self.job.dataset.hash},
+            state={**asdict(self.progress), "layout": self._layout(), "data_hash": self.context.dataset.hash},
             tensors=tensors,
-            own={"bins": self.bins.sums, "losses": self.losses, "norms": self.norms},
+            process_state={"bins": self.bins.sums, "losses": self.losses, "norms": self.norms},
             processes=self.processes,
             rule=self.config.checkpoint,
         )
 
-    def _go_on_from(self, checkpoint: Path) -> None:
+    def _resume_from(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         layout, data_hash = state.pop("layout"), state.pop("data_hash")
         self.progress.__dict__.update(state)
         weights = Tensors(checkpoint, "weights")
         for name, parameter in self.parameters.items():
             weights.into(name, parameter)
-        fill_optimizers(self.optimizers, self.parameters, Tensors(checkpoint, "optimizer"))
+        restore_optimizers(self.optimizers, self.parameters, Tensors(checkpoint, "optimizer"))
         if self.average is not None:
             averages = Tensors(checkpoint, "average")
             for name, average in self.average.averages.items():
                 (averages if name in averages else weights).into(name, average)
-        own = read_own(checkpoint, self.processes.rank)
-        if own:
-            restore_random_states(own["random"])
-            if own["bins"].shape == self.bins.sums.shape:
-                self.bins.sums = own["bins"]
-            self.losses, self.norms = own["losses"], own["norms"]
+        process_state = read_process_state(checkpoint, self.processes.rank)
+        if process_state:
+            restore_random_states(process_state["random"])
+            if process_state["bins"].shape == self.bins.sums.shape:
+                self.bins.sums = process_state["bins"]
+            self.losses, self.norms = process_state["losses"], process_state["norms"]
         if self.processes.is_main:
             changes = [f"{k} was {v} and is {self._layout()[k]}" for k, v in layout.items() if self._layout()[k] != v]
-            if data_hash != self.job.dataset.hash:
+            if data_hash != self.context.dataset.hash:
                 changes.append("the data have changed")
             logger.info("going on after step %d", self.progress.step)
             if changes:
@@ -395,14 +401,14 @@ class Run:
         trained = sum(p.numel() for p in self.parameters.values())
         facts = {
             "base_model": self.config.model.source,
-            "expert": self.job.expert,
+            "expert": self.context.expert,
             "noise_range": list(self.held_out.noise_range),
             "method": self.config.method.kind,
             "trained_parameters": trained,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "clips": len(self.job.training),
+            "clips": len(self.context.training),
             "held_out_clips": len(self.held_out.data),
-            "data_hash": self.job.dataset.hash,
+            "data_hash": self.context.dataset.hash,
             "clips_per_step": len(self.plan.step(0).clips),
             "layout": self._layout(),
             "versions": {
@@ -411,20 +417,20 @@ class Run:
             },
             "python": platform.python_version(),
         }
-        (self.job.leg / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        (self.context.expert_folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n")
 
     def _finish(self) -> None:
         self.model.eval()
         if self.average is not None:
             self.average.swap()
         write_result(
-            self.job.folder,
+            self.context.folder,
             self.model,
             self.parameters,
             config=self.config,
-            expert=self.job.expert,
+            expert=self.context.expert,
             step=self.progress.step,
-            data_hash=self.job.dataset.hash,
+            data_hash=self.context.dataset.hash,
             writes=self.processes.is_main,
         )
         self.processes.wait()

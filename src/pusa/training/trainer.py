@@ -1,4 +1,4 @@
-"""Vectorised timestep adaptation: a text-to-video model learns one time per latent frame (arXiv 2507.16116).
+"""Train a text-to-video model with one time per latent frame: vectorised timestep adaptation (arXiv 2507.16116).
 
     from pusa.training.config import load_config
     from pusa.training.trainer import train
@@ -6,13 +6,13 @@
     folder = train(load_config("mini-vta", {"data.folders": ["clips"]}))
     pipe.load_pusa(folder, alpha=1.0)
 
-The same function runs alone, under ``accelerate launch`` and under ``torchrun``. What a run leaves in its folder:
+The same function runs alone, under ``accelerate launch`` and under ``torchrun``. Files in the folder of a run:
 
-    config.json            all it was told         adapter.safetensors    the result (``model/`` for a full fine-tune)
-    run.json               what it ran on          checkpoints/           to go on from; see `pusa.training.checkpoint`
+    config.json            its configuration       adapter.safetensors    the result (``model/`` for a full fine-tune)
+    run.json               model, data, versions   checkpoints/           see `pusa.training.checkpoint`
     metrics.jsonl          losses and speeds       tensorboard/           curves, if TensorBoard is installed
 
-With two experts (Wan2.2) each has a folder of its own inside, and the results are called ``adapter_high_noise`` and
+With two experts (Wan2.2) each has a folder of its own inside, and the results have the names ``adapter_high_noise`` and
 ``adapter_low_noise``.
 """
 
@@ -32,10 +32,10 @@ from pusa.resources import is_bf16_fast
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
 from pusa.training.config import CONFIG_FILE, TrainConfig, load_config
+from pusa.training.distributed import Processes, connect_processes
 from pusa.training.export import result_path
-from pusa.training.launch import Processes, launched
 from pusa.training.model import load_transformer, prepare
-from pusa.training.run import Job, Run, TrainingStoppedError, Validate
+from pusa.training.run import Run, RunContext, TrainingStoppedError, Validate
 
 __all__ = ["TrainingStoppedError", "train"]
 
@@ -50,7 +50,7 @@ def train(
     on_validate: Validate | None = None,
     resume: bool = False,
 ) -> Path:
-    """Train as the configuration says. Every process of a run calls it with the same arguments.
+    """Train a model. Every process of a run must call this with the same arguments.
 
     Args:
         config: see `pusa.training.config`.
@@ -60,21 +60,21 @@ def train(
         dataset: instead of reading ``config.data.folders``.
         on_validate: called as ``on_validate(step, model)`` every ``report.validate_every`` steps and at the end, on
             every process (a sharded model computes only together), without gradients, with the moving average in place
-            if there is one. What it draws at random does not change the run. If it returns a picture's path, the
+            if there is one. Random numbers that it draws do not change the run. If it returns the path of an image, the
             tracker shows it beside the curves.
-        resume: go on from the last checkpoint of the run's folder; without one, begin.
+        resume: continue from the last checkpoint in the run's folder; without one, begin.
 
     Returns:
         The run's folder, which `pusa.lora.load_pusa` takes.
 
     Raises:
-        ValueError, FileNotFoundError: the configuration, the data or the model do not fit, or the folder holds a run
-            already and `resume` is not set.
+        ValueError, FileNotFoundError: the configuration, the data or the model do not fit together, or the folder holds
+            a run already and `resume` is not set.
         TrainingStoppedError: SIGTERM or SIGINT came; a checkpoint was written after the step. A second SIGINT
             interrupts at once.
         RuntimeError: ``max_nonfinite`` steps in a row were not finite.
     """
-    processes = launched(config.parallel.context_parallel)
+    processes = connect_processes(config.parallel.context_parallel)
     config = _with_fast_dtype(config, processes.device)
     folder = config.folder
     _open_folder(folder, config, processes, resume=resume)
@@ -83,17 +83,18 @@ def train(
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
     with _deterministic(config, processes), _Signals() as signals:
         for expert in config.model.experts:
-            job = Job(
+            context = RunContext(
                 config, expert, folder, processes, dataset, training, held_out, on_validate, lambda: signals.received
             )
-            if resume and processes.agree(_is_finished(job)):
-                logger.info("%s is finished", job.leg)
+            if resume and processes.agree(_is_finished(context)):
+                logger.info("%s is finished", context.expert_folder)
                 continue
-            given = transformer[expert] if isinstance(transformer, Mapping) else transformer
-            model = load_transformer(config, expert) if given is None else given
+            model = transformer[expert] if isinstance(transformer, Mapping) else transformer
+            if model is None:
+                model = load_transformer(config, expert)
             shapes = sorted({*training.buckets, *held_out.buckets})
-            Run(job, *prepare(model, config, processes, shapes)).go(resume=resume)
-            del model, given
+            Run(context, *prepare(model, config, processes, shapes)).train(resume=resume)
+            del model
     return folder
 
 
@@ -109,7 +110,7 @@ def _with_fast_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
 
 
 def _open_folder(folder: Path, config: TrainConfig, processes: Processes, *, resume: bool) -> None:
-    """Refuse to run over another run; store the configuration and say what changed in it."""
+    """Store the configuration and log what changed in it. Raises ValueError if another run is there."""
     stored = folder / CONFIG_FILE
     if stored.is_file() and not resume and any(folder.glob("**/checkpoints/step-*")):
         raise ValueError(f"{folder} holds a run already: go on with --resume, or give another name or output")
@@ -146,9 +147,9 @@ def _read_dataset(config: TrainConfig) -> Data:
     return LatentDataset(config.data.folders)
 
 
-def _is_finished(job: Job) -> bool:
-    config, found = job.config, checkpoints(job.leg)
-    if not found or not result_path(job.folder, config, job.expert).exists():
+def _is_finished(context: RunContext) -> bool:
+    config, found = context.config, checkpoints(context.expert_folder)
+    if not found or not result_path(context.folder, config, context.expert).exists():
         return False
     state = read_state(found[max(found)])
     return state["step"] >= config.steps if config.steps is not None else state["seconds"] >= (config.seconds or 0.0)
@@ -156,7 +157,7 @@ def _is_finished(job: Job) -> bool:
 
 @contextmanager
 def _deterministic(config: TrainConfig, processes: Processes) -> Iterator[None]:
-    """On a GPU, no sums whose order depends on timing, if the configuration wants it so."""
+    """Use deterministic kernels on a GPU within the context, if the configuration wants it."""
     if not (config.model.deterministic and processes.device.type == "cuda"):
         yield
         return
@@ -170,7 +171,7 @@ def _deterministic(config: TrainConfig, processes: Processes) -> Iterator[None]:
 
 
 class _Signals:
-    """SIGTERM (as Slurm sends it) and the first SIGINT end the run after the step; a second SIGINT at once."""
+    """End a run after its step on SIGTERM (as Slurm sends it) or the first SIGINT, at once on a second SIGINT."""
 
     def __init__(self) -> None:
         self.received = False

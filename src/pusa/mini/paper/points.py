@@ -34,7 +34,7 @@ from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.batches import generator_of
 from pusa.training.config import ObjectiveConfig
-from pusa.training.objective import draw_sigmas, frame_errors, noised, velocity_target
+from pusa.training.objective import add_noise, draw_sigmas, frame_errors, velocity_target
 
 GUIDANCE = 3.0
 STEPS = 10
@@ -268,7 +268,7 @@ class Judge:
             levels = torch.stack(drawn).split(BATCH)
             for clips, sigmas in zip(self.loss_clips.batches(BATCH), levels, strict=True):
                 embeds = clips.embeds if with_caption else self.empty.expand_as(clips.embeds)
-                velocity = self.velocity(noised(clips.latents, clips.noise, sigmas), sigmas, embeds)
+                velocity = self.velocity(add_noise(clips.latents, clips.noise, sigmas), sigmas, embeds)
                 error = frame_errors(velocity, velocity_target(clips.latents, clips.noise))
                 noisy = (sigmas > 0).float()
                 errors[name] += ((error * noisy).sum(1) / noisy.sum(1)).tolist()

@@ -9,8 +9,8 @@ from pusa.media.sheets import write_picture
 from pusa.mini.world.pictures import CREDITS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
-from pusa.training.curves import Curve, Panel, draw
 from pusa.training.reports import read_metrics
+from pusa.training.reports.curves import Curve, Panel, draw
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 

@@ -29,8 +29,8 @@ from pusa.mini.world.vocabulary import THINGS
 from pusa.mini.world.world import PHOTOGRAPH, World, draw_scenes
 from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
+from pusa.training.distributed import connect_processes
 from pusa.training.export import export_run
-from pusa.training.launch import launched
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    device = launched().device
+    device = connect_processes().device
     if options.budget in BUDGETS:
         run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
     else:

@@ -19,7 +19,7 @@ from pusa.mini.recipe.loop import rank
 from pusa.mini.world.world import captions
 from pusa.resources import is_bf16_fast
 from pusa.training.config import load_config
-from pusa.training.launch import launched
+from pusa.training.distributed import connect_processes
 from pusa.training.trainer import train
 
 _EMBED_BATCH = 512
@@ -73,7 +73,7 @@ def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int
 def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, plan: VtaPlan) -> None:
     """Adapt `base`, whose weights stay as they are, in the folder `run`, on from where it was."""
     longest = max(shape[1] for shape in dataset.buckets)
-    device = launched().device
+    device = connect_processes().device
     on_cpu = device.type == "cpu"
     quiet = {} if plan.reports else {"report.held_out_every": None, "report.tracker": "none"}
     config = load_config(

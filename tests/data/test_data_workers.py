@@ -1,4 +1,4 @@
-"""Processes that may crash. No torch here: the processes import this file."""
+"""Run processes that may crash. This file must not import torch: the processes import it."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def endless(task: Any) -> Iterator[Any]:
 
 def test_processes_end_with_their_parent():
     code = (
-        "import os, signal\nfrom pusa.data.workers import Workers\nfrom test_training_workers import endless\n"
+        "import os, signal\nfrom pusa.data.workers import Workers\nfrom test_data_workers import endless\n"
         "workers = Workers(endless, 1)\n"
         "print(next(workers.run([0]))[1], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -1,4 +1,4 @@
-"""What a run says of itself: ``metrics.jsonl``, always, and the curves of a tracker."""
+"""Record the metrics of a run in ``metrics.jsonl`` and, if there is one, in a tracker."""
 
 import json
 import logging
@@ -21,12 +21,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Reporter:
-    """Writes entries as they come; on the main process only.
+    """Write log entries as they come; on the main process only.
 
     Args:
         folder: for ``metrics.jsonl`` and TensorBoard's files.
-        config: the run's.
-        first_step: where the run goes on; entries of later steps, from before a kill, are taken out.
+        config: of the run.
+        first_step: the step that the run resumes from; entries of later steps, from before a kill, are removed.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_step: int) -> None:
@@ -40,20 +40,21 @@ class Reporter:
         self._trackers = _trackers(folder, config, first_step)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """An entry: numbers, and mappings of numbers. What is not finite becomes null in the file."""
-        self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
+        """Log an entry of numbers and mappings of numbers; values that are not finite become null in the file."""
+        self._file.write(json.dumps({"step": step, **_json_values(values)}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
             tracker.log(dict(_flat(values)), step=step)
 
     def show(self, step: int, picture: Path) -> None:
-        """A picture, beside the tracker's curves."""
+        """Show an image beside the tracker's curves."""
         for tracker in self._trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             pixels = np.asarray(Image.open(picture).convert("RGB"))
             tracker.log_images({"validation": pixels[None]}, step=step, **layout)
 
     def close(self) -> None:
+        """Flush the file to disk and close the tracker."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -62,7 +63,7 @@ class Reporter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a run so far; a line that was being written when the run was killed is left out."""
+    """Read the entries of a run so far; a damaged line, as a killed run leaves, is skipped."""
     path = folder / METRICS_FILE
     entries = []
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -75,12 +76,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _trackers(folder: Path, config: TrainConfig, first_step: int) -> list[GeneralTracker]:
     kind = config.report.tracker
-    is_there = find_spec("tensorboard") is not None
+    has_tensorboard = find_spec("tensorboard") is not None
     if kind == "auto":
-        kind = "tensorboard" if is_there else "none"
+        kind = "tensorboard" if has_tensorboard else "none"
     if kind == "none":
         return []
-    if kind == "tensorboard" and not is_there:
+    if kind == "tensorboard" and not has_tensorboard:
         raise ValueError("report.tracker=tensorboard is not installed: pip install tensorboard, or report.tracker=none")
     if kind == "wandb" and find_spec("wandb") is None:
         raise ValueError("report.tracker=wandb is not installed: pip install wandb, or report.tracker=none")
@@ -92,10 +93,10 @@ def _trackers(folder: Path, config: TrainConfig, first_step: int) -> list[Genera
     return [tracker]
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return _plain(value)
+            return _json_values(value)
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {name: plain(value) for name, value in values.items()}

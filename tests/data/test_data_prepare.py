@@ -1,4 +1,4 @@
-"""From videos with captions to a dataset, whatever is wrong with them and whenever it is stopped."""
+"""Prepare a dataset from videos with captions, whatever is wrong with them and whenever it stops."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 from pusa.conditions import pixels
 from pusa.data import prepare as preparing
 from pusa.data import sources
-from pusa.data.clips import Cut, cut, frames_at, nearest_size, starts_of
+from pusa.data.clips import Cut, clip_starts, cut, frames_at, nearest_size
 from pusa.data.dataset import ClipInfo, LatentDataset
 from pusa.data.encoding import ClipEncoder
 from pusa.data.prepare import ClipSettings, prepare
@@ -169,7 +169,7 @@ def test_several_devices_keep_the_order(tiny_vae):
             taken.append(number)
             yield number, clip
 
-    results = encoder.encoded(given())
+    results = encoder.encode_all(given())
     first = next(results)
     assert len(taken) <= 3
     numbers, latents = zip(first, *results, strict=True)
@@ -344,9 +344,9 @@ def test_the_size_needs_little_cutting_and_no_enlarging(size, chosen):
 
 
 def test_starts_fill_the_video_and_no_more():
-    assert starts_of(17, 5, 16, clips=None, stride_seconds=None) == [0, 5, 10]
-    assert starts_of(17, 5, 16, clips=2, stride_seconds=0.25) == [0, 4]
-    assert starts_of(4, 5, 16, clips=None, stride_seconds=None) == []
+    assert clip_starts(17, 5, 16, clips=None, stride_seconds=None) == [0, 5, 10]
+    assert clip_starts(17, 5, 16, clips=2, stride_seconds=0.25) == [0, 4]
+    assert clip_starts(4, 5, 16, clips=None, stride_seconds=None) == []
     assert frames_at(81 / 16, 16) == 81
     assert frames_at(80.05 / 16, 16) == 80
 
@@ -389,29 +389,29 @@ def files(tmp_path: Path) -> Path:
 def test_captions_lie_beside_the_files_or_in_tables(files):
     (files / "a.txt").write_text("\ufeffbeside a")
     (files / "b.mp4.txt").write_text("beside b")
-    assert captions(sources.listed(files)) == {"a.mp4": "beside a", "b.mp4": "beside b"}
+    assert captions(sources.list_files(files)) == {"a.mp4": "beside a", "b.mp4": "beside b"}
     (files / "captions.json").write_text(json.dumps({"b.mp4": "in json", "c": "by its stem"}))
-    assert captions(sources.listed(files)) == {"a.mp4": "beside a", "b.mp4": "in json", "c.png": "by its stem"}
+    assert captions(sources.list_files(files)) == {"a.mp4": "beside a", "b.mp4": "in json", "c.png": "by its stem"}
     (files / "metadata.csv").write_text('file_name,text\na.mp4,"in csv, quoted"\n')
-    assert captions(sources.listed(files))["a.mp4"] == "in csv, quoted"
+    assert captions(sources.list_files(files))["a.mp4"] == "in csv, quoted"
     own = files / "own.jsonl"
     own.write_text('{"file": "a.mp4", "caption": "given\\u2028apart"}\n')
-    assert captions(sources.listed(files, captions=own))["a.mp4"] == "given apart"
-    assert captions(sources.listed(files, caption="for the rest"))["c.png"] == "by its stem"
+    assert captions(sources.list_files(files, captions=own))["a.mp4"] == "given apart"
+    assert captions(sources.list_files(files, caption="for the rest"))["c.png"] == "by its stem"
 
 
 def test_files_without_a_caption_are_left_out_or_get_the_one_given(files):
     (files / "a.txt").write_text("beside a")
-    listing = sources.listed(files)
+    listing = sources.list_files(files)
     assert [name for name, _ in listing.skipped] == ["b.mp4", "c.png"]
-    assert captions(sources.listed(files, caption="waves"))["c.png"] == "waves"
+    assert captions(sources.list_files(files, caption="waves"))["c.png"] == "waves"
 
 
 def test_datasets_in_the_folder_are_no_data(files):
     (files / "clips" / "deeper").mkdir(parents=True)
     (files / "clips" / "dataset.json").write_text("{}")
     (files / "clips" / "deeper" / "sheet.png").write_bytes(b"x")
-    assert set(captions(sources.listed(files, caption="waves"))) == {"a.mp4", "b.mp4", "c.png"}
+    assert set(captions(sources.list_files(files, caption="waves"))) == {"a.mp4", "b.mp4", "c.png"}
 
 
 @pytest.mark.parametrize("columns", [("video", "prompt"), ("file_name", "text"), ("File", "Caption")])
@@ -426,7 +426,7 @@ def test_tables_name_files_beside_them(files, suffix, columns):
             writer.writerows(rows)
     else:
         table.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
-    listing = sources.listed(table)
+    listing = sources.list_files(table)
     assert captions(listing) == {"b.mp4": "two", "a.mp4": "one, or more"}
     assert listing.items[0].path == files / "b.mp4"
 
@@ -444,27 +444,27 @@ def test_tables_name_files_beside_them(files, suffix, columns):
 def test_tables_that_say_nothing_are_refused(files, name, text, message):
     (files / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        sources.listed(files / name)
+        sources.list_files(files / name)
 
 
 def test_sources_that_are_not_there_are_told(tmp_path, files):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        sources.listed(tmp_path / "nowhere")
+        sources.list_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no videos"):
-        sources.listed(tmp_path / "empty")
+        sources.list_files(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"none of 3 files can be used; a\.mp4 has no caption"):
-        sources.listed(files)
+        sources.list_files(files)
 
 
 def test_prompts_come_from_lines_or_tables(tmp_path):
     lines, table = tmp_path / "prompts.txt", tmp_path / "prompts.csv"
     lines.write_text("a fox\n\n  two   foxes \n")
     table.write_text("prompt\na fox\ntwo foxes\n")
-    assert sources.texts(lines) == sources.texts(table) == ["a fox", "two foxes"]
+    assert sources.read_prompts(lines) == sources.read_prompts(table) == ["a fox", "two foxes"]
     lines.write_text("\n")
     with pytest.raises(ValueError, match="holds no prompts"):
-        sources.texts(lines)
+        sources.read_prompts(lines)
 
 
 # --- the original's data, the Hub, `datasets`
@@ -550,4 +550,4 @@ def test_without_the_datasets_library_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "state.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RuntimeError, match=r"pip install 'pusa\[data\]'"):
-        sources.listed(tmp_path)
+        sources.list_files(tmp_path)

@@ -1,10 +1,10 @@
-"""The model card of a run: what was trained, on what, how well, and how to use it; written from the run's own files."""
+"""Write the model card of a run from the run's own files."""
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,36 @@ from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
 from pusa.media.sheets import write_picture
 from pusa.training.config import TrainConfig, load_config, public_name
-from pusa.training.curves import draw, panels_of
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
+from pusa.training.reports.curves import draw, panels_of
+from pusa.training.reports.validation import VALIDATION_FOLDER
 from pusa.training.run import RUN_FILE
-from pusa.training.validation import VALIDATION_FOLDER
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 _PAPER = "[arXiv 2507.16116](https://arxiv.org/abs/2507.16116)"
 
-Facts = dict[str, Any]  # of one expert: what `run.json` says
+Facts = dict[str, Any]  # the contents of `run.json`, of one expert
 
 
 def write_card(run_folder: str | Path) -> Path:
-    """Write ``README.md`` and ``curves.png`` into a run's folder; what is there of both is replaced.
+    """Write ``README.md`` and ``curves.png`` into a run's folder, replacing earlier ones.
 
-    Everything is taken from the folder: configuration, facts, metrics, the adapter's size, validation videos. Folders
-    of the machine it was trained on are left out.
+    Configuration, facts, metrics, the adapter's size and validation videos are read from the folder. Paths of the
+    machine that trained the model are left out.
 
     Returns:
-        The card.
+        The path of the card.
 
     Raises:
         FileNotFoundError: the folder holds no run, or one that has not begun.
+        RuntimeError: matplotlib, which draws the curves, is not installed.
     """
     folder = Path(run_folder)
     config = load_config(folder)
-    facts: dict[str, Facts] = {expert: _facts(_leg(folder, config, expert)) for expert in config.model.experts}
+    facts: dict[str, Facts] = {
+        expert: _read_facts(config.expert_folder(folder, expert)) for expert in config.model.experts
+    }
     text = "\n".join(_card(folder, config, facts)) + "\n"
     path = folder / CARD_FILE
     part = path.with_suffix(".part")
@@ -47,14 +50,18 @@ def write_card(run_folder: str | Path) -> Path:
     return path
 
 
-def _leg(folder: Path, config: TrainConfig, expert: str) -> Path:
-    return folder / expert if len(config.model.experts) > 1 else folder
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield f"| {' | '.join(head)} |" if any(head) else "|" + " |" * len(head)
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(map(str, row))} |"
 
 
-def _facts(leg: Path) -> Facts:
-    path = leg / RUN_FILE
+def _read_facts(folder: Path) -> Facts:
+    path = folder / RUN_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{leg} has no {RUN_FILE}: the run has not begun, or this is no run's folder")
+        raise FileNotFoundError(f"{folder} has no {RUN_FILE}: the run has not begun, or this is no run's folder")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -83,15 +90,15 @@ def _front_matter(config: TrainConfig) -> Iterator[str]:
 
 
 def _hub_id(source: str) -> str | None:
-    """Where others find the model; None for one that is not on the Hub, such as the embedded one."""
-    known = zoo.find(source)
-    name = (known.hub_id if known else None) or public_name(source)
+    """Return the model's id on the Hub; None for one that is not there, such as the embedded one."""
+    zoo_model = zoo.find(source)
+    name = (zoo_model.hub_id if zoo_model else None) or public_name(source)
     return name if "/" in name else None
 
 
 def _summary(config: TrainConfig, facts: Facts) -> str:
     base = public_name(config.model.source)
-    trained = _many(facts["trained_parameters"])
+    trained = _count(facts["trained_parameters"])
     method = config.method
     if method.kind == "lora":
         what = f"A LoRA of rank {method.rank} ({trained} parameters) for {base}"
@@ -108,18 +115,19 @@ def _summary(config: TrainConfig, facts: Facts) -> str:
 
 
 def _files(folder: Path, config: TrainConfig) -> Iterator[str]:
-    yield from ("| file | what |", "|---|---|")
+    rows = []
     for expert, (low, high) in config.model.experts.items():
         path = result_path(folder, config, expert)
         name = path.relative_to(folder).as_posix()
         noise = "" if len(config.model.experts) == 1 else f", for noise levels {low:g} to {high:g}"
         if not path.exists():
-            yield f"| `{name}` | not written yet: the run is not finished{noise} |"
+            rows.append((f"`{name}`", f"not written yet: the run is not finished{noise}"))
         elif path.is_dir():
-            yield f"| `{name}/` | the transformer in diffusers layout{noise} |"
+            rows.append((f"`{name}/`", f"the transformer in diffusers layout{noise}"))
         else:
-            yield f"| `{name}` | the adapter, {path.stat().st_size / 1e6:,.1f} MB{noise} |"
-    yield "| `config.json` | the configuration: `pusa train config.json` trains it again |"
+            rows.append((f"`{name}`", f"the adapter, {path.stat().st_size / 1e6:,.1f} MB{noise}"))
+    rows.append(("`config.json`", "the configuration: `pusa train config.json` trains it again"))
+    yield from table(("file", "what"), rows)
 
 
 def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
@@ -164,12 +172,12 @@ def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
         yield from ("", "On the command line:", "", "```bash")
         yield f'pusa generate "the sun sets" --model {base} {option} --alpha {alpha:g} --image start.png -o sunset.mp4'
         yield "```"
-    yield from ("", *_elsewhere(config, base, list(names.values()), alpha))
+    yield from ("", *_use_in_other_tools(config, base, list(names.values()), alpha))
 
 
-def _elsewhere(config: TrainConfig, base: str, files: list[str], alpha: float) -> Iterator[str]:
-    known = zoo.find(config.model.source)
-    if known is not None and known.hub_id is None:
+def _use_in_other_tools(config: TrainConfig, base: str, files: list[str], alpha: float) -> Iterator[str]:
+    zoo_model = zoo.find(config.model.source)
+    if zoo_model is not None and zoo_model.hub_id is None:
         yield f"`{base}` is part of the package pusa: there is nothing to load in diffusers or ComfyUI alone."
         return
     hub_id = _hub_id(config.model.source) or base
@@ -199,7 +207,7 @@ def _elsewhere(config: TrainConfig, base: str, files: list[str], alpha: float) -
 def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> Iterator[str]:
     first = next(iter(facts.values()))
     method, objective, optimizer = config.method, config.objective, config.optimizer
-    rows = {"base model": f"`{public_name(config.model.source)}`, {_many(first['parameters'])} parameters in all"}
+    rows = {"base model": f"`{public_name(config.model.source)}`, {_count(first['parameters'])} parameters in all"}
     if method.kind == "lora":
         rows["LoRA"] = f"rank {method.rank}, alpha {method.alpha:g}, on {', '.join(method.targets)}"
     rows |= {
@@ -214,7 +222,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         "clips per step": _clips_per_step(folder, config, first),
     }
     for expert, fact in facts.items():
-        metrics = read_metrics(_leg(folder, config, expert))
+        metrics = read_metrics(config.expert_folder(folder, expert))
         label = (
             ""
             if len(facts) == 1
@@ -223,15 +231,14 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         rows[f"training{label}"] = _spent(metrics, fact)
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     rows["made with"] = f"{versions}, Python {first['python']}"
-    yield from ("| | |", "|---|---|")
-    yield from (f"| {name} | {value} |" for name, value in rows.items())
+    yield from table(("", ""), rows.items())
     yield ""
 
 
 def _clips_per_step(folder: Path, config: TrainConfig, facts: Facts) -> str:
     if config.batch_frames is None:
         return f"{facts['clips_per_step']}"
-    logged = [entry for entry in read_metrics(_leg(folder, config, facts["expert"])) if entry.get("clips")]
+    logged = [entry for entry in read_metrics(config.expert_folder(folder, facts["expert"])) if entry.get("clips")]
     mean = f", {logged[-1]['clips'] / logged[-1]['step']:.3g} in the mean" if logged else ""
     return f"as many as have {config.batch_frames} latent frames on each process{mean}"
 
@@ -260,7 +267,7 @@ def _times(config: TrainConfig) -> str:
 
 
 def _extent(config: TrainConfig) -> str:
-    """Sizes and lengths of the clips, where the datasets are still there."""
+    """Describe sizes and lengths of the clips if the datasets still exist."""
     clips = []
     for name in config.data.folders:
         if (Path(name) / CLIPS_FILE).is_file():
@@ -286,7 +293,7 @@ def _spent(metrics: list[dict[str, Any]], facts: Facts) -> str:
 
 
 def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Iterator[str]:
-    metrics = read_metrics(_leg(folder, config, expert))
+    metrics = read_metrics(config.expert_folder(folder, expert))
     if not any("loss" in entry for entry in metrics):
         return
     path = folder / CURVES_FILE
@@ -295,12 +302,14 @@ def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Ite
         path, title = path.with_stem(f"{path.stem}_{expert}"), f"## Curves of `{expert}`"
     write_picture(draw(panels_of(metrics)), path)
     yield from (title, "", f"![losses over steps, and held-out error by noise level]({path.name})", "")
-    judged = [entry for entry in metrics if entry.get("held_out_loss") is not None]
-    if len(judged) > 1:
-        first, last = judged[0], judged[-1]
-        yield from ("| held out | loss | squared error |", "|---|---|---|")
-        for entry in (first, last):
-            yield f"| step {entry['step']:,} | {entry['held_out_loss']:.4f} | {_number(entry['held_out_error'])} |"
+    evaluated = [entry for entry in metrics if entry.get("held_out_loss") is not None]
+    if len(evaluated) > 1:
+        first, last = evaluated[0], evaluated[-1]
+        rows = (
+            (f"step {entry['step']:,}", f"{entry['held_out_loss']:.4f}", _number(entry["held_out_error"]))
+            for entry in (first, last)
+        )
+        yield from table(("held out", "loss", "squared error"), rows)
         yield ""
 
 
@@ -351,13 +360,13 @@ def _configuration(config: TrainConfig) -> Iterator[str]:
         "<details><summary>All fields</summary>",
         "",
         "```json",
-        json.dumps(config.for_others(), indent=2),
+        json.dumps(config.shareable(), indent=2),
         "```",
     )
     yield from ("", "</details>")
 
 
-def _many(count: int) -> str:
+def _count(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
 
 

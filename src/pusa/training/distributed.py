@@ -1,4 +1,4 @@
-"""The processes of a run, as accelerate, torchrun or plain python started them."""
+"""Set up the processes of a run, started by accelerate, torchrun or plain python, and communicate between them."""
 
 import os
 from collections.abc import Sequence
@@ -10,13 +10,15 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-_BUCKET_NUMEL = 64 * 2**20  # of gradients that are averaged together: 256 MB in fp32
+_BUCKET_NUMEL = 64 * 2**20  # gradients averaged together: 256 MB in fp32
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who does what: `data_rank` of `data_parallel` groups has clips of its own, shared by `context_parallel`
-    neighbouring processes."""
+    """Divide the work among processes and communicate between them.
+
+    Group `data_rank` of `data_parallel` has clips of its own, which `context_parallel` neighbouring processes share.
+    """
 
     rank: int
     world: int
@@ -36,12 +38,12 @@ class Processes:
         return self.world // self.context_parallel
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over all processes; on the CPU, fp64."""
+        """Sum a tensor over all processes; fp64 on the CPU."""
         if self.world == 1:
             return values.double().cpu()
         total = values.double().to(self.device)
@@ -49,20 +51,20 @@ class Processes:
         return total.cpu()
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Of each number over all processes."""
+        """Average each number over all processes."""
         if self.world == 1:
             return list(values)
         return (self.sum(torch.tensor(values, dtype=torch.float64)) / self.world).tolist()
 
     def agree(self, value: int) -> int:
-        """The main process's value: files may be seen sooner on one machine than on another."""
+        """Return the main process's value: a file may appear sooner on one machine than on another."""
         return int(self.sum(torch.tensor([value if self.is_main else 0]))[0])
 
     def average(self, gradients: Sequence[Tensor], values: Sequence[float]) -> list[float]:
         """Average gradients over all processes in place, and numbers with them (as fp32), which are returned.
 
-        In buckets of a fixed layout: reductions that are cut differently round differently, and a run that goes on
-        after a kill must give the same bits.
+        Buckets have a fixed layout: reductions that are cut differently round differently, and a resumed run must give
+        the same bits.
         """
         if self.world == 1:
             return list(values)
@@ -76,11 +78,11 @@ class Processes:
         return extra.tolist()
 
     def mesh(self) -> DeviceMesh:
-        """All processes in one row, to shard over."""
+        """Return the mesh to shard over: all processes in one dimension."""
         return init_device_mesh(self.device.type, (self.world,))
 
     def context_mesh(self) -> DeviceMesh:
-        """Groups and, inside, the processes that share a clip, named as diffusers wants them."""
+        """Return the mesh of groups and of the processes that share a clip, with the names that diffusers requires."""
         shape = (self.data_parallel, 1, self.context_parallel)
         return init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "ring", "ulysses"))
 
@@ -97,11 +99,11 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-def launched(context_parallel: int = 1) -> Processes:
-    """The processes there are; communication between them is set up if it is not yet.
+def connect_processes(context_parallel: int = 1) -> Processes:
+    """Connect the processes of the launcher; one that runs alone needs no connection.
 
     Raises:
-        ValueError: their number is no multiple of `context_parallel`, or the launcher was told to wrap the model.
+        ValueError: their number is no multiple of `context_parallel`, or the launcher is configured to wrap the model.
     """
     for variable, remedy in (
         ("ACCELERATE_USE_DEEPSPEED", "use FSDP2 instead: parallel.fsdp=true"),
@@ -112,7 +114,7 @@ def launched(context_parallel: int = 1) -> Processes:
                 f"accelerate is configured to wrap the model ({variable}): launch without it, and {remedy}"
             )
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())  # torchrun alone does not say so
+    state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())  # torchrun sets no such variable
     if dist.is_initialized() and dist.get_world_size() != state.num_processes:
         raise ValueError(
             f"{dist.get_world_size()} processes are connected and the environment says {state.num_processes}: start "

@@ -1,8 +1,8 @@
-"""Validation videos: what the model in training makes of fixed prompts and clips, always from the same noise.
+"""Generate validation videos from fixed prompts and clips, always with the same noise.
 
-The same tasks at every visit, so that visits can be laid beside each other: text-to-video from the prompt alone;
+Tasks are the same at every validation, so that results can be compared: text-to-video from the prompt alone;
 image-to-video from the clip's first latent frame; start-end from its first and last; extension from its first few.
-Frames are held exactly (noise multiplier 0). What differs from visit to visit is the model and nothing else.
+Frames are kept exactly (noise multiplier 0). Only the model differs from one validation to the next.
 """
 
 import logging
@@ -40,14 +40,14 @@ VALIDATION_FOLDER = "validation"  # in a run's folder
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How validation videos are made.
+    """Choose how validation videos are sampled.
 
     Attributes:
-        width, height, num_frames: of the videos, where no latents say it; None: the pipeline's defaults.
+        width, height, num_frames: of videos without latents; None: the pipeline's defaults.
         steps, guidance: of sampling; guidance 1 halves the time.
-        alpha: strength of the adapter in training: 1 is what is trained; Pusa V1.0 is used at 1.4.
+        alpha: strength of the adapter: 1 in training; Pusa V1.0 is used at 1.4.
         held: latent frames that the extension begins with: 4 as in the paper, half of a shorter clip.
-        seed: of the noise; the same for all tasks and visits, another for each prompt.
+        seed: of the noise; the same for all tasks and validations, another for each prompt.
         columns: frames of each video in the contact sheet.
     """
 
@@ -76,21 +76,21 @@ def validate(
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
     settings: ValidationSettings = ValidationSettings(),
-    computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    compute_context: Callable[[], AbstractContextManager[None]] = nullcontext,
     writes: bool = True,
 ) -> list[Path]:
-    """Make the videos of one visit.
+    """Generate the videos of one validation.
 
     Args:
         pipe: a `PusaPipeline`.
         folder: gets ``step-00000100/1-text-to-video.mp4`` and so on, and the contact sheet ``step-00000100.jpg``.
         step: of the training.
-        prompts: what the videos show.
-        images, videos, latents: what is known, one for each prompt; at most one kind. Images allow image-to-video,
+        prompts: one for each clip.
+        images, videos, latents: conditions, one for each prompt; at most one kind. Images allow image-to-video,
             videos (as in `PusaCondition`) and normalised latents ``[C, F, h, w]`` all tasks, nothing text-to-video.
         prompt_embeds, negative_prompt_embeds: ``[n, L, D]`` and ``[1, L, D]``, where there is no text encoder.
-        computing: entered around each call of the transformer's pipeline, for autocast; encoding and decoding, in the
-            VAE's own dtype, stay outside.
+        compute_context: entered around each call of the pipeline, for autocast; encoding and decoding, in the VAE's
+            own dtype, stay outside.
         writes: False on all processes but one where several compute together.
 
     Returns:
@@ -99,12 +99,12 @@ def validate(
     Raises:
         ValueError: a task or a number of inputs does not fit.
 
-    Random states, the scheduler, the adapter's strength and the training mode are afterwards what they were.
+    Random states, the scheduler, the adapter's strength and the training mode are restored.
     """
     unknown = set(settings.tasks) - set(TASKS)
     if unknown or not settings.tasks:
         raise ValueError(f"tasks={list(settings.tasks)}: give some of {', '.join(TASKS)}")
-    with _untouched(pipe, settings.alpha), torch.no_grad():
+    with _evaluation_mode(pipe, settings.alpha), torch.no_grad():
         clips = _clips(pipe, prompts, images, videos, latents, settings)
         rows: list[Strip] = []
         written: list[Path] = []
@@ -120,18 +120,18 @@ def validate(
                     "negative_prompt_embeds": negative_prompt_embeds,
                 }
             if writes and clip is not None and clip.shape[1] > 1:
-                shown = _shown(pipe, clip[None], None, settings)
-                rows.append(replace(shown, label=f"{number + 1}. {prompt} (the clip)"))
+                strip = _decode(pipe, clip[None], None, settings)
+                rows.append(replace(strip, label=f"{number + 1}. {prompt} (the clip)"))
             for task in settings.tasks:
                 conditions = _conditions(task, clip, settings)
                 if conditions is None:
                     continue
-                with computing():
-                    made = pipe(**text, **arguments, conditions=conditions).frames
+                with compute_context():
+                    video_latents = pipe(**text, **arguments, conditions=conditions).frames
                 if writes:
                     path = place / f"{number + 1}-{task}.mp4"
-                    strip = _shown(pipe, made, path, settings)
-                    held = {frame for c in conditions for frame in _frames_held(pipe, c, made.shape[2])}
+                    strip = _decode(pipe, video_latents, path, settings)
+                    held = {frame for c in conditions for frame in _frames_held(pipe, c, video_latents.shape[2])}
                     rows.append(replace(strip, label=f"{number + 1}. {prompt} ({task})", held=held))
                     written.append(path)
     if not rows:
@@ -141,8 +141,8 @@ def validate(
 
 
 @contextmanager
-def _untouched(pipe: Any, alpha: float) -> Iterator[None]:
-    """Evaluation mode, an adapter's strength and no progress bars, for a while; random states come back."""
+def _evaluation_mode(pipe: Any, alpha: float) -> Iterator[None]:
+    """Evaluate at an adapter strength, without progress bars, and restore the pipeline and random states afterwards."""
     states, model, scheduler = random_states(), pipe.transformer, pipe.scheduler
     was_training, bars = model.training, getattr(pipe, "_progress_bar_config", {})
     layers = [layer for layer in lora_layers(model).values() if ADAPTER in layer.scaling]
@@ -171,30 +171,30 @@ def _clips(
     latents: Sequence[Tensor] | None,
     settings: ValidationSettings,
 ) -> list[Tensor | None]:
-    """What is known for each prompt as latents ``[C, f, h, w]``: of one latent frame for an image."""
-    given = {name: v for name, v in (("images", images), ("videos", videos), ("latents", latents)) if v is not None}
-    if len(given) > 1:
-        raise ValueError(f"give one of images, videos and latents, not {' and '.join(given)}")
-    for name, values in given.items():
+    """Encode the condition of each prompt to latents ``[C, f, h, w]``, one frame for an image; None without one."""
+    sources = {name: v for name, v in (("images", images), ("videos", videos), ("latents", latents)) if v is not None}
+    if len(sources) > 1:
+        raise ValueError(f"give one of images, videos and latents, not {' and '.join(sources)}")
+    for name, values in sources.items():
         if len(values) != len(prompts):
             raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one for each")
     if latents is not None:
         return list(latents)
-    known = [[image] for image in images] if images is not None else [list(v) for v in videos or ()]
-    if not known:
+    clips = [[image] for image in images] if images is not None else [list(v) for v in videos or ()]
+    if not clips:
         return [None] * len(prompts)
     defaults = pipe.defaults
     width, height = settings.width or defaults.width, settings.height or defaults.height
     longest = settings.num_frames or defaults.num_frames
     encoded: list[Tensor | None] = []
-    for frames in known:
+    for frames in clips:
         count = (min(len(frames), longest) - 1) // 4 * 4 + 1
         encoded.append(pipe.encode_frames(pixels([fit_image(frame, width, height) for frame in frames[:count]]))[0])
     return encoded
 
 
 def _arguments(pipe: Any, clip: Tensor | None, settings: ValidationSettings, number: int) -> dict[str, Any]:
-    """Size and sampling of a call; a clip of more than one latent frame says how long and large the video is."""
+    """Make the arguments of a call; a clip of more than one latent frame decides the size and length of the video."""
     size = {"width": settings.width, "height": settings.height, "num_frames": settings.num_frames}
     if clip is not None:
         size["height"], size["width"] = (pipe.vae_scale_factor_spatial * side for side in clip.shape[2:])
@@ -211,7 +211,7 @@ def _arguments(pipe: Any, clip: Tensor | None, settings: ValidationSettings, num
 
 
 def _conditions(task: Task, clip: Tensor | None, settings: ValidationSettings) -> list[PusaCondition] | None:
-    """What is held; None where the clip does not allow the task."""
+    """Make the conditions of a task; None if the clip does not allow it."""
     if task == "text-to-video":
         return []
     length = 0 if clip is None else clip.shape[1]
@@ -226,7 +226,7 @@ def _conditions(task: Task, clip: Tensor | None, settings: ValidationSettings) -
 
 
 def _frames_held(pipe: Any, condition: PusaCondition, length: int) -> range:
-    """Numbers of the frames that a condition holds in a video of `length` latent frames."""
+    """Return the numbers of the frames that a condition keeps in a video of `length` latent frames."""
     assert condition.latents is not None
     count = condition.latents.shape[1]
     start = length - count if condition.latent_index == "last" else 0
@@ -234,8 +234,8 @@ def _frames_held(pipe: Any, condition: PusaCondition, length: int) -> range:
     return range(frames_of(start, factor) if start else 0, frames_of(start + count, factor))
 
 
-def _shown(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSettings) -> Strip:
-    """Decode ``[1, C, F, h, w]``, write the video if a path is given, and keep the frames of the sheet."""
+def _decode(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSettings) -> Strip:
+    """Decode ``[1, C, F, h, w]``, write the video to `path` unless None, and return the frames for the sheet."""
     numbers = spread(frames_of(latents.shape[2], pipe.vae_scale_factor_temporal), settings.columns)
     height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
     kept: list[np.ndarray] = []
@@ -255,26 +255,26 @@ def _shown(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSe
 
 
 class Validator:
-    """`on_validate` of `pusa.training.trainer.train`: the same clips made anew at every visit.
+    """Validate while training: the `on_validate` of `pusa.training.trainer.train`.
 
-    They are the first ones of ``report.validate_on``, or of those that are held out. A picture gives text-to-video and
-    image-to-video, of the model's own length.
+    The clips are the first ones of ``report.validate_on``, or of the held-out ones. A picture gives text-to-video and
+    image-to-video of the model's own length.
 
         train(config, dataset=data, on_validate=Validator(config, data))
 
     Prompts and clips come from the dataset, so no text encoder is loaded, and the empty caption is the negative prompt.
-    The VAE is loaded at the first visit and stays on the card, which wants some gigabytes beside the training: it
-    decodes a few frames at a time. With two experts each is shown alone over all noise levels, which one of them was
-    not trained for: good to see that it learns, not how good both are.
+    The VAE is loaded at the first validation and stays on the card, which takes some gigabytes beside the training: it
+    decodes a few frames at a time. With two experts each samples alone over all noise levels, although it was trained
+    for a part of them: that shows whether it learns, not how good both are.
 
     Args:
         config: of the run.
-        dataset: a `LatentDataset`, whole.
+        dataset: a `LatentDataset`, before it is split.
         folder: to write to; None: ``validation`` in the run's folder.
         settings: None: the sampling defaults of the model.
 
     Raises:
-        ValueError: another VAE or text encoder made ``report.validate_on``. FileNotFoundError: it is not there.
+        ValueError: another VAE or text encoder made ``report.validate_on``. FileNotFoundError: it does not exist.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class Validator:
         folder: Path | None = None,
         settings: ValidationSettings | None = None,
     ) -> None:
-        source = _shown_data(config, dataset)
+        source = _validation_data(config, dataset)
         indices = sorted(range(len(source)), key=lambda index: (source.clips[index].latent_shape[1] == 1, index))
         self.config, self.folder = config, folder or config.folder / VALIDATION_FOLDER
         chosen = indices[: config.report.validate_clips]
@@ -299,20 +299,20 @@ class Validator:
             self._negative = _padded(source.empty_embeds, source.max_sequence_length)[None]
 
     def __call__(self, step: int, model: Any) -> Path | None:
-        """Videos of this step; every process of a run calls it, the first one writes and gets the contact sheet."""
+        """Generate the videos of a step. Every process must call it; the first writes and returns the contact sheet."""
         device = next(model.parameters()).device
-        pipe = self._loaded(model, device)
+        pipe = self._load(model, device)
         settings = self._settings or _settings_of(pipe)
         written = validate(
             pipe,
-            self._place(),
+            self._output_folder(),
             step=step,
             prompts=self._prompts,
             latents=[latents.to(device) for latents in self._latents],
             prompt_embeds=self._embeds.to(device),
             negative_prompt_embeds=None if self._negative is None else self._negative.to(device),
             settings=settings,
-            computing=partial(self._computing, model, device),
+            compute_context=partial(self._compute_context, model, device),
             writes=not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0,
         )
         if not written:
@@ -321,11 +321,11 @@ class Validator:
         return written[-1]
 
     @contextmanager
-    def _computing(self, model: Any, device: torch.device) -> Iterator[None]:
+    def _compute_context(self, model: Any, device: torch.device) -> Iterator[None]:
         with kernels(self.config, model), precision(self.config, device):
             yield
 
-    def _loaded(self, model: Any, device: torch.device) -> Any:
+    def _load(self, model: Any, device: torch.device) -> Any:
         if self._pipe is None:
             from pusa.pipeline import PusaPipeline
 
@@ -337,7 +337,7 @@ class Validator:
         self._pipe.register_modules(transformer=model)
         return self._pipe
 
-    def _place(self) -> Path:
+    def _output_folder(self) -> Path:
         experts = list(self.config.model.experts)
         if len(experts) == 1:
             return self.folder
@@ -345,12 +345,12 @@ class Validator:
         return self.folder / (unfinished[0] if unfinished else experts[-1])
 
 
-def _shown_data(config: TrainConfig, dataset: Any) -> Any:
-    """The dataset whose first clips are shown."""
+def _validation_data(config: TrainConfig, dataset: Any) -> Any:
+    """Return the dataset whose first clips are validated on."""
     if config.report.validate_on is not None:
-        shown = LatentDataset(config.report.validate_on)
-        dataset.check_goes_with(shown)
-        return shown
+        data = LatentDataset(config.report.validate_on)
+        dataset.check_compatible(data)
+        return data
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
     return held_out if len(held_out) else training
 

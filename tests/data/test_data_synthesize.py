@@ -1,4 +1,4 @@
-"""Clips that the base model makes: what they are, and that any number of machines and stops makes the same ones."""
+"""Synthesize clips with the base model: any number of machines and stops gives the same clips."""
 
 from pathlib import Path
 from threading import Event

@@ -1,4 +1,4 @@
-"""A page and a contact sheet of a dataset: they show what is in it, and what is wrong with it."""
+"""Inspect a dataset: the page and contact sheet show its contents and its faults."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What starts the processes of a run: launchers, and the guide's script for Slurm."""
+"""Start the processes of a run with every launcher and with the guide's script for Slurm."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 from pusa.training.config import load_config
-from pusa.training.launch import launched
+from pusa.training.distributed import connect_processes
 
 GUIDE = ROOT / "docs" / "training.md"
 
@@ -28,14 +28,14 @@ def test_a_launcher_that_wraps_the_model_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, "true")
     with pytest.raises(ValueError) as refused:
-        launched()
+        connect_processes()
     assert str(refused.value) == (
         f"accelerate is configured to wrap the model ({variable}): launch without it, and {remedy}"
     )
 
 
 def test_alone_there_is_one_process_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes = launched()
+    processes = connect_processes()
     assert (processes.rank, processes.world, processes.is_main, processes.data_parallel) == (0, 1, True, 1)
     assert processes.mean([1.0, 2.0]) == [1.0, 2.0]
     assert processes.agree(7) == 7

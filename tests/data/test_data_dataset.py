@@ -1,4 +1,4 @@
-"""Datasets of clips: what is written is read, whatever happens in between."""
+"""Write and read datasets of clips, whatever interrupts the writer."""
 
 import json
 import os

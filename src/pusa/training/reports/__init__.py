@@ -1,0 +1,5 @@
+"""Report on a training run: metrics, curves, validation videos and a model card."""
+
+from pusa.training.reports.metrics import METRICS_FILE, Reporter, read_metrics
+
+__all__ = ["METRICS_FILE", "Reporter", "read_metrics"]
