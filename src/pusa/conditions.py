@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pusa.positions import Position, latent_frames, latent_index_of
+from pusa.numerals import check_noise_multiplier
+from pusa.positions import Index, latent_frames, latent_index_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class PusaCondition:
     image: Any = None
     video: Any = None
     latents: Tensor | None = None
-    latent_index: Position | Sequence[Position] | None = None
-    frame_index: Position | None = None
+    latent_index: Index | Sequence[Index] | None = None
+    frame_index: Index | None = None
     seconds: float | Literal["last"] | None = None
     noise_multiplier: float | Sequence[float] = 0.0
     encode: Literal["single", "repeat"] | None = None
@@ -83,8 +84,7 @@ class PusaCondition:
         if self.fit not in ("crop", "letterbox", "stretch"):
             raise ValueError(f"fit={self.fit!r} is none of 'crop', 'letterbox', 'stretch'")
         for multiplier in _as_list(self.noise_multiplier):
-            if not 0 <= multiplier <= 1:
-                raise ValueError(f"noise_multiplier={multiplier:g} is outside 0..1")
+            check_noise_multiplier(multiplier)
 
 
 def fit_image(image: Any, width: int, height: int, fit: Fit = "crop") -> Image.Image:
@@ -189,7 +189,7 @@ def place(
     return Placement(known, multipliers)
 
 
-def _listed(condition: PusaCondition) -> list[Position] | None:
+def _listed(condition: PusaCondition) -> list[Index] | None:
     index = condition.latent_index
     return None if index is None or isinstance(index, SupportsIndex | str) else list(index)
 
