@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,13 @@ def from_http(server: Served, file: str, places: Sequence[str], preset: str, noi
 
 
 def from_studio(file: str, places: Sequence[str], preset: str, noise: str | None, *, clear: bool = False) -> Any:
+    text = ",".join(places)
     if file.endswith(".mp4"):
-        form = forms.Form(tab="video", prompt="x", video=file, video_positions=",".join(places), preset=preset)
+        form = forms.Form(tab="video", prompt="x", video=file, video_positions=text, preset=preset)
     else:
-        form = forms.Form(
-            tab="images", prompt="x", images=[file] * len(places), positions=",".join(places), preset=preset
-        )
+        form = forms.Form(tab="images", prompt="x", images=[file] * len(places), positions=text, preset=preset)
     form = form if clear else forms.with_preset(form, forms.FormDefaults.of("tiny"))
-    form = form if noise is None else forms.replace(form, multipliers=noise, video_multipliers=noise)
+    form = form if noise is None else replace(form, multipliers=noise, video_multipliers=noise)
     return forms.build_request(form, "tiny")[0]
 
 
