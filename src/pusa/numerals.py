@@ -24,7 +24,7 @@ MAX_CHARACTERS = 100
 """The most characters of a number, its sign counted: no field of a request needs more."""
 
 MAX_VALUES = 512
-"""The most values of a list: no field of a request takes more."""
+"""The most values of a list in a request."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")

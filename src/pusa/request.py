@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from pusa.fields import StrictModel, explain, knob, knobs, shown
-from pusa.numerals import split_list
+from pusa.numerals import MAX_VALUES, split_list
 from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
 
 __all__ = [
@@ -42,13 +42,13 @@ __all__ = [
 FRAMES_PER_LATENT = 4  # Wan's causal VAE: latent frame 0 is one frame, every later one is four
 SIZE_MULTIPLE = 16  # 8 by the VAE, 2 by the transformer's patches
 MAX_FRAMES = 4801
-OVERLAP_FRAMES = 13  # 4 latent frames: what Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
+OVERLAP_FRAMES = 13  # 4 latent frames, as Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
 
 Task = Literal["generate", "extend", "transition", "loop"]
 
 
 class Preset(NamedTuple):
-    """Default noise multipliers and alpha; a value that the request sets itself wins over them.
+    """Hold the noise multipliers and alpha of a preset; a value that the request sets itself wins over them.
 
     `image_noise` holds one value for each image in the order of the request, `video_noise` one for each kept latent
     frame of a video; where there are more, the last value repeats.
@@ -192,14 +192,14 @@ class ConditionSpec(StrictModel):
         "Where it goes: latent frame (3), frame (80f), seconds (1.5s) or last; negative counts from the end. An image "
         "has one place. A video's latent frames stay at their own places, these are the ones kept; none keeps all.",
         unset="the beginning",
-        max_length=512,
+        max_length=MAX_VALUES,
     )
     noise: Annotated[list[Multiplier], BeforeValidator(_as_list)] | None = knob(
         None,
         "How far the model may depart from it: 0 keeps it exactly, 1 ignores it. One for all or one for each place.",
         unset="the preset's",
         min_length=1,
-        max_length=512,
+        max_length=MAX_VALUES,
     )
     encode: Literal["single", "repeat"] | None = knob(
         None,
@@ -332,7 +332,7 @@ class GenerationRequest(StrictModel):
             nearest_of(self.overlap, FRAMES_PER_LATENT, 1) if self.overlap else min(OVERLAP_FRAMES, _half_of(window))
         )
         self._check_overlap(frames, window, overlap)
-        filled = {
+        values = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
             "conditions": self._resolved_conditions(defaults.encode),
             "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
@@ -349,7 +349,7 @@ class GenerationRequest(StrictModel):
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
         }
-        resolved = ResolvedRequest(**{**dict(self), **filled})
+        resolved = ResolvedRequest(**{**dict(self), **values})
         _check_places(resolved)
         return resolved
 
