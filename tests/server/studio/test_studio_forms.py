@@ -1,4 +1,4 @@
-"""From what the page holds to a request, and between the fields and the timeline."""
+"""The page's fields become a request, and the fields and the timeline show the same."""
 
 import re
 from pathlib import Path

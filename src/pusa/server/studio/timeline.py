@@ -75,9 +75,9 @@ def is_value(value: dict[str, Any]) -> bool:
     """Tell whether a page's timeline has all that `field_texts` reads."""
     marks = value.get("marks")
     is_list = isinstance(marks, list) and len(marks) <= MAX_VALUES
-    asked = value.get("asked")
-    is_asked = asked is None or (type(asked) is int and 0 <= asked < 2**53)
-    return isinstance(value.get("mode"), str) and is_asked and is_list and all(map(_is_mark, marks or []))
+    number = value.get("asked")
+    is_number = number is None or (type(number) is int and 0 <= number < 2**53)
+    return isinstance(value.get("mode"), str) and is_number and is_list and all(map(_is_mark, marks or []))
 
 
 def _is_mark(mark: Any) -> bool:

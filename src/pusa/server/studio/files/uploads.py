@@ -18,7 +18,7 @@ from pathlib import Path
 from pusa.server.errors import ServiceError
 
 KEEP_SECONDS = 86_400.0
-"""The time for which a file is kept."""
+"""Files older than this are removed."""
 
 _SWEEP_SECONDS = 3600.0
 _NAME_LENGTH = 100
