@@ -17,7 +17,7 @@
     );
   };
 
-  pusa.generate.prompt_hints = (element, props) => {
+  pusa.words = (element, props) => {
     const { model, known } = props.value;
     const unknown = h("div.pusa-unknown", { role: "status" });
     const kinds = Object.entries(known);
