@@ -5,9 +5,18 @@ import math
 import pytest
 from click.testing import CliRunner
 
-from pusa.cli.options import parse_keyframe, parse_numbers, parse_size
+from pusa.cli.options import parse_keyframe, parse_noise
 from pusa.client.wire import number_of
-from pusa.numerals import MAX_CHARACTERS, is_whole, parse_number, parse_whole
+from pusa.numerals import (
+    MAX_CHARACTERS,
+    MAX_VALUES,
+    is_whole,
+    parse_number,
+    parse_numbers,
+    parse_size,
+    parse_whole,
+    split_list,
+)
 
 NO_NUMBERS = [
     "²",
@@ -70,11 +79,46 @@ def test_the_longest_number_is_one() -> None:
     assert math.isfinite(parse_number("9" * MAX_CHARACTERS))
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("0,0.3,0.4", ["0", "0.3", "0.4"]),
+        (" 0 , 80f,1.5s;last", ["0", "80f", "1.5s", "last"]),
+        ("0，0.3、0.4 0.5\n1", ["0", "0.3", "0.4", "0.5", "1"]),
+        ("0, 1,", ["0", "1"]),
+        ("0,,1", ["0", "", "1"]),
+        (" ", [""]),
+        (",", [""]),
+    ],
+)
+def test_a_list_has_commas_of_any_kind_or_blanks_between_its_values(text: str, parts: list[str]) -> None:
+    assert split_list(text) == parts
+
+
+def test_a_list_has_a_most_number_of_values() -> None:
+    assert parse_numbers(",".join(["0"] * MAX_VALUES)) == [0.0] * MAX_VALUES
+    with pytest.raises(ValueError, match="513 values are too many: give at most 512"):
+        parse_numbers(",".join(["0"] * (MAX_VALUES + 1)))
+
+
+@pytest.mark.parametrize("text", ["832x480", " 832 X 480 ", "832×480", "832*480"])
+def test_a_size_is_width_by_height(text: str) -> None:
+    assert parse_size(text) == (832, 480)
+
+
+@pytest.mark.parametrize("text", ["", "832", "832x", "x480", "832x480x3", "-1x2", "1.5x2", "a" * 5000])
+def test_anything_else_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not understood: write WIDTHxHEIGHT in pixels") as refused:
+        parse_size(text)
+    assert len(str(refused.value)) < 200
+
+
 @pytest.mark.parametrize("text", ["²", "5" * 5000, "nan", "inf", "1_0", "٣"])
 def test_the_command_line_says_what_is_wrong(text: str) -> None:
     for parse, given in (
         (parse_size, f"{text}x64"),
         (parse_numbers, f"0,{text}"),
+        (parse_noise, f"0,{text}"),
         (parse_keyframe, f"a.png@{text}"),
         (parse_keyframe, f"a.png@0:{text}"),
     ):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pusa.numerals import check_noise_multiplier
 from pusa.positions import Index, latent_frames, latent_index_of
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ class PusaCondition:
         if self.fit not in ("crop", "letterbox", "stretch"):
             raise ValueError(f"fit={self.fit!r} is none of 'crop', 'letterbox', 'stretch'")
         for multiplier in _as_list(self.noise_multiplier):
-            if not 0 <= multiplier <= 1:
-                raise ValueError(f"noise_multiplier={multiplier:g} is outside 0..1")
+            check_noise_multiplier(multiplier)
 
 
 def fit_image(image: Any, width: int, height: int, fit: Fit = "crop") -> Image.Image:

@@ -1,4 +1,4 @@
-"""Fields that describe themselves: one declaration gives a control for people, a schema and the words of an error."""
+"""Declare fields once for options, controls, schemas and error messages."""
 
 import difflib
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ _LONGEST_NAME = 100
 
 
 class StrictModel(BaseModel):
-    """Frozen; refuses unknown fields, infinities and values of another type (text for a number, true for 1)."""
+    """Refuse unknown fields, infinities and values of another type (text for a number, true for 1); frozen."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def knob(default: Any, help: str, *, unit: str | None = None, unset: str | None = None, **limits: Any) -> Any:
-    """A field with all that a control needs.
+    """Declare a field with its help, unit and limits.
 
     Args:
-        default: ``...`` for none.
-        help: one line, for a creator.
+        default: ``...`` for a required field.
+        help: one sentence for users.
         unit: of the number.
-        unset: what leaving it out means, where the default alone does not say it.
+        unset: the effect of leaving the field out, where the default alone does not tell it.
         limits: as pydantic's ``Field`` takes them (``ge``, ``le``, ``max_length``, ``pattern``).
     """
     extra: dict[str, Any] = {name: text for name, text in (("unit", unit), ("unset", unset)) if text is not None}
@@ -33,7 +33,7 @@ def knob(default: Any, help: str, *, unit: str | None = None, unset: str | None 
 
 @dataclass(frozen=True)
 class Knob:
-    """One control: `minimum` and `maximum` are inclusive; `unset` says what leaving it out means."""
+    """Describe a field for an option or a control; `minimum` and `maximum` are inclusive, `unset` is as in `knob`."""
 
     name: str
     type: Literal["integer", "number", "string", "list"]
@@ -47,12 +47,12 @@ class Knob:
 
     @property
     def range(self) -> str:
-        """``1..200``, or nothing."""
+        """Write the range as ``1..200``; empty without limits."""
         return "" if self.minimum is None else f"{bound(self.minimum)}..{bound(self.maximum)}"
 
 
 def knobs(model: type[BaseModel]) -> Iterator[Knob]:
-    """The knobs of a model in their order, for options, controls and documentation; nested models are left out."""
+    """Yield the fields of a model in their order, without nested models, for options, controls and documentation."""
     for name, field in _schema(model)["properties"].items():
         inner = _without_null(field)
         if "$ref" in inner.get("items", {}):
@@ -80,7 +80,7 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each thing that is wrong with a `StrictModel`: the value, the limit and the way out."""
+    """Write one line for each error of a `StrictModel`: the value, the limit and the way out."""
     model = next(m for m in _descendants(StrictModel) if m.__name__ == error.title)
     return "\n".join(_explain_one(e, _schema(model)) for e in error.errors(include_url=False))
 
@@ -93,9 +93,7 @@ def _descendants(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
 
 def _explain_one(error: Any, schema: dict[str, Any]) -> str:
     field, siblings, where, name = schema, schema, "", ""
-    for part in error[
-        "loc"
-    ]:  # ("conditions", 2, "noise", 0): down the schema to the field, names for people on the way
+    for part in error["loc"]:  # such as ("conditions", 2, "noise", 0)
         if isinstance(part, int):
             field = _without_null(field).get("items", {})
             if "$ref" in field:
@@ -109,36 +107,36 @@ def _explain_one(error: Any, schema: dict[str, Any]) -> str:
     return where + _message(error, name, _without_null(field), list(siblings.get("properties", ())))
 
 
-def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> str:
+def _message(error: Any, name: str, field: dict[str, Any], siblings: list[str]) -> str:
     value, context = error["input"], error.get("ctx", {})
-    given = f"{name}={shown(value)}" if name else shown(value)
+    assignment = f"{name}={shown(value)}" if name else shown(value)
     match error["type"]:
         case "value_error":
             return str(context["error"])
         case "greater_than_equal" | "less_than_equal":
-            return f"{given} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
+            return f"{assignment} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
         case "extra_forbidden":
-            asked = name.rsplit(".", 1)[-1]  # a long one is no slip of the pen, and takes long to compare
-            close = difflib.get_close_matches(asked, known, n=1) if len(asked) <= _LONGEST_NAME else []
+            last = name.rsplit(".", 1)[-1]  # a long one is no typing error, and takes long to compare
+            close = difflib.get_close_matches(last, siblings, n=1) if len(last) <= _LONGEST_NAME else []
             return f"{shown(name)} is unknown: " + (
-                f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+                f"did you mean {close[0]}?" if close else f"there are {', '.join(siblings)}"
             )
         case "missing":
             return f"{name} is missing"
         case "literal_error":
-            return f"{given} is none of {', '.join(field.get('enum') or [context['expected']])}"
+            return f"{assignment} is none of {', '.join(field.get('enum') or [context['expected']])}"
         case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
-            return f"{given} is not a whole number"
+            return f"{assignment} is not a whole number"
         case "float_type" | "float_parsing" | "finite_number":
-            return f"{given} is not a number"
+            return f"{assignment} is not a number"
         case "bool_type" | "bool_parsing":
-            return f"{given} is neither true nor false"
+            return f"{assignment} is neither true nor false"
         case "string_type":
-            return f"{given} is not text"
+            return f"{assignment} is not text"
         case "list_type":
-            return f"{given} is not a list"
+            return f"{assignment} is not a list"
         case "model_type" | "model_attributes_type":
-            return f"{given} is not a set of named values"
+            return f"{assignment} is not a set of named values"
         case "too_long" | "string_too_long":
             return f"{name} has a length of {len(value)}: the limit is {context['max_length']}"
         case "too_short" | "string_too_short":
@@ -146,16 +144,16 @@ def _message(error: Any, name: str, field: dict[str, Any], known: list[str]) -> 
         case "json_invalid":
             return f"this is not JSON: {context['error']}"
         case _:
-            return f"{given}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+            return f"{assignment}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def bound(limit: float | None) -> str:
-    """A limit as people write it: 200, not 200.0."""
+    """Write a limit without a needless fraction: 200, not 200.0."""
     return str(int(limit)) if limit is not None and limit == int(limit) else str(limit)
 
 
 def shown(value: Any) -> str:
-    """A value in at most 60 characters of one line, text in quotes."""
+    """Write a value in at most 60 characters of one line, text in quotes."""
     if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print more than 4300 digits
         return f"(a number of {value.bit_length()} bits)"
     value = value[:100] if isinstance(value, str | list | tuple) else value  # it may have megabytes

@@ -1,7 +1,7 @@
-"""Where in a clip: latent frames, frames and seconds.
+"""Convert between frames, latent frames and seconds of a clip.
 
 Wan's causal VAE makes one latent frame of the first frame and one of every four after it, so 81 frames are latent
-frames 0..20. People say a frame or a time, the model knows latent frames; one function converts. No torch here.
+frames 0..20. Nothing here imports torch.
 """
 
 import math
@@ -11,17 +11,17 @@ Index = int | Literal["last"]
 
 
 def latent_frames(num_frames: int, factor: int = 4) -> int:
-    """Latent frames of a clip of `num_frames` frames: 1 for the first frame and 1 for every `factor` after it."""
+    """Count the latent frames of `num_frames` frames: 1 for the first frame and 1 for every `factor` after it."""
     return (num_frames - 1) // factor + 1
 
 
 def frames_of(latents: int, factor: int = 4) -> int:
-    """Frames of a clip of `latents` latent frames: the inverse of `latent_frames` for a clip that it makes whole."""
+    """Count the frames that `latents` latent frames decode to."""
     return factor * (latents - 1) + 1
 
 
 def nearest_of(value: int, multiple: int, offset: int = 0) -> int:
-    """The number ``multiple * n + offset``, at least 1, that is nearest to `value`; halves go up."""
+    """Round `value` to the nearest ``multiple * n + offset`` of at least 1; halves go up."""
     return max((value - offset + multiple // 2) // multiple * multiple, 0 if offset else multiple) + offset
 
 
@@ -34,9 +34,15 @@ def latent_index_of(
     fps: float = 16.0,
     factor: int = 4,
 ) -> int:
-    """The latent frame that a position means in a clip of `num_frames` frames; the beginning if none is given.
+    """Return the latent frame that holds a position of a clip of `num_frames` frames; 0 without a position.
+
+    Negative positions count from the end.
+
+    Args:
+        factor: frames per latent frame after the first.
 
     Raises:
+        TypeError: the position is neither a number nor ``last``.
         ValueError: the position is outside the clip; the message has its value and the limits.
     """
     if latent_index is not None:

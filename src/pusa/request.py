@@ -1,7 +1,7 @@
-"""What a person asks for: every knob with its range, default and unit, and the one place where input is checked.
+"""Define and validate a request for a video: every field with its range, default and unit.
 
 The command line's options, the HTTP API's schema and the studio's controls are derived from `GenerationRequest`.
-Nothing here needs torch, so that a request can be checked where no model is.
+Nothing here imports torch, so that a request can be checked where no model is.
 """
 
 import re
@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from pusa.fields import StrictModel, explain, knob, knobs, shown
+from pusa.numerals import MAX_VALUES, split_list
 from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
 
 __all__ = [
@@ -31,41 +32,56 @@ __all__ = [
     "ResolvedRequest",
     "explain",
     "knobs",
+    "match_orientation",
+    "parse_positions",
+    "preset_alpha",
+    "preset_noise",
     "rounding_notes",
 ]
 
 FRAMES_PER_LATENT = 4  # Wan's causal VAE: latent frame 0 is one frame, every later one is four
 SIZE_MULTIPLE = 16  # 8 by the VAE, 2 by the transformer's patches
 MAX_FRAMES = 4801
-OVERLAP_FRAMES = 13  # 4 latent frames: what Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
+OVERLAP_FRAMES = 13  # 4 latent frames, as Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
 
 Task = Literal["generate", "extend", "transition", "loop"]
 
 
 class Preset(NamedTuple):
-    """A starting point over the raw knobs; a knob that is given wins over it."""
+    """Hold the noise multipliers and alpha of a preset; a value that the request sets itself wins over them.
 
-    noise: float
+    `image_noise` holds one value for each image in the order of the request, `video_noise` one for each kept latent
+    frame of a video; where there are more, the last value repeats.
+    """
+
+    image_noise: tuple[float, ...]
+    video_noise: tuple[float, ...]
     alpha_offset: float
     help: str
 
 
 PRESETS = {
-    "faithful": Preset(0.0, 0.1, "conditions are kept exactly, steady motion"),
-    "balanced": Preset(0.2, 0.0, "conditions may change a little and move better"),
-    "creative": Preset(0.4, -0.1, "conditions are a suggestion, livelier motion"),
+    "faithful": Preset((0.0,), (0.0,), 0.1, "conditions are kept exactly, steady motion"),
+    "balanced": Preset((0.2, 0.5), (0.0, 0.3, 0.4, 0.5), 0.0, "conditions may change a little and move better"),
+    "creative": Preset((0.4, 0.7), (0.2, 0.5, 0.6, 0.7), -0.1, "conditions are a suggestion, livelier motion"),
 }
-"""Noise multiplier and distance from the model's alpha. Pusa's README suggests noise 0.2 and calls a larger alpha
-steadier and less lively, with 1.3 to 1.5 as its range on Wan2.1 (default 1.4); its start-end example goes to 0.5."""
+"""``balanced`` has the values of the original demo, ``creative`` has 0.2 more. Pusa's README calls a larger alpha
+steadier and less lively, with 1.3 to 1.5 as its range on Wan2.1 (default 1.4)."""
+
+
+def preset_noise(preset: str, kind: Literal["image", "video"], count: int) -> list[float]:
+    """Return a preset's noise multipliers for `count` images of a request, or `count` latent frames of a video."""
+    values = PRESETS[preset].image_noise if kind == "image" else PRESETS[preset].video_noise
+    return [values[min(number, len(values) - 1)] for number in range(count)]
 
 
 def preset_alpha(preset: str, alpha: float) -> float:
-    """The alpha of a preset on a model whose own is `alpha`."""
+    """Return a preset's alpha, 0.1..5, for a model whose default is `alpha`."""
     return min(5.0, max(0.1, round(alpha + PRESETS[preset].alpha_offset, 6)))
 
 
 class ModelDefaults(Protocol):
-    """What is read of a model (`pusa.zoo.GenerationDefaults`); alpha is one or per expert, as in Wan2.2."""
+    """Declare the defaults that a model has to name (`pusa.zoo.GenerationDefaults`); Wan2.2 has an alpha per expert."""
 
     @property
     def width(self) -> int: ...
@@ -91,7 +107,7 @@ class ModelDefaults(Protocol):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a video: ``3`` is a latent frame, ``80f`` a frame, ``1.5s`` a time, ``last`` the last latent frame.
+    """Name a place in a video: a latent frame (``3``), a frame (``80f``), a time (``1.5s``) or the end (``last``).
 
     Negative values count from the end: ``-1`` is the last latent frame, ``-1f`` the last frame, ``-0.5s`` half a second
     before the end.
@@ -102,7 +118,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: "int | str | Position") -> "Position":
-        """Raises ValueError for anything but the grammar above."""
+        """Parse one position. Raises ValueError for anything but the grammar above."""
         if isinstance(text, Position):
             return text
         match = re.fullmatch(r"(-?\d{1,7})(f?)|(-?\d{1,7}(?:\.\d{1,3})?)s|last", _text(text).strip().lower(), re.ASCII)
@@ -126,31 +142,36 @@ class Position:
         return f"{int(self.value)}{'f' if self.unit == 'frame' else ''}"
 
     def place(self) -> dict[str, Any]:
-        """The same as the arguments of a `PusaCondition`."""
+        """Return the position as an argument of `PusaCondition`."""
         return {{"latent": "latent_index", "frame": "frame_index", "second": "seconds"}[self.unit]: self.value}
 
     def latent_index(self, frames: int, fps: float) -> int:
-        """The latent frame meant in a video of `frames` frames. Raises ValueError outside the video."""
+        """Return the index of the latent frame in a video of `frames` frames. Raises ValueError outside the video."""
         return latent_index_of(num_frames=frames, fps=fps, **self.place())
 
 
+def parse_positions(text: str) -> list[Position]:
+    """Parse positions with commas or blanks between them: ``0,1.5s,last``. Raises ValueError."""
+    return [Position.parse(part) for part in split_list(text)]
+
+
 def _text(value: Any) -> str:
-    """A position as text; what is neither text nor a whole number becomes text that no grammar knows."""
+    """Return a position as text; for anything but text and whole numbers, a text that is no position."""
     return str(value) if isinstance(value, str) or (type(value) is int and abs(value) < 10**9) else "?"
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, int | float | str) else value
 
 
-def _clean(text: str) -> str:
-    """No NUL and no half of a surrogate pair: neither can be stored with the result."""
+def _check_text(text: str) -> str:
+    """Refuse NUL and halves of surrogate pairs: neither can be stored with the result."""
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise ValueError(f"{shown(text)} has a character that is not valid text: type it again")
     return text
 
 
-Text = Annotated[str, AfterValidator(_clean)]
+Text = Annotated[str, AfterValidator(_check_text)]
 FileReference = Annotated[Text, Field(min_length=1, max_length=4096)]
 PositionField = Annotated[
     Position,
@@ -162,23 +183,23 @@ Multiplier = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConditionSpec(StrictModel):
-    """Something known of the video: an image or a piece of video, its place, how far the model may depart from it."""
+    """Describe one condition: an image or a video file, its positions, and how far the model may depart from it."""
 
     kind: Literal["image", "video"] = knob("image", "What the file is.")
     file: FileReference = knob(..., "The image or video: a path on the command line, the name of an upload in the API.")
-    positions: Annotated[list[PositionField], BeforeValidator(_listed)] = knob(
+    positions: Annotated[list[PositionField], BeforeValidator(_as_list)] = knob(
         [],
         "Where it goes: latent frame (3), frame (80f), seconds (1.5s) or last; negative counts from the end. An image "
         "has one place. A video's latent frames stay at their own places, these are the ones kept; none keeps all.",
         unset="the beginning",
-        max_length=512,
+        max_length=MAX_VALUES,
     )
-    noise: Annotated[list[Multiplier], BeforeValidator(_listed)] | None = knob(
+    noise: Annotated[list[Multiplier], BeforeValidator(_as_list)] | None = knob(
         None,
         "How far the model may depart from it: 0 keeps it exactly, 1 ignores it. One for all or one for each place.",
         unset="the preset's",
         min_length=1,
-        max_length=512,
+        max_length=MAX_VALUES,
     )
     encode: Literal["single", "repeat"] | None = knob(
         None,
@@ -207,7 +228,7 @@ class ConditionSpec(StrictModel):
 
 
 class GenerationRequest(StrictModel):
-    """A video to make. What is None is filled from the preset and the model by `resolved`."""
+    """Describe a video to make. `resolved` fills fields that are None from the preset and the model."""
 
     task: Task = knob(
         "generate", "What to do: generate a video, extend one, join two by a transition, or make a seamless loop."
@@ -296,15 +317,14 @@ class GenerationRequest(StrictModel):
         return self
 
     def resolved(self, defaults: ModelDefaults) -> "ResolvedRequest":
-        """The same request with nothing left open, to be stored with its result.
+        """Fill every open field from the preset and the model, and draw a seed where none is set.
 
-        Sizes are rounded to multiples of 16 and lengths to 4n + 1 (`rounding_notes` says so in words), a seed is drawn.
+        Sizes are rounded to multiples of 16 and lengths to 4n + 1; `rounding_notes` lists the changes.
 
         Raises:
             ValueError: a position outside the video, two conditions on one latent frame, an overlap that leaves
                 nothing to make.
         """
-        preset = PRESETS[self.preset]
         first_alpha, second_alpha = _per_expert(defaults.alpha)
         frames = nearest_of(self.frames or defaults.num_frames, FRAMES_PER_LATENT, 1)
         window = min(frames, nearest_of(self.window or defaults.num_frames, FRAMES_PER_LATENT, 1))
@@ -312,13 +332,9 @@ class GenerationRequest(StrictModel):
             nearest_of(self.overlap, FRAMES_PER_LATENT, 1) if self.overlap else min(OVERLAP_FRAMES, _half_of(window))
         )
         self._check_overlap(frames, window, overlap)
-        filled = {
+        values = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
-            "conditions": [
-                # A video that is shown as it is must not be departed from: its joint would show (docs/long_video.md).
-                _filled(condition, 0.0 if self.task in ("extend", "transition") else preset.noise, defaults.encode)
-                for condition in self.conditions
-            ],
+            "conditions": self._resolved_conditions(defaults.encode),
             "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
             "height": nearest_of(self.height or defaults.height, SIZE_MULTIPLE),
             "frames": frames,
@@ -333,8 +349,30 @@ class GenerationRequest(StrictModel):
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
         }
-        resolved = ResolvedRequest(**{**dict(self), **filled})
+        resolved = ResolvedRequest(**{**dict(self), **values})
         _check_places(resolved)
+        return resolved
+
+    def _resolved_conditions(self, encode: Literal["single", "repeat"]) -> list[ConditionSpec]:
+        image_noise = iter(preset_noise(self.preset, "image", sum(c.kind == "image" for c in self.conditions)))
+        resolved = []
+        for condition in self.conditions:
+            if condition.kind == "image":
+                noise, positions = [next(image_noise)], condition.positions or [Position("latent", 0)]
+            elif self.task in ("extend", "transition"):
+                # The file shows this video beside the new frames: a change would show at the joint.
+                noise, positions = [0.0], []
+            elif condition.positions:
+                noise, positions = preset_noise(self.preset, "video", len(condition.positions)), condition.positions
+            else:
+                # All frames of a video are kept, and their number is not known before its file is read: one for all.
+                noise, positions = preset_noise(self.preset, "image", 1), []
+            update = {
+                "noise": condition.noise or noise,
+                "positions": positions,
+                "encode": condition.encode or (encode if condition.kind == "image" else "single"),
+            }
+            resolved.append(condition.model_copy(update=update))
         return resolved
 
     def _check_overlap(self, frames: int, window: int, overlap: int) -> None:
@@ -358,7 +396,7 @@ class GenerationRequest(StrictModel):
 
 
 class ResolvedRequest(GenerationRequest):
-    """A request with nothing left open but `guidance_2` and `alpha_2`, where the first one holds for both experts."""
+    """Hold a request with every field set, but `guidance_2` and `alpha_2` where one value holds for both experts."""
 
     if TYPE_CHECKING:
         negative_prompt: str
@@ -375,13 +413,15 @@ class ResolvedRequest(GenerationRequest):
         seed: int
 
 
-def turned(
+def match_orientation(
     request: GenerationRequest, size_of_first: Callable[[], tuple[int, int]] | None, defaults: ModelDefaults
 ) -> GenerationRequest:
-    """An upright first input makes an upright video, where no size is asked for.
+    """Swap the model's width and height where the first input is upright and they are not, or the other way round.
+
+    A request with a size of its own stays as it is.
 
     Args:
-        size_of_first: width and height of the first input, asked for only where they matter; None: there is none.
+        size_of_first: returns width and height of the first input; called only where they matter. None: no input.
     """
     if request.width or request.height or size_of_first is None or defaults.width == defaults.height:
         return request
@@ -391,11 +431,11 @@ def turned(
     return request.model_copy(update={"width": defaults.height, "height": defaults.width})
 
 
-def rounding_notes(asked: GenerationRequest, resolved: ResolvedRequest) -> list[str]:
-    """One line for each number that was asked for and rounded."""
+def rounding_notes(request: GenerationRequest, resolved: ResolvedRequest) -> list[str]:
+    """Return one line for each number of the request that `resolved` has rounded."""
     notes = []
     for name in ("width", "height", "frames", "window", "overlap"):
-        before, after = getattr(asked, name), getattr(resolved, name)
+        before, after = getattr(request, name), getattr(resolved, name)
         if before is not None and before != after and not (name == "window" and after == resolved.frames):
             rule = "a multiple of 16" if name in ("width", "height") else "4n + 1"
             notes.append(f"{name} {before} becomes {after}: it has to be {rule}")
@@ -403,19 +443,8 @@ def rounding_notes(asked: GenerationRequest, resolved: ResolvedRequest) -> list[
 
 
 def _half_of(window: int) -> int:
-    """The largest 4n + 1 in half a window."""
+    """Return the largest 4n + 1 in half a window."""
     return max(1, (window // 2 - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1)
-
-
-def _filled(condition: ConditionSpec, noise: float, encode: str) -> ConditionSpec:
-    is_image = condition.kind == "image"
-    return condition.model_copy(
-        update={
-            "noise": condition.noise or [noise],
-            "positions": condition.positions or ([Position("latent", 0)] if is_image else []),
-            "encode": condition.encode or (encode if is_image else "single"),
-        }
-    )
 
 
 def _per_expert(alpha: float | Mapping[str, float]) -> tuple[float, float | None]:

@@ -15,6 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from pusa.numerals import check_noise_multiplier
+
 
 def shifted(sigmas: Tensor, shift: float) -> Tensor:
     """Shift sigmas towards high noise, as Wan does: ``shift * s / (1 + (shift - 1) * s)``; keeps 0 and 1."""
@@ -244,8 +246,7 @@ def _checked_multipliers(multipliers: Tensor) -> Tensor:
     if multipliers.ndim not in (1, 2):
         raise ValueError(f"noise_multipliers of shape {list(multipliers.shape)}: give [F] or [B, F]")
     for value in multipliers.flatten().tolist():
-        if not 0 <= value <= 1:
-            raise ValueError(f"noise_multiplier={value:g} is outside 0..1")
+        check_noise_multiplier(value)
     return multipliers.view(1, -1, multipliers.shape[-1])
 
 

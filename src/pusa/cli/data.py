@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pusa.cli.options import parse_size
 from pusa.cli.run import Start, Stopped, run
 from pusa.fields import shown
-from pusa.numerals import is_whole, parse_whole
+from pusa.numerals import is_whole, parse_size, parse_whole
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +103,7 @@ def prepare(
     The same command goes on after a stop, and adds what is new in SOURCE. Files that cannot be used are listed in
     OUT/skipped.jsonl.
     """
-    chosen_sizes = tuple(parse_size(size) for size in sizes)
+    chosen_sizes = tuple(parse_size(size, "--size") for size in sizes)
     _check_model(model)
 
     from pusa.data.prepare import ClipSettings
@@ -170,7 +169,7 @@ def synthesize(
     and nothing is decoded: the latents are the dataset. The same command goes on after a stop. Several machines, or
     several GPUs of one, take a part each: --part 1/4 and so on.
     """
-    chosen_part, chosen_size = _part(part), parse_size(size) if size else None
+    chosen_part, chosen_size = _part(part), parse_size(size, "--size") if size else None
     _check_model(model)
 
     from pusa.data.sources import read_prompts

@@ -1,4 +1,4 @@
-"""From command line to request: options made from the request's knobs, and what people write about conditions."""
+"""Define the command line's options from the request's fields, and build a request from their values."""
 
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from pusa.fields import Knob, knobs
-from pusa.numerals import parse_number
-from pusa.request import ConditionSpec, GenerationRequest, Position, Task
+from pusa.numerals import parse_number, parse_numbers, parse_size
+from pusa.request import ConditionSpec, GenerationRequest, Position, Task, parse_positions
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ def _option(knob: Knob) -> Callable[[C], C]:
     )
 
 
-def _applied(options: Sequence[Callable[[C], C]]) -> Callable[[C], C]:
+def _apply(options: Sequence[Callable[[C], C]]) -> Callable[[C], C]:
     def decorate(command: C) -> C:
         for option in reversed(options):
             command = option(command)
@@ -45,16 +45,16 @@ def _applied(options: Sequence[Callable[[C], C]]) -> Callable[[C], C]:
 
 
 def request_options(*without: str) -> Callable[[C], C]:
-    """The knobs of a request as options, save those named in `without`."""
+    """Add an option for every field of a request to a command, save those named in `without`."""
     size = click.option(
         "--size",
         metavar="WIDTHxHEIGHT",
         help="Size in pixels, such as 832x480; rounded to multiples of 16. [default: the model's]",
     )
-    return _applied([size, *(_option(knob) for knob in _KNOBS.values() if knob.name not in without)])
+    return _apply([size, *(_option(knob) for knob in _KNOBS.values() if knob.name not in without)])
 
 
-image_options = _applied(
+image_options = _apply(
     [
         click.option("--image", metavar="FILE", type=click.Path(), help="The first frame."),
         click.option(
@@ -69,7 +69,7 @@ image_options = _applied(
         _option(_CONDITION_KNOBS["encode"]),
     ]
 )
-video_options = _applied(
+video_options = _apply(
     [
         click.option(
             "--video",
@@ -91,28 +91,18 @@ noise_option = click.option(
 
 
 def build_request(task: Task, *, size: str | None, **options: Any) -> GenerationRequest:
-    """A checked request. Raises ValueError (pydantic's included) and FileNotFoundError."""
+    """Validate the values of options as a request. Raises ValueError, pydantic's ValidationError included."""
     if size is not None:
-        options["width"], options["height"] = parse_size(size)
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    values: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, [])}
+        options["width"], options["height"] = parse_size(size, "--size")
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    values: dict[str, Any] = {name: value for name, value in lists.items() if value not in (None, [])}
     return GenerationRequest(task=task, **values)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``832x480`` to (832, 480)."""
-    match = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX×]\s*([0-9]{1,9})\s*", text)
-    if match is None:
-        raise ValueError(f"--size {text!r} is not understood: write WIDTHxHEIGHT in pixels, such as 832x480")
-    return int(match[1]), int(match[2])
-
-
-def parse_numbers(text: str | None) -> list[float] | None:
-    """``0,0.3,0.4`` to numbers."""
-    if text is None:
-        return None
+def parse_noise(text: str | None) -> list[float] | None:
+    """Parse the value of ``--noise``. Raises ValueError."""
     try:
-        return [parse_number(part) for part in text.split(",")]
+        return None if text is None else parse_numbers(text)
     except ValueError:
         raise ValueError(
             f"--noise {text!r} is not understood: write a number, or several with commas: 0,0.3,0.4"
@@ -120,7 +110,10 @@ def parse_numbers(text: str | None) -> list[float] | None:
 
 
 def parse_keyframe(text: str) -> tuple[str, Position, list[float] | None]:
-    """``FILE@POSITION[:NOISE]`` to its parts. The last @ divides, so that a file's name may hold @ and colons."""
+    """Parse ``FILE@POSITION[:NOISE]``. The last @ divides, so that a file's name may hold @ and colons.
+
+    Raises ValueError.
+    """
     file, at, place = text.rpartition("@")
     position, colon, noise = place.partition(":")
     try:
@@ -142,8 +135,13 @@ def build_conditions(
     noise: str | None = None,
     **image_knobs: Any,
 ) -> list[dict[str, Any]]:
-    """What is known, as a request takes it: `noise` holds for all that has none of its own, a list for the videos."""
-    numbers = parse_numbers(noise)
+    """Build the conditions of a request: `noise` holds for those without their own, a list of them for the videos.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a text is not understood, or an option has no condition to hold for.
+    """
+    numbers = parse_noise(noise)
     if numbers and len(numbers) > 1 and not videos:
         raise ValueError(f"--noise {noise!r} has {len(numbers)} numbers and no video to hold them for: give one number")
     if numbers and not (image or keyframes or videos):
@@ -160,18 +158,18 @@ def build_conditions(
         condition("image", file, positions=[position], noise=own or shared, **image_knobs)
         for file, position, own in images
     ]
-    places = [Position.parse(part) for part in positions.split(",")] if positions is not None else None
+    places = parse_positions(positions) if positions is not None else None
     return conditions + [condition("video", file, positions=places, noise=numbers, **image_knobs) for file in videos]
 
 
 def condition(kind: str, file: str, **values: Any) -> dict[str, Any]:
-    """One condition, as a request takes it. Raises FileNotFoundError."""
+    """Build one condition of a request without the values that are None. Raises FileNotFoundError."""
     find_file(file, kind)
     return {"kind": kind, "file": file, **{name: value for name, value in values.items() if value is not None}}
 
 
 def find_file(file: str, kind: str) -> Path:
-    """A file that is there. Raises FileNotFoundError."""
+    """Return the path of an existing file. Raises FileNotFoundError."""
     path = Path(file)
     if "\0" in file or not path.exists():
         raise FileNotFoundError(f"{kind} {file!r} does not exist: check the name and the folder")
@@ -181,9 +179,9 @@ def find_file(file: str, kind: str) -> Path:
 
 
 def with_files_found(request: GenerationRequest, carried: Collection[str], beside: Path) -> GenerationRequest:
-    """A stored request whose files are `carried` (by sha256), where they were, or `beside` the video made from them.
+    """Point a stored request to its files: `carried` by sha256, at their old paths, or in the folder `beside`.
 
-    Raises FileNotFoundError for one that is nowhere.
+    Raises FileNotFoundError for a file in none of these.
     """
     found = []
     for spec in request.conditions:
@@ -194,16 +192,16 @@ def with_files_found(request: GenerationRequest, carried: Collection[str], besid
     return request.model_copy(update={"conditions": found})
 
 
-def output_path(asked: str | None, name: str) -> Path:
-    """Where to write: as asked, or a free name in this folder, made from `name`.
+def output_path(output: str | None, name: str) -> Path:
+    """Return the path to write to: `output`, or else a free name in the current folder made from `name`.
 
-    Raises ValueError or FileNotFoundError for a name that cannot be written.
+    Raises ValueError or FileNotFoundError for a path that cannot be written.
     """
-    if asked is None:
+    if output is None:
         stem = re.sub(r"[\W_]+", "-", name.lower()).strip("-")[:40].strip("-") or "video"
         candidates = (Path(f"{stem}{suffix}.mp4") for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
         return next(path for path in candidates if not path.exists())
 
     from pusa.media import VideoWriter
 
-    return VideoWriter(asked, width=16, height=16).path  # knows the formats, and writes nothing before it is entered
+    return VideoWriter(output, width=16, height=16).path  # knows the formats, and writes nothing before it is entered

@@ -28,7 +28,7 @@ from pusa.cli.options import (
     image_options,
     noise_option,
     output_path,
-    parse_numbers,
+    parse_noise,
     request_options,
     video_options,
     with_files_found,
@@ -245,7 +245,7 @@ def generate(
 @_json
 def extend(video: str, prompt: str, noise: str | None, output: str | None, **options: Any) -> None:
     """Continue VIDEO after its end."""
-    conditions = [condition("video", video, noise=parse_numbers(noise))]
+    conditions = [condition("video", video, noise=parse_noise(noise))]
     request = build_request("extend", prompt=prompt, conditions=conditions, **options)
     _run(request, output, name=prompt or f"{Path(video).stem} extended")
 
@@ -260,7 +260,7 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, **opt
 @_json
 def transition(first: str, second: str, prompt: str, noise: str | None, output: str | None, **options: Any) -> None:
     """Make what lies between the end of the video FIRST and the beginning of the video SECOND."""
-    conditions = [condition("video", file, noise=parse_numbers(noise)) for file in (first, second)]
+    conditions = [condition("video", file, noise=parse_noise(noise)) for file in (first, second)]
     request = build_request("transition", prompt=prompt, conditions=conditions, **options)
     _run(request, output, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
 

@@ -25,7 +25,7 @@ from pusa.generate.checkpoint import Checkpoint
 from pusa.generate.tasks import Film, Tasks
 from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
-from pusa.request import GenerationRequest, ResolvedRequest, rounding_notes, turned
+from pusa.request import GenerationRequest, ResolvedRequest, match_orientation, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 FADE_FRAMES = 8  # half a second at Wan's rate
@@ -75,7 +75,7 @@ def generate(
         asked = _with_a_model_that_is_here(request, report)
         defaults = zoo.defaults_of(asked.model)
         given = [inputs.find(spec, carried or {}) for spec in asked.conditions]
-        resolved = turned(asked, given[0].size if given else None, defaults).resolved(defaults)
+        resolved = match_orientation(asked, given[0].size if given else None, defaults).resolved(defaults)
         for note in rounding_notes(asked, resolved):
             report(GenerationEvent(kind="note", message=note))
         if unknown := words.unknown_words(asked.prompt, asked.model):

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pusa import zoo
 from pusa.fsutil import sha256_of
-from pusa.request import GenerationRequest, ResolvedRequest, turned
+from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import invalid, refusal, shown_number
 from pusa.server.jobs.housekeeping import check_space
@@ -203,7 +203,7 @@ class Accepting:
         """As it would be made, within the operator's limits."""
         first = uploads[request.conditions[0].file].probed if request.conditions else None
         try:
-            resolved = turned(request, first.size if first else None, self.defaults).resolved(self.defaults)
+            resolved = match_orientation(request, first.size if first else None, self.defaults).resolved(self.defaults)
         except ValueError as error:
             raise invalid(str(error).splitlines()[0]) from None
         settings, size = self.settings, f"{resolved.width}x{resolved.height}"

@@ -1,4 +1,4 @@
-"""From what the page holds to a request, and between the fields and the timeline."""
+"""The page's fields become a request, and the fields and the timeline show the same."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 
 from pusa import zoo
-from pusa.request import GenerationRequest, knobs, preset_alpha
+from pusa.request import GenerationRequest, knobs, preset_alpha, preset_noise
 from pusa.server.studio import examples, timeline, views
 from pusa.server.studio.forms import (
     Form,
     FormDefaults,
     FormError,
-    joined,
-    parse_multipliers,
-    parse_positions,
-    preset_noise,
-    request_of,
-    spread,
+    build_request,
+    format_list,
+    read_noise,
+    read_positions,
+    spread_positions,
 )
 from pusa.server.studio.texts import LANGUAGES, texts
 
@@ -25,7 +24,7 @@ MINI, BIG = FormDefaults.of("mini"), FormDefaults.of("wan2.1-14b")
 
 
 def asked(**fields: object) -> dict[str, object]:
-    return request_of(Form(**fields), "mini")[0]  # type: ignore[arg-type]
+    return build_request(Form(**fields), "mini")[0]  # type: ignore[arg-type]
 
 
 def refused(**fields: object) -> str:
@@ -41,7 +40,7 @@ def refused(**fields: object) -> str:
 def test_the_large_model_has_the_originals_defaults():
     assert (BIG.positions, BIG.multipliers, BIG.noise) == ("0,20", "0.2,0.5", 0.2)
     assert (BIG.video_positions, BIG.video_multipliers) == ("0,1,2,3", "0,0.3,0.4,0.5")
-    assert (BIG.alpha, BIG.known.steps, BIG.known.num_frames) == (1.4, 10, 81)
+    assert (BIG.alpha, BIG.generation.steps, BIG.generation.num_frames) == (1.4, 10, 81)
     assert BIG.sizes[:2] == ["832x480", "480x832"]
     assert "1280x720" in BIG.sizes
 
@@ -57,7 +56,7 @@ def test_the_embedded_model_has_places_that_are_in_its_clip():
 
 
 def test_an_image_is_the_first_frame_with_its_noise():
-    request, files = request_of(Form(tab="image", image="/a/Cat.PNG", prompt=" a cat ", noise=0.35), "mini")
+    request, files = build_request(Form(tab="image", image="/a/Cat.PNG", prompt=" a cat ", noise=0.35), "mini")
     assert request["conditions"] == [
         {"kind": "image", "file": "0.png", "positions": [0], "noise": [0.35], "fit": "crop"}
     ]
@@ -101,7 +100,7 @@ def test_what_the_page_sends_is_a_request_with_all_that_was_set():
         tab="text", prompt="x", preset="creative", alpha=1.3, steps=4, negative_prompt="y", seed=" 7 ", size="96 x 64",
         frames=17, guidance=2, shift=4, overlap=0, fps=8,
     )  # fmt: skip
-    resolved = GenerationRequest.model_validate(request_of(form, "mini")[0]).resolved(zoo.defaults_of("mini"))
+    resolved = GenerationRequest.model_validate(build_request(form, "mini")[0]).resolved(zoo.defaults_of("mini"))
     got = {name: getattr(resolved, name) for name in ("alpha", "steps", "negative_prompt", "seed", "width", "height")}
     assert got == {"alpha": 1.3, "steps": 4, "negative_prompt": "y", "seed": 7, "width": 96, "height": 64}
     assert (resolved.frames, resolved.guidance, resolved.shift, resolved.fps) == (17, 2.0, 4.0, 8.0)
@@ -162,12 +161,12 @@ def test_presets_move_noise_and_alpha_around_the_originals_values():
 
 
 def marks(form: Form, defaults: FormDefaults = MINI) -> list[tuple[int, float]]:
-    return [(mark["cell"], mark["noise"]) for mark in timeline.shown(form, defaults)["marks"]]
+    return [(mark["cell"], mark["noise"]) for mark in timeline.timeline_value(form, defaults)["marks"]]
 
 
 def test_the_timeline_shows_what_the_fields_say():
     form = Form(tab="images", images=["/t/a.png", "/t/b.png"], positions="0,last", multipliers="0.2,0.5")
-    value = timeline.shown(form, MINI)
+    value = timeline.timeline_value(form, MINI)
     assert (value["count"], value["frames"], value["fps"]) == (9, 33, 16.0)
     assert marks(form) == [(0, 0.2), (8, 0.5)]
     assert value["marks"][1]["src"] == "gradio_api/file=/t/b.png"
@@ -176,48 +175,48 @@ def test_the_timeline_shows_what_the_fields_say():
 
 
 def test_what_was_done_on_the_timeline_goes_back_into_the_fields():
-    value = timeline.shown(Form(tab="images", positions="last,0", multipliers="0.5,0.2"), MINI)
-    assert timeline.edited(value) == ("last,0", "0.5,0.2")  # untouched places stay as they were written
+    value = timeline.timeline_value(Form(tab="images", positions="last,0", multipliers="0.5,0.2"), MINI)
+    assert timeline.field_texts(value) == ("last,0", "0.5,0.2")  # untouched places stay as they were written
     value["marks"][1] |= {"cell": 3, "place": None, "noise": 0.25}
-    assert timeline.edited(value) == ("last,3", "0.5,0.25")  # pictures keep their order
-    video = timeline.shown(Form(tab="video", video_positions="0,1", video_multipliers="0,0.3"), MINI)
+    assert timeline.field_texts(value) == ("last,3", "0.5,0.25")  # pictures keep their order
+    video = timeline.timeline_value(Form(tab="video", video_positions="0,1", video_multipliers="0,0.3"), MINI)
     video["marks"].insert(0, {"cell": 5, "noise": 0.4, "place": None})
-    assert timeline.edited(video) == ("0,1,5", "0,0.3,0.4")
+    assert timeline.field_texts(video) == ("0,1,5", "0,0.3,0.4")
 
 
 @pytest.mark.parametrize("positions", ["0,99", "x", "0,0", "1e3", "9s"])
 def test_a_place_that_is_none_is_an_error_on_the_timeline_and_no_exception(positions):
-    value = timeline.shown(Form(tab="images", positions=positions, multipliers="0"), MINI)
+    value = timeline.timeline_value(Form(tab="images", positions=positions, multipliers="0"), MINI)
     assert value["error"]["text"]
     assert value["marks"] == []
 
 
 def test_what_extension_transition_and_loop_take_over_is_shown():
-    extend = timeline.shown(Form(tab="video", mode="extend", video="/t/a.mp4"), MINI)
+    extend = timeline.timeline_value(Form(tab="video", mode="extend", video="/t/a.mp4"), MINI)
     assert [mark["cell"] for mark in extend["marks"]] == [0, 1, 2, 3]
     assert (extend["mode"], extend["video"]) == ("fixed", "gradio_api/file=/t/a.mp4")
-    transition = timeline.shown(Form(tab="video", mode="transition", overlap=5), MINI)
+    transition = timeline.timeline_value(Form(tab="video", mode="transition", overlap=5), MINI)
     assert [mark["cell"] for mark in transition["marks"]] == [0, 1, 7, 8]
-    loop = timeline.shown(Form(tab="video", mode="loop", overlap=5), MINI)
+    loop = timeline.timeline_value(Form(tab="video", mode="loop", overlap=5), MINI)
     assert loop["bridge"] == [4, 9]
-    assert timeline.shown(Form(tab="video", mode="extend", overlap=33), MINI)["error"]["text"]
+    assert timeline.timeline_value(Form(tab="video", mode="extend", overlap=33), MINI)["error"]["text"]
 
 
 def test_text_alone_has_no_timeline():
-    assert timeline.shown(Form(tab="text"), MINI)["mode"] == "none"
+    assert timeline.timeline_value(Form(tab="text"), MINI)["mode"] == "none"
 
 
 def test_pictures_are_spread_over_the_clip():
-    assert joined(spread(1, 9)) == "0"
-    assert joined(spread(3, 9)) == "0,4,last"
-    assert joined(spread(5, 21)) == "0,5,10,15,last"
-    assert len(set(spread(9, 9))) == 9
+    assert format_list(spread_positions(1, 9)) == "0"
+    assert format_list(spread_positions(3, 9)) == "0,4,last"
+    assert format_list(spread_positions(5, 21)) == "0,5,10,15,last"
+    assert len(set(spread_positions(9, 9))) == 9
 
 
 def test_lists_are_read_with_any_comma():
-    assert parse_multipliers("0;0.3，0.4 0.5") == [0, 0.3, 0.4, 0.5]
-    assert joined(parse_positions(" 0 , 80f,1.5s;last")) == "0,80f,1.5s,last"
-    assert parse_multipliers("") == []
+    assert read_noise("0;0.3，0.4 0.5") == [0, 0.3, 0.4, 0.5]
+    assert format_list(read_positions(" 0 , 80f,1.5s;last")) == "0,80f,1.5s,last"
+    assert read_noise("") == []
 
 
 # ---- texts, examples, settings ---------------------------------------------------------------------------------------
@@ -251,10 +250,13 @@ def test_knobs_are_explained_in_the_requests_own_words():
 @pytest.mark.parametrize("example", examples.EXAMPLES, ids=lambda example: example.name)
 @pytest.mark.parametrize("model", ["mini", "wan2.1-14b"])
 def test_every_example_is_a_request_of_every_model_with_files_of_the_package(example, model):
-    request, files = request_of(examples.form_of(example, FormDefaults.of(model)), model)
+    request, files = build_request(examples.form_of(example, FormDefaults.of(model)), model)
     assert request["prompt"] == example.prompt
     assert all(path.is_file() for path in (*files.values(), *example.shows))
-    assert timeline.shown(examples.form_of(example, FormDefaults.of(model)), FormDefaults.of(model))["error"] is None
+    assert (
+        timeline.timeline_value(examples.form_of(example, FormDefaults.of(model)), FormDefaults.of(model))["error"]
+        is None
+    )
 
 
 def test_every_tab_has_examples_that_weigh_little():

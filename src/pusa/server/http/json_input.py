@@ -98,8 +98,8 @@ def parsed(data: bytes | bytearray, budget: Budget, what: str, param: str | None
         return json.loads(
             data.decode("utf-8", "replace"),
             parse_constant=_no_constant,
-            parse_int=partial(parse_whole, what="a value"),
-            parse_float=partial(parse_number, what="a value"),
+            parse_int=partial(parse_whole, name="a value"),
+            parse_float=partial(parse_number, name="a value"),
         )
     except ValueError as error:
         raise ServiceError(400, "invalid_body", f"{what} is not JSON: {str(error)[:200]}", param) from None

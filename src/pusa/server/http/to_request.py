@@ -12,8 +12,8 @@ from urllib.parse import unquote_to_bytes
 from pydantic import ValidationError
 
 from pusa.fields import StrictModel, explain, shown
-from pusa.numerals import parse_number, parse_whole
-from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults
+from pusa.numerals import check_noise_multiplier, parse_number, parse_numbers, parse_size
+from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults, parse_positions
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
 from pusa.server.http.schemas import (
@@ -173,7 +173,7 @@ def request_of(
     request = {name: said[name] for name in _SAME if name in said}
     request |= {ours: said[theirs] for theirs, ours in _RENAMED.items() if theirs in said}
     if "size" in said:
-        width, height = (parse_whole(side, "size") for side in re.split("[xX×]", said["size"]))
+        width, height = parse_size(said["size"])
         request = {"width": width, "height": height, **request}
     if with_length and "seconds" in said and "frames" not in request:
         fps = float(said.get("fps") or defaults.fps)
@@ -321,7 +321,10 @@ def positions_of(knobs: Knobs) -> list[str]:
     """`cond_positions`, each as text."""
     given = knobs.cond_positions
     if isinstance(given, str):
-        return [part.strip() for part in given.split(",")]
+        try:
+            given = parse_positions(given)
+        except ValueError as error:
+            raise invalid(str(error), "cond_positions") from None
     return [str(position) for position in given or []]
 
 
@@ -335,11 +338,12 @@ def _numbers(given: Any) -> list[Any]:
     if not isinstance(given, str):
         return list(given or [])
     try:
-        numbers = [parse_number(part) for part in given.split(",")]
+        numbers = parse_numbers(given)
+        for number in numbers:
+            check_noise_multiplier(number)
     except ValueError:
-        numbers = []
-    if not numbers or not all(0 <= one <= 1 for one in numbers):
-        raise invalid(f"noise_multipliers={given[:60]!r}: give numbers in 0..1 with commas: 0,0.2", "noise_multipliers")
+        told = f"noise_multipliers={given[:60]!r}: give numbers in 0..1 with commas: 0,0.2"
+        raise invalid(told, "noise_multipliers") from None
     return numbers
 
 

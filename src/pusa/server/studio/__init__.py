@@ -1,8 +1,8 @@
-"""The studio: a Gradio page over the server's durable jobs.
+"""Serve the studio, a Gradio page over the server's durable jobs.
 
-`mount` puts it into the server's app. Nothing is generated here: a click becomes a row of the queue through
-`VideoService`, and the page asks for the row's state until it has ended. So a reload, or a restart of the server, loses
-nothing. Importing this package loads no Gradio; `mount` does.
+Nothing is generated here: a click submits a job through `VideoService`, and the page polls the job's state until it
+ends. So nothing is lost when the page is loaded again or the server restarts. Importing this package loads no Gradio;
+`mount` does.
 """
 
 from typing import Any

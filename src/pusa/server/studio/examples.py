@@ -1,21 +1,21 @@
-"""Examples for every tab: one click makes the video. What they start from lies in the package."""
+"""Define the examples of every tab, which make a video with one click from files of the package."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pusa.positions import latent_frames
-from pusa.request import preset_alpha
-from pusa.server.studio.forms import Form, FormDefaults, Tab, joined, preset_noise, spread
+from pusa.request import preset_alpha, preset_noise
+from pusa.server.studio.forms import Form, FormDefaults, Tab, format_list, spread_positions
 
 PICTURES = Path(__file__).parents[2] / "mini" / "pictures"
 CLIPS = Path(__file__).parent / "examples"
-"""Videos that the embedded model has made itself (``pusa.demo``, seed 0), and a frame of each for the page."""
+"""Videos made by the embedded model (``pusa.demo``, seed 0), and a frame of each for the page."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """`shows` is what is seen of it on the page: files of the package. `values` are fields of a `Form`."""
+    """Fill a form with `values`; the page shows the files `shows` of the package."""
 
     name: str
     tab: Tab
@@ -46,7 +46,7 @@ _START, _END = PICTURES / "star-start.png", PICTURES / "star-end.png"
 
 EXAMPLES = (
     _picture("penguin", "a penguin slides to the right at the beach", "penguin.png", noise=0.0, preset="faithful"),
-    # What the words add to a picture they do not describe is little, and guidance makes it coarse.
+    # This prompt describes little of the picture: guidance would only make it coarse.
     _picture("view", "a photo, the camera zooms in", "view.jpg", guidance=1.0),
     Example(
         "star",
@@ -71,7 +71,7 @@ EXAMPLES = (
 
 
 def find(name: str) -> Example:
-    """Raises KeyError."""
+    """Return the example of a name. Raises KeyError."""
     try:
         return next(example for example in EXAMPLES if example.name == name)
     except StopIteration:
@@ -79,7 +79,7 @@ def find(name: str) -> Example:
 
 
 def form_of(example: Example, defaults: FormDefaults) -> Form:
-    """The form as the example fills it: what it leaves open is as on an untouched page."""
+    """Fill a form with an example, and the other fields with their defaults."""
     values: dict[str, Any] = {
         "positions": defaults.positions,
         "multipliers": defaults.multipliers,
@@ -92,11 +92,11 @@ def form_of(example: Example, defaults: FormDefaults) -> Form:
     if example.tab == "images":
         count = len(values["images"])
         if count > 2:
-            values["positions"] = joined(spread(count, latent_frames(defaults.known.num_frames)))
-        values["multipliers"] = joined(preset_noise(preset, "image", count))
+            values["positions"] = format_list(spread_positions(count, latent_frames(defaults.generation.num_frames)))
+        values["multipliers"] = format_list(preset_noise(preset, "image", count))
     return Form(tab=example.tab, alpha=preset_alpha(preset, defaults.alpha), **values)
 
 
 def public_files() -> dict[str, Path]:
-    """What the page may fetch by name: the pictures and clips of the examples, and nothing else."""
+    """Return the pictures and clips of the examples by the names under which the page may fetch them."""
     return {path.name: path for example in EXAMPLES for path in example.shows}

@@ -1,33 +1,32 @@
-"""From what the page holds to a request of the service: pure functions, so that every rule can be tested alone."""
+"""Build a request from the values of the page's fields.
 
-import json
+All functions are pure: every rule can be tested without a page.
+"""
+
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
 from pusa import zoo
-from pusa.numerals import parse_number, parse_whole
+from pusa.numerals import is_noise_multiplier, parse_numbers, parse_size, parse_whole, split_list
 from pusa.positions import latent_frames
-from pusa.request import PRESETS, GenerationRequest, Position, explain
+from pusa.request import GenerationRequest, Position, explain, parse_positions, preset_alpha, preset_noise
 from pusa.zoo import GenerationDefaults
 
 Tab = Literal["image", "images", "video", "text"]
 TABS: tuple[Tab, ...] = get_args(Tab)
 Mode = Literal["complete", "extend", "transition", "loop"]
 
-ORIGINAL_FRAMES = 81  # what the original always makes, and what its positions are meant for
-MAX_PLACES = 512  # as in a `ConditionSpec`
-_IMAGES_NOISE = (0.2, 0.5)  # the original's, for a first picture and for the later ones
-_VIDEO_NOISE = (0.0, 0.3, 0.4, 0.5)  # the original's, for positions 0..3; later ones as the last
-_FREER = PRESETS["creative"].noise - PRESETS["balanced"].noise
+_ORIGINAL_FRAMES = 81
+"""The only length of the original demo: its default positions are meant for it."""
 
 
 class FormError(ValueError):
-    """What somebody has to put right, as the key of a text and the values in it, or as words."""
+    """Report a mistake in the form, as the key of a translated text with its values, or as a text."""
 
     def __init__(self, key: str = "", *, text: str = "", **values: Any) -> None:
         super().__init__(text or f"{key} {values}")
@@ -39,10 +38,10 @@ class FormError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """All that the page holds when Generate is pressed. Files are paths; texts are as they were typed.
+    """Hold the values of the page's fields. Files are paths; texts are as the visitor typed them.
 
-    Of the inputs only those of the open `tab` (and, in the video tab, of the `mode`) count. None, or an empty text,
-    leaves a knob to the model.
+    Only the inputs of the open `tab` count, and in the video tab those of the `mode`. None, or an empty text, stands
+    for the model's default.
     """
 
     tab: Tab = "text"
@@ -79,32 +78,36 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class FormDefaults:
-    """What the page shows before anybody has touched it: the original's values on Wan's length, else the model's."""
+    """Give the fields' first values: the inputs of the original demo, and the model's defaults for the rest."""
 
-    model: str
-    known: GenerationDefaults
+    generation: GenerationDefaults
     positions: str = field(init=False)
-    multipliers: str = "0.2,0.5"
+    multipliers: str = field(init=False)
     video_positions: str = "0,1,2,3"
-    video_multipliers: str = "0,0.3,0.4,0.5"
-    noise: float = 0.2
+    video_multipliers: str = field(init=False)
+    noise: float = preset_noise("balanced", "image", 1)[0]
 
     def __post_init__(self) -> None:
-        last = latent_frames(self.known.num_frames) - 1
-        object.__setattr__(self, "positions", f"0,{last}" if self.known.num_frames == ORIGINAL_FRAMES else "0,last")
+        last = latent_frames(self.generation.num_frames) - 1
+        positions = f"0,{last}" if self.generation.num_frames == _ORIGINAL_FRAMES else "0,last"
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "multipliers", format_list(preset_noise("balanced", "image", 2)))
+        object.__setattr__(self, "video_multipliers", format_list(preset_noise("balanced", "video", 4)))
 
     @property
     def alpha(self) -> float:
-        return self.known.alpha["transformer"] if isinstance(self.known.alpha, Mapping) else self.known.alpha
+        alpha = self.generation.alpha
+        return alpha["transformer"] if isinstance(alpha, Mapping) else alpha
 
     @property
     def alpha_2(self) -> float | None:
-        return self.known.alpha.get("transformer_2") if isinstance(self.known.alpha, Mapping) else None
+        alpha = self.generation.alpha
+        return alpha.get("transformer_2") if isinstance(alpha, Mapping) else None
 
     @property
     def sizes(self) -> list[str]:
-        """The model's size in three shapes, and 720p where a model is made for large pictures."""
-        width, height = self.known.width, self.known.height
+        """List the model's size in three shapes, and 720p for models of large pictures."""
+        width, height = self.generation.width, self.generation.height
         if width == height:
             half = round(width * 2 / 3 / 16) * 16
             return [f"{width}x{height}", f"{width}x{half}", f"{half}x{width}"]
@@ -114,59 +117,52 @@ class FormDefaults:
 
     @classmethod
     def of(cls, model: str) -> "FormDefaults":
-        return cls(model=model, known=zoo.defaults_of(model))
+        return cls(generation=zoo.defaults_of(model))
 
 
-# ---- presets -------------------------------------------------------------------------------------------------------
+# ---- texts of the fields ---------------------------------------------------------------------------------------------
 
 
-def preset_noise(preset: str, kind: Literal["image", "video"], count: int) -> list[float]:
-    """Noise multipliers of a preset: "balanced" has the original's, "faithful" none, "creative" larger ones."""
-    if preset == "faithful":
-        return [0.0] * count
-    original = _IMAGES_NOISE if kind == "image" else _VIDEO_NOISE
-    more = _FREER if preset == "creative" else 0.0
-    return [round(min(1.0, original[min(i, len(original) - 1)] + more), 3) for i in range(count)]
-
-
-# ---- positions and multipliers as people write them ------------------------------------------------------------------
-
-
-def parse_positions(text: str) -> list[Position]:
-    """Raises FormError for what is no position, and for more of them than a request may have."""
+def read_positions(text: str) -> list[Position]:
+    """Parse the positions of a field; none in an empty one. Raises FormError."""
+    if not text.strip():
+        return []
     try:
-        return [Position.parse(part) for part in _some(_parts(text))]
+        return parse_positions(text)
     except ValueError as error:
         raise FormError(text=str(error)) from None
 
 
-def parse_multipliers(text: str) -> list[float]:
-    """Raises FormError for what is no number from 0 to 1, and for more of them than a request may have."""
-    parts = _some(_parts(text))
-    if unbounded := next((part for part in parts if part.lower().strip("+-") in ("nan", "inf", "infinity")), None):
-        raise FormError("error.multiplier", value=unbounded)
+def read_noise(text: str) -> list[float]:
+    """Parse the noise multipliers of a field; none in an empty one. Raises FormError."""
+    if not text.strip():
+        return []
     try:
-        values = [parse_number(part) for part in parts]
+        parts = split_list(text)
+    except ValueError as error:
+        raise FormError(text=str(error)) from None
+    if infinite := next((part for part in parts if part.lower().strip("+-") in ("nan", "inf", "infinity")), None):
+        raise FormError("error.multiplier", value=infinite)
+    try:
+        values = parse_numbers(text)
     except ValueError:
         raise FormError("error.multiplier_text", value=text[:100]) from None
     for value in values:
-        if not 0 <= value <= 1:
+        if not is_noise_multiplier(value):
             raise FormError("error.multiplier", value=f"{value:g}")
     return values
 
 
-def parse_size(text: str) -> tuple[int, int] | None:
-    """Raises FormError; None for an empty text."""
-    if not text.strip():
-        return None
-    match = re.fullmatch(r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*", text)
-    if match is None:
-        raise FormError("error.size", value=text[:100])
-    return parse_whole(match[1]), parse_whole(match[2])
+def read_size(text: str) -> tuple[int, int] | None:
+    """Parse the size of a field; None for an empty one. Raises FormError."""
+    try:
+        return parse_size(text) if text.strip() else None
+    except ValueError:
+        raise FormError("error.size", value=text[:100]) from None
 
 
-def parse_seed(text: str) -> int | None:
-    """Raises FormError; None for an empty text."""
+def read_seed(text: str) -> int | None:
+    """Parse the seed of a field; None for an empty one. Raises FormError."""
     if not text.strip():
         return None
     if not re.fullmatch(r"\s*[0-9]{1,19}\s*", text):
@@ -174,66 +170,77 @@ def parse_seed(text: str) -> int | None:
     return parse_whole(text)
 
 
-def joined(values: Sequence[Any]) -> str:
-    """Positions or multipliers as the text fields hold them."""
+def format_list(values: Sequence[Any]) -> str:
+    """Write positions or noise multipliers as a field's text."""
     return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
-def spread(count: int, latents: int) -> list[Position]:
-    """Places for `count` pictures, evenly over the clip: the first at its beginning, the last at its end."""
+def spread_positions(count: int, latents: int) -> list[Position]:
+    """Space `count` images evenly over a clip of `latents` latent frames, from its first to its last."""
     if count == 1:
         return [Position("latent", 0)]
     places = [round(i * (latents - 1) / (count - 1)) for i in range(count)]
     return [Position("latent", -1 if place == latents - 1 else place) for place in places]
 
 
-def _some(parts: list[str]) -> list[str]:
-    if len(parts) > MAX_PLACES:
-        raise FormError(text=f"{len(parts)} values are too many: give at most {MAX_PLACES}")
-    return parts
+def with_preset(form: Form, defaults: FormDefaults) -> Form:
+    """Set the fields of noise and alpha to those of the form's preset, for as many images and positions as it has."""
+    try:
+        video_positions = len(read_positions(form.video_positions)) or 4
+    except FormError:
+        video_positions = 4
+    return replace(
+        form,
+        noise=preset_noise(form.preset, "image", 1)[0],
+        multipliers=format_list(preset_noise(form.preset, "image", len(form.images) or 2)),
+        video_multipliers=format_list(preset_noise(form.preset, "video", video_positions)),
+        alpha=preset_alpha(form.preset, defaults.alpha),
+        alpha_2=None if defaults.alpha_2 is None else preset_alpha(form.preset, defaults.alpha_2),
+    )
 
 
-def _parts(text: str) -> list[str]:
-    return [part for part in re.split(r"[,;，、\s]+", text.strip()) if part]
-
-
-def _per_place(multipliers: list[float], places: int) -> list[list[float] | None]:
-    if not multipliers:
-        return [None] * places
-    if len(multipliers) not in (1, places):
-        raise FormError("error.multiplier_count", multipliers=len(multipliers), positions=places)
-    return [[m] for m in (multipliers * places if len(multipliers) == 1 else multipliers)]
+def check_noise_count(noise: Sequence[float], positions: int) -> None:
+    """Raise FormError unless there is one noise multiplier for all positions, one for each, or none."""
+    if len(noise) not in (0, 1, positions):
+        raise FormError("error.multiplier_count", multipliers=len(noise), positions=positions)
 
 
 # ---- the request -----------------------------------------------------------------------------------------------------
 
 
-def request_of(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The request for a service that runs `model`, and the files it names.
+Condition = tuple[Literal["image", "video"], str, Sequence[int | str], Sequence[float]]
+"""Kind, path, positions and noise multipliers; empty ones stand for the defaults."""
+
+
+def build_request(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Build the request of a form for a service that runs `model`.
+
+    Returns:
+        A `GenerationRequest` as JSON, and the path of each file that it names.
 
     Raises:
-        FormError: something is missing or not understood.
+        FormError: an input is missing, or a value is not understood or out of range.
     """
-    conditions, files = _conditions(form)
-    size = parse_size(form.size)
+    conditions, files = _with_file_names(_conditions(form), form.fit)
+    width, height = read_size(form.size) or (None, None)
     values: dict[str, Any] = {
         "task": form.task,
         "prompt": form.prompt.strip(),
         "negative_prompt": form.negative_prompt,
         "conditions": conditions,
         "preset": form.preset,
-        "width": size and size[0],
-        "height": size and size[1],
-        "seed": parse_seed(form.seed),
+        "width": width,
+        "height": height,
+        "seed": read_seed(form.seed),
         "overlap": form.overlap or None,
     }
-    for name in ("frames", "steps"):
+    for name in ("frames", "steps"):  # sliders send whole numbers as 8 or 8.0
         values[name] = None if getattr(form, name) is None else int(getattr(form, name))
     for name in ("guidance", "shift", "alpha", "alpha_2", "fps"):
         values[name] = None if getattr(form, name) is None else float(getattr(form, name))
     request = {name: value for name, value in values.items() if value is not None}
     try:
-        GenerationRequest.model_validate_json(json.dumps(request)).resolved(zoo.defaults_of(model))
+        GenerationRequest.model_validate(request).resolved(zoo.defaults_of(model))
     except ValidationError as error:
         raise FormError(text=explain(error)) from None
     except ValueError as error:
@@ -241,52 +248,54 @@ def request_of(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Path]]
     return request, files
 
 
-def _conditions(form: Form) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+def _conditions(form: Form) -> list[Condition]:
     match form.tab, form.mode:
         case "image", _:
             if not form.image:
                 raise FormError("error.no_image")
-            return _given(form, [("image", form.image, [0], [float(form.noise)])])
+            return [("image", form.image, [0], [float(form.noise)])]
         case "images", _:
-            return _given(form, _pictures(form))
+            return _image_conditions(form)
         case "video", "complete":
             if not form.video:
                 raise FormError("error.no_video")
-            places = parse_positions(form.video_positions)
-            if not places:
+            positions = read_positions(form.video_positions)
+            if not positions:
                 raise FormError("error.no_positions")
-            noise = parse_multipliers(form.video_multipliers)
-            _per_place(noise, len(places))
-            return _given(form, [("video", form.video, [str(p) for p in places], noise or None)])
+            noise = read_noise(form.video_multipliers)
+            check_noise_count(noise, len(positions))
+            return [("video", form.video, [str(p) for p in positions], noise)]
         case "video", "extend" | "transition":
-            videos = [form.video] if form.mode == "extend" else [form.video, form.second_video]
             if not form.video:
                 raise FormError("error.no_video")
-            if not all(videos):
+            if form.mode == "extend":
+                return [("video", form.video, [], [])]
+            if not form.second_video:
                 raise FormError("error.no_second_video")
-            return _given(form, [("video", file, [], None) for file in videos if file])
+            return [("video", form.video, [], []), ("video", form.second_video, [], [])]
         case "video", "loop" if form.loop_image:
-            return _given(form, [("image", form.loop_image, [0], [float(form.noise)])])
-    return [], {}
+            return [("image", form.loop_image, [0], [float(form.noise)])]
+    return []
 
 
-def _pictures(form: Form) -> list[tuple[str, str, list[Any], list[float] | None]]:
+def _image_conditions(form: Form) -> list[Condition]:
     if not form.images:
         raise FormError("error.no_images")
-    places = parse_positions(form.positions)
-    if len(places) != len(form.images):
-        raise FormError("error.position_count", pictures=len(form.images), positions=len(places))
-    noise = _per_place(parse_multipliers(form.multipliers), len(places))
-    return [("image", f, [str(p)], n) for f, p, n in zip(form.images, places, noise, strict=True)]
+    positions = read_positions(form.positions)
+    if len(positions) != len(form.images):
+        raise FormError("error.position_count", pictures=len(form.images), positions=len(positions))
+    noise = read_noise(form.multipliers)
+    check_noise_count(noise, len(positions))
+    per_image = [[value] for value in noise] if len(noise) == len(positions) else [noise] * len(positions)
+    return [("image", *one) for one in zip(form.images, ([str(p)] for p in positions), per_image, strict=True)]
 
 
-def _given(
-    form: Form, what: Sequence[tuple[str, str, list[Any], list[float] | None]]
-) -> tuple[list[dict[str, Any]], dict[str, Path]]:
-    conditions, files = [], {}
-    for number, (kind, file, positions, noise) in enumerate(what):
-        name = f"{number}{Path(file).suffix.lower()}"
-        files[name] = Path(file)
-        condition = {"kind": kind, "file": name, "positions": positions, "noise": noise, "fit": form.fit}
-        conditions.append({key: value for key, value in condition.items() if value not in (None, [])})
-    return conditions, files
+def _with_file_names(conditions: Sequence[Condition], fit: str) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    """Return the conditions as JSON, which name their files by number, and the path of each name."""
+    specs, files = [], {}
+    for number, (kind, path, positions, noise) in enumerate(conditions):
+        name = f"{number}{Path(path).suffix.lower()}"
+        files[name] = Path(path)
+        spec = {"kind": kind, "file": name, "positions": list(positions), "noise": list(noise), "fit": fit}
+        specs.append({key: value for key, value in spec.items() if value != []})
+    return specs, files

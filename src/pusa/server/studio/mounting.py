@@ -1,4 +1,4 @@
-"""The studio becomes part of the server's app: its routes, its page at ``/``, and what the page loads before Gradio."""
+"""Mount the studio in the server's app: its routes, its page at ``/``, and the scripts that load before Gradio."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before Gradio is imported: nothing is told to anybody
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported: it sends no usage data
 
 import gradio as gr
 from gradio.components import Component
@@ -32,7 +32,7 @@ from pusa.server.studio.theme import theme
 SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js")
 STYLES = ("studio.css", "timeline.css", "stage.css")
 
-# The browser asks nobody else, whatever a component might want. Gradio's own scripts are inline and evaluated.
+# The browser may ask no other server, whatever a component tries. Gradio's own scripts are inline and evaluated.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
@@ -41,13 +41,7 @@ _POLICY = (
 
 
 def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) -> FastAPI:
-    """Serve the page at ``/`` of `app`. To be called after all other routes are there: Gradio takes what is left.
-
-    Args:
-        app: the server's app.
-        service: a `VideoService`.
-        settings: the server's.
-    """
+    """Serve the page at ``/`` of `app`. Call it after all other routes are added: Gradio takes every path left."""
     files = VisitorFiles(Path(get_upload_folder()))
     app.include_router(router(service))
     app.include_router(file_router(files, service))
@@ -66,7 +60,7 @@ def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) 
         footer_links=[],
         run_history=False,
         ssr_mode=False,
-        show_error=False,  # what was not foreseen goes to the log, not to the page
+        show_error=False,  # unexpected errors go to the log, not to the page
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
@@ -81,28 +75,31 @@ def mount_studio(app: FastAPI, service: VideoService, settings: ServerSettings) 
 
 
 def confine(page: gr.Blocks) -> None:
-    """Let Gradio check paths too, as it does for pages that it has launched itself, and fetch nothing."""
+    """Make Gradio check paths, as it does for pages that it launches itself, and fetch no URLs."""
     page.has_launched = True
     for part in page.blocks.values():
         if isinstance(part, Component):
-            part.async_move_resource_to_block_cache = _of_this_machine(part)  # type: ignore[assignment]
+            part.async_move_resource_to_block_cache = _without_urls(part)  # type: ignore[assignment]
 
 
-def _of_this_machine(part: Component) -> Callable[[str | Path | None], Coroutine[Any, Any, str | None]]:
-    moved = part.async_move_resource_to_block_cache
+def _without_urls(part: Component) -> Callable[[str | Path | None], Coroutine[Any, Any, str | None]]:
+    original = part.async_move_resource_to_block_cache
 
     async def move(path: str | Path | None) -> str | None:
         if path is not None and is_http_url_like(str(path)):
             raise gr.Error("this page fetches nothing from addresses: choose a file", print_exception=False)
-        return await moved(path)
+        return await original(path)
 
     return move
 
 
 def head() -> bytes:
-    """What comes first in the page: its language and theme before anything is drawn, its texts, scripts and styles."""
-    known = {language: texts(language) for language in LANGUAGES}
-    shared = json.dumps({"languages": LANGUAGES, "texts": known}, ensure_ascii=False).replace("</", r"<\/")
+    """Return the HTML that comes first in the page's head: its texts, scripts and styles.
+
+    ``first.js`` sets language and theme before the browser draws anything.
+    """
+    translated = {language: texts(language) for language in LANGUAGES}
+    shared = json.dumps({"languages": LANGUAGES, "texts": translated}, ensure_ascii=False).replace("</", r"<\/")
     first = (ASSETS / "first.js").read_text(encoding="utf-8")
     lines = [
         f"<script>window.pusa = {shared};\n{first}</script>",
@@ -118,7 +115,7 @@ def _stamp(path: Path) -> str:
 
 
 class _Page:
-    """Gradio's app, with `head` in front of what its page has in its own head, and a content security policy."""
+    """Add `head` and a content security policy to the page that Gradio's app serves."""
 
     def __init__(self, app: ASGIApp, head: bytes) -> None:
         self.app, self.head = app, head
@@ -143,9 +140,9 @@ class _Page:
             if message.get("more_body"):
                 return
             page = bytes(body).replace(b"<head>", b"<head>" + self.head, 1)
-            kept = [(n, v) for n, v in start["headers"] if n.lower() not in (b"content-length", b"etag")]
+            headers = [(n, v) for n, v in start["headers"] if n.lower() not in (b"content-length", b"etag")]
             extra = [(b"content-length", str(len(page)).encode()), (b"content-security-policy", _POLICY.encode())]
-            await send({**start, "headers": [*kept, *extra]})
+            await send({**start, "headers": [*headers, *extra]})
             await send({"type": "http.response.body", "body": page if scope["method"] == "GET" else b""})
 
         await self.app({**scope, "headers": plain}, receive, send_whole)

@@ -1,4 +1,4 @@
-"""The page: what stands where. What happens is in `actions`, what it looks like in `theme` and ``assets``."""
+"""Lay out the page's parts. `actions` handles their events, `theme` and ``assets`` style them."""
 
 from typing import Any
 
@@ -11,37 +11,40 @@ from pusa.server.studio.actions import Actions, Parts
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.forms import TABS, Form, FormDefaults
 from pusa.server.studio.texts import choice, t
-from pusa.server.studio.timeline import shown, timeline
+from pusa.server.studio.timeline import timeline, timeline_value
 
 _IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 
 
 def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
-    """The page over a service, for visitors who have these files."""
+    """Build the page for a service and the files of its visitors."""
     defaults = FormDefaults.of(service.settings.model)
     with gr.Blocks(title="pusa studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
-        # Gradio takes a value that is the name of a text of its own, as "image" is, for that text: hence tab_image.
+        # Gradio translates a value that is a key of its own texts, such as "image": hence "tab_image".
         parts: Parts = {"tab": gr.Textbox("tab_image", visible="hidden", elem_id="open-tab")}
-        _own("header", {"model": service.model})
+        _custom_part("header", {"model": service.model})
         with gr.Row(elem_id="pusa-columns", equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_id="pusa-form"):
                 _inputs(parts, defaults)
-                parts["timeline"] = timeline(shown(Form(tab="image"), defaults))
+                parts["timeline"] = timeline(timeline_value(Form(tab="image"), defaults))
                 _prompt(parts, service)
-                _knobs(parts, defaults)
+                _preset(parts, defaults)
                 _advanced(parts, defaults)
                 with gr.Column(elem_id="pusa-submit"):
                     parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
-                    parts["problem"] = _own("problem", None)
+                    parts["problem"] = _custom_part("problem", None)
             with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):
-                parts["stage"] = _own("stage", None, events=("last_frame", "extend_it", "run"))
-        _own("gallery", None)
+                parts["stage"] = _custom_part("stage", None, events=("last_frame", "extend_it", "run"))
+        _custom_part("gallery", None)
         Actions(service, defaults, files).connect(parts)
     return page
 
 
-def _own(name: str, value: Any, events: tuple[str, ...] = (), **options: Any) -> gr.HTML:
-    """A part that ``assets`` draw: ``pusa.NAME(element, props, watch, tell)``, where `tell` raises one of `events`."""
+def _custom_part(name: str, value: Any, events: tuple[str, ...] = (), **options: Any) -> gr.HTML:
+    """Make a part that a script of ``assets`` draws: ``pusa.NAME(element, props, watch, tell, events)``.
+
+    The script calls ``tell(event, data)`` to raise one of `events`.
+    """
     names = ", ".join(f"'{event}'" for event in events)
     return gr.HTML(
         value,
@@ -58,12 +61,12 @@ def _inputs(parts: Parts, defaults: FormDefaults) -> None:
     with gr.Tabs(selected="image", elem_id="pusa-tabs") as parts["tabs"]:
         for name in TABS:
             with gr.Tab(t(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as parts[f"tab_{name}"]:
-                shows = [_shown(example) for example in examples.EXAMPLES if example.tab == name]
-                parts[f"examples_{name}"] = _own("examples", {"tab": name, "examples": shows}, events=("run",))
+                shows = [_example_value(example) for example in examples.EXAMPLES if example.tab == name]
+                parts[f"examples_{name}"] = _custom_part("examples", {"tab": name, "examples": shows}, events=("run",))
                 _TAB_INPUTS[name](parts, defaults)
 
 
-def _shown(example: examples.Example) -> dict[str, Any]:
+def _example_value(example: examples.Example) -> dict[str, Any]:
     return {
         "name": example.name,
         "prompt": example.prompt,
@@ -89,7 +92,7 @@ def _images_inputs(parts: Parts, defaults: FormDefaults) -> None:
         buttons=[],
         elem_id="images",
     )
-    # Gradio would raise an error for a file of another kind; the prober says in words what it is.
+    # Gradio raises an error for a file of another kind; the prober's message says which kind it is.
     parts["images"].preprocess = _paths_of
     with gr.Row():
         for name in ("positions", "multipliers"):
@@ -126,14 +129,14 @@ def _video_inputs(parts: Parts, defaults: FormDefaults) -> None:
 
 
 def _text_inputs(parts: Parts, defaults: FormDefaults) -> None:
-    """Words alone."""
+    """Add no inputs: this tab uses the prompt alone."""
 
 
 _TAB_INPUTS = {"image": _image_inputs, "images": _images_inputs, "video": _video_inputs, "text": _text_inputs}
 
 
 def _line(name: str, value: str, *, info: str | None = None, **options: Any) -> gr.Textbox:
-    """A text of one line; what explains it is ``NAME.info`` unless `info` names another text."""
+    """Make a text field of one line, explained by the text ``NAME.info`` or by the text that `info` names."""
     return gr.Textbox(
         value,
         label=t(f"{name}.label"),
@@ -147,7 +150,7 @@ def _line(name: str, value: str, *, info: str | None = None, **options: Any) -> 
 def _slider(
     name: str, lowest_highest_step: tuple[float, float, float], value: float, *, info: str | None = None
 ) -> gr.Slider:
-    """A number; what explains it is the knob's own help unless `info` names another text."""
+    """Make a slider, explained by the request field's help or by the text that `info` names."""
     lowest, highest, step = lowest_highest_step
     return gr.Slider(
         lowest,
@@ -170,17 +173,17 @@ def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
         interactive=True,
         **options,
     )
-    # Gradio would open the file with every decoder that Pillow has; the prober does it (pusa.server.uploads), alone.
+    # Gradio would open the file with every decoder of Pillow: only the prober may (pusa.server.uploads).
     image.preprocess = _path_of  # type: ignore[assignment]
     return image
 
 
-def _path_of(sent: Any) -> str | None:
-    return sent.path if sent else None
+def _path_of(value: Any) -> str | None:
+    return value.path if value else None
 
 
-def _paths_of(sent: Any) -> list[tuple[str, str | None]] | None:
-    return [(one.image.path, one.caption) for one in sent.root] if sent else None
+def _paths_of(value: Any) -> list[tuple[str, str | None]] | None:
+    return [(one.image.path, one.caption) for one in value.root] if value else None
 
 
 def _prompt(parts: Parts, service: VideoService) -> None:
@@ -192,11 +195,11 @@ def _prompt(parts: Parts, service: VideoService) -> None:
         max_length=10_000,
         elem_id="prompt",
     )
-    known = {kind: [group[0] for group in groups] for kind, groups in vocabulary(service.settings.model).items()}
-    _own("words", {"model": service.model, "known": known})
+    words = {kind: [group[0] for group in groups] for kind, groups in vocabulary(service.settings.model).items()}
+    _custom_part("words", {"model": service.model, "known": words})
 
 
-def _knobs(parts: Parts, defaults: FormDefaults) -> None:
+def _preset(parts: Parts, defaults: FormDefaults) -> None:
     parts["preset"] = gr.Radio(
         [(choice(f"preset.{name}"), name) for name in ("faithful", "balanced", "creative")],
         value="balanced",
@@ -207,16 +210,16 @@ def _knobs(parts: Parts, defaults: FormDefaults) -> None:
     )
     with gr.Row():
         parts["alpha"] = _slider("alpha", (0.1, 5, 0.1), defaults.alpha)
-        parts["steps"] = _slider("steps", (1, 50, 1), defaults.known.steps)
+        parts["steps"] = _slider("steps", (1, 50, 1), defaults.generation.steps)
     if defaults.alpha_2 is not None:
         parts["alpha_2"] = _slider("alpha_2", (0.1, 5, 0.1), defaults.alpha_2)
 
 
 def _advanced(parts: Parts, defaults: FormDefaults) -> None:
-    known = defaults.known
+    generation = defaults.generation
     with gr.Accordion(t("advanced"), open=False, elem_id="advanced"):
         parts["negative_prompt"] = gr.Textbox(
-            known.negative_prompt,
+            generation.negative_prompt,
             label=t("negative_prompt.label"),
             info=t("help.negative_prompt"),
             lines=1,
@@ -234,12 +237,12 @@ def _advanced(parts: Parts, defaults: FormDefaults) -> None:
                 elem_id="size",
             )
         with gr.Row():
-            longest = max(161, 4 * (known.num_frames - 1) + 1)
-            parts["frames"] = _slider("frames", (5, longest, 4), known.num_frames)
-            parts["fps"] = _slider("fps", (1, 60, 1), known.fps)
+            longest = max(161, 4 * (generation.num_frames - 1) + 1)
+            parts["frames"] = _slider("frames", (5, longest, 4), generation.num_frames)
+            parts["fps"] = _slider("fps", (1, 60, 1), generation.fps)
         with gr.Row():
-            parts["guidance"] = _slider("guidance", (1, 20, 0.5), known.guidance)
-            parts["shift"] = _slider("shift", (1, 20, 0.5), known.shift)
+            parts["guidance"] = _slider("guidance", (1, 20, 0.5), generation.guidance)
+            parts["shift"] = _slider("shift", (1, 20, 0.5), generation.shift)
         with gr.Row():
             parts["overlap"] = _slider("overlap", (0, 81, 1), 0, info="overlap.info")
             parts["fit"] = gr.Radio(

@@ -1,8 +1,8 @@
-"""What the page's own scripts ask for: the state of a job, the gallery, media, and what is done to a finished job.
+"""Serve the page's own scripts: the state of a job, the gallery, media, and actions on finished jobs.
 
-Everything is below ``/studio`` and speaks JSON; who asks is known from `pusa.server.http.middleware`, which also
-refuses pages of other servers. Polling rather than a stream: browsers open six connections to a server and Gradio has
-its own, and a poll finds its way back after a restart by itself.
+All routes are below ``/studio`` and answer in JSON. `pusa.server.http.middleware` names the owner of a request and
+refuses pages of other servers. The scripts poll instead of holding a stream open: a browser opens six connections to a
+server, of which Gradio has its own, and polling goes on after a restart by itself.
 """
 
 from pathlib import Path
@@ -26,23 +26,23 @@ JobId = Annotated[str, PathParameter(pattern=ID_PATTERN)]
 
 
 def owner_of(request: Any) -> str:
-    """Who asks, as the gate found out; "" where it has not been passed."""
+    """Return the owner that the middleware found for a request; "" without one."""
     return getattr(request.state, "owner", "")
 
 
 def router(service: VideoService) -> APIRouter:
-    """The routes over a service."""
+    """Build the routes for a service."""
     routes = APIRouter(prefix="/studio", include_in_schema=False)
     assets = {path.name: path for path in ASSETS.iterdir()} | examples.public_files()
 
     @routes.get("/state")
     async def state(request: Request, job: str = "") -> JSONResponse:
-        """How the model is, and how a job is; ``job`` is null for one that is not there."""
+        """Return the state of the model and of a job; ``job`` is null if there is none of that id."""
         answer: dict[str, Any] = {"model": await in_thread(_readiness, service), "job": None}
         if is_id(job):
             try:
                 found = await service.get(job, owner_of(request))
-                answer["job"] = views.whole(found, await service.position(found))
+                answer["job"] = views.details(found, await service.position(found))
             except ServiceError as error:
                 if error.status != 404:
                     raise

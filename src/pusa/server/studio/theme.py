@@ -1,4 +1,4 @@
-"""Colours, type and space. Fonts are the system's: nothing is fetched from anywhere."""
+"""Define the page's colours, fonts and spacing. Fonts are the system's: the browser loads none."""
 
 from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
@@ -17,7 +17,7 @@ AMBER = colors.Color(
     c900="#67360a",
     c950="#3b1b00",
 )
-"""What is given to the model is amber everywhere in this project, from contact sheets to the timeline."""
+"""Conditions are amber everywhere in this project, from contact sheets to the timeline."""
 
 _SANS = (
     "ui-sans-serif",
@@ -33,6 +33,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> Base:
+    """Build the theme for light and dark pages."""
     base = Base(
         primary_hue=AMBER,
         secondary_hue=AMBER,

@@ -1,35 +1,36 @@
-"""The timeline: a clip's latent frames as cells that show what is fixed where, and how noisy it may be.
+"""Show a clip's latent frames as cells, with the conditions and noise multipliers that hold them.
 
-`shown` makes its value from the page's fields, `edited` turns what was done on it back into the fields' texts. The
-drawing, and all that hands do to it, is in ``assets/timeline.js``.
+`timeline_value` makes the timeline's value from the page's fields, `field_texts` makes the fields' texts from a value
+that a visitor has edited. ``assets/timeline.js`` draws it and handles pointers and keys.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import gradio as gr
 
+from pusa.numerals import MAX_VALUES, is_noise_multiplier
 from pusa.positions import latent_frames, nearest_of
-from pusa.request import GenerationRequest, Position
+from pusa.request import GenerationRequest, Position, preset_noise
 from pusa.server.studio.forms import (
-    MAX_PLACES,
     Form,
     FormDefaults,
     FormError,
-    joined,
-    parse_multipliers,
-    parse_positions,
+    check_noise_count,
+    format_list,
+    read_noise,
+    read_positions,
 )
 
 
 def timeline(value: dict[str, Any]) -> gr.HTML:
-    """The part of the page. Its value is as `shown` makes it.
+    """Make the page's timeline; its value is one of `timeline_value`.
 
-    The event ``edit`` says that a person has changed it, ``refresh`` that fields have changed: the answer to that is
-    a value with the number ``asked`` that the old one has.
+    It raises ``edit`` after a visitor has changed it, and ``refresh`` after fields have changed: the handler answers
+    with a new value, and the number ``asked`` of the old one.
 
-    A subclass would name it better, but Gradio writes a stub file beside every subclass of its components.
+    A subclass would be clearer, but Gradio writes a stub file beside every subclass of its components.
     """
     return gr.HTML(
         value,
@@ -41,17 +42,18 @@ def timeline(value: dict[str, Any]) -> gr.HTML:
     )
 
 
-def shown(form: Form, defaults: FormDefaults) -> dict[str, Any]:
-    """The timeline's value.
+def timeline_value(form: Form, defaults: FormDefaults) -> dict[str, Any]:
+    """Make the timeline's value from the page's fields.
 
     Returns:
         ``count`` cells of a clip of ``frames`` frames at ``fps``; ``marks`` in the order of the text fields, each with
-        ``cell``, ``noise`` and ``place`` as it was written, and with ``src`` of its picture or a ``role``; ``video``
-        and ``second_video`` the addresses of the videos whose frames the cells show; ``bridge`` the cells of a loop
-        that lead back to its beginning; ``mode`` says what hands may do; ``error`` what is not understood.
+        ``cell``, ``noise`` and ``place`` as the visitor wrote it, and with ``src`` of its image or a ``role``;
+        ``video`` and ``second_video``, the addresses of the videos whose frames the cells show; ``bridge``, the cells
+        of a loop that lead back to its beginning; ``mode``, the edits that are possible; ``error``, the mistake in the
+        fields as `FormError.as_json` or None.
     """
-    frames = nearest_of(int(form.frames or defaults.known.num_frames), 4, 1)
-    fps = float(form.fps or defaults.known.fps)
+    frames = nearest_of(int(form.frames or defaults.generation.num_frames), 4, 1)
+    fps = float(form.fps or defaults.generation.fps)
     value: dict[str, Any] = {
         "mode": "none",
         "frames": frames,
@@ -70,12 +72,12 @@ def shown(form: Form, defaults: FormDefaults) -> dict[str, Any]:
 
 
 def is_value(value: dict[str, Any]) -> bool:
-    """Tell whether a page's timeline has all that `edited` reads."""
+    """Tell whether a page's timeline has all that `field_texts` reads."""
     marks = value.get("marks")
-    is_list = isinstance(marks, list) and len(marks) <= MAX_PLACES
-    asked = value.get("asked")
-    is_asked = asked is None or (type(asked) is int and 0 <= asked < 2**53)
-    return isinstance(value.get("mode"), str) and is_asked and is_list and all(map(_is_mark, marks or []))
+    is_list = isinstance(marks, list) and len(marks) <= MAX_VALUES
+    number = value.get("asked")
+    is_number = number is None or (type(number) is int and 0 <= number < 2**53)
+    return isinstance(value.get("mode"), str) and is_number and is_list and all(map(_is_mark, marks or []))
 
 
 def _is_mark(mark: Any) -> bool:
@@ -84,18 +86,21 @@ def _is_mark(mark: Any) -> bool:
     cell, noise = mark.get("cell"), mark.get("noise")
     if type(cell) is not int or not isinstance(noise, int | float) or isinstance(noise, bool):
         return False
-    return 0 <= cell < 100_000 and 0 <= noise <= 1 and len(mark.get("place") or "") <= 40
+    return 0 <= cell < 100_000 and is_noise_multiplier(noise) and len(mark.get("place") or "") <= 40
 
 
-def edited(value: dict[str, Any]) -> tuple[str, str]:
-    """Positions and noise multipliers as texts. A place that was not moved stays as it was written (``last``)."""
+def field_texts(value: dict[str, Any]) -> tuple[str, str]:
+    """Write positions and noise multipliers of an edited timeline as texts of the fields.
+
+    A mark that the visitor has not moved keeps its text (``last``).
+    """
     marks = value["marks"] if value["mode"] == "images" else sorted(value["marks"], key=lambda mark: mark["cell"])
     places = [str(mark.get("place") or int(mark["cell"])) for mark in marks]
-    return joined(places), joined([float(mark["noise"]) for mark in marks])
+    return format_list(places), format_list([float(mark["noise"]) for mark in marks])
 
 
 def address(path: str | None) -> str | None:
-    """Where the browser finds a file that it has sent to Gradio."""
+    """Return the address of a file that the browser has sent to Gradio."""
     return f"gradio_api/file={quote(path)}" if path else None
 
 
@@ -105,28 +110,30 @@ def _content(form: Form, defaults: FormDefaults, frames: int, fps: float) -> dic
             mark = {"cell": 0, "place": "0", "noise": float(form.noise), "src": address(form.image)}
             return {"mode": "image", "marks": [mark]}
         case "images", _:
-            marks = _marks(form.positions, form.multipliers, frames, fps)
+            marks = _marks(form, "image", frames, fps)
             for mark, image in zip(marks, form.images, strict=False):
                 mark["src"] = address(image)
             return {"mode": "images", "marks": marks}
         case "video", "complete":
-            marks = _marks(form.video_positions, form.video_multipliers, frames, fps)
-            return {"mode": "video", "marks": marks, "video": address(form.video)}
+            return {"mode": "video", "marks": _marks(form, "video", frames, fps), "video": address(form.video)}
         case "video", "loop":
             return _loop(form, defaults, frames)
         case "video", _:
-            return _joined(form, defaults, frames)
+            return _continuation(form, defaults, frames)
     return {}
 
 
-def _marks(positions: str, multipliers: str, frames: int, fps: float) -> list[dict[str, Any]]:
-    places, noise = parse_positions(positions), parse_multipliers(multipliers)
-    if len(noise) > 1 and len(noise) != len(places):
-        raise FormError("error.multiplier_count", multipliers=len(noise), positions=len(places))
-    marks: list[dict[str, Any]] = []
-    for number, place in enumerate(places):
-        level = noise[number] if len(noise) > 1 else noise[0] if noise else 0.2
-        marks.append({"cell": _cell(place, frames, fps), "place": str(place), "noise": level})
+def _marks(form: Form, kind: Literal["image", "video"], frames: int, fps: float) -> list[dict[str, Any]]:
+    is_image = kind == "image"
+    positions = read_positions(form.positions if is_image else form.video_positions)
+    noise = read_noise(form.multipliers if is_image else form.video_multipliers)
+    noise = noise or preset_noise(form.preset, kind, len(positions))
+    check_noise_count(noise, len(positions))
+    per_position = noise if len(noise) == len(positions) else noise * len(positions)
+    marks = [
+        {"cell": _cell(position, frames, fps), "place": str(position), "noise": value}
+        for position, value in zip(positions, per_position, strict=True)
+    ]
     cells = [mark["cell"] for mark in marks]
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:
@@ -142,20 +149,20 @@ def _cell(place: Position, frames: int, fps: float) -> int:
 
 
 def overlap_of(form: Form, defaults: FormDefaults) -> int:
-    """Frames that a continuation takes over, as the request would resolve them. Raises FormError."""
+    """Return the frames that a continuation takes over, as the request resolves them. Raises FormError."""
     video = {"kind": "video", "file": "video"}
-    given = {"extend": [video], "transition": [video, video], "loop": []}[form.mode]
+    conditions = {"extend": [video], "transition": [video, video], "loop": []}[form.mode]
     values: dict[str, Any] = {"frames": form.frames and int(form.frames), "overlap": form.overlap and int(form.overlap)}
     try:
         request = GenerationRequest.model_validate(
-            {"task": form.mode, "prompt": "-", "conditions": given, **{k: v for k, v in values.items() if v}}
+            {"task": form.mode, "prompt": "-", "conditions": conditions, **{k: v for k, v in values.items() if v}}
         )
-        return request.resolved(defaults.known).overlap
+        return request.resolved(defaults.generation).overlap
     except ValueError as error:
         raise FormError(text=str(error)) from None
 
 
-def _joined(form: Form, defaults: FormDefaults, frames: int) -> dict[str, Any]:
+def _continuation(form: Form, defaults: FormDefaults, frames: int) -> dict[str, Any]:
     kept, count = latent_frames(overlap_of(form, defaults)), latent_frames(frames)
     marks = _fixed(range(kept), "video_end")
     if form.mode == "transition":
@@ -173,7 +180,7 @@ def _loop(form: Form, defaults: FormDefaults, frames: int) -> dict[str, Any]:
     marks: list[dict[str, Any]] = []
     if form.loop_image:
         marks = [{"cell": 0, "noise": float(form.noise), "src": address(form.loop_image), "role": "picture"}]
-    window = latent_frames(min(frames, defaults.known.num_frames))
+    window = latent_frames(min(frames, defaults.generation.num_frames))
     bridge = range(count - (window - 2 * kept), count)
     return {"mode": "fixed", "marks": marks, "bridge": [bridge.start, bridge.stop]}
 

@@ -1,4 +1,4 @@
-"""Jobs as the page shows them: plain values, no keys of the store, no paths."""
+"""Convert jobs to JSON for the page, without keys of the store and without paths."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -8,12 +8,12 @@ from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
 from pusa.server.jobs.queue import Job
 
-_SHOWN = ("steps", "guidance", "shift", "alpha", "seed", "preset")
+_SETTINGS = ("steps", "guidance", "shift", "alpha", "seed", "preset")
 _VARIANTS = ("video", "thumbnail", "contact_sheet")
 
 
 def card(job: Job) -> dict[str, Any]:
-    """What the gallery needs."""
+    """Return the fields of a job that the gallery shows."""
     return {
         "id": job.id,
         "status": job.status,
@@ -26,8 +26,12 @@ def card(job: Job) -> dict[str, Any]:
     }
 
 
-def whole(job: Job, position: int | None) -> dict[str, Any]:
-    """What the stage needs. `position`: jobs ahead of this one while it waits, None where that is not known."""
+def details(job: Job, position: int | None) -> dict[str, Any]:
+    """Return the fields of a job that the stage shows.
+
+    Args:
+        position: jobs ahead of this one while it waits; None: unknown.
+    """
     return card(job) | {
         "task": job.request.get("task", "generate"),
         "parent": job.parent,
@@ -48,33 +52,33 @@ def whole(job: Job, position: int | None) -> dict[str, Any]:
 
 
 def settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a request that are shown, in their order; what is still open is left out."""
-    shown: dict[str, Any] = {"task": request.get("task", "generate"), "model": request.get("model", "")}
+    """Return the settings of a request that the page shows, in their order, without those that are not set."""
+    values: dict[str, Any] = {"task": request.get("task", "generate"), "model": request.get("model", "")}
     for name in ("prompt", "negative_prompt"):
         if request.get(name):
-            shown[name] = request[name]
+            values[name] = request[name]
     if conditions := request.get("conditions"):
-        taken = {"extend": ["end"], "transition": ["end", "start"]}.get(shown["task"], [])
-        shown["conditions"] = [
+        parts = {"extend": ["end"], "transition": ["end", "start"]}.get(values["task"], [])
+        values["conditions"] = [
             {
                 "kind": c.get("kind", "image"),
                 "positions": c.get("positions") or [],
                 "noise": c.get("noise") or [],
-                "part": taken[number] if number < len(taken) else None,
+                "part": parts[number] if number < len(parts) else None,
             }
             for number, c in enumerate(conditions)
         ]
     if request.get("width") and request.get("height"):
-        shown["size"] = f"{request['width']}x{request['height']}"
+        values["size"] = f"{request['width']}x{request['height']}"
     if request.get("frames") and request.get("fps"):
         frames = nearest_of(request["frames"], 4, 1)
-        shown["frames"] = {"frames": frames, "seconds": round(frames / request["fps"], 2), "fps": request["fps"]}
-    for name in _SHOWN:
+        values["frames"] = {"frames": frames, "seconds": round(frames / request["fps"], 2), "fps": request["fps"]}
+    for name in _SETTINGS:
         if request.get(name) is not None:
-            shown[name] = request[name]
+            values[name] = request[name]
     if request.get("task", "generate") != "generate" and request.get("overlap"):
-        shown["overlap"] = request["overlap"]
-    return shown
+        values["overlap"] = request["overlap"]
+    return values
 
 
 def _without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,5 +91,5 @@ def _without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _aspect(size: str) -> float:
     width, _, height = size.partition("x")
-    known = is_whole(width) and is_whole(height) and parse_whole(height) > 0
-    return parse_whole(width) / parse_whole(height) if known else 1.0
+    is_size = is_whole(width) and is_whole(height) and parse_whole(height) > 0
+    return parse_whole(width) / parse_whole(height) if is_size else 1.0

@@ -1,14 +1,14 @@
-// What the parts of the page share: texts, elements, requests, and one poll for all that want to know the state.
+// Share texts, elements, requests and one poll of the state among the parts of the page.
 (() => {
   const texts = pusa.texts[pusa.language];
 
-  /** The text of a key; {name} in it is replaced by values.name. */
+  /** Return the text of a key, with {name} replaced by values.name. */
   pusa.t = (key, values = {}) =>
     (texts[key] ?? pusa.texts.en[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 
   pusa.has = (key) => key in texts;
 
-  /** An element: h("button.primary", {type: "button", onclick}, child, "text", null). Texts are never read as HTML. */
+  /** Make an element: h("button.primary", {type: "button", onclick}, child, "text", null). Texts are never parsed as HTML. */
   pusa.h = (tag, attributes = {}, ...children) => {
     const [name, ...classes] = tag.split(".");
     const element = document.createElement(name);
@@ -25,7 +25,7 @@
   };
 
   const SVG = "http://www.w3.org/2000/svg";
-  /** One of a few line icons, 20 x 20, hidden from screen readers. */
+  /** Make a line icon of 20 x 20 pixels, hidden from screen readers. */
   pusa.icon = (name) => {
     const svg = document.createElementNS(SVG, "svg");
     svg.setAttribute("viewBox", "0 0 20 20");
@@ -52,7 +52,7 @@
     copy: "M7 7h9v9H7zM4 13V4h9",
   };
 
-  /** JSON from a route of the studio. Throws an Error whose message can be shown; .offline where nobody answered. */
+  /** Fetch JSON from a route of the studio. Throws an Error with a message for the visitor; .offline if no server answers. */
   pusa.ask = async (path, options = {}) => {
     let answer;
     try {
@@ -68,7 +68,7 @@
   pusa.post = (path) => pusa.ask(path, { method: "POST" });
   pusa.media = (job, variant, query = "") => `studio/media/${job.id}/${variant}?${job.attempt}${query}`;
 
-  /** 95 -> "1 min 35 s" */
+  /** Format seconds: 95 -> "1 min 35 s". */
   pusa.time = (seconds) => {
     const s = Math.max(0, Math.round(seconds));
     const parts = [[Math.floor(s / 3600), "hours"], [Math.floor(s / 60) % 60, "minutes"], [s % 60, "seconds"]];
@@ -91,12 +91,12 @@
   const listeners = new Set();
   let followed = "", last = null, timer = 0, lost = 0, asked = 0, running = false;
 
-  /** Calls back with {model, job, offline} whenever it was asked for, at once if it is known. */
+  /** Call back with {model, job, offline} after every poll, and at once after an earlier one. */
   pusa.onState = (callback) => {
     listeners.add(callback);
     if (last) callback(last);
   };
-  /** Follow a job, by its id; "" for none. The address of the page says which, so that a reload finds it again. */
+  /** Poll a job by its id; "" for none. The page's address holds the id, so that a reload finds the job again. */
   pusa.follow = (id, push = true) => {
     if (id === followed) return poll();
     followed = id;
@@ -142,9 +142,9 @@
     poll();
   });
 
-  // ---- small things about Gradio's own elements ----
+  // ---- Gradio's own elements ----
 
-  /** Write into one of Gradio's text fields as if it had been typed. */
+  /** Write into one of Gradio's text fields, with the event that typing raises. */
   pusa.type = (selector, text) => {
     const field = document.querySelector(`${selector} textarea, ${selector} input`);
     if (!field) return;

@@ -1,4 +1,4 @@
-// Before anything is drawn: the language and the theme that somebody has chosen, or those of the browser.
+// Set the language and theme that the visitor has chosen, or the browser's, before the browser draws anything.
 (() => {
   const asked = new URLSearchParams(location.search).get("lang");
   const kept = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
@@ -9,13 +9,13 @@
   pusa.language = wanted.find((tag) => known.includes(tag)) || "en";
   pusa.keep = keep;
   pusa.kept = kept;
-  // Gradio asks the browser for its language and knows no other way to be told one.
+  // Gradio takes its language from the browser alone.
   const told = { zh: "zh-CN" }[pusa.language] || pusa.language;
   Object.defineProperty(navigator, "language", { get: () => told, configurable: true });
   Object.defineProperty(navigator, "languages", { get: () => [told], configurable: true });
   document.documentElement.lang = pusa.language;
 
-  // Gradio puts the class `dark` on the body, by the system's theme. What is chosen here wins.
+  // Gradio sets the class `dark` on the body by the system's theme. The visitor's choice wins.
   const system = matchMedia("(prefers-color-scheme: dark)");
   pusa.theme = () => kept("pusa.theme") || (system.matches ? "dark" : "light");
   const apply = () => {

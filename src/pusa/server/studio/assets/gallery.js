@@ -1,4 +1,4 @@
-// The gallery: all videos of whoever looks, the newest first, from the durable queue.
+// Show the gallery: all videos of the visitor from the durable queue, the newest first.
 (() => {
   const { h, t } = pusa;
 
@@ -26,7 +26,7 @@
       return h("li", {}, open);
     }
 
-    /** The video plays while somebody points at it, or has the focus on it. */
+    /** Play the video while it has the pointer or the focus. */
     function moving(open, job) {
       let video = null;
       const place = open.querySelector(".ga-picture");
@@ -61,7 +61,7 @@
         jobs = [...rest, ...page.jobs, ...older];
         more = after || !older.length ? page.more : more;
         draw();
-      } catch { /* the next look finds it */ }
+      } catch { /* the next poll finds it */ }
     }
     pusa.refreshGallery = () => load();
     pusa.onState((state) => {

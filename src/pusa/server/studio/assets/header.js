@@ -1,4 +1,4 @@
-// The head of the page: the name, how the model is, language and theme. And what went wrong, under the button.
+// Show the page's head (name, state of the model, language, theme), and the error under the button.
 (() => {
   const { h, t } = pusa;
 

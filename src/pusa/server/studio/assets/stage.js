@@ -1,4 +1,4 @@
-// The stage: one job from the queue to the player. It follows the job by itself; Gradio only says which.
+// Show the stage: one job from the queue to the player. It polls the job; Gradio only names it.
 (() => {
   const { h, t, icon } = pusa;
   const BUSY = ["queued", "in_progress"];
@@ -170,7 +170,7 @@
       ];
     }
 
-    // ---- what it was made from ----
+    // ---- settings of the video ----
 
     function about() {
       const sheet = job.has.contact_sheet;
@@ -230,7 +230,7 @@
 
     function draw(now) {
       state = now;
-      if (now.following && now.unknown) return;  // asked for, not known yet: what is shown stays for a moment
+      if (now.following && now.unknown) return;  // no answer yet: keep the old picture for a moment
       if (now.following && now.job === null && !now.offline) {
         if (drawn === `gone ${now.following}`) return;
         drawn = `gone ${now.following}`;

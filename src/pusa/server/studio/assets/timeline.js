@@ -1,10 +1,10 @@
-// The timeline: latent frames as cells, what is fixed in them, and how noisy it may be. See pusa.server.studio.timeline.
+// Draw and edit the timeline: latent frames as cells, their conditions and noise. See pusa.server.studio.timeline.
 (() => {
   const { h, t } = pusa;
   const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38, SETTLE_MS = 80, EDIT_MS = 500;
   const round = (noise) => Math.round(Math.min(1, Math.max(0, noise)) * 100) / 100;
 
-  /** First and last frame of a cell: Wan's VAE makes one latent frame of the first frame, and one of every four after it. */
+  /** Return the first and last frame of a cell: Wan's VAE makes one latent frame of the first frame, and one of every four after it. */
   const framesOf = (cell) => (cell === 0 ? [0, 0] : [4 * cell - 3, 4 * cell]);
 
   pusa.timeline = (element, props, watch, tell) => {
@@ -22,7 +22,7 @@
       h("div.tl-scroll", {}, strip, ruler), problem, readout, help, spoken,
     );
 
-    // ---- what is where ----
+    // ---- marks and cells ----
 
     const markAt = (cell) => value.marks.find((mark) => mark.cell === cell);
     const canMove = () => value.mode === "images";
@@ -145,7 +145,7 @@
       changed("", soon);
     }
 
-    /** The next cell without a mark in a direction, or null. */
+    /** Return the next cell without a mark in a direction, or null. */
     function free(mark, direction) {
       for (let cell = mark.cell + direction; cell >= 0 && cell < value.count; cell += direction) {
         if (!markAt(cell)) return cell;
@@ -185,7 +185,7 @@
       draw();
     }
 
-    // ---- hands ----
+    // ---- pointer and keys ----
 
     const cellOf = (event) => {
       const found = document.elementFromPoint(event.clientX, event.clientY)?.closest(".tl-cell");
@@ -267,11 +267,11 @@
       actions[event.key]();
     });
 
-    // ---- pictures of a video's frames, made by the browser: the server opens no stranger's file for them ----
+    // ---- pictures of a video's frames: the browser makes them, so that the server opens no stranger's file ----
 
-    const pictures = new Map();  // "address time" -> data URL, or "" while it is being made
+    const pictures = new Map();  // "address time" -> data URL, or "" until the browser has made it
 
-    /** Which moment of which video a cell shows: [address, seconds from its start, or from its end if negative]. */
+    /** Return the picture of a cell: [video's address, seconds from its start, or from its end if negative]. */
     function momentOf(cell) {
       const mark = markAt(cell);
       const first = framesOf(cell)[0];
@@ -292,7 +292,7 @@
       return src ? pictures.get(`${src} ${seconds}`) || null : null;
     }
 
-    const tries = new Map();  // address -> how often it could not be read
+    const tries = new Map();  // address -> number of failed reads
     let reading = Promise.resolve();
     function readPictures() {
       const wanted = new Map();
@@ -307,7 +307,7 @@
       }
     }
 
-    /** The next drawing tries once more what took too long; what the browser cannot play stays without pictures. */
+    /** Retry a slow video at the next drawing; one that the browser cannot play has no pictures. */
     function forget(src, moments) {
       tries.set(src, (tries.get(src) || 0) + 1);
       if (tries.get(src) > 2) return;
@@ -349,9 +349,9 @@
       readPictures();
       draw();
     }
-    // ---- in step with the fields ----
+    // ---- refresh from the fields ----
 
-    /** Ask what the fields say now: once, after all of them have changed and no hand is on the timeline. */
+    /** Refresh from the fields: once, after all of them have changed and nobody drags on the timeline. */
     pusa.fieldsChanged = () => {
       clearTimeout(waiting);
       waiting = setTimeout(() => {
@@ -364,12 +364,12 @@
     };
     watch("value", () => {
       const answers = props.value?.asked;
-      if (drag || (answers && answers !== asked)) {  // an answer to an older question
+      if (drag || (answers && answers !== asked)) {  // an answer to an older call
         props.value = value;
         return;
       }
       take();
-      if (!answers) pusa.fieldsChanged();  // sent along with other changes, which may not all have been made yet
+      if (!answers) pusa.fieldsChanged();  // it came with changes of other fields, some of which may follow
     });
     new ResizeObserver(() => { if (value && !drag) drawRuler(); }).observe(strip);
     take();

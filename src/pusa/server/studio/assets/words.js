@@ -1,4 +1,4 @@
-// Examples, help for the prompt, and words that the model does not know.
+// Show examples, help for the prompt, and words that the model does not know.
 (() => {
   const { h, t } = pusa;
 
@@ -17,7 +17,7 @@
     );
   };
 
-  pusa.generate.prompt_hints = (element, props) => {
+  pusa.words = (element, props) => {
     const { model, known } = props.value;
     const unknown = h("div.pusa-unknown", { role: "status" });
     const kinds = Object.entries(known);
@@ -63,7 +63,7 @@
       field().focus();
     };
     const later = () => { clearTimeout(timer); timer = setTimeout(look, 350); };
-    // Gradio draws the field after this part, and writes into it without an event: it is looked at now and then.
+    // Gradio draws the field after this part, and writes into it without an event: hence a timer reads it.
     document.addEventListener("input", (event) => { if (event.target.closest("#prompt")) later(); });
     setInterval(() => { if (!document.hidden) look(); }, 1500);
     document.addEventListener("keydown", (event) => {

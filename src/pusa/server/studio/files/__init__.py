@@ -1,1 +1,1 @@
-"""Files of the studio's page: uploads, their routes, and the check of its requests."""
+"""Receive, store and serve the files of the studio's visitors, and filter the page's requests."""

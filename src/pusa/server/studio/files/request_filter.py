@@ -1,7 +1,7 @@
 """Check the requests of the page before Gradio sees them.
 
 Gradio has many more routes than this page uses, believes the paths that a page names, and reads bodies of any size on
-the event loop. So: a list of what is passed on, and a body is read here first, counted, and checked against the page.
+the event loop. So only the routes listed here reach it, and this module reads, counts and checks a body first.
 """
 
 import json
@@ -27,7 +27,9 @@ RUN = "/gradio_api/run/predict"
 _READ = frozenset({"", "/", "/config", "/theme.css", "/manifest.json", "/robots.txt"})
 _READ_BELOW = ("/assets/", "/static/")
 _LONGEST_PATH = 250
-_HEADERS_LEFT_OUT = frozenset({b"x-forwarded-host", b"x-gradio-server"})  # Gradio takes the page's address from them
+_HEADERS_LEFT_OUT = frozenset(
+    {b"x-forwarded-host", b"x-gradio-server"}
+)  # Gradio would take the page's address from them
 _KINDS: dict[str, type] = {
     "session_hash": str,
     "trigger_id": int,
@@ -39,12 +41,12 @@ _FIELDS = frozenset({"data", "fn_index", "event_data", *_KINDS})
 
 
 class RequestFilter:
-    """Gradio's app, for the requests of its page alone.
+    """Pass the requests of one page on to Gradio's app, and refuse all others.
 
     Args:
         app: Gradio's.
         page: its blocks.
-        files: what visitors may name.
+        files: the files that visitors may name.
     """
 
     def __init__(self, app: ASGIApp, page: gr.Blocks, files: VisitorFiles) -> None:
@@ -66,18 +68,18 @@ class RequestFilter:
             )
 
     async def _checked(self, request: Request) -> Receive:
-        """The body for Gradio to read: written anew, so that it reads what was checked. Raises ServiceError.
+        """Check a body and write it anew, so that Gradio reads exactly the checked values. Raises ServiceError.
 
-        It names no session: Gradio would keep a copy of the page for each of thousands, and build the parts that it
-        updates anew in there, without what `confine` and the page have set on them. Nothing of this page needs one.
+        The new body names no session: Gradio would keep a copy of the page for each of thousands, and in it build the
+        parts that it updates anew, without the methods that `confine` and the page have replaced. This page needs none.
         """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
-        said = await in_reader(parsed, body, Budget(), "the body")
-        await in_reader(check_files, said, owner_of(request), self.files)
-        check_call(said, self.page)
-        said["session_hash"] = None
+        call = await in_reader(parsed, body, Budget(), "the body")
+        await in_reader(check_files, call, owner_of(request), self.files)
+        check_call(call, self.page)
+        call["session_hash"] = None
         try:
-            written = json.dumps(said, ensure_ascii=False).encode()
+            written = json.dumps(call, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise _wrong("a text holds half a character: type it anew") from None
         messages: list[Message] = [{"type": "http.request", "body": written, "more_body": False}]
@@ -89,7 +91,7 @@ class RequestFilter:
 
 
 def _is_read(path: str, scope: Scope) -> bool:
-    if "deep_link" in QueryParams(scope.get("query_string", b"")):  # a saved page of somebody else
+    if "deep_link" in QueryParams(scope.get("query_string", b"")):  # a page that somebody else has saved
         return False
     if len(path.encode("utf-8", "surrogateescape")) > _LONGEST_PATH or "\0" in path:
         return False  # a name that no file can have
@@ -99,10 +101,12 @@ def _is_read(path: str, scope: Scope) -> bool:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def check_files(said: Any, owner: str, files: VisitorFiles) -> None:
-    """Raise ServiceError (400) for a file, anywhere in what a page says, that its visitor has not sent, and for what
-    Gradio might take for a file and is none."""
-    for one in _objects(said):
+def check_files(call: Any, owner: str, files: VisitorFiles) -> None:
+    """Raise ServiceError (400) for a file, anywhere in a call, that its visitor has not sent.
+
+    So it does for any other object that Gradio might take for a file.
+    """
+    for one in _objects(call):
         if one.get("path") is not None:
             files.check(owner, one["path"])
         if "meta" in one and not _is_file(one):
@@ -110,7 +114,7 @@ def check_files(said: Any, owner: str, files: VisitorFiles) -> None:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects in a value that is nested no deeper than `parsed` allows."""
+    """Yield all objects in a value that is nested no deeper than `parsed` allows."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
@@ -123,22 +127,22 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def check_call(said: Any, page: gr.Blocks) -> None:
+def check_call(call: Any, page: gr.Blocks) -> None:
     """Check a call of one of the page's handlers: Gradio's own errors are a traceback and an empty answer.
 
     Raises:
-        ServiceError: 400, it names the part that has a value it cannot have.
+        ServiceError: 400; the message names the part whose value is wrong.
     """
-    if not isinstance(said, dict):
+    if not isinstance(call, dict):
         raise _wrong("the body is no JSON object")
-    if unknown := sorted(set(said) - _FIELDS):
+    if unknown := sorted(set(call) - _FIELDS):
         raise _wrong(f"{unknown[0][:60]!r} is unknown")
-    number, data = said.get("fn_index"), said.get("data")
+    number, data = call.get("fn_index"), call.get("data")
     handler = page.fns.get(number) if type(number) is int else None
     if handler is None or handler.fn is None:
         raise _wrong("fn_index names no handler of the page: load the page anew", "fn_index")
     for name, kind in _KINDS.items():
-        value = said.get(name)
+        value = call.get(name)
         if value is not None and (not isinstance(value, kind) or (isinstance(value, str) and len(value) > 100)):
             raise _wrong(f"{name}={str(value)[:60]!r} is of another kind: load the page anew", name)
     if not isinstance(data, list) or len(data) != len(handler.inputs):

@@ -1,4 +1,4 @@
-"""Files between the page and the server, at the addresses where Gradio's components send and look for them."""
+"""Receive and serve the page's files at the addresses that Gradio's components use."""
 
 import asyncio
 import hashlib
@@ -24,33 +24,33 @@ from pusa.server.studio.routes import owner_of
 
 _LOOK_SECONDS, _WAIT_SECONDS, _STILL_SECONDS = 0.1, 3.0, 15.0
 _FILE_NAME = re.compile(rb'filename="([^"\r\n]{1,300})"')
-_SHOWN = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "video/")  # nothing that runs scripts
+_SHOWN = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "video/")  # no type that may run scripts
 
 UploadId = Annotated[str, Query(max_length=64)]
 
 
 class _Counting(Request):
-    """A request that tells how far its body has come."""
+    """Count the bytes of a request's body as they arrive."""
 
     arriving: Arriving | None = None
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         async for chunk in super().stream():
             if self.arriving is not None:
-                named = _FILE_NAME.findall(chunk)
-                self.arriving.name = named[-1].decode("utf-8", "replace") if named else self.arriving.name
+                names = _FILE_NAME.findall(chunk)
+                self.arriving.name = names[-1].decode("utf-8", "replace") if names else self.arriving.name
                 self.arriving.new_bytes += len(chunk)
             yield chunk
 
 
 def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
-    """The routes over the visitors' files."""
+    """Build the routes for the visitors' files."""
     routes = APIRouter(prefix="/gradio_api", include_in_schema=False)
     progress = Progress()
 
     @routes.post("/upload")
     async def upload(request: Request, upload_id: UploadId | None = None) -> JSONResponse:
-        """The paths of the files of a form, in their order."""
+        """Store the files of a form and return their paths in order."""
         owner, settings = owner_of(request), service.settings
         await in_thread(check_space, service.files, settings.min_free_bytes, files.disk)
         counting = _Counting(request.scope, request.receive)
@@ -60,7 +60,7 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
             received = await read_body(
                 counting, service.spool, max_files=settings.max_uploads, max_text_bytes=MAX_PLAIN_BYTES
             )
-            return JSONResponse(await in_thread(_moved, received, owner, files))
+            return JSONResponse(await in_thread(_move_all, received, owner, files))
         finally:
             received.remove()
             if counting.arriving is not None:
@@ -82,7 +82,7 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
     return routes
 
 
-def _moved(received: Received, owner: str, files: VisitorFiles) -> list[str]:
+def _move_all(received: Received, owner: str, files: VisitorFiles) -> list[str]:
     if received.values or not received.files:
         raise ServiceError(400, "invalid_file", "the form holds no file: send files as parts of multipart/form-data")
     return [str(files.move(owner, upload.path, upload.name)) for _, upload in received.files]
@@ -110,9 +110,9 @@ async def _events(request: Request, arriving: Arriving, forget: partial[None]) -
     began = False
     while not arriving.is_done and not await request.is_disconnected():
         if arriving.new_bytes:
-            said = {"msg": "update", "orig_name": arriving.name, "chunk_size": arriving.new_bytes}
+            update = {"msg": "update", "orig_name": arriving.name, "chunk_size": arriving.new_bytes}
             arriving.new_bytes, silent, began = 0, 0.0, True
-            yield f"data: {json.dumps(said)}\n\n"
+            yield f"data: {json.dumps(update)}\n\n"
         elif silent >= (_STILL_SECONDS if began else _WAIT_SECONDS):
             if not began:
                 break

@@ -1,8 +1,8 @@
-"""The visitors' own files: what somebody has sent to the page, or was given by it, and may name again.
+"""Store the visitors' files in a folder of their own, and check the paths that a page names.
 
 Gradio keeps uploads of all visitors in one folder, by their content, and believes a page that names a file there. Here
-everybody who shows the same API key has a folder, and every file in it one of its own with a name that nobody guesses.
-The path says whose it is, so that it is known after a restart.
+each API key has a folder, and each file in it a folder whose name nobody guesses. The path tells the owner, also after
+a restart.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from pusa.server.errors import ServiceError
 
 KEEP_SECONDS = 86_400.0
-"""The time for which a file is kept."""
+"""Files older than this are removed."""
 
 _SWEEP_SECONDS = 3600.0
 _NAME_LENGTH = 100
@@ -27,9 +27,9 @@ _FOLDER = re.compile(r"[0-9a-f]{32}")
 
 
 class VisitorFiles:
-    """Files below one folder. All methods touch the disk: call them in a thread.
+    """Manage the visitors' files below one folder. All methods touch the disk: call them in a thread.
 
-    An `owner` is who shows an API key; "" is everyone where no keys are set.
+    An `owner` stands for an API key; "" for everyone on a server without keys.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class VisitorFiles:
         self._swept_at = float("-inf")
 
     def new(self, owner: str, name: str) -> Path:
-        """Give the path at which a file of this name may be written; old files are removed meanwhile."""
+        """Return a new path for a file of this name. Removes old files from time to time."""
         if time.monotonic() - self._swept_at > _SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             self.remove_old(KEEP_SECONDS)
@@ -49,28 +49,27 @@ class VisitorFiles:
         return here / safe_name(name)
 
     def move(self, owner: str, source: Path, name: str) -> Path:
-        """A file becomes this owner's."""
+        """Move a file to this owner's."""
         target = self.new(owner, name)
         shutil.move(source, target)
         return target
 
     def copy(self, owner: str, source: Path) -> Path:
-        """A copy of a file becomes this owner's."""
+        """Copy a file to this owner's."""
         target = self.new(owner, source.name)
         shutil.copyfile(source, target)
         return target
 
     def is_own(self, owner: str, path: str) -> bool:
-        """Tell whether a path that a visitor names is one of those that `new` has made for them. It need not be there
-        any more."""
+        """Tell whether `new` has made a path for this owner. The file itself may be gone."""
         if not isinstance(path, str) or len(path) > 4096 or "\0" in path:
             return False
-        named, folder = Path(path), self._of(owner)
-        parts = named.parts[len(folder.parts) :]
-        is_below = named.parts[: len(folder.parts)] == folder.parts and len(parts) == 2
+        file, folder = Path(path), self._of(owner)
+        parts = file.parts[len(folder.parts) :]
+        is_below = file.parts[: len(folder.parts)] == folder.parts and len(parts) == 2
         if not is_below or not _FOLDER.fullmatch(parts[0]) or safe_name(parts[1]) != parts[1]:
             return False
-        return named.resolve() == folder.resolve() / parts[0] / parts[1]  # no link leads elsewhere
+        return file.resolve() == folder.resolve() / parts[0] / parts[1]  # no link leads elsewhere
 
     def check(self, owner: str, path: str) -> None:
         """Raise ServiceError (400) for a path that is not this owner's."""
@@ -80,7 +79,7 @@ class VisitorFiles:
             )
 
     def remove_old(self, seconds: float) -> None:
-        """Remove what was written longer ago."""
+        """Remove files older than `seconds`."""
         before = time.time() - seconds
         for folder in self._each():
             with suppress(FileNotFoundError):
@@ -89,7 +88,7 @@ class VisitorFiles:
 
     @property
     def disk(self) -> Path:
-        """A folder that is there, on the disk where the files lie."""
+        """Return an existing folder on the disk that holds the files."""
         return next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
 
     def _each(self) -> Iterator[Path]:
@@ -102,7 +101,7 @@ class VisitorFiles:
 
 
 def safe_name(name: str) -> str:
-    """A client's name for a file as the name of one: no folders, not hidden, not long."""
+    """Make a client's file name safe: without folders, not hidden, short."""
     name = _NOT_IN_NAMES.sub("_", name.replace("\\", "/").rpartition("/")[2]).strip(". ")
     stem, dot, suffix = name.rpartition(".")
     short = f"{stem[: _NAME_LENGTH - 12]}{dot}{suffix[:10]}" if dot else name[:_NAME_LENGTH]
@@ -113,7 +112,7 @@ def safe_name(name: str) -> str:
 
 @dataclass
 class Arriving:
-    """Hold the part of an upload that has come and not been reported yet."""
+    """Count the bytes of an upload that the page has not been sent yet."""
 
     name: str = ""
     new_bytes: int = 0
@@ -129,7 +128,7 @@ class Progress:
         self._arriving: dict[tuple[str, str], Arriving] = {}
 
     def of(self, owner: str, id: str) -> Arriving:
-        """Begun at the first question or the first bytes, whichever comes first; the oldest are forgotten."""
+        """Return the progress of an upload, new on the first call; the oldest are dropped."""
         key = (owner, id[:64])
         while len(self._arriving) >= self._MOST and key not in self._arriving:
             del self._arriving[next(iter(self._arriving))]
