@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.server.errors import ServiceError
-from pusa.server.http.body import in_reader, read_bytes
-from pusa.server.http.json_input import MAX_PLAIN_BYTES, Budget, parsed
+from pusa.server.http.body import in_parser_thread, read_bytes
+from pusa.server.http.json_input import MAX_PLAIN_BYTES, Budget, parse_json
 from pusa.server.http.middleware import path_of
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.routes import owner_of
@@ -72,8 +72,8 @@ class RequestFilter:
         updates anew in there, without what `confine` and the page have set on them. Nothing of this page needs one.
         """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
-        said = await in_reader(parsed, body, Budget(), "the body")
-        await in_reader(check_files, said, owner_of(request), self.files)
+        said = await in_parser_thread(parse_json, body, Budget(), "the body")
+        await in_parser_thread(check_files, said, owner_of(request), self.files)
         check_call(said, self.page)
         said["session_hash"] = None
         try:
@@ -110,7 +110,7 @@ def check_files(said: Any, owner: str, files: VisitorFiles) -> None:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects in a value that is nested no deeper than `parsed` allows."""
+    """All objects in a value that is nested no deeper than `parse_json` allows."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():
