@@ -151,7 +151,7 @@ def test_lengths_of_extensions_are_of_what_is_added() -> None:
 def test_again_is_the_same_and_varied_only_in_its_seed(service: VideoService, tmp_path: Path) -> None:
     async def three() -> list[Job]:
         first = await service.create({"prompt": "x", "conditions": [{"file": "a"}]}, {"a": picture(tmp_path)})
-        return [first, await service.again(first.id), await service.again(first.id, vary_seed=True)]
+        return [first, await service.rerun(first.id), await service.rerun(first.id, vary_seed=True)]
 
     first, same, varied = run(three())
     assert (same.parent, same.inputs != first.inputs) == (first.id, True)

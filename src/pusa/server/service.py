@@ -114,7 +114,7 @@ class VideoService:
         """Store a request as a job; arguments and errors are those of `JobSubmitter.create`."""
         return await self.submitter.create(request, uploads, **options)
 
-    # ---- made from other jobs ----------------------------------------------------------------------------------------
+    # ---- submitting jobs made from other jobs ------------------------------------------------------------------------
 
     async def rerun(
         self,
@@ -256,7 +256,7 @@ class VideoService:
             for path in copies:
                 path.unlink(missing_ok=True)
 
-    # ---- showing -----------------------------------------------------------------------------------------------------
+    # ---- reading jobs ------------------------------------------------------------------------------------------------
 
     async def get(self, id: str, owner: str | None = "") -> Job:
         """Read a job. Raises ServiceError (404) if there is none or it belongs to another owner."""
@@ -359,7 +359,7 @@ class VideoService:
         except FileNotFoundError:
             return None
 
-    # ---- ending ------------------------------------------------------------------------------------------------------
+    # ---- cancelling and deleting jobs --------------------------------------------------------------------------------
 
     async def cancel(self, id: str, owner: str | None = "") -> Job:
         """Cancel a job: at once if it is queued, after its current step if it runs; an ended job is left alone."""
@@ -379,7 +379,7 @@ class VideoService:
         await in_thread(remove_files, self.queue, self.files, [job])
         return job
 
-    # ---- the server itself -------------------------------------------------------------------------------------------
+    # ---- state of the server -----------------------------------------------------------------------------------------
 
     def readiness(self) -> Readiness:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""

@@ -72,7 +72,7 @@ Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Drawn by the client: the same key is the same job, however often it is sent.",
+        description="A random key: requests with the same one return the same job.",
         min_length=1,
         max_length=255,
     ),
@@ -97,7 +97,7 @@ def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, A
 Options = Annotated[dict[str, Any], Depends(submit_options)]
 
 
-# ---- a job as clients see it -----------------------------------------------------------------------------------------
+# ---- jobs as JSON ----------------------------------------------------------------------------------------------------
 
 
 def video_from_job(job: Job, position: int | None = None) -> Video:
@@ -152,8 +152,8 @@ async def _video_response(service: VideoService, job: Job) -> JSONResponse:
     summary="Create a video",
 )
 async def create(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """Answers at once with a queued job. Pictures and videos go into `input_reference`, as file parts of a form or as
-    data URLs in JSON."""
+    """Returns a queued job at once. Images and videos go into `input_reference`, as file parts of a form or as data
+    URLs in JSON."""
     return await _video_response(service, await _create(request, service, owner, options))
 
 
@@ -168,7 +168,7 @@ async def create(request: Request, service: Service, owner: Owner, options: Opti
     summary="Create a video and wait for it",
 )
 async def create_and_wait(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """For benchmarks: the response is the MP4. A client that goes away cancels the job."""
+    """Responds with the MP4, for benchmarks. If the client disconnects, the job is cancelled."""
     job = await _create(request, service, owner, options)
     ending = asyncio.ensure_future(_wait_for_end(service.watch(job.id, owner)))
     leaving = asyncio.ensure_future(_wait_for_disconnect(request))
@@ -281,8 +281,8 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
     summary="Make a video again after a prompt, or join two",
 )
 async def edit(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """One `video` (an id, or a file) is changed: all of it loosely, or around the latent frames in `cond_positions`,
-    which are kept. Two are joined by a transition."""
+    """Changes one `video` (an id or a file): all of it with much noise, or around the latent frames in
+    `cond_positions`. Joins two videos by a transition."""
     async with read_request(request, service) as reader:
         body = await reader.validate(EditVideo, _VIDEO_FILE_FIELDS)
         videos = await _read_videos(reader, body, limit=2)
@@ -326,7 +326,7 @@ def _without_prompt(fields: dict[str, Any]) -> dict[str, Any]:
     summary="Not supported",
 )
 async def create_character() -> Response:
-    """Characters have no meaning here: give the model pictures by `input_reference`."""
+    """There are no characters here: send images by `input_reference` instead."""
     raise _no_characters()
 
 
@@ -353,13 +353,13 @@ def _no_characters() -> ServiceError:
     summary="Make a video once more with another prompt",
 )
 async def remix(request: Request, id: Id, service: Service, owner: Owner, options: Options) -> Response:
-    """The same inputs, settings and seed."""
+    """Keeps the inputs, settings and seed."""
     async with read_request(request, service) as reader:
         body = await reader.validate(RemixVideo, {})
     return await _video_response(service, await service.remix(id, body.prompt, owner, **options))
 
 
-# ---- looking, following, ending --------------------------------------------------------------------------------------
+# ---- reading and cancelling jobs -------------------------------------------------------------------------------------
 
 
 @router.get("/videos", response_model=VideoList, responses=openapi.errors(400, 503), summary="List videos")
@@ -382,7 +382,7 @@ async def list_videos(
 
 @router.get("/videos/{id:video}", response_model=Video, responses=openapi.errors(404, 503), summary="Look at a video")
 async def get_video(id: Id, service: Service, owner: Owner) -> Response:
-    """The header `openai-poll-after-ms` says when it is worth looking again."""
+    """The header `openai-poll-after-ms` advises when to read the job again."""
     return await _video_response(service, await service.get(id, owner))
 
 
@@ -401,7 +401,7 @@ async def delete_video(id: Id, service: Service, owner: Owner) -> VideoDeleted:
     "/videos/{id:video}/cancel", response_model=Video, responses=openapi.errors(404, 503), summary="Cancel a video"
 )
 async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
-    """One that waits ends at once, one that runs after its step; one that has ended stays as it is."""
+    """A queued job ends at once, a running one after its step; an ended job stays as it is."""
     return await _video_response(service, await service.cancel(id, owner))
 
 
@@ -423,7 +423,7 @@ async def get_content(
     owner: Owner,
     variant: Annotated[Variant, Query(description="Which of its files.")] = "video",
 ) -> Response:
-    """Ranges are possible."""
+    """Supports byte ranges."""
     return await download(request, await service.content(id, variant, owner))
 
 
@@ -437,7 +437,7 @@ async def get_content(
     summary="Follow a video",
 )
 async def follow(id: Id, service: Service, owner: Owner) -> Response:
-    """`video` at every change, `preview` with a picture of the video so far, `end` at the end."""
+    """Sends `video` at every change, `preview` with an image of the video so far, and `end`."""
     await service.get(id, owner)
 
     async def to_json(job: Job) -> dict[str, Any]:

@@ -206,7 +206,7 @@ class EditVideo(GenerationOptions):
     extra_params: GenerationOptions | None = knob(None, "More of these fields; fields outside win.")
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
+# ---- responses -------------------------------------------------------------------------------------------------------
 
 
 class ErrorDetail(BaseModel):

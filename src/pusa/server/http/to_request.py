@@ -81,7 +81,7 @@ _TO_STANDARD_BASE64 = bytes.maketrans(b"-_", b"+/")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 
 
-# ---- checking --------------------------------------------------------------------------------------------------------
+# ---- validation ------------------------------------------------------------------------------------------------------
 
 
 def validate_fields(model: type[M], values: Mapping[str, Any], *, is_text: bool) -> M:
@@ -161,7 +161,7 @@ def invalid_value(message: str, param: str | None = None) -> ServiceError:
     return ServiceError(400, "invalid_value", message, param)
 
 
-# ---- translating -----------------------------------------------------------------------------------------------------
+# ---- translation -----------------------------------------------------------------------------------------------------
 
 
 def build_request(
@@ -369,7 +369,7 @@ def _parse_multipliers(value: Any) -> list[Any]:
     return numbers
 
 
-# ---- files inside the request ----------------------------------------------------------------------------------------
+# ---- data URLs -------------------------------------------------------------------------------------------------------
 
 
 def decode_data_url(url: str, param: str) -> tuple[str, bytes]:
