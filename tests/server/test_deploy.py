@@ -146,12 +146,12 @@ def test_a_unit_runs_a_command_of_ours_and_is_hardened(unit: Path) -> None:
     assert re.fullmatch(r"/opt/pusa/bin/pusa (serve|worker)", service["ExecStart"])
     assert service["User"] == "pusa"
     assert service["ProtectSystem"] == "strict"
-    assert int(service["LimitNOFILE"]) == connections._MOST_FILES
+    assert int(service["LimitNOFILE"]) == connections._MAX_FILES
 
 
 def test_a_container_may_open_as_many_files_as_the_server_takes(compose: dict[str, Any]) -> None:
     for name in ("api", "worker-0", "worker-1"):
-        assert compose["services"][name]["ulimits"] == {"nofile": connections._MOST_FILES}
+        assert compose["services"][name]["ulimits"] == {"nofile": connections._MAX_FILES}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

@@ -1,6 +1,6 @@
 """The guide to the server runs as it stands there, against a real server, and names all that there is.
 
-``python tests/test_server_docs.py`` writes the tables of settings anew.
+``python tests/server/test_server_docs.py`` writes the tables of settings anew.
 """
 
 import re
@@ -19,11 +19,11 @@ from pusa.server.settings import ServerSettings
 PAGE = ROOT / "docs" / "server.md"
 ADDRESS = "127.0.0.1:7860"
 GROUPS = {
-    "host": "Where it listens and whom it lets in",
-    "data": "What it keeps, and where",
-    "model": "What it makes videos with",
-    "queue_limit": "What it accepts",
-    "log_level": "What it says",
+    "host": "Network and access",
+    "data": "Storage",
+    "model": "Model and workers",
+    "queue_limit": "Limits for clients",
+    "log_level": "Logging",
 }
 
 
@@ -105,12 +105,12 @@ def settings_tables() -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-START, END = "<!-- settings: written by `python tests/test_server_docs.py` -->\n", "<!-- end of settings -->"
+START, END = "<!-- settings: written by `python tests/server/test_server_docs.py` -->\n", "<!-- end of settings -->"
 
 
 def test_the_tables_of_settings_are_those_of_the_program() -> None:
     written = PAGE.read_text().partition(START)[2].partition(END)[0]
-    assert written == settings_tables(), "run `python tests/test_server_docs.py`"
+    assert written == settings_tables(), "run `python tests/server/test_server_docs.py`"
 
 
 def test_every_field_of_a_request_is_named() -> None:
@@ -138,7 +138,7 @@ def test_every_route_is_named_and_every_named_one_is_there(tmp_path: Path) -> No
 
 def test_every_error_code_is_named() -> None:
     """Codes are written as a status and a word beside it, or as the word of an `Error` of a task."""
-    source = "\n".join(path.read_text() for path in sorted((ROOT / "src/pusa/server").glob("*.py")))
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "src/pusa/server").rglob("*.py")))
     codes = set(re.findall(r'\b[45]\d\d, ?\n?\s*"([a-z_]+)"', source)) | set(
         re.findall(r'\bError\(\s*"([a-z_]+)"', source)
     )
@@ -169,7 +169,8 @@ def test_every_promise_names_tests_that_are_there() -> None:
         named = re.findall(r"^  - `(test_\w+\.py)::(test_\w+)`$", promise, re.M)
         assert named, promise
         for file, test in named:
-            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), f"{promise}: {file} has no {test}"
+            [path] = (ROOT / "tests").rglob(file)
+            assert f"\ndef {test}(" in path.read_text(), f"{promise}: {file} has no {test}"
 
 
 @pytest.mark.parametrize("page", ["server.md", "deployment.md"])

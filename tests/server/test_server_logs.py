@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from pusa.request import GenerationRequest
-from pusa.server.logs import Repeats, configure_logging, log_context
+from pusa.server.logs import RepeatFilter, configure_logging, log_context
 
 LOGGER = logging.getLogger("pusa.server.somewhere")
 
@@ -138,11 +138,11 @@ class Clock:
 
 
 def repeating(lines: list[str], **options: Any) -> tuple[logging.Logger, Clock]:
-    """A logger whose lines pass `Repeats`, and its clock."""
+    """A logger whose lines pass `RepeatFilter`, and its clock."""
     clock = Clock()
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    handler.addFilter(Repeats(handler.emit, clock=clock, **options))
+    handler.addFilter(RepeatFilter(handler.emit, clock=clock, **options))
     logger = logging.Logger("repeating")
     logger.addHandler(handler)
     return logger, clock
@@ -179,7 +179,7 @@ def test_lines_that_differ_and_those_that_are_no_warnings_all_come() -> None:
 def test_lines_of_very_many_kinds_take_little_memory() -> None:
     lines: list[str] = []
     clock = Clock()
-    repeats = Repeats(lambda record: lines.append(record.getMessage()), clock=clock)
+    repeats = RepeatFilter(lambda record: lines.append(record.getMessage()), clock=clock)
     for number in range(5000):
         text = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         assert repeats.filter(logging.LogRecord("x", logging.ERROR, "", 0, text, None, None))

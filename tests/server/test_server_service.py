@@ -25,7 +25,7 @@ from pusa.cli import root as cli
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
 from pusa.server.errors import ServiceError, is_disk_full, respond
-from pusa.server.http.to_request import added_length
+from pusa.server.http.to_request import extension_length
 from pusa.server.jobs.queue import Job, JobQueue, QueueUnavailable
 from pusa.server.metrics import Metrics
 from pusa.server.service import Upload, VideoService, model_name
@@ -40,7 +40,7 @@ def service(tmp_path: Path) -> VideoService:
 def make(folder: Path, **changes: Any) -> VideoService:
     settings = quick_settings(folder, model="tiny", min_free_bytes=0, **changes)
     service = VideoService(settings, *open_all(settings))
-    service.prober = NearProber(service.prober.limits)
+    service.submitter.prober = NearProber(service.submitter.prober.limits)
     return service
 
 
@@ -137,7 +137,7 @@ def test_an_upright_picture_makes_an_upright_video(service: VideoService, tmp_pa
 def test_lengths_of_extensions_are_of_what_is_added() -> None:
     tiny = defaults_of("tiny")
     for seconds in (0.1, 0.5, 1, 2, 5):
-        length = added_length(seconds, {}, tiny)
+        length = extension_length(seconds, {}, tiny)
         request = GenerationRequest(
             task="extend", prompt="x", conditions=[{"kind": "video", "file": "a"}], **length
         ).resolved(tiny)
@@ -151,7 +151,7 @@ def test_lengths_of_extensions_are_of_what_is_added() -> None:
 def test_again_is_the_same_and_varied_only_in_its_seed(service: VideoService, tmp_path: Path) -> None:
     async def three() -> list[Job]:
         first = await service.create({"prompt": "x", "conditions": [{"file": "a"}]}, {"a": picture(tmp_path)})
-        return [first, await service.again(first.id), await service.again(first.id, vary_seed=True)]
+        return [first, await service.rerun(first.id), await service.rerun(first.id, vary_seed=True)]
 
     first, same, varied = run(three())
     assert (same.parent, same.inputs != first.inputs) == (first.id, True)
@@ -254,12 +254,12 @@ def test_metrics_count_what_has_ended_once_wherever_it_ran(service: VideoService
     run(service.create({"prompt": "before"}, {}))
     work(service)
     metrics = Metrics(service)
-    metrics.begin()
+    metrics.start()
     jobs = [run(service.create({"prompt": "x"}, {})) for _ in range(3)]
     run(service.cancel(jobs[2].id))
     work(service, jobs=2)
     for _ in range(2):
-        metrics.look()
+        metrics.count_ended()
     value = metrics.registry.get_sample_value
     labels = {"model_name": "tiny"}
     assert value("pusa:request_success_total", {**labels, "finished_reason": "completed"}) == 2
@@ -276,12 +276,12 @@ def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(
 ) -> None:
     monkeypatch.setattr("pusa.server.metrics._NEWEST", 2)
     metrics = Metrics(service)
-    metrics.begin()
+    metrics.start()
     for n in range(6):
         run(service.create({"prompt": str(n)}, {}))
-        metrics.look()
+        metrics.count_ended()
     work(service, jobs=6)
-    metrics.look()
+    metrics.count_ended()
     sample = {"model_name": "tiny", "finished_reason": "completed"}
     assert metrics.registry.get_sample_value("pusa:request_success_total", sample) == 6
 

@@ -20,8 +20,8 @@ from media_samples import write
 from PIL import Image
 
 from pusa.server.errors import ServiceError
-from pusa.server.http.body import _Multipart, unbracketed
-from pusa.server.uploads import Probed, ProbeLimits, Prober, Spool, Upload, shown_name
+from pusa.server.http.body import _Multipart, parse_brackets
+from pusa.server.uploads import ProbeLimits, Prober, Spool, Upload, UploadInfo, display_name
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def prober() -> Iterator[Prober]:
     prober.close()
 
 
-def upload(folder: Path, content: bytes, name: str = "a file", wanted: Any = None) -> Upload:
+def upload(folder: Path, content: bytes, name: str = "a file", expected_kind: Any = None) -> Upload:
     path = folder / f"{len(list(folder.iterdir()))}.part"
     path.write_bytes(content)
-    return Upload(name=name, path=path, size=len(content), wanted=wanted)
+    return Upload(name=name, path=path, size=len(content), expected_kind=expected_kind)
 
 
 def webp(frames: int) -> bytes:
@@ -58,11 +58,11 @@ def test_what_a_file_is_follows_from_its_content(prober: Prober, tmp_path: Path)
         Upload(name="picture.png", path=video),
         upload(tmp_path, webp(1)),
         upload(tmp_path, webp(3)),
-        upload(tmp_path, webp(3), wanted="image"),
+        upload(tmp_path, webp(3), expected_kind="image"),
     ]
     image, moving, still, animated, first = prober.probe(files)
-    assert image == Probed("image", ".png", 40, 30, 1, None, 0.0)
-    assert moving == Probed("video", ".mp4", WIDTH, HEIGHT, FRAMES, 16.0, FRAMES / 16)
+    assert image == UploadInfo("image", ".png", 40, 30, 1, None, 0.0)
+    assert moving == UploadInfo("video", ".mp4", WIDTH, HEIGHT, FRAMES, 16.0, FRAMES / 16)
     assert (still.kind, animated.kind, first.kind) == ("image", "video", "image")
     assert animated.frames == 3
 
@@ -119,11 +119,8 @@ ANSWER = '{"kind": "image", "suffix": ".png", "width": 1, "height": 1, "frames":
     ],
     ids=["dies at once", "hangs", "dies at the second file"],
 )  # fmt: skip
-def test_a_reader_that_dies_or_hangs_costs_the_request_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
-) -> None:
-    monkeypatch.setattr("pusa.server.uploads._CHILD", ["-c", code])
-    prober = Prober(ProbeLimits(wall_seconds=2))
+def test_a_reader_that_dies_or_hangs_costs_the_request_and_nothing_else(tmp_path: Path, code: str) -> None:
+    prober = Prober(ProbeLimits(wall_seconds=2), command=["-c", code])
     files = [upload(tmp_path, png(), "first"), upload(tmp_path, png(), "second")]
     began = time.monotonic()
     with pytest.raises(ServiceError) as refused:
@@ -156,9 +153,9 @@ def test_a_closed_prober_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_names_of_clients_are_shown_on_one_line() -> None:
-    assert shown_name(Upload(name="a\n\x1b[31mb", path=Path())) == "a??[31mb"
-    assert len(shown_name(Upload(name="x" * 1000, path=Path()))) == 60
-    assert shown_name(Upload(name="", path=Path())) == "the file"
+    assert display_name(Upload(name="a\n\x1b[31mb", path=Path())) == "a??[31mb"
+    assert len(display_name(Upload(name="x" * 1000, path=Path()))) == 60
+    assert display_name(Upload(name="", path=Path())) == "the file"
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------
@@ -207,14 +204,14 @@ def test_a_form_that_is_cut_short_leaves_nothing(tmp_path: Path, cut: int) -> No
 @given(st.lists(st.tuples(st.text("ab[]01.", max_size=8), st.text('01[]{}",a', max_size=8)), max_size=6))
 def test_names_with_brackets_become_values_or_a_refusal(pairs: list[tuple[str, str]]) -> None:
     with suppress(ServiceError):
-        assert all(isinstance(name, str) for name in unbracketed(pairs))
+        assert all(isinstance(name, str) for name in parse_brackets(pairs))
 
 
 def test_the_same_name_twice_is_a_list() -> None:
     pairs = [("a", "1"), ("a", "2"), ("b[]", "3"), ("c[d]", "4"), ("e[1]", "6"), ("e[0]", "5"), ("f", '{"g": [7]}')]
     expected = {"a": ["1", "2"], "b": ["3"], "c": {"d": "4"}, "e": ["5", "6"], "f": {"g": [7]}}
-    assert unbracketed(pairs) == expected
-    assert unbracketed([("prompt", "[a duck]")]) == {"prompt": "[a duck]"}
+    assert parse_brackets(pairs) == expected
+    assert parse_brackets([("prompt", "[a duck]")]) == {"prompt": "[a duck]"}
 
 
 # ---- the server's folders --------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.queue import Job
-from pusa.server.probe import look
+from pusa.server.probe import probe_file
 from pusa.server.service import VideoService
-from pusa.server.uploads import Probed, Prober, Upload
+from pusa.server.uploads import Prober, Upload, UploadInfo
 from pusa.server.worker.executor import ExecutorState
 from pusa.server.worker.messages import (
     Cancelled,
@@ -132,13 +132,13 @@ class NearProber(Prober):
     def warm(self) -> None:
         pass
 
-    def probe(self, uploads: Sequence[Upload]) -> list[Probed]:
+    def probe(self, uploads: Sequence[Upload]) -> list[UploadInfo]:
         limits = MediaLimits(max_pixels=self.limits.max_pixels, max_seconds=self.limits.max_seconds)
         found = []
         for upload in uploads:
             try:
                 with upload.path.open("rb") as file:
-                    found.append(Probed(**look(file, upload.wanted, limits)))
+                    found.append(UploadInfo(**probe_file(file, upload.expected_kind, limits)))
             except MediaError as error:
                 raise ServiceError(400, "invalid_file", f"{upload.name}: {error}", "input_reference") from None
         return found
@@ -202,7 +202,7 @@ def serving(folder: Path, *, near_prober: bool = True, **changes: Any) -> Iterat
     settings = quick_settings(folder / "data", **changes)
     app = create_app(settings, make_executor=lambda _: executor)
     if near_prober:
-        app.state.service.prober = NearProber(app.state.service.prober.limits)
+        app.state.service.submitter.prober = NearProber(app.state.service.submitter.prober.limits)
     listener = socket.create_server(("127.0.0.1", 0))
     options = uvicorn_options(settings, 65_536)
     server = uvicorn.Server(uvicorn.Config(app, **{**options, "timeout_graceful_shutdown": 3}))

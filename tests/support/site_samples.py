@@ -50,7 +50,7 @@ def open_site(folder: Path, keys: Sequence[str]) -> Iterator[Site]:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "cache"))
         patch.setenv("PUSA_TEST_SECRET", "in-the-environment-" + "x" * 8)
         app = create_app(settings_of(folder / "data", workers=0, api_keys=keys, min_free_bytes=0))
-        app.state.service.prober = NearProber(app.state.service.prober.limits)
+        app.state.service.submitter.prober = NearProber(app.state.service.submitter.prober.limits)
         with TestClient(app, base_url="http://127.0.0.1") as client:
             pages = [Page(client, key) for key in (keys or (None,))]
             forbidden = {

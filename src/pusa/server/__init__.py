@@ -1,1 +1,1 @@
-"""The server: durable jobs, a worker that runs them, an HTTP API and a studio. Importing it loads no torch."""
+"""Serve video generation: durable jobs, workers, an HTTP API and a studio. Importing it loads no torch."""

@@ -1,6 +1,6 @@
-"""The server's app: routes, the gate before them, and what runs beside them (workers, housekeeping).
+"""Assemble the server's ASGI app: routes, middleware, and background threads (workers, housekeeping).
 
-Importing it loads no torch: models live in processes of their own.
+Importing it loads no torch: models are loaded in child processes.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from pusa import __version__
 from pusa.server import errors
-from pusa.server.http import api, openapi, pages
-from pusa.server.http.middleware import ApiKeys, Gate, HostCheck
-from pusa.server.http.root_page import Front
+from pusa.server.http import api, openapi
+from pusa.server.http.middleware import AccessMiddleware, ApiKeys, HostCheck
+from pusa.server.http.root_page import RootPage, docs_page
 from pusa.server.http.schemas import Health, Ready
 from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
-from pusa.server.metrics import CONTENT_TYPE, LOOK_SECONDS, Metrics
+from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
 from pusa.server.service import VideoService, in_thread
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor
@@ -30,7 +30,7 @@ from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
-_JOIN_SECONDS = 10.0  # for a worker to give its job back
+_JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
     "settings and our own for keyframes, positions and noise multipliers."
@@ -45,32 +45,33 @@ def create_app(
     make_executor: Callable[[ServerSettings], Executor] = make_executor,
     studio_later: bool = False,
 ) -> FastAPI:
-    """The app. Its workers begin when it starts, and give their jobs back when it ends.
+    """Create the app. Its workers start with it, and return their jobs to the queue when it stops.
 
     Args:
-        queue, files: instead of those that the settings name.
+        settings: of the server and its workers.
+        queue, files: replace those that the settings name.
         make_executor: called once for each of `settings.workers`.
-        studio_later: load the studio once the server answers, which it then does seconds earlier.
+        studio_later: load the studio after the server has started, which makes the start seconds faster.
 
     Raises:
-        ValueError, SchemaError, QueueUnavailable: the database or the store cannot be used.
+        ValueError, SchemaError, QueueUnavailable: the database or the file store cannot be used.
     """
     settings.scratch_folder.mkdir(parents=True, exist_ok=True)
     queue = queue or JobQueue(settings.database_url)
     files = files or FileStore(settings.files_url)
     service = VideoService(settings, queue, files)
     metrics = Metrics(service)
-    background = _Background(service, metrics, make_executor)
-    front = Front(service, settings, later=studio_later)
+    background = _BackgroundThreads(service, metrics, make_executor)
+    root_page = RootPage(service, settings, later=studio_later)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         background.start()
-        tasks = [asyncio.create_task(background.count())]
-        if front.has_studio:
-            tasks.append(asyncio.create_task(front.run()))
+        tasks = [asyncio.create_task(background.count_ended_jobs())]
+        if root_page.has_studio:
+            tasks.append(asyncio.create_task(root_page.run()))
         try:
-            await front.wait()
+            await root_page.wait()
             yield
         finally:
             for task in tasks:
@@ -83,7 +84,7 @@ def create_app(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -91,10 +92,10 @@ def create_app(
     errors.install(app, api.router.routes)
     openapi.install(app)
     app.include_router(api.router)
-    _add_own_routes(app, service, metrics, settings)
-    app.router.default = front
+    _add_server_routes(app, service, metrics, settings)
+    app.router.default = root_page
     app.add_middleware(
-        Gate,
+        AccessMiddleware,
         keys=ApiKeys(settings.api_keys),
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
@@ -111,8 +112,8 @@ def create_app(
     return app
 
 
-class _Background:
-    """The threads beside the app."""
+class _BackgroundThreads:
+    """Start and stop the workers and housekeeping of one app."""
 
     def __init__(
         self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings], Executor]
@@ -123,6 +124,7 @@ class _Background:
         self._housekeeping: Housekeeping | None = None
 
     def start(self) -> None:
+        """Start the workers, housekeeping and a spare process for probing uploads."""
         service, settings = self._service, self._service.settings
         for _ in range(settings.workers):
             worker = Worker(settings, service.queue, service.files, self._make_executor(settings))
@@ -140,25 +142,26 @@ class _Background:
             max_failures=settings.max_failures,
         )
         self._housekeeping.start()
-        threading.Thread(target=service.prober.warm, name="warm-probe", daemon=True).start()
+        threading.Thread(target=service.submitter.prober.warm, name="warm-probe", daemon=True).start()
 
-    async def count(self) -> None:
-        """Look for jobs that have ended, for the metrics, as long as the server runs."""
-        look = self._metrics.begin
+    async def count_ended_jobs(self) -> None:
+        """Count ended jobs for the metrics until cancelled."""
+        update = self._metrics.start
         while True:
             try:
-                await asyncio.to_thread(look)
-                look = self._metrics.look
+                await asyncio.to_thread(update)
+                update = self._metrics.count_ended
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(COUNT_SECONDS)
 
     def stop(self) -> None:
-        """Ask everything to end: at once at the first signal, while requests are still being answered."""
+        """Signal all threads to stop, without waiting: requests may still be in progress."""
         self._service.is_stopping = True
         self._stop.set()
 
     def close(self) -> None:
+        """Stop all threads, wait for them and close the queue."""
         self.stop()
         self._service.close()
         if self._housekeeping is not None:
@@ -170,7 +173,7 @@ class _Background:
         self._service.queue.close()
 
 
-def _add_own_routes(app: FastAPI, service: VideoService, metrics: Metrics, settings: ServerSettings) -> None:
+def _add_server_routes(app: FastAPI, service: VideoService, metrics: Metrics, settings: ServerSettings) -> None:
     @app.get("/health", summary="Alive", response_model=Health)
     async def health() -> Health:
         return Health(version=app.version)
@@ -182,7 +185,7 @@ def _add_own_routes(app: FastAPI, service: VideoService, metrics: Metrics, setti
         responses={503: {"model": Ready, "description": "The model is being loaded, or no worker is there."}},
     )
     async def ready() -> Response:
-        """While the model is loaded, `stage` and `percent` say how far it is; create accepts jobs all the while."""
+        """While the model loads, `stage` and `percent` tell the progress; jobs are accepted meanwhile."""
         state = await in_thread(service.readiness)
         body = Ready(**vars(state)).model_dump()
         return JSONResponse(body, 200 if state.ready else 503, headers={} if state.ready else {"retry-after": "2"})
@@ -195,11 +198,11 @@ def _add_own_routes(app: FastAPI, service: VideoService, metrics: Metrics, setti
             response_class=Response,
             responses={200: {"description": "Text.", "content": {CONTENT_TYPE: {}}}, **openapi.errors(503)},
         )
-        async def figures() -> Response:
+        async def prometheus_metrics() -> Response:
             return Response(await in_thread(metrics.text), headers={"content-type": CONTENT_TYPE})
 
     if settings.docs:
 
         @app.get("/docs", include_in_schema=False)
         async def documentation() -> Response:
-            return HTMLResponse(pages.docs(app.openapi()))
+            return HTMLResponse(docs_page(app.openapi()))

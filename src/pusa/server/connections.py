@@ -1,8 +1,7 @@
-"""Limits on open connections, and on the time for the head of a request and for taking its answer.
+"""Limit the number of open connections, and the time for sending a request's head and for reading a response.
 
-uvicorn has no time limit for the head of a request and none for an answer that nobody takes, and accepts connections
-until the process has no file descriptors left. Here those that wait longest make room for new ones, so that idle
-connections keep nobody out; bodies have their limits in `pusa.server.http.middleware`.
+uvicorn limits neither time, and accepts connections until the process has no file descriptors left. Here the
+connection that has been idle longest is closed for a new one. `pusa.server.http.middleware` limits bodies.
 """
 
 import asyncio
@@ -24,119 +23,120 @@ else:
 logger = logging.getLogger(__name__)
 
 BACKLOG = 128
-"""Connections that the system holds until they are accepted; asyncio accepts as many before any is seen here."""
+"""Connections that wait in the kernel to be accepted; asyncio accepts as many at once before any is counted."""
 
-REFUSED = "pusa.refused"
-"""In the scope of a request: to be called when it is refused and no more than the rest of its body is waited for."""
+ON_REFUSED = "pusa.refused"
+"""Scope key of a callback, to be called when a request is refused and only the rest of its body is still awaited."""
 
-_OWN_FILES = 256  # of the database, of results that are sent, of child processes
-_MOST_FILES = 65_536  # more are not needed, and programs that close all they might have take long over a million
-_LEAST_CONNECTIONS = 16
-_LINGER_SECONDS = 5.0  # for a client to take the last words of a connection that is being closed
+_RESERVED_FILES = 256  # for the database, results that are sent, child processes
+_MAX_FILES = 65_536  # enough; programs that close every possible descriptor are slow with a million
+_MIN_CONNECTIONS = 16
+_LINGER_SECONDS = 5.0  # for a client to read the last response of a connection that is being closed
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as it may; how many that are."""
+    """Raise the limit of open files of this process as far as allowed; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+    limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        return _MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
-def most_connections(asked: int, open_files: int) -> int:
-    """Connections that fit beside the files that the server needs itself."""
-    room = max(_LEAST_CONNECTIONS, open_files - BACKLOG - _OWN_FILES)
-    if room < asked:
+def connection_limit(requested: int, open_files: int) -> int:
+    """Reduce the requested number of connections to what fits into the limit of open files."""
+    room = max(_MIN_CONNECTIONS, open_files - BACKLOG - _RESERVED_FILES)
+    if room < requested:
         logger.warning(
             "at most %d connections, not %d: this process may open %d files; raise LimitNOFILE, or ulimit -n",
             room,
-            asked,
+            requested,
             open_files,
         )
-    return min(asked, room)
+    return min(requested, room)
 
 
 class Connections:
-    """All open connections, and which of them wait: for a request to begin, or for the rest of its head.
+    """Track the open connections, and which of them are idle: without a request, or with half a request's head.
 
     Args:
-        most: of all.
-        most_per_address: of one client; an IPv6 client is its network of 64 bits.
-        uncounted: addresses and networks that stand for many clients, such as reverse proxies; "*" is every one. Those
-            of this machine are never counted.
-        head_seconds: for the head of a request to come, from its first byte or from the connection's beginning.
-        silent_seconds: for a client to take more of an answer.
+        max_connections: limit in total.
+        max_per_address: limit for one client; an IPv6 client is its /64 network.
+        uncounted: addresses and networks of many clients, such as reverse proxies, which only count in total; "*" for
+            all. Loopback addresses always belong to these.
+        head_seconds: time limit for the head of a request, from its first byte or the connection's start.
+        silent_seconds: time limit for a client to read more of a response.
     """
 
     def __init__(
         self,
         *,
-        most: int,
-        most_per_address: int,
+        max_connections: int,
+        max_per_address: int,
         uncounted: Collection[str] = (),
         head_seconds: float,
         silent_seconds: float,
     ) -> None:
-        self.most, self.most_per_address = most, most_per_address
+        self.max_connections, self.max_per_address = max_connections, max_per_address
         self.head_seconds, self.silent_seconds = head_seconds, silent_seconds
         self._all_uncounted = "*" in uncounted
         self._uncounted = [network for text in uncounted if (network := _network(text)) is not None]
         self._open: dict[Any, str] = {}
-        self._waiting: dict[Any, None] = {}  # in the order in which they began to wait
+        self._idle: dict[Any, None] = {}  # in the order in which they became idle
         self._by_address: dict[str, dict[Any, None]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, connection: Any, host: str) -> bool:
-        """Take in a new connection; another that has waited longest is closed where there are too many.
+        """Add a new connection; beyond a limit, close the one that has been idle longest.
 
-        Returns False for one that there is no room for: all others are being answered.
+        Returns False if there is no room, since no other connection is idle.
         """
-        address = self._counted(host)
-        ours = self._by_address.get(address, {}) if address else {}
-        has_room = len(ours) < self.most_per_address or self._make_room(ours)
-        has_room = has_room and (len(self._open) < self.most or self._make_room(self._waiting))
+        address = self._counted_address(host)
+        same_address = self._by_address.get(address, {}) if address else {}
+        has_room = len(same_address) < self.max_per_address or self._make_room(same_address)
+        has_room = has_room and (len(self._open) < self.max_connections or self._make_room(self._idle))
         if not has_room:
             logger.warning("a connection was refused: %d are open, and all are being answered", len(self._open))
             return False
         self._open[connection] = address
         if address:
             self._by_address.setdefault(address, {})[connection] = None
-        self.waits(connection)
+        self.mark_idle(connection)
         return True
 
-    def waits(self, connection: Any) -> None:
-        """Note that a connection waits from now on, if it does not already."""
+    def mark_idle(self, connection: Any) -> None:
+        """Mark a connection as idle from now on, unless it already is."""
         if connection in self._open:
-            self._waiting.setdefault(connection)
+            self._idle.setdefault(connection)
 
-    def works(self, connection: Any) -> None:
-        """Note that a request is being answered."""
-        self._waiting.pop(connection, None)
+    def mark_busy(self, connection: Any) -> None:
+        """Mark a connection as busy: a request is being answered."""
+        self._idle.pop(connection, None)
 
     def remove(self, connection: Any) -> None:
+        """Forget a closed connection."""
         address = self._open.pop(connection, None)
-        self._waiting.pop(connection, None)
+        self._idle.pop(connection, None)
         if address:
-            ours = self._by_address[address]
-            del ours[connection]
-            if not ours:
+            same_address = self._by_address[address]
+            del same_address[connection]
+            if not same_address:
                 del self._by_address[address]
 
     def _make_room(self, among: Collection[Any]) -> bool:
-        oldest = next((one for one in among if one in self._waiting), None)
+        oldest = next((connection for connection in among if connection in self._idle), None)
         if oldest is None:
             return False
         self.remove(oldest)
-        oldest.give_up()
+        oldest.close_idle()
         logger.warning("too many connections: those that wait longest are closed")
         return True
 
-    def _counted(self, host: str) -> str:
-        """Name the address that a client is counted under; empty for one that is not counted."""
+    def _counted_address(self, host: str) -> str:
+        """Return the address or network that a client counts for; "" if it is exempt."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:  # a socket file
@@ -155,12 +155,12 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
         return None
 
 
-class _Limited(_Protocol):
-    """Add the limits to uvicorn's protocol, whichever parser that has."""
+class _LimitedProtocol(_Protocol):
+    """Add the limits to either of uvicorn's HTTP protocols."""
 
     limits: Connections
     _head_timer: asyncio.TimerHandle | None = None
-    _answer_timer: asyncio.TimerHandle | None = None
+    _response_timer: asyncio.TimerHandle | None = None
     _has_begun = _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -168,12 +168,12 @@ class _Limited(_Protocol):
         if self.limits.add(self, self.client[0] if self.client else ""):
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
         else:
-            self._say(503, "too_many_connections", "too many connections are open: try again in a moment")
+            self._send_error(503, "too_many_connections", "too many connections are open: try again in a moment")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.limits.remove(self)
         self._stop_head_timer()
-        self._stop_answer_timer()
+        self._stop_response_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -181,27 +181,29 @@ class _Limited(_Protocol):
             return
         self._has_begun = True
         super().data_received(data)
-        self._note()
+        self._update()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._has_begun = self._is_refused = False
-        self._note(is_new=True)
+        self._update(is_new=True)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._answer_timer = self._answer_timer or self.loop.call_later(self.limits.silent_seconds, self._stuck)
+        self._response_timer = self._response_timer or self.loop.call_later(
+            self.limits.silent_seconds, self._response_is_stuck
+        )
 
     def resume_writing(self) -> None:
-        self._stop_answer_timer()
+        self._stop_response_timer()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
-    def give_up(self) -> None:
-        """Close a connection that waits, for another to have its place."""
+    def close_idle(self) -> None:
+        """Close an idle connection to make room for another."""
         self.transport.abort()
 
     def _stop_head_timer(self) -> None:
@@ -209,45 +211,45 @@ class _Limited(_Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _stop_answer_timer(self) -> None:
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
+    def _stop_response_timer(self) -> None:
+        if self._response_timer is not None:
+            self._response_timer.cancel()
+            self._response_timer = None
 
-    def _note(self, is_new: bool = False) -> None:
-        """Note whether a request is being answered, or what there is waits for the rest of a head."""
+    def _update(self, is_new: bool = False) -> None:
+        """Update whether the connection is busy with a request or idle."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_head_timer()
-            cast(dict[str, Any], self.cycle.scope)[REFUSED] = self._refused
+            cast(dict[str, Any], self.cycle.scope)[ON_REFUSED] = self._on_refused
             if not self._is_refused:
-                self.limits.works(self)
+                self.limits.mark_busy(self)
             return
-        self.limits.waits(self)
-        if self._head_timer is None and not is_new:  # between two requests uvicorn's own keep-alive timer runs
+        self.limits.mark_idle(self)
+        if self._head_timer is None and not is_new:  # between requests uvicorn's keep-alive timer runs
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
 
-    def _refused(self) -> None:
-        """Let others have the place of a request that is refused: it is read on only to be answered."""
+    def _on_refused(self) -> None:
+        """Count the connection of a refused request as idle: its body is read only to deliver the response."""
         self._is_refused = True
-        self.limits.waits(self)
+        self.limits.mark_idle(self)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self.transport.is_closing():
             return
         if self._has_begun:
-            told = f"the head of the request did not come within {self.limits.head_seconds:g} s: send it again"
-            self._say(408, "request_timeout", told)
+            message = f"the head of the request did not come within {self.limits.head_seconds:g} s: send it again"
+            self._send_error(408, "request_timeout", message)
         else:
             self.transport.abort()
 
-    def _stuck(self) -> None:
-        self._answer_timer = None
+    def _response_is_stuck(self) -> None:
+        self._response_timer = None
         logger.info("a client has taken nothing of its answer for %g s: let go", self.limits.silent_seconds)
         self.transport.abort()
 
-    def _say(self, status: int, code: str, message: str) -> None:
-        """The last words of a connection on which no request is being answered."""
+    def _send_error(self, status: int, code: str, message: str) -> None:
+        """Send an error outside of any request and close the connection."""
         body = json.dumps(envelope(message, status=status, code=code)).encode()
         reason = {408: "Request Timeout", 503: "Service Unavailable"}[status]
         head = (
@@ -260,21 +262,21 @@ class _Limited(_Protocol):
 
 
 def limited_protocol(limits: Connections) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP protocol with these limits, for its option ``http``."""
+    """Build uvicorn's HTTP protocol with these limits, for its option ``http``."""
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    return type("LimitedProtocol", (_Limited, AutoHTTPProtocol), {"limits": limits})
+    return type("LimitedProtocol", (_LimitedProtocol, AutoHTTPProtocol), {"limits": limits})
 
 
 def uvicorn_options(settings: ServerSettings, open_files: int) -> dict[str, Any]:
     """Translate a server's settings to options of `uvicorn.Config`.
 
     Args:
-        open_files: how many this process may open, see `raise_file_limit`.
+        open_files: this process' limit, see `raise_file_limit`.
     """
     limits = Connections(
-        most=most_connections(settings.max_connections, open_files),
-        most_per_address=settings.max_connections_per_address,
+        max_connections=connection_limit(settings.max_connections, open_files),
+        max_per_address=settings.max_connections_per_address,
         uncounted=settings.trusted_proxies,
         head_seconds=settings.head_seconds,
         silent_seconds=settings.silent_seconds,

@@ -1,4 +1,4 @@
-"""Files on their way out, whole or from a place within them, wherever they lie."""
+"""Send a file, whole or one range of it, from any store."""
 
 import re
 from collections.abc import AsyncIterator
@@ -16,12 +16,12 @@ _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 async def download(request: Request, content: Content) -> Response:
-    """The file, or the one range of it that is asked for: 200, 206 or 304.
+    """Respond with a file (200), one byte range of it (206) or, if the client has it already, nothing (304).
 
-    Several ranges at once, and units other than bytes, are answered with the whole file, as RFC 9110 allows.
+    A request for several ranges, or for another unit than bytes, gets the whole file, as RFC 9110 allows.
 
     Raises:
-        ServiceError: 416 for a range outside the file.
+        ServiceError: 416 for a range outside the file, 404 for a file that was removed.
     """
     etag = f'"{content.etag}"'
     headers = {
@@ -34,9 +34,9 @@ async def download(request: Request, content: Content) -> Response:
         return Response(status_code=304, headers=headers)
     start, end, status = 0, content.size, 200
     if request.headers.get("if-range", etag) == etag:
-        wanted = _wanted(request.headers.get("range", ""), content)
-        if wanted is not None:
-            (start, end), status = wanted, 206
+        byte_range = _parse_range(request.headers.get("range", ""), content)
+        if byte_range is not None:
+            (start, end), status = byte_range, 206
             headers["content-range"] = f"bytes {start}-{end - 1}/{content.size}"
     headers["content-length"] = str(end - start)
     try:
@@ -46,20 +46,20 @@ async def download(request: Request, content: Content) -> Response:
     return StreamingResponse(_read(file, start, end), status, headers, content.media_type)
 
 
-def _wanted(header: str, content: Content) -> tuple[int, int] | None:
-    """First byte and the one after the last; None for the whole file."""
+def _parse_range(header: str, content: Content) -> tuple[int, int] | None:
+    """Parse a Range header to (first byte, last byte + 1); None stands for the whole file."""
     found = _RANGE.fullmatch(header.replace(" ", ""))
     if found is None or found[1] == found[2] == "":
         return None
-    if found[1] == "":  # the last so many bytes
+    if found[1] == "":  # a suffix: the number of bytes at the end
         start, end = max(0, content.size - parse_whole(found[2])), content.size
     else:
         start, end = parse_whole(found[1]), min(content.size, parse_whole(found[2]) + 1 if found[2] else content.size)
     if found[2] and found[1] and parse_whole(found[2]) < parse_whole(found[1]):
-        return None  # no range at all
+        return None  # invalid, which RFC 9110 has ignored
     if start >= content.size or start >= end:
-        told = f"{content.name} has {content.size} bytes: the range {header[:60]!r} is outside of it"
-        raise ServiceError(416, "range_not_satisfiable", told, headers={"content-range": f"bytes */{content.size}"})
+        message = f"{content.name} has {content.size} bytes: the range {header[:60]!r} is outside of it"
+        raise ServiceError(416, "range_not_satisfiable", message, headers={"content-range": f"bytes */{content.size}"})
     return start, end
 
 

@@ -1,6 +1,6 @@
-"""One shape for all that goes wrong, as OpenAI's clients read it: ``{"error": {"message", "type", "param", "code"}}``.
+"""Answer every error in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``.
 
-What FastAPI and Starlette would answer themselves (404, 405, 422, 500) is turned into it here.
+This includes the errors that FastAPI and Starlette raise themselves (404, 405, 422, 500).
 """
 
 import logging
@@ -44,19 +44,19 @@ _CODES = {
     503: "unavailable",
     507: "disk_full",
 }
-# The SDKs repeat 408, 409, 429 and 5xx twice. Where that cannot help they are told so.
-_NOT_TO_BE_RETRIED = {409, 500, 501, 507}
+# The SDKs retry 408, 409, 429 and 5xx twice. A header prevents it where that cannot help.
+_NO_RETRY = {409, 500, 501, 507}
 
 
 class ServiceError(Exception):
-    """A refusal, as the API shows it.
+    """An error that the API returns to the client.
 
     Args:
-        status: of HTTP.
-        code: a stable word for programs.
-        message: for people: the value, the limit and the way out. It never holds paths of this machine.
-        param: the field it is about.
-        headers: to be sent along (``Retry-After``).
+        status: the HTTP status.
+        code: a stable identifier for programs.
+        message: for people: the value, the limit and the way out; never a path of this machine.
+        param: the field at fault.
+        headers: further response headers, such as ``Retry-After``.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ServiceError(Exception):
 
 
 def envelope(message: str, *, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
+    """Build the JSON body of an error response."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
 
@@ -86,27 +86,27 @@ def error_response(
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """An error as it is sent, with ``x-should-retry: false`` where repeating it cannot help."""
-    extra = {"x-should-retry": "false"} if status in _NOT_TO_BE_RETRIED else {}
+    """Build an error response, with ``x-should-retry: false`` if a retry cannot help."""
+    extra = {"x-should-retry": "false"} if status in _NO_RETRY else {}
     body = envelope(message, status=status, code=code, param=param)
     return JSONResponse(body, status, headers={**extra, **(headers or {})})
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that there is no room left."""
+    """Check whether an error, or one of its causes, is a full disk."""
     while error is not None:
-        if is_full(error) or "database or disk is full" in str(error):  # SQLite's words, whatever wraps them
+        if is_full(error) or "database or disk is full" in str(error):  # SQLite has no error class for it
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def respond(error: Exception) -> JSONResponse:
-    """The answer to an error that nothing below has turned into a refusal; what is unexpected is logged."""
+    """Convert an exception to an error response; an unexpected one is logged."""
     if isinstance(error, ServiceError):
         return error_response(error.status, error.message, code=error.code, param=error.param, headers=error.headers)
     if is_disk_full(error):
-        logger.error("the disk is full: a request was refused")
+        logger.error("the disk is full: a request was service_error")
         return error_response(
             507, "the server's disk is full: delete videos that are not needed, or tell its operator", code="disk_full"
         )
@@ -115,14 +115,14 @@ def respond(error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Let `app` answer every error in the envelope; `routes` are those of its routers."""
+    """Register error handlers for all exceptions of `app`; `routes` are those of its routers."""
 
     def methods(request: Request) -> str:
-        """Of all routes at this path: Starlette names those of the first one only."""
-        here = (route for route in (*routes, *app.routes) if route.matches(request.scope)[0] is not Match.NONE)
-        return ", ".join(sorted({method for route in here for method in getattr(route, "methods", None) or ()}))
+        """List the methods of all routes at this path; Starlette lists those of the first route only."""
+        found = (route for route in (*routes, *app.routes) if route.matches(request.scope)[0] is not Match.NONE)
+        return ", ".join(sorted({method for route in found for method in getattr(route, "methods", None) or ()}))
 
-    async def refused(_: Request, error: Exception) -> JSONResponse:
+    async def service_error(_: Request, error: Exception) -> JSONResponse:
         return respond(error)
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
@@ -134,13 +134,13 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         headers = {"allow": methods(request)} if error.status_code == 405 else error.headers
         return error_response(error.status_code, message, headers=headers)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def validation_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         name = str(first["loc"][-1]) if first["loc"] else None
         return error_response(400, f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}", param=name)
 
-    app.add_exception_handler(ServiceError, refused)
-    app.add_exception_handler(OSError, refused)
+    app.add_exception_handler(ServiceError, service_error)
+    app.add_exception_handler(OSError, service_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, validation_error)

@@ -1,7 +1,7 @@
-"""Logs: a line of JSON for programs, a short line for people, both with the request and the job they belong to.
+"""Format log records as text or JSON lines with request and job ids, without prompts and keys.
 
-Prompts and keys are kept out. Nothing of the server passes them to a logger; what libraries put into the text of an
-error (pydantic the refused value, SQLAlchemy the parameters of a statement) is cut out before a line is written.
+The server passes neither to a logger, but libraries quote values in their errors (pydantic the rejected input,
+SQLAlchemy the parameters of a statement): these are removed before a line is written.
 """
 
 import copy
@@ -21,12 +21,12 @@ from typing import Literal, TextIO
 Format = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the HTTP request that is answered: ``X-Request-ID``."""
+"""``X-Request-ID`` of the current HTTP request."""
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
-"""Of the job that is created or run."""
+"""Id of the job that is being created or run."""
 
 PRIVATE_FIELDS = frozenset({"prompt", "negative_prompt", "authorization", "api_key", "api_keys", "key"})
-"""Extra fields of a record that are never written, whoever passes them."""
+"""Extra fields of a record that are never written."""
 
 _PRIVATE_TEXT = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]+"), r"\1 ***"),
@@ -36,12 +36,12 @@ _PRIVATE_TEXT = (
     (re.compile(r"\[parameters: .*?\](?=\n|$)", re.S), "[parameters: ***]"),
 )
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
-_LOUD_LIBRARIES = ("httpx", "httpcore", "sqlalchemy", "multipart", "python_multipart", "PIL", "fsspec", "asyncio")
+_VERBOSE_LIBRARIES = ("httpx", "httpcore", "sqlalchemy", "multipart", "python_multipart", "PIL", "fsspec", "asyncio")
 
 
 @contextmanager
 def log_context(*, request: str | None = None, job: str | None = None) -> Iterator[None]:
-    """Lines written inside, in this thread or task, carry these ids; what is None stays as it is outside."""
+    """Add ids to all records of this thread or task; None keeps the id of the surrounding context."""
     tokens = [(var, var.set(value)) for var, value in ((request_id, request), (job_id, job)) if value is not None]
     try:
         yield
@@ -50,64 +50,64 @@ def log_context(*, request: str | None = None, job: str | None = None) -> Iterat
             var.reset(token)
 
 
-def without_secrets(text: str) -> str:
-    """Text with keys, passwords and quoted input replaced by ``***``."""
+def mask_secrets(text: str) -> str:
+    """Replace keys, passwords and quoted input in a text by ``***``."""
     for pattern, replacement in _PRIVATE_TEXT:
         text = pattern.sub(replacement, text)
     return text
 
 
-def _on_one_line(text: str) -> str:
-    """Line breaks and terminal codes escaped: a name sent by a client must not look like another line."""
+def _escape_control_characters(text: str) -> str:
+    """Escape line breaks and terminal codes, so that a client's text cannot imitate a log line."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:
-    """The ids that a record names itself, else those of the context it is formatted in."""
-    found = {name: getattr(record, name, None) or var.get() for name, var in _CONTEXT.items()}
-    return {name: value for name, value in found.items() if value}
+    """Read the ids of a record, or else those of the current context."""
+    ids = {name: getattr(record, name, None) or var.get() for name, var in _CONTEXT.items()}
+    return {name: value for name, value in ids.items() if value}
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     skipped = _RECORD_FIELDS | PRIVATE_FIELDS | set(_CONTEXT)
-    own = {name: value for name, value in vars(record).items() if name not in skipped}
-    return {name: value for name, value in own.items() if not name.startswith("_")}  # a library's, such as Ray's
+    extra = {name: value for name, value in vars(record).items() if name not in skipped}
+    return {name: value for name, value in extra.items() if not name.startswith("_")}  # Ray adds private ones
 
 
 _CONTEXT = {"request_id": request_id, "job_id": job_id}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, request_id, job_id, extra fields, error."""
+    """Format a record as one JSON object: time (UTC), level, logger, message, ids, extra fields, error."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": without_secrets(record.getMessage()),
+            "message": mask_secrets(record.getMessage()),
             **_ids(record),
         }
-        line |= {name: without_secrets(v) if isinstance(v, str) else v for name, v in _fields(record).items()}
+        line |= {name: mask_secrets(v) if isinstance(v, str) else v for name, v in _fields(record).items()}
         if record.exc_info:
-            line["error"] = without_secrets(self.formatException(record.exc_info))
+            line["error"] = mask_secrets(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """``12:30:05 INFO worker: text (job video_1a2b...)``."""
+    """Format a record as ``12:30:05 INFO worker: text (job video_1a2b...)``."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         name = record.name.removeprefix("pusa.server.")
-        text = f"{clock} {record.levelname} {name}: {_on_one_line(record.getMessage())}"
+        text = f"{clock} {record.levelname} {name}: {_escape_control_characters(record.getMessage())}"
         notes = [f"{name.removesuffix('_id')} {value}" for name, value in _ids(record).items()]
         notes += [f"{name} {value}" for name, value in _fields(record).items()]
         if notes:
-            text += _on_one_line(f" ({', '.join(notes)})")
+            text += _escape_control_characters(f" ({', '.join(notes)})")
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return without_secrets(text)
+        return mask_secrets(text)
 
 
 @dataclass
@@ -117,16 +117,15 @@ class _Seen:
     count: int = 1
 
 
-class Repeats(logging.Filter):
-    """Lets a warning or an error through a few times in a while, and then only says how often it came.
+class RepeatFilter(logging.Filter):
+    """Limit the rate of equal warnings and errors, and write how many were left out.
 
-    Whoever can bring out a line at will would else fill the disk with it. Lines are the same that differ in numbers
-    alone.
+    Otherwise a client that can provoke a log line could fill the disk. Lines that differ only in numbers are equal.
 
     Args:
-        emit: writes the line that says how often.
-        most: lines of a kind in `seconds`.
-        clock: seconds, for tests.
+        emit: writes the record with the number of lines left out.
+        most: equal lines within `seconds`.
+        clock: current time in seconds; a parameter for tests.
     """
 
     _MOST_KINDS = 500
@@ -142,14 +141,14 @@ class Repeats(logging.Filter):
         super().__init__()
         self._emit, self._most, self._seconds, self._clock = emit, most, seconds, clock
         self._lock = threading.Lock()
-        self._seen: dict[tuple[object, ...], _Seen] = {}  # in the order in which they end, as all last as long
+        self._seen: dict[tuple[object, ...], _Seen] = {}  # in the order in which they expire
 
     def filter(self, record: logging.LogRecord) -> bool:
         with self._lock:
-            return self._is_let_through(record, self._clock())
+            return self._passes(record, self._clock())
 
-    def _is_let_through(self, record: logging.LogRecord, now: float) -> bool:
-        self._tell(now)
+    def _passes(self, record: logging.LogRecord, now: float) -> bool:
+        self._report_expired(now)
         if record.levelno < logging.WARNING:
             return True
         error = record.exc_info[0] if record.exc_info else None
@@ -161,8 +160,8 @@ class Repeats(logging.Filter):
         seen.count += 1
         return seen.count <= self._most
 
-    def _tell(self, now: float) -> None:
-        """Say of each kind whose time is over how many lines were left out, and forget it."""
+    def _report_expired(self, now: float) -> None:
+        """Write how many lines were left out of each kind that has expired, and forget it."""
         while self._seen:
             key, seen = next(iter(self._seen.items()))
             if seen.until > now and len(self._seen) <= self._MOST_KINDS:
@@ -178,30 +177,31 @@ class Repeats(logging.Filter):
 
 
 def configure_logging(format: Format = "text", level: str = "info", stream: TextIO | None = None) -> None:
-    """Send every logger of this process to one stream, stderr by default; what was set up before is replaced.
+    """Write the records of all loggers of this process to one stream; replaces an earlier configuration.
 
     Args:
-        format: for people or for programs.
-        level: of the server's own loggers; libraries that talk a lot, SQL with its parameters for one, only warn.
+        format: text lines for people or JSON lines for programs.
+        level: of the server's own loggers; verbose libraries (SQLAlchemy logs parameters) only warn.
+        stream: stderr by default.
 
     Raises:
-        ValueError: an unknown level.
+        ValueError: unknown level.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"log level {level!r} is unknown: use debug, info, warning or error")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
-    handler.addFilter(Repeats(handler.emit))
+    handler.addFilter(RepeatFilter(handler.emit))
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if type(old) is logging.StreamHandler:  # not the handlers of a test runner or of an embedding program
+        if type(old) is logging.StreamHandler:  # not the handlers of a test runner or an embedding program
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(number)
-    for name in _LOUD_LIBRARIES:
+    for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they bring handlers of their own
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they add their own handlers
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True

@@ -1,8 +1,7 @@
-"""Figures for Prometheus, named as vLLM and sglang name theirs: ``pusa:num_requests_running`` and so on.
+"""Export Prometheus metrics, named after those of vLLM and sglang: ``pusa:num_requests_running`` and so on.
 
-Gauges are read from the database when they are asked for, so that a restart shows the truth. Counters and histograms
-begin with the process, and count what every worker of the queue has ended, wherever it runs. No label holds an id or a
-prompt.
+Gauges are read from the database at each scrape, so that they are correct after a restart. Counters and histograms
+start with the process and count the jobs of all workers, on any machine. No label holds an id or a prompt.
 """
 
 from collections.abc import Iterable
@@ -22,17 +21,17 @@ from pusa.server.jobs.queue import Job
 from pusa.server.service import VideoService
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-LOOK_SECONDS = 5.0
-"""Between two looks for jobs that have ended."""
+COUNT_SECONDS = 5.0
+"""Interval at which `Metrics.count_ended` is to be called."""
 
-_NEWEST = 200  # jobs that are read in a look
-_OLDEST = 50  # of those that waited before, looked at one by one where many newer ones came
+_NEWEST = 200  # jobs read at once
+_OLDEST = 50  # unfinished jobs beyond those, read one by one
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
 class Metrics:
-    """The figures of one server."""
+    """Counters, histograms and gauges of one server."""
 
     def __init__(self, service: VideoService) -> None:
         self._queue = service.queue
@@ -54,19 +53,19 @@ class Metrics:
         self.inference = self._histogram("pusa:request_inference_time_seconds", "Of the attempt that completed it.")
         self.decode = self._histogram("pusa:vae_decode_seconds", "Decoding of a video, encoding of its file included.")
         self.step = self._histogram("pusa:denoise_step_seconds", "A denoising step, mean of a video.", _STEP_SECONDS)
-        self._open: dict[str, int] = {}  # id -> seq of jobs that had not ended
+        self._open: dict[str, int] = {}  # id -> seq of jobs that have not ended
         self._last_seq = -1
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(name, help, ("model_name",), buckets=buckets, registry=self.registry)
 
-    def begin(self) -> None:
-        """What has ended before now is not counted. Reads the database."""
+    def start(self) -> None:
+        """Exclude the jobs that have ended before now. Reads the database."""
         jobs, _ = self._queue.page(limit=_NEWEST)
         self._remember(jobs)
 
-    def look(self) -> None:
-        """Count what has ended since the last look. Reads the database."""
+    def count_ended(self) -> None:
+        """Count the jobs that have ended since the last call. Reads the database."""
         jobs, _ = self._queue.page(limit=_NEWEST)
         read = {job.id for job in jobs}
         older = sorted((id for id in self._open if id not in read), key=self._open.__getitem__)[:_OLDEST]
@@ -90,7 +89,7 @@ class Metrics:
                 self._open[job.id] = job.seq
 
     def observe(self, job: Job) -> None:
-        """Count one job that has ended."""
+        """Count one ended job."""
         name, timings = job.model, job.timings
         self.ended.labels(name, job.status).inc()
         self.recovered.labels(name).inc(max(0, job.attempt - 1))
@@ -102,11 +101,11 @@ class Metrics:
             return
         self.inference.labels(name).observe(sum(timings.get(s, 0.0) for s in ("load", "denoise", "decode", "finish")))
         self.decode.labels(name).observe(timings.get("decode", 0.0))
-        if job.steps and job.attempt == 1:  # a later attempt has done some of the steps only
+        if job.steps and job.attempt == 1:  # a later attempt does only the rest of the steps
             self.step.labels(name).observe(timings.get("denoise", 0.0) / job.steps)
 
     def text(self) -> bytes:
-        """All figures as Prometheus reads them. Reads the database."""
+        """Format all metrics for Prometheus. Reads the database."""
         return generate_latest(self.registry)
 
 
@@ -115,7 +114,7 @@ class _Gauges(Collector):
         self._service = service
 
     def describe(self) -> Iterable[Metric]:
-        return []  # so that registering reads no database
+        return []  # registering must not read the database
 
     def collect(self) -> Iterable[Metric]:
         state = self._service.readiness()

@@ -1,8 +1,7 @@
-"""The child process that looks at uploads: ``python -m pusa.server.probe``.
+"""Read the metadata of uploads in a confined child process: ``python -m pusa.server.probe``.
 
-It reads one JSON line from its standard input, answers with one JSON line for each file, and ends. Decoders meet
-strangers' bytes here and nowhere else in the server: whatever they do, a process with little memory, little time and
-nothing to lose does it.
+The process reads one JSON line from its standard input, writes one JSON line for each file, and ends. Untrusted files
+are decoded here and nowhere else in the server, with limits on memory, time and files.
 """
 
 import json
@@ -31,7 +30,7 @@ _OPEN_FILES = 64
 
 
 def confine(memory_bytes: int, cpu_seconds: int) -> None:
-    """Take away what looking at a file needs no more: memory beyond this, time, writing files, core dumps."""
+    """Limit this process: `memory_bytes` and `cpu_seconds` from now on, no writing of files, no core dumps."""
     with open("/proc/self/statm") as file:
         mapped_bytes = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -43,23 +42,23 @@ def confine(memory_bytes: int, cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
 
 
-def look(file: BinaryIO, wanted: str | None, limits: MediaLimits) -> dict[str, Any]:
-    """What a file is: ``kind``, ``suffix``, ``width``, ``height``, ``frames``, ``fps``, ``seconds``.
+def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -> dict[str, Any]:
+    """Read the fields of `pusa.server.uploads.UploadInfo`.
 
     Args:
-        file: open for reading; messages name it "the picture" or "the video", as its path is nobody's business.
-        wanted: "image" or "video" where the request says which; what may be both (WebP) is read as that.
+        file: open for reading; messages call it "the picture" or "the video", since its path must not leak.
+        expected_kind: "image", "video" or None; decides for formats that may be either (WebP).
 
     Raises:
-        MediaError: neither, damaged, or above the limits.
+        MediaError: the file is neither, is damaged or exceeds a limit.
     """
-    with opened(file, limits=limits, what=wanted or "file") as media:
+    with opened(file, limits=limits, what=expected_kind or "file") as media:
         kind = media.kind
     file.seek(0)
-    if kind.holds == "both" and wanted is None:
-        wanted = "video" if _is_animated(file, limits) else "image"
+    if kind.holds == "both" and expected_kind is None:
+        expected_kind = "video" if _is_animated(file, limits) else "image"
         file.seek(0)
-    if wanted == "image" or (wanted is None and kind.holds != "video"):
+    if expected_kind == "image" or (expected_kind is None and kind.holds != "video"):
         image = read_image(file, limits=limits)
         size = {"width": image.width, "height": image.height, "frames": 1, "fps": None, "seconds": 0.0}
         return {"kind": "image", "suffix": _SUFFIXES[kind.decoder], **size}
@@ -83,21 +82,22 @@ def _is_animated(file: BinaryIO, limits: MediaLimits) -> bool:
 
 
 def main() -> None:
+    """Serve one request of a `Prober`."""
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     line = sys.stdin.readline()
-    if not line:  # the server is gone, or needs no more
+    if not line:  # the server ended, or closed its spare child
         return
     task = json.loads(line)
     limits = MediaLimits(**task["limits"])
     confine(task["memory_bytes"], task["cpu_seconds"])
-    for path, wanted in task["files"]:
+    for path, expected_kind in task["files"]:
         try:
             with open(path, "rb") as file:
-                answer = look(file, wanted, limits)
+                answer = probe_file(file, expected_kind, limits)
         except MediaError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # a decoder's own confusion, MemoryError included
+        except Exception as error:  # decoders raise anything, MemoryError included
             answer = {
                 "error": f"the file cannot be read ({type(error).__name__}): it is damaged or needs too much memory"
             }

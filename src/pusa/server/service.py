@@ -1,6 +1,6 @@
-"""What the API and the studio both do: accept jobs, show them, follow them, hand out their files.
+"""Create, list, follow, cancel and delete jobs, and open their files, for the HTTP API and the studio.
 
-Every method that touches the disk or the database does it in a thread: the event loop stays free for all others.
+Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
 import asyncio
@@ -17,13 +17,14 @@ from typing import Any, BinaryIO, Literal
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.schemas import ID_PATTERN
-from pusa.server.http.to_request import EDIT_NOISE, added_length, invalid
+from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
 from pusa.server.jobs.housekeeping import remove_files
 from pusa.server.jobs.queue import Job, JobQueue
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
-from pusa.server.submit import Accepting, in_thread, model_name
-from pusa.server.uploads import Upload
+from pusa.server.submit import JobSubmitter, in_thread, model_name
+from pusa.server.uploads import Spool, Upload
+from pusa.zoo import GenerationDefaults
 
 __all__ = [
     "Content",
@@ -33,21 +34,28 @@ __all__ = [
     "Variant",
     "VideoService",
     "in_thread",
-    "is_id",
+    "is_video_id",
     "model_name",
 ]
 
 Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
-_WATCH_SECONDS = 0.1  # between two looks at the change counter of this process
-_LOOK_SECONDS = 1.0  # between two looks at the database, for what other processes have changed
-_PACE_SECONDS = 1.0  # for which the usual time of a job is believed
-_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
+_COUNTER_SECONDS = 0.1  # between two reads of this process' change counter
+_DATABASE_SECONDS = 1.0  # between two reads of the database, for changes by other processes
+_PACE_SECONDS = 1.0  # for which the mean duration of a job is cached
+_MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """A file of a job: where it is on this machine, or how it is opened where it lies elsewhere."""
+    """A file of a job, ready to be sent.
+
+    Attributes:
+        path: the file on this machine; None if the store is elsewhere.
+        open: opens the file wherever it is.
+        size: in bytes.
+        name: proposed to whoever downloads it.
+    """
 
     path: Path | None
     open: Callable[[], BinaryIO]
@@ -59,7 +67,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether a job that is sent now would be begun at once; `stage` and `percent` are of loading the model."""
+    """State of the workers: `ready` once one of them has the model in memory, else how far loading is."""
 
     ready: bool
     stage: str
@@ -71,27 +79,44 @@ class Readiness:
     workers: int = 0
 
 
-class VideoService(Accepting):
-    """Jobs as clients see them. Refusals are `ServiceError`.
+class VideoService:
+    """All operations on jobs that clients have. Every refusal is a `ServiceError`.
 
-    An `owner` sees and changes its own jobs only; "" is everyone where no keys are set, None is anyone.
+    `owner` restricts an operation to the jobs of one API key: its digest, or "" where no keys are set; None lifts the
+    restriction.
     """
 
     def __init__(self, settings: ServerSettings, queue: JobQueue, files: FileStore) -> None:
-        super().__init__(settings, queue, files)
+        self.settings, self.queue, self.files = settings, queue, files
+        self.submitter = JobSubmitter(settings, queue, files)
+        self.spool = Spool(settings.scratch_folder / "uploads")
         self.started_at = int(time.time())
-        self._pace_seconds, self._pace_asked_at = 1.0, float("-inf")
+        self._seconds_per_job, self._pace_read_at = 1.0, float("-inf")
         self.is_stopping = False
-        """Set when the server is about to end: whoever follows a job is let go."""
+        """Set when the server begins to stop: `watch` ends."""
+
+    @property
+    def model(self) -> str:
+        """Public name of the model."""
+        return self.submitter.model
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """The model's defaults for what a request leaves open."""
+        return self.submitter.defaults
 
     def close(self) -> None:
-        """Let go of those who follow jobs, and of the process that looks at uploads."""
+        """End every `watch` and the child process that probes uploads."""
         self.is_stopping = True
-        self.prober.close()
+        self.submitter.prober.close()
 
-    # ---- made from other jobs ----------------------------------------------------------------------------------------
+    async def create(self, request: Mapping[str, Any], uploads: Mapping[str, Upload], **options: Any) -> Job:
+        """Store a request as a job; arguments and errors are those of `JobSubmitter.create`."""
+        return await self.submitter.create(request, uploads, **options)
 
-    async def again(
+    # ---- submitting jobs made from other jobs ------------------------------------------------------------------------
+
+    async def rerun(
         self,
         id: str,
         *,
@@ -100,7 +125,7 @@ class VideoService(Accepting):
         owner: str | None = "",
         **options: Any,
     ) -> Job:
-        """The same job once more; with another seed, or with another prompt. `options`: as for `create`."""
+        """Submit a job once more, with another seed or prompt if wanted; `options` are those of `create`."""
         old = await self.get(id, owner)
         request: dict[str, Any] = {**old.request, "model": old.model}
         if prompt is not None:
@@ -112,16 +137,16 @@ class VideoService(Accepting):
         request["conditions"] = [
             {**condition, "file": names[condition["file"]], "sha256": None} for condition in request["conditions"]
         ]
-        async with self._fetched({name: key for key, name in names.items()}, id) as uploads:
+        async with self._fetch({name: key for key, name in names.items()}, id) as uploads:
             return await self.create(
                 request, uploads, owner=old.owner, parent=id, seconds=old.seconds, **{"source": "api", **options}
             )
 
     async def remix(self, id: str, prompt: str, owner: str | None = "", **options: Any) -> Job:
-        """The same inputs, settings and seed with another prompt."""
+        """Submit a job once more with another prompt and the same inputs, settings and seed."""
         if not prompt.strip():
-            raise invalid("the prompt is empty: say what the new video shows", "prompt")
-        return await self.again(id, prompt=prompt, owner=owner, **options)
+            raise invalid_value("the prompt is empty: say what the new video shows", "prompt")
+        return await self.rerun(id, prompt=prompt, owner=owner, **options)
 
     async def extend(
         self,
@@ -137,16 +162,16 @@ class VideoService(Accepting):
         """Continue a finished video (by id) or an uploaded one after its end.
 
         Args:
-            seconds: of what is added; None: as much as the model makes at once.
+            seconds: length of the addition; None takes what the model makes at once.
             request: further fields of a `GenerationRequest`.
-            noise: one multiplier, or one for each latent frame that is taken over.
-            options: as for `create`.
+            noise: one noise multiplier, or one for each latent frame of the overlap.
+            options: those of `create`.
         """
-        async with self._videos([video], owner) as (uploads, parent):
-            fields: dict[str, Any] = {"prompt": prompt, **_look_of(parent), **(request or {}), "task": "extend"}
+        async with self._open_videos([video], owner) as (uploads, parent):
+            fields: dict[str, Any] = {"prompt": prompt, **_size_and_fps(parent), **(request or {}), "task": "extend"}
             fields["prompt"] = fields["prompt"] or (parent.prompt if parent else "")
             if seconds is not None and "frames" not in fields:
-                fields |= added_length(seconds, fields, self.defaults)
+                fields |= extension_length(seconds, fields, self.defaults)
             fields["conditions"] = [_video_condition(name, noise) for name in uploads]
             return await self.create(
                 fields, uploads, owner=owner or "", parent=parent.id if parent else None, **options
@@ -163,57 +188,58 @@ class VideoService(Accepting):
         noise: Sequence[float] | None = None,
         **options: Any,
     ) -> Job:
-        """Make one video again after a prompt, or join two by a transition; ids of finished videos, or uploads.
+        """Change one video after a prompt, or join two by a transition.
 
         Args:
-            positions: latent frames of the one video that are kept; None: all, loosely.
-            request, noise, options: as for `extend`.
+            videos: one or two, each the id of a finished video or an upload.
+            positions: latent frames that a single video keeps; None conditions on all, with much noise.
+            request, noise, options: those of `extend`.
         """
         if len(videos) not in (1, 2):
-            raise invalid(f"{len(videos)} videos are given: give one to change, or two to join", "video")
-        async with self._videos(videos, owner) as (uploads, parent):
-            uploads = await self.probe(uploads)
-            fields: dict[str, Any] = {"prompt": prompt, **_look_of(parent), **(request or {})}
+            raise invalid_value(f"{len(videos)} videos are given: give one to change, or two to join", "video")
+        async with self._open_videos(videos, owner) as (uploads, parent):
+            uploads = await self.submitter.probe(uploads)
+            fields: dict[str, Any] = {"prompt": prompt, **_size_and_fps(parent), **(request or {})}
             fields["prompt"] = fields["prompt"] or (parent.prompt if parent else "")
             if len(videos) == 2:
                 fields["task"] = "transition"
                 fields["conditions"] = [_video_condition(name, noise) for name in uploads]
             else:
                 fields["task"] = "generate"
-                level = noise or (None if positions else [EDIT_NOISE])
-                fields["conditions"] = [_video_condition(name, level, positions) for name in uploads]
-                fields.setdefault("frames", self._length_of(next(iter(uploads.values())), fields))
+                multipliers = noise or (None if positions else [EDIT_NOISE])
+                fields["conditions"] = [_video_condition(name, multipliers, positions) for name in uploads]
+                fields.setdefault("frames", self._num_frames(next(iter(uploads.values())), fields))
             return await self.create(
                 fields, uploads, owner=owner or "", parent=parent.id if parent else None, **options
             )
 
-    def _length_of(self, upload: Upload, fields: Mapping[str, Any]) -> int:
-        """Frames of a whole video at the rate it is made again at, down to 4n + 1."""
-        assert upload.probed is not None
-        frames = round(upload.probed.seconds * (fields.get("fps") or self.defaults.fps))
+    def _num_frames(self, upload: Upload, fields: Mapping[str, Any]) -> int:
+        """Count the frames of a video at the requested rate, rounded down to 4n + 1."""
+        assert upload.info is not None
+        frames = round(upload.info.seconds * (fields.get("fps") or self.defaults.fps))
         return max(1, (min(frames, self.settings.max_video_frames) - 1) // 4 * 4 + 1)
 
     @asynccontextmanager
-    async def _videos(
+    async def _open_videos(
         self, videos: Sequence[str | Upload], owner: str | None
     ) -> AsyncIterator[tuple[dict[str, Upload], Job | None]]:
-        """The videos as uploads, and the first that is a job's."""
+        """Open videos as uploads; also return the first job among them."""
         uploads: dict[str, Upload] = {}
         parent: Job | None = None
         async with AsyncExitStack() as stack:
             for number, video in enumerate(videos):
                 if isinstance(video, Upload):
-                    uploads[f"video_{number}"] = replace(video, wanted="video")
+                    uploads[f"video_{number}"] = replace(video, expected_kind="video")
                     continue
                 job = await self.get(video, owner)
                 parent = parent or job
-                key = _result(job, "video")
-                uploads |= await stack.enter_async_context(self._fetched({f"video_{number}": key}, video))
+                key = _result_key(job, "video")
+                uploads |= await stack.enter_async_context(self._fetch({f"video_{number}": key}, video))
             yield uploads, parent
 
     @asynccontextmanager
-    async def _fetched(self, keys: Mapping[str, str], id: str) -> AsyncIterator[dict[str, Upload]]:
-        """Files of the store by name, for as long as they are needed."""
+    async def _fetch(self, keys: Mapping[str, str], id: str) -> AsyncIterator[dict[str, Upload]]:
+        """Open files of the store, given as name -> key, as uploads; copies are removed on leaving."""
         copies: list[Path] = []
         uploads: dict[str, Upload] = {}
         try:
@@ -230,11 +256,11 @@ class VideoService(Accepting):
             for path in copies:
                 path.unlink(missing_ok=True)
 
-    # ---- showing -----------------------------------------------------------------------------------------------------
+    # ---- reading jobs ------------------------------------------------------------------------------------------------
 
     async def get(self, id: str, owner: str | None = "") -> Job:
-        """Raises ServiceError (404) for a job that is not there or not this owner's."""
-        job = await in_thread(self.queue.get, id, owner) if is_id(id) else None
+        """Read a job. Raises ServiceError (404) if there is none or it belongs to another owner."""
+        job = await in_thread(self.queue.get, id, owner) if is_video_id(id) else None
         if job is None:
             raise _not_found(id)
         return job
@@ -247,49 +273,55 @@ class VideoService(Accepting):
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[list[Job], bool]:
-        """A page of jobs, the newest first unless asked otherwise, and whether there are more.
+        """Read a page of jobs, by default the newest first, and whether more follow.
 
-        Raises ServiceError (400) for an `after` that is not there.
+        Args:
+            after: id of the last job of the page before; None begins.
+
+        Raises:
+            ServiceError: 400 for an unknown `after`.
         """
         try:
             return await in_thread(partial(self.queue.page, owner, after=after, limit=limit, order=order))
         except KeyError:
-            raise invalid(f"after={str(after)[:60]!r} is no video: take last_id of a page before", "after") from None
+            raise invalid_value(
+                f"after={str(after)[:60]!r} is no video: take last_id of a page before", "after"
+            ) from None
 
     async def position(self, job: Job) -> int | None:
-        """Jobs that come before it; None where it does not wait."""
+        """Count the queued jobs that run before this one; None if it is not queued."""
         return await in_thread(self.queue.position, job.id) if job.status == "queued" else None
 
     async def poll_after_ms(self, job: Job, position: int | None) -> int:
-        """When it is worth looking again."""
+        """Advise a client how long to wait before it reads a job again."""
         if job.status == "in_progress":
             seconds = 1.0 if job.seconds_left is None else job.seconds_left / 10
         else:
-            seconds = await self._seconds_per_job() * ((position or 0) + 1) / 10
+            seconds = await self._mean_seconds_per_job() * ((position or 0) + 1) / 10
         return round(1000 * min(5.0, max(0.25, seconds)))
 
-    async def _seconds_per_job(self) -> float:
-        """Asked of the queue once in a while only: many who wait are told the same."""
+    async def _mean_seconds_per_job(self) -> float:
+        """Return the queue's mean, cached because many clients poll at once."""
         now = time.monotonic()
-        if now - self._pace_asked_at >= _PACE_SECONDS:
-            self._pace_asked_at = now  # first, so that those who come meanwhile do not ask too
-            found = await in_thread(self.queue.seconds_per_job)
-            self._pace_seconds = found or 1.0
-        return self._pace_seconds
+        if now - self._pace_read_at >= _PACE_SECONDS:
+            self._pace_read_at = now  # before the read, so that concurrent callers take the cached value
+            mean = await in_thread(self.queue.seconds_per_job)
+            self._seconds_per_job = mean or 1.0
+        return self._seconds_per_job
 
     async def watch(self, id: str, owner: str | None = "") -> AsyncIterator[Job]:
-        """The job as it is, and again at every change, until it has ended, is deleted or the server stops.
+        """Yield a job now and after every change, until it has ended, is deleted or the server stops.
 
-        Raises ServiceError (404) at the first step for a job that is not there.
+        Raises ServiceError (404) at the first step if there is no such job.
         """
         job = await self.get(id, owner)
         yield job
         while not job.ended and not self.is_stopping:
             seen = self.queue.changed()
             waited = 0.0
-            while self.queue.changed() == seen and waited < _LOOK_SECONDS and not self.is_stopping:
-                await asyncio.sleep(_WATCH_SECONDS)
-                waited += _WATCH_SECONDS
+            while self.queue.changed() == seen and waited < _DATABASE_SECONDS and not self.is_stopping:
+                await asyncio.sleep(_COUNTER_SECONDS)
+                waited += _COUNTER_SECONDS
             now = await in_thread(self.queue.get, id, owner)
             if now is None:
                 return
@@ -298,13 +330,13 @@ class VideoService(Accepting):
                 yield job
 
     async def content(self, id: str, variant: Variant = "video", owner: str | None = "") -> Content:
-        """A file of a job that is completed.
+        """Find a file of a completed job.
 
         Raises:
-            ServiceError: 404 for one that is not there or never will be, 409 for one that is not there yet.
+            ServiceError: 404 if there is no such job or file, 409 if the job is not completed yet.
         """
         job = await self.get(id, owner)
-        key = _result(job, variant)
+        key = _result_key(job, variant)
         suffix = key[key.rfind(".") :]
         try:
             size = await in_thread(self.files.size, key)
@@ -314,23 +346,23 @@ class VideoService(Accepting):
             path=self.files.local(key),
             open=partial(self.files.open, key),
             size=size,
-            media_type=_TYPES.get(suffix, "application/octet-stream"),
+            media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
             name=f"{id}{'' if variant == 'video' else '_' + variant}{suffix}",
-            etag=hashlib.sha256(key.encode()).hexdigest()[:32],  # a key is written once
+            etag=hashlib.sha256(key.encode()).hexdigest()[:32],  # the file of a key never changes
         )
 
     async def preview(self, id: str, owner: str | None = "") -> bytes | None:
-        """The video so far as one WebP picture, while it is being made."""
+        """Read the latest preview of a running job, a WebP image; None if there is none."""
         await self.get(id, owner)
         try:
             return await in_thread(self.files.get_bytes, f"previews/{id}.webp")
         except FileNotFoundError:
             return None
 
-    # ---- ending ------------------------------------------------------------------------------------------------------
+    # ---- cancelling and deleting jobs --------------------------------------------------------------------------------
 
     async def cancel(self, id: str, owner: str | None = "") -> Job:
-        """End a job that waits at once, one that runs after its step; one that has ended stays as it is."""
+        """Cancel a job: at once if it is queued, after its current step if it runs; an ended job is left alone."""
         await self.get(id, owner)
         try:
             return await in_thread(self.queue.cancel, id, owner)
@@ -338,7 +370,7 @@ class VideoService(Accepting):
             raise _not_found(id) from None
 
     async def delete(self, id: str, owner: str | None = "") -> Job:
-        """Remove a job and its files; a running one is stopped."""
+        """Remove a job and its files; a running job is stopped."""
         await self.get(id, owner)
         try:
             job = await in_thread(self.queue.delete, id, owner)
@@ -347,10 +379,10 @@ class VideoService(Accepting):
         await in_thread(remove_files, self.queue, self.files, [job])
         return job
 
-    # ---- the server itself -------------------------------------------------------------------------------------------
+    # ---- state of the server -----------------------------------------------------------------------------------------
 
     def readiness(self) -> Readiness:
-        """From what the workers have last said, here and on other machines. Reads the database: call it in a thread."""
+        """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         counts = self.queue.counts()
         workers = self.queue.workers(seen_within_seconds=max(2 * self.settings.lease_seconds, 10.0))
         states = [worker.state for worker in workers]
@@ -363,14 +395,14 @@ class VideoService(Accepting):
             stage=stage,
             percent=100.0 if is_ready else float(best.get("percent") or 0.0),
             model=self.model,
-            message=_readiness_in_words(is_ready, stage, best),
+            message=_readiness_message(is_ready, stage, best),
             queued=counts["queued"],
             running=counts["in_progress"],
             workers=len(workers),
         )
 
 
-def _readiness_in_words(is_ready: bool, stage: str, state: Mapping[str, Any]) -> str:
+def _readiness_message(is_ready: bool, stage: str, state: Mapping[str, Any]) -> str:
     if is_ready:
         return "ready"
     if stage == "no worker":
@@ -380,11 +412,11 @@ def _readiness_in_words(is_ready: bool, stage: str, state: Mapping[str, Any]) ->
     return "the model is being loaded; jobs are accepted and wait"
 
 
-def is_id(text: str) -> bool:
+def is_video_id(text: str) -> bool:
     return re.fullmatch(ID_PATTERN, text) is not None
 
 
-def _result(job: Job, variant: Variant) -> str:
+def _result_key(job: Job, variant: Variant) -> str:
     if job.status in ("queued", "in_progress"):
         raise ServiceError(409, "not_ready", f"{job.id} is {job.status}: its {variant} is there once it is completed")
     if variant not in job.results:
@@ -395,14 +427,14 @@ def _result(job: Job, variant: Variant) -> str:
 def _video_condition(
     name: str, noise: Sequence[float] | None, positions: Sequence[Any] | None = None
 ) -> dict[str, Any]:
-    levels = {"noise": list(noise)} if noise else {}
-    return {"kind": "video", "file": name, "positions": list(positions or []), **levels}
+    condition: dict[str, Any] = {"kind": "video", "file": name, "positions": list(positions or [])}
+    return condition | ({"noise": list(noise)} if noise else {})
 
 
-def _look_of(parent: Job | None) -> dict[str, Any]:
-    """Size and rate of a finished video, which what is made from it takes over."""
-    made = (parent.resolved or {}) if parent else {}
-    return {name: made[name] for name in ("width", "height", "fps") if made.get(name) is not None}
+def _size_and_fps(parent: Job | None) -> dict[str, Any]:
+    """Read size and frame rate of a finished video, the defaults of a video made from it."""
+    resolved = (parent.resolved or {}) if parent else {}
+    return {name: resolved[name] for name in ("width", "height", "fps") if resolved.get(name) is not None}
 
 
 def _not_found(id: str) -> ServiceError:

@@ -1,7 +1,8 @@
-"""All options of the server in one checked value: from a TOML file, the environment (PUSA_...) and the command line.
+"""Load and validate the server's settings from a TOML file, the environment (PUSA_...) and the command line.
 
-The command line wins over the environment, that over the file, that over the defaults. A field ``queue_limit`` is
-``queue_limit = 50`` in the file, ``PUSA_QUEUE_LIMIT=50`` in the environment, ``--queue-limit 50`` on the command line.
+The command line wins over the environment, the environment over the file, the file over the defaults. A field
+``queue_limit`` is ``queue_limit = 50`` in the file, ``PUSA_QUEUE_LIMIT=50`` in the environment and ``--queue-limit 50``
+on the command line.
 """
 
 import difflib
@@ -26,46 +27,46 @@ CONFIG_VARIABLE = "PUSA_CONFIG"
 MIN_KEY_LENGTH = 16
 
 _MIB, _GIB = 2**20, 2**30
-_NOT_OURS = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # the client's and the caches' own
+_OTHER_VARIABLES = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # no settings: of this module, the client, caches
 _YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 logger = logging.getLogger(__name__)
 
-Several = Annotated[
+StringList = Annotated[
     tuple[str, ...], Strict(False), BeforeValidator(lambda v: [v] if isinstance(v, str) and v else v or [])
 ]
 
 
 class ServerSettings(StrictModel):
-    """How a server, or a worker beside it, is set up."""
+    """Settings of a server, and of workers beside it."""
 
-    # Where it listens and whom it lets in
+    # Network and access
     host: str = knob("127.0.0.1", "Address to listen on; one that others can reach needs an API key.", min_length=1)
     port: int = knob(7860, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    api_keys: Several = knob(
+    api_keys: StringList = knob(
         (), "Keys that clients must show one of.", unset="none: whoever reaches the port", repr=False
     )
     api_keys_file: str | None = knob(None, "A file with one key a line; # begins a comment.", unset="none")
     insecure: bool = knob(
         False, "Listen where others can reach it without a key: only behind something that asks for one."
     )
-    allowed_hosts: Several = knob(
+    allowed_hosts: StringList = knob(
         (), "Names that clients may call the server by, such as videos.example.org.", unset="localhost and addresses"
     )
-    allowed_origins: Several = knob(
+    allowed_origins: StringList = knob(
         (), "Other web pages that may use the API from a browser, such as https://example.org.", unset="none"
     )
     root_path: str = knob(
         "", "Path under which a reverse proxy shows the server, such as /pusa.", pattern=r"^(/[\w.~-]+)*$"
     )
-    trusted_proxies: Several = knob(
+    trusted_proxies: StringList = knob(
         (), "Addresses of reverse proxies whose X-Forwarded headers are believed.", unset="none"
     )
     studio: bool = knob(True, "Show the studio at /, where gradio is installed.")
     docs: bool = knob(True, "Show the API's documentation at /docs.")
     metrics: bool = knob(True, "Show figures for Prometheus at /metrics.")
 
-    # What it keeps, and where
+    # Storage
     data: str | None = knob(
         None, "Folder for jobs and files, on a local disk.", unset="~/.local/share/pusa", min_length=1
     )
@@ -94,11 +95,11 @@ class ServerSettings(StrictModel):
     )
     min_free_bytes: int = knob(_GIB, "Disk space below which new jobs are refused.", unit="bytes", ge=0, le=2**50)
 
-    # What it makes videos with
+    # Model and workers
     model: str = knob(
         "mini", "The model: a name from `pusa models`, a Hugging Face repository or a folder.", min_length=1
     )
-    lora: Several = knob((), "LoRA files to load instead of the model's own.", unset="the model's own")
+    lora: StringList = knob((), "LoRA files to load instead of the model's own.", unset="the model's own")
     workers: int = knob(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
     executor: Literal["local", "ray"] = knob(
         "local", "What runs the model: a process of its own on this machine, or an actor of a Ray cluster."
@@ -155,7 +156,7 @@ class ServerSettings(StrictModel):
         le=3600,
     )
 
-    # What it accepts
+    # Limits for clients
     queue_limit: int = knob(100, "Jobs that may wait or run at once; more are answered with 429.", ge=1, le=1_000_000)
     key_queue_limit: int = knob(20, "The same for each API key.", ge=1, le=1_000_000)
     retry_window_seconds: float = knob(
@@ -203,18 +204,18 @@ class ServerSettings(StrictModel):
     )
     max_video_frames: int = knob(4801, "Frames of a video to make.", ge=1, le=4801)
     max_steps: int = knob(200, "Denoising steps of a video to make.", ge=1, le=200)
-    image_url_hosts: Several = knob(
+    image_url_hosts: StringList = knob(
         (), "Hosts that images may be fetched from by https; data: URLs are always taken.", unset="none"
     )
 
-    # What it says
+    # Logging
     log_level: Literal["debug", "info", "warning", "error"] = knob("info", "What is logged.")
     log_format: Literal["text", "json"] = knob("text", "Lines for people, or JSON for programs.")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "ServerSettings":
+    def _check_access(self) -> "ServerSettings":
         short = [len(key) for key in self.api_keys if len(key) < MIN_KEY_LENGTH]
-        if short:  # the key itself stays out of messages
+        if short:  # the message must not contain the key
             raise ValueError(
                 f"an API key has {short[0]} characters and needs {MIN_KEY_LENGTH}: "
                 "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
@@ -228,7 +229,7 @@ class ServerSettings(StrictModel):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """True if only this machine can reach the server."""
         if self.host == "localhost":
             return True
         try:
@@ -238,29 +239,29 @@ class ServerSettings(StrictModel):
 
     @property
     def data_folder(self) -> Path:
-        """Where jobs and files are kept unless `database` and `files` say otherwise."""
+        """Folder of jobs and files, unless `database` and `files` name other places."""
         if self.data is not None:
             return Path(self.data).expanduser().absolute()
         return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "pusa"
 
     @property
     def database_url(self) -> str:
-        """For `JobQueue`."""
+        """URL of the database, for `JobQueue`."""
         return self.database or f"sqlite:///{self.data_folder / 'jobs.sqlite'}"
 
     @property
     def files_url(self) -> str:
-        """For `FileStore`."""
+        """Folder or URL of the files, for `FileStore`."""
         return self.files or str(self.data_folder / "files")
 
     @property
     def scratch_folder(self) -> Path:
-        """Of this machine's own, for uploads that are coming in and videos that are being made."""
+        """Folder of this machine for incoming uploads and unfinished videos."""
         return self.data_folder / "scratch"
 
     @property
     def keep_seconds(self) -> float | None:
-        """How long results are kept; None for ever."""
+        """Time until results are removed; None keeps them."""
         return self.keep_hours * 3600 if self.keep_hours else None
 
 
@@ -270,16 +271,16 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ServerSettings:
-    """The settings that hold.
+    """Load the settings from all sources.
 
     Args:
-        file: TOML; the one that PUSA_CONFIG names without it.
-        environ: of the process without it.
-        options: of the command line, typed or as text; what is None or an empty tuple was not given.
+        file: TOML; defaults to the file that PUSA_CONFIG names.
+        environ: defaults to that of the process.
+        options: of the command line, typed or as text; None and () stand for options left out.
 
     Raises:
-        FileNotFoundError: the file, or the one with keys, is not there.
-        ValueError: every problem is named.
+        FileNotFoundError: the file, or `api_keys_file`, does not exist.
+        ValueError: invalid settings, one line for each.
     """
     environ = os.environ if environ is None else environ
     file = file or environ.get(CONFIG_VARIABLE) or None
@@ -299,13 +300,13 @@ def load_settings(
 
 
 def parse_option(name: str, text: str) -> Any:
-    """The value that a field has for a text of the environment or the command line; lists are divided by commas.
+    """Parse text of the environment or the command line for a field; lists are separated by commas.
 
-    A text that does not fit stays as it is, for the check of all settings to refuse it.
+    Invalid text is returned unchanged, so that the validation of all settings reports it.
     """
-    known = _fields().get(name)
+    field = _fields().get(name)
     text = text.strip()
-    match known.type if known else "string":
+    match field.type if field else "string":
         case "list":
             return [part.strip() for part in text.split(",") if part.strip()]
         case "boolean":
@@ -333,8 +334,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         if name in _fields():
             values[name] = parse_option(name, text)
-        elif variable not in _NOT_OURS and (close := difflib.get_close_matches(name, _fields(), n=1, cutoff=0.8)):
-            logger.warning("%s is unknown: did you mean %s%s?", variable, PREFIX, close[0].upper())
+        elif variable not in _OTHER_VARIABLES:
+            for similar in difflib.get_close_matches(name, _fields(), n=1, cutoff=0.8):
+                logger.warning("%s is unknown: did you mean %s%s?", variable, PREFIX, similar.upper())
     return values
 
 

@@ -1,6 +1,6 @@
-"""The door: what a request asks for is checked, its files are looked into, and then it is on disk.
+"""Validate a request and its uploads and store it as a job.
 
-Every method that touches the disk or the database does it in a thread: the event loop stays free for all others.
+Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
 import hashlib
@@ -20,25 +20,32 @@ from pusa import zoo
 from pusa.fsutil import sha256_of
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
-from pusa.server.http.to_request import invalid, refusal, shown_number
+from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import Job, JobQueue, NewJob, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
-from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Spool, Upload, shown_name
+from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, display_name
 
 logger = logging.getLogger(__name__)
+
+_ARTICLES = {"image": "an image", "video": "a video"}
 
 T = TypeVar("T")
 
 
-class Accepting:
-    """Turns requests into jobs of the queue. Refusals are `ServiceError`."""
+class JobSubmitter:
+    """Turn requests into jobs of the queue.
+
+    Attributes:
+        model: public name of the server's model.
+        loras: sources of the LoRAs that the operator offers, by public name.
+        prober: reads the metadata of uploads in a child process.
+    """
 
     def __init__(self, settings: ServerSettings, queue: JobQueue, files: FileStore) -> None:
         self.settings, self.queue, self.files = settings, queue, files
-        self.spool = Spool(settings.scratch_folder / "uploads")
         self.prober = Prober(
             ProbeLimits(
                 max_bytes=settings.max_body_bytes,
@@ -50,21 +57,26 @@ class Accepting:
                 wall_seconds=settings.probe_seconds,
             )
         )
-        self._looking = anyio.CapacityLimiter(PROBES_AT_ONCE)  # they may take long, and must not use up all threads
+        self._probing = anyio.CapacityLimiter(PROBES_AT_ONCE)  # probes may take long: they must not use up all threads
         self.model = model_name(settings.model)
         self.loras = {Path(source).name: source for source in settings.lora}
 
     @cached_property
     def defaults(self) -> zoo.GenerationDefaults:
-        """Of the model."""
+        """The model's defaults for what a request leaves open."""
         return zoo.defaults_of(self.settings.model)
 
     async def probe(self, uploads: Mapping[str, Upload]) -> dict[str, Upload]:
-        """The same files with what they are. Raises ServiceError (400) for one that cannot be read."""
-        unknown = [name for name, upload in uploads.items() if upload.probed is None]
-        look = partial(self.prober.probe, [uploads[name] for name in unknown])
-        found = await anyio.to_thread.run_sync(look, limiter=self._looking) if unknown else []
-        return {**uploads, **{n: replace(uploads[n], probed=p) for n, p in zip(unknown, found, strict=True)}}
+        """Add `info` to the uploads that have none. Raises ServiceError (400) for a file that cannot be read."""
+        unknown = [name for name, upload in uploads.items() if upload.info is None]
+        if not unknown:
+            return dict(uploads)
+        probe = partial(self.prober.probe, [uploads[name] for name in unknown])
+        infos = await anyio.to_thread.run_sync(probe, limiter=self._probing)
+        return {
+            **uploads,
+            **{name: replace(uploads[name], info=info) for name, info in zip(unknown, infos, strict=True)},
+        }
 
     async def create(
         self,
@@ -80,36 +92,39 @@ class Accepting:
         seconds: str | None = None,
         traceparent: str | None = None,
     ) -> Job:
-        """Accept a job: when this returns, its inputs and its row are on disk.
+        """Store a request as a job. Once this returns, the job's inputs and its row are on disk.
 
         Args:
-            request: a `GenerationRequest` as JSON. Its conditions' `file` names an upload; their `kind` may be left
-                out, the file says it. `model` and `lora` are names that the operator offers.
-            uploads: by name. They are copied; the caller removes them.
-            parent: the job that this one was made from.
-            idempotency_key: of this owner: the job that was made with it is returned, whatever it has become.
-            is_retry: the client says that it sent this before: the same request, if it came a short while ago, is
-                returned.
-            seconds: the length as the client said it; None: that of the request.
+            request: fields of a `GenerationRequest` as JSON. The `file` of a condition is a key of `uploads`; its
+                `kind` defaults to that of the file. `model` and `lora` are public names of what the operator offers.
+            uploads: files by name. They are copied; the caller removes them.
+            owner: digest of the client's API key, "" where the server has no keys.
+            source: the interface that the request came by, for the log.
+            parent: id of the job that this one is made from.
+            idempotency_key: if this owner has used it before, the job of that time is returned, whatever its status.
+            priority: jobs with a higher one run first.
+            is_retry: the client may have sent the same request shortly before: then that job is returned.
+            seconds: the length as the client wrote it; None takes it from the request.
+            traceparent: W3C trace context of the client.
 
         Raises:
-            ServiceError: 400 for what cannot be made, 422 for a key that was used for another request, 429 where too
-                much waits, 503 where the queue cannot be reached, 507 where the disk is full.
+            ServiceError: 400 for an invalid request, 422 for an idempotency key that belongs to another request, 429
+                if the queue is full, 503 if it cannot be reached, 507 if the disk is full.
         """
         await in_thread(check_space, self.files, self.settings.min_free_bytes)
         uploads = await self.probe(uploads)
-        checked = self._checked(request, uploads)
-        resolved = self._resolved(checked, uploads)
+        checked = self._validate(request, uploads)
+        resolved = self._resolve(checked, uploads)
         digests = {name: await in_thread(sha256_of, upload.path) for name, upload in uploads.items()}
         fingerprint = _fingerprint(checked, digests)
         id = new_id()
         keys = {
-            name: f"inputs/{id}/{number}{upload.probed.suffix if upload.probed else ''}"
+            name: f"inputs/{id}/{number}{upload.info.suffix if upload.info else ''}"
             for number, (name, upload) in enumerate(uploads.items())
         }
         stored = checked.model_copy(
             update={
-                "seed": resolved.seed,  # a run that goes on elsewhere must be the same run
+                "seed": resolved.seed,  # an attempt that another worker continues must have the same noise
                 "conditions": [
                     spec.model_copy(update={"file": keys[spec.file], "sha256": digests[spec.file]})
                     for spec in checked.conditions
@@ -122,7 +137,7 @@ class Accepting:
             request=stored.model_dump(mode="json"),
             model=self.model,
             prompt=checked.prompt,
-            seconds=seconds or shown_number(_total_seconds(resolved, uploads)),
+            seconds=seconds or format_seconds(_total_seconds(resolved, uploads)),
             size=f"{resolved.width}x{resolved.height}",
             inputs=tuple(keys.values()),
             priority=priority,
@@ -133,7 +148,7 @@ class Accepting:
             traceparent=traceparent,
         )
         with log_context(job=id):
-            job = await self._accepted(new, {keys[name]: upload.path for name, upload in uploads.items()}, is_retry)
+            job = await self._store(new, {keys[name]: upload.path for name, upload in uploads.items()}, is_retry)
         if job.id != id and job.fingerprint != fingerprint:
             raise ServiceError(
                 422,
@@ -142,7 +157,8 @@ class Accepting:
             )
         return job
 
-    async def _accepted(self, new: NewJob, inputs: Mapping[str, Path], is_retry: bool) -> Job:
+    async def _store(self, new: NewJob, inputs: Mapping[str, Path], is_retry: bool) -> Job:
+        """Copy the inputs to the store, then add the row; without a new row the copies are removed."""
         settings = self.settings
         is_new = False
         try:
@@ -167,95 +183,91 @@ class Accepting:
             logger.info("accepted", extra={"task": new.request["task"], "size": new.size, "source": new.source})
         return job
 
-    def _checked(self, request: Mapping[str, Any], uploads: Mapping[str, Upload]) -> GenerationRequest:
-        """The request with the operator's names for model and LoRA replaced by what they stand for."""
+    def _validate(self, request: Mapping[str, Any], uploads: Mapping[str, Upload]) -> GenerationRequest:
+        """Check a request against its uploads and replace public names of model and LoRA by their sources."""
         values = {name: value for name, value in request.items() if value is not None}
         if values.get("model", self.model) != self.model:
-            told = f"model {str(values['model'])[:60]!r} is not offered here: there is {self.model}"
-            raise ServiceError(400, "model_not_found", told, "model")
+            message = f"model {str(values['model'])[:60]!r} is not offered here: there is {self.model}"
+            raise ServiceError(400, "model_not_found", message, "model")
         values["model"] = self.settings.model
-        values["lora"] = [self._lora(name) for name in values.get("lora") or self.loras]
+        values["lora"] = [self._lora_source(name) for name in values.get("lora") or self.loras]
         values["conditions"] = [_with_kind(condition, uploads) for condition in values.get("conditions") or []]
         try:
             checked = GenerationRequest.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            raise refusal(error) from None
+            raise validation_error(error) from None
         for spec in checked.conditions:
             upload = uploads.get(spec.file)
-            if upload is None or upload.probed is None:
-                raise invalid(f"file {spec.file[:60]!r} was not sent along", "input_reference")
-            if upload.probed.kind != spec.kind:
-                told = f"{shown_name(upload)} is {_a(upload.probed.kind)}, and {_a(spec.kind)} is needed here"
-                raise invalid(told, "input_reference")
+            if upload is None or upload.info is None:
+                raise invalid_value(f"file {spec.file[:60]!r} was not sent along", "input_reference")
+            if upload.info.kind != spec.kind:
+                kind, needed = _ARTICLES[upload.info.kind], _ARTICLES[spec.kind]
+                raise invalid_value(f"{display_name(upload)} is {kind}, and {needed} is needed here", "input_reference")
         unused = set(uploads) - {spec.file for spec in checked.conditions}
         if unused:
-            told = f"{shown_name(uploads[min(unused)])} is not used: leave it out, or say where it goes"
-            raise invalid(told, "input_reference")
+            message = f"{display_name(uploads[min(unused)])} is not used: leave it out, or say where it goes"
+            raise invalid_value(message, "input_reference")
         return checked
 
-    def _lora(self, name: str) -> str:
+    def _lora_source(self, name: str) -> str:
         if name not in self.loras:
-            there = f"there are {', '.join(self.loras)}" if self.loras else "this server offers none"
-            raise ServiceError(400, "lora_not_found", f"LoRA {str(name)[:60]!r} is not offered: {there}", "lora")
+            choices = f"there are {', '.join(self.loras)}" if self.loras else "this server offers none"
+            raise ServiceError(400, "lora_not_found", f"LoRA {str(name)[:60]!r} is not offered: {choices}", "lora")
         return self.loras[name]
 
-    def _resolved(self, request: GenerationRequest, uploads: Mapping[str, Upload]) -> ResolvedRequest:
-        """As it would be made, within the operator's limits."""
-        first = uploads[request.conditions[0].file].probed if request.conditions else None
+    def _resolve(self, request: GenerationRequest, uploads: Mapping[str, Upload]) -> ResolvedRequest:
+        """Fill what a request leaves open. Raises ServiceError (400) for more than the operator's limits allow."""
+        first = uploads[request.conditions[0].file].info if request.conditions else None
         try:
             resolved = match_orientation(request, first.size if first else None, self.defaults).resolved(self.defaults)
         except ValueError as error:
-            raise invalid(str(error).splitlines()[0]) from None
+            raise invalid_value(str(error).splitlines()[0]) from None
         settings, size = self.settings, f"{resolved.width}x{resolved.height}"
         pixels = resolved.width * resolved.height
-        for param, asked, value, most in (
+        for param, text, value, limit in (
             ("size", f"{size}, {pixels} pixels", pixels, settings.max_video_pixels),
             ("seconds", f"{resolved.frames} frames", resolved.frames, settings.max_video_frames),
             ("num_inference_steps", f"{resolved.steps} steps", resolved.steps, settings.max_steps),
         ):
-            if value > most:
-                raise invalid(f"{asked} are too many: this server makes at most {most}", param)
+            if value > limit:
+                raise invalid_value(f"{text} are too many: this server makes at most {limit}", param)
         return resolved
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """A blocking call, away from the event loop; the database's own troubles become a ServiceError."""
+    """Call a blocking function in a thread. Raises ServiceError (503) if the queue cannot be reached."""
     try:
         return await anyio.to_thread.run_sync(partial(function, *arguments))
     except QueueUnavailable as error:
         logger.error("the queue cannot be reached: %s", error)
-        told = "the queue cannot be reached at the moment: try again"
-        raise ServiceError(503, "queue_unavailable", told, headers={"retry-after": "5"}) from error
+        message = "the queue cannot be reached at the moment: try again"
+        raise ServiceError(503, "queue_unavailable", message, headers={"retry-after": "5"}) from error
 
 
 def model_name(source: str) -> str:
-    """What a model is called outside: its name in the zoo or on the Hub; of a folder the last part."""
-    known = zoo.find(source)
-    if known is not None:
-        return known.name
+    """Name a model for clients: by its name in the zoo or on the Hub, or by the last part of a folder."""
+    named = zoo.find(source)
+    if named is not None:
+        return named.name
     return source if not Path(source).expanduser().exists() else Path(source).expanduser().resolve().name
 
 
 def _with_kind(condition: Mapping[str, Any], uploads: Mapping[str, Upload]) -> dict[str, Any]:
     upload = uploads.get(str(condition.get("file")))
-    kind = {"kind": upload.probed.kind} if upload is not None and upload.probed is not None else {}
+    kind = {"kind": upload.info.kind} if upload is not None and upload.info is not None else {}
     return {**kind, **condition}
 
 
 def _total_seconds(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> float:
-    """Of the file that comes out: what is joined is in it, its overlaps once."""
+    """Compute the length of the resulting file: extensions and transitions contain the videos that they join."""
     sides = {"extend": 1, "transition": 2}.get(resolved.task, 0)
-    before = sum(upload.probed.seconds for upload in uploads.values() if upload.probed) if sides else 0.0
+    before = sum(upload.info.seconds for upload in uploads.values() if upload.info) if sides else 0.0
     return before + (resolved.frames - sides * resolved.overlap) / resolved.fps
 
 
 def _fingerprint(request: GenerationRequest, digests: Mapping[str, str]) -> str:
-    """Of what is asked for: equal for a request that is sent again."""
-    said = request.model_dump(mode="json")
-    for condition in said["conditions"]:
+    """Hash a request and its files, to recognise a request that a client repeats."""
+    fields = request.model_dump(mode="json")
+    for condition in fields["conditions"]:
         condition["file"] = digests[condition["file"]]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _a(kind: str) -> str:
-    return "an image" if kind == "image" else "a video"
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Files that clients send: held until a job has them, and looked into by a process that may die of it."""
+"""Spool uploaded files and read their metadata in a child process, which a malicious file may crash."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from typing import Literal
 
 from pusa.server.errors import ServiceError
 
-_CHILD = ["-m", "pusa.server.probe"]
+_PROBE_COMMAND = ("-m", "pusa.server.probe")
 PROBES_AT_ONCE = 2  # each may use a core
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What a file is. `frames`, `fps` and `seconds` are a video's, 1, None and 0 for an image."""
+class UploadInfo:
+    """Metadata of an image or a video; an image has 1 frame, no fps and 0 seconds."""
 
     kind: Literal["image", "video"]
     suffix: str
@@ -36,28 +36,28 @@ class Probed:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it came.
+    """A file that a client sent.
 
     Args:
-        name: as the client calls it; for messages only, never part of a path.
-        path: where it lies until the job is accepted.
-        content_type: what the client says it is; its content decides.
-        size: bytes.
-        wanted: "image" or "video" where the request says which it has to be.
-        probed: what it is, once looked at.
+        name: the client's name for it; used in messages only, never in a path.
+        path: the file in the spool, until a job has a copy.
+        content_type: the client's claim; the content decides.
+        size: in bytes.
+        expected_kind: the kind that the request calls for, if it says so.
+        info: metadata, once the file is probed.
     """
 
     name: str
     path: Path
     content_type: str = ""
     size: int = 0
-    wanted: Literal["image", "video"] | None = None
-    probed: Probed | None = None
+    expected_kind: Literal["image", "video"] | None = None
+    info: UploadInfo | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLimits:
-    """What looking at the files of one request may cost; the first five as in `pusa.media.MediaLimits`."""
+    """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`."""
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 36_000_000
@@ -69,21 +69,24 @@ class ProbeLimits:
 
 
 class Prober:
-    """Looks at uploads in child processes, one for the files of one request.
+    """Probe uploads in child processes, one for the files of one request.
 
-    A child takes half a second to start, so that the next one is started in advance: a request then waits for the
-    look alone. All methods may be called from any thread.
+    A child takes half a second to start, so a spare one is always started in advance. All methods are thread-safe.
+
+    Args:
+        limits: for the files of one request.
+        command: arguments of Python that start the child.
     """
 
-    def __init__(self, limits: ProbeLimits = ProbeLimits()) -> None:
-        self.limits = limits
+    def __init__(self, limits: ProbeLimits = ProbeLimits(), command: Sequence[str] = _PROBE_COMMAND) -> None:
+        self.limits, self._command = limits, command
         self._spare: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(PROBES_AT_ONCE)
         self._closed = False
 
     def warm(self) -> None:
-        """Start the child that the next request will use."""
+        """Start the child process for the next request."""
         with self._lock:
             if self._closed or (self._spare is not None and self._spare.poll() is None):
                 return
@@ -96,12 +99,12 @@ class Prober:
         if spare is not None:
             _end(spare)
 
-    def probe(self, uploads: Sequence[Upload]) -> list[Probed]:
-        """What each file is.
+    def probe(self, uploads: Sequence[Upload]) -> list[UploadInfo]:
+        """Read the metadata of each file.
 
         Raises:
-            ServiceError: 400 for a file that is no image or video, is damaged, passes a limit, or made its reader
-                crash; it names the file as the client did.
+            ServiceError: 400, with the client's name of the file, if one is neither image nor video, is damaged,
+                exceeds a limit or crashes the child.
         """
         if not uploads:
             return []
@@ -111,27 +114,27 @@ class Prober:
             if child is None or child.poll() is not None:
                 child = self._start()
             try:
-                output = self._ask(child, uploads)
+                output = self._run(child, uploads)
             finally:
                 _end(child)
                 self.warm()
         answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
-                raise ServiceError(400, "invalid_file", f"{shown_name(upload)}: {answer['error']}", "input_reference")
+                raise ServiceError(400, "invalid_file", f"{display_name(upload)}: {answer['error']}", "input_reference")
         if len(answers) < len(uploads):
             raise ServiceError(
                 400,
                 "invalid_file",
-                f"{shown_name(uploads[len(answers)])}: reading it took more than {self.limits.wall_seconds:g} s or "
+                f"{display_name(uploads[len(answers)])}: reading it took more than {self.limits.wall_seconds:g} s or "
                 f"{self.limits.memory_bytes / 2**30:g} GiB, or broke the reader: export it again, smaller",
                 "input_reference",
             )
-        return [Probed(**answer) for answer in answers]
+        return [UploadInfo(**answer) for answer in answers]
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, *_CHILD],
+            [sys.executable, *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -140,10 +143,10 @@ class Prober:
             start_new_session=True,  # Ctrl-C in the terminal is the server's to handle
         )
 
-    def _ask(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
+    def _run(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
         limits = asdict(self.limits)
         task = {
-            "files": [[str(upload.path), upload.wanted] for upload in uploads],
+            "files": [[str(upload.path), upload.expected_kind] for upload in uploads],
             "memory_bytes": limits.pop("memory_bytes"),
             "cpu_seconds": max(1, round(limits.pop("wall_seconds"))),
             "limits": limits,
@@ -153,7 +156,7 @@ class Prober:
         except subprocess.TimeoutExpired:
             child.kill()
             output, _ = child.communicate()
-        except BrokenPipeError:  # it died before it could be asked
+        except BrokenPipeError:  # the child died before it read its task
             output = ""
         return output
 
@@ -167,24 +170,24 @@ def _end(child: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def shown_name(upload: Upload) -> str:
-    """The client's name for a file, on one line and not too long."""
+def display_name(upload: Upload) -> str:
+    """Format the client's name for a file for a message: one line, at most 60 characters."""
     name = "".join(c if c.isprintable() else "?" for c in upload.name) or "the file"
     return name if len(name) <= 60 else name[:57] + "..."
 
 
 class Spool:
-    """A folder for what is being received, of this machine's own. Names are random."""
+    """A folder of this machine for files that are being received, under random names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @property
     def folder(self) -> Path:
-        """It is there; housekeeping may have removed it with what a killed server has left."""
+        """The folder, created if missing: housekeeping removes it with the leftovers of a killed server."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return self._folder
 
     def new(self) -> Path:
-        """Where a file may be written that is not there yet."""
+        """Return the path of a new file."""
         return self.folder / secrets.token_hex(16)

@@ -18,10 +18,9 @@ from pydantic import ValidationError
 from pusa import fields as knobs
 from pusa.request import GenerationRequest, explain
 from pusa.server.errors import ServiceError
-from pusa.server.http import body as forms
 from pusa.server.http import json_input
-from pusa.server.http.body import unbracketed
-from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parsed
+from pusa.server.http.body import _parse_urlencoded, parse_brackets
+from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parse_json
 
 PICTURE = base64.b64encode(png()).decode()
 LONG = base64.b64encode(bytes(range(256)) * 20_000).decode()  # more than six million characters
@@ -55,7 +54,7 @@ def test_too_much_is_refused_before_anything_is_built(what: str, monkeypatch: py
     tracemalloc.start()
     try:
         with pytest.raises(ServiceError) as refused:
-            parsed(TOO_MUCH[what], Budget(), "the body")
+            parse_json(TOO_MUCH[what], Budget(), "the body")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -68,14 +67,14 @@ def test_too_much_is_refused_before_anything_is_built(what: str, monkeypatch: py
 @pytest.mark.parametrize("sign", [b"[", b'{"a":'])
 def test_deep_nesting_is_refused(depth: int, sign: bytes) -> None:
     with pytest.raises(ServiceError, match="nested") as refused:
-        parsed(sign * depth, Budget(), "the body")
+        parse_json(sign * depth, Budget(), "the body")
     assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("body", [b'{"a": 1e999}', b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": ' + b"5" * 5000 + b"}"])
 def test_what_is_no_finite_number_is_refused(body: bytes) -> None:
     with pytest.raises(ServiceError, match="number") as refused:
-        parsed(body, Budget(), "the body")
+        parse_json(body, Budget(), "the body")
     assert refused.value.status == 400
 
 
@@ -85,7 +84,7 @@ def test_what_is_no_finite_number_is_refused(body: bytes) -> None:
 )
 def test_a_file_in_base64_is_no_text(text: str) -> None:
     budget = Budget()
-    value = parsed(b'{"input_reference": "' + text.encode() + b'", "n": [1, 2.5, true]}', budget, "the body")
+    value = parse_json(b'{"input_reference": "' + text.encode() + b'", "n": [1, 2.5, true]}', budget, "the body")
     assert value == {"input_reference": text.replace("\\/", "/"), "n": [1, 2.5, True]}
     assert budget.plain_bytes > MAX_PLAIN_BYTES - 1000
     assert budget.values >= MAX_VALUES - 20
@@ -107,7 +106,7 @@ JSON = st.recursive(
 def test_what_is_small_is_read_as_json_reads_it(value: Any, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     if text.count("[") + text.count("{") <= MAX_DEPTH:
-        assert parsed(text.encode("utf-8", "replace"), Budget(), "it") == json.loads(
+        assert parse_json(text.encode("utf-8", "replace"), Budget(), "it") == json.loads(
             text.encode("utf-8", "replace").decode()
         )
 
@@ -119,7 +118,7 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
         json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         with pytest.raises(ServiceError):
-            parsed(data, Budget(), "it")
+            parse_json(data, Budget(), "it")
 
 
 def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +133,11 @@ def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_form_has_one_budget_for_all_its_fields() -> None:
     part = json.dumps([0] * (MAX_VALUES // 4))
-    assert len(unbracketed([("a", part)])["a"]) == MAX_VALUES // 4
+    assert len(parse_brackets([("a", part)])["a"]) == MAX_VALUES // 4
     with pytest.raises(ServiceError, match="values"):
-        unbracketed([(f"a{number}", part) for number in range(5)])
+        parse_brackets([(f"a{number}", part) for number in range(5)])
     with pytest.raises(ServiceError, match="MiB"):
-        unbracketed([(f"a{number}", "two, words " * 30_000) for number in range(4)])
+        parse_brackets([(f"a{number}", "two, words " * 30_000) for number in range(4)])
 
 
 # ---- over HTTP -------------------------------------------------------------------------------------------------------
@@ -195,17 +194,17 @@ def test_a_plain_form_of_blanks_is_refused_before_it_is_decoded(value: bytes, mo
     def decode(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr(forms, "parse_qsl", decode)
+    monkeypatch.setattr("pusa.server.http.body.parse_qsl", decode)
     with pytest.raises(ServiceError, match="limit") as refused:
-        forms._urlencoded(bytearray(b"model=mini&prompt=" + value))
+        _parse_urlencoded(bytearray(b"model=mini&prompt=" + value))
     assert refused.value.status == 413
 
 
 def test_base64_in_a_plain_form_may_have_plus_signs() -> None:
     text = base64.b64encode(bytes(range(256)) * 20_000)
     assert b"+" in text
-    assert forms._urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
-    assert forms._urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
+    assert _parse_urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
+    assert _parse_urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
 
 
 def test_a_picture_in_a_plain_form_is_taken(server: Served) -> None:

@@ -205,7 +205,8 @@ def test_a_full_disk_refuses_new_jobs_and_keeps_the_running_one(tmp_path: Path) 
             assert answer.headers["x-should-retry"] == "false"
             patch.setattr("pusa.server.http.references.MAX_TEXT_BYTES", 10**6)
             patch.setattr(FileStore, "free_bytes", lambda _: 0)
-            patch.setattr(server.service, "settings", server.service.settings.model_copy(update={"min_free_bytes": 1}))
+            changed = server.service.settings.model_copy(update={"min_free_bytes": 1})
+            patch.setattr(server.service.submitter, "settings", changed)
             refusal(server.http.post("/v1/videos", json={"prompt": "x"}), 507)
         server.executor.gate.set()
         assert server.ended(running)["status"] == "completed"

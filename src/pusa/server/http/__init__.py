@@ -1,1 +1,1 @@
-"""The HTTP API: routes, schemas, request bodies, middleware."""
+"""Serve the HTTP API: routes, schemas, request bodies, middleware."""

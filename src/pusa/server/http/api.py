@@ -1,4 +1,4 @@
-"""The routes of ``/v1``: OpenAI's videos API with its extensions, as far as possible one call of the service each."""
+"""Define the routes of ``/v1``: OpenAI's videos API with vLLM-Omni's extensions and ours."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from pusa.numerals import is_whole, parse_whole
 from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
 from pusa.server.http import openapi
-from pusa.server.http import to_request as translate
-from pusa.server.http.references import REFERENCE_FIELDS, Intake, taken_in
+from pusa.server.http import to_request
+from pusa.server.http.references import REFERENCE_FIELDS, RequestReader, read_request
 from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
@@ -37,7 +37,7 @@ _RESERVED = ("characters", "edits", "extensions", "sync")
 
 
 class _VideoConvertor(Convertor[str]):
-    """An id in a path: anything but the words that are routes of their own."""
+    """Match an id in a path: any segment that is not a route of its own."""
 
     regex = rf"(?!(?:{'|'.join(_RESERVED)})(?:/|$))[^/]+"
 
@@ -52,39 +52,39 @@ register_url_convertor("video", _VideoConvertor())
 
 router = APIRouter(prefix="/v1")
 
-_FILES_OF_CREATE = dict.fromkeys(REFERENCE_FIELDS, "input_reference")
-_FILES_OF_VIDEO = {"video": "video"}
-_LOOK_SECONDS = 0.5  # between two looks whether a client that waits is still there
+_CREATE_FILE_FIELDS = dict.fromkeys(REFERENCE_FIELDS, "input_reference")
+_VIDEO_FILE_FIELDS = {"video": "video"}
+_DISCONNECT_SECONDS = 0.5  # between two checks whether a waiting client has disconnected
 
 
-def service_of(request: Request) -> VideoService:
+def get_service(request: Request) -> VideoService:
     return request.app.state.service
 
 
-def owner_of(request: Request) -> str:
+def get_owner(request: Request) -> str:
     return request.state.owner
 
 
-Service = Annotated[VideoService, Depends(service_of)]
-Owner = Annotated[str, Depends(owner_of)]
+Service = Annotated[VideoService, Depends(get_service)]
+Owner = Annotated[str, Depends(get_owner)]
 Id = Annotated[str, Path(description="The video's id.")]
 Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="Drawn by the client: the same key is the same job, however often it is sent.",
+        description="A random key: requests with the same one return the same job.",
         min_length=1,
         max_length=255,
     ),
 ]
 
 
-def _whole(text: Any) -> Any:
+def _parse_if_text(text: Any) -> Any:
     return parse_whole(text) if isinstance(text, str) else text
 
 
-def sent_before(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
-    """What says that a request may have come before, and which trace it belongs to."""
+def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
+    """Read the options of `JobSubmitter.create` that come in headers: retries and the trace."""
     retries = request.headers.get("x-stainless-retry-count", "0")
     traceparent = request.headers.get("traceparent", "")
     return {
@@ -94,14 +94,14 @@ def sent_before(request: Request, idempotency_key: Key = None) -> dict[str, Any]
     }
 
 
-Options = Annotated[dict[str, Any], Depends(sent_before)]
+Options = Annotated[dict[str, Any], Depends(submit_options)]
 
 
-# ---- a job as clients see it -----------------------------------------------------------------------------------------
+# ---- jobs as JSON ----------------------------------------------------------------------------------------------------
 
 
-def shown(job: Job, position: int | None = None) -> Video:
-    """Typed clients know four statuses: a cancelled job is one that failed with the code ``cancelled``."""
+def video_from_job(job: Job, position: int | None = None) -> Video:
+    """Convert a job for clients. Typed clients know four statuses: ``cancelled`` becomes the code of a failure."""
     error = None
     if job.status == "cancelled":
         error = VideoError(code="cancelled", message="it was cancelled")
@@ -134,11 +134,11 @@ def shown(job: Job, position: int | None = None) -> Video:
     )
 
 
-async def _answer(service: VideoService, job: Job) -> JSONResponse:
-    """A job with the advice when to look again."""
+async def _video_response(service: VideoService, job: Job) -> JSONResponse:
+    """Respond with a job and, in a header, how long to wait before reading it again."""
     position = await service.position(job)
     headers = {} if job.ended else {"openai-poll-after-ms": str(await service.poll_after_ms(job, position))}
-    return JSONResponse(shown(job, position).model_dump(), headers=headers)
+    return JSONResponse(video_from_job(job, position).model_dump(), headers=headers)
 
 
 # ---- making videos ---------------------------------------------------------------------------------------------------
@@ -152,9 +152,9 @@ async def _answer(service: VideoService, job: Job) -> JSONResponse:
     summary="Create a video",
 )
 async def create(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """Answers at once with a queued job. Pictures and videos go into `input_reference`, as file parts of a form or as
-    data URLs in JSON."""
-    return await _answer(service, await _created(request, service, owner, options))
+    """Returns a queued job at once. Images and videos go into `input_reference`, as file parts of a form or as data
+    URLs in JSON."""
+    return await _video_response(service, await _create(request, service, owner, options))
 
 
 @router.post(
@@ -168,10 +168,10 @@ async def create(request: Request, service: Service, owner: Owner, options: Opti
     summary="Create a video and wait for it",
 )
 async def create_and_wait(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """For benchmarks: the answer is the MP4. A client that goes away cancels the job."""
-    job = await _created(request, service, owner, options)
-    ending = asyncio.ensure_future(_last(service.watch(job.id, owner)))
-    leaving = asyncio.ensure_future(_gone(request))
+    """Responds with the MP4, for benchmarks. If the client disconnects, the job is cancelled."""
+    job = await _create(request, service, owner, options)
+    ending = asyncio.ensure_future(_wait_for_end(service.watch(job.id, owner)))
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({ending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         job = ending.result() if ending.done() else job
@@ -184,63 +184,64 @@ async def create_and_wait(request: Request, service: Service, owner: Owner, opti
     if not job.ended:
         raise ServiceError(503, "stopping", f"the server is stopping: {job.id} was cancelled")
     if job.status != "completed":
-        error = shown(job).error
+        error = video_from_job(job).error
         assert error is not None
         status = 500 if job.status == "failed" and error.code == "internal_error" else 409
         raise ServiceError(status, error.code, f"{job.id}: {error.message}")
-    answer = await download(request, await service.content(job.id, "video", owner))
-    video = shown(job)
-    answer.headers["x-video-id"] = job.id
-    answer.headers["x-inference-time-s"] = str(video.inference_time_s)
-    answer.headers["x-stage-durations"] = json.dumps(video.stage_durations)
-    answer.headers["x-peak-memory-mb"] = str(video.peak_memory_mb)
-    return answer
+    response = await download(request, await service.content(job.id, "video", owner))
+    video = video_from_job(job)
+    response.headers["x-video-id"] = job.id
+    response.headers["x-inference-time-s"] = str(video.inference_time_s)
+    response.headers["x-stage-durations"] = json.dumps(video.stage_durations)
+    response.headers["x-peak-memory-mb"] = str(video.peak_memory_mb)
+    return response
 
 
-async def _last(jobs: AsyncIterator[Job]) -> Job:
-    """A job as it is at the end."""
+async def _wait_for_end(jobs: AsyncIterator[Job]) -> Job:
+    """Return the last state of a job."""
     last = await anext(jobs)
     async for job in jobs:
         last = job
     return last
 
 
-async def _gone(request: Request) -> None:
-    """Until the client has closed the connection."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return once the client has closed the connection."""
     while not await request.is_disconnected():
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_DISCONNECT_SECONDS)
 
 
-async def _created(request: Request, service: VideoService, owner: str, options: Mapping[str, Any]) -> Job:
-    async with taken_in(request, service) as intake:
-        body = await intake.check(CreateVideo, _FILES_OF_CREATE)
-        references = await intake.references(body)
-        keyframes, inside = await intake.keyframes(body, references)
-        uploads = await service.probe({**references, **inside})
-        known = {name: upload.probed for name in references if (upload := uploads[name]).probed is not None}
-        fields = translate.request_of(body, defaults=service.defaults)
-        fields["conditions"] = translate.conditions_of(body, keyframes, known, fields.get("task"))
-        said_seconds = body.seconds is not None and translate.merged(body).num_frames is None
+async def _create(request: Request, service: VideoService, owner: str, options: Mapping[str, Any]) -> Job:
+    async with read_request(request, service) as reader:
+        body = await reader.validate(CreateVideo, _CREATE_FILE_FIELDS)
+        references = await reader.references(body)
+        keyframes, inside = await reader.keyframes(body, references)
+        uploads = await service.submitter.probe({**references, **inside})
+        infos = {name: upload.info for name in references if (upload := uploads[name]).info is not None}
+        fields = to_request.build_request(body, defaults=service.defaults)
+        fields["conditions"] = to_request.build_conditions(body, keyframes, infos, fields.get("task"))
+        uses_seconds = body.seconds is not None and to_request.merge_extra_params(body).num_frames is None
         keeps_length = fields.get("task", "generate") in ("generate", "loop")
         return await service.create(
             fields,
             uploads,
             owner=owner,
-            seconds=_text(body.seconds) if said_seconds and keeps_length else None,
-            priority=_priority(body.priority, service),
+            seconds=_format_seconds(body.seconds) if uses_seconds and keeps_length else None,
+            priority=_check_priority(body.priority, service),
             **options,
         )
 
 
-def _text(seconds: str | float | None) -> str:
-    return seconds if isinstance(seconds, str) else translate.shown_number(float(seconds or 0))
+def _format_seconds(seconds: str | float | None) -> str:
+    return seconds if isinstance(seconds, str) else to_request.format_seconds(float(seconds or 0))
 
 
-def _priority(asked: int | None, service: VideoService) -> int:
-    """Where keys tell clients apart, nobody goes before the others by their own word."""
-    if asked and asked > 0 and service.settings.api_keys:
-        raise translate.invalid(f"priority={asked}: with API keys it is 0 or less, to let others go first", "priority")
-    return asked or 0
+def _check_priority(priority: int | None, service: VideoService) -> int:
+    """Refuse a raised priority from clients with API keys: none may overtake the others."""
+    if priority and priority > 0 and service.settings.api_keys:
+        message = f"priority={priority}: with API keys it is 0 or less, to let others go first"
+        raise to_request.invalid_value(message, "priority")
+    return priority or 0
 
 
 @router.post(
@@ -252,22 +253,24 @@ def _priority(asked: int | None, service: VideoService) -> int:
 )
 async def extend(request: Request, service: Service, owner: Owner, options: Options) -> Response:
     """`video` is the id of a finished video, or a file."""
-    async with taken_in(request, service) as intake:
-        body = await intake.check(ExtendVideo, _FILES_OF_VIDEO)
-        videos = await _some_videos(intake, body, most=1)
-        knobs = translate.merged(body)
-        if knobs.cond_positions is not None:
-            raise translate.invalid("an extension goes on after the end: leave cond_positions out", "cond_positions")
+    async with read_request(request, service) as reader:
+        body = await reader.validate(ExtendVideo, _VIDEO_FILE_FIELDS)
+        videos = await _read_videos(reader, body, limit=1)
+        generation = to_request.merge_extra_params(body)
+        if generation.cond_positions is not None:
+            raise to_request.invalid_value(
+                "an extension goes on after the end: leave cond_positions out", "cond_positions"
+            )
         job = await service.extend(
             videos[0],
             body.prompt,
-            None if body.seconds is None else translate.seconds_of(body.seconds),
+            None if body.seconds is None else to_request.parse_seconds(body.seconds),
             owner=owner,
-            request=_without_prompt(translate.request_of(body, defaults=service.defaults, with_length=False)),
-            noise=translate.noises_of(knobs),
+            request=_without_prompt(to_request.build_request(body, defaults=service.defaults, with_length=False)),
+            noise=to_request.parse_noise_multipliers(generation),
             **options,
         )
-    return await _answer(service, job)
+    return await _video_response(service, job)
 
 
 @router.post(
@@ -278,34 +281,34 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
     summary="Make a video again after a prompt, or join two",
 )
 async def edit(request: Request, service: Service, owner: Owner, options: Options) -> Response:
-    """One `video` (an id, or a file) is changed: all of it loosely, or around the latent frames in `cond_positions`,
-    which are kept. Two are joined by a transition."""
-    async with taken_in(request, service) as intake:
-        body = await intake.check(EditVideo, _FILES_OF_VIDEO)
-        videos = await _some_videos(intake, body, most=2)
-        knobs = translate.merged(body)
+    """Changes one `video` (an id or a file): all of it with much noise, or around the latent frames in
+    `cond_positions`. Joins two videos by a transition."""
+    async with read_request(request, service) as reader:
+        body = await reader.validate(EditVideo, _VIDEO_FILE_FIELDS)
+        videos = await _read_videos(reader, body, limit=2)
+        generation = to_request.merge_extra_params(body)
         job = await service.edit(
             videos,
             body.prompt,
             owner=owner,
-            request=_without_prompt(translate.request_of(body, defaults=service.defaults)),
-            positions=translate.positions_of(knobs),
-            noise=translate.noises_of(knobs),
+            request=_without_prompt(to_request.build_request(body, defaults=service.defaults)),
+            positions=to_request.read_positions(generation),
+            noise=to_request.parse_noise_multipliers(generation),
             **options,
         )
-    return await _answer(service, job)
+    return await _video_response(service, job)
 
 
-async def _some_videos(intake: Intake, body: ExtendVideo | EditVideo, *, most: int) -> list[Any]:
-    videos = await intake.videos(body)
+async def _read_videos(reader: RequestReader, body: ExtendVideo | EditVideo, *, limit: int) -> list[Any]:
+    videos = await reader.videos(body)
     if not videos:
         raise ServiceError(400, "missing_parameter", "video is missing: send a finished video's id, or a file", "video")
-    if len(videos) > most:
-        # The SDK cannot leave `video` out: beside an id there may be a file that means nothing.
+    if len(videos) > limit:
+        # The SDK cannot leave `video` out: beside an id it may send a file without meaning.
         ids = [video for video in videos if isinstance(video, str)]
-        if len(ids) != most:
-            raise translate.invalid(
-                f"{len(videos)} videos are given: send {'one' if most == 1 else 'at most two'}", "video"
+        if len(ids) != limit:
+            raise to_request.invalid_value(
+                f"{len(videos)} videos are given: send {'one' if limit == 1 else 'at most two'}", "video"
             )
         return ids
     return videos
@@ -323,7 +326,7 @@ def _without_prompt(fields: dict[str, Any]) -> dict[str, Any]:
     summary="Not supported",
 )
 async def create_character() -> Response:
-    """Characters have no meaning here: give the model pictures by `input_reference`."""
+    """There are no characters here: send images by `input_reference` instead."""
     raise _no_characters()
 
 
@@ -350,13 +353,13 @@ def _no_characters() -> ServiceError:
     summary="Make a video once more with another prompt",
 )
 async def remix(request: Request, id: Id, service: Service, owner: Owner, options: Options) -> Response:
-    """The same inputs, settings and seed."""
-    async with taken_in(request, service) as intake:
-        body = await intake.check(RemixVideo, {})
-    return await _answer(service, await service.remix(id, body.prompt, owner, **options))
+    """Keeps the inputs, settings and seed."""
+    async with read_request(request, service) as reader:
+        body = await reader.validate(RemixVideo, {})
+    return await _video_response(service, await service.remix(id, body.prompt, owner, **options))
 
 
-# ---- looking, following, ending --------------------------------------------------------------------------------------
+# ---- reading and cancelling jobs -------------------------------------------------------------------------------------
 
 
 @router.get("/videos", response_model=VideoList, responses=openapi.errors(400, 503), summary="List videos")
@@ -364,11 +367,11 @@ async def list_videos(
     service: Service,
     owner: Owner,
     after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, BeforeValidator(_whole), Query(description="Videos on a page.", ge=1, le=100)] = 20,
+    limit: Annotated[int, BeforeValidator(_parse_if_text), Query(description="Videos on a page.", ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
 ) -> VideoList:
     jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order)
-    videos = [shown(job) for job in jobs]
+    videos = [video_from_job(job) for job in jobs]
     return VideoList(
         data=videos,
         first_id=videos[0].id if videos else None,
@@ -379,8 +382,8 @@ async def list_videos(
 
 @router.get("/videos/{id:video}", response_model=Video, responses=openapi.errors(404, 503), summary="Look at a video")
 async def get_video(id: Id, service: Service, owner: Owner) -> Response:
-    """The header `openai-poll-after-ms` says when it is worth looking again."""
-    return await _answer(service, await service.get(id, owner))
+    """The header `openai-poll-after-ms` advises when to read the job again."""
+    return await _video_response(service, await service.get(id, owner))
 
 
 @router.delete(
@@ -398,8 +401,8 @@ async def delete_video(id: Id, service: Service, owner: Owner) -> VideoDeleted:
     "/videos/{id:video}/cancel", response_model=Video, responses=openapi.errors(404, 503), summary="Cancel a video"
 )
 async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
-    """One that waits ends at once, one that runs after its step; one that has ended stays as it is."""
-    return await _answer(service, await service.cancel(id, owner))
+    """A queued job ends at once, a running one after its step; an ended job stays as it is."""
+    return await _video_response(service, await service.cancel(id, owner))
 
 
 @router.get(
@@ -420,7 +423,7 @@ async def get_content(
     owner: Owner,
     variant: Annotated[Variant, Query(description="Which of its files.")] = "video",
 ) -> Response:
-    """Ranges are possible."""
+    """Supports byte ranges."""
     return await download(request, await service.content(id, variant, owner))
 
 
@@ -434,11 +437,11 @@ async def get_content(
     summary="Follow a video",
 )
 async def follow(id: Id, service: Service, owner: Owner) -> Response:
-    """`video` at every change, `preview` with a picture of the video so far, `end` at the end."""
+    """Sends `video` at every change, `preview` with an image of the video so far, and `end`."""
     await service.get(id, owner)
 
-    async def shown_with_position(job: Job) -> dict[str, Any]:
-        return shown(job, await service.position(job)).model_dump()
+    async def to_json(job: Job) -> dict[str, Any]:
+        return video_from_job(job, await service.position(job)).model_dump()
 
     async def preview(job: Job) -> bytes | None:
         try:
@@ -446,7 +449,7 @@ async def follow(id: Id, service: Service, owner: Owner) -> Response:
         except ServiceError:
             return None
 
-    stream = events(service.watch(id, owner), shown_with_position, preview, lambda: service.is_stopping)
+    stream = events(service.watch(id, owner), to_json, preview, lambda: service.is_stopping)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
@@ -467,13 +470,13 @@ async def get_model(id: Id, service: Service) -> Model:
 
 
 def _model(service: VideoService) -> Model:
-    known = zoo.find(service.settings.model)
+    named_model = zoo.find(service.settings.model)
     defaults = service.defaults
     return Model(
         id=service.model,
         created=service.started_at,
         owned_by="pusa",
-        title=known.title if known else "",
+        title=named_model.title if named_model else "",
         defaults={
             "width": defaults.width,
             "height": defaults.height,

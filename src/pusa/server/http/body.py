@@ -1,7 +1,7 @@
-"""From the bytes of a request to named values and files: JSON, multipart forms and plain forms alike.
+"""Parse a request body (JSON, multipart form or URL-encoded form) to named values and files.
 
-Files go to the spool as they come, not through memory. Names may be bracketed as forms do it: ``name[]`` for lists,
-``name[key]`` for values inside.
+Files are written to the spool as they arrive, not held in memory. Names in forms may have brackets: ``name[]`` for
+lists, ``name[key]`` for nested values.
 """
 
 import re
@@ -19,16 +19,16 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from pusa.server.errors import ServiceError
-from pusa.server.http.json_input import BASE64, Budget, parsed
+from pusa.server.http.json_input import BASE64, Budget, parse_json
 from pusa.server.uploads import Spool, Upload
 
 MAX_FIELDS = 200
 MAX_NAME_BYTES = 200
 MAX_HEADER_BYTES = 8192
-"""The most bytes of the headers of a part of a form."""
+"""Limit for the headers of one part of a form."""
 _WRITE_BYTES = 2**20
-_READING = anyio.CapacityLimiter(2)  # Python runs one of them at a time; the event loop has its turns between two
-_IN_JSON = re.compile(r"\s*[\[{]")  # how text starts that is JSON
+_PARSING = anyio.CapacityLimiter(2)  # more threads would only take the interpreter away from the event loop
+_IN_JSON = re.compile(r"\s*[\[{]")  # the start of a JSON list or object
 _KEY = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})((?:\[[A-Za-z0-9_]{0,64}\]){0,3})")
 _BASE64_ESCAPED = BASE64 + b"%:;,."
 _INDEX = re.compile(r"[0-9]{1,4}")
@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 
 @dataclass
-class Received:
-    """A request's body: `values` by name, and `files` in their order with the names of their fields.
+class ParsedBody:
+    """Values by name and, in order, files with the names of their fields.
 
-    `is_text`: the values are a form's, so that numbers are still text.
+    `is_text` marks the values of a form, in which numbers are still text.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -48,22 +48,24 @@ class Received:
     is_text: bool = False
 
     def remove(self) -> None:
-        """Remove the files that no job has taken."""
+        """Delete the spooled files."""
         for _, upload in self.files:
             upload.path.unlink(missing_ok=True)
 
 
-async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_bytes: int) -> Received:
-    """The body, whatever its content type.
+async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_bytes: int) -> ParsedBody:
+    """Parse the body by its content type.
 
     Raises:
-        ServiceError: 400 for a body that is not what its content type says or has too much of something, 413 for
-            more than `max_text_bytes` outside of file parts, 415 for another content type.
+        ServiceError: 400 for a body that contradicts its content type or exceeds a count, 413 for more than
+            `max_text_bytes` outside of file parts, 415 for another content type.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     match kind.decode("latin-1").lower():
         case "application/json":
-            return Received(values=await in_reader(_json_object, await read_bytes(request, max_text_bytes)))
+            return ParsedBody(
+                values=await in_parser_thread(_parse_json_object, await read_bytes(request, max_text_bytes))
+            )
         case "multipart/form-data":
             boundary = options.get(b"boundary", b"")
             if not 1 <= len(boundary) <= 256:
@@ -71,7 +73,7 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
             return await _Multipart(boundary, spool, max_files, max_text_bytes).read(request.stream())
         case "application/x-www-form-urlencoded":
             body = await read_bytes(request, max_text_bytes)
-            return Received(values=await in_reader(_urlencoded, body), is_text=True)
+            return ParsedBody(values=await in_parser_thread(_parse_urlencoded, body), is_text=True)
         case other:
             shown = f"{other[:60]!r}" if other else "nothing"
             raise ServiceError(
@@ -81,28 +83,30 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
             )
 
 
-async def in_reader(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function on a body in one of the few threads for that: it may be a large one."""
-    return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=_READING)
+async def in_parser_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in one of the few threads for parsing: large bodies take long."""
+    return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=_PARSING)
 
 
-async def read_bytes(request: Request, most: int) -> bytearray:
-    """The body. Raises ServiceError (413) for more than `most` bytes."""
+async def read_bytes(request: Request, max_bytes: int) -> bytearray:
+    """Read the body into memory. Raises ServiceError (413) for more than `max_bytes`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > most:
-            raise _too_much_text(most)
+        if len(body) > max_bytes:
+            raise _too_much_text(max_bytes)
     return body
 
 
-def _too_much_text(most: int) -> ServiceError:
-    told = f"the body has more than {most / 2**20:g} MiB outside of file parts: send files as multipart/form-data"
-    return ServiceError(413, "too_large", told)
+def _too_much_text(max_bytes: int) -> ServiceError:
+    message = (
+        f"the body has more than {max_bytes / 2**20:g} MiB outside of file parts: send files as multipart/form-data"
+    )
+    return ServiceError(413, "too_large", message)
 
 
-def _json_object(body: bytearray) -> dict[str, Any]:
-    value = parsed(body, Budget(), "the body")
+def _parse_json_object(body: bytearray) -> dict[str, Any]:
+    value = parse_json(body, Budget(), "the body")
     if not isinstance(value, dict):
         raise ServiceError(400, "invalid_body", f"the body is {_json_kind(value)}: send a JSON object")
     return value
@@ -112,9 +116,12 @@ def _json_kind(value: Any) -> str:
     return {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
-def _urlencoded(body: bytearray) -> dict[str, Any]:
-    """The values of a plain form. Every escape is a piece of its own while it is read: only base64 may be long, which
-    has one plus sign, or slash, among sixty-four characters."""
+def _parse_urlencoded(body: bytearray) -> dict[str, Any]:
+    """Parse a URL-encoded form, in which only base64 may be long.
+
+    The decoder splits a value at every escape, which takes much memory for values that consist of escapes; base64 has
+    about two in sixty-four characters.
+    """
     undecoded = Budget()
     for part in bytes(body).split(b"&", MAX_FIELDS):
         value = part.partition(b"=")[2]
@@ -127,21 +134,21 @@ def _urlencoded(body: bytearray) -> dict[str, Any]:
         )
     except ValueError:
         raise ServiceError(400, "invalid_body", f"the form has more than {MAX_FIELDS} fields") from None
-    return unbracketed(pairs)
+    return parse_brackets(pairs)
 
 
 # ---- names with brackets ---------------------------------------------------------------------------------------------
 
 
-def unbracketed(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Values by name. ``a[]`` or a repeated ``a`` is a list, ``a[b]`` and ``a[0][b]`` are values inside, and text that
-    is a JSON list or object is read as that.
+def parse_brackets(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Build nested values from the fields of a form.
 
-    ``a[][b]`` is a list of objects. Clients lose which values belong together there: they are put together by their
-    order where every key comes equally often, and refused elsewhere.
+    ``a[]`` or a repeated ``a`` is a list, ``a[b]`` and ``a[0][b]`` are nested, and text that starts like a JSON list
+    or object is parsed as JSON. ``a[][b]`` is a list of objects, whose grouping such forms lose: it is restored from
+    the order if every key occurs equally often.
 
     Raises:
-        ServiceError: 400, and 413 for too much text that is no file.
+        ServiceError: 400 for names or JSON that cannot be parsed, 413 for too much text outside of files.
     """
     budget = Budget()
     result: dict[str, Any] = {}
@@ -152,18 +159,18 @@ def unbracketed(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
             shown = ascii(name)[:60]
             raise ServiceError(400, "unknown_parameter", f"the field {shown} is unknown", name[:60])
         root, path = found[1], re.findall(r"\[([^\]]*)\]", found[2])
-        value = _value_of(root, text, budget)
+        value = _parse_value(root, text, budget)
         match path:
             case []:
                 _append_or_set(result, root, value)
             case [""]:
-                _list_of(result, root).append(value)
+                _get_list(result, root).append(value)
             case ["", key] if key:
                 columns.setdefault(root, {}).setdefault(key, []).append(value)
             case [key] if key:
-                _inside(result, root)[key] = value
+                _get_dict(result, root)[key] = value
             case [index, key] if index and key:
-                _inside(_inside(result, root), index, root)[key] = value
+                _get_dict(_get_dict(result, root), index, root)[key] = value
             case _:
                 raise ServiceError(400, "invalid_value", f"{name[:60]}: brackets are not understood; send JSON", root)
     for root, by_key in columns.items():
@@ -173,18 +180,18 @@ def unbracketed(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
             )
         rows = zip(*by_key.values(), strict=True)
         result[root] = [dict(zip(by_key, row, strict=True)) for row in rows]
-    return {name: _listed(value) for name, value in result.items()}
+    return {name: _to_list(value) for name, value in result.items()}
 
 
-def _value_of(name: str, text: str, budget: Budget) -> Any:
+def _parse_value(name: str, text: str, budget: Budget) -> Any:
     data = text.encode()
-    if _IN_JSON.match(text) and name not in _TEXTS:
-        return parsed(data, budget, name, name)
+    if _IN_JSON.match(text) and name not in _PLAIN_TEXT:
+        return parse_json(data, budget, name, name)
     budget.take_text(data)
     return text
 
 
-_TEXTS = {"prompt", "negative_prompt", "model", "image_url", "video_url"}  # never JSON, whatever they start with
+_PLAIN_TEXT = {"prompt", "negative_prompt", "model", "image_url", "video_url"}  # never parsed as JSON
 
 
 def _append_or_set(result: dict[str, Any], name: str, value: Any) -> None:
@@ -196,14 +203,14 @@ def _append_or_set(result: dict[str, Any], name: str, value: Any) -> None:
         result[name] = [result[name], value]
 
 
-def _list_of(result: dict[str, Any], name: str) -> list[Any]:
+def _get_list(result: dict[str, Any], name: str) -> list[Any]:
     value = result.setdefault(name, [])
     if not isinstance(value, list):
         raise ServiceError(400, "invalid_value", f"{name} is given once as a value and once as a list", name)
     return value
 
 
-def _inside(result: dict[str, Any], name: str, root: str | None = None) -> dict[str, Any]:
+def _get_dict(result: dict[str, Any], name: str, root: str | None = None) -> dict[str, Any]:
     value = result.setdefault(name, {})
     if not isinstance(value, dict):
         raise ServiceError(
@@ -212,8 +219,8 @@ def _inside(result: dict[str, Any], name: str, root: str | None = None) -> dict[
     return value
 
 
-def _listed(value: Any) -> Any:
-    """Objects whose keys are 0, 1, 2... are the lists that the form could not write."""
+def _to_list(value: Any) -> Any:
+    """Convert an object whose keys are 0, 1, 2... to a list."""
     if isinstance(value, dict) and value and all(_INDEX.fullmatch(key) for key in value):
         return [value[key] for key in sorted(value, key=int)]
     return value
@@ -223,12 +230,12 @@ def _listed(value: Any) -> Any:
 
 
 class _Multipart:
-    """A form with files. Text is kept, files are written to the spool in pieces of a megabyte."""
+    """Parse a multipart form: text stays in memory, files go to the spool a megabyte at a time."""
 
     def __init__(self, boundary: bytes, spool: Spool, max_files: int, max_text_bytes: int) -> None:
         self.spool, self.max_files, self.max_text_bytes = spool, max_files, max_text_bytes
         self.pairs: list[tuple[str, str]] = []
-        self.received = Received(is_text=True)
+        self.received = ParsedBody(is_text=True)
         self.ended = False
         self._headers: dict[bytes, bytes] = {}
         self._header_name = self._header_value = b""
@@ -240,26 +247,26 @@ class _Multipart:
         self._parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": self._part_begins,
-                "on_part_data": self._part_data,
-                "on_part_end": self._part_ends,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_text,
-                "on_header_end": self._header_ends,
-                "on_headers_finished": self._headers_end,
-                "on_end": self._ends,
+                "on_part_begin": self._on_part_begin,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_end": self._on_end,
             },
         )
 
-    async def read(self, stream: AsyncIterator[bytes]) -> Received:
+    async def read(self, stream: AsyncIterator[bytes]) -> ParsedBody:
         try:
             async for chunk in stream:
-                await in_reader(self._parser.write, chunk)  # a piece of many line breaks takes a tenth of a second
+                await in_parser_thread(self._parser.write, chunk)  # a chunk of many line breaks takes 0.1 s
                 await self._write()
             self._parser.finalize()
             if not self.ended:
                 raise ServiceError(400, "invalid_body", "the form is cut short: its last boundary is missing")
-            self.received.values = await in_reader(unbracketed, self.pairs)
+            self.received.values = await in_parser_thread(parse_brackets, self.pairs)
         except FormParserError:
             self._discard()
             raise ServiceError(400, "invalid_body", "the form is not valid multipart/form-data") from None
@@ -278,29 +285,31 @@ class _Multipart:
             await anyio.to_thread.run_sync(partial(_append, path, data))
         self._to_write.clear()
 
-    def _part_begins(self) -> None:
+    def _on_part_begin(self) -> None:
         self._headers, self._data, self._size, self._file, self._name = {}, bytearray(), 0, None, ""
         self._header_size = 0
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._count_header(end - start)
         self._header_name += data[start:end]
 
-    def _header_text(self, data: bytes, start: int, end: int) -> None:
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._count_header(end - start)
         self._header_value += data[start:end]
 
     def _count_header(self, size: int) -> None:
         self._header_size += size
         if self._header_size > MAX_HEADER_BYTES:
-            told = f"a part of the form has headers of more than {MAX_HEADER_BYTES} bytes, the limit: send shorter ones"
-            raise ServiceError(400, "invalid_body", told)
+            message = (
+                f"a part of the form has headers of more than {MAX_HEADER_BYTES} bytes, the limit: send shorter ones"
+            )
+            raise ServiceError(400, "invalid_body", message)
 
-    def _header_ends(self) -> None:
+    def _on_header_end(self) -> None:
         self._headers[self._header_name.lower()] = self._header_value
         self._header_name = self._header_value = b""
 
-    def _headers_end(self) -> None:
+    def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name")
         if name is None or len(name) > MAX_NAME_BYTES:
@@ -317,9 +326,9 @@ class _Multipart:
             path=self.spool.new(),
             content_type=self._headers.get(b"content-type", b"").decode("latin-1")[:100],
         )
-        self._to_write.append((self._file.path, b""))  # an empty file is a file
+        self._to_write.append((self._file.path, b""))  # creates an empty file too
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
         if self._file is None:
             self._text_size += end - start
@@ -334,7 +343,7 @@ class _Multipart:
         self._to_write.append((self._file.path, bytes(self._data)))
         self._data.clear()
 
-    def _part_ends(self) -> None:
+    def _on_part_end(self) -> None:
         if self._file is None:
             self.pairs.append((self._name, self._data.decode("utf-8", "replace")))
             return
@@ -345,7 +354,7 @@ class _Multipart:
         self.received.files.append((self._name.removesuffix("[]"), upload))
         self._file = None
 
-    def _ends(self) -> None:
+    def _on_end(self) -> None:
         self.ended = True
 
 

@@ -1,7 +1,7 @@
-"""JSON from clients: its values are counted before anything is built of them.
+"""Parse JSON from clients after counting its values, so that a small body cannot take much memory or time.
 
-Eight megabytes of ``[]`` become hundreds of megabytes of lists, and take seconds. What is counted costs no memory, and
-what is refused costs no more than the counting up to there. A long text that holds a file is let through as it is.
+Eight megabytes of ``[]`` would become hundreds of megabytes of lists in seconds. Counting takes no memory and stops at
+the limit. Text that holds a file in base64 does not count.
 """
 
 import json
@@ -13,36 +13,36 @@ from typing import Any
 from pusa.numerals import parse_number, parse_whole
 from pusa.server.errors import ServiceError
 
-__all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "Budget", "holds_file", "parsed"]
+__all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "Budget", "holds_file", "parse_json"]
 
 MAX_VALUES = 20_000
 MAX_PLAIN_BYTES = 2**20
-"""The most bytes of a request that are neither a file part nor base64."""
+"""Limit for the bytes of a request that are neither a file part nor base64."""
 MAX_DEPTH = 16
 
-_LONG_BYTES = 4096  # shorter texts count as they are, whatever they hold
-_NAMES = re.compile(rb"[ \t\r\n]*:")
-_SIGN = re.compile(rb'[\[\]{},"]')
+_LONG_BYTES = 4096  # shorter strings always count, base64 or not
+_COLON = re.compile(rb"[ \t\r\n]*:")
+_TOKEN = re.compile(rb'[\[\]{},"]')
 _DATA_URL = re.compile(rb"data:[^,]{0,250};base64,", re.IGNORECASE)
 BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=\\ \r\n\t"
-_BYTES_PER_ESCAPE = 16  # base64 with escaped slashes or line breaks has fewer escapes than one in so many bytes
+_BYTES_PER_ESCAPE = 16  # at most one escape in so many bytes: base64 with escaped slashes or line breaks has fewer
 _QUOTE, _BACKSLASH = b'"', 0x5C
 
 
 @dataclass
 class Budget:
-    """Count down the values and bytes that a request may still bring along, over all its parts.
+    """Count down the values and bytes that a request may still have, over all its parts.
 
     Args:
-        values: numbers, texts, lists, objects and names in JSON.
-        plain_bytes: outside of files and base64.
+        values: numbers, strings, lists, objects and names in JSON.
+        plain_bytes: bytes outside of files and base64.
     """
 
     values: int = MAX_VALUES
     plain_bytes: int = MAX_PLAIN_BYTES
 
     def take_values(self, count: int = 1) -> None:
-        """Raise ServiceError (400) for more than is left."""
+        """Take from `values`. Raises ServiceError (400) if too few are left."""
         self.values -= count
         if self.values < 0:
             raise ServiceError(
@@ -52,7 +52,7 @@ class Budget:
             )
 
     def take_plain(self, count: int) -> None:
-        """Raise ServiceError (413) for more than is left."""
+        """Take from `plain_bytes`. Raises ServiceError (413) if too few are left."""
         self.plain_bytes -= count
         if self.plain_bytes < 0:
             raise ServiceError(
@@ -63,14 +63,14 @@ class Budget:
             )
 
     def take_text(self, text: bytes | bytearray, start: int = 0, end: int | None = None) -> None:
-        """Count a text: a file in base64 is free."""
+        """Take the bytes of a string, unless it is a file in base64."""
         end = len(text) if end is None else end
         if end - start <= _LONG_BYTES or not holds_file(text, start, end):
             self.take_plain(end - start)
 
 
 def holds_file(text: bytes | bytearray, start: int, end: int) -> bool:
-    """Tell whether a long text is base64, bare or in a data URL, as JSON or a form writes it."""
+    """Check whether a long string is base64, bare or in a data URL, escaped as JSON or not."""
     if text.count(b"\\", start, end) * _BYTES_PER_ESCAPE > end - start:
         return False
     if text[start : start + 5].lower() == b"data:":
@@ -82,22 +82,23 @@ def holds_file(text: bytes | bytearray, start: int, end: int) -> bool:
     return not text[start:end].translate(None, BASE64)
 
 
-def parsed(data: bytes | bytearray, budget: Budget, what: str, param: str | None = None) -> Any:
-    """The value that JSON says. It may take a tenth of a second: call it in a thread.
+def parse_json(data: bytes | bytearray, budget: Budget, what: str, param: str | None = None) -> Any:
+    """Parse JSON. It may take 0.1 s: call it in a thread.
 
     Args:
-        data: UTF-8; broken characters become a question mark's.
-        budget: of the request; what is counted is taken from it.
-        what: it is called in errors.
+        data: UTF-8; invalid bytes become U+FFFD.
+        budget: what the request may still have; the values and bytes of `data` are taken from it.
+        what: names the data in errors.
+        param: the field that errors are about.
 
     Raises:
-        ServiceError: 400 for what is not JSON, has too many values or is nested too deeply, 413 for too much text.
+        ServiceError: 400 for invalid JSON, too many values or too deep nesting, 413 for too much text.
     """
     _count(data, budget, what, param)
     try:
         return json.loads(
             data.decode("utf-8", "replace"),
-            parse_constant=_no_constant,
+            parse_constant=_refuse_constant,
             parse_int=partial(parse_whole, name="a value"),
             parse_float=partial(parse_number, name="a value"),
         )
@@ -105,32 +106,34 @@ def parsed(data: bytes | bytearray, budget: Budget, what: str, param: str | None
         raise ServiceError(400, "invalid_body", f"{what} is not JSON: {str(error)[:200]}", param) from None
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number in JSON")
 
 
 def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None) -> None:
-    """Take what a text holds from the budget. What is no JSON is left for the parser to refuse: it builds no more than
-    was counted up to there."""
+    """Take the values and bytes of `data` from the budget.
+
+    Invalid JSON is left to the parser, which builds no more than was counted before the error.
+    """
     position = depth = 0
-    while found := _SIGN.search(data, position, position + budget.plain_bytes + 1):
+    while found := _TOKEN.search(data, position, position + budget.plain_bytes + 1):
         budget.take_plain(found.end() - position)
         position = found.end()
-        sign = found[0]
-        if sign in (b"]", b"}"):
+        token = found[0]
+        if token in (b"]", b"}"):
             depth -= 1
             continue
         budget.take_values()
-        if sign == _QUOTE:
+        if token == _QUOTE:
             end = _end_of_text(data, position, budget)
             if end < 0:
                 return
-            if _NAMES.match(data, end + 1):
-                budget.take_plain(end - position)  # a name holds no file
+            if _COLON.match(data, end + 1):
+                budget.take_plain(end - position)  # names always count
             else:
                 budget.take_text(data, position, end)
             position = end + 1
-        elif sign != b",":
+        elif token != b",":
             depth += 1
             if depth > MAX_DEPTH:
                 raise ServiceError(400, "invalid_body", f"{what} is nested more than {MAX_DEPTH} deep", param)
@@ -138,13 +141,13 @@ def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None
 
 
 def _end_of_text(data: bytes | bytearray, start: int, budget: Budget) -> int:
-    """Find the quotation mark that ends a text; -1 without one."""
+    """Find the quotation mark that ends a string; -1 if there is none."""
     position = start
     while (quote := data.find(_QUOTE, position)) >= 0:
         before = quote
         while before > start and data[before - 1] == _BACKSLASH:
             before -= 1
-            budget.take_plain(1)  # each is a step here: base64 has none before a quotation mark
+            budget.take_plain(1)  # each costs an iteration; base64 has none before a quotation mark
         if (quote - before) % 2 == 0:
             return quote
         budget.take_values()

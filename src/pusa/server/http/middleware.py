@@ -1,7 +1,7 @@
-"""What every request passes before anything reads it: host, origin, key, size. And what every answer passes on its way.
+"""Check host, origin, API key and body size of every request, and add ids and headers to every response.
 
-One ASGI middleware, outside of all else, so that nothing can be reached around it. An error that nothing has caught
-ends here, as an answer in the envelope.
+One ASGI middleware outside of all others, so that no route can be reached without it. It also turns uncaught
+exceptions into error responses.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.numerals import is_whole, parse_whole
-from pusa.server.connections import REFUSED
+from pusa.server.connections import ON_REFUSED
 from pusa.server.errors import ServiceError, respond
 from pusa.server.logs import log_context
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key and for any host: for those who watch over the server."""
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
+"""Answered without a key and for any host, for health checks."""
 
 _API_PATHS = ("/v1/", "/metrics", "/openapi.json", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::[0-9]*)?")
-_DRAINED_BYTES, _DRAINED_SECONDS = 16 * 2**20, 2.0  # of a body that nobody reads any more
-_LEAST_BYTES_PER_SECOND = 1024  # of a body, over all the time that was waited for it
+_DRAINED_BYTES, _DRAINED_SECONDS = 16 * 2**20, 2.0  # read of a refused request's body before it is closed
+_MIN_BYTES_PER_SECOND = 1024  # of a body, over the time spent waiting for it
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ApiKeys:
-    """The keys that are let in. None: everyone is, and owns what everyone does."""
+    """Identify clients by their API keys. Without keys all clients are one owner, ""."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys))
@@ -50,19 +50,18 @@ class ApiKeys:
         return bool(self._digests)
 
     def owner(self, presented: str | None) -> str | None:
-        """Who presents a key: its sha256, "" where no keys are set, None for a wrong one.
+        """Return the owner of a key: its sha256, "" if no keys are set, None for a wrong key.
 
-        Every key is compared, in a time that does not depend on what was presented.
+        All keys are compared, in a time that does not depend on the key presented.
         """
         if not self._digests:
             return ""
         digest = hashlib.sha256((presented or "").encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
         return digest.hex() if any(matches) else None
 
     def owner_of(self, headers: Headers) -> str | None:
-        """Who sends a request: by ``Authorization: Bearer KEY``, or, as browsers ask for it, Basic with the key as
-        password."""
+        """Return the owner of the key in ``Authorization``: Bearer, or as browsers send it, the password of Basic."""
         scheme, _, rest = headers.get("authorization", "").partition(" ")
         match scheme.lower():
             case "bearer":
@@ -81,14 +80,14 @@ def _password(encoded: str) -> str | None:
 
 
 class HostCheck:
-    """Which names this server answers to.
+    """Refuse requests for foreign host names and from foreign web pages.
 
-    A page that somebody's browser shows may point its own name at this machine and then read what it likes (DNS
-    rebinding): it keeps its own name, so that names which are not ours are refused. Addresses are no names.
+    In DNS rebinding a web page lets its own host name point to this machine to read from it; its requests carry that
+    name. IP addresses are always allowed.
 
     Args:
-        hosts: further names, without port; ``*`` allows all.
-        origins: pages of other servers that may send requests, as ``https://host[:port]``; ``*`` allows all.
+        hosts: further host names, without port; ``*`` allows all.
+        origins: web pages that may send requests, as ``https://host[:port]``; ``*`` allows all.
     """
 
     def __init__(self, hosts: Collection[str] = (), origins: Collection[str] = ()) -> None:
@@ -97,13 +96,13 @@ class HostCheck:
         self.origins = {origin.lower().rstrip("/") for origin in origins}
 
     def check(self, headers: Headers, method: str) -> None:
-        """Raise ServiceError (403) for a host or an origin that is not ours."""
+        """Raise ServiceError (403) for a host or an origin that is not allowed."""
         host = headers.get("host", "").lower()
-        if not self._is_ours(_name_of(host)):
+        if not self._is_allowed(_host_name(host)):
             raise ServiceError(
                 403,
                 "unknown_host",
-                f"this server does not answer to the name {_name_of(host)[:100]!r}: allow it with --allowed-host",
+                f"this server does not answer to the name {_host_name(host)[:100]!r}: allow it with --allowed-host",
             )
         origin = headers.get("origin")
         if origin is None or origin.lower() in self.origins or "*" in self.origins:
@@ -115,7 +114,7 @@ class HostCheck:
                 f"pages of {origin[:100]!r} may not send requests here: allow them with --allowed-origin",
             )
 
-    def _is_ours(self, name: str) -> bool:
+    def _is_allowed(self, name: str) -> bool:
         if "*" in self.hosts or name in self.hosts or name.endswith(".localhost"):
             return True
         try:
@@ -126,33 +125,33 @@ class HostCheck:
 
 
 def path_of(scope: Scope) -> str:
-    """The path below the one that a reverse proxy shows the server under."""
+    """Return the path of a request without the prefix of a reverse proxy."""
     return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
-def _name_of(host: str) -> str:
-    """Without port and brackets: ``[::1]:7860`` -> ``::1``; nothing for what is no host."""
+def _host_name(host: str) -> str:
+    """Strip port and brackets: ``[::1]:7860`` -> ``::1``; an invalid host becomes ""."""
     found = _HOST.fullmatch(host)
     return (found[1] or found[2]) if found else ""
 
 
 def _netloc(origin: str) -> str:
-    """Host and port of an origin, in lower case; nothing where it is none."""
+    """Return host and port of an origin in lower case; an invalid origin becomes ""."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
 
 
-class Gate:
-    """The middleware.
+class AccessMiddleware:
+    """Authorise every request, limit its body, and answer with its id; sets ``request.state.owner``.
 
     Args:
-        app: what lies behind.
-        keys: who is let in; ``request.state.owner`` says who it was.
+        app: the ASGI app to protect.
+        keys: valid API keys.
         hosts: None leaves host and origin unchecked.
-        max_body_bytes: of one request, counted as it comes, whatever its headers say.
-        silent_seconds: how long nothing of a body may come.
+        max_body_bytes: limit for a request's body, counted as it arrives, whatever its headers claim.
+        silent_seconds: longest pause within a body.
     """
 
     def __init__(
@@ -172,41 +171,41 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked_id = headers.get("x-request-id", "")
-        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else f"req_{secrets.token_hex(12)}"
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else f"req_{secrets.token_hex(12)}"
         started = False
-        body = _Body(receive, self.max_body_bytes, self.silent_seconds)
+        body = _LimitedBody(receive, self.max_body_bytes, self.silent_seconds)
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                answer = MutableHeaders(scope=message)
-                answer["x-request-id"] = request_id
-                answer.setdefault("x-content-type-options", "nosniff")
+                response = MutableHeaders(scope=message)
+                response["x-request-id"] = request_id
+                response.setdefault("x-content-type-options", "nosniff")
                 if body.is_late:
-                    answer["connection"] = "close"
+                    response["connection"] = "close"
             await send(message)
 
         with log_context(request=request_id):
             try:
-                self._admit(scope, headers)
-                await self.app(scope, body.receive, send_marked)
+                self._authorize(scope, headers)
+                await self.app(scope, body.receive, send_with_headers)
             except ClientDisconnect:
                 logger.debug("a client has gone before its request was read")
             except Exception as error:
-                if started:  # the answer is on its way: all that can be done is to end it
+                if started:  # the response has begun: it can only be broken off
                     logger.error("an answer broke off", exc_info=error)
                     raise
-                if "expect" not in headers:  # that client waits to be told whether to send
-                    scope.get(REFUSED, _nothing)()
+                if "expect" not in headers:  # a client that waits for 100 Continue sends no body
+                    scope.get(ON_REFUSED, _do_nothing)()
                     await body.drain()
-                await _refusal(error, scope, headers)(scope, receive, send_marked)
+                await _error_response(error, scope, headers)(scope, receive, send_with_headers)
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
+    def _authorize(self, scope: Scope, headers: Headers) -> None:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["owner"] = ""
-        if path_of(scope) in OPEN_PATHS:
+        if path_of(scope) in PUBLIC_PATHS:
             return
         if self.hosts is not None:
             self.hosts.check(headers, scope["method"])
@@ -223,31 +222,30 @@ class Gate:
             raise _too_large(self.max_body_bytes)
 
 
-def _nothing() -> None:
-    """Stand in for what other servers than ours do not have."""
+def _do_nothing() -> None:
+    """Stand in for the callback of `pusa.server.connections` under another ASGI server."""
 
 
-def _refusal(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:
-    answer = respond(error)
+def _error_response(error: Exception, scope: Scope, headers: Headers) -> ASGIApp:
+    response = respond(error)
     if isinstance(error, ServiceError) and error.status == 401:
         is_page = not path_of(scope).startswith(_API_PATHS) and "text/html" in headers.get("accept", "")
-        answer.headers["www-authenticate"] = 'Basic realm="pusa", charset="UTF-8"' if is_page else "Bearer"
+        response.headers["www-authenticate"] = 'Basic realm="pusa", charset="UTF-8"' if is_page else "Bearer"
     if scope["method"] not in _SAFE_METHODS:
-        answer.headers["connection"] = "close"  # the rest of the body is not read
-    return answer
+        response.headers["connection"] = "close"  # the rest of the body stays unread
+    return response
 
 
-class _Body:
-    """A request's body as it comes in, up to `most` bytes: more is refused with 413. One that does not come, or comes
-    byte by byte, is refused with 408."""
+class _LimitedBody:
+    """Receive a request's body; raises ServiceError 413 beyond `max_bytes` and 408 if it stalls or is too slow."""
 
-    def __init__(self, receive: Receive, most: int, silent_seconds: float) -> None:
-        self._receive, self._most, self._silent_seconds = receive, most, silent_seconds
+    def __init__(self, receive: Receive, max_bytes: int, silent_seconds: float) -> None:
+        self._receive, self._max_bytes, self._silent_seconds = receive, max_bytes, silent_seconds
         self._seen, self._waited_seconds, self._is_over = 0, 0.0, False
         self.is_late = False
 
     async def receive(self) -> Message:
-        if self._is_over:  # what comes now is that the client has gone: that may take as long as it likes
+        if self._is_over:  # only the client's disconnection is left to wait for, without limit
             return await self._receive()
         message = None
         began = time.monotonic()
@@ -260,21 +258,21 @@ class _Body:
                 408,
                 "request_timeout",
                 f"the request's body did not come: nothing in {self._silent_seconds:g} s, or less than "
-                f"{_LEAST_BYTES_PER_SECOND} bytes a second; send it again",
+                f"{_MIN_BYTES_PER_SECOND} bytes a second; send it again",
             )
-        if self._seen > self._most:
-            raise _too_large(self._most)
+        if self._seen > self._max_bytes:
+            raise _too_large(self._max_bytes)
         return message
 
     async def drain(self) -> None:
-        """Read on for a while: who is answered while still sending may lose the answer with the connection."""
-        most = self._seen + _DRAINED_BYTES
+        """Read on for a while: a client that is still sending when the connection closes may lose the response."""
+        limit = self._seen + _DRAINED_BYTES
         with anyio.move_on_after(_DRAINED_SECONDS):
-            while not self._is_over and self._seen < most:
+            while not self._is_over and self._seen < limit:
                 await self._next()
 
     def _patience_seconds(self) -> float:
-        due_seconds = self._silent_seconds + self._seen / _LEAST_BYTES_PER_SECOND
+        due_seconds = self._silent_seconds + self._seen / _MIN_BYTES_PER_SECOND
         return min(self._silent_seconds, max(0.0, due_seconds - self._waited_seconds))
 
     async def _next(self) -> Message:
@@ -284,5 +282,5 @@ class _Body:
         return message
 
 
-def _too_large(most: int) -> ServiceError:
-    return ServiceError(413, "too_large", f"the request has more than {most / 2**20:g} MiB, the limit: send less")
+def _too_large(max_bytes: int) -> ServiceError:
+    return ServiceError(413, "too_large", f"the request has more than {max_bytes / 2**20:g} MiB, the limit: send less")

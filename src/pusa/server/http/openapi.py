@@ -1,4 +1,4 @@
-"""What the OpenAPI says of routes whose bodies are read by hand: both forms of each, and every error."""
+"""Describe request bodies, downloads and errors in the OpenAPI schema, where FastAPI cannot infer them."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ _DESCRIPTIONS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that may refuse so."""
+    """Build the ``responses`` of a route that may answer with these error statuses."""
     return {
         status: {"model": ErrorEnvelope, "description": _DESCRIPTIONS[status]}
         for status in sorted({*statuses, *_ALWAYS})
@@ -37,6 +37,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def binary(description: str, *types: str) -> dict[str, Any]:
+    """Build the response of a route that returns a file of one of these media types."""
     return {
         "description": description,
         "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in types},
@@ -44,44 +45,44 @@ def binary(description: str, *types: str) -> dict[str, Any]:
 
 
 def body(model: type[BaseModel], file_field: str | None = None) -> dict[str, Any]:
-    """``openapi_extra`` of a route whose body is JSON or a form; `file_field` may hold files in the form."""
-    form = copy.deepcopy(_inlined(model))
+    """Build the ``openapi_extra`` of a route that takes JSON or a form, with files in the form's `file_field`."""
+    form = copy.deepcopy(_inline_schema(model))
     if file_field is not None:
         properties = form["properties"]
-        of_json = properties[file_field]
+        json_field = properties[file_field]
         properties[file_field] = {
-            "description": of_json.get("description", ""),
+            "description": json_field.get("description", ""),
             "anyOf": [
                 {"type": "array", "items": {"type": "string", "format": "binary"}},
                 {"type": "string", "format": "binary"},
             ],
         }
-    content = {"application/json": {"schema": _inlined(model)}, "multipart/form-data": {"schema": form}}
+    content = {"application/json": {"schema": _inline_schema(model)}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a model without references: routes' own schemas have no place for definitions."""
+def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Build the JSON schema of a model with its definitions inlined: ``openapi_extra`` has no place for them."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
-    def resolved(part: Any) -> Any:
+    def resolve(part: Any) -> Any:
         if isinstance(part, list):
-            return [resolved(item) for item in part]
+            return [resolve(item) for item in part]
         if not isinstance(part, dict):
             return part
         if "$ref" in part:
             target = definitions[part["$ref"].rsplit("/", 1)[1]]
-            return resolved({**target, **{k: v for k, v in part.items() if k != "$ref"}})
-        return {key: resolved(value) for key, value in part.items()}
+            return resolve({**target, **{k: v for k, v in part.items() if k != "$ref"}})
+        return {key: resolve(value) for key, value in part.items()}
 
-    return resolved(schema)
+    return resolve(schema)
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` describe itself as it answers: FastAPI's own 422 is a 400 in the envelope here."""
+    """Replace FastAPI's own schema of `app`: validation errors are 400 here, and keys are optional."""
 
-    def described() -> dict[str, Any]:
+    def openapi_schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
                 title=app.title,
@@ -104,4 +105,4 @@ def install(app: FastAPI) -> None:
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = openapi_schema  # type: ignore[method-assign]

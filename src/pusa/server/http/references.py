@@ -1,10 +1,10 @@
-"""A request's body on its way to the service: files out of forms, out of the JSON itself and from allowed addresses."""
+"""Read a request's body and collect its files: form parts, data URLs, base64, and images by URL."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,17 +14,17 @@ from pusa.fields import StrictModel
 from pusa.server.errors import ServiceError
 from pusa.server.http import to_request as translate
 from pusa.server.http import urls
-from pusa.server.http.body import Received, in_reader, read_body
+from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
-from pusa.server.service import VideoService, in_thread, is_id
+from pusa.server.service import VideoService, in_thread, is_video_id
 from pusa.server.uploads import Upload
 
 MAX_TEXT_BYTES = 48 * 2**20
-"""The most bytes of a body outside of file parts: it is held in memory, and pictures in base64 are in it.
+"""Limit for a body outside of file parts, which is held in memory with its images in base64.
 
-What is no base64 has a limit of its own (`pusa.server.http.json_input`)."""
+Text that is not base64 has a lower limit, see `pusa.server.http.json_input`."""
 
-_FETCHING = anyio.CapacityLimiter(4)  # what waits for others must not use up all threads
+_FETCHING = anyio.CapacityLimiter(4)  # slow hosts must not use up all threads
 
 REFERENCE_FIELDS = ("input_reference", "input_references", "image_reference", "video_reference")
 
@@ -32,41 +32,52 @@ M = TypeVar("M", bound=StrictModel)
 
 
 @dataclass
-class Intake:
-    """A body with its files: `files` by field, as they came."""
+class RequestReader:
+    """Validate the body of one request and collect its files.
+
+    Attributes:
+        files: form parts by field, in order; filled by `validate`.
+        inline: files from URLs and base64 in fields.
+    """
 
     service: VideoService
-    received: Received
+    parsed_body: ParsedBody
     files: dict[str, list[Upload]] = field(default_factory=dict)
-    made: list[Upload] = field(default_factory=list)
+    inline: list[Upload] = field(default_factory=list)
 
-    async def check(self, model: type[M], file_fields: Mapping[str, str]) -> M:
-        """The fields, and the files in the fields where files belong (by the names they are sent under).
+    async def validate(self, model: type[M], file_fields: Mapping[str, str]) -> M:
+        """Validate the fields, and assign the form's files to theirs.
 
-        Raises ServiceError (400).
+        Args:
+            file_fields: names of form parts that may hold files -> fields that the files belong to.
+
+        Raises:
+            ServiceError: 400.
         """
-        values = dict(self.received.values)
-        for name, upload in self.received.files:
+        values = dict(self.parsed_body.values)
+        for name, upload in self.parsed_body.files:
             target = file_fields.get(name)
             is_empty = upload.size == 0 and (not upload.name or values.get(target or name) not in (None, ""))
-            if is_empty:  # a form's file field that was left empty, or the SDK's beside an id
+            if is_empty:  # an empty file field of a form, or the part that the SDK sends beside an id
                 continue
             if target is None:
-                known = ", ".join(sorted(set(file_fields.values())))
-                told = f"{name[:60]!r} holds a file: files go into {known}"
-                raise ServiceError(400, "unknown_parameter", told, name[:60])
+                choices = ", ".join(sorted(set(file_fields.values())))
+                message = f"{name[:60]!r} holds a file: files go into {choices}"
+                raise ServiceError(400, "unknown_parameter", message, name[:60])
             self.files.setdefault(target, []).append(upload)
-        return await in_reader(partial(translate.checked, model, values, is_text=self.received.is_text))
+        return await in_parser_thread(
+            partial(translate.validate_fields, model, values, is_text=self.parsed_body.is_text)
+        )
 
-    async def from_url(self, url: str, param: str, wanted: Literal["image", "video"] | None = None) -> Upload:
-        """The file that a data URL holds, or that an allowed address does."""
+    async def from_url(self, url: str, param: str, expected_kind: Literal["image", "video"] | None = None) -> Upload:
+        """Decode a data URL, or fetch one from an allowed host, into the spool."""
         service = self.service
         path = service.spool.new()
-        upload = Upload(name=param, path=path, wanted=wanted)
-        self.made.append(upload)
-        if len(self.made) + len(self.received.files) > service.settings.max_uploads:
-            most = service.settings.max_uploads
-            raise ServiceError(400, "too_many_files", f"more than {most} files are sent, the limit: send fewer", param)
+        upload = Upload(name=param, path=path, expected_kind=expected_kind)
+        self.inline.append(upload)
+        limit = service.settings.max_uploads
+        if len(self.inline) + len(self.parsed_body.files) > limit:
+            raise ServiceError(400, "too_many_files", f"more than {limit} files are sent, the limit: send fewer", param)
         if url[:8].lower().startswith(("https://", "http://")):
             fetch = partial(
                 urls.fetch,
@@ -77,40 +88,40 @@ class Intake:
             )
             content_type, size = await anyio.to_thread.run_sync(fetch, limiter=_FETCHING)
         else:
-            content_type, data = await in_thread(translate.data_of, url, param)
+            content_type, data = await in_thread(translate.decode_data_url, url, param)
             size = len(data)
             await in_thread(path.write_bytes, data)
         return replace(upload, content_type=content_type, size=size)
 
     async def from_base64(self, text: str, param: str) -> Upload:
+        """Decode an image from base64, or from a data URL, into the spool."""
         if text[:5].lower() == "data:":
             return await self.from_url(text, param, "image")
         return await self.from_url(f"data:;base64,{text}", param, "image")
 
     async def references(self, body: CreateVideo) -> dict[str, Upload]:
-        """What input_reference and its other names hold, in order: files first, then what is in the text."""
+        """Collect the files of input_reference and its other names in order: form parts first, then URLs."""
         found = [upload for name in REFERENCE_FIELDS for upload in self.files.get(name, [])]
         for name in ("input_reference", "image_reference", "video_reference"):
-            given = getattr(body, name)
-            for item in given if isinstance(given, list) else [] if given is None else [given]:
-                url, wanted = _url_of(item)
-                found.append(await self.from_url(url, name, wanted))
+            for item in _as_list(getattr(body, name)):
+                url, expected_kind = _url_and_kind(item)
+                found.append(await self.from_url(url, name, expected_kind))
         return {f"reference_{number}": upload for number, upload in enumerate(found)}
 
     async def keyframes(
         self, body: CreateVideo, references: Mapping[str, Upload]
     ) -> tuple[list[tuple[Keyframe, str]], dict[str, Upload]]:
-        """Each keyframe with the name of its file, and the files that came inside keyframes."""
+        """Pair each keyframe with the name of its file; also collect the files inside keyframes by name."""
         frames: list[tuple[Keyframe, str]] = []
         inside: dict[str, Upload] = {}
         for number, frame in enumerate(body.keyframes or []):
             if frame.file is not None:
                 name = f"reference_{frame.file}"
                 if name not in references:
-                    told = (
+                    message = (
                         f"keyframe {number + 1}: file={frame.file}, and {len(references)} files are in input_reference"
                     )
-                    raise translate.invalid(f"{told}: they are counted from 0", "keyframes")
+                    raise translate.invalid_value(f"{message}: they are counted from 0", "keyframes")
             else:
                 name = f"keyframe_{number}"
                 source = frame.image_b64 or frame.image_url or ""
@@ -123,36 +134,38 @@ class Intake:
         return frames, inside
 
     async def videos(self, body: ExtendVideo | EditVideo) -> list[str | Upload]:
-        """Ids and files in `video`, in order: what the text says, then files."""
-        given = body.video
+        """Collect the ids and files of `video` in order: ids and URLs first, then form parts."""
         found: list[str | Upload] = []
-        for item in given if isinstance(given, list) else [] if given is None else [given]:
+        for item in _as_list(body.video):
             if isinstance(item, VideoReference):
                 found.append(item.id)
-            elif isinstance(item, str) and (is_id(item) or item.startswith("video_")):
+            elif isinstance(item, str) and (is_video_id(item) or item.startswith("video_")):
                 found.append(item)
             else:
-                found.append(await self.from_url(_url_of(item)[0], "video", "video"))
-        return found + [replace(upload, wanted="video") for upload in self.files.get("video", [])]
+                found.append(await self.from_url(_url_and_kind(item)[0], "video", "video"))
+        return found + [replace(upload, expected_kind="video") for upload in self.files.get("video", [])]
 
 
-def _url_of(item: str | UrlReference) -> tuple[str, Literal["image", "video"] | None]:
-    """The address, and what the sender says is there."""
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _url_and_kind(item: str | UrlReference) -> tuple[str, Literal["image", "video"] | None]:
     if isinstance(item, str):
         return item, None
     return (item.image_url, "image") if item.image_url is not None else (item.video_url or "", "video")
 
 
 @asynccontextmanager
-async def taken_in(request: Request, service: VideoService) -> AsyncIterator[Intake]:
-    """The body of a request; its files are removed at the end."""
-    received = await read_body(
+async def read_request(request: Request, service: VideoService) -> AsyncIterator[RequestReader]:
+    """Parse the body of a request; its files are deleted on leaving."""
+    parsed_body = await read_body(
         request, service.spool, max_files=service.settings.max_uploads, max_text_bytes=MAX_TEXT_BYTES
     )
-    intake = Intake(service, received)
+    reader = RequestReader(service, parsed_body)
     try:
-        yield intake
+        yield reader
     finally:
-        received.remove()
-        for upload in intake.made:
+        parsed_body.remove()
+        for upload in reader.inline:
             upload.path.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
-"""What lies behind the API's own routes: the studio, and a small page of our own until it is there.
+"""Serve the studio at ``/``, a status page until it has loaded, and the documentation of the API.
 
-Gradio takes seconds to import. The server answers meanwhile: the studio is loaded beside it and takes over when it can.
+Gradio takes seconds to import, so the server starts without the studio and loads it in a thread.
 """
 
 import asyncio
+import html
 import importlib.util
 import logging
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
@@ -15,21 +18,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from pusa.server import errors
-from pusa.server.http import pages
 from pusa.server.http.middleware import path_of
-from pusa.server.service import VideoService, in_thread
+from pusa.server.service import Readiness, VideoService, in_thread
 from pusa.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_API = ("/v1/", "/health/", "/ready/", "/metrics/", "/docs/", "/openapi.json/")
+_API_PATHS = ("/v1/", "/health/", "/ready/", "/metrics/", "/docs/", "/openapi.json/")
 
 
-class Front:
-    """An ASGI app for every path that is no route of the API.
+class RootPage:
+    """ASGI app for all paths that are no route of the API: the studio, or the status page at ``/``.
 
     Args:
-        later: load the studio once the server runs; else it is there from the first request on.
+        later: load the studio after the server has started; otherwise before its first request.
     """
 
     def __init__(self, service: VideoService, settings: ServerSettings, *, later: bool) -> None:
@@ -37,8 +39,8 @@ class Front:
         self.has_studio = settings.studio and importlib.util.find_spec("gradio") is not None
         self._loaded = None if later or not self.has_studio else self._load()
         self._studio: FastAPI | None = None
-        self._is_there = asyncio.Event()
-        self._waits = self._loaded is not None
+        self._loading_ended = asyncio.Event()
+        self._must_wait = self._loaded is not None
 
     def _load(self) -> FastAPI:
         from pusa.server.studio import mount
@@ -47,12 +49,12 @@ class Front:
         errors.install(app, [])
         return mount(app, self._service, self._settings)
 
-    async def _load_beside(self) -> FastAPI:
-        """In a thread that nobody waits for: a server that is to end must not wait for Gradio."""
+    async def _load_in_thread(self) -> FastAPI:
+        """Load the studio in a daemon thread: a server that stops must not wait for Gradio."""
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[FastAPI] = loop.create_future()
 
-        def tell(app: FastAPI | None, error: Exception | None) -> None:
+        def set_result(app: FastAPI | None, error: Exception | None) -> None:
             if loaded.done():
                 return
             if app is not None:
@@ -64,48 +66,132 @@ class Front:
             app, error = None, None
             try:
                 app = self._load()
-            except Exception as caught:
-                error = caught
+            except Exception as exception:
+                error = exception
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(tell, app, error)
+                loop.call_soon_threadsafe(set_result, app, error)
 
         threading.Thread(target=load, name="pusa-studio", daemon=True).start()
         return await loaded
 
     async def run(self) -> None:
-        """Load the studio and keep it until this task is cancelled."""
+        """Load the studio and run it until this task is cancelled."""
         try:
-            app = self._loaded or await self._load_beside()
+            app = self._loaded or await self._load_in_thread()
             async with app.router.lifespan_context(app):
                 self._studio = app
-                self._is_there.set()
+                self._loading_ended.set()
                 await asyncio.Event().wait()
         except Exception:
             logger.exception("the studio cannot be shown; the API works without it")
             self.has_studio = False
         finally:
             self._studio = None
-            self._is_there.set()
+            self._loading_ended.set()
 
     async def wait(self) -> None:
-        """Until the studio is there, if it is to be there from the first request on."""
-        if self._waits:
-            await self._is_there.wait()
+        """Wait for the studio, unless it is loaded later."""
+        if self._must_wait:
+            await self._loading_ended.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope)
-        if scope["type"] != "http" or f"{path}/".startswith(_OF_THE_API):
+        if scope["type"] != "http" or f"{path}/".startswith(_API_PATHS):
             raise HTTPException(404)
         if self._studio is not None:
             await self._studio(dict(scope), receive, send)
         elif path in ("", "/") and scope["method"] in ("GET", "HEAD"):
             state = await in_thread(self._service.readiness)
-            page = pages.start(
+            page = status_page(
                 state,
                 has_docs=self._settings.docs,
-                studio_comes=self.has_studio,
+                studio_is_loading=self.has_studio,
                 root_path=scope.get("root_path", ""),
             )
             await HTMLResponse(page, headers={"cache-control": "no-store"})(scope, receive, send)
         else:
             raise HTTPException(404)
+
+
+# ---- HTML ------------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 3rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; } code { font-size: .95em; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; vertical-align: top; padding: .25rem .75rem
+.25rem 0; border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); }
+.muted { opacity: .7; } progress { width: 100%; height: .75rem; }
+"""
+
+
+def _html_page(title: str, content: str, head: str = "") -> str:
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}</style>{head}</head><body>{content}</body></html>\n"
+    )
+
+
+def status_page(state: Readiness, *, has_docs: bool, studio_is_loading: bool, root_path: str = "") -> str:
+    """Render the state of the server, in a page that reloads itself."""
+    content = [
+        "<h1>pusa</h1>",
+        f"<p>Model <code>{html.escape(state.model)}</code>: {html.escape(state.message)}.</p>",
+    ]
+    if not state.ready:
+        content.append(f'<progress max="100" value="{state.percent:.0f}"></progress>')
+        content.append(f'<p class="muted">Stage: {html.escape(state.stage)}, {state.percent:.0f} %</p>')
+    content.append(f'<p class="muted">{state.running} running, {state.queued} waiting.</p>')
+    content.append(
+        "<p>Videos are made over the API at <code>/v1/videos</code>"
+        + (f', which <a href="{html.escape(root_path)}/docs">the documentation</a> describes.' if has_docs else ".")
+        + "</p>"
+    )
+    if studio_is_loading:
+        content.append("<p>The studio is being opened: it takes the place of this page in a moment.</p>")
+    else:
+        content.append("<p>The studio, for the browser, comes with <code>pip install 'pusa[studio]'</code>.</p>")
+    head = f'<meta http-equiv="refresh" content="{1 if studio_is_loading else 30 if state.ready else 2}">'
+    return _html_page("pusa", "\n".join(content), head)
+
+
+def docs_page(schema: dict[str, Any]) -> str:
+    """Render an OpenAPI schema as one page, without scripts or fonts from elsewhere."""
+    return _html_page(f"{schema['info']['title']} API", "\n".join(_docs_content(schema)))
+
+
+def _docs_content(schema: dict[str, Any]) -> Iterator[str]:
+    yield f"<h1>{html.escape(schema['info']['title'])} API</h1>"
+    yield f"<p>{html.escape(schema['info'].get('description', ''))}</p>"
+    yield '<p class="muted">For programs: <a href="openapi.json">openapi.json</a>.</p>'
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+            yield f"<p>{html.escape(operation.get('summary', ''))}. {html.escape(operation.get('description', ''))}</p>"
+            yield from _table("Parameters", _parameters(operation))
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            yield from _table("Fields, as JSON or as a form", _fields(body))
+            answers = ((status, answer.get("description", "")) for status, answer in operation["responses"].items())
+            yield from _table("Answers", answers)
+
+
+def _parameters(operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for parameter in operation.get("parameters", []):
+        yield f"{parameter['name']} ({parameter['in']})", parameter.get("description", "")
+
+
+def _fields(body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, field in body.get("properties", {}).items():
+        options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+        bounds = next(
+            (f" [{o['minimum']:g}..{o['maximum']:g}]" for o in options if {"minimum", "maximum"} <= set(o)), ""
+        )
+        choices = next((f" [{', '.join(map(str, o['enum']))}]" for o in options if "enum" in o), "")
+        yield name, field.get("description", "") + bounds + choices
+
+
+def _table(title: str, rows: Any) -> Iterator[str]:
+    cells = [f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td></tr>" for a, b in rows]
+    if cells:
+        yield f"<table><tr><th colspan=2>{title}</th></tr>{''.join(cells)}</table>"

@@ -1,6 +1,6 @@
-"""What goes over the wire: the fields that clients send, checked strictly, and the objects they get.
+"""Define the request and response schemas of the HTTP API.
 
-Names are OpenAI's first, then vLLM-Omni's, then ours. Ranges are those of `GenerationRequest`, taken from there.
+Names are OpenAI's first, then vLLM-Omni's, then ours. Ranges are taken from `GenerationRequest`.
 """
 
 import copy
@@ -38,8 +38,8 @@ FieldName = Literal[
 ]
 
 
-def _like(name: FieldName) -> Any:
-    """A field with the limits, default and help of the request's field of that name."""
+def _copy_field(name: FieldName) -> Any:
+    """Copy limits, default and help of a field of `GenerationRequest`."""
     return copy.copy(GenerationRequest.model_fields[name])
 
 
@@ -94,7 +94,7 @@ class Keyframe(StrictModel):
 
     @property
     def position(self) -> str | int | None:
-        """As `GenerationRequest` writes it; None where no place is given."""
+        """Format the position for `GenerationRequest`; None if the client gave none."""
         if self.frame is not None:
             return "last" if self.frame == "last" else f"{self.frame}f"
         if self.time is not None:
@@ -114,24 +114,24 @@ AnyVideo = FileUrl | UrlReference | VideoReference
 LoraName = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
-class Knobs(StrictModel):
-    """How a video is made, where the client says so; the operator's and the model's defaults fill the rest."""
+class GenerationOptions(StrictModel):
+    """Optional generation settings; the server's and the model's defaults fill the rest."""
 
-    width: int | None = _like("width")
-    height: int | None = _like("height")
-    num_frames: int | None = _like("frames")
-    fps: float | None = _like("fps")
-    num_inference_steps: int | None = _like("steps")
-    guidance_scale: float | None = _like("guidance")
-    guidance_scale_2: float | None = _like("guidance_2")
-    flow_shift: float | None = _like("shift")
-    seed: int | None = _like("seed")
-    negative_prompt: Prompt | None = _like("negative_prompt")
+    width: int | None = _copy_field("width")
+    height: int | None = _copy_field("height")
+    num_frames: int | None = _copy_field("frames")
+    fps: float | None = _copy_field("fps")
+    num_inference_steps: int | None = _copy_field("steps")
+    guidance_scale: float | None = _copy_field("guidance")
+    guidance_scale_2: float | None = _copy_field("guidance_2")
+    flow_shift: float | None = _copy_field("shift")
+    seed: int | None = _copy_field("seed")
+    negative_prompt: Prompt | None = _copy_field("negative_prompt")
     preset: Literal["faithful", "balanced", "creative"] | None = knob(None, "Noise and alpha in one word.")
-    lora_alpha: float | None = _like("alpha")
-    lora_alpha_2: float | None = _like("alpha_2")
-    window: int | None = _like("window")
-    overlap: int | None = _like("overlap")
+    lora_alpha: float | None = _copy_field("alpha")
+    lora_alpha_2: float | None = _copy_field("alpha_2")
+    window: int | None = _copy_field("window")
+    overlap: int | None = _copy_field("overlap")
     noise_multiplier: Multiplier | None = knob(None, "Noise multiplier of all that has none of its own.")
     noise_multipliers: Listed | Annotated[list[Multiplier], Field(max_length=512)] | None = knob(
         None, 'One for each place: "0,0.2", or a list.'
@@ -146,7 +146,7 @@ class Knobs(StrictModel):
     encode: Literal["single", "repeat"] | None = knob(None, "How pictures after the first frame are encoded.")
 
 
-class CreateVideo(Knobs):
+class CreateVideo(GenerationOptions):
     """``POST /v1/videos``."""
 
     prompt: Prompt = knob("", "What the video shows.")
@@ -157,7 +157,7 @@ class CreateVideo(Knobs):
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(
         None, "WIDTHxHEIGHT in pixels; rounded to multiples of 16. width and height win over it."
     )
-    task: Literal["generate", "extend", "transition", "loop"] = _like("task")
+    task: Literal["generate", "extend", "transition", "loop"] = _copy_field("task")
     priority: int | None = knob(None, "Higher goes first; with API keys 0 or less.", unset="0", ge=-100, le=100)
     input_reference: Reference | None = knob(
         None, "Pictures (the first frame, or first and last, or wherever cond_positions or keyframes say) or a video."
@@ -167,7 +167,9 @@ class CreateVideo(Knobs):
     keyframes: list[Keyframe] | None = knob(
         None, 'Pictures at places. In forms one JSON string: [{"frame": 80, "file": 0, "noise": 0.2}].', max_length=64
     )
-    extra_params: Knobs | None = knob(None, "More of these fields, as vLLM-Omni sends them; fields outside win.")
+    extra_params: GenerationOptions | None = knob(
+        None, "More of these fields, as vLLM-Omni sends them; fields outside win."
+    )
 
 
 class RemixVideo(StrictModel):
@@ -176,7 +178,7 @@ class RemixVideo(StrictModel):
     prompt: Annotated[Text, Field(min_length=1, max_length=10_000)] = knob(..., "What the new video shows.")
 
 
-class ExtendVideo(Knobs):
+class ExtendVideo(GenerationOptions):
     """``POST /v1/videos/extensions``."""
 
     prompt: Prompt = knob("", "What happens next.")
@@ -186,10 +188,10 @@ class ExtendVideo(Knobs):
     seconds: Seconds | None = knob(None, "Length of what is added.", unit="seconds", unset="the model's")
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
     video: AnyVideo | None = knob(None, "A finished video's id, or a file.")
-    extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")
+    extra_params: GenerationOptions | None = knob(None, "More of these fields; fields outside win.")
 
 
-class EditVideo(Knobs):
+class EditVideo(GenerationOptions):
     """``POST /v1/videos/edits``: one video is made again after the prompt, two are joined by a transition."""
 
     prompt: Prompt = knob("", "What the video shows.")
@@ -201,10 +203,10 @@ class EditVideo(Knobs):
     video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = knob(
         None, "One or two finished videos' ids, or files."
     )
-    extra_params: Knobs | None = knob(None, "More of these fields; fields outside win.")
+    extra_params: GenerationOptions | None = knob(None, "More of these fields; fields outside win.")
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
+# ---- responses -------------------------------------------------------------------------------------------------------
 
 
 class ErrorDetail(BaseModel):
@@ -224,7 +226,7 @@ class VideoError(BaseModel):
 
 
 class Video(BaseModel):
-    """A job, as OpenAI's clients read it; the fields after `error` are ours."""
+    """A job in OpenAI's format; the fields after `error` are ours."""
 
     id: str
     object: Literal["video"] = "video"
@@ -285,7 +287,7 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """`stage` and `percent` are of loading the model; create accepts jobs all the while."""
+    """State of the workers; `stage` and `percent` tell how far the model is loaded, jobs are accepted meanwhile."""
 
     ready: bool
     stage: str

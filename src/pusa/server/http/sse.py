@@ -1,8 +1,8 @@
-"""Server-sent events of one job: what changes, pictures of the video so far, and a clear end.
+"""Stream the changes of a job as server-sent events.
 
-``video`` carries the job as ``GET /v1/videos/{id}`` shows it, at once and at every change. ``preview`` carries
+``video`` carries the job as ``GET /v1/videos/{id}`` returns it, at once and at every change. ``preview`` carries
 ``{"image": "data:image/webp;base64,..."}``. ``end`` is the last one: ``{"reason": "completed" | "failed" | "deleted" |
-"shutdown" | "unavailable"}``. A client that comes back starts with the job as it is then: nothing has to be sent again.
+"shutdown" | "unavailable"}``. A client that reconnects gets the current job first, so no event is ever repeated.
 """
 
 import asyncio
@@ -20,25 +20,26 @@ RECONNECT_MS = 2000
 
 
 def event(name: str, data: Any, number: int) -> str:
-    """One event; JSON has no line breaks of its own."""
+    """Format one event; `data` is sent as JSON, which has no line breaks."""
     return f"id: {number}\nevent: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 async def events(
     jobs: AsyncIterator[Job],
-    shown: Callable[[Job], Awaitable[dict[str, Any]]],
+    to_json: Callable[[Job], Awaitable[dict[str, Any]]],
     preview: Callable[[Job], Awaitable[bytes | None]],
     is_stopping: Callable[[], bool],
     *,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
 ) -> AsyncIterator[str]:
-    """The text of the stream.
+    """Yield the text of the stream.
 
     Args:
-        jobs: the job at every change; ends with it, at once where it is gone.
-        shown: a job as clients see it.
-        preview: the picture of a running job, if there is one.
-        is_stopping: whether the server is about to end.
+        jobs: the job now and after every change; ends with the job or its deletion.
+        to_json: converts a job for the client.
+        preview: reads the preview of a running job, a WebP image, or None.
+        is_stopping: tells a stopping server from a deleted job.
+        keep_alive_seconds: interval of comments that keep proxies from closing the connection.
     """
     yield f"retry: {RECONNECT_MS}\n\n"
     number, last_image, last = 0, None, None
@@ -52,14 +53,14 @@ async def events(
                 continue
             try:
                 job = pending.result()
-            except ServiceError as error:  # the answer has begun: an error can only end it
+            except ServiceError as error:  # the response has begun: an error can only end it
                 reason = "deleted" if error.status == 404 else "unavailable"
                 break
             if job is None:
                 break
             last = job
             number += 1
-            yield event("video", await shown(job), number)
+            yield event("video", await to_json(job), number)
             if not job.ended:
                 image = await preview(job) if job.status == "in_progress" else None
                 if image is not None and image != last_image:

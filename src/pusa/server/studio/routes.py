@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from pusa.generate.prompt_hints import unknown_words
 from pusa.server.downloads import download
 from pusa.server.http.schemas import ID_PATTERN
-from pusa.server.service import ServiceError, VideoService, in_thread, is_id
+from pusa.server.service import ServiceError, VideoService, in_thread, is_video_id
 from pusa.server.studio import examples, views
 
 ASSETS = Path(__file__).parent / "assets"
@@ -39,7 +39,7 @@ def router(service: VideoService) -> APIRouter:
     async def state(request: Request, job: str = "") -> JSONResponse:
         """Return the state of the model and of a job; ``job`` is null if there is none of that id."""
         answer: dict[str, Any] = {"model": await in_thread(_readiness, service), "job": None}
-        if is_id(job):
+        if is_video_id(job):
             try:
                 found = await service.get(job, owner_of(request))
                 answer["job"] = views.details(found, await service.position(found))
@@ -75,7 +75,7 @@ def router(service: VideoService) -> APIRouter:
 
     @routes.post("/jobs/{job}/again")
     async def again(request: Request, job: JobId, vary_seed: bool = False) -> JSONResponse:
-        new = await service.again(job, vary_seed=vary_seed, owner=owner_of(request), source="studio")
+        new = await service.rerun(job, vary_seed=vary_seed, owner=owner_of(request), source="studio")
         return JSONResponse(views.card(new))
 
     @routes.post("/jobs/{job}/delete")

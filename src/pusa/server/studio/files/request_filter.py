@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.server.errors import ServiceError
-from pusa.server.http.body import in_reader, read_bytes
-from pusa.server.http.json_input import MAX_PLAIN_BYTES, Budget, parsed
+from pusa.server.http.body import in_parser_thread, read_bytes
+from pusa.server.http.json_input import MAX_PLAIN_BYTES, Budget, parse_json
 from pusa.server.http.middleware import path_of
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.routes import owner_of
@@ -74,8 +74,8 @@ class RequestFilter:
         parts that it updates anew, without the methods that `confine` and the page have replaced. This page needs none.
         """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
-        call = await in_reader(parsed, body, Budget(), "the body")
-        await in_reader(check_files, call, owner_of(request), self.files)
+        call = await in_parser_thread(parse_json, body, Budget(), "the body")
+        await in_parser_thread(check_files, call, owner_of(request), self.files)
         check_call(call, self.page)
         call["session_hash"] = None
         try:
@@ -114,7 +114,7 @@ def check_files(call: Any, owner: str, files: VisitorFiles) -> None:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield all objects in a value that is nested no deeper than `parsed` allows."""
+    """Yield all objects in a value that is nested no deeper than `parse_json` allows."""
     if isinstance(value, dict):
         yield value
         for inner in value.values():

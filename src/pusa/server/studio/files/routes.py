@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
-from pusa.server.http.body import Received, read_body
+from pusa.server.http.body import ParsedBody, read_body
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.service import Content, VideoService, in_thread
@@ -55,7 +55,7 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
         await in_thread(check_space, service.files, settings.min_free_bytes, files.disk)
         counting = _Counting(request.scope, request.receive)
         counting.arriving = None if upload_id is None else progress.of(owner, upload_id)
-        received = Received()
+        received = ParsedBody()
         try:
             received = await read_body(
                 counting, service.spool, max_files=settings.max_uploads, max_text_bytes=MAX_PLAIN_BYTES
@@ -82,7 +82,7 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
     return routes
 
 
-def _move_all(received: Received, owner: str, files: VisitorFiles) -> list[str]:
+def _move_all(received: ParsedBody, owner: str, files: VisitorFiles) -> list[str]:
     if received.values or not received.files:
         raise ServiceError(400, "invalid_file", "the form holds no file: send files as parts of multipart/form-data")
     return [str(files.move(owner, upload.path, upload.name)) for _, upload in received.files]
