@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from pusa.fields import StrictModel
 from pusa.server.errors import ServiceError
-from pusa.server.http import to_request as translate
+from pusa.server.http import to_request
 from pusa.server.http import urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
@@ -66,7 +66,7 @@ class RequestReader:
                 raise ServiceError(400, "unknown_parameter", message, name[:60])
             self.files.setdefault(target, []).append(upload)
         return await in_parser_thread(
-            partial(translate.validate_fields, model, values, is_text=self.parsed_body.is_text)
+            partial(to_request.validate_fields, model, values, is_text=self.parsed_body.is_text)
         )
 
     async def from_url(self, url: str, param: str, expected_kind: Literal["image", "video"] | None = None) -> Upload:
@@ -88,7 +88,7 @@ class RequestReader:
             )
             content_type, size = await anyio.to_thread.run_sync(fetch, limiter=_FETCHING)
         else:
-            content_type, data = await in_thread(translate.decode_data_url, url, param)
+            content_type, data = await in_thread(to_request.decode_data_url, url, param)
             size = len(data)
             await in_thread(path.write_bytes, data)
         return replace(upload, content_type=content_type, size=size)
@@ -121,7 +121,7 @@ class RequestReader:
                     message = (
                         f"keyframe {number + 1}: file={frame.file}, and {len(references)} files are in input_reference"
                     )
-                    raise translate.invalid_value(f"{message}: they are counted from 0", "keyframes")
+                    raise to_request.invalid_value(f"{message}: they are counted from 0", "keyframes")
             else:
                 name = f"keyframe_{number}"
                 source = frame.image_b64 or frame.image_url or ""
