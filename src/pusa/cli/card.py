@@ -2,8 +2,10 @@
 
 import click
 
+from pusa.cli.groups import Command
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("run", metavar="RUN", type=click.Path())
 def card(run: str) -> None:
     """Write the model card of the run in folder RUN.

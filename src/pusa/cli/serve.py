@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pusa.cli.groups import Command
+
 if TYPE_CHECKING:
     from pusa.fields import Knob
     from pusa.server.settings import ServerSettings
@@ -28,7 +30,7 @@ _SECRETS = frozenset({"api_keys"})  # everyone on a machine can read its command
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
 
 
-class SettingsCommand(click.Command):
+class SettingsCommand(Command):
     """A command with an option for each setting; they are looked up when its help or its arguments are read."""
 
     of_workers = False

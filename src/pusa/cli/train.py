@@ -8,27 +8,14 @@ from typing import Any
 
 import click
 
+from pusa.cli.groups import Group
 from pusa.cli.run import Stopped
 
 _LAYOUTS = ("comfyui", "diffusers", "original")
 
 
-class _TrainGroup(click.Group):
-    """``pusa train CONFIG`` is ``pusa train run CONFIG``; `estimate` and `card` are imported when asked for."""
-
-    _elsewhere = {"card": "pusa.cli.card", "estimate": "pusa.cli.estimate"}  # noqa: RUF012
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*self.commands, *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere and cmd_name not in self.commands:
-            from importlib import import_module
-
-            command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
-            command.params += [p for p in self.params if "--debug" in p.opts and p not in command.params]
-            self.add_command(command)
-        return super().get_command(ctx, cmd_name)
+class _TrainGroup(Group):
+    """A group whose first command may be left out: ``pusa train CONFIG`` is ``pusa train run CONFIG``."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,6 +25,7 @@ class _TrainGroup(click.Group):
 
 @click.group(
     cls=_TrainGroup,
+    lazy={"card": "pusa.cli.card:card", "estimate": "pusa.cli.estimate:estimate"},
     invoke_without_command=True,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
