@@ -171,3 +171,22 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if target == "docs/demo.gif":
             skip_without_mini("made by mini")
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_shows_every_folder_of_the_code() -> None:
+    tree = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert tree is not None
+    shown = re.findall(r"^  (\S+)  +\S", tree[1], re.M)
+    assert not [name for name in shown if not (ROOT / "src" / "pusa" / name).exists()]
+    folders = {f"{path.parent.name}/" for path in (ROOT / "src" / "pusa").glob("*/__init__.py")}
+    assert folders == {name for name in shown if name.endswith("/")}
+
+
+def test_architecture_names_what_is_in_the_code() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    path = re.search(r"## From a request to a file\n(.*?)\n## ", text, re.S)
+    assert path is not None
+    assert len(re.findall(r"^\d+\. ", path[1], re.M)) == 10
+    for file, name in re.findall(r"`([\w/]+\.py)`(?:\s+`(\w+)`)?", path[1]):
+        code = (ROOT / "src" / "pusa" / file).read_text()
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b" if name else "", code, re.M), f"{file} has no {name}"

@@ -14,6 +14,7 @@ import pytest
 from click.exceptions import NoArgsIsHelpError
 from paths import ROOT
 
+SHELLS = ("", "bash", "sh", "shell", "console")
 PROGRAMS = ("pusa", "python", "python3", "torchrun", "accelerate", "make", "docker")
 
 
@@ -85,7 +86,7 @@ def commands_of(text: str) -> Iterator[tuple[str, list[str], str]]:
     """
     for language, block in code_blocks(text):
         folder = "."
-        for line in [] if language == "python" else logical_lines(block):
+        for line in logical_lines(block) if language in SHELLS else []:
             if line.startswith("cd "):
                 folder = line.split()[1]
             for words in commands_in(line):
