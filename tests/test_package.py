@@ -1,4 +1,4 @@
-"""What is published: everything that is needed, nothing that is not, and all notices."""
+"""The package holds everything that it needs, nothing else, and all notices."""
 
 import re
 from pathlib import Path
