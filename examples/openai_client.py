@@ -1,4 +1,4 @@
-"""Videos with the official `openai` package (2.2 or newer), which needs to know nothing of pusa.
+"""Make videos with the official `openai` package (2.2 or newer), unmodified.
 
     pusa serve
     python examples/openai_client.py --url http://127.0.0.1:7860/v1 --image fox.png

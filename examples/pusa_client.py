@@ -1,4 +1,4 @@
-"""Videos with pusa's own client: what the `openai` package can do, and what it cannot (progress, previews, keyframes).
+"""Make videos with pusa's own client, also by what the `openai` package lacks (progress, previews, keyframes).
 
 pusa serve
 python examples/pusa_client.py --image fox.png

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README and the guides runs as it stands there."""
+"""Run the commands and the Python of the README and the guides; parse the commands that a test cannot run."""
 
 import re
 import shlex
@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from documented_commands import CommandError, check_command, code_blocks, commands_in, commands_of, logical_lines
 from paths import ROOT
 
 from pusa import zoo
 from pusa.demo import PICTURES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODEL_CARD = ROOT / "src" / "pusa" / "mini" / "README.md"
 NEEDS_A_SERVER = {"server.md"}  # its examples run in test_server_docs.py
 
 
-def commands() -> list[tuple[str, str]]:
+def commands_to_run() -> list[tuple[str, str]]:
+    """Return page and line of each `pusa` command in a ``bash`` block or a table of tasks; ``sh`` is only parsed."""
     found = []
     for page in PAGES:
         text = page.read_text()
-        blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-        lines = [line for block in blocks for line in block.splitlines()]
+        lines = [line for language, block in code_blocks(text) if language == "bash" for line in logical_lines(block)]
         cells = re.findall(r"^\|.*\| `(pusa [^`]*)` \|$", text, re.M)
-        found += [(page.name, line.split("  #")[0]) for line in [*lines, *cells] if line.startswith("pusa ")]
+        found += [(page.name, line) for line in [*lines, *cells] if line.startswith("pusa ")]
     return found
 
 
@@ -64,17 +66,96 @@ def skip_without_mini(text: str) -> None:
         pytest.skip("the weights of the embedded model are not here")
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
+@pytest.mark.parametrize(("page", "command"), commands_to_run())
 def test_a_command_of_the_guides_runs(page: str, command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pusa.cli import main
 
     skip_without_mini(command)
     monkeypatch.chdir(folder)
-    words = shlex.split(command)[1:]
+    words = shlex.split(command, comments=True)[1:]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, f"{page}: {command}\n{result.output}"
     if "-o" in words:
         assert (folder / words[words.index("-o") + 1]).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("page", [*PAGES, MODEL_CARD], ids=lambda page: page.name)
+def test_every_command_of_a_page_could_run(page: Path) -> None:
+    for place, words, folder in commands_of(page.read_text()):
+        try:
+            check_command(words, folder=folder, whole=place == "block")
+        except CommandError as error:
+            pytest.fail(f"{page.name}: {shlex.join(words)}\n{error}")
+
+
+def test_commands_are_found_wherever_a_page_has_them() -> None:
+    page = """
+`python a.py` and `CUDA_VISIBLE_DEVICES=0 pusa worker`, not `num_frames`
+```bash
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m pusa.x \\
+    --work "two words"  # a comment
+cd deploy && docker compose up
+echo "KEY=$(python3 -c 'print(1); print(2)')" > .env
+srun bash -c 'RANK=$SLURM_PROCID exec python -m pusa train x \\
+    --resume'
+curl --json '{
+  "prompt": "pusa info"
+}' | jq .
+```
+```
+make demo; accelerate launch b.py
+benchmarks/card.sh train
+```
+```python
+pusa = python
+```
+"""
+    assert [(place, shlex.join(words)) for place, words, _ in commands_of(page)] == [
+        ("block", "torchrun --nproc-per-node 2 -m pusa.x --work 'two words'"),
+        ("block", "docker compose up"),
+        ("block", "python3 -c 'print(1); print(2)'"),
+        ("block", "python -m pusa train x --resume"),
+        ("block", "make demo"),
+        ("block", "accelerate launch b.py"),
+        ("block", "benchmarks/card.sh train"),
+        ("prose", "python a.py"),
+        ("prose", "pusa worker"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("pusa generat x", "No such command 'generat'"),
+        ("pusa generate", "Missing argument 'PROMPT'"),
+        ("pusa generate x --stpes 4", "No such option '--stpes'"),
+        ("pusa generate x --steps four", "'four' is not a valid integer"),
+        ("pusa train mini-vta --set optimizer.rate=1", "'optimizer.rate' is unknown"),
+        ("pusa serve --prot 80", "No such option '--prot'"),
+        ("python benchmarks/nothing.py", "there is no benchmarks/nothing.py"),
+        ("python benchmarks/joints.py --seed 3 --size 4", "unrecognized arguments: --size 4"),
+        ("python benchmarks/carry.py unpack", "the following arguments are required"),
+        ("python -m pusa.training.mini_recipe --work practice", "there is no module pusa.training.mini_recipe"),
+        ("python -m pusa.request", "request.py is no program"),
+        ("python -m pusa.server.worker.healthcheck --now", "healthcheck.py takes no arguments"),
+        ("python -c 'print('", "was never closed"),
+        ("torchrun --processes 8 -m pusa train mini-vta", "unrecognized arguments"),
+        (
+            "torchrun -m pusa.mini.recipe.recipe --work w --budget cpu --shards 40",
+            "unrecognized arguments: --shards 40",
+        ),
+        ("accelerate start -m pusa train mini-vta", "accelerate starts programs with launch"),
+        ("accelerate launch -m pusa train nothing", "nothing"),
+        ("make tests", "the Makefile has no target tests"),
+        ("docker compose -f nothing.yaml up", "nothing.yaml"),
+        ("docker compose up --rebuild", "--rebuild"),
+        ("benchmarks/nothing.sh", "there is no benchmarks/nothing.sh"),
+    ],
+)
+def test_a_command_that_could_not_run_is_found(line: str, reason: str) -> None:
+    [words] = commands_in(line)
+    with pytest.raises(CommandError, match=re.escape(reason)):
+        check_command(words, folder="deploy")
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in NEEDS_A_SERVER], ids=lambda page: page.name)
@@ -90,3 +171,22 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if target == "docs/demo.gif":
             skip_without_mini("made by mini")
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_shows_every_folder_of_the_code() -> None:
+    tree = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert tree is not None
+    shown = re.findall(r"^  (\S+)  +\S", tree[1], re.M)
+    assert not [name for name in shown if not (ROOT / "src" / "pusa" / name).exists()]
+    folders = {f"{path.parent.name}/" for path in (ROOT / "src" / "pusa").glob("*/__init__.py")}
+    assert folders == {name for name in shown if name.endswith("/")}
+
+
+def test_architecture_names_what_is_in_the_code() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    path = re.search(r"## From a request to a file\n(.*?)\n## ", text, re.S)
+    assert path is not None
+    assert len(re.findall(r"^\d+\. ", path[1], re.M)) == 10
+    for file, name in re.findall(r"`([\w/]+\.py)`(?:\s+`(\w+)`)?", path[1]):
+        code = (ROOT / "src" / "pusa" / file).read_text()
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b" if name else "", code, re.M), f"{file} has no {name}"

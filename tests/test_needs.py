@@ -1,4 +1,4 @@
-"""A test whose needs are not met is skipped with its reason, and fails where nothing may go missing."""
+"""A test whose needs are not met is skipped with its reason, and fails where PUSA_REQUIRE names them."""
 
 import pytest
 from needs import missing, needed_module

@@ -1,4 +1,4 @@
-"""What is published: everything that is needed, nothing that is not, and all notices."""
+"""The package holds everything that it needs, nothing else, and all notices."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_the_package_holds_the_model_and_its_pictures_in_64_mb(target: str) -> N
         if (ROOT / "src" / name).is_file():
             assert any(path.endswith(name.as_posix()) for path in files), name
     assert any(path.endswith("pusa/mini/pictures/rabbit.png") for path in files)
-    assert any(path.endswith("pusa/cli.py") for path in files)
+    assert any(path.endswith("pusa/cli/root.py") for path in files)
     assert sum(files.values()) < LARGEST_BYTES
     assert not [path for path in files if path.endswith((".pt", ".pyc", ".part")) or "/.venv/" in path]
 

@@ -1,4 +1,4 @@
-"""``python -m pusa``: the same as ``pusa``, where the package lies in a folder and is not installed."""
+"""Run ``python -m pusa`` as ``pusa``, for a package that lies in a folder and is not installed."""
 
 from pusa.cli import main
 

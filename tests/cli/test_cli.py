@@ -1,4 +1,4 @@
-"""The command line: what it understands, what it prints where, how it ends."""
+"""Test the command line: parsing, output and exit codes."""
 
 import io
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -123,6 +124,31 @@ def test_help_names_every_knob_with_its_range_and_default():
             assert knob.range in out
     assert "[1..200; default: the model's]" in out
     assert "130 stopped by Ctrl-C" in out
+
+
+def commands_below(group: click.Group) -> Iterator[click.Command]:
+    ctx = click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        yield command
+        if isinstance(command, click.Group):
+            yield from commands_below(command)
+
+
+def test_every_command_has_debug_and_json_is_one_option():
+    json_options = set()
+    for command in commands_below(main):
+        options = {flag: option for option in command.params for flag in option.opts}
+        assert "--debug" in options, command.name
+        if "--json" in options:
+            json_options.add((options["--json"].name, options["--json"].help))
+    assert json_options == {("as_json", "Write lines of JSON, for scripts.")}
+
+
+def test_json_before_the_name_of_a_command_counts_for_it():
+    shown = pusa("models", "--json", "show", "wan2.1-14b")
+    assert json.loads(shown.stdout) == json.loads(pusa("models", "show", "wan2.1-14b", "--json").stdout)
 
 
 def test_without_a_command_there_is_help():

@@ -1,4 +1,4 @@
-"""Made again from itself, and what a file is: `pusa replay`, `decode`, `info` and `models`."""
+"""Test `pusa replay`, `decode`, `info` and `models`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""For tests of the API: a server on a port of its own, whose worker makes the same small video of every request."""
+"""Serve the API on a free port, with a worker that makes the same small video of every request."""
 
 import io
 import socket

@@ -1,4 +1,4 @@
-"""An environment with only what a card's machine has, and the carried folder for the Python that runs the tests."""
+"""Build an environment with only what a card's machine has, and the folder that is carried to it."""
 
 import sysconfig
 import venv

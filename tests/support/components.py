@@ -1,4 +1,4 @@
-"""Tiny components of diffusers and transformers with random weights, equal for equal seeds."""
+"""Make tiny components of diffusers and transformers with random weights, equal for equal seeds."""
 
 from typing import Any
 

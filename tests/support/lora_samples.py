@@ -1,4 +1,4 @@
-"""Small LoRAs that the LoRA tests share: the same matrices in every layout, and a forward to see them act."""
+"""Make small LoRAs: the same matrices in every layout, and a forward pass that shows their effect."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small pictures and videos that the media tests share."""
+"""Make the small pictures and videos that the media tests share."""
 
 import io
 from fractions import Fraction

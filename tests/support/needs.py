@@ -1,4 +1,4 @@
-"""What tests need of the system: a PostgreSQL, a browser, a cluster. Where it is absent they say so and are skipped.
+"""Find what tests need of the system (PostgreSQL, a browser, a cluster), or skip the test with the reason.
 
 ``PUSA_REQUIRE=postgresql,chromium,ray`` turns such a skip into a failure: for CI, where nothing may go missing unseen.
 """

@@ -1,4 +1,4 @@
-"""For tests of the studio without a browser: what the page sends to Gradio's routes, with any value in any part."""
+"""Send to Gradio's routes what the studio's page sends, with any value in any part, without a browser."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Folders that tests need: the repository's root, its benchmarks, helpers for child processes, recorded data."""
+"""Name folders that tests need: the repository's root, its benchmarks, helpers for child processes, recorded data."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Jobs to try the queue with, and what other processes do with it. No torch here: those processes import this file."""
+"""Make jobs for the queue's tests, and use the queue from other processes, which import this file without torch."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""For tests of the server's parts: a queue and a store in a folder, quick settings, jobs of the fake engine."""
+"""Make parts of a server: a queue and a store in a folder, quick settings, jobs of the fake engine."""
 
 import json
 import threading

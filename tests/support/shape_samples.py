@@ -1,4 +1,4 @@
-"""Sprites of several shapes, where discs (see world_samples.py) would not do."""
+"""Draw sprites of several shapes, for tests that discs (see world_samples.py) would not serve."""
 
 import torch
 from torch import Tensor

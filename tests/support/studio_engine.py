@@ -1,4 +1,4 @@
-"""An engine for tests of the studio: no model, but videos of the size, length and seed that were asked for.
+"""Make videos of the requested size, length and seed without a model, for tests of the studio.
 
 A prompt says how it goes: ``slowly`` makes each step take a second, ``never`` fails after the first.
 """

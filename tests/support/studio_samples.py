@@ -1,4 +1,4 @@
-"""For tests of the studio: a server with a quick engine, and a browser that sees what a person would."""
+"""Serve the studio with a quick engine, and drive it with a browser."""
 
 import shutil
 import threading

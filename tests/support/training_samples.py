@@ -1,4 +1,4 @@
-"""Datasets of random latents and configurations of a few steps, for tests of training and processes they start."""
+"""Make datasets of random latents and configurations of a few steps, for tests of training."""
 
 from pathlib import Path
 from typing import Any

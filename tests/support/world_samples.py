@@ -1,4 +1,4 @@
-"""Stand-ins for the pictures of the small model's world, so that no test fetches anything."""
+"""Draw pictures in place of those of the small model's world, so that no test downloads anything."""
 
 import torch
 from torch import Tensor

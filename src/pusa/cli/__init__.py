@@ -1,4 +1,4 @@
-"""The command line, `pusa`: one file per command group."""
+"""Define the command line, `pusa`: one file per group of commands."""
 
 from pusa.cli.root import main
 

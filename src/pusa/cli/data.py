@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pusa.cli.groups import Group, json_option
 from pusa.cli.run import Start, Stopped, run
 from pusa.fields import shown
 from pusa.numerals import is_whole, parse_size, parse_whole
@@ -27,10 +28,9 @@ _model = click.option(
 _dtype = click.option(
     "--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True, help="Of the latents on disk."
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Write lines of JSON, for scripts.")
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Make datasets of encoded clips to train on, and inspect them.
 
@@ -76,7 +76,7 @@ def data() -> None:
 @click.option("--caption", metavar="TEXT", help="For files that have none. [default: they are left out]")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode. [default: one per core, up to 8]")
 @_dtype
-@_json
+@json_option
 def prepare(
     source: str,
     output: str,
@@ -145,7 +145,7 @@ def prepare(
 @click.option("--negative", metavar="TEXT", help="What to avoid. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Clip k is made from seed + k.")
 @_dtype
-@_json
+@json_option
 def synthesize(
     prompts: Path,
     output: str,
@@ -210,7 +210,7 @@ def synthesize(
 )
 @click.option("--frames", type=click.IntRange(1, 16), default=4, show_default=True, help="How many of each to show.")
 @click.option("--model", metavar="MODEL", help="Whose VAE decodes. [default: the one that the dataset was made with]")
-@_json
+@json_option
 def inspect(folder: Path, output: Path | None, clips: int, frames: int, model: str | None, as_json: bool) -> None:
     """Show a dataset: a page and a contact sheet.
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pusa.cli.groups import Command, json_option
+
 if TYPE_CHECKING:
     from pusa.training.config import TrainConfig
     from pusa.training.estimate import Estimate, Gpu, Remedy
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", metavar="CONFIG")
 @click.argument("changes", metavar="[SECTION.FIELD=VALUE]...", nargs=-1)
 @click.option(
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpu_name", metavar="NAME", default="h200", show_default=True, help="A card by name, or cpu.")
 @click.option("--count", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many of them.")
 @click.option("--price", type=click.FloatRange(0), help="Of one card for an hour, in any currency.")
-@click.option("--json", "as_json", is_flag=True, help="Write one line of JSON, for scripts.")
+@json_option
 def estimate(
     config: str,
     changes: tuple[str, ...],

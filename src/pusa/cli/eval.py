@@ -4,34 +4,18 @@ import json
 import logging
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
 
+from pusa.cli.groups import Group, json_option
 from pusa.cli.run import Stopped
 from pusa.numerals import parse_whole
 
 _PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
 
 
-class _EvalGroup(click.Group):
-    """Commands from files of their own, which are imported when they are asked for."""
-
-    _elsewhere = {"paper": "pusa.cli.eval_paper"}  # noqa: RUF012
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*self.commands, *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere and cmd_name not in self.commands:
-            command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
-            command.params += [p for p in self.params if "--debug" in p.opts and p not in command.params]
-            self.add_command(command)
-        return super().get_command(ctx, cmd_name)
-
-
-@click.group("eval", cls=_EvalGroup)
+@click.group("eval", cls=Group, lazy={"paper": "pusa.cli.eval_paper:paper"})
 def evaluation() -> None:
     """Measure how good a model is."""
 
@@ -88,7 +72,7 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...
     help="A photograph, or a folder of them, that no model was trained on. [may be repeated; default: those inside "
     "scikit-image and scikit-learn]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
+@json_option
 def mini(
     model: str,
     cache: Path | None,

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
+from pusa.cli.groups import Command, json_option
 from pusa.cli.run import Stopped
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("work", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="For results. [default: FOLDER/paper]")
 @click.option(
@@ -26,7 +27,7 @@ from pusa.cli.run import Stopped
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A Markdown file with a place for results, into which they are written too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
+@json_option
 def paper(
     work: Path,
     out: Path | None,

@@ -1,4 +1,4 @@
-"""What a file is and which models there are: `pusa info` and `pusa models`."""
+"""Describe files and models for `pusa info` and `pusa models`."""
 
 import json
 import math
@@ -18,7 +18,12 @@ _SAFETENSORS, _PICKLES = ".safetensors", (".pt", ".pth", ".bin", ".ckpt")
 
 
 def describe(file: str) -> dict[str, Any]:
-    """Facts about a file by name. Raises ValueError for what is damaged or unknown, FileNotFoundError."""
+    """Return the facts about a file by their names.
+
+    Raises:
+        ValueError: the file is damaged or of an unknown kind.
+        FileNotFoundError: there is no such file.
+    """
     path = find_file(file, "file")
     if path.suffix.lower() == _SAFETENSORS:
         return _describe_tensors(path, *_read_safetensors(path))
@@ -52,7 +57,7 @@ def _describe_media(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, list[int]], list[str], dict[str, str]]:
-    """Shapes by name, dtypes, and the header's metadata. No tensor is read."""
+    """Return shapes by name, dtypes and the header's metadata, without reading a tensor."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -65,7 +70,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, list[int]], list[str], dict
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, list[int]], list[str]]:
-    """Shapes by name and dtypes. Only tensors are unpickled, never code."""
+    """Return shapes by name and dtypes; unpickle tensors only, never code."""
     import pickle
     import zipfile
 
@@ -121,7 +126,7 @@ def _describe_lora(path: Path) -> dict[str, Any]:
 
 
 def _guessed_part(shapes: dict[str, list[int]]) -> str:
-    """Which part of which model a state dict is, in either layout."""
+    """Name the part of a model that a state dict is, in either layout."""
     from pusa.models import original
     from pusa.models.files import WrongArchitectureError
     from pusa.zoo import ZOO
@@ -146,7 +151,7 @@ def _guessed_part(shapes: dict[str, list[int]]) -> str:
 
 
 def check_model(source: str) -> None:
-    """Raises MissingModelError for a source that is neither in the zoo, nor a folder, nor may be on the Hub."""
+    """Raise MissingModelError for a source that is neither in the zoo, nor a folder, nor a possible name of the Hub."""
     from pusa import zoo
 
     known = source == "mini" or zoo.find(source) is not None  # for mini, `generate` knows what to do
@@ -174,7 +179,7 @@ def list_models() -> dict[str, dict[str, Any]]:
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """All that the zoo knows of one model."""
+    """Return the facts about one model by their names."""
     from pusa.zoo import ZOO, describe_fit
 
     model = find_model(name)
@@ -201,7 +206,11 @@ def _lora_source(model: "ZooModel") -> str:
 
 
 def words_of_model(name: str) -> dict[str, list[list[str]]]:
-    """Kind -> groups of phrases that mean the same. Raises ValueError for a model that has no such list."""
+    """Return the groups of phrases that mean the same, by kind.
+
+    Raises:
+        ValueError: the model has no such list.
+    """
     model = find_model(name)
     if not model.words:
         raise ValueError(f"{name} comes without a list of words: write what you like")
@@ -209,7 +218,7 @@ def words_of_model(name: str) -> dict[str, list[list[str]]]:
 
 
 def words_as_text(words: dict[str, list[list[str]]]) -> str:
-    """For people: phrases that mean the same in brackets; many groups run on in a paragraph, few have a line each."""
+    """Format words for people: synonyms in brackets, a line for each group, or one paragraph for many groups."""
     lines: list[str] = []
     for kind, groups in words.items():
         shown = [first + (f" ({', '.join(others)})" if others else "") for first, *others in groups]

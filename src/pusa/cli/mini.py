@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from pusa.cli.groups import Group
+
 _STAGES = ("vae", "base", "vta", "export")
 
 
-@click.group()
+@click.group(cls=Group)
 def mini() -> None:
     """Make the embedded model anew."""
 

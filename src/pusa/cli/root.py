@@ -1,4 +1,4 @@
-"""The command line, `pusa`.
+"""Define `pusa` and the commands that make, repeat and describe videos.
 
 Nothing heavy is imported before a command runs, so that help and shell completion answer at once.
 """
@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ import click
 from pydantic import ValidationError
 
 from pusa import __version__
-from pusa.cli.data import data
-from pusa.cli.eval import evaluation
-from pusa.cli.mini import mini
+from pusa.cli.groups import Group, Session, json_option
 from pusa.cli.options import (
     build_conditions,
     build_request,
@@ -34,9 +31,6 @@ from pusa.cli.options import (
     with_files_found,
 )
 from pusa.cli.run import MissingModelError, Start, Stopped, run
-from pusa.cli.serve import serve, worker
-from pusa.cli.studio import studio
-from pusa.cli.train import train
 from pusa.request import GenerationRequest, explain
 
 FAILED, BAD_INPUT, MISSING_MODEL, INTERRUPTED = 1, 2, 3, 130
@@ -45,51 +39,14 @@ _EXIT_CODES = (
 )
 
 
-@dataclass
-class _Session:
-    debug: bool = False
-    as_json: bool = False
+class _Main(Group):
+    """The group of all commands, which reports an error in one line on stderr and by the exit code.
 
-
-def _remember(name: str) -> Any:
-    def callback(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        if value:
-            setattr(ctx.find_root().obj, name, True)
-
-    return callback
-
-
-class _Command(click.Command):
-    """A command with --debug."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
-
-
-def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_remember("debug"),
-        help="Show where an error comes from.",
-    )
-
-
-class _Group(click.Group):
-    """Whatever goes wrong ends with one line on stderr and an exit code; --debug adds the traceback."""
-
-    command_class = _Command
-    group_class = type  # groups inside are of this class, too
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
+    With ``--debug`` the traceback precedes it; with ``--json`` the error is also a line on stdout.
+    """
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        session = _Session(as_json="--json" in (sys.argv[1:] if args is None else args))  # errors of usage, too
+        session = Session(as_json="--json" in (sys.argv[1:] if args is None else args))  # for errors of usage, too
         try:
             with warnings.catch_warnings(action="ignore"):  # libraries' advice to programmers
                 result = super().main(args, "pusa", **{**extra, "standalone_mode": False, "obj": session})
@@ -101,19 +58,22 @@ class _Group(click.Group):
                 click.echo(json.dumps({"kind": "error", "message": message, "exit_code": code}, ensure_ascii=False))
             for line in message.splitlines():
                 click.echo(f"pusa: {line}", err=True)
-            if (
-                code == INTERRUPTED and args is None
-            ):  # as a program: at once, as torch aborts when it is shut down in a step
-                sys.stdout.flush()
-                if "pusa.media" in sys.modules:
-                    sys.modules["pusa.media"].discard_unfinished()
-                os._exit(code)
+            if code == INTERRUPTED and args is None:
+                _exit_at_once(code)
             sys.exit(code)
         sys.exit(result if isinstance(result, int) else 0)
 
 
+def _exit_at_once(code: int) -> None:
+    """End the process without Python's shutdown, in which torch aborts if it is in a step."""
+    sys.stdout.flush()
+    if "pusa.media" in sys.modules:
+        sys.modules["pusa.media"].discard_unfinished()
+    os._exit(code)
+
+
 def _outcome(error: Exception) -> tuple[int, str]:
-    """The exit code and the words for an error."""
+    """Return the exit code and the message for an error."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "pusa"
         return BAD_INPUT, f"{_line(error.format_message()).rstrip('.')} (see {command} --help)"
@@ -134,7 +94,16 @@ def _line(error: object) -> str:
 
 @click.group(
     "pusa",
-    cls=_Group,
+    cls=_Main,
+    lazy={
+        "data": "pusa.cli.data:data",
+        "eval": "pusa.cli.eval:evaluation",
+        "mini": "pusa.cli.mini:mini",
+        "serve": "pusa.cli.serve:serve",
+        "studio": "pusa.cli.studio:studio",
+        "train": "pusa.cli.train:train",
+        "worker": "pusa.cli.serve:worker",
+    },
     epilog=_EXIT_CODES,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -157,14 +126,16 @@ _output = click.option(
     type=click.Path(),
     help="Video to write. [default: a new name in this folder, made from the prompt]",
 )
-_json = click.option(
-    "--json", is_flag=True, expose_value=False, callback=_remember("as_json"), help="Write lines of JSON, for scripts."
-)
 _prompt = click.option("--prompt", default="", help="What the video shows.")
 
 
 def _run(
-    request: GenerationRequest, output: str | None, *, name: str | None = None, carried: dict[str, bytes] | None = None
+    request: GenerationRequest,
+    output: str | None,
+    *,
+    as_json: bool,
+    name: str | None = None,
+    carried: dict[str, bytes] | None = None,
 ) -> None:
     path = output_path(output, name or request.prompt)
     for spec in request.conditions:
@@ -179,7 +150,7 @@ def _run(
 
     from pusa.generate import generate
 
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried))
+    _show(lambda stop: generate(request, path, stop=stop, carried=carried), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -188,11 +159,10 @@ def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete:
     return [name for name in ZOO if name.startswith(incomplete)]
 
 
-def _show(start: Start) -> None:
-    session: _Session = click.get_current_context().find_root().obj
+def _show(start: Start, as_json: bool) -> None:
     try:
-        run(start, as_json=session.as_json)
-    except FileNotFoundError as error:  # images and videos were looked for before
+        run(start, as_json=as_json)
+    except FileNotFoundError as error:  # the files of the request exist, so it is the model's
         raise MissingModelError(str(error)) from error
 
 
@@ -203,7 +173,7 @@ def _show(start: Start) -> None:
 @noise_option
 @request_options()
 @_output
-@_json
+@json_option
 def generate(
     prompt: str,
     image: str | None,
@@ -214,6 +184,7 @@ def generate(
     fit: str,
     encode: str,
     output: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Make a video from PROMPT, and from images and video at their places.
@@ -233,7 +204,7 @@ def generate(
         fit=fit,
         encode=encode,
     )
-    _run(build_request("generate", prompt=prompt, conditions=conditions, **options), output)
+    _run(build_request("generate", prompt=prompt, conditions=conditions, **options), output, as_json=as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -242,12 +213,12 @@ def generate(
 @noise_option
 @request_options()
 @_output
-@_json
-def extend(video: str, prompt: str, noise: str | None, output: str | None, **options: Any) -> None:
+@json_option
+def extend(video: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any) -> None:
     """Continue VIDEO after its end."""
     conditions = [condition("video", video, noise=parse_noise(noise))]
     request = build_request("extend", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, name=prompt or f"{Path(video).stem} extended")
+    _run(request, output, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -257,12 +228,14 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, **opt
 @noise_option
 @request_options()
 @_output
-@_json
-def transition(first: str, second: str, prompt: str, noise: str | None, output: str | None, **options: Any) -> None:
-    """Make what lies between the end of the video FIRST and the beginning of the video SECOND."""
+@json_option
+def transition(
+    first: str, second: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any
+) -> None:
+    """Make the video between the end of FIRST and the beginning of SECOND."""
     conditions = [condition("video", file, noise=parse_noise(noise)) for file in (first, second)]
     request = build_request("transition", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
+    _run(request, output, as_json=as_json, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -271,7 +244,7 @@ def transition(first: str, second: str, prompt: str, noise: str | None, output: 
 @noise_option
 @request_options()
 @_output
-@_json
+@json_option
 def loop(
     prompt: str,
     image: str | None,
@@ -280,21 +253,23 @@ def loop(
     fit: str,
     encode: str,
     output: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Make a video from PROMPT whose end runs into its beginning."""
     conditions = build_conditions(image=image, keyframes=keyframes, noise=noise, fit=fit, encode=encode)
-    _run(build_request("loop", prompt=prompt, conditions=conditions, **options), output)
+    _run(build_request("loop", prompt=prompt, conditions=conditions, **options), output, as_json=as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
 @_output
-@_json
-def replay(video: str, output: str | None) -> None:
+@json_option
+def replay(video: str, output: str | None, as_json: bool) -> None:
     """Make VIDEO again from the request that is stored inside it.
 
-    What it was made from is inside, too, if it is small; else it has to be where it was, or beside VIDEO.
+    Small images and videos that it was made from are inside, too; large ones have to be where they were, or beside
+    VIDEO.
     """
     from pusa.media import read_metadata
 
@@ -305,35 +280,35 @@ def replay(video: str, output: str | None) -> None:
 
     request, carried = stored(metadata)
     request = with_files_found(request, carried, beside=file.parent)
-    _run(request, output, name=f"{file.stem} again", carried=carried)
+    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("latents", metavar="LATENTS", type=click.Path())
 @_output
-@_json
-def decode(latents: str, output: str | None) -> None:
+@json_option
+def decode(latents: str, output: str | None, as_json: bool) -> None:
     """Make the video of LATENTS, a .safetensors file that a run has saved before decoding."""
     file = find_file(latents, "file")
     path = output_path(output, file.stem.removesuffix(".latents"))
 
     from pusa.generate import decode as decode_latents
 
-    _show(lambda stop: decode_latents(file, path, stop=stop))
+    _show(lambda stop: decode_latents(file, path, stop=stop), as_json)
 
 
 @main.command()
 @click.argument("file", metavar="FILE", type=click.Path())
-@_json
-def info(file: str) -> None:
-    """Say what FILE is: a video and how it was made, a LoRA, a checkpoint or saved latents."""
+@json_option
+def info(file: str, as_json: bool) -> None:
+    """Describe FILE: a video and how it was made, a LoRA, a checkpoint or saved latents."""
     from pusa.cli.info import describe
 
-    _print_facts(describe(file))
+    _print_facts(describe(file), as_json)
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
-    if click.get_current_context().find_root().obj.as_json:
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(facts)))
@@ -354,14 +329,14 @@ def _flat(value: Any) -> str:
 
 
 @main.group(invoke_without_command=True)
-@_json
+@json_option
 @click.pass_context
-def models(ctx: click.Context) -> None:
+def models(ctx: click.Context, as_json: bool) -> None:
     """List the models, their sizes and how they would run on this machine."""
     if ctx.invoked_subcommand is None:
         from pusa.cli.info import list_models
 
-        _print_facts(list_models())
+        _print_facts(list_models(), as_json)
 
 
 @models.command()
@@ -372,39 +347,19 @@ def models(ctx: click.Context) -> None:
     help="List the words that a small model knows; prompts are made of them: a duck slides to the right under the sea, "
     "the camera zooms in.",
 )
-@_json
-def show(name: str, words: bool) -> None:
-    """Say all that is known of the model NAME, a folder that holds one too."""
+@json_option
+@click.pass_context
+def show(ctx: click.Context, name: str, words: bool, as_json: bool) -> None:
+    """Describe the model NAME, or the one in the folder NAME."""
     from pusa.cli.info import describe_model, words_as_text, words_of_model
 
+    as_json = as_json or (ctx.parent is not None and ctx.parent.params["as_json"])  # pusa models --json show NAME
     if not words:
-        _print_facts(describe_model(name))
-    elif click.get_current_context().find_root().obj.as_json:
+        _print_facts(describe_model(name), as_json)
+    elif as_json:
         click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
     else:
         click.echo(words_as_text(words_of_model(name)))
-
-
-def _add_group(group: click.Group) -> None:
-    """A group from a file of its own, whose commands get what those of this file have."""
-    for command in (group, *group.commands.values()):
-        command.params.append(_debug_option())
-    main.add_command(group)
-
-
-def _add_command(command: click.Command) -> None:
-    """The same for a single command."""
-    command.params.append(_debug_option())
-    main.add_command(command)
-
-
-_add_command(serve)
-_add_command(studio)
-_add_command(worker)
-_add_group(data)
-_add_group(evaluation)
-_add_group(mini)
-_add_group(train)
 
 
 @main.command()

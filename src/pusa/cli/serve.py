@@ -1,6 +1,6 @@
-"""`pusa serve` and `pusa worker`: the server, and workers beside it on other machines.
+"""Define `pusa serve` and `pusa worker`: the server, and workers for its queue on this or another machine.
 
-Their options are the knobs of `ServerSettings`. Nothing of the server is imported before one of them is used.
+Their options are the fields of `ServerSettings`, which is imported when one of the two commands is used.
 """
 
 import errno
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pusa.cli.groups import Command
+
 if TYPE_CHECKING:
     from pusa.fields import Knob
     from pusa.server.settings import ServerSettings
 
-_NOT_OF_WORKERS = re.compile(
+_SERVER_ONLY = re.compile(
     "host|port|api_.*|insecure|allowed_.*|root_path|trusted_.*|studio|docs|metrics|.*_limit|max_(?!failures).*|"
     "probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
@@ -28,22 +30,24 @@ _SECRETS = frozenset({"api_keys"})  # everyone on a machine can read its command
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
 
 
-class SettingsCommand(click.Command):
-    """A command with an option for each setting; they are looked up when its help or its arguments are read."""
+class SettingsCommand(Command):
+    """A command with an option for each setting, made when its help or its arguments are read."""
 
-    of_workers = False
+    is_worker = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from pusa.fields import knobs
         from pusa.server.settings import ServerSettings
 
         wanted = (k for k in knobs(ServerSettings) if k.name not in _SECRETS)
-        options = [_option(k) for k in wanted if not (self.of_workers and _NOT_OF_WORKERS.fullmatch(k.name))]
+        options = [_option(k) for k in wanted if not (self.is_worker and _SERVER_ONLY.fullmatch(k.name))]
         return [_CONFIG, *options, *super().get_params(ctx)]
 
 
 class WorkerCommand(SettingsCommand):
-    of_workers = True
+    """A command with an option for each setting that concerns a worker."""
+
+    is_worker = True
 
 
 _CONFIG = click.Option(
@@ -79,15 +83,15 @@ def serve(config: str | None, **options: Any) -> None:
     Every option can also be set as PUSA_NAME in the environment, or in a TOML file; API keys only there
     (PUSA_API_KEYS=key,key).
     """
-    settings = settings_of(config, options)
-    listener = listener_of(settings)
+    settings = load_settings_from(config, options)
+    listener = bind_listener(settings)
     run_server(settings, listener)
 
 
 @click.command(cls=WorkerCommand)
 def worker(config: str | None, **options: Any) -> None:
     """Run jobs of a server's queue, on this machine or another: give it the server's --database and --files."""
-    settings = settings_of(config, options)
+    settings = load_settings_from(config, options)
 
     from pusa.server.worker.worker import run_worker
 
@@ -98,7 +102,8 @@ def worker(config: str | None, **options: Any) -> None:
     run_worker(settings, stop)
 
 
-def settings_of(config: str | None, options: dict[str, Any]) -> "ServerSettings":
+def load_settings_from(config: str | None, options: dict[str, Any]) -> "ServerSettings":
+    """Load settings from options, environment and file, and configure logging by them."""
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
 
@@ -107,8 +112,13 @@ def settings_of(config: str | None, options: dict[str, Any]) -> "ServerSettings"
     return settings
 
 
-def listener_of(settings: "ServerSettings") -> socket.socket:
-    """The bound socket: what is wrong with the address is told before anything is started."""
+def bind_listener(settings: "ServerSettings") -> socket.socket:
+    """Bind the server's socket, so that a wrong address is an error before anything starts.
+
+    Raises:
+        ValueError: the host is no address of this machine.
+        RuntimeError: the port is taken, or not for this user.
+    """
     host = settings.host.strip("[]")
     try:
         found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -122,17 +132,18 @@ def listener_of(settings: "ServerSettings") -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            told = f"port {settings.port} is taken by another program: stop it, or give --port 0 for a free one"
+            message = f"port {settings.port} is taken by another program: stop it, or give --port 0 for a free one"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            told = f"port {settings.port} is not for this user: give one above 1023"
+            message = f"port {settings.port} is not for this user: give one above 1023"
         else:
-            told = f"{host} port {settings.port} cannot be listened on: {error.strerror}"
-        raise RuntimeError(told) from error
+            message = f"{host} port {settings.port} cannot be listened on: {error.strerror}"
+        raise RuntimeError(message) from error
     listener.set_inheritable(False)
     return listener
 
 
 def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
+    """Serve until a signal ends it."""
     import uvicorn
 
     from pusa.server.app import create_app
@@ -142,7 +153,7 @@ def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     app = create_app(settings, studio_later=True)
 
     class Server(uvicorn.Server):
-        """At the first signal everything is asked to end, not only after the last request."""
+        """Stop workers and open streams at the first signal, not only after the last request."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             app.state.stop()

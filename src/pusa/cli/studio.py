@@ -1,4 +1,4 @@
-"""`pusa studio`: the server with its page, opened in the browser."""
+"""Define `pusa studio`: start the server with its page and open it in the browser."""
 
 import importlib.util
 import json
@@ -13,27 +13,28 @@ from typing import Any
 
 import click
 
-from pusa.cli.serve import SettingsCommand, listener_of, run_server, settings_of
+from pusa.cli.serve import SettingsCommand, bind_listener, load_settings_from, run_server
 
 _WAIT_SECONDS = 120.0
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+_BROWSER_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 @click.command(cls=SettingsCommand)
 @click.option("--browser/--no-browser", default=True, help="Open the page in the browser.")
 def studio(config: str | None, browser: bool, **options: Any) -> None:
-    """Open the studio: a page to make videos with. It is the page that `pusa serve` shows, and takes its options.
+    """Open the studio: a page to make videos with.
 
-    If a server of pusa listens on the port already, its page is opened.
+    It is the page that `pusa serve` shows, with the same options. If a server of pusa already listens on the port, open
+    its page.
     """
     if importlib.util.find_spec("gradio") is None:
         raise RuntimeError("the studio needs gradio: install it with pip install 'pusa[studio]'")
-    settings = settings_of(config, {**options, "studio": True})
+    settings = load_settings_from(config, {**options, "studio": True})
     try:
-        listener = listener_of(settings)
+        listener = bind_listener(settings)
     except RuntimeError:
         address = _address(settings.host, settings.port, settings.root_path)
-        if not _is_ours(address):
+        if not _is_pusa(address):
             raise
         click.echo(f"pusa: a server is there already: {address}", err=True)
         if browser:
@@ -47,26 +48,26 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
 
 def _address(host: str, port: int, root_path: str) -> str:
     host = host.strip("[]")
-    host = _EVERYWHERE.get(host, f"[{host}]" if ":" in host else host)
+    host = _BROWSER_HOSTS.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}{root_path}/"
 
 
 def _open_when_there(address: str) -> None:
     end = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < end and not _is_ours(address):
+    while time.monotonic() < end and not _is_pusa(address):
         time.sleep(0.2)
     _open(address)
 
 
-def _is_ours(address: str) -> bool:
-    """Whether a server of pusa answers there."""
+def _is_pusa(address: str) -> bool:
+    """Return True if a server of pusa answers at the address."""
     with suppress(OSError, ValueError), urllib.request.urlopen(address + "health", timeout=2) as answer:
         return "version" in json.load(answer)
     return False
 
 
 def _open(address: str) -> None:
-    """Without a screen there is no browser but one that would take over the terminal: the address is printed anyway."""
+    """Open a page in the browser; without a screen do nothing, since a text browser would take over the terminal."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
     with suppress(webbrowser.Error):

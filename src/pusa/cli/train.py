@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from pusa.cli.estimate import estimate
+from pusa.cli.groups import Group
 from pusa.cli.run import Stopped
 
 _LAYOUTS = ("comfyui", "diffusers", "original")
 
 
-class _TrainGroup(click.Group):
-    """Run ``pusa train CONFIG`` as ``pusa train run CONFIG``."""
+class _TrainGroup(Group):
+    """A group whose first command may be left out: ``pusa train CONFIG`` is ``pusa train run CONFIG``."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,15 +1,14 @@
-"""A client of a `pusa serve`: `PusaClient` and, for asyncio, `AsyncPusaClient`.
+"""Call a `pusa serve`: `PusaClient` and, for asyncio, `AsyncPusaClient`.
 
 It needs httpx, no torch and no server.
 """
 
-from pusa.client.client import (
-    AsyncPusaClient,
+from pusa.client.client import AsyncPusaClient, PusaClient
+from pusa.client.wire import (
     Event,
     JobFailedError,
     Keyframe,
     Page,
-    PusaClient,
     PusaError,
     Readiness,
     ServerUnreachableError,

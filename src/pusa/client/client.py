@@ -1,4 +1,4 @@
-"""A client of a `pusa serve`, with the same verbs blocking (`PusaClient`) and for asyncio (`AsyncPusaClient`).
+"""Call a `pusa serve`: `PusaClient` blocks, `AsyncPusaClient` has the same methods for asyncio.
 
     from pusa.client import PusaClient
 
@@ -7,87 +7,72 @@
         client.download(video.id, to="balloon.mp4")
 
 It needs httpx, no torch and no server. Jobs live in the server and outlast a client: `retrieve` or `wait` with the id
-that `create` gave takes one up again.
+that `create` returned takes one up again.
 
-The verbs are written once, in `pusa.client.flows`; the two classes differ only in how they fetch and how they sleep.
+The methods are written once, in `AsyncPusaClient`. `PusaClient` runs their coroutines over an httpx client that blocks,
+so they never wait for an event loop and run to their end in one step.
 """
 
 import asyncio
 import functools
 import inspect
 import os
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import GenericAlias
+from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
 
 try:
     import httpx
 except ImportError as missing:
     raise ImportError("pusa.client needs httpx: pip install httpx, or pip install 'pusa[server]'") from missing
 
-from pusa.client.flows import Flow, Send, Verbs
+from pusa.client.blocking import BlockingHTTP, result_of
 from pusa.client.wire import (
     Event,
     EventReader,
+    File,
     JobFailedError,
     Keyframe,
     Page,
     PusaError,
     Readiness,
     ServerUnreachableError,
+    Variant,
     Video,
     WaitTimeoutError,
+    body_of,
+    error_of,
+    key_header,
+    number_of,
+    references,
+    size_text,
+    source_videos,
+    typed,
+    video_of,
 )
 
-__all__ = [
-    "AsyncPusaClient",
-    "Event",
-    "JobFailedError",
-    "Keyframe",
-    "Page",
-    "PusaClient",
-    "PusaError",
-    "Readiness",
-    "ServerUnreachableError",
-    "Video",
-    "WaitTimeoutError",
-]
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+LONGEST_PAUSE_SECONDS = 30.0  # a server that asks for more is busy for so long that the caller should know
 
 T = TypeVar("T")
 P = ParamSpec("P")
+Progress = Callable[[Video], object]
 
 
-def _blocking(flow: Callable[Concatenate[Verbs, P], Flow[T]]) -> Callable[Concatenate[Any, P], T]:
-    @functools.wraps(flow)
-    def verb(self: "PusaClient", *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(flow(self._verbs, *args, **kwargs))
-
-    return _with_result_of(flow, verb)
+def _is_away(error: PusaError) -> bool:
+    """Return True while a server restarts: it does not answer, or a proxy in front of it says so."""
+    return isinstance(error, ServerUnreachableError) or error.status in (502, 503, 504)
 
 
-def _awaited(
-    flow: Callable[Concatenate[Verbs, P], Flow[T]],
-) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    @functools.wraps(flow)
-    async def verb(self: "AsyncPusaClient", *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._run(flow(self._verbs, *args, **kwargs))
+class AsyncPusaClient:
+    """Call a server from asyncio."""
 
-    return _with_result_of(flow, verb)
-
-
-def _with_result_of(flow: Callable[..., Any], verb: T) -> T:
-    """For `help`: a verb returns what its flow ends with."""
-    signature = inspect.signature(flow)
-    result = get_args(signature.return_annotation)[-1]
-    verb.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
-    return verb
-
-
-class _Client:
-    """What both have: where the server is, and what is sent with every request."""
-
-    _make: Callable[..., Any]
-    _http: Any
+    _http_class: Callable[..., Any] = httpx.AsyncClient
 
     def __init__(
         self,
@@ -107,130 +92,212 @@ class _Client:
             http_options: of `httpx.Client` (``verify``, ``proxy``, ``transport``...).
         """
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.max_retries = max_retries
         key = os.environ.get("PUSA_API_KEY") if api_key is None else api_key
         headers = {"User-Agent": "pusa-client"} | ({"Authorization": f"Bearer {key}"} if key else {})
         timeout = httpx.Timeout(timeout_seconds, connect=5.0)
-        self._http = type(self)._make(headers=headers, timeout=timeout, **http_options)
-        self._verbs = Verbs(max_retries)
+        self._http = type(self)._http_class(headers=headers, timeout=timeout, **http_options)
 
-    def _request(self, wish: Send) -> httpx.Request:
-        request: httpx.Request = self._http.build_request(wish.method, self.base_url + wish.path, **wish.arguments)
-        return request
+    async def create(
+        self,
+        prompt: str = "",
+        *,
+        image: File | None = None,
+        keyframes: Sequence[Keyframe] = (),
+        video: File | None = None,
+        model: str | None = None,
+        seconds: float | str | None = None,
+        size: str | tuple[int, int] | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Video:
+        """Create the job of a video; it is on the server's disk when this returns.
 
+        Args:
+            image: the first frame.
+            keyframes: images at places of their own, with `image` or without.
+            video: a piece of video to keep; `cond_positions` and `noise_multipliers` say what of it.
+            size: ``"832x480"``, or (width, height).
+            idempotency_key: two calls with the same key make one job. By default each call has its own, so a retry
+                after a lost answer makes no second job.
+            options: fields of the request, as the server's guide lists them (``num_frames``, ``seed``...).
 
-class PusaClient(_Client):
-    """The verbs, blocking. Threads may share one client."""
+        Raises:
+            PusaError: the server refuses; `param` names the field.
+            ServerUnreachableError: the server does not answer.
+        """
+        fields = {"prompt": prompt, "model": model, "seconds": seconds, "size": size_text(size), **options}
+        with ExitStack() as files:
+            parts = references(files, fields, image, keyframes, video)
+            response = await self._request(
+                "POST", "/v1/videos", **body_of(fields, parts), **key_header(idempotency_key)
+            )
+        return video_of(response)
 
-    _make = httpx.Client
-    _http: httpx.Client
+    async def create_and_wait(
+        self,
+        prompt: str = "",
+        *,
+        on_progress: Progress | None = None,
+        timeout_seconds: float | None = None,
+        **options: Any,
+    ) -> Video:
+        """Call `create` with its options, then `wait`."""
+        video = await self.create(prompt, **options)
+        return await self.wait(video.id, on_progress=on_progress, timeout_seconds=timeout_seconds)
 
-    create = _blocking(Verbs.create)
-    create_and_wait = _blocking(Verbs.create_and_wait)
-    retrieve = _blocking(Verbs.retrieve)
-    wait = _blocking(Verbs.wait)
-    page = _blocking(Verbs.page)
-    remix = _blocking(Verbs.remix)
-    extend = _blocking(Verbs.extend)
-    edit = _blocking(Verbs.edit)
-    cancel = _blocking(Verbs.cancel)
-    delete = _blocking(Verbs.delete)
-    download = _blocking(Verbs.download)
-    models = _blocking(Verbs.models)
-    ready = _blocking(Verbs.ready)
-    wait_until_ready = _blocking(Verbs.wait_until_ready)
+    async def retrieve(self, video_id: str) -> Video:
+        """Return the job as it is now."""
+        return video_of(await self._request("GET", f"/v1/videos/{video_id}"))
 
-    def list(self, *, page_size: int = 20, order: Literal["asc", "desc"] = "desc") -> Iterator[Video]:
-        """All videos, page by page, newest first unless `order` is ``asc``."""
-        page = self.page(limit=page_size, order=order)
-        yield from page.data
-        while page.has_more:
-            page = self.page(after=page.last_id, limit=page_size, order=order)
-            yield from page.data
+    async def wait(
+        self,
+        video_id: str,
+        *,
+        on_progress: Progress | None = None,
+        timeout_seconds: float | None = None,
+        outage_seconds: float = 300.0,
+    ) -> Video:
+        """Poll until the video is there, as often as the server asks for.
 
-    def events(self, video_id: str) -> Iterator[Event]:
-        """What happens to a job, as it happens, until it ended or was deleted; a lost connection is taken up again."""
-        reader = EventReader(self._verbs.max_retries)
-        while not reader.done:
+        Jobs outlast a restart of the server, so this waits up to `outage_seconds` for one that does not answer.
+
+        Args:
+            on_progress: called with the job whenever its status or progress changed.
+
+        Raises:
+            JobFailedError: the job ended without a video, or was cancelled.
+            WaitTimeoutError: after `timeout_seconds`; the job goes on.
+        """
+        start = seen = time.monotonic()
+        last: tuple[str, int] | None = None
+        while True:
+            pause = 1.0
             try:
-                response = self._http.send(self._request(Send("GET", *reader.request(video_id))), stream=True)
-                try:
-                    if not response.is_success:
-                        response.read()
-                    reader.opened(response)
-                    for line in response.iter_lines():
-                        if (event := reader.feed(line)) is not None:
-                            yield event
-                finally:
-                    response.close()
-            except httpx.TransportError as error:
-                reader.lost(error)
-            if not reader.done:
-                time.sleep(reader.pause_seconds)
+                response = await self._request("GET", f"/v1/videos/{video_id}")
+            except PusaError as error:
+                if not _is_away(error) or time.monotonic() - seen > outage_seconds:
+                    raise
+            else:
+                seen = time.monotonic()
+                video = video_of(response)
+                pause = number_of(response.headers.get("openai-poll-after-ms"), 1000) / 1000
+                if on_progress is not None and (video.status, video.progress) != last:
+                    on_progress(video)
+                last = (video.status, video.progress)
+                if video.ended:
+                    if video.status != "completed":
+                        raise JobFailedError(video)
+                    return video
+            if timeout_seconds is not None and time.monotonic() - start > timeout_seconds:
+                raise WaitTimeoutError(f"{video_id} has not ended after {timeout_seconds:g} seconds; it goes on")
+            await self._sleep(min(max(pause, 0.05), LONGEST_PAUSE_SECONDS))
 
-    def close(self) -> None:
-        self._http.close()
+    async def page(self, *, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc") -> Page:
+        """Return at most `limit` videos after the id `after`, newest first unless `order` is ``asc``."""
+        query = {"limit": limit, "order": order} | ({"after": after} if after else {})
+        answer = (await self._request("GET", "/v1/videos", params=query)).json()
+        data = tuple(typed(Video, item) for item in answer["data"])
+        last = answer.get("last_id") or (data[-1].id if data else None)
+        return Page(data=data, has_more=bool(answer.get("has_more")) and last is not None, last_id=last)
 
-    def __enter__(self) -> Self:
-        return self
+    async def remix(self, video_id: str, prompt: str, *, idempotency_key: str | None = None) -> Video:
+        """Create the job of the same request with another prompt."""
+        path = f"/v1/videos/{video_id}/remix"
+        return video_of(await self._request("POST", path, json={"prompt": prompt}, **key_header(idempotency_key)))
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    async def extend(
+        self,
+        video: File,
+        prompt: str,
+        seconds: float | str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Video:
+        """Create a video that begins with this one and goes on for `seconds`. `video`: the id of a job, or a file."""
+        fields = {"prompt": prompt, "seconds": seconds, **options}
+        return await self._from_video("/v1/videos/extensions", video, fields, idempotency_key)
 
-    def _run(self, flow: Flow[T]) -> T:
-        answer = None
+    async def edit(
+        self, video: str | File, prompt: str, *, idempotency_key: str | None = None, **options: Any
+    ) -> Video:
+        """Create a video that keeps parts of this one. `video`: the id of a job, or a file."""
+        fields = {"prompt": prompt, **options}
+        return await self._from_video("/v1/videos/edits", video, fields, idempotency_key)
+
+    async def cancel(self, video_id: str) -> Video:
+        """Cancel a job that waits or runs; one that ended stays as it is."""
+        return video_of(await self._request("POST", f"/v1/videos/{video_id}/cancel"))
+
+    async def delete(self, video_id: str) -> None:
+        """Delete a job and its files, and cancel it if it runs."""
+        await self._request("DELETE", f"/v1/videos/{video_id}")
+
+    async def download(
+        self, video_id: str, variant: Variant = "video", *, to: str | os.PathLike[str] | None = None
+    ) -> Any:
+        """Download the video, or a picture of it: ``thumbnail`` or ``spritesheet``.
+
+        Args:
+            to: a file, which appears only when it is whole, or a folder, in which the file is named after the video.
+
+        Returns:
+            the bytes, or the path that was written.
+        """
+        path, query = f"/v1/videos/{video_id}/content", {"variant": variant}
+        if to is None:
+            return (await self._request("GET", path, params=query)).content
+        target = Path(to)
+        if target.is_dir():
+            target /= f"{video_id}.mp4" if variant == "video" else f"{video_id}_{variant}.webp"
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            while True:
-                wish = flow.send(answer)
-                if isinstance(wish, Send):
-                    answer = self._fetch(wish)
-                else:
-                    time.sleep(wish.seconds)
-        except StopIteration as end:
-            return end.value
+            with part.open("xb") as file:
+                await self._request("GET", path, params=query, to=file)
+            os.replace(part, target)
         finally:
-            flow.close()  # an interrupted flow takes its half file away
+            part.unlink(missing_ok=True)
+        return target
 
-    def _fetch(self, wish: Send) -> "httpx.Response | httpx.TransportError":
-        try:
-            response = self._http.send(self._request(wish), stream=True)
+    async def models(self) -> Sequence[Mapping[str, Any]]:
+        """List the models that the server offers."""
+        return tuple((await self._request("GET", "/v1/models")).json()["data"])
+
+    async def ready(self) -> Readiness:
+        """Return whether the model is loaded, and the progress of loading."""
+        return typed(Readiness, (await self._request("GET", "/ready", accepted=(503,))).json())
+
+    async def wait_until_ready(
+        self, *, timeout_seconds: float = 600.0, on_progress: Callable[[Readiness], object] | None = None
+    ) -> Readiness:
+        """Wait for the server to answer and for its model to be loaded.
+
+        Raises:
+            WaitTimeoutError: after `timeout_seconds`.
+        """
+        start = time.monotonic()
+        state: Readiness | None = None
+        while True:
             try:
-                if wish.to is None or not response.is_success:
-                    response.read()
-                else:
-                    wish.to.seek(0)
-                    wish.to.truncate()
-                    for chunk in response.iter_bytes():
-                        wish.to.write(chunk)
-            finally:
-                response.close()
-        except httpx.TransportError as error:
-            return error
-        return response
-
-
-class AsyncPusaClient(_Client):
-    """The verbs, for asyncio."""
-
-    _make = httpx.AsyncClient
-    _http: httpx.AsyncClient
-
-    create = _awaited(Verbs.create)
-    create_and_wait = _awaited(Verbs.create_and_wait)
-    retrieve = _awaited(Verbs.retrieve)
-    wait = _awaited(Verbs.wait)
-    page = _awaited(Verbs.page)
-    remix = _awaited(Verbs.remix)
-    extend = _awaited(Verbs.extend)
-    edit = _awaited(Verbs.edit)
-    cancel = _awaited(Verbs.cancel)
-    delete = _awaited(Verbs.delete)
-    download = _awaited(Verbs.download)
-    models = _awaited(Verbs.models)
-    ready = _awaited(Verbs.ready)
-    wait_until_ready = _awaited(Verbs.wait_until_ready)
+                found = await self.ready()
+            except PusaError as error:
+                if not _is_away(error):
+                    raise
+                state_text = str(error)
+            else:
+                state_text = f"{found.stage} {found.percent:.0f} %"
+                if on_progress is not None and found != state:
+                    on_progress(found)
+                state = found
+                if found.ready:
+                    return found
+            if time.monotonic() - start > timeout_seconds:
+                raise WaitTimeoutError(f"the server is not ready after {timeout_seconds:g} seconds: {state_text}")
+            await self._sleep(0.5)
 
     async def list(self, *, page_size: int = 20, order: Literal["asc", "desc"] = "desc") -> AsyncIterator[Video]:
-        """As `PusaClient.list`."""
+        """Iterate over all videos, page by page, newest first unless `order` is ``asc``."""
         page = await self.page(limit=page_size, order=order)
         while True:
             for video in page.data:
@@ -240,11 +307,12 @@ class AsyncPusaClient(_Client):
             page = await self.page(after=page.last_id, limit=page_size, order=order)
 
     async def events(self, video_id: str) -> AsyncIterator[Event]:
-        """As `PusaClient.events`."""
-        reader = EventReader(self._verbs.max_retries)
+        """Iterate over what happens to a job until it ends or is deleted; reconnect when the connection is lost."""
+        reader = EventReader(self.max_retries)
         while not reader.done:
             try:
-                response = await self._http.send(self._request(Send("GET", *reader.request(video_id))), stream=True)
+                path, arguments = reader.request(video_id)
+                response = await self._open("GET", path, **arguments)
                 try:
                     if not response.is_success:
                         await response.aread()
@@ -257,7 +325,7 @@ class AsyncPusaClient(_Client):
             except httpx.TransportError as error:
                 reader.lost(error)
             if not reader.done:
-                await asyncio.sleep(reader.pause_seconds)
+                await self._sleep(reader.pause_seconds)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -268,33 +336,133 @@ class AsyncPusaClient(_Client):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _run(self, flow: Flow[T]) -> T:
-        answer = None
+    async def _from_video(
+        self, path: str, video: File | Sequence[File], fields: dict[str, Any], key: str | None
+    ) -> Video:
+        videos = [video] if isinstance(video, str | bytes | os.PathLike) else list(video)
+        with ExitStack() as files:
+            body = source_videos(files, fields, videos)
+            return video_of(await self._request("POST", path, **body, **key_header(key)))
+
+    async def _request(
+        self, method: str, path: str, *, to: BinaryIO | None = None, accepted: Sequence[int] = (), **arguments: Any
+    ) -> httpx.Response:
+        """Send a request, again if that may help; return the response unless it is an error.
+
+        Sending again is safe: requests that make jobs carry a key.
+        """
+        for attempt in range(self.max_retries + 1):
+            try:
+                response = await self._send(method, path, to, **arguments)
+            except httpx.TransportError as lost:
+                error: PusaError = ServerUnreachableError(f"no answer from the server: {lost or type(lost).__name__}")
+            else:
+                if response.is_success or response.status_code in accepted:
+                    return response
+                error = error_of(response)
+                again = {"true": True, "false": False}.get(response.headers.get("x-should-retry", ""))
+                if not (response.status_code in RETRIED if again is None else again):
+                    raise error
+            pause = error.retry_after_seconds
+            if attempt == self.max_retries or (pause or 0) > LONGEST_PAUSE_SECONDS:
+                raise error
+            await self._sleep(min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1) if pause is None else pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _open(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send one request; return the response before its body."""
+        request = self._http.build_request(method, self.base_url + path, **arguments)
+        response: httpx.Response = await self._http.send(request, stream=True)
+        return response
+
+    async def _send(self, method: str, path: str, to: BinaryIO | None, **arguments: Any) -> httpx.Response:
+        """Send one request and read the response; the body of a success goes into `to`, if there is one."""
+        response = await self._open(method, path, **arguments)
+        try:
+            if to is None or not response.is_success:
+                await response.aread()
+            else:
+                to.seek(0)
+                to.truncate()
+                async for chunk in response.aiter_bytes():
+                    to.write(chunk)
+        finally:
+            await response.aclose()
+        return response
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _BlockingMethods(AsyncPusaClient):
+    """The methods of `AsyncPusaClient` as coroutines that block and never wait for an event loop."""
+
+    _http_class = BlockingHTTP
+
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def _blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    @functools.wraps(method)
+    def call(self: "PusaClient", *args: P.args, **kwargs: P.kwargs) -> T:
+        return result_of(method(self._methods, *args, **kwargs))
+
+    return call
+
+
+def _blocking_iterator(
+    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
+) -> Callable[Concatenate[Any, P], Iterator[T]]:
+    @functools.wraps(method)
+    def iterate(self: "PusaClient", *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        items: Any = method(self._methods, *args, **kwargs)
         try:
             while True:
-                wish = flow.send(answer)
-                if isinstance(wish, Send):
-                    answer = await self._fetch(wish)
-                else:
-                    await asyncio.sleep(wish.seconds)
-        except StopIteration as end:
-            return end.value
+                yield result_of(anext(items))
+        except StopAsyncIteration:
+            return
         finally:
-            flow.close()
+            result_of(items.aclose())
 
-    async def _fetch(self, wish: Send) -> "httpx.Response | httpx.TransportError":
-        try:
-            response = await self._http.send(self._request(wish), stream=True)
-            try:
-                if wish.to is None or not response.is_success:
-                    await response.aread()
-                else:
-                    wish.to.seek(0)
-                    wish.to.truncate()
-                    async for chunk in response.aiter_bytes():
-                        wish.to.write(chunk)
-            finally:
-                await response.aclose()
-        except httpx.TransportError as error:
-            return error
-        return response
+    signature = inspect.signature(method)  # for `help`
+    items_type = GenericAlias(Iterator, get_args(signature.return_annotation))
+    iterate.__signature__ = signature.replace(return_annotation=items_type)  # type: ignore[attr-defined]
+    return iterate
+
+
+class PusaClient:
+    """Call a server and block until it answers. Threads may share one client."""
+
+    def __init__(self, base_url: str = "http://127.0.0.1:7860", api_key: str | None = None, **options: Any) -> None:
+        """Take the arguments of `AsyncPusaClient`."""
+        self._methods = _BlockingMethods(base_url, api_key, **options)
+        self.base_url = self._methods.base_url
+
+    create = _blocking(AsyncPusaClient.create)
+    create_and_wait = _blocking(AsyncPusaClient.create_and_wait)
+    retrieve = _blocking(AsyncPusaClient.retrieve)
+    wait = _blocking(AsyncPusaClient.wait)
+    page = _blocking(AsyncPusaClient.page)
+    remix = _blocking(AsyncPusaClient.remix)
+    extend = _blocking(AsyncPusaClient.extend)
+    edit = _blocking(AsyncPusaClient.edit)
+    cancel = _blocking(AsyncPusaClient.cancel)
+    delete = _blocking(AsyncPusaClient.delete)
+    download = _blocking(AsyncPusaClient.download)
+    models = _blocking(AsyncPusaClient.models)
+    ready = _blocking(AsyncPusaClient.ready)
+    wait_until_ready = _blocking(AsyncPusaClient.wait_until_ready)
+    list = _blocking_iterator(AsyncPusaClient.list)
+    events = _blocking_iterator(AsyncPusaClient.events)
+
+    def close(self) -> None:
+        result_of(self._methods.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

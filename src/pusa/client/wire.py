@@ -1,4 +1,4 @@
-"""What `pusa.client` sends and what it makes of the answers, without any connection."""
+"""Build requests and parse responses for `pusa.client`, without a connection."""
 
 import io
 import json
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 File = str | os.PathLike[str] | bytes | Any
-"""An image or a video: a path, the bytes of a file, or a PIL image, which is sent as PNG."""
+"""An image or a video: a path, the bytes of a file, or a PIL image, which becomes a PNG."""
 
 # -- what comes back
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A job and its video, as the server tells it.
+    """A job and its video.
 
     `status` is ``queued``, ``in_progress``, ``completed`` or ``failed``; `progress` is 0..100; times are unix seconds.
-    `details` holds all that the server said, also what has no field here.
+    `details` holds the whole answer of the server, including what has no field here.
     """
 
     id: str
@@ -59,13 +59,13 @@ class Video:
 
     @property
     def cancelled(self) -> bool:
-        """Clients of the OpenAI API know four statuses, so that a cancelled job is a failed one with this code."""
+        """Return True for a cancelled job: the OpenAI API has no such status, so it is a failed one with this code."""
         return bool(self.error) and self.error.get("code") == "cancelled"  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Some videos, and whether there are more after `last_id`."""
+    """Some videos; `has_more` if there are others after `last_id`."""
 
     data: Sequence[Video]
     has_more: bool
@@ -74,10 +74,10 @@ class Page:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a job.
+    """A change of a job.
 
     `name` is ``video`` (it changed), ``preview`` (there is a picture of it so far, `preview`, a WebP file) or ``end``,
-    the last one. `video` is the job as it was told last.
+    the last one. `video` is the job as of the latest ``video`` event.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Readiness:
-    """Whether the model is loaded. Jobs are accepted before that, too; they wait."""
+    """The state of loading the model. The server accepts jobs before it is ready; they wait."""
 
     ready: bool
     stage: str = ""
@@ -99,7 +99,7 @@ class Readiness:
 
 @dataclass(frozen=True)
 class Keyframe:
-    """An image and its place: a latent frame (3), a frame (``"80f"``), a time (``"1.5s"``) or ``"last"``.
+    """An image and its position: a latent frame (3), a frame (``"80f"``), a time (``"1.5s"``) or ``"last"``.
 
     `noise` is how far the model may depart from it, 0 (kept exactly) to 1 (ignored); the server's default if None.
     """
@@ -113,7 +113,7 @@ class Keyframe:
 
 
 class PusaError(Exception):
-    """A request was refused. `status` is HTTP's; `code` is for programs; `param` names the field that was wrong."""
+    """The server refuses a request. `status` is HTTP's, `code` is for programs, `param` names the wrong field."""
 
     def __init__(
         self,
@@ -131,15 +131,15 @@ class PusaError(Exception):
 
 
 class ServerUnreachableError(PusaError):
-    """No answer, also after trying again."""
+    """The server does not answer, after all retries."""
 
 
 class WaitTimeoutError(PusaError):
-    """The time given to `wait` or `wait_until_ready` is over; the job goes on."""
+    """`wait` or `wait_until_ready` took longer than its `timeout_seconds`; the job goes on."""
 
 
 class JobFailedError(PusaError):
-    """The job ended without a video: `code` and `message` say why, `video` is the job."""
+    """A job ended without a video: `code` and `message` say why, `video` is the job."""
 
     def __init__(self, video: Video) -> None:
         error = video.error or {}
@@ -154,22 +154,22 @@ def size_text(size: str | tuple[int, int] | None) -> str | None:
     return f"{size[0]}x{size[1]}" if isinstance(size, tuple) else size
 
 
-def key_header(given: str | None) -> dict[str, Any]:
-    return {"headers": {"Idempotency-Key": given or uuid.uuid4().hex}}
+def key_header(key: str | None) -> dict[str, Any]:
+    return {"headers": {"Idempotency-Key": key or uuid.uuid4().hex}}
 
 
-def body_of(asked: Mapping[str, Any], parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Arguments of httpx: JSON, or a form if there are files."""
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if "seconds" in asked:
-        asked["seconds"] = str(asked["seconds"])
+def body_of(request_fields: Mapping[str, Any], parts: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of httpx for a body: JSON, or a form if there are files."""
+    request_fields = {name: value for name, value in request_fields.items() if value is not None}
+    if "seconds" in request_fields:
+        request_fields["seconds"] = str(request_fields["seconds"])
     if not parts:
-        return {"json": asked}
-    return {"data": {name: text_of(value) for name, value in asked.items()}, "files": parts}
+        return {"json": request_fields}
+    return {"data": {name: text_of(value) for name, value in request_fields.items()}, "files": parts}
 
 
 def text_of(value: Any) -> str:
-    """One field of a form: lists of plain values as ``0,20``, what is nested as JSON."""
+    """Format a field of a form: a list of plain values as ``0,20``, nested values as JSON."""
     if isinstance(value, bool | Mapping):
         return json.dumps(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -179,9 +179,13 @@ def text_of(value: Any) -> str:
 
 
 def references(
-    files: ExitStack, asked: dict[str, Any], image: File | None, keyframes: Sequence[Keyframe], video: File | None
+    files: ExitStack,
+    request_fields: dict[str, Any],
+    image: File | None,
+    keyframes: Sequence[Keyframe],
+    video: File | None,
 ) -> Sequence[tuple[str, Any]]:
-    """Parts of a form for all that is known of the video; where keyframes go is added to `asked`."""
+    """Return the parts of a form for all conditions; add the positions of keyframes to `request_fields`."""
     if image is not None and not keyframes and video is None:
         return [("input_reference", part_of(files, image, "image.png"))]
     if image is not None:
@@ -191,20 +195,20 @@ def references(
             {**place_of(k.at), "file": index} | ({} if k.noise is None else {"noise": k.noise})
             for index, k in enumerate(keyframes)
         ]
-        asked["keyframes"] = json.dumps(places)
+        request_fields["keyframes"] = json.dumps(places)
     parts = [("input_reference[]", part_of(files, k.image, f"{i}.png")) for i, k in enumerate(keyframes)]
     return parts if video is None else [*parts, ("video_reference", part_of(files, video, "video.mp4"))]
 
 
-def source_videos(files: ExitStack, asked: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:
-    """Arguments of httpx for what starts from videos, told by their ids or sent."""
+def source_videos(files: ExitStack, request_fields: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:
+    """Return the arguments of httpx for a request that starts from videos, named by their ids or sent as files."""
     ids = [{"id": video} for video in videos if isinstance(video, str) and video.startswith("video_")]
     if ids and len(ids) < len(videos):
         raise ValueError("an id and a file cannot be sent together: download the one, then send both as files")
     if ids:
-        return body_of({**asked, "video": ids if len(ids) > 1 else ids[0]}, [])
+        return body_of({**request_fields, "video": ids if len(ids) > 1 else ids[0]}, [])
     name = "video[]" if len(videos) > 1 else "video"
-    return body_of(asked, [(name, part_of(files, video, "video.mp4")) for video in videos])
+    return body_of(request_fields, [(name, part_of(files, video, "video.mp4")) for video in videos])
 
 
 def place_of(at: int | str) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def place_of(at: int | str) -> dict[str, Any]:
 
 
 def part_of(files: ExitStack, file: File, name: str) -> tuple[str, Any]:
-    """Name and content of a file for httpx, which reads it from its beginning at each attempt."""
+    """Return name and content of a file for httpx, which reads it from its beginning at each attempt."""
     if isinstance(file, bytes):
         return name, io.BytesIO(file)
     if isinstance(file, str | os.PathLike):
@@ -234,9 +238,9 @@ def part_of(files: ExitStack, file: File, name: str) -> tuple[str, Any]:
 
 
 def typed(kind: Callable[..., T], values: Mapping[str, Any]) -> T:
-    """One of the classes above from an answer; what a field has no name for stays in `details`."""
-    known = {f.name for f in fields(kind)} - {"details"}  # type: ignore[arg-type]
-    return kind(**{name: values[name] for name in known if values.get(name) is not None}, details=values)
+    """Build one of the classes above from an answer, which stays whole in `details`."""
+    names = {f.name for f in fields(kind)} - {"details"}  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names if values.get(name) is not None}, details=values)
 
 
 def video_of(response: httpx.Response) -> Video:
@@ -272,10 +276,10 @@ def number_of(text: str | None, default: float) -> float:
 
 
 class EventReader:
-    """From the lines of a stream of server-sent events to `Event`; knows when it is done and when to connect again.
+    """Parse the lines of a stream of server-sent events; decide when to connect again and when all is read.
 
     Raises, from `opened` and `lost`:
-        PusaError: there is no such job.
+        PusaError: the server has no such job.
         ServerUnreachableError: after more than `max_retries` connections in a row that brought nothing.
     """
 
@@ -288,7 +292,7 @@ class EventReader:
         self._data: list[str] = []
 
     def request(self, video_id: str) -> tuple[str, dict[str, Any]]:
-        """Path and arguments of the next connection."""
+        """Return path and arguments of the next connection."""
         return f"/v1/videos/{video_id}/events", {"headers": {"Accept": "text/event-stream"}}
 
     def opened(self, response: httpx.Response) -> None:
@@ -312,7 +316,7 @@ class EventReader:
             raise error or ServerUnreachableError("the server closed the stream of events again and again")
 
     def feed(self, line: str) -> Event | None:
-        """The event that this line ends, if it ends one."""
+        """Return the event that this line ends, or None."""
         if line:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")

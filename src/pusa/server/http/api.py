@@ -14,8 +14,7 @@ from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
-from pusa.server.http import openapi
-from pusa.server.http import to_request
+from pusa.server.http import openapi, to_request
 from pusa.server.http.references import REFERENCE_FIELDS, RequestReader, read_request
 from pusa.server.http.schemas import (
     CreateVideo,

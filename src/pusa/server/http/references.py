@@ -12,8 +12,7 @@ from starlette.requests import Request
 
 from pusa.fields import StrictModel
 from pusa.server.errors import ServiceError
-from pusa.server.http import to_request
-from pusa.server.http import urls
+from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
 from pusa.server.service import VideoService, in_thread, is_video_id
