@@ -26,7 +26,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pusa.evaluation.metrics import psnr, sharpness
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.evaluation.templates import Matcher
 from pusa.mini.recipe.base import (
     SHIFT,
@@ -147,7 +147,7 @@ class Trials:
         scores["i2v_sharpness_kept"] = float((sharp[:, -1] / sharp[:, 0]).mean())
         strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, told, strict=True)]
         strips += [Strip(f"{t} (its picture)", as_uint8(c), held=[0]) for t, c in zip(texts, shown, strict=True)]
-        picture = sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
+        picture = strip_sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
         write_picture(picture, self.work / f"{name}-{self.options.steps}.jpg")
         return scores
 

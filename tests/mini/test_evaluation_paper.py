@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file, save_model
 
-from pusa.cli.eval_paper import paper as command
+from pusa.cli.eval import paper as command
 from pusa.lora.layouts import write_lora
 from pusa.mini.evaluation import plots
 from pusa.mini.paper import claims as paper_claims

@@ -10,12 +10,12 @@ from diffusers import AutoencoderKLWan
 from world_samples import make_photographs, make_sprites
 
 from pusa import PusaCondition, PusaPipeline
+from pusa.evaluation.metrics import psnr
 from pusa.lora.layouts import read_lora
 from pusa.mini.recipe import card as mini_gpu
 from pusa.mini.recipe import recipe as mini_recipe
 from pusa.mini.recipe.base import BaseSchedule
 from pusa.mini.recipe.loop import NotFiniteError, fit, warm_then_cool
-from pusa.mini.recipe.vae import psnr
 from pusa.mini.world import pictures
 from pusa.mini.world.world import captions, draw_scenes
 

@@ -1,10 +1,9 @@
-"""`pusa eval`: how good a model is, measured."""
+"""Define `pusa eval`: measure how good a model is."""
 
 import json
 import logging
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -15,28 +14,12 @@ from pusa.numerals import parse_whole
 _PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
 
 
-class _EvalGroup(click.Group):
-    """Commands from files of their own, which are imported when they are asked for."""
-
-    _elsewhere = {"paper": "pusa.cli.eval_paper"}  # noqa: RUF012
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*self.commands, *self._elsewhere])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self._elsewhere and cmd_name not in self.commands:
-            command = getattr(import_module(self._elsewhere[cmd_name]), cmd_name)
-            command.params += [p for p in self.params if "--debug" in p.opts and p not in command.params]
-            self.add_command(command)
-        return super().get_command(ctx, cmd_name)
-
-
-@click.group("eval", cls=_EvalGroup)
+@click.group("eval")
 def evaluation() -> None:
     """Measure how good a model is."""
 
 
-def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+def _parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     parts = tuple(part.strip() for part in text.split(","))
@@ -45,7 +28,7 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
     return parts
 
 
-def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+def _steps(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(parse_whole(part) for part in text.split(","))
     except ValueError:
@@ -76,10 +59,10 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...
     "cores]",
 )
 @click.option(
-    "--steps", default="4,10,30", show_default=True, callback=_numbers, help="Denoising steps to try text-to-video at."
+    "--steps", default="4,10,30", show_default=True, callback=_steps, help="Denoising steps to try text-to-video at."
 )
 @click.option(
-    "--part", "parts", callback=_listed, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
+    "--part", "parts", callback=_parts, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
 )
 @click.option(
     "--photos",
@@ -132,3 +115,56 @@ def mini(
     except KeyboardInterrupt as error:
         raise Stopped(f"stopped; the parts that are done are in {out}: --part does the others") from error
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else as_markdown(report), nl=as_json)
+
+
+@evaluation.command()
+@click.argument("work", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="For results. [default: FOLDER/paper]")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.1),
+    default=12.0,
+    show_default=True,
+    help="What the first run plans for; what does not fit into it is left to the next call.",
+)
+@click.option("--processes", type=click.IntRange(1, 16), help="That share the work. [default: 1 with a GPU, else 2]")
+@click.option("--steps", type=int, help="Of each training, a multiple of 4. [default: as many as fit into the time]")
+@click.option("--clips", type=int, help="Per point, a multiple of 4. [default: as many as fit]")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A Markdown file with a place for results, into which they are written too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one line of JSON.")
+def paper(
+    work: Path,
+    out: Path | None,
+    minutes: float,
+    processes: int | None,
+    steps: int | None,
+    clips: int | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Try the claims of Pusa's paper on the base model that `pusa mini train` has made in FOLDER.
+
+    Trains five adapters that differ in nothing but how times are drawn, measures them and their sampling, and says
+    where this small world agrees with the paper. Stop it when you like: the same command goes on where it was.
+    """
+    from pusa.mini.paper import run as experiment
+    from pusa.mini.paper.report import as_text
+
+    try:
+        report = experiment.run(
+            work,
+            out,
+            minutes=minutes,
+            processes=processes,
+            steps=steps,
+            clips=clips,
+            page=page,
+            say=lambda line: click.echo(line, err=True),
+        )
+    except KeyboardInterrupt as error:
+        raise Stopped("stopped; what is done is kept, and the same command goes on with it") from error
+    click.echo(json.dumps(report) if as_json else as_text(report))

@@ -19,7 +19,7 @@ from torch import Tensor
 from pusa.conditions import PusaCondition
 from pusa.evaluation.metrics import Figure, drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
 from pusa.media import to_uint8
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.evaluation import joints
 from pusa.mini.evaluation.photographs import PhotographWorld
 from pusa.mini.evaluation.probes import DISTORTIONS
@@ -345,7 +345,9 @@ def evaluate(
         seconds = time.monotonic() - began
         report["parts"][name] = {"clips": clips, "seconds": round(seconds, 1), "tables": part.tables}
         if part.strips:
-            picture = sheet(part.strips, columns=9, cell_width=112, title=f"pusa eval mini, {name}: {bench.model}")
+            picture = strip_sheet(
+                part.strips, columns=9, cell_width=112, title=f"pusa eval mini, {name}: {bench.model}"
+            )
             write_picture(picture, out / f"{name}.png")
         report["parts"] = {known: report["parts"][known] for known in PARTS if known in report["parts"]}
         file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pusa.media.sheets import write_picture
+from pusa.media.previews import write_picture
 from pusa.mini.world.pictures import CREDITS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS

@@ -15,14 +15,15 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from pusa.mini.recipe import card as mini_gpu
+from pusa.evaluation.metrics import psnr
+from pusa.mini.recipe import card
 from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipPlan, cache_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
 from pusa.mini.recipe.loop import precision, rank
 from pusa.mini.recipe.model_card import write_card
 from pusa.mini.recipe.samples import Maker, find_strength
-from pusa.mini.recipe.vae import normalise, psnr, train_vae
+from pusa.mini.recipe.vae import normalise, train_vae
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world import picture_pack, pictures
 from pusa.mini.world.vocabulary import THINGS
@@ -239,7 +240,7 @@ def _wait() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budget", choices=[*BUDGETS, *mini_gpu.CARD_BUDGETS], required=True)
+    parser.add_argument("--budget", choices=[*BUDGETS, *card.CARD_BUDGETS], required=True)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--pictures", type=Path, help="a picture pack, instead of what npm and apt bring")
     parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
@@ -249,10 +250,10 @@ def main() -> None:
     if options.budget in BUDGETS:
         run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
     else:
-        budget = mini_gpu.CARD_BUDGETS[options.budget]
+        budget = card.CARD_BUDGETS[options.budget]
         if options.seconds is not None:
             budget = replace(budget, seconds=options.seconds)
-        mini_gpu.run(
+        card.run(
             options.work, budget, *load_pictures(options.work, options.pictures, things=budget.things), device=device
         )
     if dist.is_initialized():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
@@ -158,4 +158,4 @@ def _sheet_scenes(count: int, things: int) -> Scenes:
 
 
 def _sheet(strips: Sequence[Strip], title: str) -> Any:
-    return sheet(strips, columns=7, cell_width=112, title=title)
+    return strip_sheet(strips, columns=7, cell_width=112, title=title)

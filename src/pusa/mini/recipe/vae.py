@@ -122,12 +122,6 @@ def reconstruction_loss(decoded: Tensor, video: Tensor, weight: Tensor) -> Tenso
     return loss + 0.5 * level.abs().mean()
 
 
-def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Of videos ``[B, 3, F, H, W]`` in -1..1, frame by frame: ``[B, F]``, in dB."""
-    error = (first.float() - second.float()).square().mean(dim=(1, 3, 4))
-    return 10 * torch.log10(4 / error.clamp(min=1e-8))
-
-
 @torch.no_grad()
 def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int = 64) -> None:
     """Measure mean and standard deviation of the latents, channel by channel, and write them into the configuration."""
