@@ -12,7 +12,7 @@ import sys
 from typing import Any, BinaryIO
 
 from pusa.media import MediaError, MediaLimits, probe_video, read_image
-from pusa.media.source import opened
+from pusa.media.source import open_source
 
 _SUFFIXES = {
     "PNG": ".png",
@@ -53,7 +53,7 @@ def look(file: BinaryIO, wanted: str | None, limits: MediaLimits) -> dict[str, A
     Raises:
         MediaError: neither, damaged, or above the limits.
     """
-    with opened(file, limits=limits, what=wanted or "file") as media:
+    with open_source(file, limits=limits, what=wanted or "file") as media:
         kind = media.kind
     file.seek(0)
     if kind.holds == "both" and wanted is None:
