@@ -92,20 +92,20 @@ def mini(
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     from pusa.mini.evaluation import evaluate as experiment
-    from pusa.mini.evaluation.photographs import PhotographWorld, found_in, installed
+    from pusa.mini.evaluation.photographs import PhotographWorld, installed_photographs, list_photographs
     from pusa.mini.evaluation.report import as_markdown
-    from pusa.mini.evaluation.setup import load_bench
+    from pusa.mini.evaluation.setup import load_evaluator
 
     if cache is None:
         cache = Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "pictures"
-    files = found_in(photos) if photos else installed()
-    bench = load_bench(model, cache, out)
-    photographs = PhotographWorld(files, motion_frames=bench.world.motion_frames) if files else None
+    files = list_photographs(photos) if photos else installed_photographs()
+    evaluator = load_evaluator(model, cache, out)
+    photographs = PhotographWorld(files, motion_frames=evaluator.world.motion_frames) if files else None
     if photographs is None:
         click.echo("no photographs: install scikit-image and scikit-learn, or give --photos", err=True)
     try:
         report = experiment.evaluate(
-            bench,
+            evaluator,
             out,
             parts=parts or tuple(experiment.PARTS),
             clips=clips or experiment.CLIPS,

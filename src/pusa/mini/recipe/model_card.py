@@ -1,4 +1,4 @@
-"""The card of the embedded model: data, licences, recipe, curves and what was measured, from the recipe's own files."""
+"""Write the model card of the embedded model from the files of its recipe: data, licences, curves, measurements."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,7 +105,7 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"Velocity loss of the base on combinations never drawn: {report['base']['held_out_loss']:.3f}.",
         "",
-        "Strength of the adapter, image to video without a caption on combinations never drawn (`find_strength` of "
+        "Strength of the adapter, image to video without a caption on combinations never drawn (`find_alpha` of "
         "`pusa.mini.recipe.samples`). The smallest strength within half a decibel of the most faithful first frames "
         f"is {strength['best']:g} of what was trained; the exported LoRA is scaled by {strength['factor']:.3f}, so "
         "that this is alpha 1.4:",
