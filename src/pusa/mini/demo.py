@@ -102,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = zoo.find(options.model)
     print(f"model: {options.model}" + (f", {model.title}" if model else ""))
 
-    made = [make(clip, folder, options.model) for clip in clips(folder)]
-    still_sheet(made).save(folder / "contact-sheet.png")
-    moving_sheet(made, folder / "contact-sheet.gif", columns=2)
+    strips = [make(clip, folder, options.model) for clip in clips(folder)]
+    still_sheet(strips).save(folder / "contact-sheet.png")
+    moving_sheet(strips, folder / "contact-sheet.gif", columns=2)
     print(f"{folder / 'contact-sheet.gif'}  all of them, moving; {folder / 'contact-sheet.png'}  frame by frame")
     if options.gif:
-        others = [make(clip, folder, options.model) for clip in more_clips()]
-        moving_sheet([made[0], *others[:2], others[3], *made[1:3], others[2], made[3]], options.gif, columns=4)
+        more = [make(clip, folder, options.model) for clip in more_clips()]
+        moving_sheet([strips[0], *more[:2], more[3], *strips[1:3], more[2], strips[3]], options.gif, columns=4)
         print(f"{options.gif}  all eight, moving")
     print(_next_commands(folder, options.model))
 

@@ -68,16 +68,16 @@ def probes(evaluator: Evaluator, clips: int, **_: Any) -> Part:
             table[f"{kind}, {name}"] = evaluator.probe_figures(real.scenes, evaluator.classify(distorted(video)))
     table["chance"] = evaluator.chance()
     part = Part({"the probes on clips whose truth is known": table})
-    others = draw_scenes(40 * clips, seed=42, things=evaluator.world.things)
-    others = others[(others.thing >= evaluator.things) & (others.second < 0)][:clips]
-    if len(others):
-        seen = evaluator.classify(
-            evaluator.world.render(others, evaluator.defaults.num_frames, size=evaluator.defaults.width)[0]
+    other_things = draw_scenes(40 * clips, seed=42, things=evaluator.world.things)
+    other_things = other_things[(other_things.thing >= evaluator.things) & (other_things.second < 0)][:clips]
+    if len(other_things):
+        predictions = evaluator.classify(
+            evaluator.world.render(other_things, evaluator.defaults.num_frames, size=evaluator.defaults.width)[0]
         )
-        called = {"called one of the model's things": rate(seen.thing < evaluator.things)}
-        wrong = torch.roll(real.scenes.thing, 1)
-        apart = real.scenes.thing != wrong
-        named = evaluator.matcher.track(real.rebuilt[apart], wrong[apart])
+        called = {"called one of the model's things": rate(predictions.thing < evaluator.things)}
+        other_thing = torch.roll(real.scenes.thing, 1)
+        apart = real.scenes.thing != other_thing
+        named = evaluator.matcher.track(real.rebuilt[apart], other_thing[apart])
         part.tables["the probes on what they should not find"] = {
             "real clips of other things": called,
             f"{REAL}, looked through for another sprite": {"sprite match": mean(evaluator.sprite_match(named))},
@@ -104,23 +104,23 @@ def vae(evaluator: Evaluator, clips: int, *, photographs: PhotographWorld | None
 def text_to_video(evaluator: Evaluator, clips: int, *, steps: Sequence[int], **_: Any) -> Part:
     """Measure how often clips show what their captions name, for trained and for held-out combinations."""
     part = Part()
-    own = evaluator.defaults.steps
+    default_steps = evaluator.defaults.steps
     for title, held_out, seed in (("trained combinations", False, 61), ("held-out combinations", True, 62)):
         scenes = evaluator.scenes(clips, seed=seed, held_out=held_out)
         texts = captions(scenes)
         table: Table = {REAL: evaluator.caption_figures(scenes, evaluator.real(scenes).rebuilt)}
         for number in steps:
             # Fewer clips where more steps cost more, and where they are only for comparison.
-            count = clips if number == own else max(2, round(clips * min(0.6, own / number)))
+            count = clips if number == default_steps else max(2, round(clips * min(0.6, default_steps / number)))
             video = evaluator.decode(evaluator.denoise(texts[:count], steps=number, seed=1000))
             table[f"{number} steps"] = evaluator.caption_figures(scenes[:count], video)
-            if number == own or own not in steps:
+            if number == default_steps or default_steps not in steps:
                 part.show((f"{title}, {number} steps: {text}" for text in texts[:_STRIPS]), video)
         if evaluator.has_adapter:
             count = max(2, round(0.4 * clips))
             with evaluator.without_adapter():
                 video = evaluator.decode(evaluator.denoise(texts[:count], seed=1000))
-            table[f"{own} steps, without the adapter"] = evaluator.caption_figures(scenes[:count], video)
+            table[f"{default_steps} steps, without the adapter"] = evaluator.caption_figures(scenes[:count], video)
         table["chance"] = evaluator.chance()
         part.tables[f"text to video, {title}"] = table
     return part
@@ -138,12 +138,12 @@ def image_to_video(evaluator: Evaluator, clips: int, *, photographs: PhotographW
         part.show((f"{name}: {text or 'no caption'}" for text in texts[: _STRIPS // 2]), video, held=[0])
     part.tables["image to video, held-out clips"] = table
     if photographs is not None:
-        pictured = photographs.clips(evaluator, _share(clips, 0.4))
-        table = {REAL: _photograph_row(evaluator, photographs, pictured, pictured.latents, pictured.rebuilt)}
-        for name, texts, noise, adapted in _ways(evaluator, captions(pictured.scenes)):
-            latents = _from_first_frames(evaluator, pictured, texts, noise, adapted)
+        pictures = photographs.clips(evaluator, _share(clips, 0.4))
+        table = {REAL: _photograph_row(evaluator, photographs, pictures, pictures.latents, pictures.rebuilt)}
+        for name, texts, noise, adapted in _ways(evaluator, captions(pictures.scenes)):
+            latents = _from_first_frames(evaluator, pictures, texts, noise, adapted)
             video = evaluator.decode(latents)
-            table[name] = _photograph_row(evaluator, photographs, pictured, latents, video)
+            table[name] = _photograph_row(evaluator, photographs, pictures, latents, video)
             part.show((f"{name}: {text or 'no caption'}" for text in texts[: _STRIPS // 2]), video, held=[0])
         part.tables["image to video, photographs never trained on"] = table
     return part
@@ -182,27 +182,27 @@ def _beginning(real: Clips, latents: Tensor, video: Tensor) -> Row:
 
 
 def _kept_row(evaluator: Evaluator, real: Clips, latents: Tensor, video: Tensor) -> Row:
-    seen = evaluator.classify(video)
+    predictions = evaluator.classify(video)
     track = evaluator.matcher.track(video, real.scenes.thing)
     return _beginning(real, latents, video) | {
         "thing at the end": rate(evaluator.thing_in(video[:, :, -3:]) == real.scenes.thing),
         "sprite match at the end": mean(track.score[:, -1]),
-        "motion": rate(seen.motion == real.scenes.motion),
-        "camera": rate((seen.camera == real.scenes.camera)[real.scenes.camera > 0]),
-        "Frechet": evaluator.frechet(seen.features),
+        "motion": rate(predictions.motion == real.scenes.motion),
+        "camera": rate((predictions.camera == real.scenes.camera)[real.scenes.camera > 0]),
+        "Frechet": evaluator.frechet(predictions.features),
     }
 
 
 def _photograph_row(
     evaluator: Evaluator, photographs: PhotographWorld, real: Clips, latents: Tensor, video: Tensor
 ) -> Row:
-    seen = evaluator.classify(video)
+    predictions = evaluator.classify(video)
     sharp, true_sharp = sharpness(video), sharpness(real.rebuilt)
     return _beginning(real, latents, video) | {
         "last frame, dB": mean(photographs.nearest_end(evaluator, real, video[:, :, -1:])),
         "sharpness kept": ratio(sharp[:, -1] / sharp[:, 0], true_sharp[:, -1] / true_sharp[:, 0]),
         "colour drift": mean(drift(video, 4).colour),
-        "camera": rate(seen.camera == real.scenes.camera),
+        "camera": rate(predictions.camera == real.scenes.camera),
     }
 
 

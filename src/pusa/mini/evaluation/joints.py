@@ -63,8 +63,8 @@ def extension(evaluator: "Evaluator", count: int, out: Path) -> JoinResult:
     real = evaluator.real(evaluator.scenes(count, seed=101, held_out=True, motions=STAYING))
     length = real.video.shape[2]
     probe_request = request_for(evaluator, "", 0, task="extend", conditions=[{"kind": "video", "file": "clip.mp4"}])
-    kept = probe_request.resolved(evaluator.defaults).overlap
-    new = length - kept  # frames that each extension adds
+    overlap = probe_request.resolved(evaluator.defaults).overlap
+    new = length - overlap  # frames that each extension adds
     total = frames_of(latent_frames(length) + (EXTENSIONS - 1) * new // 4)
     result.table["real clips"] = {
         "seam": mean(seam(real.video, length // 2)),
@@ -143,23 +143,23 @@ def loop(evaluator: "Evaluator", count: int, out: Path) -> JoinResult:
             result.videos.append((f"loop, {name}: {text}", np.concatenate([frames, frames[:1]])))
         video = torch.cat([as_video(frames) for frames in videos])
         around = torch.cat([video, video[:, :, :9]], dim=2)
-        seen = evaluator.classify(_middle_of(around, evaluator.defaults.num_frames))
+        predictions = evaluator.classify(_middle_of(around, evaluator.defaults.num_frames))
         result.table[name] = {
             "seam": mean(seam(around, video.shape[2])),
             "unevenness": mean(unevenness(around)),
-            "thing": rate(seen.thing == scenes.thing),
-            "Frechet": evaluator.frechet(seen.features),
+            "thing": rate(predictions.thing == scenes.thing),
+            "Frechet": evaluator.frechet(predictions.features),
         }
     return result
 
 
 def _overlaps(evaluator: "Evaluator") -> Sequence[tuple[str, int | None]]:
     """List the default overlap, and a quarter of the window if that is less, each with its name."""
-    usual = request_for(evaluator, "x", 0, task="loop").resolved(evaluator.defaults).overlap
+    default = request_for(evaluator, "x", 0, task="loop").resolved(evaluator.defaults).overlap
     short = frames_of(max(1, latent_frames(evaluator.defaults.num_frames) // 4))
     return [
-        (f"overlap {usual} frames (the default)", None),
-        *([(f"overlap {short} frames", short)] if short < usual else []),
+        (f"overlap {default} frames (the default)", None),
+        *([(f"overlap {short} frames", short)] if short < default else []),
     ]
 
 

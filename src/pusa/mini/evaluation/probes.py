@@ -284,10 +284,10 @@ def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int,
     A thing that has faded or left is none, and one that nearly has counts as neither.
     """
     video, alpha = world.render(scenes, frames, size=size, start=start)
-    seen = alpha.mean(dim=(1, 3, 4))  # [B, F]
-    known = torch.where((scenes.thing >= 0) & (scenes.thing < things), scenes.thing, things)[:, None]
-    thing = torch.where(seen < 0.02, things, known)
-    counts = ((seen < 0.02) | (seen > 0.06) | (known == things)) & (scenes.second < 0)[:, None]
+    cover = alpha.mean(dim=(1, 3, 4))  # [B, F]
+    thing_class = torch.where((scenes.thing >= 0) & (scenes.thing < things), scenes.thing, things)[:, None]
+    thing = torch.where(cover < 0.02, things, thing_class)
+    counts = ((cover < 0.02) | (cover > 0.06) | (thing_class == things)) & (scenes.second < 0)[:, None]
     return video, torch.stack([thing, counts.long()], dim=2)
 
 
@@ -300,12 +300,15 @@ def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
 
 def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     """Draw scenes mostly of known things, a fifth of any that the world has."""
-    known, other = draw_scenes(count, seed, things=things), draw_scenes(count, seed + 1, things=world.things)
+    known_scenes, any_scenes = (
+        draw_scenes(count, seed, things=things),
+        draw_scenes(count, seed + 1, things=world.things),
+    )
     any_thing = torch.arange(count) % 5 == 0
     columns = {}
-    for name, column in vars(known).items():
+    for name, column in vars(known_scenes).items():
         chosen = any_thing.view(-1, *[1] * (column.ndim - 1))
-        columns[name] = torch.where(chosen, vars(other)[name], column)
+        columns[name] = torch.where(chosen, vars(any_scenes)[name], column)
     return Scenes(**columns)
 
 
@@ -423,12 +426,12 @@ def recolour(pictures: Tensor) -> tuple[Tensor, Tensor]:
     wide = (count, *[1] * (pictures.ndim - 1))
     channels = (count, *[1] * (pictures.ndim - 4), 3, 1, 1)
     kind = torch.rand(count)
-    turned, grey = kind < 0.35, kind > 0.75
-    angle = torch.where(turned, 2 * math.pi * torch.rand(count), 0.3 * (torch.rand(count) - 0.5))
+    rotated, is_grey = kind < 0.35, kind > 0.75
+    angle = torch.where(rotated, 2 * math.pi * torch.rand(count), 0.3 * (torch.rand(count) - 0.5))
     pictures = rotate_hue(pictures, angle)
-    pictures = torch.where(grey.view(wide), to_grey(pictures), pictures)
+    pictures = torch.where(is_grey.view(wide), to_grey(pictures), pictures)
     gain = (0.75 + 0.5 * torch.rand(wide)) * (0.9 + 0.2 * torch.rand(channels))
-    return (pictures * gain + 0.4 * (torch.rand(wide) - 0.5)).clamp(-1, 1), ~turned
+    return (pictures * gain + 0.4 * (torch.rand(wide) - 0.5)).clamp(-1, 1), ~rotated
 
 
 def degrade(pictures: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Evaluator:
         latents = []
         for first in range(0, len(prompts), BATCH):
             chosen = slice(first, min(first + BATCH, len(prompts)))
-            known: dict[str, Any] = (
+            condition_arguments: dict[str, Any] = (
                 {} if conditions is None else {"conditions": [list(some) for some in conditions[chosen]]}
             )
             latents.append(
@@ -158,7 +158,7 @@ class Evaluator:
                     max_sequence_length=d.max_sequence_length,
                     output_type="latent",
                     fps=d.fps,
-                    **known,
+                    **condition_arguments,
                 ).frames.float()
             )
         return torch.cat(latents)
@@ -183,27 +183,27 @@ class Evaluator:
 
     def caption_figures(self, scenes: Scenes, video: Tensor) -> dict[str, Figure]:
         """Measure how many clips show what their captions say, by the probes and by the track of the named sprite."""
-        seen = self.classify(video)
+        predictions = self.classify(video)
         track = self.matcher.track(video, scenes.thing)
         by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing])
         directed = torch.isin(scenes.motion, DIRECTIONS)
-        return self.probe_figures(scenes, seen) | {
+        return self.probe_figures(scenes, predictions) | {
             "sprite match": mean(self.sprite_match(track)),
             "motion by track": rate(by_track == scenes.motion),
             "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
-            "Frechet": self.frechet(seen.features),
+            "Frechet": self.frechet(predictions.features),
         }
 
     @staticmethod
-    def probe_figures(scenes: Scenes, seen: Predictions) -> dict[str, Figure]:
+    def probe_figures(scenes: Scenes, predictions: Predictions) -> dict[str, Figure]:
         """Measure how often the predictions of the probes agree with the captions."""
         directed, moving = torch.isin(scenes.motion, DIRECTIONS), scenes.camera > 0
         return {
-            "thing": rate(seen.thing == scenes.thing),
-            "motion": rate(seen.motion == scenes.motion),
-            "direction": rate((seen.direction == scenes.motion)[directed]),
-            "place": rate(seen.place == scenes.place),
-            "camera": rate((seen.camera == scenes.camera)[moving]),
+            "thing": rate(predictions.thing == scenes.thing),
+            "motion": rate(predictions.motion == scenes.motion),
+            "direction": rate((predictions.direction == scenes.motion)[directed]),
+            "place": rate(predictions.place == scenes.place),
+            "camera": rate((predictions.camera == scenes.camera)[moving]),
         }
 
     def chance(self) -> dict[str, Figure]:
@@ -230,13 +230,13 @@ class Evaluator:
         coarse = copy.copy(self.world)
         coarse.motion_frames = MOTION_FRAMES - 1  # the same moments, drawn without the frames between them
         scenes = self.scenes(_REFERENCE_CLIPS, seed=31)
-        seen = [
+        predictions = [
             self.classify(
                 coarse.render(scenes[first : first + 16], MOTION_FRAMES, size=self.defaults.width)[0]
             ).features
             for first in range(0, len(scenes), 16)
         ]
-        features = torch.cat(seen)
+        features = torch.cat(predictions)
         middle = features.mean(0)
         _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
         directions = directions[:_PRINCIPAL].T  # [D, 8]
@@ -270,21 +270,21 @@ def load_evaluator(model: str | Path, cache: Path, out: Path) -> Evaluator:
         ValueError: the model does not say which things of the small world it knows, or its frames are no squares.
         FileNotFoundError, RuntimeError: pictures cannot be fetched.
     """
-    known = zoo.find(model)
-    if known is None or not known.words.get("things"):
+    entry = zoo.find(model)
+    if entry is None or not entry.words.get("things"):
         raise ValueError(
             f"{str(model)!r} does not list the small world's things (words in pusa.json): only the embedded model and "
             "folders that its recipe has made can be evaluated here"
         )
-    defaults = known.defaults
+    defaults = entry.defaults
     pictures.fetch(cache)
     pipe = PusaPipeline.from_pretrained(model)
-    if known.lora is not None and "pusa" not in adapter_names(pipe.transformer):
-        pipe.load_pusa(known.lora.fetch(), alpha=defaults.alpha)
+    if entry.lora is not None and "pusa" not in adapter_names(pipe.transformer):
+        pipe.load_pusa(entry.lora.fetch(), alpha=defaults.alpha)
     if "pusa" in adapter_names(pipe.transformer):
         pipe.set_alpha(defaults.alpha)
     world = World(pictures.load_sprites(cache), pictures.load_photographs(cache), motion_frames=defaults.num_frames - 1)
-    things = len(known.words["things"])
+    things = len(entry.words["things"])
     probes = probes_for(pipe, world, things=things, size=defaults.width, file=out / "probes.safetensors")
     return Evaluator(pipe, model, world, probes)
 

@@ -188,10 +188,10 @@ class Matcher:
         """Compute 1 minus how well the sprite, rotated by 40 degrees or more, still fits itself."""
         turns = torch.tensor([(0.0, 0.0, 0.8, math.radians(angle)) for angle in range(40, 321, 20)])
         upright = self._draw(sprite, torch.tensor([(0.0, 0.0, 0.8, 0.0)]), torch.zeros(1), _FINE)[0]
-        turned = self._draw(sprite, turns, torch.zeros(len(turns)), _FINE)
+        rotated = self._draw(sprite, turns, torch.zeros(len(turns)), _FINE)
         image = upright[:3] + 0.5 * (1 - upright[3])
         inside = upright[3] + upright[4]
-        other = turned[:, :3] + 0.5 * (1 - turned[:, 3:4])
+        other = rotated[:, :3] + 0.5 * (1 - rotated[:, 3:4])
         error = (inside * (image - other).square()).sum((1, 2, 3))
         middle = (inside * image).sum((1, 2), keepdim=True) / inside.sum()
         return (error / (inside * (image - middle).square()).sum()).amin().clamp(0, 1)
@@ -292,9 +292,9 @@ def _misfits(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
         off = off - (trusted * off).sum(-1, keepdim=True) / trusted.sum(-1, keepdim=True)  # where it starts is free
         return (trusted * off.square()).sum(-1) / trusted.sum(-1) / spread**2  # [B, M, phases]
 
-    turned = track.angle[:, None, None] - pangle
-    turned = torch.atan2(torch.sin(turned), torch.cos(turned)).square()
-    angle = (trusted * turned).sum(-1) / trusted.sum(-1) / _ANGLE_SPREAD**2
+    angle_error = track.angle[:, None, None] - pangle
+    angle_error = torch.atan2(torch.sin(angle_error), torch.cos(angle_error)).square()
+    angle = (trusted * angle_error).sum(-1) / trusted.sum(-1) / _ANGLE_SPREAD**2
     # A sprite of opacity o differs from its surroundings by o^2, and the image from the sprite by (1 - o)^2.
     faded = (visible - (2 * popacity - 1).clamp(min=0)).square().mean(-1) / _VISIBLE_SPREAD**2
     total = (

@@ -142,7 +142,7 @@ def _write_json(path: Path, values: Any) -> None:
 def make_plan(
     minutes: float, processes: int, *, seconds_per_step: float, seconds_per_forward: float, compiled: bool
 ) -> Plan:
-    """As many training steps and clips per point as fit into so many minutes of so many processes."""
+    """Plan as many training steps and clips per point as fit into `minutes` of `processes`."""
     seconds = max(60 * minutes - _START_SECONDS, 30 * minutes)
     share = _TRAINING_SHARE if processes > 1 else _TRAINING_SHARE / 2
     steps = max(1, int(share * seconds / (len(REGIMES) * seconds_per_step) / CURVE)) * CURVE
@@ -215,8 +215,8 @@ def run(
     """
     import torch
 
-    given = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
-    for name, value in given.items():
+    explicit = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
+    for name, value in explicit.items():
         if value < 4 or value % 4:
             raise ValueError(f"{name}={value} is no multiple of 4")
     if page is not None:
@@ -228,7 +228,7 @@ def run(
     stored = json.loads((out / PLAN_FILE).read_text()) if (out / PLAN_FILE).is_file() else None
     if stored is not None and stored["base"] != fingerprint:
         raise ValueError(f"{out} holds results of another base: name another folder with --out")
-    for name, value in given.items():
+    for name, value in explicit.items():
         if stored is not None and stored["plan"][name] != value:
             raise ValueError(
                 f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"

@@ -116,14 +116,7 @@ def fit(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, elapsed = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        step, elapsed = state["step"], state["elapsed"]
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state["parameters"][name])
-        averages = {name: average.to(parameters[name].device) for name, average in state["averages"].items()}
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        step, elapsed, averages = _restore(checkpoint, parameters, optimizers)
 
     def save() -> None:
         state = {"step": step, "elapsed": elapsed, "averages": averages}
@@ -191,6 +184,20 @@ def fit(
         for name, average in averages.items():
             parameters[name].copy_(average)
     model.eval()
+
+
+@torch.no_grad()
+def _restore(
+    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizers: Sequence[Optimizer]
+) -> tuple[int, float, dict[str, Tensor]]:
+    """Load parameters and optimizers from a checkpoint, in place; return its step, seconds and averages."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    for name, parameter in parameters.items():
+        parameter.copy_(state["parameters"][name])
+    averages = {name: average.to(parameters[name].device) for name, average in state["averages"].items()}
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["elapsed"], averages
 
 
 def spent_seconds(checkpoint: Path) -> float:

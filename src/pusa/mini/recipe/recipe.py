@@ -219,9 +219,11 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
     """Measure the mean PSNR in dB over clips of combinations never trained on, and over photographs trained on."""
     scores = {}
     scenes = draw_scenes(clips, 77, things=world.things, held_out=True)
-    pictured = draw_scenes(40 * clips, 78, things=world.things)
-    pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
-    for name, chosen in (("held_out", scenes), ("photographs", pictured)):
+    photograph_scenes = draw_scenes(40 * clips, 78, things=world.things)
+    photograph_scenes = photograph_scenes[(photograph_scenes.place == PHOTOGRAPH) & (photograph_scenes.thing < 0)][
+        :clips
+    ]
+    for name, chosen in (("held_out", scenes), ("photographs", photograph_scenes)):
         frame_scores = []
         for first in range(0, len(chosen), 8):
             video, _ = world.render(chosen[first : first + 8], frames, size=size)

@@ -55,7 +55,7 @@ class ClipGenerator:
                 condition_arguments["conditions"] = [[PusaCondition(latents=first[i], latent_index=0)] for i in chosen]
             # Without a caption there is nothing to guide towards.
             guidance = GUIDANCE if first is None else PICTURE_GUIDANCE
-            made = self.pipe(
+            generated = self.pipe(
                 [texts[i] for i in chosen],
                 height=self.size,
                 width=self.size,
@@ -67,8 +67,8 @@ class ClipGenerator:
                 output_type="latent",
                 **condition_arguments,
             ).frames
-            latents.append(made.float().cpu())
-            videos.append(decode_video(self.pipe.vae, made).float().cpu())
+            latents.append(generated.float().cpu())
+            videos.append(decode_video(self.pipe.vae, generated).float().cpu())
         return torch.cat(videos), torch.cat(latents)
 
     def first_latents(self, world: World, scenes: Scenes) -> tuple[Tensor, Tensor]:

@@ -84,9 +84,9 @@ def draw_scenes(
         held_out: False: scenes for training. True: only combinations that training never sees, one thing in a place.
         picture_share: share of scenes that show a photograph or a painted texture instead of a place; None: 0.23.
     """
-    usual = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
-    pictured = usual if picture_share is None else picture_share
-    textured = pictured * _TEXTURE_SHARE / usual
+    default_share = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
+    share = default_share if picture_share is None else picture_share
+    texture_share = share * _TEXTURE_SHARE / default_share
     generator = torch.Generator().manual_seed(seed)
 
     def pick(below: int) -> Tensor:
@@ -96,18 +96,18 @@ def draw_scenes(
         return torch.rand(count, generator=generator) < (0 if held_out else share)
 
     thing, motion, place = pick(things), pick(len(MOTIONS)), pick(len(PLACES))
-    while (wrong := is_held_out(thing, motion, place) != held_out).any():
-        thing = torch.where(wrong, pick(things), thing)
-        motion = torch.where(wrong, pick(len(MOTIONS)), motion)
-        place = torch.where(wrong, pick(len(PLACES)), place)
+    while (is_unwanted := is_held_out(thing, motion, place) != held_out).any():
+        thing = torch.where(is_unwanted, pick(things), thing)
+        motion = torch.where(is_unwanted, pick(len(MOTIONS)), motion)
+        place = torch.where(is_unwanted, pick(len(PLACES)), place)
     pair = chance(_PAIR_SHARE)
     second = torch.where(pair, (thing + 1 + pick(things - 1)) % things, -1)
     kind = torch.rand(count, generator=generator) + held_out  # held out: no pictures
-    place = torch.where(kind < pictured, PHOTOGRAPH, place)
-    place = torch.where(kind < textured, TEXTURE, place)
-    bare = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
-    thing, second = torch.where(bare, -1, thing), torch.where(bare, -1, second)
-    moves = torch.rand(count, generator=generator) < torch.where(bare, 0.9, _MOVING_CAMERA_SHARE)
+    place = torch.where(kind < share, PHOTOGRAPH, place)
+    place = torch.where(kind < texture_share, TEXTURE, place)
+    no_thing = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
+    thing, second = torch.where(no_thing, -1, thing), torch.where(no_thing, -1, second)
+    moves = torch.rand(count, generator=generator) < torch.where(no_thing, 0.9, _MOVING_CAMERA_SHARE)
     camera = torch.where(moves, 1 + pick(len(CAMERAS) - 1), 0)
     jitter = torch.rand(count, 20, generator=generator)
     return Scenes(thing, motion, place, camera, second, pick(len(MOTIONS)), pick(10_000), jitter)
@@ -208,11 +208,13 @@ class World:
             (scenes.second, scenes.second_motion, jitter[:, 10:], 0.48),
             (scenes.thing, scenes.motion, jitter[:, :10], -0.48),
         )
-        for (thing, motion, own, side), is_there in zip(layers, is_present, strict=True):
-            if not is_there:
+        for (thing, motion, layer_jitter, side), is_shown in zip(layers, is_present, strict=True):
+            if not is_shown:
                 continue
             shown = thing >= 0
-            layer, shadow = self._thing(thing.clamp(min=0), motion, own, side * pair, 1 - 0.32 * pair, time, view)
+            layer, shadow = self._thing(
+                thing.clamp(min=0), motion, layer_jitter, side * pair, 1 - 0.32 * pair, time, view
+            )
             layer, shadow = layer * shown.view(-1, 1, 1, 1, 1), shadow * shown.view(-1, 1, 1, 1, 1)
             picture = picture * (1 - 0.4 * shadow) * (1 - layer[:, 3:]) + layer[:, :3]
             alpha = alpha + layer[:, 3:] * (1 - alpha)
