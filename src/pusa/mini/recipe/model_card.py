@@ -43,17 +43,14 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"A text-to-video model of {budget['things']} things, {len(MOTIONS)} motions and {len(PLACES)} places, at "
         f"{size} x {size} pixels and {frames} frames ({(frames - 1) // 4 + 1} latent frames), 16 per second. It is "
-        "made "
-        "of the classes of the large models (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`, a Pusa "
-        "LoRA) and was trained from nothing by the recipe in `pusa.training`, so that everything in this package can "
-        "be "
-        "tried, tested and shown on a laptop. `pusa models show mini --words` lists its words.",
+        "made of the classes of the large models (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`, a "
+        "Pusa LoRA) and was trained from nothing by the recipe in `pusa.mini.recipe`, so that everything in this "
+        "package can be tried, tested and shown on a laptop. `pusa models show mini --words` lists its words.",
         "",
         "## Data",
         "",
         "Clips are drawn as they are needed: sprites that move before painted places or photographs, filmed by a "
-        "camera "
-        "that pans and zooms, with captions from a grammar. One combination of thing, motion and place in twelve is "
+        "camera that pans and zooms, with captions from a grammar. One combination of thing, motion and place in twelve is "
         "never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the transformer the "
         f"first {budget['things']}. Its pictures:",
         "",
