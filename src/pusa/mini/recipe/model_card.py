@@ -50,9 +50,9 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "## Data",
         "",
         "Clips are drawn as they are needed: sprites that move before painted places or photographs, filmed by a "
-        "camera that pans and zooms, with captions from a grammar. One combination of thing, motion and place in twelve is "
-        "never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the transformer the "
-        f"first {budget['things']}. Its pictures:",
+        "camera that pans and zooms, with captions from a grammar. One combination of thing, motion and place in "
+        "twelve is never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the "
+        f"transformer the first {budget['things']}. Its pictures:",
         "",
         *_table(("what", "source", "licence"), CREDITS),
         "",
