@@ -21,7 +21,7 @@ from torch import Tensor
 from pusa.data.dataset import ClipInfo, LatentDataset
 from pusa.data.encoding import Progress, devices, load_vae, stopping
 from pusa.data.format import LATENTS_FOLDER
-from pusa.data.inspect_page import ClipPreview, contact_sheet, page
+from pusa.data.inspect_page import Strip, contact_sheet, page
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.media import to_uint8
@@ -123,7 +123,7 @@ def _measured(data: LatentDataset, report: Report) -> dict[int, Measures]:
 
 def _strips(
     data: LatentDataset, measures: dict[int, Measures], count: int, frames: int, model: str, report: Report
-) -> Iterator[ClipPreview]:
+) -> Iterator[Strip]:
     """Pictures of clips, evenly spread over their order by motion."""
     try:
         if not model:
@@ -139,8 +139,7 @@ def _strips(
     progress = Progress(report, "decode", len(chosen))
     for index in chosen:
         clip = data.clips[index]
-        images = _thumbnails(vae, data.latents(index), frames)
-        yield ClipPreview(clip, measures[index].motion, measures[index].detail, images)
+        yield Strip(clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames))
         progress.advance()
 
 

@@ -3,26 +3,25 @@
 import base64
 import io
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from pusa.data.format import ClipInfo
-from pusa.media.previews import BACKGROUND, draw_label, grid
 from pusa.resources import readable
 
 TEMPLATE = Path(__file__).with_name("inspect.html")
 
 _GAP = 4  # pixels between frames
 _MARGIN = 20  # around the clips of a sheet
-_FAINT = (148, 155, 168)
-_TEXT_HEIGHT = 46  # pixels of the two lines below a clip
+_BACKGROUND, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (148, 155, 168)
 
 
 @dataclass(frozen=True)
-class ClipPreview:
+class Strip:
     """Frames of one clip, in order and of one size, with what was measured of it."""
 
     clip: ClipInfo
@@ -40,7 +39,11 @@ class ClipPreview:
 
     def image(self) -> Image.Image:
         """The frames side by side."""
-        return grid(self.frames, len(self.frames), gap=_GAP)
+        width, height = self.frames[0].size
+        strip = Image.new("RGB", (len(self.frames) * (width + _GAP) - _GAP, height), _BACKGROUND)
+        for number, frame in enumerate(self.frames):
+            strip.paste(frame, (number * (width + _GAP), 0))
+        return strip
 
     def as_uri(self) -> str:
         buffer = io.BytesIO()
@@ -48,7 +51,7 @@ class ClipPreview:
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def page(facts: dict[str, Any], strips: list[ClipPreview]) -> str:
+def page(facts: dict[str, Any], strips: list[Strip]) -> str:
     """One HTML file that needs no other. Captions and names may hold anything: the template escapes all it is given."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"bytes": readable, "duration": duration}
@@ -64,14 +67,41 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def contact_sheet(strips: list[ClipPreview], *, columns: int = 2) -> Image.Image:
+def contact_sheet(strips: list[Strip], *, columns: int = 2) -> Image.Image:
     """Strips in columns, each with its name, caption and measures below it."""
     images = [strip.image() for strip in strips]
+    columns = min(columns, len(images))
     width = max(image.width for image in images)
-    cells = []
-    for strip, image in zip(strips, images, strict=True):
-        cell = ImageOps.expand(image, (0, 0, width - image.width, _TEXT_HEIGHT), BACKGROUND)
-        draw_label(cell, (0, image.height + 6), strip.clip.caption, width, sizes=(15,))
-        draw_label(cell, (0, image.height + 26), strip.words, width, sizes=(13,), colour=_FAINT)
-        cells.append(cell)
-    return grid(cells, columns, gap=_MARGIN, margin=_MARGIN)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    text_height = 46
+    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) + text_height for row in rows]
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + _MARGIN) + _MARGIN, sum(heights) + (len(rows) + 1) * _MARGIN),
+        _BACKGROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for row, height in enumerate(heights):
+        for column, image in enumerate(rows[row]):
+            strip = strips[row * columns + column]
+            left = _MARGIN + column * (width + _MARGIN)
+            sheet.paste(image, (left, top))
+            below = top + height - text_height + 6
+            draw.text((left, below), _cut(strip.clip.caption, width, font), _TEXT, font)
+            draw.text((left, below + 20), _cut(strip.words, width, small), _FAINT, small)
+        top += height + _MARGIN
+    return sheet
+
+
+def _cut(text: str, width: int, font: Any) -> str:
+    """`text`, or as much of it as fits into `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    share = width / font.getlength(text)
+    kept = max(1, ceil(len(text) * share))
+    while kept > 1 and font.getlength(text[:kept] + "...") > width:
+        kept -= 1
+    return text[:kept] + "..."
