@@ -92,8 +92,8 @@ def draw_scenes(
     def pick(below: int) -> Tensor:
         return torch.randint(below, (count,), generator=generator)
 
-    def chance(share: float) -> Tensor:
-        return torch.rand(count, generator=generator) < (0 if held_out else share)
+    def chance(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator) < (0 if held_out else probability)
 
     thing, motion, place = pick(things), pick(len(MOTIONS)), pick(len(PLACES))
     while (is_unwanted := is_held_out(thing, motion, place) != held_out).any():
