@@ -31,7 +31,7 @@ from pusa import PusaCondition, PusaPipeline, media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.evaluation.metrics import EQUAL_DB, as_video, drift, psnr, seam
 from pusa.long_video import advance_by, chain, roll, spans
-from pusa.mini.evaluation.joints import film, vae_seam
+from pusa.mini.evaluation.joints import generate_frames, vae_seam
 from pusa.request import GenerationRequest
 
 WINDOWS = 10
@@ -91,7 +91,7 @@ class Bench:
             negative_prompt="",
             **asked,
         )
-        return film(request, self.pipe)
+        return generate_frames(request, self.pipe)
 
     def joints(self, seeds: int) -> dict[str, dict[str, float]]:
         given = {"kind": "video", "file": str(self.clip_file)}

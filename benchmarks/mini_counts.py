@@ -1,16 +1,15 @@
-"""Count the work of a training step of the small model on a card, without one.
+"""Count the operations of a training step of the small model on a data-centre GPU, without one.
 
     python benchmarks/mini_counts.py [--teraflops 400] [--launch-microseconds 5]
 
-A step of the base runs on PyTorch's meta device, which computes nothing and refuses whatever the host would have to
-wait for (reading a number, asking what a mask holds): that it runs at all says that nothing in it waits. Counted are
-the operations given to the device, forward and backward, optimizers and moving average, and the floating-point
-operations of matrix products and attention. Compiled blocks launch fewer; clipping, a handful that this device
-lacks, is left out.
+A step of the base runs on PyTorch's meta device, which computes nothing and raises an error wherever the host would
+have to wait (reading a number or a mask): if it runs, nothing in it waits. The script counts the operations of the
+device, forward and backward, optimizers and moving average, and the floating-point operations of matrix products and
+attention. Compiled blocks launch fewer. Gradient clipping, a handful of operations that this device lacks, is left out.
 
 Rows: the first edition's model and batch with `torch.optim.Muon`, the same with all matrices of a shape at once, and
 the model of `pusa mini train --budget card`. The last line predicts clips per second: the larger of launches times
-their time and operations over the rate. Both rates are guesses until a card has been measured (`benchmarks/card.sh`).
+their time and operations over the rate. Both rates are guesses until a GPU has been measured (`benchmarks/card.sh`).
 """
 
 import argparse
@@ -34,7 +33,7 @@ FIRST = {"heads": 8, "layers": 8, "head_channels": 32, "size": 96, "batch_tokens
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that give the device something to do: views and new, empty tensors do not."""
+    """Count operations that occupy the device: views and new, empty tensors do not."""
 
     FREE = frozenset(
         (
@@ -55,7 +54,7 @@ class Launches(TorchDispatchMode):
 
 
 def meta_clips(size: int, frames: int, tokens: int = 40) -> ClipCache:
-    """Clips without content, with captions of `tokens` tokens."""
+    """Make clips without content, with captions of `tokens` tokens."""
     latent_frames, side = (frames - 1) // 4 + 1, size // 8
     scenes = ClipPlan(clips=64, size=size, frames=frames, things=24).scenes(0)
     clips = ClipCache(
@@ -93,7 +92,7 @@ def count_step(
     model = TextToVideo(heads=heads, layers=layers, head_channels=head_channels, tokenizer=tokenizer).to("meta")
     clips = meta_clips(size, 33)
     schedule = BaseSchedule(batch_tokens=batch_tokens, short_share=0.0)
-    loss_of = BaseLoss(model, None, clips, schedule, objective, worded=True)
+    loss_fn = BaseLoss(model, None, clips, schedule, objective, is_tokenised=True)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(matrix) for matrix in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -104,7 +103,7 @@ def count_step(
     adam = torch.optim.AdamW(others, fused=True)
 
     def pass_through() -> Tensor:
-        loss = loss_of(0, 0.9)
+        loss = loss_fn(0, 0.9)
         loss.backward()
         return loss
 

@@ -1,18 +1,18 @@
-"""Which changes of the small model's recipe help? Short trials, each going on from the model in the package.
+"""Compare changes of the small model's recipe in short trials, each continuing from the model in the package.
 
     python benchmarks/mini_trials.py WORK [--pictures PACK] [--steps 180] [--only NAME ...]
     python benchmarks/mini_trials.py WORK --steps 1100 --only first-edition all   # about an hour of a core each
     python benchmarks/mini_trials.py WORK --table
 
 All trials see as many clips in as many steps of the same size, so that a busy machine changes no result; `--size 64`
-makes a step cheap. The base alone is trained and judged, without any adapter, on combinations never drawn:
+makes a step cheap. A trial trains and measures the base alone, without an adapter, on combinations never drawn:
 
-- the held-out loss, one time for the whole clip, at eight levels of noise (low, middle, high and their mean);
+- the held-out loss, one timestep for the whole clip, at eight sigmas (low, middle, high and their mean);
 - the same where things are, and the loss of image-to-video (the first latent frame clean);
 - text-to-video with captions: the sprite match, see `pusa.mini.evaluation.templates`;
 - image-to-video without a caption: PSNR of frames 1 to 4 and the sprite match of the last frame.
 
-One JSON line a trial goes to ``WORK/trials.jsonl``, a sheet of what it makes to ``WORK/NAME-STEPS.jpg``.
+One JSON line a trial goes to ``WORK/trials.jsonl``, a contact sheet of its clips to ``WORK/NAME-STEPS.jpg``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pusa.evaluation.metrics import psnr, sharpness
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.evaluation.templates import Matcher
 from pusa.mini.recipe.base import (
     SHIFT,
@@ -39,7 +39,7 @@ from pusa.mini.recipe.base import (
 )
 from pusa.mini.recipe.clips import ClipCache, ClipPlan, cache_clips
 from pusa.mini.recipe.recipe import load_pictures
-from pusa.mini.recipe.samples import Maker, as_uint8
+from pusa.mini.recipe.samples import ClipGenerator, as_uint8
 from pusa.mini.world.world import World, captions
 from pusa.models.vae import channels_last
 from pusa.pipeline import PusaPipeline
@@ -62,7 +62,7 @@ TRIALS: dict[str, tuple[BaseObjective, float | None]] = {  # and the share of ph
 
 
 class Trials:
-    """The data of all trials, made once."""
+    """Run trials on shared data."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.work = options, options.work
@@ -84,7 +84,7 @@ class Trials:
         return cache_clips(self.vae, self.world, self.work / f"{name}-{self.options.size}", plan)
 
     def run(self, name: str) -> dict[str, Any]:
-        """Train and judge."""
+        """Train and measure one trial."""
         objective, picture_share = TRIALS[name]
         data = self.clips("pictures" if picture_share else "clips", self.options.clips, picture_share)
         base = TextToVideo.from_folder(MINI_FOLDER)
@@ -133,21 +133,23 @@ class Trials:
             scheduler=PusaFlowMatchEulerScheduler(shift=SHIFT),
             transformer=base.transformer,
         )
-        maker = Maker(pipe, size=self.options.size, frames=FRAMES)
+        generator = ClipGenerator(pipe, size=self.options.size, frames=FRAMES)
         scenes = self.held_out.scenes[: self.options.judged]
-        truth, first = maker.first_latents(self.world, scenes)
+        truth, first = generator.first_latents(self.world, scenes)
         texts = captions(scenes)
-        told, _ = maker.make(texts, 500)
-        shown, _ = maker.make([""] * len(texts), 500, first=first)
+        from_captions, _ = generator.generate(texts, 500)
+        from_pictures, _ = generator.generate([""] * len(texts), 500, first=first)
         matcher = Matcher(self.world.sprites[:THINGS])
-        scores["t2v_sprite_match"] = float(matcher.track(told, scenes.thing).score.mean())
-        scores["i2v_frames_1_4_db"] = float(psnr(shown[:, :, 1:5], truth[:, :, 1:5]).mean())
-        scores["i2v_sprite_match_at_end"] = float(matcher.track(shown, scenes.thing).score[:, -1].mean())
-        sharp = sharpness(shown)
+        scores["t2v_sprite_match"] = float(matcher.track(from_captions, scenes.thing).score.mean())
+        scores["i2v_frames_1_4_db"] = float(psnr(from_pictures[:, :, 1:5], truth[:, :, 1:5]).mean())
+        scores["i2v_sprite_match_at_end"] = float(matcher.track(from_pictures, scenes.thing).score[:, -1].mean())
+        sharp = sharpness(from_pictures)
         scores["i2v_sharpness_kept"] = float((sharp[:, -1] / sharp[:, 0]).mean())
-        strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, told, strict=True)]
-        strips += [Strip(f"{t} (its picture)", as_uint8(c), held=[0]) for t, c in zip(texts, shown, strict=True)]
-        picture = sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
+        strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, from_captions, strict=True)]
+        strips += [
+            Strip(f"{t} (its picture)", as_uint8(c), held=[0]) for t, c in zip(texts, from_pictures, strict=True)
+        ]
+        picture = strip_sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
         write_picture(picture, self.work / f"{name}-{self.options.steps}.jpg")
         return scores
 

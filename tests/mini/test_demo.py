@@ -6,30 +6,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pusa import demo, media, zoo
+from pusa import media, zoo
+from pusa.media.previews import Strip
+from pusa.mini import demo
 
 MADE = ("text-to-video", "image-to-video", "start-end", "extension")
 
 
-def made(name: str, frames: int, given: slice = slice(0), noisy: bool = False) -> demo.Made:
+def strip(name: str, frames: int, held: slice = slice(0), noisy: bool = False) -> Strip:
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (frames, 32, 32, 3), np.uint8) if noisy else np.full((frames, 32, 32, 3), 90, np.uint8)
-    marks = np.zeros(frames, bool)
-    marks[given] = True
-    return demo.Made(demo.Clip(name, name, {"prompt": "a duck spins"}), video, marks)
+    return Strip("a duck spins", video, held=range(frames)[held], title=name)
 
 
 def test_it_makes_four_videos_and_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "mini" if "mini" in zoo.ZOO else "tiny"
     demo.main(["--output", str(tmp_path), "--model", model])
     size = zoo.get(model).defaults
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in MADE:
         info = media.probe_video(tmp_path / f"{name}.mp4")
         assert (info.width, info.height) == (size.width, size.height)
         assert info.frames > size.num_frames if name == "extension" else info.frames == size.num_frames
-        assert f"{name}.mp4" in told
-    assert f"models show {model} --words" in told
+        assert f"{name}.mp4" in printed
+    assert f"models show {model} --words" in printed
     assert (tmp_path / "contact-sheet.gif").stat().st_size <= demo.GIF_BYTES
     with Image.open(tmp_path / "contact-sheet.gif") as sheet:
         assert sheet.n_frames > size.num_frames // 4
@@ -38,21 +38,21 @@ def test_it_makes_four_videos_and_says_what_to_do_next(tmp_path: Path, capsys: p
 
 def test_the_examples_are_in_the_package_and_small() -> None:
     for clip in [*demo.clips(Path("demo")), *demo.more_clips()]:
-        for condition in clip.asked.get("conditions", []):
+        for condition in clip.request.get("conditions", []):
             if condition.get("kind") != "video":
                 assert Image.open(condition["file"]).size == (256, 256)
     assert sum(path.stat().st_size for path in demo.PICTURES.iterdir()) < 500_000
 
 
 def test_what_was_given_is_marked() -> None:
-    sheet = np.asarray(demo.still_sheet([made("one", 9, slice(0, 4))], columns=3, tile=40))
+    sheet = np.asarray(demo.still_sheet([strip("one", 9, slice(0, 4))], columns=3, tile=40))
     row = sheet[60]
-    marked = [tuple(row[x]) == demo._MARK for x in (6, 52, 98)]
+    marked = [tuple(row[x]) == demo._OUTLINE for x in (6, 52, 98)]
     assert marked == [True, False, False]
 
 
 def test_the_moving_sheet_lasts_as_long_as_the_longest_and_fits(tmp_path: Path) -> None:
-    clips = [made("short", 9), made("long", 17)]
+    clips = [strip("short", 9), strip("long", 17)]
     demo.moving_sheet(clips, tmp_path / "a.gif", columns=2)
     with Image.open(tmp_path / "a.gif") as sheet:
         total_ms = 0
@@ -60,7 +60,7 @@ def test_the_moving_sheet_lasts_as_long_as_the_longest_and_fits(tmp_path: Path) 
             sheet.seek(frame)
             total_ms += sheet.info["duration"]
     assert total_ms == pytest.approx(1000 * 17 / 16 + 700, abs=20)
-    noise = [made("noise", 33, noisy=True)]
+    noise = [strip("noise", 33, noisy=True)]
     demo.moving_sheet(noise, tmp_path / "b.gif", columns=1, max_bytes=400_000)
     assert (tmp_path / "b.gif").stat().st_size <= 400_000
     with pytest.raises(ValueError, match="1 videos do not fit into 1000 bytes: show fewer"):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file, save_model
 
-from pusa.cli.eval_paper import paper as command
+from pusa.cli.eval import paper as command
 from pusa.lora.layouts import write_lora
 from pusa.mini.evaluation import plots
 from pusa.mini.paper import claims as paper_claims
@@ -25,8 +25,8 @@ from pusa.mini.paper import training as paper_training
 from pusa.mini.paper.points import Judge, Point
 from pusa.mini.paper.report import BEGIN, END
 from pusa.mini.paper.training import BATCH, REGIMES, Plan
-from pusa.mini.recipe import base as mini_base
-from pusa.mini.recipe import clips as mini_clips
+from pusa.mini.recipe import base
+from pusa.mini.recipe.clips import load_latents
 from pusa.mini.recipe.vae import CONFIG
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions, draw_scenes
@@ -40,13 +40,13 @@ PLAN = Plan(steps=4, clips=4, loss_clips=4, probe_steps=2, compiled=False)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return mini_base.make_tokenizer()
+    return base.make_tokenizer()
 
 
 @pytest.fixture(autouse=True)
 def _one_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning it takes longer than all the rest."""
-    monkeypatch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(base, "make_tokenizer", lambda: tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
-        save_model(mini_base.TextToVideo(heads=1, layers=1), str(folder / "base.safetensors"))
+        patch.setattr(base, "make_tokenizer", lambda: tokenizer)
+        save_model(base.TextToVideo(heads=1, layers=1), str(folder / "base.safetensors"))
     AutoencoderKLWan(**{**CONFIG, "base_dim": 8}).save_pretrained(folder / "vae")
     for name, files in (("latents", 1), ("held_out", 3)):
         (folder / name).mkdir()
@@ -135,10 +135,10 @@ def test_every_point_needs_an_adapter_that_some_training_leaves(tmp_path: Path) 
 
 def test_clips_are_held_out_combinations_half_of_them_still_before_a_fixed_camera(work: Path, judge: Judge) -> None:
     clips = judge.clips
-    scenes = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True).scenes
+    scenes = load_latents(work / "held_out", things=THINGS, held_out=True).scenes
     assert clips.still.tolist() == [True, True, False, False]
     for latents, still in zip(clips.latents, clips.still, strict=True):
-        data = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True).latents.float()
+        data = load_latents(work / "held_out", things=THINGS, held_out=True).latents.float()
         index = int((data == latents).flatten(1).all(1).nonzero())
         assert scenes.camera[index] == 0
         assert (scenes.motion[index] == list(MOTIONS).index("still")) == still
@@ -148,11 +148,11 @@ def test_clips_are_held_out_combinations_half_of_them_still_before_a_fixed_camer
 
 
 def test_cached_latents_are_read_with_the_scenes_they_were_drawn_from(work: Path, tmp_path: Path) -> None:
-    data = mini_clips.load_latents(work / "held_out", things=THINGS, held_out=True)
+    data = load_latents(work / "held_out", things=THINGS, held_out=True)
     drawn = [draw_scenes(64, 1_000_000 + shard, things=THINGS, held_out=True) for shard in range(3)]
     assert captions(data.scenes) == [text for scenes in drawn for text in captions(scenes)]
     with pytest.raises(FileNotFoundError, match="holds no latents"):
-        mini_clips.load_latents(tmp_path, things=THINGS)
+        load_latents(tmp_path, things=THINGS)
 
 
 def test_likeness_and_change_have_known_values() -> None:
@@ -205,7 +205,7 @@ def test_an_adapter_is_added_at_its_alpha_and_taken_out_exactly(judge: Judge, tm
 
 def test_weights_that_moved_are_told_apart_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a.safetensors", judge, ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2"))
-    found = paper_points.moved(judge.base, path)
+    found = paper_points.relative_weight_changes(judge.base, path)
     assert found["cross-attention"] == 0
     weight = judge.model.get_submodule("blocks.0.attn1.to_q").weight.detach().clone()
     judge.adapt(path, 1.0)
@@ -322,8 +322,8 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
     out, page = tmp_path_factory.mktemp("paper"), tmp_path_factory.mktemp("docs") / "small.md"
     page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mini_base, "make_tokenizer", lambda: tokenizer)
-        patch.setattr(paper, "_lane", lambda threads: ThreadPoolExecutor(1))
+        patch.setattr(base, "make_tokenizer", lambda: tokenizer)
+        patch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
         patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
         lines: list[str] = []
         report = paper.run(work, out, minutes=0.05, processes=1, steps=4, clips=8, page=page, say=lines.append)
@@ -365,7 +365,7 @@ def test_what_is_finished_is_not_done_again(
     finished: tuple[Path, Path, dict[str, Any]], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _, report = finished
-    monkeypatch.setattr(paper, "_lane", lambda threads: ThreadPoolExecutor(1))
+    monkeypatch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
     for name in ("_measure", "_measure_references", "_calibrate"):
         monkeypatch.setattr(paper, name, lambda *_: pytest.fail("done again"))
     monkeypatch.setattr(paper_training, "train_regime", lambda *_: pytest.fail("trained again"))

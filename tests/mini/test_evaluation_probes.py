@@ -9,7 +9,7 @@ from torch import Tensor
 from world_samples import make_photographs
 
 from pusa.mini.evaluation import probes
-from pusa.mini.evaluation.probes import DISTORTIONS, Probes, greyed, train_probes, turned_hue
+from pusa.mini.evaluation.probes import DISTORTIONS, Probes, rotate_hue, to_grey, train_probes
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
 from pusa.mini.world.world import Scenes, World
 
@@ -68,24 +68,24 @@ def test_things_are_told_apart_by_shape_whatever_their_colour(world: World, trai
     video, _ = world.render(shown, FRAMES, size=SIZE)
     if distortion != "none":
         video = DISTORTIONS[distortion](video)
-    assert share(trained.judge(video).thing == shown.thing) > 0.7  # chance is one of five
+    assert share(trained.classify(video).thing == shown.thing) > 0.7  # chance is one of five
 
 
 def test_nothing_is_not_called_a_thing(world: World, trained: Probes) -> None:
     empty = Scenes(**{**vars(scenes(12)), "thing": torch.full((12,), -1)})
-    seen = trained.judge(world.render(empty, FRAMES, size=SIZE)[0])
+    seen = trained.classify(world.render(empty, FRAMES, size=SIZE)[0])
     assert share(seen.thing == THINGS) > 0.6
 
 
 def test_directions_are_told_apart(full_world: World, trained_to_follow: Probes) -> None:
     shown = scenes(24, motions=("left", "right", "up", "down"))
-    seen = trained_to_follow.judge(full_world.render(shown, FRAMES, size=SIZE)[0])
+    seen = trained_to_follow.classify(full_world.render(shown, FRAMES, size=SIZE)[0])
     assert share(seen.direction == shown.motion) > 0.8  # chance is one of four
 
 
 def test_verdicts_have_the_shapes_that_are_promised_and_add_up(world: World, trained: Probes) -> None:
     video, _ = world.render(scenes(3), FRAMES, size=SIZE)
-    seen = trained.judge(video)
+    seen = trained.classify(video)
     assert seen.things.shape == (3, probes.LOOKS, THINGS + 1)
     assert seen.places.shape == (3, 13)
     assert seen.motions.shape == (3, len(MOTIONS))
@@ -93,7 +93,7 @@ def test_verdicts_have_the_shapes_that_are_promised_and_add_up(world: World, tra
     assert seen.features.shape == (3, 128)
     for probabilities in (seen.things, seen.places, seen.motions, seen.cameras):
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
-    both = probes.Verdicts.cat([trained.judge(video[:1]), trained.judge(video[1:])])
+    both = probes.Predictions.cat([trained.classify(video[:1]), trained.classify(video[1:])])
     torch.testing.assert_close(both.features, seen.features, atol=1e-4, rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_probes_come_back_from_their_file_and_only_for_what_they_were_trained_fo
     again = Probes.load(tmp_path / "probes.safetensors", "this VAE")
     assert again is not None
     video, _ = world.render(scenes(2), FRAMES, size=SIZE)
-    assert torch.equal(again.judge(video).features, trained.judge(video).features)
+    assert torch.equal(again.classify(video).features, trained.classify(video).features)
     assert Probes.load(tmp_path / "probes.safetensors", "another VAE") is None
     assert Probes.load(tmp_path / "other.safetensors", "this VAE") is None
 
@@ -112,8 +112,8 @@ def test_probes_come_back_from_their_file_and_only_for_what_they_were_trained_fo
 def test_a_third_of_a_turn_of_the_hue_makes_green_of_red_and_grey_stays() -> None:
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     third = torch.full((1,), 2 * torch.pi / 3)
-    torch.testing.assert_close(turned_hue(red, third).flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(turned_hue(greyed(red), third), greyed(red).contiguous())
+    torch.testing.assert_close(rotate_hue(red, third).flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rotate_hue(to_grey(red), third), to_grey(red).contiguous())
 
 
 def test_mirroring_exchanges_left_and_right_only() -> None:

@@ -5,9 +5,9 @@ import torch
 from shape_samples import make_shapes
 from world_samples import make_photographs
 
-from pusa.mini.evaluation.templates import LOOKS, Matcher, direction_of, motion_of
+from pusa.mini.evaluation.templates import SEARCHED_FRAMES, Matcher, direction_of, motion_of
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
-from pusa.mini.world.world import Scenes, World, camera_view, path
+from pusa.mini.world.world import Scenes, World, camera_view, motion_path
 
 FRAMES, SIZE = 33, 64
 
@@ -37,8 +37,8 @@ def scenes_of(motions: list[str], *, thing: int = 0, camera: str = "fixed", plac
 def test_a_sprite_is_found_where_it_is_drawn(world: World, matcher: Matcher) -> None:
     scenes = scenes_of(["left", "near", "spin"], camera="in")
     track = matcher.track(world.render(scenes, FRAMES, size=SIZE)[0], scenes.thing)
-    moments = torch.linspace(0, 1, LOOKS)
-    x, y, scale, angle, _ = path(scenes.motion, moments, scenes.jitter.unsqueeze(-1))
+    moments = torch.linspace(0, 1, SEARCHED_FRAMES)
+    x, y, scale, angle, _ = motion_path(scenes.motion, moments, scenes.jitter.unsqueeze(-1))
     pan, zoom = camera_view(scenes.camera, moments)
     assert (track.x - (x - pan) / zoom).abs().median() < 0.03
     assert (track.y - y / zoom).abs().median() < 0.03

@@ -10,24 +10,23 @@ from diffusers import AutoencoderKLWan
 from world_samples import make_photographs, make_sprites
 
 from pusa import PusaCondition, PusaPipeline
+from pusa.evaluation.metrics import psnr
 from pusa.lora.layouts import read_lora
-from pusa.mini.recipe import card as mini_gpu
-from pusa.mini.recipe import recipe as mini_recipe
+from pusa.mini.recipe import card, recipe
 from pusa.mini.recipe.base import BaseSchedule
 from pusa.mini.recipe.loop import NotFiniteError, fit, warm_then_cool
-from pusa.mini.recipe.vae import psnr
 from pusa.mini.world import pictures
 from pusa.mini.world.world import captions, draw_scenes
 
 BUDGET = dataclasses.replace(
-    mini_recipe.BUDGETS["rehearsal"],
+    recipe.BUDGETS["rehearsal"],
     vae_minutes=4 / 60,
     base_minutes=4 / 60,
     vta_minutes=3 / 60,
     batch_tokens=160,
     compiled=False,  # test_card.py compiles
 )
-CARD_BUDGET = dataclasses.replace(mini_gpu.CARD_BUDGETS["card-rehearsal"], size=16, small_size=16)
+CARD_BUDGET = dataclasses.replace(card.CARD_BUDGETS["card-rehearsal"], size=16, small_size=16)
 
 STRENGTH = {"best": 1.2, "factor": 1.2 / 1.4, "sweep": {"1": {"jump": 1.5}, "1.2": {"jump": 1.25}}}
 
@@ -39,17 +38,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(pictures, "fetch", lambda cache: None)
         patch.setattr(pictures, "load_sprites", lambda cache: make_sprites())
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
-        patch.setattr(mini_recipe, "find_strength", lambda *_, **__: STRENGTH)  # tried below
-        mini_recipe.run(folder, BUDGET, until="vae", device=torch.device("cpu"))
+        patch.setattr(recipe, "find_alpha", lambda *_, **__: STRENGTH)  # tried below
+        recipe.run(folder, BUDGET, until="vae", device=torch.device("cpu"))
         assert not (folder / "base.safetensors").exists()
-        mini_recipe.run(folder, BUDGET, device=torch.device("cpu"))
+        recipe.run(folder, BUDGET, device=torch.device("cpu"))
     return folder
 
 
 @pytest.mark.slow
 def test_the_recipe_makes_a_folder_that_the_pipeline_loads_and_that_says_how_it_is_meant(work: Path) -> None:
     pipe = PusaPipeline.from_pretrained(work / "model")
-    assert pipe.load_pusa(work / "model" / mini_recipe.LORA_FILE, alpha=1.4) == 2 * 10
+    assert pipe.load_pusa(work / "model" / recipe.LORA_FILE, alpha=1.4) == 2 * 10
     latents = torch.zeros(16, 1, 8, 8)
     start = PusaCondition(latents=latents, latent_index=0)
     made = pipe(
@@ -87,7 +86,7 @@ def test_latents_are_normalised_and_the_report_holds_what_was_measured(work: Pat
 @pytest.mark.slow
 def test_the_adapter_is_scaled_so_that_alpha_1_4_is_the_best_strength_and_the_card_says_so(work: Path) -> None:
     trained = read_lora(work / "vta" / "adapter.safetensors").pairs
-    shipped = read_lora(work / "model" / mini_recipe.LORA_FILE).pairs
+    shipped = read_lora(work / "model" / recipe.LORA_FILE).pairs
     assert trained.keys() == shipped.keys()
     for layer, (a, b) in trained.items():
         torch.testing.assert_close(
@@ -105,8 +104,8 @@ def test_finished_stages_are_not_done_again(work: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(pictures, name, lambda cache, make=stand_in: make())
     monkeypatch.setattr(pictures, "fetch", lambda cache: None)
     for stage in ("train_vae", "train_base", "train_vta"):
-        monkeypatch.setattr(mini_recipe, stage, lambda *_, **__: pytest.fail("trained again"))
-    mini_recipe.run(work, BUDGET, device=torch.device("cpu"))
+        monkeypatch.setattr(recipe, stage, lambda *_, **__: pytest.fail("trained again"))
+    recipe.run(work, BUDGET, device=torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -116,10 +115,10 @@ def test_on_a_card_a_failing_adapter_leaves_a_usable_base_and_the_next_stages_ru
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(mini_gpu, "train_vta", fail)
+    monkeypatch.setattr(card, "train_vta", fail)
     budget = dataclasses.replace(CARD_BUDGET, schedule=dataclasses.replace(CARD_BUDGET.schedule, compiled=False))
     with pytest.raises(RuntimeError, match="the adapter: out of memory; strength: "):
-        mini_gpu.run(tmp_path, budget, make_sprites(), make_photographs(), device=torch.device("cpu"))
+        card.run(tmp_path, budget, make_sprites(), make_photographs(), device=torch.device("cpu"))
     assert (tmp_path / "sheets" / "text-to-video.jpg").stat().st_size > 1000
     pipe = PusaPipeline.from_pretrained(tmp_path / "model")
     made = pipe("a duck", height=16, width=16, num_frames=9, num_inference_steps=1, output_type="latent").frames
@@ -134,10 +133,10 @@ def test_on_a_card_a_failing_adapter_leaves_a_usable_base_and_the_next_stages_ru
 def test_the_loop_takes_so_many_steps_and_says_the_mean_loss_since_the_last_line(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
 
-    def loss_of(seed: int, progress: float) -> torch.Tensor:
+    def loss_fn(seed: int, progress: float) -> torch.Tensor:
         return model.weight.sum() * 0 + seed
 
-    fit(loss_of, model, [], steps=5, schedule=warm_then_cool(1, 0.5), checkpoint=tmp_path / "loop.pt")
+    fit(loss_fn, model, [], steps=5, schedule=warm_then_cool(1, 0.5), checkpoint=tmp_path / "loop.pt")
     line = json.loads((tmp_path / "loop.jsonl").read_text())
     assert (line["step"], line["loss"]) == (5, 4.0)
 
@@ -149,12 +148,12 @@ def test_the_loop_goes_on_where_it_was_and_averages_the_weights(tmp_path: Path) 
         torch.manual_seed(0)
         model = torch.nn.Linear(2, 1, bias=False)
 
-        def loss_of(seed: int, progress: float) -> torch.Tensor:
+        def loss_fn(seed: int, progress: float) -> torch.Tensor:
             return (model.weight[0] - target).square().sum()
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         fit(
-            loss_of,
+            loss_fn,
             model,
             [optimizer],
             seconds=seconds,
@@ -204,10 +203,10 @@ def test_on_a_card_a_failing_base_goes_on_with_smaller_steps(
             raise fails
         (tmp_path / "base.jsonl").write_text('{"step": 1}\n')
 
-    monkeypatch.setattr(mini_gpu, "train_base", train_base)
-    monkeypatch.setattr(mini_gpu, "train_vta", lambda *_, **__: None)
+    monkeypatch.setattr(card, "train_base", train_base)
+    monkeypatch.setattr(card, "train_vta", lambda *_, **__: None)
     with pytest.raises(RuntimeError, match="the adapter: "):
-        mini_gpu.run(tmp_path, CARD_BUDGET, make_sprites(), make_photographs(), device=torch.device("cpu"))
+        card.run(tmp_path, CARD_BUDGET, make_sprites(), make_photographs(), device=torch.device("cpu"))
     first, second = schedules
     assert second.rate == first.rate / 3
     assert (first.compiled, second.compiled) == (True, isinstance(fails, NotFiniteError))

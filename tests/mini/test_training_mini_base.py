@@ -90,9 +90,9 @@ def loss_with(tiny: TextToVideo, clips: ClipCache, objective: BaseObjective) -> 
     latents[:, :, :, :2] = 3
     model = TextToVideo(heads=1, layers=1, tokenizer=tiny.tokenizer)
     known = ClipCache(latents, mask, clips.scenes)
-    loss_of = BaseLoss(model, None, known, BaseSchedule(batch_tokens=256, short_share=0.0), objective)
+    loss_fn = BaseLoss(model, None, known, BaseSchedule(batch_tokens=256, short_share=0.0), objective)
     model.transformer = Zero()
-    return float(loss_of(0, 0.0))
+    return float(loss_fn(0, 0.0))
 
 
 def test_the_error_on_things_counts_more_by_their_weight(tiny: TextToVideo, clips: ClipCache) -> None:
@@ -107,9 +107,9 @@ def test_a_clean_frame_s_error_does_not_count(tiny: TextToVideo, clips: ClipCach
     first_is_loud.latents[:, :, 0] = 100
     model = TextToVideo(heads=1, layers=1, tokenizer=tiny.tokenizer)
     always = BaseObjective(vector_share=1.0, clean_start_share=1.0)
-    loss_of = BaseLoss(model, None, first_is_loud, BaseSchedule(batch_tokens=256, short_share=0.0), always)
+    loss_fn = BaseLoss(model, None, first_is_loud, BaseSchedule(batch_tokens=256, short_share=0.0), always)
     model.transformer = Zero()
-    assert float(loss_of(0, 0.0)) == pytest.approx(1.0, abs=0.1)
+    assert float(loss_fn(0, 0.0)) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
@@ -118,10 +118,10 @@ def test_a_dropped_caption_is_embedded_as_the_empty_one(
 ) -> None:
     schedule = BaseSchedule(batch_tokens=64, short_share=0.0)
     seen: list[Tensor] = []
-    loss_of = BaseLoss(tiny, None, clips, schedule, BaseObjective(caption_dropout=dropout))
+    loss_fn = BaseLoss(tiny, None, clips, schedule, BaseObjective(caption_dropout=dropout))
     embed = tiny.embed_tokens
     monkeypatch.setattr(tiny, "embed_tokens", lambda tokens: seen.append(tokens) or embed(tokens))
-    loss_of(0, 0.0)
+    loss_fn(0, 0.0)
     is_empty = (seen[0][:, 0] == tiny.empty_tokens[0]) & (seen[0][:, 1:] == 0).all(1)
     assert is_empty.float().mean() == dropout
 
@@ -262,7 +262,7 @@ def test_captions_become_the_tokens_of_the_tokenizer() -> None:
 
 
 def test_a_sample_is_of_clips_with_their_own_masks_and_captions(tiny: TextToVideo, clips: ClipCache) -> None:
-    clips.word(tiny.tokenizer)
+    clips.tokenise_captions(tiny.tokenizer)
     torch.manual_seed(0)
     sample = clips.sample(16, 2)
     assert sample.latents.shape == (16, 16, 2, 4, 4)

@@ -16,7 +16,7 @@ from training_samples import make_config, write_dataset
 from pusa.data.dataset import LatentDataset
 from pusa.lora.adapters import lora_layers
 from pusa.media import probe_video, read_video
-from pusa.media.sheets import Strip, sheet, spread, write_picture
+from pusa.media.previews import Strip, spread, strip_sheet, write_picture
 from pusa.pipeline import PusaPipeline
 from pusa.training.distributed import Processes
 from pusa.training.model import prepare
@@ -178,7 +178,7 @@ def test_a_sheet_shows_each_frame_in_its_place_and_outlines_what_was_given(tmp_p
     colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
     frames = np.broadcast_to(colours[:, None, None], (3, 20, 40, 3)).copy()
     strips = [Strip("one", frames, numbers=(0, 4, 8), held={4}), Strip("two, and smaller", frames[:1, :10])]
-    picture = sheet(strips, columns=3, cell_width=80, title="three colours")
+    picture = strip_sheet(strips, columns=3, cell_width=80, title="three colours")
     pixels = np.asarray(picture).astype(int)
     middle = 6 + 20 + 20 + 20  # the title, the label, half a frame of 40
     for column in range(3):
@@ -192,7 +192,7 @@ def test_a_sheet_shows_each_frame_in_its_place_and_outlines_what_was_given(tmp_p
 
 def test_a_long_label_is_shortened_to_the_sheet() -> None:
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    assert sheet([Strip("word " * 200, frames)], columns=2, cell_width=100).width < 300
+    assert strip_sheet([Strip("word " * 200, frames)], columns=2, cell_width=100).width < 300
 
 
 def test_frames_that_are_none_are_refused() -> None:

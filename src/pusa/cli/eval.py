@@ -1,4 +1,4 @@
-"""`pusa eval`: how good a model is, measured."""
+"""Define `pusa eval`: measure how good a model is."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ from pusa.numerals import parse_whole
 _PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
 
 
-@click.group("eval", cls=Group, lazy={"paper": "pusa.cli.eval_paper:paper"})
+@click.group("eval", cls=Group)
 def evaluation() -> None:
     """Measure how good a model is."""
 
 
-def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+def _parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     parts = tuple(part.strip() for part in text.split(","))
@@ -29,7 +29,7 @@ def _listed(_: click.Context, __: click.Parameter, text: str | None) -> tuple[st
     return parts
 
 
-def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+def _steps(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(parse_whole(part) for part in text.split(","))
     except ValueError:
@@ -60,10 +60,10 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...
     "cores]",
 )
 @click.option(
-    "--steps", default="4,10,30", show_default=True, callback=_numbers, help="Denoising steps to try text-to-video at."
+    "--steps", default="4,10,30", show_default=True, callback=_steps, help="Denoising steps to try text-to-video at."
 )
 @click.option(
-    "--part", "parts", callback=_listed, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
+    "--part", "parts", callback=_parts, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
 )
 @click.option(
     "--photos",
@@ -93,20 +93,20 @@ def mini(
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     from pusa.mini.evaluation import evaluate as experiment
-    from pusa.mini.evaluation.photographs import PhotographWorld, found_in, installed
+    from pusa.mini.evaluation.photographs import PhotographWorld, installed_photographs, list_photographs
     from pusa.mini.evaluation.report import as_markdown
-    from pusa.mini.evaluation.setup import load_bench
+    from pusa.mini.evaluation.setup import load_evaluator
 
     if cache is None:
         cache = Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "pictures"
-    files = found_in(photos) if photos else installed()
-    bench = load_bench(model, cache, out)
-    photographs = PhotographWorld(files, motion_frames=bench.world.motion_frames) if files else None
+    files = list_photographs(photos) if photos else installed_photographs()
+    evaluator = load_evaluator(model, cache, out)
+    photographs = PhotographWorld(files, motion_frames=evaluator.world.motion_frames) if files else None
     if photographs is None:
         click.echo("no photographs: install scikit-image and scikit-learn, or give --photos", err=True)
     try:
         report = experiment.evaluate(
-            bench,
+            evaluator,
             out,
             parts=parts or tuple(experiment.PARTS),
             clips=clips or experiment.CLIPS,
@@ -116,3 +116,56 @@ def mini(
     except KeyboardInterrupt as error:
         raise Stopped(f"stopped; the parts that are done are in {out}: --part does the others") from error
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else as_markdown(report), nl=as_json)
+
+
+@evaluation.command()
+@click.argument("work", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="For results. [default: FOLDER/paper]")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.1),
+    default=12.0,
+    show_default=True,
+    help="What the first run plans for; what does not fit into it is left to the next call.",
+)
+@click.option("--processes", type=click.IntRange(1, 16), help="That share the work. [default: 1 with a GPU, else 2]")
+@click.option("--steps", type=int, help="Of each training, a multiple of 4. [default: as many as fit into the time]")
+@click.option("--clips", type=int, help="Per point, a multiple of 4. [default: as many as fit]")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A Markdown file with a place for results, into which they are written too.",
+)
+@json_option
+def paper(
+    work: Path,
+    out: Path | None,
+    minutes: float,
+    processes: int | None,
+    steps: int | None,
+    clips: int | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Try the claims of Pusa's paper on the base model that `pusa mini train` has made in FOLDER.
+
+    Trains five adapters that differ in nothing but how times are drawn, measures them and their sampling, and says
+    where this small world agrees with the paper. Stop it when you like: the same command goes on where it was.
+    """
+    from pusa.mini.paper import run as experiment
+    from pusa.mini.paper.report import as_text
+
+    try:
+        report = experiment.run(
+            work,
+            out,
+            minutes=minutes,
+            processes=processes,
+            steps=steps,
+            clips=clips,
+            page=page,
+            say=lambda line: click.echo(line, err=True),
+        )
+    except KeyboardInterrupt as error:
+        raise Stopped("stopped; what is done is kept, and the same command goes on with it") from error
+    click.echo(json.dumps(report) if as_json else as_text(report))

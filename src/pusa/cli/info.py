@@ -37,9 +37,9 @@ def describe(file: str) -> dict[str, Any]:
 
 def _describe_media(path: Path) -> dict[str, Any]:
     from pusa.media import MediaError, probe_video, read_image, read_metadata
-    from pusa.media.source import DEFAULT_LIMITS, opened
+    from pusa.media.source import DEFAULT_LIMITS, open_source
 
-    with opened(path, limits=DEFAULT_LIMITS, what="file") as media:
+    with open_source(path, limits=DEFAULT_LIMITS, what="file") as media:
         kind = media.kind
     if kind.holds == "other":
         raise MediaError(f"{media.name} is {kind.name}: info knows videos, pictures, LoRAs, checkpoints and latents")

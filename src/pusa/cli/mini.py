@@ -1,4 +1,4 @@
-"""`pusa mini`: the recipe of the embedded model."""
+"""Define `pusa mini`: train the embedded model."""
 
 import os
 import signal

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pusa.media import MediaLimits, iter_video, probe_video, read_image
-from pusa.media.source import opened
+from pusa.media.source import open_source
 
 LIMITS = MediaLimits(
     max_bytes=16 * 2**30, max_frames=1_000_000, max_seconds=4 * 3600.0, max_decode_seconds=3600.0
@@ -83,7 +83,7 @@ def work(task: Scan | Cut) -> Iterator[Media | DecodedClip]:
 
 def scan(content: Content) -> Media:
     """Hash a file and decode its first frame. Raises as `pusa.media.read_image` and `probe_video` do."""
-    with opened(content, limits=LIMITS, what="file") as media:
+    with open_source(content, limits=LIMITS, what="file") as media:
         holds = media.kind.holds
         sha256 = hashlib.file_digest(media.file, "sha256").hexdigest()  # type: ignore[arg-type]
     if holds == "both":  # WebP: animated or not

@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +18,7 @@ import jinja2
 import numpy as np
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
@@ -28,6 +27,7 @@ from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Events, GenerationEvent, Report, as_events
 from pusa.media import to_uint8
+from pusa.media.previews import BACKGROUND, draw_label, grid
 from pusa.models.vae import decode_chunks
 from pusa.resources import readable
 
@@ -39,7 +39,8 @@ _THUMBNAIL_SIDE = 240  # pixels
 _STILL, _BLURRED = 0.35, 0.7  # shares of the median motion and detail
 _GAP = 4  # pixels between frames
 _MARGIN = 20  # pixels around the clips of a contact sheet
-_BACKGROUND, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (148, 155, 168)
+_TEXT_HEIGHT = 46  # pixels of the two lines below a clip
+_FAINT = (148, 155, 168)
 _NAMES = 5  # clips named in a note
 _COMMON = (
     "a an and are as at be been being but by for from had has have he her his in into is it its of on or over she so "
@@ -92,11 +93,7 @@ class ClipStrip:
 
     def image(self) -> Image.Image:
         """Join the frames side by side."""
-        width, height = self.frames[0].size
-        strip = Image.new("RGB", (len(self.frames) * (width + _GAP) - _GAP, height), _BACKGROUND)
-        for number, frame in enumerate(self.frames):
-            strip.paste(frame, (number * (width + _GAP), 0))
-        return strip
+        return grid(self.frames, len(self.frames), gap=_GAP)
 
     def as_uri(self) -> str:
         """Encode the image as a JPEG ``data:`` URI."""
@@ -382,38 +379,11 @@ def duration(seconds: float) -> str:
 def contact_sheet(strips: list[ClipStrip], *, columns: int = 2) -> Image.Image:
     """Arrange strips in columns, each with its caption, name and measures below it."""
     images = [strip.image() for strip in strips]
-    columns = min(columns, len(images))
     width = max(image.width for image in images)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    text_height = 46
-    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
-    heights = [max(image.height for image in row) + text_height for row in rows]
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + _MARGIN) + _MARGIN, sum(heights) + (len(rows) + 1) * _MARGIN),
-        _BACKGROUND,
-    )
-    draw = ImageDraw.Draw(sheet)
-    top = _MARGIN
-    for row, height in enumerate(heights):
-        for column, image in enumerate(rows[row]):
-            strip = strips[row * columns + column]
-            left = _MARGIN + column * (width + _MARGIN)
-            sheet.paste(image, (left, top))
-            below = top + height - text_height + 6
-            draw.text((left, below), _shorten(strip.clip.caption, width, font), _TEXT, font)
-            draw.text((left, below + 20), _shorten(strip.caption, width, small), _FAINT, small)
-        top += height + _MARGIN
-    return sheet
-
-
-def _shorten(text: str, width: int, font: Any) -> str:
-    """Shorten text to `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    share = width / font.getlength(text)
-    kept = max(1, ceil(len(text) * share))
-    while kept > 1 and font.getlength(text[:kept] + "...") > width:
-        kept -= 1
-    return text[:kept] + "..."
+    cells = []
+    for strip, image in zip(strips, images, strict=True):
+        cell = ImageOps.expand(image, (0, 0, width - image.width, _TEXT_HEIGHT), BACKGROUND)
+        draw_label(cell, (0, image.height + 6), strip.clip.caption, width, sizes=(15,))
+        draw_label(cell, (0, image.height + 26), strip.caption, width, sizes=(13,), colour=_FAINT)
+        cells.append(cell)
+    return grid(cells, columns, gap=_MARGIN, margin=_MARGIN)

@@ -1,4 +1,4 @@
-"""Pictures and videos in (safely) and out (with the request inside)."""
+"""Read pictures and videos safely, and write videos with their request inside."""
 
 from pusa.media.decoding import VideoInfo
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail

@@ -1,7 +1,7 @@
-"""Open videos: frames with their times, bounded by `MediaLimits`.
+"""Decode videos to frames with their times, within `MediaLimits`.
 
-FFmpeg (PyAV) decodes everything but WebP, which Pillow does. PyAV is imported when a file is opened: where it
-is missing, training and all else that opens no video still runs.
+FFmpeg (PyAV) decodes everything but WebP, which Pillow does. Opening a file imports PyAV: without it, training and
+everything else that opens no video still runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pusa.media.source import VIDEOS, MediaError, MediaLimits, Opened, Source, check_complete, explained, opened
+from pusa.media.source import (
+    VIDEOS,
+    MediaError,
+    MediaLimits,
+    OpenSource,
+    Source,
+    check_complete,
+    open_source,
+    wrap_decoder_errors,
+)
 
 if TYPE_CHECKING:
     import av
@@ -37,7 +46,7 @@ _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame r
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says of itself: pixels as displayed (upright); `frames` is an estimate where no count is stored."""
+    """Facts from a video's header: pixels as displayed (upright); `frames` is an estimate where no count is stored."""
 
     width: int
     height: int
@@ -58,8 +67,8 @@ def check_pixels(name: str, width: int, height: int, limits: MediaLimits) -> Non
 
 
 @contextmanager
-def open_picture(media: Opened, limits: MediaLimits, *, decoder: str | None = None) -> Iterator[Image.Image]:
-    """Pillow's view of `media`, its size checked, no pixel decoded yet."""
+def open_picture(media: OpenSource, limits: MediaLimits, *, decoder: str | None = None) -> Iterator[Image.Image]:
+    """Open `media` with Pillow and check its size; no pixel is decoded yet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the stricter one
         try:
@@ -73,8 +82,8 @@ def open_picture(media: Opened, limits: MediaLimits, *, decoder: str | None = No
 
 
 @contextmanager
-def open_container(media: Opened, limits: MediaLimits) -> Iterator[InputContainer]:
-    """FFmpeg's view of `media`: the demuxer its first bytes name, known codecs only, and no other file or address."""
+def open_container(media: OpenSource, limits: MediaLimits) -> Iterator[InputContainer]:
+    """Open `media` with the FFmpeg demuxer of its format: listed codecs only, and no other file or address."""
     import av
 
     container = av.open(
@@ -96,8 +105,8 @@ def open_container(media: Opened, limits: MediaLimits) -> Iterator[InputContaine
 
 @contextmanager
 def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
-    """The decoder for `source`. Raises MediaError for what is no video, is damaged or passes `limits`."""
-    with opened(source, limits=limits, what="video") as media:
+    """Open a decoder for `source`. Raises MediaError for what is no video, is damaged or exceeds `limits`."""
+    with open_source(source, limits=limits, what="video") as media:
         if media.kind.holds not in ("video", "both"):
             way_out = "pass it as an image" if media.kind.holds == "picture" else f"give {VIDEOS}"
             raise MediaError(f"{media.name} is {media.kind.name}, not a video; {way_out}")
@@ -107,13 +116,13 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
 
 
 class Decoder(ABC):
-    """One open video. `frames` may be called once; frames are opaque until `rgb` converts the ones that are needed."""
+    """One open video. Call `frames` once; its frames are opaque, and `rgb` converts those that are needed."""
 
     info: VideoInfo
     last_frame_seconds: Fraction
-    """How long the last frame is shown."""
+    """Duration of the last frame."""
 
-    def __init__(self, media: Opened, limits: MediaLimits):
+    def __init__(self, media: OpenSource, limits: MediaLimits):
         self.media = media
         self.limits = limits
         self._spent_seconds = 0.0
@@ -122,7 +131,7 @@ class Decoder(ABC):
 
     def __enter__(self) -> Decoder:
         try:
-            with self._watched():
+            with self._timed():
                 self._open()
             self._check_length(self.info.frames, self.info.seconds)
         except BaseException:
@@ -134,12 +143,12 @@ class Decoder(ABC):
         self._resources.close()
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
-        """(seconds since the first frame, frame), in the order of display, never going back in time."""
+        """Yield (seconds since the first frame, frame) in the order of display; times never decrease."""
         decoded = self._decode()
         last = Fraction(0)
         count = 0
         while True:
-            with self._watched():
+            with self._timed():
                 timed = next(decoded, None)
             if timed is None:
                 return
@@ -149,11 +158,11 @@ class Decoder(ABC):
             yield last, timed[1]
 
     def rgb(self, frame: Any, fit: tuple[int, int] | None) -> np.ndarray:
-        """`frame` upright, uint8 [H, W, 3]; if larger than `fit` (width, height), scaled down to just cover it.
+        """Convert `frame` to upright uint8 [H, W, 3]; scaled down to just cover a smaller `fit` (width, height).
 
         All frames of a video have one shape, or MediaError.
         """
-        with self._watched():
+        with self._timed():
             pixels = self._rgb(frame, fit)
         self._shape = self._shape or pixels.shape
         if pixels.shape != self._shape:
@@ -173,9 +182,9 @@ class Decoder(ABC):
         return self._resources.enter_context(context)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _timed(self) -> Iterator[None]:
         started = time.monotonic()
-        with explained(self.media.name, self.media.kind):
+        with wrap_decoder_errors(self.media.name, self.media.kind):
             yield
         self._spent_seconds += time.monotonic() - started
         if self._spent_seconds > self.limits.max_decode_seconds:
@@ -198,7 +207,7 @@ class Decoder(ABC):
 
 
 class FFmpegDecoder(Decoder):
-    """Everything but WebP. Frames are `av.VideoFrame`."""
+    """Decode everything but WebP with PyAV. Frames are `av.VideoFrame`."""
 
     def _open(self) -> None:
         from av.video.reformatter import VideoReformatter
@@ -208,7 +217,7 @@ class FFmpegDecoder(Decoder):
         rate = next((rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate > 0), _SILENT_RATE)
         frames, seconds = stream.frames, _header_seconds(container, stream)
         if seconds is None:  # a browser's MediaRecorder writes no duration: read all packets, then start again
-            frames, seconds = _measured(container, stream, 1 / rate)
+            frames, seconds = _measure(container, stream, 1 / rate)
             self._resources.close()
             self.media.file.seek(0)
             container = self._enter(open_container(self.media, self.limits))
@@ -282,7 +291,7 @@ class FFmpegDecoder(Decoder):
 
 
 class WebPDecoder(Decoder):
-    """Animated WebP, which FFmpeg does not decode. Frames are Pillow images, decoded one at a time."""
+    """Decode animated WebP, which FFmpeg cannot, with Pillow, one frame at a time. Frames are Pillow images."""
 
     def _open(self) -> None:
         durations_ms = [ms or 100 for ms in _webp_durations_ms(self.media)] or [100]  # browsers show 0 ms for 100 ms
@@ -313,7 +322,7 @@ class WebPDecoder(Decoder):
 
 
 def covering_size(size: tuple[int, int], fit: tuple[int, int] | None) -> tuple[int, int]:
-    """The smallest (width, height) with the shape of `size` that covers `fit`, never larger than `size`."""
+    """Return the smallest (width, height) of the aspect ratio of `size` that covers `fit`, never larger than `size`."""
     if fit is None:
         return size
     scale = max(Fraction(fit[0], size[0]), Fraction(fit[1], size[1]))
@@ -332,7 +341,7 @@ def _header_seconds(container: InputContainer, stream: VideoStream) -> Fraction 
     return None
 
 
-def _measured(container: InputContainer, stream: VideoStream, frame_seconds: Fraction) -> tuple[int, Fraction]:
+def _measure(container: InputContainer, stream: VideoStream, frame_seconds: Fraction) -> tuple[int, Fraction]:
     first = last = None
     frames = 0
     for packet in container.demux(stream):
@@ -346,7 +355,7 @@ def _measured(container: InputContainer, stream: VideoStream, frame_seconds: Fra
     return frames, (last - first) * stream.time_base + frame_seconds
 
 
-def _webp_durations_ms(media: Opened) -> list[int]:
+def _webp_durations_ms(media: OpenSource) -> list[int]:
     durations_ms = []
     media.file.seek(12)
     while len(header := media.file.read(8)) == 8:

@@ -1,6 +1,6 @@
-"""One small class per output format: frames go in one at a time, a complete file is there after `close`.
+"""Encode frames one at a time, one class per output format; `close` completes the file.
 
-PyAV is imported when a file is opened, see `pusa.media.decoding`.
+Opening a file imports PyAV, see `pusa.media.decoding`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _X264_THREADS = 4  # x264's decisions depend on it: a fixed number writes the same bytes on any number of cores
-_KEYFRAME_SECONDS = 2  # what a browser has to decode to jump to any place
+_KEYFRAME_SECONDS = 2  # the most that a browser decodes to seek
 _BT709 = 1  # ITU-T H.273: primaries, transfer and matrix share this code
 _RGB_MATRIX = 0
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
@@ -34,7 +34,7 @@ _WEBP_EXIF_FLAG = 0x08
 
 @dataclass(frozen=True)
 class Output:
-    """What an encoder has to know; `text` is ASCII, to be stored in the file, or None."""
+    """Parameters of an encoder; `text` is ASCII to store in the file, or None."""
 
     path: Path
     width: int
@@ -46,12 +46,12 @@ class Output:
 
 
 class Encoder(ABC):
-    """`write` each frame, then `close`; or `abandon` in any state, which may leave a broken file but no open one."""
+    """Encode a file: `write` each frame, then `close`; `abandon` closes the file in any state, maybe broken."""
 
     largest: ClassVar[int]
     """Longest side in pixels that the format can hold."""
     even: ClassVar[bool] = False
-    """Whether width and height have to be even."""
+    """True if width and height have to be even."""
 
     def __init__(self, output: Output):
         self.output = output
@@ -59,7 +59,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def write(self, frame: np.ndarray) -> None:
-        """Take one uint8 frame [H, W, 3]."""
+        """Encode one uint8 frame [H, W, 3]."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -85,7 +85,7 @@ class _FFmpegEncoder(Encoder):
     def write(self, frame: np.ndarray) -> None:
         import av
 
-        self._container.mux(self._stream.encode(self._prepared(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
+        self._container.mux(self._stream.encode(self._convert(av.VideoFrame.from_ndarray(frame, format="rgb24"))))
         self.frames += 1
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class _FFmpegEncoder(Encoder):
             self._container.close()
 
     @abstractmethod
-    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame: ...
+    def _convert(self, frame: av.VideoFrame) -> av.VideoFrame: ...
 
 
 class Mp4Encoder(_FFmpegEncoder):
@@ -126,7 +126,7 @@ class Mp4Encoder(_FFmpegEncoder):
         context.colorspace = _RGB_MATRIX if output.lossless else _BT709
         context.color_range = _FULL_RANGE if output.lossless else _LIMITED_RANGE
 
-    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.output.lossless:
             return frame
         from av.video.reformatter import Colorspace
@@ -142,7 +142,7 @@ class Mp4Encoder(_FFmpegEncoder):
 
 
 def _movie_timescale(fps: Fraction) -> int:
-    """Ticks per second that divide into whole frames: with the usual 1000, 33 frames at 16 fps lose half a tick."""
+    """Choose ticks per second that divide into whole frames: with 1000, 33 frames at 16 fps lose half a tick."""
     return fps.numerator if fps.numerator >= 1000 else fps.numerator * 1000
 
 
@@ -160,7 +160,7 @@ class WebPEncoder(_FFmpegEncoder):
             quality=_WEBP_QUALITY,
         )
 
-    def _prepared(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         return self._converter.reformat(frame, format="bgra")
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class WebPEncoder(_FFmpegEncoder):
 
 
 def _with_exif(webp: bytes, output: Output) -> bytes:
-    """A WebP file with `output.text` as its EXIF image description (FFmpeg's muxer stores no text)."""
+    """Add `output.text` to a WebP file as its EXIF image description (FFmpeg's muxer stores no text)."""
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = output.text
     payload = exif.tobytes().removeprefix(b"Exif\0\0")
@@ -189,7 +189,7 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 
 
 class GifEncoder(Encoder):
-    """256 colours per frame, dithered. Pillow's `save` would collect all frames first; its parts do not."""
+    """Encode a GIF, 256 dithered colours per frame. Pillow's `save` would collect all frames; its parts do not."""
 
     largest = 65535
 
@@ -221,7 +221,7 @@ class GifEncoder(Encoder):
 
 
 class PngEncoder(Encoder):
-    """One picture in one file."""
+    """Write one picture to one file."""
 
     largest = 65535
 
@@ -245,7 +245,7 @@ class PngEncoder(Encoder):
 
 
 class PngFolderEncoder(PngEncoder):
-    """A folder of numbered pictures."""
+    """Write a folder of numbered pictures."""
 
     pattern = "%04d.png"
 

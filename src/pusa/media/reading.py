@@ -1,4 +1,4 @@
-"""Pictures and videos in: streamed, bounded, upright, at the frame rate the model wants."""
+"""Read pictures and videos upright, within limits, at the frame rate of the model."""
 
 import json
 import re
@@ -20,10 +20,10 @@ from pusa.media.source import (
     PICTURES,
     MediaError,
     MediaLimits,
-    Opened,
+    OpenSource,
     Source,
-    explained,
-    opened,
+    open_source,
+    wrap_decoder_errors,
 )
 
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
@@ -37,20 +37,20 @@ def read_image(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image
     """Read a PNG, JPEG, WebP or BMP picture (of an animation its first frame), upright, as RGB or RGBA.
 
     The size is checked before a pixel is decoded, the EXIF orientation is applied, 16-bit grey becomes 8-bit. Raises
-    MediaError for anything that is not such a picture or passes `limits`, FileNotFoundError for a missing file.
+    MediaError for anything that is not such a picture or exceeds `limits`, FileNotFoundError for a missing file.
     """
-    with opened(source, limits=limits, what="picture") as media:
+    with open_source(source, limits=limits, what="picture") as media:
         if media.kind.holds not in ("picture", "both"):
             way_out = "pass it as a video" if media.kind.holds == "video" else f"convert it to {PICTURES}"
             raise MediaError(f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}")
-        with explained(media.name, media.kind):
+        with wrap_decoder_errors(media.name, media.kind):
             if media.kind.decoder == "JPEG":
                 _check_jpeg_scans(media)
             with open_picture(media, limits) as image:
                 return _eight_bit(ImageOps.exif_transpose(image))
 
 
-def _check_jpeg_scans(media: Opened) -> None:
+def _check_jpeg_scans(media: OpenSource) -> None:
     scans = len(_JPEG_SCAN.findall(media.file.read()))
     media.file.seek(0)
     if scans > _MAX_JPEG_SCANS:
@@ -67,7 +67,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def probe_video(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
-    """What a video's header says; its first frame is decoded too, so that a probed video is one that can be read.
+    """Read a video's header and decode its first frame, so that a probed video is one that can be read.
 
     Raises as `iter_video` does.
     """
@@ -92,7 +92,7 @@ def iter_video(
     start_seconds: exact to the frame; what lies before is decoded and dropped.
     fit: (width, height) in pixels; larger frames are scaled down while decoding until they just cover this size.
 
-    Raises MediaError for what is no video, is damaged, or passes `limits`, FileNotFoundError for a missing file.
+    Raises MediaError for what is no video, is damaged, or exceeds `limits`, FileNotFoundError for a missing file.
     """
     _check_arguments(fps, start_seconds, max_frames, fit)
     return _frames(source, fps, start_seconds, max_frames, fit, limits)
@@ -108,49 +108,49 @@ def read_video(
     fit: tuple[int, int] | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
 ) -> np.ndarray:
-    """`iter_video`, stacked: uint8 [F, H, W, 3]. `last_frames=n` keeps the last n only (all, where there are fewer).
+    """Read a video to uint8 [F, H, W, 3], see `iter_video`. `last_frames=n` keeps the last n at most.
 
-    Raises MediaError as `iter_video` does, and where the result would pass `limits.max_decoded_bytes`.
+    Raises MediaError as `iter_video` does, and if the result would exceed `limits.max_decoded_bytes`.
     """
     if max_frames is not None and last_frames is not None:
         raise ValueError("max_frames counts from the start, last_frames from the end; give one of them")
     _check_arguments(fps, start_seconds, max_frames, fit)
     _check_arguments(None, 0.0, last_frames, None, name="last_frames")
     if last_frames is None:
-        return _stacked(_frames(source, fps, start_seconds, max_frames, fit, limits), limits)
+        return _stack(_frames(source, fps, start_seconds, max_frames, fit, limits), limits)
     with open_video(source, limits) as decoder:
-        last = deque(_selected(decoder, fps, start_seconds, None), maxlen=last_frames)  # not yet RGB, so half the size
-        return _stacked((decoder.rgb(frame, fit) for frame in last), limits)
+        last = deque(_select(decoder, fps, start_seconds, None), maxlen=last_frames)  # not yet RGB, so half the size
+        return _stack((decoder.rgb(frame, fit) for frame in last), limits)
 
 
 def read_metadata(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> dict[str, Any] | None:
-    """The JSON object that `VideoWriter` stored in a file (or in the first picture of a folder), None if there is none.
+    """Read the JSON object that `VideoWriter` stored in a file (or in the first picture of a folder); None without one.
 
     Raises MediaError for what is neither picture nor video, FileNotFoundError for a missing file.
     """
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         source = first_picture(Path(source))
-    with opened(source, limits=limits, what="file") as media:
+    with open_source(source, limits=limits, what="file") as media:
         if media.kind.holds == "other":
             raise MediaError(f"{media.name} is {media.kind.name}; only pictures and videos carry a request")
-        with explained(media.name, media.kind):
+        with wrap_decoder_errors(media.name, media.kind):
             text = _stored_text(media, limits)
     try:
         stored = json.loads(text)
-    except (ValueError, RecursionError):  # somebody else's comment
+    except (ValueError, RecursionError):  # a comment of another program
         return None
     return stored if isinstance(stored, dict) else None
 
 
 def first_picture(folder: Path) -> Path:
-    """The first PNG by name in a folder of frames. Raises MediaError where there is none."""
+    """Return the first PNG by name in a folder of frames. Raises MediaError if there is none."""
     pictures = sorted(folder.glob("*.png"))
     if not pictures:
         raise MediaError(f"{folder} holds no PNG frames; name a video or a folder of frames")
     return pictures[0]
 
 
-def _stored_text(media: Opened, limits: MediaLimits) -> str:
+def _stored_text(media: OpenSource, limits: MediaLimits) -> str:
     if media.kind.holds in ("picture", "both") or media.kind.decoder == "gif":
         with open_picture(media, limits, decoder=media.kind.decoder.upper()) as image:
             comment = image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription) or ""
@@ -187,14 +187,14 @@ def _frames(
     limits: MediaLimits,
 ) -> Iterator[np.ndarray]:
     with open_video(source, limits) as decoder:
-        for frame in _selected(decoder, fps, start_seconds, max_frames):
+        for frame in _select(decoder, fps, start_seconds, max_frames):
             yield decoder.rgb(frame, fit)
 
 
-def _selected(
+def _select(
     decoder: Decoder, fps: float | Fraction | None, start_seconds: float, max_frames: int | None
 ) -> Iterator[Any]:
-    """The frames asked for, not converted yet; at least one, or MediaError."""
+    """Yield the wanted frames, not converted yet; at least one, or MediaError."""
     start = Fraction(start_seconds)
     if fps is None:
         earliest = start - _TIME_STAMP_SECONDS
@@ -232,8 +232,8 @@ def _nearest(
             wanted += step
 
 
-def _stacked(frames: Iterable[np.ndarray], limits: MediaLimits) -> np.ndarray:
-    """uint8 [F, H, W, 3]. One buffer grows in place: a list to stack would hold the video twice."""
+def _stack(frames: Iterable[np.ndarray], limits: MediaLimits) -> np.ndarray:
+    """Stack frames to uint8 [F, H, W, 3]. One buffer grows in place: a list to stack would hold the video twice."""
     frames = iter(frames)
     first = next(frames)
     room = limits.max_decoded_bytes // first.nbytes

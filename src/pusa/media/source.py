@@ -1,7 +1,7 @@
-"""Where media comes from: the limits, the one error, and a look at the first bytes before any decoder sees them.
+"""Open and identify media by the first bytes, within limits, before any decoder sees them.
 
-Every reader opens its input here. What a file is follows from its content, never from its name, and a decoder is only
-ever started for the format that the first bytes announce.
+Every reader opens its input here. The content decides the format, never the name, and a decoder only starts for the
+format that the first bytes announce.
 """
 
 import io
@@ -18,12 +18,12 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 
 class MediaError(ValueError):
-    """Media that cannot be read or written: one line that says what, why and what to do."""
+    """Media that cannot be read or written; the message is one line with the file, the reason and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What one input may cost. Anything above is refused, before decoding wherever the header tells.
+    """Limit the cost of one input. Readers refuse anything above, before they decode wherever the header suffices.
 
     `max_bytes` is the encoded size, `max_pixels` the area of one picture or frame, `max_frames` and `max_seconds` the
     length of a video, `max_decode_seconds` the time spent in decoders (not in the code that consumes the frames), and
@@ -43,7 +43,7 @@ DEFAULT_LIMITS = MediaLimits()
 
 @dataclass(frozen=True)
 class Kind:
-    """A file format as its first bytes announce it; `decoder` is the Pillow format or the FFmpeg demuxer to use."""
+    """A file format that first bytes announce; `decoder` is the Pillow format or the FFmpeg demuxer to use."""
 
     name: str
     holds: Literal["picture", "video", "both", "other"]
@@ -90,8 +90,8 @@ VIDEOS = "MP4, MOV, WebM, MKV, AVI, MPEG, Ogg, GIF or WebP"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An input that passed the first checks: `file` stands at its start, `name` is fit for a one-line message."""
+class OpenSource:
+    """An input that passed the first checks: `file` is at its start, `name` fits into a one-line message."""
 
     file: BinaryIO
     name: str
@@ -100,13 +100,13 @@ class Opened:
 
 
 def one_line(text: object, *, longest: int = 160) -> str:
-    """`text` without line breaks and control characters, and not longer than a message can bear."""
+    """Replace line breaks and control characters of `text` by spaces, and cut it to `longest` characters."""
     line = "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 @contextmanager
-def opened(source: Source, *, limits: MediaLimits, what: str) -> Iterator[Opened]:
+def open_source(source: Source, *, limits: MediaLimits, what: str) -> Iterator[OpenSource]:
     """Open `source` (path, bytes or a seekable binary file, which stays open) for reading from its first byte.
 
     `what` names the thing in messages ("picture", "video"). Raises FileNotFoundError for a missing file and
@@ -114,13 +114,13 @@ def opened(source: Source, *, limits: MediaLimits, what: str) -> Iterator[Opened
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         with io.BytesIO(source) as file:
-            yield _checked(file, f"the {what}", limits)
+            yield _identify(file, f"the {what}", limits)
     elif isinstance(source, (str, os.PathLike)):
         path = _regular_file(os.fspath(source), what)
         with path.open("rb") as file:
-            yield _checked(file, one_line(path), limits)
+            yield _identify(file, one_line(path), limits)
     elif hasattr(source, "read") and hasattr(source, "seek"):
-        yield _checked(source, f"the {what}", limits)
+        yield _identify(source, f"the {what}", limits)
     else:
         raise TypeError(f"a {what} comes from a path, bytes or a binary file, not from {type(source).__name__}")
 
@@ -144,7 +144,7 @@ def _regular_file(text: str, what: str) -> Path:
     return path
 
 
-def _checked(file: BinaryIO, name: str, limits: MediaLimits) -> Opened:
+def _identify(file: BinaryIO, name: str, limits: MediaLimits) -> OpenSource:
     size_bytes = file.seek(0, io.SEEK_END)
     if size_bytes == 0:
         raise MediaError(f"{name} is empty (0 bytes); copy or export it again")
@@ -157,15 +157,15 @@ def _checked(file: BinaryIO, name: str, limits: MediaLimits) -> Opened:
     head = file.read(_SNIFFED_BYTES)
     file.seek(0)
     kind = next((kind for pattern, kind in _SIGNATURES if pattern.match(head)), _UNKNOWN)
-    return Opened(file, name, kind, size_bytes)
+    return OpenSource(file, name, kind, size_bytes)
 
 
 @contextmanager
-def explained(name: str, kind: Kind) -> Iterator[None]:
-    """Turn whatever a decoder raises on bad bytes into one MediaError line, with the cause chained.
+def wrap_decoder_errors(name: str, kind: Kind) -> Iterator[None]:
+    """Raise any error of a decoder as a MediaError of one line, with the cause chained.
 
     Mutated files make FFmpeg and Pillow raise nearly anything (EOFError, MemoryError, UnicodeDecodeError,
-    AssertionError, struct.error and more), so the net is wide on purpose.
+    AssertionError, struct.error and more), so every Exception is caught on purpose.
     """
     try:
         yield
@@ -179,8 +179,8 @@ def explained(name: str, kind: Kind) -> Iterator[None]:
         ) from error
 
 
-def check_complete(media: Opened) -> None:
-    """Refuse a video that ends before its own headers say: FFmpeg often just stops early there, without an error.
+def check_complete(media: OpenSource) -> None:
+    """Raise MediaError for a video that ends before its headers say; FFmpeg often just stops there, without an error.
 
     MPEG, MPEG-TS and Ogg are streams that may end anywhere. Leaves `media.file` at its start.
     """
@@ -205,7 +205,7 @@ def check_complete(media: Opened) -> None:
         )
 
 
-def _mp4_end(media: Opened) -> int:
+def _mp4_end(media: OpenSource) -> int:
     end = 0
     while end < media.size_bytes:
         media.file.seek(end)
@@ -219,12 +219,12 @@ def _mp4_end(media: Opened) -> int:
     return end
 
 
-def _matroska_end(media: Opened) -> int:
+def _matroska_end(media: OpenSource) -> int:
     end = 0
     for _ in range(2):  # the EBML header, then the segment that holds all the rest
         media.file.seek(end + 4)
         first = int.from_bytes(media.file.read(1), "big")
-        length = 9 - first.bit_length()  # bytes of this size field, told by its leading zero bits
+        length = 9 - first.bit_length()  # bytes of this size field, the number of its leading zero bits plus one
         size = (first << 8 * (length - 1)) + int.from_bytes(media.file.read(length - 1), "big")
         size -= 1 << 7 * length  # the marker bit
         if length > 8 or size == (1 << 7 * length) - 1:  # no size field, or "unknown", as live recordings have

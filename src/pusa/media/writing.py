@@ -1,4 +1,4 @@
-"""Video out, chunk by chunk, with the request inside; a name appears only once its file is complete."""
+"""Write videos chunk by chunk with their request inside; a file appears under its name once it is complete."""
 
 import json
 import os
@@ -28,10 +28,10 @@ _NUMBERED = re.compile(r"[^%]*%0?\d{0,2}d[^%]*\.png")
 
 
 def to_uint8(frames: Any) -> np.ndarray:
-    """Decoded frames to pixels: float [3, n, H, W] or [1, 3, n, H, W] in -1..1 -> uint8 [n, H, W, 3].
+    """Convert decoded frames to pixels: float [3, n, H, W] or [1, 3, n, H, W] in -1..1 -> uint8 [n, H, W, 3].
 
     Takes a NumPy array or a torch tensor (any device and float type; only the bytes leave the device). Values outside
-    are clamped, halves go to the even neighbour. Raises ValueError for another shape and for NaN or infinity.
+    are clamped, halves are rounded to even. Raises ValueError for another shape and for NaN or infinity.
     """
     if frames.ndim == 5 and frames.shape[0] == 1:
         frames = frames[0]
@@ -51,7 +51,7 @@ _unfinished: set[Path] = set()
 
 
 def discard_unfinished() -> None:
-    """Remove what open writers have written: for a program that is about to end without unwinding its threads."""
+    """Remove the temporary files of open writers, for a program about to end without unwinding its threads."""
     for temporary in list(_unfinished):
         _remove(temporary)
 
@@ -64,13 +64,13 @@ def _remove(temporary: Path) -> None:
 
 
 class VideoWriter:
-    """Write frames to a video while they are being made.
+    """Write frames to a video while the model generates them.
 
         with VideoWriter("clip.mp4", width=832, height=480, metadata=request) as writer:
             for chunk in chunks:
                 writer.write(chunk)
 
-    The name decides the format:
+    The suffix decides the format:
 
     - `.mp4`: H.264 that browsers play at once (yuv420p, BT.709, index in front). Width and height must be even.
     - `.gif`: at most 256 colours per frame, times rounded to GIF's 1/100 s.
@@ -92,7 +92,7 @@ class VideoWriter:
     Raises:
         ValueError: a format, size or rate that cannot be written.
         FileNotFoundError: the folder to write into is missing.
-        MediaError: the name is taken by a folder, or no frame came.
+        MediaError: a folder has the name, or no frame was written.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class VideoWriter:
         flush(self._target.parent)
 
     def _discard(self) -> None:
-        """Close what is open and remove the temporary name, of which nothing is left after a rename."""
+        """Close the encoder and remove the temporary file, which a rename has already moved away."""
         temporary = self._output.path
         try:
             if self._encoder is not None:

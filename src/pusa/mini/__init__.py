@@ -1,1 +1,1 @@
-"""The embedded model: weights, world, recipe, evaluation, the paper in small. The product works without this folder."""
+"""Provide the embedded model: weights, world, recipe, evaluation, paper in small. The product works without it."""

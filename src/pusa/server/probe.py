@@ -11,7 +11,7 @@ import sys
 from typing import Any, BinaryIO
 
 from pusa.media import MediaError, MediaLimits, probe_video, read_image
-from pusa.media.source import opened
+from pusa.media.source import open_source
 
 _SUFFIXES = {
     "PNG": ".png",
@@ -52,7 +52,7 @@ def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -
     Raises:
         MediaError: the file is neither, is damaged or exceeds a limit.
     """
-    with opened(file, limits=limits, what=expected_kind or "file") as media:
+    with open_source(file, limits=limits, what=expected_kind or "file") as media:
         kind = media.kind
     file.seek(0)
     if kind.holds == "both" and expected_kind is None:

@@ -1,8 +1,8 @@
-"""``pusa eval mini``: does a model of the small world do what it is told and shown? Ground truth is known, so measure.
+"""Measure how well a model of the small world follows captions and pictures (``pusa eval mini``).
 
-Every part is a function from a bench to tables and contact sheets. In a table each row is a way to make the clips and
-each column a measure; the row of real clips through the VAE is what the same measure says of the truth (the ceiling).
-Seeds are fixed: the same model gives the same figures.
+Each part is a function from an `Evaluator` to tables and contact sheets. A row of a table is a way to generate clips,
+a column a measure; the row of real clips through the VAE applies the measure to the ground truth (the ceiling). Seeds
+are fixed: the same model gives the same figures.
 """
 
 import json
@@ -19,12 +19,12 @@ from torch import Tensor
 from pusa.conditions import PusaCondition
 from pusa.evaluation.metrics import Figure, drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
 from pusa.media import to_uint8
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.evaluation import joints
 from pusa.mini.evaluation.photographs import PhotographWorld
 from pusa.mini.evaluation.probes import DISTORTIONS
 from pusa.mini.evaluation.report import as_markdown
-from pusa.mini.evaluation.setup import Bench, Clips, image_of
+from pusa.mini.evaluation.setup import Clips, Evaluator, image_of
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions, draw_scenes
 from pusa.positions import frames_of, latent_frames
@@ -35,7 +35,7 @@ CLIPS = 32
 """Clips of a combination of settings in text-to-video, at the model's own number of steps; other parts take a share."""
 
 REAL = "real clips through the VAE"
-_LASTING = tuple(name for name in MOTIONS if name != "fade")  # what the thing is still there after
+_LASTING = tuple(name for name in MOTIONS if name != "fade")  # the thing is still visible at the end
 _STRIPS = 8  # clips in a contact sheet
 
 Row = dict[str, Figure]
@@ -44,13 +44,13 @@ Table = dict[str, Row]
 
 @dataclass
 class Part:
-    """What a part has found: tables by title, and rows of a contact sheet."""
+    """The results of a part: tables by title, and rows of a contact sheet."""
 
     tables: dict[str, Table] = field(default_factory=dict)
     strips: list[Strip] = field(default_factory=list)
 
     def show(self, labels: Iterable[str], video: Tensor, held: Sequence[int] = ()) -> None:
-        """Add clips ``[B, 3, F, H, W]`` to the sheet, `held` being the frames that were given."""
+        """Add clips ``[B, 3, F, H, W]`` to the sheet; `held` are the frames that the model was given."""
         for label, clip in zip(labels, video, strict=False):
             self.strips.append(Strip(label, to_uint8(clip[None]), held=held))
 
@@ -58,37 +58,39 @@ class Part:
 # ---- the parts -------------------------------------------------------------------------------------------------------
 
 
-def probes(bench: Bench, clips: int, **_: Any) -> Part:
-    """What the probes make of real clips, of the VAE's, of grey and wrongly coloured ones, and of other things."""
+def probes(evaluator: Evaluator, clips: int, **_: Any) -> Part:
+    """Measure the probes on real, reconstructed, grey and wrongly coloured clips, and on things they do not know."""
     table: Table = {}
-    real = bench.real(bench.scenes(clips, seed=41))
+    real = evaluator.real(evaluator.scenes(clips, seed=41))
     for kind, video in (("real clips", real.video), (REAL, real.rebuilt)):
-        table[kind] = bench.shown(real.scenes, video)
+        table[kind] = evaluator.caption_figures(real.scenes, video)
         for name, distorted in DISTORTIONS.items():
-            table[f"{kind}, {name}"] = bench.named(real.scenes, bench.judge(distorted(video)))
-    table["chance"] = bench.chance()
+            table[f"{kind}, {name}"] = evaluator.probe_figures(real.scenes, evaluator.classify(distorted(video)))
+    table["chance"] = evaluator.chance()
     part = Part({"the probes on clips whose truth is known": table})
-    others = draw_scenes(40 * clips, seed=42, things=bench.world.things)
-    others = others[(others.thing >= bench.things) & (others.second < 0)][:clips]
-    if len(others):
-        seen = bench.judge(bench.world.render(others, bench.defaults.num_frames, size=bench.defaults.width)[0])
-        called = {"called one of the model's things": rate(seen.thing < bench.things)}
-        wrong = torch.roll(real.scenes.thing, 1)
-        apart = real.scenes.thing != wrong
-        named = bench.matcher.track(real.rebuilt[apart], wrong[apart])
+    other_things = draw_scenes(40 * clips, seed=42, things=evaluator.world.things)
+    other_things = other_things[(other_things.thing >= evaluator.things) & (other_things.second < 0)][:clips]
+    if len(other_things):
+        predictions = evaluator.classify(
+            evaluator.world.render(other_things, evaluator.defaults.num_frames, size=evaluator.defaults.width)[0]
+        )
+        called = {"called one of the model's things": rate(predictions.thing < evaluator.things)}
+        other_thing = torch.roll(real.scenes.thing, 1)
+        apart = real.scenes.thing != other_thing
+        named = evaluator.matcher.track(real.rebuilt[apart], other_thing[apart])
         part.tables["the probes on what they should not find"] = {
             "real clips of other things": called,
-            f"{REAL}, looked through for another sprite": {"sprite match": mean(bench.sprite_match(named))},
+            f"{REAL}, looked through for another sprite": {"sprite match": mean(evaluator.sprite_match(named))},
         }
     return part
 
 
-def vae(bench: Bench, clips: int, *, photographs: PhotographWorld | None = None, **_: Any) -> Part:
-    """PSNR of reconstructions."""
+def vae(evaluator: Evaluator, clips: int, *, photographs: PhotographWorld | None = None, **_: Any) -> Part:
+    """Measure the PSNR of the VAE's reconstructions."""
     table: Table = {}
-    sets = {"held-out clips": bench.real(bench.scenes(clips, seed=51, held_out=True))}
+    sets = {"held-out clips": evaluator.real(evaluator.scenes(clips, seed=51, held_out=True))}
     if photographs is not None:
-        sets["photographs never trained on, the camera moving"] = photographs.clips(bench, clips)
+        sets["photographs never trained on, the camera moving"] = photographs.clips(evaluator, clips)
     for name, real in sets.items():
         db = psnr(real.rebuilt, real.video)
         table[name] = {
@@ -99,58 +101,58 @@ def vae(bench: Bench, clips: int, *, photographs: PhotographWorld | None = None,
     return Part({"the VAE": table})
 
 
-def text_to_video(bench: Bench, clips: int, *, steps: Sequence[int], **_: Any) -> Part:
-    """Whether clips show what their captions name: combinations that training may have drawn, and those held out."""
+def text_to_video(evaluator: Evaluator, clips: int, *, steps: Sequence[int], **_: Any) -> Part:
+    """Measure how often clips show what their captions name, for trained and for held-out combinations."""
     part = Part()
-    own = bench.defaults.steps
+    default_steps = evaluator.defaults.steps
     for title, held_out, seed in (("trained combinations", False, 61), ("held-out combinations", True, 62)):
-        scenes = bench.scenes(clips, seed=seed, held_out=held_out)
+        scenes = evaluator.scenes(clips, seed=seed, held_out=held_out)
         texts = captions(scenes)
-        table: Table = {REAL: bench.shown(scenes, bench.real(scenes).rebuilt)}
+        table: Table = {REAL: evaluator.caption_figures(scenes, evaluator.real(scenes).rebuilt)}
         for number in steps:
-            # Fewer clips where they are dear, and where they are only for comparison.
-            count = clips if number == own else max(2, round(clips * min(0.6, own / number)))
-            video = bench.decode(bench.denoise(texts[:count], steps=number, seed=1000))
-            table[f"{number} steps"] = bench.shown(scenes[:count], video)
-            if number == own or own not in steps:
+            # Fewer clips where more steps cost more, and where they are only for comparison.
+            count = clips if number == default_steps else max(2, round(clips * min(0.6, default_steps / number)))
+            video = evaluator.decode(evaluator.denoise(texts[:count], steps=number, seed=1000))
+            table[f"{number} steps"] = evaluator.caption_figures(scenes[:count], video)
+            if number == default_steps or default_steps not in steps:
                 part.show((f"{title}, {number} steps: {text}" for text in texts[:_STRIPS]), video)
-        if bench.has_adapter:
+        if evaluator.has_adapter:
             count = max(2, round(0.4 * clips))
-            with bench.without_adapter():
-                video = bench.decode(bench.denoise(texts[:count], seed=1000))
-            table[f"{own} steps, without the adapter"] = bench.shown(scenes[:count], video)
-        table["chance"] = bench.chance()
+            with evaluator.without_adapter():
+                video = evaluator.decode(evaluator.denoise(texts[:count], seed=1000))
+            table[f"{default_steps} steps, without the adapter"] = evaluator.caption_figures(scenes[:count], video)
+        table["chance"] = evaluator.chance()
         part.tables[f"text to video, {title}"] = table
     return part
 
 
-def image_to_video(bench: Bench, clips: int, *, photographs: PhotographWorld | None = None, **_: Any) -> Part:
-    """From the first frame of held-out clips, and of photographs, with their captions and without a word."""
+def image_to_video(evaluator: Evaluator, clips: int, *, photographs: PhotographWorld | None = None, **_: Any) -> Part:
+    """Measure clips from the first frames of held-out clips and of photographs, with and without captions."""
     part = Part()
-    real = bench.real(bench.scenes(_share(clips, 0.4), seed=71, held_out=True, motions=_LASTING))
-    table: Table = {REAL: _kept_row(bench, real, real.latents, real.rebuilt)}
-    for name, texts, noise, adapted in _ways(bench, captions(real.scenes)):
-        latents = _from_first_frames(bench, real, texts, noise, adapted)
-        video = bench.decode(latents)
-        table[name] = _kept_row(bench, real, latents, video)
+    real = evaluator.real(evaluator.scenes(_share(clips, 0.4), seed=71, held_out=True, motions=_LASTING))
+    table: Table = {REAL: _kept_row(evaluator, real, real.latents, real.rebuilt)}
+    for name, texts, noise, adapted in _ways(evaluator, captions(real.scenes)):
+        latents = _from_first_frames(evaluator, real, texts, noise, adapted)
+        video = evaluator.decode(latents)
+        table[name] = _kept_row(evaluator, real, latents, video)
         part.show((f"{name}: {text or 'no caption'}" for text in texts[: _STRIPS // 2]), video, held=[0])
     part.tables["image to video, held-out clips"] = table
     if photographs is not None:
-        pictured = photographs.clips(bench, _share(clips, 0.4))
-        table = {REAL: _photograph_row(bench, photographs, pictured, pictured.latents, pictured.rebuilt)}
-        for name, texts, noise, adapted in _ways(bench, captions(pictured.scenes)):
-            latents = _from_first_frames(bench, pictured, texts, noise, adapted)
-            video = bench.decode(latents)
-            table[name] = _photograph_row(bench, photographs, pictured, latents, video)
+        pictures = photographs.clips(evaluator, _share(clips, 0.4))
+        table = {REAL: _photograph_row(evaluator, photographs, pictures, pictures.latents, pictures.rebuilt)}
+        for name, texts, noise, adapted in _ways(evaluator, captions(pictures.scenes)):
+            latents = _from_first_frames(evaluator, pictures, texts, noise, adapted)
+            video = evaluator.decode(latents)
+            table[name] = _photograph_row(evaluator, photographs, pictures, latents, video)
             part.show((f"{name}: {text or 'no caption'}" for text in texts[: _STRIPS // 2]), video, held=[0])
         part.tables["image to video, photographs never trained on"] = table
     return part
 
 
-def _ways(bench: Bench, texts: list[str]) -> list[tuple[str, list[str], float, bool]]:
-    """Name, captions, noise multiplier and whether the adapter acts."""
+def _ways(evaluator: Evaluator, texts: list[str]) -> list[tuple[str, list[str], float, bool]]:
+    """List the ways to generate: name, captions, noise multiplier, and True if the adapter acts."""
     silent = [""] * len(texts)
-    if not bench.has_adapter:
+    if not evaluator.has_adapter:
         return [("with captions", texts, 0.0, True), ("without captions", silent, 0.0, True)]
     return [
         ("with captions", texts, 0.0, True),
@@ -161,12 +163,12 @@ def _ways(bench: Bench, texts: list[str]) -> list[tuple[str, list[str], float, b
     ]
 
 
-def _from_first_frames(bench: Bench, real: Clips, texts: Sequence[str], noise: float, adapted: bool) -> Tensor:
+def _from_first_frames(evaluator: Evaluator, real: Clips, texts: Sequence[str], noise: float, adapted: bool) -> Tensor:
     conditions = [[PusaCondition(image=image_of(clip, 0), noise_multiplier=noise)] for clip in real.video]
     if adapted:
-        return bench.denoise(texts, conditions, seed=2000)
-    with bench.without_adapter():
-        return bench.denoise(texts, conditions, seed=2000)
+        return evaluator.denoise(texts, conditions, seed=2000)
+    with evaluator.without_adapter():
+        return evaluator.denoise(texts, conditions, seed=2000)
 
 
 def _beginning(real: Clips, latents: Tensor, video: Tensor) -> Row:
@@ -179,67 +181,69 @@ def _beginning(real: Clips, latents: Tensor, video: Tensor) -> Row:
     }
 
 
-def _kept_row(bench: Bench, real: Clips, latents: Tensor, video: Tensor) -> Row:
-    seen = bench.judge(video)
-    track = bench.matcher.track(video, real.scenes.thing)
+def _kept_row(evaluator: Evaluator, real: Clips, latents: Tensor, video: Tensor) -> Row:
+    predictions = evaluator.classify(video)
+    track = evaluator.matcher.track(video, real.scenes.thing)
     return _beginning(real, latents, video) | {
-        "thing at the end": rate(bench.thing_in(video[:, :, -3:]) == real.scenes.thing),
+        "thing at the end": rate(evaluator.thing_in(video[:, :, -3:]) == real.scenes.thing),
         "sprite match at the end": mean(track.score[:, -1]),
-        "motion": rate(seen.motion == real.scenes.motion),
-        "camera": rate((seen.camera == real.scenes.camera)[real.scenes.camera > 0]),
-        "Frechet": bench.frechet(seen.features),
+        "motion": rate(predictions.motion == real.scenes.motion),
+        "camera": rate((predictions.camera == real.scenes.camera)[real.scenes.camera > 0]),
+        "Frechet": evaluator.frechet(predictions.features),
     }
 
 
-def _photograph_row(bench: Bench, photographs: PhotographWorld, real: Clips, latents: Tensor, video: Tensor) -> Row:
-    seen = bench.judge(video)
+def _photograph_row(
+    evaluator: Evaluator, photographs: PhotographWorld, real: Clips, latents: Tensor, video: Tensor
+) -> Row:
+    predictions = evaluator.classify(video)
     sharp, true_sharp = sharpness(video), sharpness(real.rebuilt)
     return _beginning(real, latents, video) | {
-        "last frame, dB": mean(photographs.nearest_end(bench, real, video[:, :, -1:])),
+        "last frame, dB": mean(photographs.nearest_end(evaluator, real, video[:, :, -1:])),
         "sharpness kept": ratio(sharp[:, -1] / sharp[:, 0], true_sharp[:, -1] / true_sharp[:, 0]),
         "colour drift": mean(drift(video, 4).colour),
-        "camera": rate(seen.camera == real.scenes.camera),
+        "camera": rate(predictions.camera == real.scenes.camera),
     }
 
 
-def start_end(bench: Bench, clips: int, **_: Any) -> Part:
-    """From the first and the last frame of held-out clips."""
-    return _keyframes(bench, clips, "start and end", places=(0, -1), seed=81)
+def start_end(evaluator: Evaluator, clips: int, **_: Any) -> Part:
+    """Measure clips from the first and the last frame of held-out clips."""
+    return _keyframes(evaluator, clips, "start and end", places=(0, -1), seed=81)
 
 
-def keyframes(bench: Bench, clips: int, **_: Any) -> Part:
-    """From the first, the middle and the last frame of held-out clips."""
-    middle = latent_frames(bench.defaults.num_frames) // 2
-    return _keyframes(bench, clips, "keyframes", places=(0, middle, -1), seed=82)
+def keyframes(evaluator: Evaluator, clips: int, **_: Any) -> Part:
+    """Measure clips from the first, the middle and the last frame of held-out clips."""
+    middle = latent_frames(evaluator.defaults.num_frames) // 2
+    return _keyframes(evaluator, clips, "keyframes", places=(0, middle, -1), seed=82)
 
 
-def _keyframes(bench: Bench, clips: int, title: str, *, places: tuple[int, ...], seed: int) -> Part:
+def _keyframes(evaluator: Evaluator, clips: int, title: str, *, places: tuple[int, ...], seed: int) -> Part:
     part = Part()
-    count = latent_frames(bench.defaults.num_frames)
+    count = latent_frames(evaluator.defaults.num_frames)
     fixed = [frames_of(place % count + 1) - 1 for place in places]  # the last of the frames that a place stands for
-    real = bench.real(bench.scenes(_share(clips, 0.25), seed=seed, held_out=True, motions=_LASTING))
+    real = evaluator.real(evaluator.scenes(_share(clips, 0.25), seed=seed, held_out=True, motions=_LASTING))
     texts = captions(real.scenes)
     conditions = [
         [
-            PusaCondition(image=image_of(clip, frame), latent_index=p, encode=bench.defaults.encode)
+            PusaCondition(image=image_of(clip, frame), latent_index=p, encode=evaluator.defaults.encode)
             for frame, p in zip(fixed, places, strict=True)
         ]
         for clip in real.video
     ]
-    table: Table = {REAL: _between_row(bench, real, real.rebuilt, fixed)}
-    video = bench.decode(bench.denoise(texts, conditions, seed=3000))
-    table["with captions"] = _between_row(bench, real, video, fixed)
+    table: Table = {REAL: _between_row(evaluator, real, real.rebuilt, fixed)}
+    video = evaluator.decode(evaluator.denoise(texts, conditions, seed=3000))
+    table["with captions"] = _between_row(evaluator, real, video, fixed)
     part.show((f"{title}: {text}" for text in texts[:_STRIPS]), video, held=fixed)
-    if bench.has_adapter:
-        with bench.without_adapter():
-            base = bench.decode(bench.denoise(texts, conditions, seed=3000))
-        table["with captions, without the adapter"] = _between_row(bench, real, base, fixed)
+    if evaluator.has_adapter:
+        with evaluator.without_adapter():
+            base = evaluator.decode(evaluator.denoise(texts, conditions, seed=3000))
+        table["with captions, without the adapter"] = _between_row(evaluator, real, base, fixed)
         part.show((f"{title}, without the adapter: {text}" for text in texts[: _STRIPS // 4]), base, held=fixed)
     part.tables[title] = table
     return part
 
 
-def _between_row(bench: Bench, real: Clips, video: Tensor, fixed: list[int]) -> Row:
+def _between_row(evaluator: Evaluator, real: Clips, video: Tensor, fixed: list[int]) -> Row:
     db = psnr(video, real.video)
     free = [frame for frame in range(video.shape[2]) if frame not in fixed]
     names = ["first given frame, dB", *[f"given frame {frame}, dB" for frame in fixed[1:-1]], "last given frame, dB"]
@@ -247,33 +251,33 @@ def _between_row(bench: Bench, real: Clips, video: Tensor, fixed: list[int]) -> 
         **{name: mean(db[:, frame]) for name, frame in zip(names, fixed, strict=True)},
         "between, dB": mean(db[:, free].mean(1)),
         "unevenness": mean(unevenness(video)),
-        "thing in the middle": rate(_middle(bench, video) == real.scenes.thing),
-        "Frechet": bench.frechet(bench.judge(video).features),
+        "thing in the middle": rate(_middle(evaluator, video) == real.scenes.thing),
+        "Frechet": evaluator.frechet(evaluator.classify(video).features),
     }
 
 
-def _middle(bench: Bench, video: Tensor) -> Tensor:
+def _middle(evaluator: Evaluator, video: Tensor) -> Tensor:
     middle = video.shape[2] // 4  # far from all that is given
-    return bench.thing_in(video[:, :, middle : middle + 3])
+    return evaluator.thing_in(video[:, :, middle : middle + 3])
 
 
-def extension(bench: Bench, clips: int, *, out: Path, **_: Any) -> Part:
-    """Five extensions of held-out clips, one after another."""
-    return _joined(joints.extension(bench, _share(clips, 0.1), out))
+def extension(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
+    """Measure five successive extensions of held-out clips."""
+    return _part_of(joints.extension(evaluator, _share(clips, 0.1), out))
 
 
-def transition(bench: Bench, clips: int, *, out: Path, **_: Any) -> Part:
-    """From one held-out clip to another."""
-    return _joined(joints.transition(bench, _share(clips, 0.1), out))
+def transition(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
+    """Measure transitions from one held-out clip to another."""
+    return _part_of(joints.transition(evaluator, _share(clips, 0.1), out))
 
 
-def loop(bench: Bench, clips: int, *, out: Path, **_: Any) -> Part:
-    """Clips whose end runs into their beginning."""
-    return _joined(joints.loop(bench, _share(clips, 0.1), out))
+def loop(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
+    """Measure clips whose end runs into their beginning."""
+    return _part_of(joints.loop(evaluator, _share(clips, 0.1), out))
 
 
-def _joined(result: joints.Joined) -> Part:
-    return Part({result.title: result.table}, [Strip(label, frames) for label, frames in result.films])
+def _part_of(result: joints.JoinResult) -> Part:
+    return Part({result.title: result.table}, [Strip(label, frames) for label, frames in result.videos])
 
 
 def _share(clips: int, share: float) -> int:
@@ -293,11 +297,11 @@ PARTS: dict[str, Callable[..., Part]] = {
 }
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
+# ---- the report ------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
-    bench: Bench,
+    evaluator: Evaluator,
     out: Path,
     *,
     parts: Sequence[str] = tuple(PARTS),
@@ -305,10 +309,10 @@ def evaluate(
     steps: Sequence[int] = (4, 10, 30),
     photographs: PhotographWorld | None = None,
 ) -> dict[str, Any]:
-    """Do the parts one after another.
+    """Run the parts one after another and write the report after each.
 
     Args:
-        bench: of the model, see `pusa.mini.evaluation.setup.load_bench`.
+        evaluator: the model with its world and probes, see `pusa.mini.evaluation.setup.load_evaluator`.
         out: folder for ``report.json`` and ``report.md``, written after each part, and a contact sheet per part. Parts
             that an earlier run has left there stay, if they are of the same model and are not done again.
         clips: see `CLIPS`.
@@ -324,14 +328,14 @@ def evaluate(
         raise ValueError(f"no part is called {unknown[0]!r}: there are {', '.join(PARTS)}")
     out.mkdir(parents=True, exist_ok=True)
     settings = {
-        "model": bench.model,
-        "size": bench.defaults.width,
-        "frames": bench.defaults.num_frames,
-        "things": bench.things,
-        "steps": bench.defaults.steps,
-        "guidance": bench.defaults.guidance,
-        "alpha": bench.defaults.alpha if bench.has_adapter else None,
-        "weights": bench.digest(),
+        "model": evaluator.model,
+        "size": evaluator.defaults.width,
+        "frames": evaluator.defaults.num_frames,
+        "things": evaluator.things,
+        "steps": evaluator.defaults.steps,
+        "guidance": evaluator.defaults.guidance,
+        "alpha": evaluator.defaults.alpha if evaluator.has_adapter else None,
+        "weights": evaluator.digest(),
     }
     file = out / "report.json"
     report: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
@@ -341,13 +345,15 @@ def evaluate(
         if name not in parts:
             continue
         began = time.monotonic()
-        part = PARTS[name](bench, clips, steps=steps, photographs=photographs, out=out)
+        part = PARTS[name](evaluator, clips, steps=steps, photographs=photographs, out=out)
         seconds = time.monotonic() - began
         report["parts"][name] = {"clips": clips, "seconds": round(seconds, 1), "tables": part.tables}
         if part.strips:
-            picture = sheet(part.strips, columns=9, cell_width=112, title=f"pusa eval mini, {name}: {bench.model}")
+            picture = strip_sheet(
+                part.strips, columns=9, cell_width=112, title=f"pusa eval mini, {name}: {evaluator.model}"
+            )
             write_picture(picture, out / f"{name}.png")
-        report["parts"] = {known: report["parts"][known] for known in PARTS if known in report["parts"]}
+        report["parts"] = {part_name: report["parts"][part_name] for part_name in PARTS if part_name in report["parts"]}
         file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         (out / "report.md").write_text(as_markdown(report))
         logger.info("%s: %.0f s", name, seconds)

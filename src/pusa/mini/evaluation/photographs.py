@@ -1,4 +1,4 @@
-"""Photographs that no model here was trained on, filmed by the world's camera: the truth is known for them, too."""
+"""Render clips of photographs that no model here was trained on, under the moving cameras of the world."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from pusa.mini.world.vocabulary import CAMERAS, THINGS
 from pusa.mini.world.world import PHOTOGRAPH, Scenes, World
 
 if TYPE_CHECKING:
-    from pusa.mini.evaluation.setup import Bench, Clips
+    from pusa.mini.evaluation.setup import Clips, Evaluator
 
 _INSTALLED = (
     ("skimage", "data", ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")),
@@ -25,8 +25,8 @@ _INSTALLED = (
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def installed() -> list[Path]:
-    """The photographs inside scikit-image and scikit-learn, as far as these are installed."""
+def installed_photographs() -> list[Path]:
+    """List the photographs inside scikit-image and scikit-learn, if these are installed."""
     found: list[Path] = []
     for package, folder, names in _INSTALLED:
         spec = find_spec(package)
@@ -35,8 +35,8 @@ def installed() -> list[Path]:
     return found
 
 
-def found_in(places: Sequence[Path]) -> list[Path]:
-    """Files, and the JPEG, PNG and WebP files in folders."""
+def list_photographs(places: Sequence[Path]) -> list[Path]:
+    """List the files among `places`, and the JPEG, PNG and WebP files in its folders."""
     files: list[Path] = []
     for place in places:
         files += sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES) if place.is_dir() else [place]
@@ -47,7 +47,7 @@ class PhotographWorld:
     """Photographs, the largest square of each, before a camera that pans and zooms.
 
     Args:
-        files: pictures; they are the bench's own and nothing is written to them.
+        files: pictures, which are only read.
         motion_frames: frames that a camera move takes.
 
     Raises:
@@ -63,18 +63,18 @@ class PhotographWorld:
             torch.zeros(len(THINGS), 4, 16, 16), (torch.stack(squares) + 1) / 2, variants=1, motion_frames=motion_frames
         )
 
-    def clips(self, bench: "Bench", count: int) -> "Clips":
-        """Clips of all photographs in turn under all moving cameras in turn."""
+    def clips(self, evaluator: "Evaluator", count: int) -> "Clips":
+        """Render `count` clips of all photographs in turn under all moving cameras in turn."""
         number = torch.arange(count)
         camera = (number + number // self.count) % (len(CAMERAS) - 1) + 1
-        return bench.real(self._scenes(number % self.count, camera), world=self.world)
+        return evaluator.real(self._scenes(number % self.count, camera), world=self.world)
 
-    def nearest_end(self, bench: "Bench", real: "Clips", frames: Tensor) -> Tensor:
-        """PSNR in dB of last frames ``[B, 3, 1, H, W]`` against those of whichever camera comes nearest: ``[B]``.
+    def nearest_end(self, evaluator: "Evaluator", real: "Clips", frames: Tensor) -> Tensor:
+        """Compute the PSNR in dB of last frames ``[B, 3, 1, H, W]`` against those of the nearest camera: ``[B]``.
 
-        So a clip without a caption may pan or zoom as it likes, if the picture stays what it is.
+        A clip without a caption may thus pan or zoom freely, as long as the picture stays the same.
         """
-        last, size = bench.defaults.num_frames - 1, bench.defaults.width
+        last, size = evaluator.defaults.num_frames - 1, evaluator.defaults.width
         best = torch.full((len(frames),), -torch.inf)
         for camera in range(len(CAMERAS)):
             scenes = Scenes(**{**vars(real.scenes), "camera": torch.full_like(real.scenes.camera, camera)})

@@ -1,4 +1,4 @@
-"""Line charts as SVG text: small, sharp at any size, and no library is needed to draw them."""
+"""Draw line charts as SVG text, without a plotting library."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 COLOURS = ("#0b6e99", "#c8502d", "#8a8f2a", "#7a4fa3", "#2e8b57", "#b0894f", "#555555")
-"""Of series, in their order."""
+"""Colours of series, in their order."""
 
 _WIDTH, _HEIGHT = 420, 300  # of a panel
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 34, 44  # around its axes
@@ -15,7 +15,7 @@ _LEGEND_LINE = 20
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one line, with error bars of one standard error on either side where `errors` are given.
+    """Points of one line, with bars of one standard error on either side if `errors` are given.
 
     A series of one value in `ys` and none in `xs` is a horizontal line.
     """
@@ -38,7 +38,7 @@ class Panel:
 
 
 def figure(panels: Sequence[Panel], *, columns: int = 2) -> str:
-    """Panels side by side over one legend; series of one name have one colour.
+    """Draw panels side by side over one legend; series of one name have one colour.
 
     Raises:
         ValueError: no panel, or one without a finite point.
@@ -130,7 +130,7 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str =
 
 
 def ticks_of(low: float, high: float) -> list[float]:
-    """A few round numbers, eight at most, that hold low and high between them."""
+    """Choose at most eight round numbers whose range includes low and high."""
     if low == high:
         low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
     span = high - low

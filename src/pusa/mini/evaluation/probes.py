@@ -1,9 +1,9 @@
-"""Small classifiers that say what a clip of the small world shows, and features to compare sets of clips by.
+"""Train small classifiers of clips of the small world; their features also compare sets of clips.
 
-The frame probe names the thing and the place of single frames. It is trained on what the VAE makes of drawn clips, and
-on drawn frames, with colours shifted, turned and taken away: colour alone is of little use to it, so it looks at shape.
-Things that it does not know, and no thing at all, are one more class, so that a blob need not be called something.
-The motion probe sees a few small frames of a whole clip at once and names the thing's motion and the camera's.
+The frame probe classifies the thing and the place of single frames. It is trained on reconstructions by the VAE and on
+drawn frames, with colours shifted, rotated and removed: colour alone is of little use, so it learns shape. Unknown
+things and no thing at all are one more class, so that a blob need not be a known thing. The motion probe classifies the
+motion of the thing and of the camera from a few small frames of a whole clip.
 """
 
 import copy
@@ -30,7 +30,7 @@ from pusa.models.vae import decode_video, encode_video
 logger = logging.getLogger(__name__)
 
 FRAME_SIZE, MOTION_SIZE = 64, 48  # pixels that the probes see, whatever the size of the clip
-MOTION_FRAMES, LOOKS = 9, 5  # frames of a clip that the motion probe, and the frame probe, look at
+MOTION_FRAMES, CLASSIFIED_FRAMES = 9, 5  # frames of a clip that the motion probe and the frame probe see
 _FEATURES = 64
 _BATCH = 64
 
@@ -89,8 +89,8 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What the probes see in B clips: probabilities, and features ``[B, 128]``.
+class Predictions:
+    """Probabilities that the probes predict for B clips, and features ``[B, 128]``.
 
     `things` is ``[B, L, T + 1]`` for each of L frames, `places` ``[B, P + 1]``, `motions` and `cameras` of the clip.
     """
@@ -103,7 +103,7 @@ class Verdicts:
 
     @property
     def thing(self) -> Tensor:
-        """The thing of each clip, ``[B]``; one more than the last is another one or none."""
+        """Return the likeliest thing of each clip, ``[B]``; `things` itself stands for another one or none."""
         return self.things.mean(dim=1).argmax(dim=1)
 
     @property
@@ -116,7 +116,7 @@ class Verdicts:
 
     @property
     def direction(self) -> Tensor:
-        """The likeliest of left, right, up and down, as an index into `MOTIONS`."""
+        """Return the likeliest of left, right, up and down, ``[B]`` indices into `MOTIONS`."""
         return DIRECTIONS[self.motions[:, DIRECTIONS].argmax(dim=1)]
 
     @property
@@ -124,8 +124,8 @@ class Verdicts:
         return self.cameras.argmax(dim=1)
 
     @classmethod
-    def cat(cls, parts: Sequence["Verdicts"]) -> "Verdicts":
-        """Those of several batches."""
+    def cat(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Concatenate the predictions of several batches."""
         return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
@@ -139,30 +139,30 @@ class Probes:
         self.frame, self.motion, self.things = frame.eval(), motion.eval(), things
 
     @torch.no_grad()
-    def look(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
+    def classify_frames(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
         features, thing, place = self.frame(_resized(frames, FRAME_SIZE))
         return features, thing.softmax(1), place.softmax(1)
 
     @torch.no_grad()
-    def judge(self, video: Tensor) -> Verdicts:
-        """Clips ``[B, 3, F, H, W]`` in -1..1, each of them one whole motion long."""
-        chosen = video[:, :, _spread(video.shape[2], LOOKS)].float()
-        features, things, places = self.look(chosen.transpose(1, 2).flatten(0, 1))
-        looks = (len(video), -1)
+    def classify(self, video: Tensor) -> Predictions:
+        """Classify clips ``[B, 3, F, H, W]`` in -1..1, each one whole motion long."""
+        chosen = video[:, :, _spread(video.shape[2], CLASSIFIED_FRAMES)].float()
+        features, things, places = self.classify_frames(chosen.transpose(1, 2).flatten(0, 1))
+        per_clip = (len(video), -1)
         moving = video[:, :, _spread(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
         small = _resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
         motion_features, motions, cameras = self.motion(small)
-        return Verdicts(
-            things=things.unflatten(0, looks),
-            places=places.unflatten(0, looks).mean(1),
+        return Predictions(
+            things=things.unflatten(0, per_clip),
+            places=places.unflatten(0, per_clip).mean(1),
             motions=motions.softmax(1),
             cameras=cameras.softmax(1),
-            features=torch.cat([features.unflatten(0, looks).mean(1), motion_features], dim=1),
+            features=torch.cat([features.unflatten(0, per_clip).mean(1), motion_features], dim=1),
         )
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the weights; `fingerprint` says what they were trained for."""
+        """Write the weights; `fingerprint` identifies what they were trained for."""
         state = {f"{name}.{key}": value for name in ("frame", "motion") for key, value in self._state(name).items()}
         save_file(state, path, {"fingerprint": fingerprint, "things": str(self.things)})
 
@@ -171,7 +171,7 @@ class Probes:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> "Probes | None":
-        """What `save` wrote, or None if there is no such file or it was trained for something else."""
+        """Load what `save` wrote; None without such a file, or with another fingerprint."""
         if not path.is_file():
             return None
         with safe_open(path, "pt") as file:
@@ -186,7 +186,7 @@ class Probes:
 
 
 def _spread(frames: int, count: int) -> list[int]:
-    """`count` of the frames, the first and the last among them."""
+    """Choose `count` frames, evenly from the first to the last."""
     return [round(i * (frames - 1) / (count - 1)) for i in range(count)]
 
 
@@ -231,7 +231,7 @@ def train_probes(
 
 
 def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> None:
-    """Muon on the kernels: far ahead of AdamW after as few steps."""
+    """Train with Muon on the kernels, which is far ahead of AdamW after as few steps."""
     began = time.monotonic()
     kernels = [part.weight for part in module.modules() if isinstance(part, nn.Conv2d)]
     for kernel in kernels:
@@ -279,20 +279,20 @@ class _Frames:
 
 
 def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
-    """Video, and thing and whether it counts for each of its frames, ``[B, F, 2]``.
+    """Render a video, and for each of its frames the thing and 1 if it counts in the loss, ``[B, F, 2]``.
 
     A thing that has faded or left is none, and one that nearly has counts as neither.
     """
     video, alpha = world.render(scenes, frames, size=size, start=start)
-    seen = alpha.mean(dim=(1, 3, 4))  # [B, F]
-    known = torch.where((scenes.thing >= 0) & (scenes.thing < things), scenes.thing, things)[:, None]
-    thing = torch.where(seen < 0.02, things, known)
-    counts = ((seen < 0.02) | (seen > 0.06) | (known == things)) & (scenes.second < 0)[:, None]
+    cover = alpha.mean(dim=(1, 3, 4))  # [B, F]
+    thing_class = torch.where((scenes.thing >= 0) & (scenes.thing < things), scenes.thing, things)[:, None]
+    thing = torch.where(cover < 0.02, things, thing_class)
+    counts = ((cover < 0.02) | (cover > 0.06) | (thing_class == things)) & (scenes.second < 0)[:, None]
     return video, torch.stack([thing, counts.long()], dim=2)
 
 
 def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
-    """From video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]``."""
+    """Flatten video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]`` to labelled frames."""
     pixels = _resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
     place = scenes.place.clamp(max=TEXTURE)[:, None].expand(-1, video.shape[2]).flatten()
     return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
@@ -300,17 +300,20 @@ def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
 
 def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     """Draw scenes mostly of known things, a fifth of any that the world has."""
-    known, other = draw_scenes(count, seed, things=things), draw_scenes(count, seed + 1, things=world.things)
+    known_scenes, any_scenes = (
+        draw_scenes(count, seed, things=things),
+        draw_scenes(count, seed + 1, things=world.things),
+    )
     any_thing = torch.arange(count) % 5 == 0
     columns = {}
-    for name, column in vars(known).items():
+    for name, column in vars(known_scenes).items():
         chosen = any_thing.view(-1, *[1] * (column.ndim - 1))
-        columns[name] = torch.where(chosen, vars(other)[name], column)
+        columns[name] = torch.where(chosen, vars(any_scenes)[name], column)
     return Scenes(**columns)
 
 
 def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
-    """Single frames at all moments of drawn clips."""
+    """Draw single frames at random moments of clips."""
     parts = []
     for number in range(0, count, 16):
         scenes = _some_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
@@ -323,7 +326,7 @@ def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frame
 def _reconstructed_frames(
     world: World, vae: AutoencoderKLWan, things: int, size: int, *, clips: int, seed: int
 ) -> _Frames:
-    """What the VAE makes of short drawn clips; of half of them from latents that are slightly off, as a model's are."""
+    """Reconstruct short drawn clips by the VAE, half of them from slightly noisy latents, as a model's are."""
     began = time.monotonic()
     parts = []
     for number in range(0, clips, 8):
@@ -339,23 +342,23 @@ def _reconstructed_frames(
 
 
 def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> Iterator[Tensor]:
-    """A third of each batch is reconstructed."""
+    """Yield losses of batches, a third of whose frames is reconstructed."""
     while True:
         some = [
             pool[torch.randint(len(pool), (count,))]
             for pool, count in ((reconstructed, _BATCH // 3), (drawn, _BATCH - _BATCH // 3))
         ]
         batch = _Frames.cat(some)
-        pixels, hue_is_true = recoloured(_shifted(batch.pixels, 6))
+        pixels, hue_is_true = recolour(_shifted(batch.pixels, 6))
         with precision(torch.device("cpu")):
-            _, thing, place = probe(roughened(pixels))
+            _, thing, place = probe(degrade(pixels))
         thing_loss = F.cross_entropy(thing.float(), batch.thing, reduction="none", label_smoothing=0.05)
         place_loss = F.cross_entropy(place.float(), batch.place, reduction="none", label_smoothing=0.05)
         yield (thing_loss * batch.thing_counts).mean() + 0.4 * (place_loss * hue_is_true).mean()
 
 
 def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
-    """Clips of any things at the few moments that the motion probe looks at: uint8 ``[N, 9, 3, 48, 48]``."""
+    """Draw clips of any things at the moments that the motion probe sees: uint8 ``[N, 9, 3, 48, 48]``."""
     coarse = copy.copy(world)
     coarse.motion_frames = MOTION_FRAMES - 1
     scenes = draw_scenes(count, 700_000_000 + seed, things=world.things)
@@ -367,7 +370,7 @@ def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes
 
 
 def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterator[Tensor]:
-    """Half of the clips are mirrored, which makes right of left."""
+    """Yield losses of batches, half of whose clips are mirrored, which swaps left and right."""
     other_motion, other_camera = (_mirrored(list(names)) for names in (MOTIONS, CAMERAS))
     moves = (scenes.thing >= 0) & (scenes.second < 0)
     while True:
@@ -377,22 +380,22 @@ def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterato
         frames = torch.where(mirrored.view(-1, 1, 1, 1, 1), frames.flip(-1), frames)
         motion = torch.where(mirrored, other_motion[motion], motion)
         camera = torch.where(mirrored, other_camera[camera], camera)
-        frames = recoloured(frames)[0]
+        frames = recolour(frames)[0]
         with precision(torch.device("cpu")):
-            _, motions, cameras = probe(roughened(frames.flatten(0, 1)).unflatten(0, (_BATCH, MOTION_FRAMES)))
+            _, motions, cameras = probe(degrade(frames.flatten(0, 1)).unflatten(0, (_BATCH, MOTION_FRAMES)))
         motion_loss = F.cross_entropy(motions.float(), motion, reduction="none", label_smoothing=0.05)
         camera_loss = F.cross_entropy(cameras.float(), camera, label_smoothing=0.05)
         yield (motion_loss * moves[chosen]).mean() + 0.5 * camera_loss
 
 
 def _mirrored(names: list[str]) -> Tensor:
-    """The index of each name's mirror image."""
+    """Map each name to the index of its mirror image."""
     other = {"left": "right", "right": "left"}
     return torch.tensor([names.index(other.get(name, name)) for name in names])
 
 
 def _shifted(pictures: Tensor, most: int) -> Tensor:
-    """All pictures moved by the same few pixels."""
+    """Shift all pictures by the same random offset of at most `most` pixels."""
     size = pictures.shape[-1]
     padded = F.pad(pictures, (most, most, most, most), mode="reflect")
     top, left = torch.randint(0, 2 * most + 1, (2,)).tolist()
@@ -402,8 +405,8 @@ def _shifted(pictures: Tensor, most: int) -> Tensor:
 # ---- distortions -----------------------------------------------------------------------------------------------------
 
 
-def turned_hue(pictures: Tensor, angle: Tensor) -> Tensor:
-    """Colours turned about the grey axis: pictures ``[N, ..., 3, H, W]`` by angles ``[N]`` in radians."""
+def rotate_hue(pictures: Tensor, angle: Tensor) -> Tensor:
+    """Rotate hues about the grey axis: pictures ``[N, ..., 3, H, W]`` by angles ``[N]`` in radians."""
     cos, sin = torch.cos(angle), torch.sin(angle)
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
     near, left, right = cos + third, third - root, third + root
@@ -411,28 +414,28 @@ def turned_hue(pictures: Tensor, angle: Tensor) -> Tensor:
     return torch.einsum("nij,n...jhw->n...ihw", matrix, pictures)
 
 
-def greyed(pictures: Tensor) -> Tensor:
-    """The luminance of pictures ``[..., 3, H, W]``, three times."""
+def to_grey(pictures: Tensor) -> Tensor:
+    """Replace pictures ``[..., 3, H, W]`` by their luminance in all channels."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
     return torch.einsum("c,...chw->...hw", weights, pictures).unsqueeze(-3).expand_as(pictures)
 
 
-def recoloured(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Random colours for pictures ``[N, ..., 3, H, W]``, and whether the hue is still the true one, ``[N]``."""
+def recolour(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Change colours of pictures ``[N, ..., 3, H, W]`` at random; also return True for those of true hue, ``[N]``."""
     count = len(pictures)
     wide = (count, *[1] * (pictures.ndim - 1))
     channels = (count, *[1] * (pictures.ndim - 4), 3, 1, 1)
     kind = torch.rand(count)
-    turned, grey = kind < 0.35, kind > 0.75
-    angle = torch.where(turned, 2 * math.pi * torch.rand(count), 0.3 * (torch.rand(count) - 0.5))
-    pictures = turned_hue(pictures, angle)
-    pictures = torch.where(grey.view(wide), greyed(pictures), pictures)
+    rotated, is_grey = kind < 0.35, kind > 0.75
+    angle = torch.where(rotated, 2 * math.pi * torch.rand(count), 0.3 * (torch.rand(count) - 0.5))
+    pictures = rotate_hue(pictures, angle)
+    pictures = torch.where(is_grey.view(wide), to_grey(pictures), pictures)
     gain = (0.75 + 0.5 * torch.rand(wide)) * (0.9 + 0.2 * torch.rand(channels))
-    return (pictures * gain + 0.4 * (torch.rand(wide) - 0.5)).clamp(-1, 1), ~turned
+    return (pictures * gain + 0.4 * (torch.rand(wide) - 0.5)).clamp(-1, 1), ~rotated
 
 
-def roughened(pictures: Tensor) -> Tensor:
-    """Pictures ``[N, 3, H, W]``, some of them blurred, some with noise."""
+def degrade(pictures: Tensor) -> Tensor:
+    """Blur some of the pictures ``[N, 3, H, W]`` and add noise to some."""
     count, _, height, width = pictures.shape
     factor = float(torch.empty(()).uniform_(0.4, 0.9))
     small = F.interpolate(pictures, scale_factor=factor, mode="bilinear", antialias=True, align_corners=False)
@@ -443,9 +446,9 @@ def roughened(pictures: Tensor) -> Tensor:
 
 
 DISTORTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "grey": lambda video: greyed(video.transpose(1, 2)).transpose(1, 2),
-    "hue turned by a third": lambda video: turned_hue(
+    "grey": lambda video: to_grey(video.transpose(1, 2)).transpose(1, 2),
+    "hue turned by a third": lambda video: rotate_hue(
         video.transpose(1, 2), torch.full((len(video),), 2 * math.pi / 3)
     ).transpose(1, 2),
 }
-"""What the probes are tried on, too: videos to videos, ``[B, 3, F, H, W]``."""
+"""Distortions that the probes are measured under: videos to videos, ``[B, 3, F, H, W]``."""

@@ -1,4 +1,4 @@
-"""Reports of measured figures as Markdown, to be pasted into a page."""
+"""Format measured figures as Markdown tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _NOT_MEASURED = ""
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """All tables of a report of `pusa.mini.evaluation.evaluate.evaluate`, under a line that says what was measured."""
+    """Format the report of `pusa.mini.evaluation.evaluate.evaluate`: a line about the model, then all tables."""
     settings = report["settings"]
     adapter = "no adapter" if settings["alpha"] is None else f"alpha {settings['alpha']:g}"
     lines = [
@@ -19,23 +19,23 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     ]
     for part in report["parts"].values():
         for title, table in part["tables"].items():
-            lines += ["", f"**{title[0].upper()}{title[1:]}**", "", table_of(table)]
+            lines += ["", f"**{title[0].upper()}{title[1:]}**", "", format_table(table)]
     return "\n".join(lines) + "\n"
 
 
-def table_of(table: Mapping[str, Mapping[str, Figure]]) -> str:
-    """One table: a row per way, a column per measure, and how many clips there were."""
+def format_table(table: Mapping[str, Mapping[str, Figure]]) -> str:
+    """Format one table: a row per way to generate, its number of clips, and a column per measure."""
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
     lines = ["| | clips | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name, row in table.items():
         clips = max((figure.get("n", 0) for figure in row.values()), default=0)
-        cells = [shown(row[column], column) if column in row else _NOT_MEASURED for column in columns]
+        cells = [format_figure(row[column], column) if column in row else _NOT_MEASURED for column in columns]
         lines.append(f"| {name} | {clips or _NOT_MEASURED} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def shown(figure: Figure, column: str = "") -> str:
-    """A figure for people: rates with their interval, means with their standard error."""
+def format_figure(figure: Figure, column: str = "") -> str:
+    """Format a figure: rates with their interval, means with their standard error."""
     value = figure["value"]
     if value is None:
         return _NOT_MEASURED

@@ -1,4 +1,4 @@
-"""A model of the small world on the bench: its pipeline, the world, probes and templates, real clips beside its own."""
+"""Load a model of the small world for evaluation: its pipeline, the world, probes, templates and real clips."""
 
 import copy
 import hashlib
@@ -17,7 +17,7 @@ from pusa import zoo
 from pusa.conditions import PusaCondition
 from pusa.evaluation.metrics import Figure, frechet_distance, mean, rate
 from pusa.lora.adapters import adapter_names
-from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Probes, Verdicts, train_probes
+from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Predictions, Probes, train_probes
 from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
 from pusa.mini.world.scenery import PLACES
@@ -35,7 +35,7 @@ _REFERENCE_CLIPS = 256
 
 @dataclass(frozen=True)
 class Clips:
-    """Real clips: what they are of, their pixels, their latents, and what the VAE makes of these."""
+    """Real clips: their scenes, pixels, latents and reconstructions by the VAE."""
 
     scenes: Scenes
     video: Tensor  # [B, 3, F, H, W] in -1..1, in steps of one grey level
@@ -49,13 +49,13 @@ class Clips:
         return Clips(**{name: values[chosen] for name, values in vars(self).items()})
 
 
-class Bench:
-    """What every part of the evaluation uses.
+class Evaluator:
+    """Generate, draw and classify clips for all parts of the evaluation.
 
     Args:
         pipe: the model, its adapter attached if it has one.
-        model: its name or folder, which says the size, length and knobs that it is run with (`pusa.zoo.defaults_of`).
-        world: where its clips come from; one motion takes as many frames as a clip has.
+        model: its name or folder, which gives its size, length and other defaults (`pusa.zoo.defaults_of`).
+        world: draws the real clips; one motion takes as many frames as a clip has.
         probes: they know the things that the model knows.
 
     Raises:
@@ -77,7 +77,7 @@ class Bench:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The base model, to the bit."""
+        """Switch the adapter off within the context, which gives the base model bit for bit."""
         self.pipe.set_alpha(0.0)
         try:
             yield
@@ -89,10 +89,10 @@ class Bench:
     def scenes(
         self, count: int, seed: int, *, held_out: bool = False, motions: Sequence[str] = tuple(MOTIONS)
     ) -> Scenes:
-        """Single things in places, every motion of `motions` as often, the camera moving in half of the clips.
+        """Draw scenes of single things in places, all `motions` equally often, the camera moving in half of them.
 
         Args:
-            held_out: combinations that training never drew, or those it may have drawn.
+            held_out: True: combinations that training never drew; False: those it may have drawn.
         """
         parts: list[Scenes] = []
         wanted = [list(MOTIONS).index(motion) for motion in motions]
@@ -108,12 +108,12 @@ class Bench:
         return Scenes(**{**vars(scenes), "camera": torch.where(moving, turn, 0)})
 
     def real(self, scenes: Scenes, *, world: World | None = None) -> Clips:
-        """Draw, encode and decode."""
-        video, latents = self.drawn(scenes, world=world)
+        """Draw clips, encode them and decode their latents."""
+        video, latents = self.draw(scenes, world=world)
         return Clips(scenes, video, latents, self.decode(latents))
 
-    def drawn(self, scenes: Scenes, *, world: World | None = None) -> tuple[Tensor, Tensor]:
-        """Clips ``[B, 3, F, H, W]`` in steps of one grey level, and their latents ``[B, C, f, h, w]``."""
+    def draw(self, scenes: Scenes, *, world: World | None = None) -> tuple[Tensor, Tensor]:
+        """Draw clips ``[B, 3, F, H, W]`` in steps of one grey level and encode them to latents ``[B, C, f, h, w]``."""
         world = world or self.world
         videos, latents = [], []
         for first in range(0, len(scenes), BATCH):
@@ -133,16 +133,16 @@ class Bench:
         steps: int | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Latents of a clip per prompt, ``[B, C, f, h, w]``; the noise of each depends on its number and `seed` only.
+        """Generate latents of a clip per prompt, ``[B, C, f, h, w]``; its noise depends on its index and `seed`.
 
-        Without a word in any prompt, guidance would compare equals, so it is left out: half the time, the same clip.
+        With all prompts empty, both passes of guidance are equal: leaving it out halves the time for the same clip.
         """
         d = self.defaults
         guided = any(prompts) or bool(d.negative_prompt)
         latents = []
         for first in range(0, len(prompts), BATCH):
             chosen = slice(first, min(first + BATCH, len(prompts)))
-            known: dict[str, Any] = (
+            condition_arguments: dict[str, Any] = (
                 {} if conditions is None else {"conditions": [list(some) for some in conditions[chosen]]}
             )
             latents.append(
@@ -158,56 +158,56 @@ class Bench:
                     max_sequence_length=d.max_sequence_length,
                     output_type="latent",
                     fps=d.fps,
-                    **known,
+                    **condition_arguments,
                 ).frames.float()
             )
         return torch.cat(latents)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """``[B, 3, F, H, W]`` in -1..1."""
+        """Decode latents to video ``[B, 3, F, H, W]`` in -1..1."""
         return torch.cat([decode_video(self.pipe.vae, some).float() for some in latents.split(BATCH)])
 
     def digest(self) -> str:
-        """Tells one set of weights from another."""
+        """Hash the weights of the transformer."""
         return _digest(self.pipe.transformer)
 
     # ---- judgement ----
 
-    def judge(self, video: Tensor) -> Verdicts:
-        return Verdicts.cat([self.probes.judge(some) for some in video.split(16)])
+    def classify(self, video: Tensor) -> Predictions:
+        return Predictions.cat([self.probes.classify(some) for some in video.split(16)])
 
     def thing_in(self, frames: Tensor) -> Tensor:
-        """The thing that the probe sees in frames ``[B, 3, n, H, W]`` taken together: ``[B]``."""
-        _, things, _ = self.probes.look(frames.transpose(1, 2).flatten(0, 1).float())
+        """Classify the thing in frames ``[B, 3, n, H, W]``, averaged over n: ``[B]``."""
+        _, things, _ = self.probes.classify_frames(frames.transpose(1, 2).flatten(0, 1).float())
         return things.unflatten(0, (len(frames), -1)).mean(1).argmax(1)
 
-    def shown(self, scenes: Scenes, video: Tensor) -> dict[str, Figure]:
-        """How many clips show what their captions say, by the probes and by the track of the named sprite."""
-        seen = self.judge(video)
+    def caption_figures(self, scenes: Scenes, video: Tensor) -> dict[str, Figure]:
+        """Measure how many clips show what their captions say, by the probes and by the track of the named sprite."""
+        predictions = self.classify(video)
         track = self.matcher.track(video, scenes.thing)
         by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing])
         directed = torch.isin(scenes.motion, DIRECTIONS)
-        return self.named(scenes, seen) | {
+        return self.probe_figures(scenes, predictions) | {
             "sprite match": mean(self.sprite_match(track)),
             "motion by track": rate(by_track == scenes.motion),
             "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
-            "Frechet": self.frechet(seen.features),
+            "Frechet": self.frechet(predictions.features),
         }
 
     @staticmethod
-    def named(scenes: Scenes, seen: Verdicts) -> dict[str, Figure]:
-        """How often the probes see what captions say."""
+    def probe_figures(scenes: Scenes, predictions: Predictions) -> dict[str, Figure]:
+        """Measure how often the predictions of the probes agree with the captions."""
         directed, moving = torch.isin(scenes.motion, DIRECTIONS), scenes.camera > 0
         return {
-            "thing": rate(seen.thing == scenes.thing),
-            "motion": rate(seen.motion == scenes.motion),
-            "direction": rate((seen.direction == scenes.motion)[directed]),
-            "place": rate(seen.place == scenes.place),
-            "camera": rate((seen.camera == scenes.camera)[moving]),
+            "thing": rate(predictions.thing == scenes.thing),
+            "motion": rate(predictions.motion == scenes.motion),
+            "direction": rate((predictions.direction == scenes.motion)[directed]),
+            "place": rate(predictions.place == scenes.place),
+            "camera": rate((predictions.camera == scenes.camera)[moving]),
         }
 
     def chance(self) -> dict[str, Figure]:
-        """What guessing would reach."""
+        """Return the figures that guessing would reach."""
         motion, direction = {"value": 1 / len(MOTIONS)}, {"value": 1 / len(DIRECTIONS)}
         return {
             "thing": {"value": 1 / self.things},
@@ -221,27 +221,29 @@ class Bench:
 
     @staticmethod
     def sprite_match(track: Track) -> Tensor:
-        """The mean score of the three best moments, ``[B]``: a thing may fade, or leave."""
+        """Average the score of the three best moments, ``[B]``: a thing may fade, or leave."""
         return track.score.topk(3, dim=1).values.mean(1)
 
     @cached_property
     def _reference(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of real clips in their principal directions, their mean and these directions."""
+        """Compute features of real clips in their principal directions, their mean and these directions."""
         coarse = copy.copy(self.world)
         coarse.motion_frames = MOTION_FRAMES - 1  # the same moments, drawn without the frames between them
         scenes = self.scenes(_REFERENCE_CLIPS, seed=31)
-        seen = [
-            self.judge(coarse.render(scenes[first : first + 16], MOTION_FRAMES, size=self.defaults.width)[0]).features
+        predictions = [
+            self.classify(
+                coarse.render(scenes[first : first + 16], MOTION_FRAMES, size=self.defaults.width)[0]
+            ).features
             for first in range(0, len(scenes), 16)
         ]
-        features = torch.cat(seen)
+        features = torch.cat(predictions)
         middle = features.mean(0)
         _, _, directions = torch.linalg.svd(features - middle, full_matrices=False)
         directions = directions[:_PRINCIPAL].T  # [D, 8]
         return (features - middle) @ directions, middle, directions
 
     def frechet(self, features: Tensor) -> Figure:
-        """The distance of clips from real ones, by features ``[B, D]`` of the probes in eight principal directions."""
+        """Compute the Frechet distance from real clips, by features ``[B, D]`` in eight principal directions."""
         if len(features) < 2:
             return {"value": None, "n": len(features)}
         reference, middle, directions = self._reference
@@ -249,46 +251,46 @@ class Bench:
 
 
 def image_of(video: Tensor, frame: int) -> Tensor:
-    """Frame of ``[3, F, H, W]`` in -1..1 as a picture that `PusaCondition` takes, ``[3, H, W]`` in 0..1."""
+    """Return a frame of ``[3, F, H, W]`` in -1..1 as a picture for `PusaCondition`, ``[3, H, W]`` in 0..1."""
     return ((video[:, frame] + 1) / 2).clamp(0, 1)
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_bench(model: str | Path, cache: Path, out: Path) -> Bench:
-    """Load a model of the small world and train its probes, or read them from `out`.
+def load_evaluator(model: str | Path, cache: Path, out: Path) -> Evaluator:
+    """Load a model of the small world, and train its probes or read them from `out`.
 
     Args:
         model: the embedded model's name, or a folder with a ``pusa.json`` of our recipe.
-        cache: where the world's pictures are, or are put (`pusa.mini.world.pictures.fetch`).
-        out: where ``probes.safetensors`` is kept.
+        cache: the folder of the world's pictures, which are downloaded if missing (`pusa.mini.world.pictures.fetch`).
+        out: the folder that keeps ``probes.safetensors``.
 
     Raises:
         ValueError: the model does not say which things of the small world it knows, or its frames are no squares.
         FileNotFoundError, RuntimeError: pictures cannot be fetched.
     """
-    known = zoo.find(model)
-    if known is None or not known.words.get("things"):
+    entry = zoo.find(model)
+    if entry is None or not entry.words.get("things"):
         raise ValueError(
             f"{str(model)!r} does not list the small world's things (words in pusa.json): only the embedded model and "
             "folders that its recipe has made can be evaluated here"
         )
-    defaults = known.defaults
+    defaults = entry.defaults
     pictures.fetch(cache)
     pipe = PusaPipeline.from_pretrained(model)
-    if known.lora is not None and "pusa" not in adapter_names(pipe.transformer):
-        pipe.load_pusa(known.lora.fetch(), alpha=defaults.alpha)
+    if entry.lora is not None and "pusa" not in adapter_names(pipe.transformer):
+        pipe.load_pusa(entry.lora.fetch(), alpha=defaults.alpha)
     if "pusa" in adapter_names(pipe.transformer):
         pipe.set_alpha(defaults.alpha)
     world = World(pictures.load_sprites(cache), pictures.load_photographs(cache), motion_frames=defaults.num_frames - 1)
-    things = len(known.words["things"])
+    things = len(entry.words["things"])
     probes = probes_for(pipe, world, things=things, size=defaults.width, file=out / "probes.safetensors")
-    return Bench(pipe, model, world, probes)
+    return Evaluator(pipe, model, world, probes)
 
 
 def probes_for(pipe: PusaPipeline, world: World, *, things: int, size: int, file: Path, **training: Any) -> Probes:
-    """The probes in `file` if they were trained for this VAE and world; else trained, and kept there.
+    """Load the probes in `file` if they were trained for this VAE and world; else train and save them there.
 
     `training` goes to `train_probes`.
     """

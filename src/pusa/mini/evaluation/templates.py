@@ -1,8 +1,7 @@
-"""Where a known sprite is in each frame, by comparing it at all places, sizes and angles: no learning is involved.
+"""Track a known sprite through a video by template matching at all places, sizes and angles, without learning.
 
-The score of a placement says how much better the sprite explains the pixels inside it than the plain colour around it
-does: 1 if the sprite is there exactly, 0 if something else is. From the track of a clip follow its
-direction and its motion, by the paths that the world knows.
+The score of a placement compares the sprite with the plain colour around it: 1 if the sprite explains all pixels
+inside, 0 if it explains them no better. The motion of a track is the one whose path in the world fits best.
 """
 
 import math
@@ -14,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pusa.mini.world.vocabulary import MOTIONS
-from pusa.mini.world.world import camera_view, path
+from pusa.mini.world.world import camera_view, motion_path
 
-LOOKS = 9  # frames of a clip that are searched
+SEARCHED_FRAMES = 9  # frames of a clip that are searched
 _COARSE, _FINE = 24, 40  # pixels of the frames that are searched, first and then nearby
 _CENTRE_STEP = 2  # coarse pixels between the centres that are tried, from edge to edge
 _SCALES = (0.38, 0.48, 0.6, 0.75, 0.93, 1.15)  # half the sprite's width, in halves of the frame
@@ -51,7 +50,7 @@ class Track:
 
 
 class Matcher:
-    """Compares frames with sprites.
+    """Match sprites with frames.
 
     Args:
         sprites: ``[T, 4, S, S]``, RGB premultiplied by alpha, 0..1, as `pusa.mini.world.world.World` takes them.
@@ -64,29 +63,34 @@ class Matcher:
 
     @cached_property
     def distinctness(self) -> Tensor:
-        """How unlike itself each sprite is when turned, ``[T]`` in 0..1: a ball's angle tells little."""
+        """Measure how much each sprite changes when rotated, ``[T]`` in 0..1: a ball's angle tells little."""
         return torch.stack([self._distinctness(sprite) for sprite in self._fine])
 
     @torch.no_grad()
     def track(self, video: Tensor, thing: Tensor) -> Track:
         """Follow thing ``[B]`` through video ``[B, 3, F, H, W]`` in -1..1; each clip shows it one way round."""
-        moments = [round(i * (video.shape[2] - 1) / (LOOKS - 1)) for i in range(LOOKS)]
+        moments = [round(i * (video.shape[2] - 1) / (SEARCHED_FRAMES - 1)) for i in range(SEARCHED_FRAMES)]
         frames = (video[:, :, moments].float().transpose(1, 2) + 1) / 2  # [B, L, 3, H, W]
-        found = torch.empty(len(video), LOOKS, 6)
+        found = torch.empty(len(video), SEARCHED_FRAMES, 6)
         for index in thing.unique():
             chosen = (thing == index).nonzero().flatten()
             some = frames[chosen].flatten(0, 1)
             small, large = (_resized(some, size) for size in (_COARSE, _FINE))
             scores, places = self._search(int(index), small)  # [2, N], [2, N, 4]
-            mirrored = scores.unflatten(1, (-1, LOOKS)).sum(2).argmax(0).repeat_interleave(LOOKS)  # [N]
+            mirrored = (
+                scores.unflatten(1, (-1, SEARCHED_FRAMES)).sum(2).argmax(0).repeat_interleave(SEARCHED_FRAMES)
+            )  # [N]
             best = self._refined(int(index), large, places[mirrored, torch.arange(len(some))], mirrored)
-            found[chosen] = best.unflatten(0, (-1, LOOKS))
+            found[chosen] = best.unflatten(0, (-1, SEARCHED_FRAMES))
         return Track(*found.unbind(-1))
 
     # ---- search ----
 
     def _search(self, thing: int, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Best gain and placement (x, y, scale, angle) on the coarse grid for both ways round: [2, N], [2, N, 4]."""
+        """Find the best gain and placement (x, y, scale, angle) on the coarse grid, unmirrored and mirrored.
+
+        Returns [2, N] and [2, N, 4].
+        """
         pixels = frames.flatten(2)  # [N, 3, P]
         squares = pixels.square().sum(1)  # [N, P]
         scores, places = [], []
@@ -117,7 +121,7 @@ class Matcher:
         return torch.stack(scores), torch.stack(places)
 
     def _everywhere(self, sprite: Tensor, scale: float, mirror: int) -> tuple[Tensor, Tensor]:
-        """The sprite at all centres and angles: placements ``[K, 4]`` and coarse pictures ``[K, 5, P]``."""
+        """Draw the sprite at all centres and angles: placements ``[K, 4]`` and coarse pictures ``[K, 5, P]``."""
         turns = torch.arange(_ANGLES) / _ANGLES * 2 * math.pi
         middle = torch.stack([0 * turns, 0 * turns, torch.full_like(turns, scale), turns], dim=1)
         # Drawn once on a canvas of twice the frame's width; the frame, moved over it, sees it at other places.
@@ -130,7 +134,7 @@ class Matcher:
         return place, windows.permute(2, 3, 0, 1, 4, 5).flatten(0, 2).flatten(2)
 
     def _refined(self, thing: int, frames: Tensor, place: Tensor, mirrored: Tensor) -> Tensor:
-        """Placement, score and density ``[N, 6]`` after random steps of decreasing length from `place` ``[N, 4]``."""
+        """Refine `place` ``[N, 4]`` by random steps of decreasing length: placement, score and density ``[N, 6]``."""
         generator = torch.Generator().manual_seed(0)
         count = len(frames)
         pixels = frames.flatten(2)[:, None]  # [N, 1, 3, P]
@@ -163,7 +167,7 @@ class Matcher:
         return torch.cat([place, score[:, None], density[:, None]], dim=1)
 
     def _draw(self, sprite: Tensor, place: Tensor, mirrored: Tensor, size: int, reach: float = 1.0) -> Tensor:
-        """The sprite and its rim at places ``[K, 4]``: ``[K, 5, size, size]``; angles and sides as in the world.
+        """Draw the sprite and its rim at places ``[K, 4]``: ``[K, 5, size, size]``; angles and sides as in the world.
 
         The picture shows from -`reach` to `reach`, in halves of the frame.
         """
@@ -181,13 +185,13 @@ class Matcher:
         return drawn.unflatten(1, (len(place), size)).transpose(0, 1)
 
     def _distinctness(self, sprite: Tensor) -> Tensor:
-        """1 minus how well the sprite, turned by 40 degrees or more, still fits itself."""
+        """Compute 1 minus how well the sprite, rotated by 40 degrees or more, still fits itself."""
         turns = torch.tensor([(0.0, 0.0, 0.8, math.radians(angle)) for angle in range(40, 321, 20)])
         upright = self._draw(sprite, torch.tensor([(0.0, 0.0, 0.8, 0.0)]), torch.zeros(1), _FINE)[0]
-        turned = self._draw(sprite, turns, torch.zeros(len(turns)), _FINE)
+        rotated = self._draw(sprite, turns, torch.zeros(len(turns)), _FINE)
         image = upright[:3] + 0.5 * (1 - upright[3])
         inside = upright[3] + upright[4]
-        other = turned[:, :3] + 0.5 * (1 - turned[:, 3:4])
+        other = rotated[:, :3] + 0.5 * (1 - rotated[:, 3:4])
         error = (inside * (image - other).square()).sum((1, 2, 3))
         middle = (inside * image).sum((1, 2), keepdim=True) / inside.sum()
         return (error / (inside * (image - middle).square()).sum()).amin().clamp(0, 1)
@@ -198,7 +202,7 @@ def _resized(frames: Tensor, size: int) -> Tensor:
 
 
 def _with_rim(sprites: Tensor) -> Tensor:
-    """Sprites ``[T, 4, S, S]`` with a margin, and the rim around each as a fifth channel."""
+    """Add a margin to sprites ``[T, 4, S, S]``, and the rim around each as a fifth channel."""
     pad, reach = round(_MARGIN * sprites.shape[-1]), round(_RIM * sprites.shape[-1])
     padded = F.pad(sprites, (pad, pad, pad, pad))
     around = F.max_pool2d(padded[:, 3:], 2 * reach + 1, stride=1, padding=reach)
@@ -206,12 +210,12 @@ def _with_rim(sprites: Tensor) -> Tensor:
 
 
 def _over_alpha(colour: Tensor, alpha: Tensor) -> Tensor:
-    """The sum of alpha times colour squared, of colours that are multiplied by alpha: ``[..., 3, P]`` to ``[...]``."""
+    """Sum alpha times colour squared, of colours that are premultiplied by alpha: ``[..., 3, P]`` to ``[...]``."""
     return (colour.square().sum(-2) / alpha.clamp(min=1e-3)).sum(-1)
 
 
 def _gain(of_sprite: Tensor, of_plain: Tensor, scale: Tensor | float) -> Tensor:
-    """What placements are chosen by: what they explain, for their size.
+    """Rate placements by the squared error that they explain, relative to their size.
 
     Not the ratio of the errors: a part of a plain sprite is explained as well as all of it, but stands out less from
     what is around it.
@@ -222,7 +226,7 @@ def _gain(of_sprite: Tensor, of_plain: Tensor, scale: Tensor | float) -> Tensor:
 def _errors(
     *, squares: Tensor, sprite_image: Tensor, sprite_squares: Tensor, alpha: Tensor, image: Tensor, around: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Squared errors inside the sprite: of the sprite, and of the plain colour around it.
+    """Compute squared errors inside the sprite: of the sprite, and of the plain colour around it.
 
     All are sums over pixels, ``[K, N]`` of K placements in N frames or the other way round: alpha times the image
     squared, the sprite times the image, alpha times the sprite squared, alpha, and with colours ``[K, 3, N]`` alpha
@@ -237,7 +241,7 @@ def _errors(
 
 
 def motion_of(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
-    """The motion whose path fits each track best, ``[B]`` indices into `MOTIONS`.
+    """Classify the motion whose path fits each track best, ``[B]`` indices into `MOTIONS`.
 
     Args:
         track: of `Matcher.track`.
@@ -248,9 +252,9 @@ def motion_of(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
 
 
 def direction_of(track: Track, camera: Tensor) -> Tensor:
-    """Left, right, up or down, whichever the thing went furthest in the world: ``[B]`` indices into `MOTIONS`."""
+    """Classify the direction in which the thing moves furthest in the world: ``[B]`` indices into `MOTIONS`."""
     x, y, _ = _in_the_world(track, camera)
-    third = LOOKS // 3
+    third = SEARCHED_FRAMES // 3
     dx, dy = (values[:, -third:].mean(1) - values[:, :third].mean(1) for values in (x, y))
     names = list(MOTIONS)
     left, right, up, down = (names.index(name) for name in ("left", "right", "up", "down"))
@@ -262,22 +266,22 @@ def direction_of(track: Track, camera: Tensor) -> Tensor:
 
 
 def _in_the_world(track: Track, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre and log half size without the camera's motion."""
-    pan, zoom = camera_view(camera, torch.linspace(0, 1, LOOKS))
+    """Compute centre and log half size without the camera's motion."""
+    pan, zoom = camera_view(camera, torch.linspace(0, 1, SEARCHED_FRAMES))
     return track.x * zoom + pan, track.y * zoom, (track.scale * zoom).log()
 
 
 def _misfits(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
-    """``[B, len(MOTIONS)]``: mean squared distance from the nearest path of each motion, in units of the spreads."""
+    """Compute the mean squared distance from the nearest path of each motion, in spreads: ``[B, len(MOTIONS)]``."""
     phases = 16
-    moments = torch.linspace(0, 1, LOOKS)
+    moments = torch.linspace(0, 1, SEARCHED_FRAMES)
     x, y, size = (values[:, None, None] for values in _in_the_world(track, camera))  # [B, 1, 1, L]
     jitter = torch.full((len(MOTIONS), phases, 20), 0.5)
     jitter[:, :, 8] = torch.arange(phases) / phases  # the speed of some motions, the phase of others
     motion = torch.arange(len(MOTIONS)).repeat_interleave(phases)
-    paths = path(motion, moments, jitter.flatten(0, 1).unsqueeze(-1))
+    paths = motion_path(motion, moments, jitter.flatten(0, 1).unsqueeze(-1))
     px, py, pscale, pangle, popacity = (
-        values.expand(-1, LOOKS).unflatten(0, (len(MOTIONS), phases)) for values in paths
+        values.expand(-1, SEARCHED_FRAMES).unflatten(0, (len(MOTIONS), phases)) for values in paths
     )
     best = track.density.topk(3, dim=1).values.mean(1, keepdim=True).clamp(min=1e-4)
     visible = (track.density / best).clamp(0, 1)[:, None, None]
@@ -288,9 +292,9 @@ def _misfits(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
         off = off - (trusted * off).sum(-1, keepdim=True) / trusted.sum(-1, keepdim=True)  # where it starts is free
         return (trusted * off.square()).sum(-1) / trusted.sum(-1) / spread**2  # [B, M, phases]
 
-    turned = track.angle[:, None, None] - pangle
-    turned = torch.atan2(torch.sin(turned), torch.cos(turned)).square()
-    angle = (trusted * turned).sum(-1) / trusted.sum(-1) / _ANGLE_SPREAD**2
+    angle_error = track.angle[:, None, None] - pangle
+    angle_error = torch.atan2(torch.sin(angle_error), torch.cos(angle_error)).square()
+    angle = (trusted * angle_error).sum(-1) / trusted.sum(-1) / _ANGLE_SPREAD**2
     # A sprite of opacity o differs from its surroundings by o^2, and the image from the sprite by (1 - o)^2.
     faded = (visible - (2 * popacity - 1).clamp(min=0)).square().mean(-1) / _VISIBLE_SPREAD**2
     total = (

@@ -1,10 +1,10 @@
-"""The claims of the paper that `pusa eval paper` can try, each with a verdict by rules that were fixed beforehand.
+"""Judge claims of the paper from measured points, by rules that were fixed beforehand.
 
-A claim says that one point is better than another, or that they are equal. Both have the same clips and noise, so that
-the difference is taken clip by clip; its interval of 95 % (Student's t) decides:
+A claim states that one point is better than another, or that they are equal. Both have the same clips and noise, so the
+difference is taken clip by clip; its interval of 95 % (Student's t) decides:
 
     no difference   it lies within a margin around 0, which is too small to matter
-    agrees          it lies on the side of 0 that the claim says     (of equality: within the tolerance)
+    agrees          it lies on the claimed side of 0     (of equality: within the tolerance)
     contradicts     it lies on the other side                        (of equality: outside the tolerance)
     not settled     otherwise
 """
@@ -26,18 +26,18 @@ PAPER = "independent"
 REAL, FROZEN = REFERENCES = ("real clips", "first frame, frozen")
 
 MARGIN_DB, MARGIN_LOSS, MARGIN_RATIO = 0.1, 0.005, 0.02
-"""What is too small to matter: in dB, and as a share of the base's loss, of the real change and of the real jump."""
+"""Differences too small to matter: in dB, and as a share of the base's loss, of the real change and the real jump."""
 
 _SAME_DB, _SAME_LOSS = 0.3, 0.02  # what the paper's "equal" may be: dB, and a share of the base's loss
 _ALMOST_ONLY, _HARDLY = 3.0, 1.5  # how much farther one kind of layer moves than any other
 _FAR, _NOT_FAR = 10.0, 2.0  # how much farther weights move in one training than in the other
 
-Moved = dict[str, dict[str, dict[str, float]]]
-"""How far weights moved, by regime, step and kind of layer."""
+WeightChanges = dict[str, dict[str, dict[str, float]]]
+"""Relative changes of weights, by regime, step and kind of layer."""
 
 
 class Results:
-    """Everything that has been measured so far, by point."""
+    """All measurements so far, by point."""
 
     def __init__(self, out: Path, plan: Plan) -> None:
         self.plan = plan
@@ -53,7 +53,7 @@ class Results:
                 self.points[content["point"]["name"]] = content["measured"]
 
     def values(self, point: str, measure: str, figure: str) -> Tensor | None:
-        """One value per clip, of those for which the figure means something; None if it was not measured.
+        """Return one value per clip for which the figure is meaningful; None if it was not measured.
 
         Likeness without a caption: of still clips. Change: of moving ones.
         """
@@ -70,7 +70,7 @@ class Results:
         return values
 
     def figure(self, point: str, measure: str, figure: str) -> Figure | None:
-        """The mean with its standard error; jump and change as shares of the real clips'."""
+        """Compute the mean with its standard error; jump and change as shares of those of the real clips."""
         values = self.values(point, measure, figure)
         if values is None:
             return None
@@ -83,7 +83,7 @@ class Results:
     def gain(
         self, first: str, second: str, measure: str, figure: str, transform: "Transform | None" = None
     ) -> Figure | None:
-        """The mean difference of two points with its standard error, clip by clip."""
+        """Compute the mean difference of two points, clip by clip, with its standard error."""
         a, b = self.values(first, measure, figure), self.values(second, measure, figure)
         if a is None or b is None:
             return None
@@ -93,7 +93,7 @@ class Results:
         return f"{regime} {self.plan.steps}"
 
     def curve(self, regime: str) -> list[tuple[int, str]]:
-        """Steps and points of a training that were measured, from the base on."""
+        """List the measured steps and points of a training, from the base on."""
         steps = [round(self.plan.steps * k / CURVE) for k in range(1, CURVE + 1)]
         found = [(step, f"{regime} {step}") for step in steps if f"{regime} {step}" in self.points]
         return [(0, "base"), *found] if "base" in self.points else found
@@ -104,7 +104,7 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison that a claim of the paper implies: what is found, and whether that agrees."""
+    """One comparison that a claim of the paper implies, its measured difference and the verdict."""
 
     claim: str
     compared: str
@@ -113,7 +113,7 @@ class Finding:
 
 
 def interval(difference: Figure) -> tuple[float, float]:
-    """Of 95 % around a mean, by Student's t (a series in 1 / (n - 1), within 4 % from n = 4 on)."""
+    """Compute the interval of 95 % around a mean by Student's t (a series in 1 / (n - 1), within 4 % from n = 4 on)."""
     error, freedom = difference.get("error"), difference["n"] - 1
     if error is None or freedom < 1:
         return -math.inf, math.inf
@@ -123,7 +123,7 @@ def interval(difference: Figure) -> tuple[float, float]:
 
 
 def verdict_of(gain: Figure, margin: float) -> str:
-    """On "the first is better", by how much better it is."""
+    """Judge the claim that the first is better, from its mean gain."""
     low, high = interval(gain)
     if -margin <= low and high <= margin:
         return "no difference"
@@ -131,7 +131,7 @@ def verdict_of(gain: Figure, margin: float) -> str:
 
 
 def verdict_of_equality(difference: Figure, tolerance: float) -> str:
-    """On "they differ by no more than the tolerance"."""
+    """Judge the claim that two points differ by no more than the tolerance."""
     low, high = interval(difference)
     if -tolerance <= low and high <= tolerance:
         return "agrees"
@@ -139,12 +139,12 @@ def verdict_of_equality(difference: Figure, tolerance: float) -> str:
 
 
 def verdict_of_keeping(rise: Figure, tolerance: float) -> str:
-    """On "it rises by no more than the tolerance"; it may fall."""
+    """Judge the claim that a figure rises by no more than the tolerance; it may fall."""
     low, high = interval(rise)
     return "agrees" if high <= tolerance else "contradicts" if low > tolerance else "not settled"
 
 
-def shown_difference(figure: Figure, digits: int) -> str:
+def format_difference(figure: Figure, digits: int) -> str:
     error = figure.get("error")
     return f"{figure['value']:+.{digits}f}" + (f" ±{error:.{digits}f}" if error is not None else "")
 
@@ -160,8 +160,8 @@ _NAMES = {
 }
 
 
-def judge_claims(results: Results, moved: Moved) -> list[Finding]:
-    """Every claim with its comparisons; those that were not measured are left out."""
+def judge_claims(results: Results, weight_changes: WeightChanges) -> list[Finding]:
+    """Judge every claim by its comparisons; those that were not measured are left out."""
     findings: list[Finding] = []
     paper = results.final(PAPER)
     quarter = f"{PAPER} {round(results.plan.steps / CURVE)}"
@@ -195,7 +195,7 @@ def judge_claims(results: Results, moved: Moved) -> list[Finding]:
         else:
             gain = {**difference, "value": -difference["value"]} if lower else difference
             verdict = verdict_of(gain, margins.get(figure, MARGIN_LOSS * loss_scale))
-        shown = shown_difference(difference, 4 if measure == "losses" else 3)
+        shown = format_difference(difference, 4 if measure == "losses" else 3)
         findings.append(Finding(claim, f"{first} against {second}: {_NAMES[measure, figure]}", shown, verdict))
 
     def beats(claim: str, first: str, second: str) -> None:
@@ -222,13 +222,13 @@ def judge_claims(results: Results, moved: Moved) -> list[Finding]:
     compare(claim, "noise 0.2", paper, "image", "jump", lower=True, transform=lambda jump: (jump / real).log().abs())
     claim = f"Text-to-video is kept (here: its loss rises by no more than {_SAME_LOSS:.0%})"
     compare(claim, paper, "base", "losses", "text", lower=True, tolerance=_SAME_LOSS * loss_scale)
-    return findings + _judge_moved(moved, results.plan)
+    return findings + _judge_moved(weight_changes, results.plan)
 
 
-def _judge_moved(moved: Moved, plan: Plan) -> list[Finding]:
+def _judge_moved(weight_changes: WeightChanges, plan: Plan) -> list[Finding]:
     findings = []
     last = str(plan.steps)
-    ours, theirs = moved[PAPER].get(last), moved["image-to-video"].get(last)
+    ours, theirs = weight_changes[PAPER].get(last), weight_changes["image-to-video"].get(last)
     if ours is not None:
         factor = ours["self-attention"] / max(ours["cross-attention"], ours["feed-forward"])
         verdict = "agrees" if factor >= _ALMOST_ONLY else "contradicts" if factor < _HARDLY else "in part"

@@ -1,7 +1,7 @@
-"""What `pusa eval paper` measures: points of its curves, each an adapter under one setting of the sampler.
+"""Measure the points of `pusa eval paper`, each an adapter under one setting of the sampler.
 
-Everything is measured in the normalised latents, where the truth is known: clips of combinations that training never
-saw, the same clips and the same noise at every point, so that two points can be compared clip by clip.
+All figures are of normalised latents whose truth is known: clips of combinations that training never saw, the same
+clips and the same noise at every point, so that two points can be compared clip by clip.
 """
 
 import math
@@ -48,7 +48,7 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One adapter (or none) under one setting of the sampler, and which measures are taken there.
+    """One adapter (or none) under one setting of the sampler, and its measures.
 
     `measures`: "losses"; "image", image-to-video without a caption; "caption", with one; "text", text-to-video.
     """
@@ -62,13 +62,13 @@ class Point:
     noise: float = 0.0
 
     def cost(self, plan: Plan) -> int:
-        """Forward passes of one clip."""
+        """Count the forward passes of one clip that the point takes."""
         each = {"losses": 0, "image": self.steps, "caption": 2 * self.steps, "text": 2 * self.steps}
         losses = len(_LOSSES) * plan.loss_clips if "losses" in self.measures else 0
         return plan.clips * sum(each[measure] for measure in self.measures) + losses
 
 
-# ---- what is judged ------------------------------------------------------------------------------------------------
+# ---- clips -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Clips:
 
 
 def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> tuple[Clips, Clips]:
-    """`count` clips to generate from, half of them still where there are so many, and others for the losses."""
+    """Choose `count` clips to generate from, at most half of them still, and others for the losses."""
     data = load_latents(work / "held_out", things=things_of(work), held_out=True)
     names, scenes = list(MOTIONS), data.scenes
     is_steady = scenes.camera == 0
@@ -123,7 +123,7 @@ def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> 
 
 
 class Probe(nn.Module):
-    """Names thing and place of single latent frames ``[N, 16, h, w]``: logits ``[N, T + 1]`` and ``[N, P + 2]``."""
+    """Classify thing and place of single latent frames ``[N, 16, h, w]``: logits ``[N, T + 1]`` and ``[N, P + 2]``."""
 
     def __init__(self, things: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each frame of clips ``[N, C, F, h, w]``: ``[N, F, T + 1]`` and ``[N, F, P + 2]``."""
+        """Classify each frame of clips ``[N, C, F, h, w]``: ``[N, F, T + 1]`` and ``[N, F, P + 2]``."""
         things, places = self(latents.transpose(1, 2).flatten(0, 1))
         frames = (len(latents), -1)
         return things.softmax(1).unflatten(0, frames), places.softmax(1).unflatten(0, frames)
@@ -162,8 +162,8 @@ def train_probe(work: Path, out: Path, steps: int) -> None:
     torch.manual_seed(SEED)
     data = load_latents(work / "latents", things=things_of(work))
     scenes, things = data.scenes, things_of(work)
-    known = (scenes.second < 0) & ((scenes.thing < 0) | (scenes.motion != list(MOTIONS).index("fade")))
-    clips = known.nonzero().flatten()
+    is_usable = (scenes.second < 0) & ((scenes.thing < 0) | (scenes.motion != list(MOTIONS).index("fade")))
+    clips = is_usable.nonzero().flatten()
     probe = Probe(things)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
@@ -187,19 +187,19 @@ def train_probe(work: Path, out: Path, steps: int) -> None:
 
 
 def likeness(latents: Tensor, real: Tensor) -> Tensor:
-    """Mean squared difference in dB below the variance of the latents, which is 1: ``[N, C, F, h, w]`` to ``[N]``."""
+    """Compute the PSNR in dB of latents, whose variance is 1, against real ones: ``[N, C, F, h, w]`` to ``[N]``."""
     error = (latents - real).square().mean(dim=(1, 2, 3, 4))
     return -10 * torch.log10(error.clamp(min=1e-8))
 
 
 def change(latents: Tensor) -> Tensor:
-    """Root mean square difference of neighbouring latent frames from the second on: 0 is frozen."""
+    """Compute the root mean square difference of neighbouring latent frames from the second on: 0 is frozen."""
     return latents[:, :, 1:].diff(dim=2).square().mean(dim=(1, 2, 3, 4)).sqrt()
 
 
 @dataclass
 class Judge:
-    """The base with any adapter in its weights, the clips and the probe."""
+    """Measure points with the base, any adapter merged into its weights, the clips and the probe."""
 
     work: Path
     out: Path
@@ -222,7 +222,7 @@ class Judge:
 
     @torch.no_grad()
     def adapt(self, adapter: Path | None, alpha: float) -> None:
-        """Put ``W + alpha * B A`` in place of every adapted weight; always from the untouched ones."""
+        """Set every adapted weight to ``W + alpha * B A``, always from the original W."""
         for name, weight in self.untouched.items():
             self.model.get_submodule(name).weight.copy_(weight)
         for name, (a, b) in read_lora(adapter).pairs.items() if adapter is not None else ():
@@ -237,7 +237,7 @@ class Judge:
         return probe.eval()
 
     def measure(self, point: Point) -> dict[str, dict[str, list[float]]]:
-        """Measure -> figure -> one value per clip."""
+        """Measure a point: {measure: {figure: one value per clip}}."""
         adapter = None if point.regime is None else adapter_path(self.out, point.regime, point.step)
         self.adapt(adapter, point.alpha)
         results = {}
@@ -245,19 +245,19 @@ class Judge:
             if measure == "losses":
                 results[measure] = self.losses()
             else:
-                results[measure] = self.judged(self.generate(measure, point), with_image=measure != "text")
+                results[measure] = self.clip_figures(self.generate(measure, point), with_image=measure != "text")
         return results
 
     @torch.no_grad()
     def velocity(self, x: Tensor, sigmas: Tensor, embeds: Tensor) -> Tensor:
-        """fp32, on the CPU: latents ``[B, C, F, h, w]`` at levels ``[B, F]``."""
+        """Predict the velocity of latents ``[B, C, F, h, w]`` at sigmas ``[B, F]``, in fp32 on the CPU."""
         backends = [SDPBackend.MATH] if self.device.type == "cpu" else [SDPBackend.EFFICIENT_ATTENTION]
         x, times, embeds = x.to(self.device), 1000 * sigmas.to(self.device), embeds.to(self.device)
         with precision(self.device), sdpa_kernel(backends):
             return self.model(x, times, embeds, return_dict=False)[0].float().cpu()
 
     def losses(self) -> dict[str, list[float]]:
-        """Squared error of the velocity on noisy frames, by how times are drawn; no weights."""
+        """Compute unweighted squared errors of the velocity on noisy frames, by the distribution of timesteps."""
         errors: dict[str, list[float]] = {name: [] for name in _LOSSES}
         for name, (times, with_caption) in _LOSSES.items():
             objective = ObjectiveConfig.model_validate({"times": times, "shift": SHIFT})
@@ -275,7 +275,7 @@ class Judge:
         return errors
 
     def generate(self, task: str, point: Point) -> Tensor:
-        """Clips ``[N, C, F, h, w]`` for task "image" (no caption), "caption" or "text" (no image)."""
+        """Generate clips ``[N, C, F, h, w]`` for task "image" (no caption), "caption" or "text" (no image)."""
         frames = self.clips.latents.shape[2]
         multipliers = torch.ones(frames)
         if task != "text":
@@ -295,8 +295,8 @@ class Judge:
             generated.append(x)
         return torch.cat(generated)
 
-    def judged(self, latents: Tensor, *, with_image: bool) -> dict[str, list[float]]:
-        """Figures of generated, or real, clips; see `pusa.mini.paper.report` for what they mean."""
+    def clip_figures(self, latents: Tensor, *, with_image: bool) -> dict[str, list[float]]:
+        """Compute the figures of generated or real clips; docs/paper_in_small.md defines them."""
         things, places = self.probe.probabilities(latents)
         if not with_image:
             thing, place = things.mean(1).argmax(1), places.mean(1).argmax(1)
@@ -315,7 +315,7 @@ class Judge:
         }
 
     def references(self) -> dict[str, Any]:
-        """The same figures of the real clips, and of their first frame as a video that never changes."""
+        """Compute the figures of the real clips, and of their first frame as a still video."""
         real = self.clips.latents
         vae = channels_last(AutoencoderKLWan.from_pretrained(self.work / "vae", torch_dtype=torch.bfloat16))
         first = decode_video(vae, real[:, :, :1])
@@ -326,14 +326,14 @@ class Judge:
         return {
             "still": self.clips.still.tolist(),
             "real": {
-                "image": self.judged(real, with_image=True),
-                "text": self.judged(real, with_image=False),
+                "image": self.clip_figures(real, with_image=True),
+                "text": self.clip_figures(real, with_image=False),
             },
-            "frozen": {"image": self.judged(frozen, with_image=True)},
+            "frozen": {"image": self.clip_figures(frozen, with_image=True)},
         }
 
     def seconds_per_forward(self) -> float:
-        """Of one clip, measured over two batches after another two."""
+        """Time a forward pass of one clip over two batches, after two warm-up batches."""
         clips = next(self.clips.batches(BATCH))
         sigmas = torch.full((len(clips), clips.latents.shape[2]), 0.5)
         for turn in range(4):
@@ -344,8 +344,8 @@ class Judge:
 
 
 @lru_cache(maxsize=1)
-def judge_of(work: Path, out: Path, plan: Plan) -> Judge:
-    """One per process: loading, and compiling above all, takes longer than a point."""
+def cached_judge(work: Path, out: Path, plan: Plan) -> Judge:
+    """Return the `Judge` of this process: loading, and compiling above all, takes longer than a point."""
     return Judge(work, out, plan)
 
 
@@ -354,8 +354,8 @@ def judge_of(work: Path, out: Path, plan: Plan) -> Judge:
 KINDS = {"self-attention": ".attn1.", "cross-attention": ".attn2.", "feed-forward": ".ffn."}
 
 
-def moved(base: TextToVideo, adapter: Path) -> dict[str, float]:
-    """By kind of layer, the Frobenius norm of all its B A over that of the weights they are added to."""
+def relative_weight_changes(base: TextToVideo, adapter: Path) -> dict[str, float]:
+    """Compute, by kind of layer, the Frobenius norm of all B A over that of the weights they are added to."""
     sums = {kind: [0.0, 0.0] for kind in KINDS}
     for name, (a, b) in read_lora(adapter).pairs.items():
         kind = next(kind for kind, part in KINDS.items() if part in name)

@@ -1,4 +1,4 @@
-"""What `pusa eval paper` found, for people: verdicts, tables and plots, on the terminal and in a page."""
+"""Write the results of `pusa eval paper` as verdicts, tables and plots, for the terminal and for a page."""
 
 import json
 import shutil
@@ -10,27 +10,25 @@ from typing import Any
 from pusa.evaluation.metrics import EQUAL_DB, Figure, rate
 from pusa.mini.evaluation import plots
 from pusa.mini.evaluation.plots import Panel, Series
-from pusa.mini.paper import points as paper_points
-from pusa.mini.paper import training as paper_training
-from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Moved, Results, judge_claims, shown_difference
-from pusa.mini.paper.points import STEPS
-from pusa.mini.paper.training import CURVE, REGIMES, Plan
+from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Results, WeightChanges, format_difference, judge_claims
+from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
+from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
 
 BEGIN, END = "<!-- results: written by pusa eval paper -->", "<!-- /results -->"
 _ORDER = ("independent", "p 0.8", "p 0.5", "p 0.2", "image-to-video")
 
 
 def collect(work: Path, out: Path, plan: Plan, left_out: Sequence[str]) -> dict[str, Any]:
-    """The report: what ``paper.json`` holds."""
+    """Collect the report, the content of ``paper.json``."""
     if not (out / "points" / "references.json").exists():
         raise RuntimeError(f"{out}: the time was too short to measure anything; the same command goes on")
-    base = paper_training.load_base(work)
+    base = load_base(work)
     results = Results(out, plan)
-    moved = {
+    weight_changes = {
         regime: {
-            str(step): paper_points.moved(base, path)
+            str(step): relative_weight_changes(base, path)
             for step in (round(plan.steps * k / CURVE) for k in range(1, CURVE + 1))
-            if (path := paper_training.adapter_path(out, regime, step)).exists()
+            if (path := adapter_path(out, regime, step)).exists()
         }
         for regime in REGIMES
     }
@@ -39,9 +37,9 @@ def collect(work: Path, out: Path, plan: Plan, left_out: Sequence[str]) -> dict[
         "still_clips": int(results.still.sum()),
         "moving_clips": int((~results.still).sum()),
         "left_out": list(left_out),
-        "moved": moved,
-        "claims": [asdict(finding) for finding in judge_claims(results, moved)],
-        "tables": make_tables(results, moved),
+        "moved": weight_changes,
+        "claims": [asdict(finding) for finding in judge_claims(results, weight_changes)],
+        "tables": make_tables(results, weight_changes),
         "panels": {name: [asdict(panel) for panel in panels] for name, panels in make_panels(results).items()},
         "points": results.points,
     }
@@ -53,8 +51,8 @@ def collect(work: Path, out: Path, plan: Plan, left_out: Sequence[str]) -> dict[
 Table = list[list[str]]  # the first row is the header
 
 
-def make_tables(results: Results, moved: Moved) -> dict[str, Table]:
-    """By title, in the order of the page."""
+def make_tables(results: Results, weight_changes: WeightChanges) -> dict[str, Table]:
+    """Make all tables, by title in the order of the page."""
     rows = [("no adaptation", "base"), *((regime, results.final(regime)) for regime in _ORDER)]
     references = [(name, name) for name in REFERENCES]
     without, with_caption = [("image", f) for f in _IMAGE], [("caption", f) for f in _IMAGE]
@@ -72,7 +70,7 @@ def make_tables(results: Results, moved: Moved) -> dict[str, Table]:
     for regime in _ORDER:
         prefix = "" if regime == PAPER else f"{regime} "
         points = [results.final(regime), f"{prefix}alpha 1.4", f"{prefix}alpha 2"]
-        strengths.append([regime, *(_shown(results.figure(point, "image", "likeness")) for point in points)])
+        strengths.append([regime, *(_format_figure(results.figure(point, "image", "likeness")) for point in points)])
     return {
         "Image-to-video without a caption": _table(results, "times in training", [*rows, *references], without),
         "Image-to-video with a caption": _table(results, "times in training", [*rows, *references], with_caption),
@@ -92,7 +90,7 @@ def make_tables(results: Results, moved: Moved) -> dict[str, Table]:
             [*rows, references[0]],
             [("text", "thing"), ("text", "place"), ("text", "change"), ("losses", "text")],
         ),
-        "How far weights moved": _moved_table(moved, results.plan),
+        "How far weights moved": _moved_table(weight_changes, results.plan),
     }
 
 
@@ -121,7 +119,7 @@ def _table(results: Results, head: str, rows: Sequence[tuple[str, str]], columns
 
 
 def _cell(results: Results, point: str, measure: str, figure: str) -> str:
-    """Shares with their interval, losses with their difference from the base's, the rest with a standard error."""
+    """Format a figure: shares with their interval, losses with their difference from the base, others with an error."""
     values = results.values(point, measure, figure)
     is_itself = point == REAL and figure == "likeness"
     if is_itself or (values is None and point in REFERENCES):
@@ -133,20 +131,20 @@ def _cell(results: Results, point: str, measure: str, figure: str) -> str:
         return f"{share['value']:.2f} ({share['low']:.2f}-{share['high']:.2f})"
     if measure == "losses":
         gain = None if point == "base" else results.gain(point, "base", measure, figure)
-        return f"{float(values.mean()):.4f}" + (f" ({shown_difference(gain, 4)})" if gain else "")
-    return _shown(results.figure(point, measure, figure))
+        return f"{float(values.mean()):.4f}" + (f" ({format_difference(gain, 4)})" if gain else "")
+    return _format_figure(results.figure(point, measure, figure))
 
 
-def _moved_table(moved: Moved, plan: Plan) -> Table:
-    table: Table = [["times in training", "steps", *paper_points.KINDS]]
+def _moved_table(weight_changes: WeightChanges, plan: Plan) -> Table:
+    table: Table = [["times in training", "steps", *KINDS]]
     for regime in _ORDER:
         for step in (str(round(plan.steps / 4)), str(plan.steps)):
-            if step in moved[regime]:
-                table.append([regime, step, *(f"{moved[regime][step][kind]:.4f}" for kind in paper_points.KINDS)])
+            if step in weight_changes[regime]:
+                table.append([regime, step, *(f"{weight_changes[regime][step][kind]:.4f}" for kind in KINDS)])
     return table
 
 
-def _shown(figure: Figure | None) -> str:
+def _format_figure(figure: Figure | None) -> str:
     if figure is None:
         return "not measured"
     if figure["value"] >= EQUAL_DB:
@@ -159,7 +157,7 @@ def _shown(figure: Figure | None) -> str:
 
 
 def make_panels(results: Results) -> dict[str, list[Panel]]:
-    """By file name."""
+    """Make the panels of each plot, by file name."""
     curves = [
         _curves(results, "Image-to-video, no caption, still clips", "image", "likeness", "likeness gained, dB"),
         _curves(results, "Image-to-video loss, no caption", "losses", "image, no caption", "loss less the base's"),
@@ -181,7 +179,7 @@ def make_panels(results: Results) -> dict[str, list[Panel]]:
 
 
 def _curves(results: Results, title: str, measure: str, figure: str, label: str) -> Panel | None:
-    """Differences from the base, clip by clip: most of a figure's spread is that of the clips themselves."""
+    """Plot differences from the base, clip by clip: most of a figure's spread is that between clips."""
     lines = []
     for regime in _ORDER:
         found = [
@@ -232,7 +230,7 @@ def check_page(page: Path) -> None:
 
 
 def write(report: dict[str, Any], out: Path, page: Path | None) -> None:
-    """Plots and ``paper.md`` into `out`, and both into the page."""
+    """Write plots and ``paper.md`` to `out`, and both into the page if one is given."""
     for name, panels in report["panels"].items():
         restored = [Panel(**{**panel, "series": [Series(**line) for line in panel["series"]]}) for panel in panels]
         (out / f"{name}.svg").write_text(plots.figure(restored))
@@ -250,10 +248,10 @@ def write(report: dict[str, Any], out: Path, page: Path | None) -> None:
 
 
 def markdown(report: dict[str, Any], pictures: str) -> str:
-    """The part of a page that holds figures."""
+    """Format the results for a page, with plots in the folder `pictures`."""
     plan = report["plan"]
     lines = [
-        f"{plan['steps']} training steps of {paper_training.BATCH} clips for each adapter, one training each; "
+        f"{plan['steps']} training steps of {BATCH} clips for each adapter, one training each; "
         f"{plan['clips']} clips per point, {report['still_clips']} of them still and {report['moving_clips']} moving; "
         f"losses over {plan['loss_clips']} other clips. ± is the standard error over clips; shares have Wilson's "
         "interval of 95 %.",
@@ -272,7 +270,7 @@ def markdown(report: dict[str, Any], pictures: str) -> str:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """All tables for a terminal."""
+    """Format all tables for a terminal."""
     claims = [["claim", "compared", "found", "verdict"], *_claim_rows(report["claims"])]
     blocks = []
     for title, table in {"Claims": claims, **report["tables"]}.items():

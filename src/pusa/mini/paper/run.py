@@ -1,10 +1,11 @@
-"""`pusa eval paper`: the claims of Pusa V1.0 (arXiv 2507.16116), tried on the small base model at equal budgets.
+"""Run `pusa eval paper`: test claims of Pusa V1.0 (arXiv 2507.16116) on the small base model at equal budgets.
 
-From one frozen base, five adapters are trained on the same clips in the same order for the same number of steps; only
-how times are drawn differs. Then points of curves are measured: over training steps, inference steps, alpha and noise.
+Five adapters train on one frozen base with the same clips in the same order for the same number of steps; only the
+distribution of their timesteps differs. The run then measures points of curves over training steps, inference steps,
+alpha and noise.
 
-Two processes of one thread share the work on a CPU: the first trains, the second measures what is ready, and in the
-end both measure. Every finished part is a file in the output folder, so that a run that was stopped goes on.
+On a CPU two processes of one thread share the work: the first trains, the second measures what is ready, and in the end
+both measure. Every finished part is a file in the output folder, from which a stopped run resumes.
 """
 
 import json
@@ -22,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.fsutil import sha256_of
-from pusa.mini.paper import points as paper_points
-from pusa.mini.paper import report as paper_report
-from pusa.mini.paper import training as paper_training
+from pusa.mini.paper import points, report, training
 from pusa.mini.paper.points import STEPS, Point
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
 
@@ -41,34 +40,34 @@ _START_SECONDS = 60.0  # until all is loaded and compiled
 _COMPILING_MINUTES = 4.0  # below it, compiling costs more than it gains
 _MOST_CLIPS = 32
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-# ---- what there is to do -------------------------------------------------------------------------------------------
+# ---- jobs -------------------------------------------------------------------------------------------
 
 
 def points_of(plan: Plan) -> list[Point]:
-    """Every point, the ones that matter most first."""
+    """List every point, the most important ones first."""
     parts = [round(plan.steps * share) for share in (1, 0.5, 0.25)]
     paper = partial(Point, regime="independent", step=plan.steps)
-    points = [Point("base", ("losses", "image", "caption", "text"))]
-    points += [Point(f"{r} {plan.steps}", ("losses", "image", "caption", "text"), r, plan.steps) for r in REGIMES]
-    points += [Point(f"{r} {step}", ("losses", "image"), r, step) for step in parts[1:] for r in REGIMES]
-    points += [paper(f"alpha {alpha:g}", ("image", "caption"), alpha=alpha) for alpha in ALPHAS]
+    selected = [Point("base", ("losses", "image", "caption", "text"))]
+    selected += [Point(f"{r} {plan.steps}", ("losses", "image", "caption", "text"), r, plan.steps) for r in REGIMES]
+    selected += [Point(f"{r} {step}", ("losses", "image"), r, step) for step in parts[1:] for r in REGIMES]
+    selected += [paper(f"alpha {alpha:g}", ("image", "caption"), alpha=alpha) for alpha in ALPHAS]
     few = [steps for steps in INFERENCE_STEPS if steps <= 2 * STEPS]
-    points += [paper(f"steps {steps}", ("image", "caption"), steps=steps) for steps in few]
-    points += [paper(f"noise {noise:g}", ("image",), noise=noise) for noise in NOISES]
-    points += [paper(f"steps {steps}", ("image",), steps=steps) for steps in INFERENCE_STEPS if steps > 2 * STEPS]
+    selected += [paper(f"steps {steps}", ("image", "caption"), steps=steps) for steps in few]
+    selected += [paper(f"noise {noise:g}", ("image",), noise=noise) for noise in NOISES]
+    selected += [paper(f"steps {steps}", ("image",), steps=steps) for steps in INFERENCE_STEPS if steps > 2 * STEPS]
     others = [regime for regime in REGIMES if regime != "independent"]
-    points += [Point(f"{r} alpha {a:g}", ("image",), r, plan.steps, alpha=a) for r in others for a in (1.4, 2.0)]
-    return points
+    selected += [Point(f"{r} alpha {a:g}", ("image",), r, plan.steps, alpha=a) for r in others for a in (1.4, 2.0)]
+    return selected
 
 
 @dataclass(frozen=True)
 class Job:
-    """A part that leaves `result`; it can start once `needs` are there, and takes about so many `seconds`.
+    """A part that writes the file `result`; it can start once the files `needs` exist, and takes about `seconds`.
 
-    What `must` be is done however late it is, and time is kept for it: the trainings, and how each of them ends.
+    A job that `must` run does so however late it is, and time is reserved for it: the trainings and their last points.
     """
 
     name: str
@@ -84,20 +83,20 @@ class Job:
 
 
 def jobs_of(work: Path, out: Path, plan: Plan, *, seconds_per_step: float, seconds_per_forward: float) -> list[Job]:
-    """In order of importance; a process takes the first one that is ready."""
-    adapter = partial(paper_training.adapter_path, out)
+    """List the jobs in order of importance; a process takes the first one that is ready."""
+    adapter = partial(training.adapter_path, out)
     jobs = [
         Job(
             f"train {regime}",
             adapter(regime, plan.steps),
-            partial(paper_training.train_regime, work, out, plan, regime),
+            partial(training.train_regime, work, out, plan, regime),
             seconds=plan.steps * seconds_per_step,
             must=True,
             trains=True,
         )
         for regime in REGIMES
     ]
-    probe = paper_points.probe_path(out)
+    probe = points.probe_path(out)
     result = result_path(out, REFERENCES)
     references = partial(_measure_references, work, out, plan, result)
     jobs.append(Job(REFERENCES, result, references, needs=(probe,), must=True))
@@ -122,12 +121,12 @@ def result_path(out: Path, name: str) -> Path:
 
 
 def _measure(work: Path, out: Path, plan: Plan, point: Point, result: Path) -> None:
-    measured = paper_points.judge_of(work, out, plan).measure(point)
+    measured = points.cached_judge(work, out, plan).measure(point)
     _write_json(result, {"point": asdict(point), "measured": measured})
 
 
 def _measure_references(work: Path, out: Path, plan: Plan, result: Path) -> None:
-    _write_json(result, paper_points.judge_of(work, out, plan).references())
+    _write_json(result, points.cached_judge(work, out, plan).references())
 
 
 def _write_json(path: Path, values: Any) -> None:
@@ -143,7 +142,7 @@ def _write_json(path: Path, values: Any) -> None:
 def make_plan(
     minutes: float, processes: int, *, seconds_per_step: float, seconds_per_forward: float, compiled: bool
 ) -> Plan:
-    """As many training steps and clips per point as fit into so many minutes of so many processes."""
+    """Plan as many training steps and clips per point as fit into `minutes` of `processes`."""
     seconds = max(60 * minutes - _START_SECONDS, 30 * minutes)
     share = _TRAINING_SHARE if processes > 1 else _TRAINING_SHARE / 2
     steps = max(1, int(share * seconds / (len(REGIMES) * seconds_per_step) / CURVE)) * CURVE
@@ -160,26 +159,26 @@ def make_plan(
 
 
 def _calibrate(work: Path, out: Path, compiled: bool) -> tuple[float, float]:
-    """Seconds per training step and per forward pass of one clip, on this machine as busy as it is now."""
-    step = paper_training.seconds_per_training_step(work, out / "calibration", compiled=compiled)
+    """Measure seconds per training step and per forward pass of one clip, on this machine at its present load."""
+    step = training.seconds_per_training_step(work, out / "calibration", compiled=compiled)
     trial = Plan(CURVE, BATCH, BATCH, probe_steps=1, compiled=compiled)
-    return step, paper_points.Judge(work, out, trial).seconds_per_forward()
+    return step, points.Judge(work, out, trial).seconds_per_forward()
 
 
 def _probe_steps(compiled: bool) -> int:
-    """A short run has a poor probe, too."""
+    """Return the training steps of the probe; a short run has a poor probe."""
     return 300 if compiled else 60
 
 
 def _fingerprint(work: Path) -> str:
-    """Of the base, so that results of two are never mixed."""
+    """Hash the base, so that results of two bases are never mixed."""
     path = work / "base.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{work} has no base.safetensors: `pusa mini train {work} --until base` makes it")
     return sha256_of(path)
 
 
-# ---- doing it ------------------------------------------------------------------------------------------------------
+# ---- the run ------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -191,20 +190,20 @@ def run(
     steps: int | None = None,
     clips: int | None = None,
     page: Path | None = None,
-    say: Say = print,
+    say: Log = print,
 ) -> dict[str, Any]:
-    """Do what is not done yet, and write tables, plots and figures to `out`.
+    """Run the unfinished jobs, and write tables, plots and figures to `out`.
 
     Args:
         work: a folder in which `pusa mini train` has finished its base.
-        out: where results are kept; None: ``paper`` in `work`.
-        minutes: what the first run plans for. Once they are over, only the trainings and their ends are still done.
-        processes: that share the work; None: two of one thread on a CPU, one with a GPU.
-        steps: of each training, a multiple of 4; None: as many as fit into the time.
-        clips: per point, a multiple of 4; None: as many as fit. What is given here does not depend on the machine.
-        page: a Markdown file whose part between the marks of `paper_report` is replaced by the tables, with the plots
-            in a folder of its name beside it.
-        say: told what goes on, a line at a time.
+        out: the folder of results; None: ``paper`` in `work`.
+        minutes: the time that the first run plans for. After it, only the trainings and their last points still run.
+        processes: number that share the work; None: two of one thread on a CPU, one with a GPU.
+        steps: steps of each training, a multiple of 4; None: as many as fit into the time.
+        clips: clips per point, a multiple of 4; None: as many as fit. Explicit numbers do not depend on the machine.
+        page: a Markdown file; the tables replace its part between the marks of `report`, the plots go to a folder of
+            its name beside it.
+        say: receives progress, a line at a time.
 
     Returns:
         The report, as in ``paper.json``; "left_out" names what there was no time for.
@@ -216,12 +215,12 @@ def run(
     """
     import torch
 
-    given = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
-    for name, value in given.items():
+    explicit = {name: value for name, value in (("steps", steps), ("clips", clips)) if value is not None}
+    for name, value in explicit.items():
         if value < 4 or value % 4:
             raise ValueError(f"{name}={value} is no multiple of 4")
     if page is not None:
-        paper_report.check_page(page)
+        report.check_page(page)
     out = work / "paper" if out is None else out
     processes = processes or (1 if torch.cuda.is_available() else 2)
     began = time.monotonic()
@@ -229,7 +228,7 @@ def run(
     stored = json.loads((out / PLAN_FILE).read_text()) if (out / PLAN_FILE).is_file() else None
     if stored is not None and stored["base"] != fingerprint:
         raise ValueError(f"{out} holds results of another base: name another folder with --out")
-    for name, value in given.items():
+    for name, value in explicit.items():
         if stored is not None and stored["plan"][name] != value:
             raise ValueError(
                 f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
@@ -237,14 +236,14 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     threads = 1 if processes > 1 else torch.get_num_threads()
     with ExitStack() as stack:
-        lanes = [stack.enter_context(_lane(threads)) for _ in range(processes)]
+        pools = [stack.enter_context(_start_pool(threads)) for _ in range(processes)]
         compiled = stored["plan"]["compiled"] if stored else minutes >= _COMPILING_MINUTES
         probing = None
-        if not paper_points.probe_path(out).exists():
-            probing = lanes[-1].submit(paper_points.train_probe, work, out, _probe_steps(compiled))
+        if not points.probe_path(out).exists():
+            probing = pools[-1].submit(points.train_probe, work, out, _probe_steps(compiled))
         if stored is None:
             say("calibrating")
-            step, forward = lanes[0].submit(_calibrate, work, out, compiled).result()
+            step, forward = pools[0].submit(_calibrate, work, out, compiled).result()
             plan = make_plan(minutes, processes, seconds_per_step=step, seconds_per_forward=forward, compiled=compiled)
             plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips)
             speed = {"seconds_per_step": step, "seconds_per_forward": forward}
@@ -255,47 +254,47 @@ def run(
         if probing is not None:
             probing.result()
         jobs = jobs_of(work, out, plan, **stored["speed"])
-        left_out = _work_off(jobs, lanes, deadline=began + 60 * minutes, began=began, say=say)
-    report = paper_report.collect(work, out, plan, left_out)
-    _write_json(out / REPORT_FILE, report)
-    paper_report.write(report, out, page)
+        left_out = _run_jobs(jobs, pools, deadline=began + 60 * minutes, began=began, say=say)
+    results = report.collect(work, out, plan, left_out)
+    _write_json(out / REPORT_FILE, results)
+    report.write(results, out, page)
     if left_out:
         say(f"no time was left for {', '.join(left_out)}: the same command goes on with it")
-    return report
+    return results
 
 
-def _lane(threads: int) -> ProcessPoolExecutor:
+def _start_pool(threads: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=_start_lane, initargs=(threads,))
+    return ProcessPoolExecutor(1, context, initializer=_initialise_process, initargs=(threads,))
 
 
-def _start_lane(threads: int) -> None:
+def _initialise_process(threads: int) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; the trainer has its own way
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process silently; the trainer handles it itself
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms under autocast
     torch.set_num_threads(threads)
     logging.getLogger("pusa").setLevel(logging.WARNING)
 
 
-def _work_off(
-    jobs: list[Job], lanes: list[ProcessPoolExecutor], *, deadline: float, began: float, say: Say
+def _run_jobs(
+    jobs: list[Job], pools: list[ProcessPoolExecutor], *, deadline: float, began: float, say: Log
 ) -> list[str]:
-    """Do the jobs; the first lane trains before it measures, the others only measure. Returns what was left out."""
+    """Run the jobs; the first pool trains before it measures, the others only measure. Return the jobs left out."""
     pending = [job for job in jobs if not job.result.exists()]
     running: dict[Future[None], tuple[int, Job]] = {}
     left_out: list[str] = []
     while pending or running:
-        kept = _seconds_kept([*pending, *(job for _, job in running.values())], len(lanes))
-        latest = deadline - time.monotonic() - kept
+        reserved = _reserved_seconds([*pending, *(job for _, job in running.values())], len(pools))
+        latest = deadline - time.monotonic() - reserved
         left_out += [job.name for job in pending if not job.must and job.seconds > latest]
         pending = [job for job in pending if job.name not in left_out]
-        busy = {lane for lane, _ in running.values()}
-        for lane in sorted(set(range(len(lanes))) - busy):
-            job = next(_offered(pending, trains=lane == 0), None)
+        busy = {pool for pool, _ in running.values()}
+        for pool in sorted(set(range(len(pools))) - busy):
+            job = next(_available_jobs(pending, trains=pool == 0), None)
             if job is not None:
                 pending.remove(job)
-                running[lanes[lane].submit(job.work)] = lane, job
+                running[pools[pool].submit(job.work)] = pool, job
         if pending and not running:
             raise RuntimeError(f"{pending[0].name} waits for files that nothing makes: {pending[0].needs}")
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -306,14 +305,14 @@ def _work_off(
     return left_out
 
 
-def _seconds_kept(jobs: list[Job], lanes: int) -> float:
-    """What those that must be done will take, if one lane does all the training."""
-    training = sum(job.seconds for job in jobs if job.trains)
-    return max(training, sum(job.seconds for job in jobs if job.must) / lanes)
+def _reserved_seconds(jobs: list[Job], pools: int) -> float:
+    """Estimate the time of the jobs that must run, if one pool does all the training."""
+    training_seconds = sum(job.seconds for job in jobs if job.trains)
+    return max(training_seconds, sum(job.seconds for job in jobs if job.must) / pools)
 
 
-def _offered(pending: list[Job], *, trains: bool) -> Iterator[Job]:
-    """What a lane may take, in its order."""
+def _available_jobs(pending: list[Job], *, trains: bool) -> Iterator[Job]:
+    """Yield the jobs that a pool may take, in its order."""
     if trains:
         yield from (job for job in pending if job.trains)
     yield from (job for job in pending if not job.trains and job.is_ready())

@@ -1,4 +1,4 @@
-"""What `pusa eval paper` trains: one adapter at a time on the same frozen base, by the trainer of all others."""
+"""Train the adapters of `pusa eval paper`, one at a time on the same frozen base, with the trainer for all models."""
 
 import copy
 import json
@@ -29,21 +29,24 @@ REGIMES: dict[str, dict[str, Any]] = {
     "p 0.5": {"times": "independent", "asynchronous": 0.5},
     "p 0.8": {"times": "independent", "asynchronous": 0.8},
 }
-"""What is compared: the paper's own times, its image-to-video baseline, and FVDM's partly synchronous ones."""
+"""The compared timestep distributions: the paper's own, its image-to-video baseline, FVDM's partly synchronous ones."""
 
 CURVE = 4
-"""Parts of a training; an adapter is kept after each."""
+"""Parts of a training; each ends with an exported adapter."""
 
 BATCH = 4
-"""Clips per pass, in training and always as many in judging: another shape would be compiled anew."""
+"""Clips per pass, in training and in measuring: another shape would be compiled anew."""
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done: optimizer `steps` per training (a multiple of `CURVE`), `clips` generated per point and
-    `loss_clips` for the losses (multiples of `BATCH`)."""
+    """The amount of work.
+
+    Optimizer `steps` per training (a multiple of `CURVE`), `clips` generated per point and `loss_clips` for the losses
+    (multiples of `BATCH`).
+    """
 
     steps: int
     clips: int
@@ -56,7 +59,7 @@ class Plan:
 
 
 def load_base(work: Path) -> TextToVideo:
-    """The text-to-video model of a working folder of `pusa mini train`, frozen.
+    """Load the text-to-video model of a working folder of `pusa mini train`, frozen.
 
     Raises:
         FileNotFoundError: its base is not finished.
@@ -75,7 +78,7 @@ def things_of(work: Path) -> int:
 
 
 class CaptionedLatents:
-    """Cached clips as the trainer wants its data, in memory; each clip keeps one caption."""
+    """Cached clips in memory as a dataset of the trainer; each clip keeps one caption."""
 
     def __init__(self, latents: Tensor, embeds: Tensor, empty_embeds: Tensor) -> None:
         self._latents, self._embeds = latents, embeds
@@ -105,7 +108,7 @@ class CaptionedLatents:
         return self._embeds[index]
 
     def split(self, held_out_share: float, seed: int = 0) -> "tuple[CaptionedLatents, CaptionedLatents]":
-        """Everything and nothing: what is held out is cached apart."""
+        """Return all clips and none: the held-out clips are cached elsewhere."""
         none = CaptionedLatents(self._latents[:0], self._embeds[:0], self.empty_embeds)
         return self, none
 
@@ -114,8 +117,10 @@ class CaptionedLatents:
 
 
 def train_config(output: Path, regime: str, steps: int, *, on_cpu: bool) -> TrainConfig:
-    """The recipe's own configuration, but with a constant rate and a moving average: so each point of a curve is an
-    end point, and every run of the same length has the same."""
+    """Return the recipe's configuration with a constant rate and a moving average.
+
+    Each point of a curve is thus an end point, the same in every run of the same length.
+    """
     return load_config(
         "mini-vta",
         {
@@ -147,7 +152,7 @@ def adapter_path(out: Path, regime: str, step: int) -> Path:
 
 
 def train_regime(work: Path, out: Path, plan: Plan, regime: str) -> None:
-    """Train one adapter, or go on with it, and keep it after each part of the curve."""
+    """Train one adapter, or resume its training, and export it after each part of the curve."""
     _train(work, out / "training" / regime.replace(" ", "-"), regime, plan.steps, compiled=plan.compiled, keep_in=out)
 
 
@@ -172,7 +177,7 @@ def _training_set(work: Path) -> tuple[TextToVideo, CaptionedLatents]:
 
 
 def seconds_per_training_step(work: Path, output: Path, *, compiled: bool) -> float:
-    """Measured over three steps of the trainer, after three more in which the blocks are compiled."""
+    """Time three steps of the trainer, after three that compile the blocks."""
     _train(work, output, "independent", 6, compiled=compiled, keep_in=None)
     seconds = [entry["seconds"] for entry in read_metrics(output) if "loss" in entry]
     return (seconds[5] - seconds[2]) / 3

@@ -1,1 +1,1 @@
-"""The recipe of the embedded model: VAE, text-to-video base, vectorised timestep adaptation."""
+"""Train the embedded model: VAE, text-to-video base, vectorised timestep adaptation."""

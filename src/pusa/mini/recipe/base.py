@@ -1,4 +1,4 @@
-"""Stage 2: the text-to-video model and its text encoder, trained together on one time per clip or per latent frame."""
+"""Train the text-to-video model and its text encoder (stage 2) on one timestep per clip or per latent frame."""
 
 import math
 import time
@@ -33,7 +33,7 @@ _GPU_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-pair encoding learned from captions: their words are one token each, any other text is spelt out."""
+    """Learn a byte-pair encoding from captions: their words are one token each, any other text is spelt out."""
     core = Tokenizer(BPE(unk_token="<unk>"))
     core.normalizer = Lowercase()
     core.pre_tokenizer = ByteLevel(add_prefix_space=True)
@@ -50,13 +50,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TextToVideo(nn.Module):
-    """Transformer and text encoder as they are trained together, and the tokenizer they share.
+    """The transformer and the text encoder, which train together, and their tokenizer.
 
     Args:
         heads: of attention.
         layers: of the transformer.
         head_channels: 32 or 128, on which Wan's own code and diffusers split RoPE alike (they do not on 64).
-        tokenizer: None: one is learned from captions.
+        tokenizer: None: learn one from captions.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TextToVideo(nn.Module):
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Embed token ids ``[B, L]``, zeros behind the text: ``[B, 64, 128]``."""
         is_text = tokens != self.tokenizer.pad_token_id
-        # As a bias: of a mask [B, L] transformers asks whether it is all true, and the host waits for the answer.
+        # A bias, since transformers reads a mask [B, L] to see if it is all true, and the host would wait for that.
         bias = torch.zeros(is_text.shape, device=tokens.device).masked_fill(~is_text, torch.finfo(torch.float32).min)
         bias = bias[:, None, None].expand(-1, 1, tokens.shape[1], -1)  # [B, 1, L, L]
         embeds = self.text_encoder(tokens, bias).last_hidden_state * is_text.unsqueeze(-1)
@@ -135,20 +135,20 @@ class TextToVideo(nn.Module):
 
     @cached_property
     def empty_tokens(self) -> Tensor:
-        """Token ids of the empty caption, ``[1]``: the end of a text."""
+        """Return the token ids of the empty caption, ``[1]``: the end of a text."""
         return self.tokenizer("", return_tensors="pt").input_ids[0].to(self.text_encoder.device)
 
 
 @dataclass(frozen=True)
 class BaseObjective:
-    """Choose times, weights and captions for the base's training.
+    """Choose timesteps, weights and captions for the training of the base.
 
     Attributes:
-        vector_share: of clips whose latent frames have each a time of their own (independent, as in Pusa V1.0 and
-            FVDM); the others have one.
-        clean_start_share: of those, clips whose first latent frame is clean, as in image-to-video.
+        vector_share: share of clips that draw a timestep for each latent frame (independent, as in Pusa V1.0 and
+            FVDM); the others draw one.
+        clean_start_share: share of those clips whose first latent frame is clean, as in image-to-video.
         thing_weight: the error where a thing is counts 1 + this many times as much as elsewhere.
-        caption_dropout: the share of clips without a caption.
+        caption_dropout: share of clips without a caption.
     """
 
     vector_share: float = 0.0
@@ -159,28 +159,28 @@ class BaseObjective:
 
 def draw_times(clips: int, frames: int, objective: BaseObjective, device: torch.device) -> Tensor:
     """Draw sigma in 0..1, logit-normal and shifted: ``[clips, frames]``, or ``[clips]`` where no clip is vectorised."""
-    own = shifted(torch.sigmoid(torch.randn(clips, frames, device=device)), SHIFT)
+    sigma = shifted(torch.sigmoid(torch.randn(clips, frames, device=device)), SHIFT)
     if not objective.vector_share:
-        return own[:, 0]
+        return sigma[:, 0]
     is_vector = torch.rand(clips, 1, device=device) < objective.vector_share
     starts_clean = torch.rand(clips, 1, device=device) < objective.clean_start_share
     is_first = torch.arange(frames, device=device) == 0
-    own_or_clean = torch.where(starts_clean & is_first, 0.0, own)
-    return torch.where(is_vector, own_or_clean, own[:, :1])
+    with_clean_start = torch.where(starts_clean & is_first, 0.0, sigma)
+    return torch.where(is_vector, with_clean_start, sigma[:, :1])
 
 
 def velocity_errors(transformer: nn.Module, clean: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
     """Compute the squared error of the velocity, averaged over channels: ``[B, F, h, w]``.
 
     Args:
-        transformer: takes one time per clip or per latent frame.
+        transformer: takes one timestep per clip or per latent frame.
         clean: normalised latents ``[B, 16, F, h, w]``.
         sigma: ``[B]``, or one per latent frame ``[B, F]``, in 0..1.
         embeds: prompt embeddings ``[B, 64, 128]``.
     """
     noise = torch.randn_like(clean)
-    level = sigma.view(len(clean), 1, -1, 1, 1)  # [B, 1, 1 or F, 1, 1]
-    noisy = clean + level * (noise - clean)
+    frame_sigma = sigma.view(len(clean), 1, -1, 1, 1)  # [B, 1, 1 or F, 1, 1]
+    noisy = clean + frame_sigma * (noise - clean)
     # For sequences this short the plain formula is the fastest attention on a CPU (a step takes 0.54 s, not 0.83).
     backends = [SDPBackend.MATH] if clean.device.type == "cpu" else list(_GPU_ATTENTION)
     with precision(clean.device), sdpa_kernel(backends):
@@ -190,23 +190,23 @@ def velocity_errors(transformer: nn.Module, clean: Tensor, sigma: Tensor, embeds
 
 @dataclass(frozen=True)
 class BaseSchedule:
-    """Choose length, batches and learning rates of the base's training.
+    """Choose length, batches and learning rates for the training of the base.
 
     Attributes:
-        seconds: of wall time in all, or
-        steps: so many steps, whatever they take, or
-        deadline: of `time.monotonic`; what it takes to compile is not counted into the progress.
-        batch_tokens: per step and process.
-        small_batch_tokens: the same while clips are small; None: as many.
-        small_share: of the time, goes to small clips: a step is cheaper by the square of the size, and what is learned
-            there carries over.
-        short_share: of the time, at first, goes to the first half of each clip; afterwards a third of the steps does.
-        rate: of Muon.
-        adam_rate: of AdamW, for what is no matrix; None: a fifth of `rate`.
-        warm_steps: over which rates rise.
-        cool_from: the share of the time after which rates fall.
-        ema_decay: of the moving average that the base ends with.
-        compiled: blocks are compiled: 1.4 times as fast, on a CPU too, after a minute or less.
+        seconds: wall time in all, or
+        steps: number of steps, or
+        deadline: end in `time.monotonic` time; compiling does not count into the progress.
+        batch_tokens: tokens per step and process.
+        small_batch_tokens: the same for small clips; None: as many.
+        small_share: share of the time for small clips: a step is cheaper by the square of the size, and what it
+            teaches carries over.
+        short_share: share of the time, at first, for the first half of each clip; afterwards a third of the steps.
+        rate: learning rate of Muon.
+        adam_rate: learning rate of AdamW, for parameters that are no matrices; None: a fifth of `rate`.
+        warm_steps: steps over which rates rise.
+        cool_from: share of the time after which rates fall.
+        ema_decay: decay of the moving average that the base ends with.
+        compiled: compile blocks: 1.4 times as fast, on a CPU too, after a minute or less.
     """
 
     batch_tokens: int
@@ -232,19 +232,19 @@ def train_base(
     schedule: BaseSchedule,
     objective: BaseObjective,
 ) -> None:
-    """Train the base, or go on from `checkpoint`.
+    """Train the base, or continue from `checkpoint`.
 
     Args:
         model: transformer and text encoder, on the device of the clips.
-        small: clips of the small size; None: only full ones are trained on.
+        small: clips of the small size; None: train on full ones only.
         full: clips of the size that the model is for.
-        checkpoint: a file, written once a minute.
+        checkpoint: a file, which the training writes once a minute.
     """
     if schedule.compiled:
-        # Of few shapes each is worth a graph of its own; with short clips there are four.
+        # Few shapes are worth a graph each; with short clips there are four.
         dynamic = None if schedule.short_share else False
         model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
-    loss_of = BaseLoss(model, small, full, schedule, objective)
+    loss_fn = BaseLoss(model, small, full, schedule, objective)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     chosen = {id(matrix) for matrix in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -256,10 +256,10 @@ def train_base(
     ]
     seconds = math.inf if schedule.seconds is None else schedule.seconds
     if schedule.deadline is not None:
-        loss_of.warm_up()
+        loss_fn.warm_up()
         seconds = spent_seconds(checkpoint) + max(1.0, schedule.deadline - time.monotonic())
     fit(
-        loss_of,
+        loss_fn,
         model,
         optimizers,
         seconds=seconds,
@@ -271,11 +271,11 @@ def train_base(
 
 
 class BaseLoss:
-    """The loss of a step, from its seed and the progress in 0..1; nothing in it waits for the device.
+    """Compute the loss of a step from its seed and the progress in 0..1, without waiting for the device.
 
     Args:
         model, small, full, schedule, objective: as for `train_base`.
-        worded: the clips have their captions as tokens already.
+        is_tokenised: True if the clips have their captions as tokens already.
     """
 
     def __init__(
@@ -286,34 +286,34 @@ class BaseLoss:
         schedule: BaseSchedule,
         objective: BaseObjective,
         *,
-        worded: bool = False,
+        is_tokenised: bool = False,
     ) -> None:
         self.model, self.full, self.schedule, self.objective = model, full, schedule, objective
         self.small = small or full
         self.small_share = schedule.small_share if small is not None else 0.0
         for clips in {id(self.small): self.small, id(full): full}.values():
-            if not worded:
-                clips.word(model.tokenizer)
+            if not is_tokenised:
+                clips.tokenise_captions(model.tokenizer)
 
     def __call__(self, seed: int, progress: float) -> Tensor:
         torch.manual_seed(seed)
         data = self.small if progress < self.small_share else self.full
-        turn = seed // world_size()  # the same on every process, so that none waits for a longer clip
+        step = seed // world_size()  # the same on every process, so that none waits for a longer clip
         longest = data.latents.shape[2]
-        is_short = self.schedule.short_share > 0 and (progress < self.schedule.short_share or turn % 3 == 0)
+        is_short = self.schedule.short_share > 0 and (progress < self.schedule.short_share or step % 3 == 0)
         frames = (longest + 1) // 2 if is_short else longest
-        return self.of_clips(data, frames)
+        return self.batch_loss(data, frames)
 
     def warm_up(self) -> None:
-        """Compile for every shape there is: one pass forward and backward of each, without a step."""
+        """Compile for every shape by one forward and backward pass each, without a step."""
         for data in (self.small, self.full):
             longest = data.latents.shape[2]
             for frames in {longest, (longest + 1) // 2 if self.schedule.short_share else longest}:
-                self.of_clips(data, frames).backward()
+                self.batch_loss(data, frames).backward()
         self.model.zero_grad()
 
-    def of_clips(self, data: ClipCache, frames: int) -> Tensor:
-        """The loss of as many clips of `data`, cut to `frames` latent frames, as make a batch."""
+    def batch_loss(self, data: ClipCache, frames: int) -> Tensor:
+        """Compute the loss of a batch of random clips of `data`, cut to their first `frames` latent frames."""
         tokens = frames * data.latents.shape[3] * data.latents.shape[4] // 4
         batch_tokens = self.schedule.batch_tokens
         if data is not self.full:
@@ -322,8 +322,8 @@ class BaseLoss:
         clean, device = clips.latents, clips.latents.device
         sigma = draw_times(len(clean), frames, self.objective, device)
         is_dropped = torch.rand(len(clean), 1, device=device) < self.objective.caption_dropout
-        nothing = F.pad(self.model.empty_tokens, (0, clips.tokens.shape[1] - len(self.model.empty_tokens)))
-        embeds = self.model.embed_tokens(torch.where(is_dropped, nothing, clips.tokens))
+        no_caption = F.pad(self.model.empty_tokens, (0, clips.tokens.shape[1] - len(self.model.empty_tokens)))
+        embeds = self.model.embed_tokens(torch.where(is_dropped, no_caption, clips.tokens))
         weight = 1 + self.objective.thing_weight * clips.mask
         # A clean frame holds nothing of its noise, so nothing can be learned from its error.
         weight = weight * (sigma > 0).view(len(sigma), -1, 1, 1)
@@ -333,13 +333,13 @@ class BaseLoss:
 
 @torch.no_grad()
 def held_out_loss(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> float:
-    """Measure the velocity loss, one time per clip, on clips that were not trained on: same times and noise always."""
+    """Measure the velocity loss on held-out clips, one timestep per clip, always with the same timesteps and noise."""
     return sum(held_out_losses(model, data, batches=batches)) / 8
 
 
 @torch.no_grad()
 def held_out_losses(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> list[float]:
-    """Measure `held_out_loss` at each of its eight noise levels, from the least to the most noise."""
+    """Measure `held_out_loss` at each of its eight sigmas, from the lowest to the highest."""
     device = next(model.parameters()).device
     totals = torch.zeros(8)
     with torch.random.fork_rng():

@@ -1,16 +1,16 @@
-"""The recipe on one data-centre card: one process, one clock, nothing fetched, and a usable model after each stage.
+"""Train the embedded model on one data-centre GPU within a fixed time, in one process and without downloads.
 
 ``pusa mini train FOLDER --budget card --pictures PACK`` takes eight minutes in all. It keeps the VAE of the package and
-goes through five stages, each with a deadline of its own: what an earlier one loses, the base has less.
+runs five stages, each with its own deadline; time that an earlier one loses is taken from the base.
 
-    clips       drawn and encoded on the card, kept in its memory
-    base        compiled, on one time per clip and, in a share of clips, one per latent frame
+    clips       drawn and encoded on the GPU, kept in its memory
+    base        compiled, on one timestep per clip and, for a share of clips, one per latent frame
     adapter     VTA on the frozen base, by the trainer that adapts the large models
-    strength    of the adapter, on combinations never drawn
-    sheets      of unpicked clips
+    strength    the alpha of the adapter, chosen on combinations never drawn
+    sheets      contact sheets of unpicked clips
 
-``FOLDER/model`` is written after the base and again with the adapter. ``FOLDER/throughput.jsonl`` says what each stage
-did in which time, and which share of the card's rate that is.
+``FOLDER/model`` is written after the base and again with the adapter. ``FOLDER/throughput.jsonl`` records the
+work and the time of each stage.
 """
 
 import json
@@ -32,7 +32,7 @@ from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held
 from pusa.mini.recipe.clips import ClipCache, ClipPlan, draw_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
 from pusa.mini.recipe.loop import NotFiniteError
-from pusa.mini.recipe.samples import ALPHA, Maker, find_strength, write_sheets
+from pusa.mini.recipe.samples import ALPHA, ClipGenerator, find_alpha, write_sheets
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world.world import World
 from pusa.models.vae import channels_last
@@ -47,14 +47,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CardBudget:
-    """Sizes in pixels and frames, times in seconds.
+    """Set sizes in pixels and frames, and times in seconds.
 
     Attributes:
-        seconds: all stages together.
-        small_clips_seconds, clips_seconds: after which no more clips of each size are drawn.
-        vta_seconds, export_seconds: kept for what follows the base; the base has the rest.
-        vta_clips: of the clips, those that the adapter is trained on.
-        sheet_clips: clips of the sheets, from captions and from pictures.
+        seconds: time of all stages together.
+        small_clips_seconds, clips_seconds: time limits for drawing the clips of each size.
+        vta_seconds, export_seconds: time reserved after the base, which has the rest.
+        vta_clips: number of clips that train the adapter.
+        sheet_clips: numbers of clips on the sheets, from captions and from pictures.
     """
 
     size: int
@@ -122,7 +122,7 @@ CARD_BUDGETS = {
         sweep_clips=8,
         sheet_clips=(32, 8),
     ),
-    # a rehearsal of the same code on a CPU; what comes out is good for nothing
+    # a rehearsal of the same code on a CPU; its model is useless
     "card-rehearsal": CardBudget(
         size=32,
         small_size=32,
@@ -151,7 +151,7 @@ CARD_BUDGETS = {
 
 
 class Clock:
-    """One clock for all stages: what is left of `seconds`, and a line about each stage in ``throughput.jsonl``."""
+    """Track the time left of `seconds`, and write a line about each stage to ``throughput.jsonl``."""
 
     def __init__(self, folder: Path, seconds: float, device: torch.device) -> None:
         self.path, self.device = folder / "throughput.jsonl", device
@@ -159,12 +159,12 @@ class Clock:
         self.end = self.began + seconds
 
     def left(self, keep: float = 0.0) -> float:
-        """Seconds until `keep` seconds before the end, at least 1: a stage does something even if it is late."""
+        """Return the seconds until `keep` seconds before the end, at least 1, so that a late stage does something."""
         return max(1.0, self.end - keep - time.monotonic())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
-        """Time a stage; what is put into the dictionary goes into its line."""
+        """Time a stage; entries that the caller adds to the dictionary go into its line."""
         began = time.monotonic()
         facts: dict[str, Any] = {}
         logger.info("%s: %.0f s left", name, self.left())
@@ -183,9 +183,9 @@ class Clock:
 
 
 def run(work: Path, budget: CardBudget, sprites: Tensor, photographs: Tensor, *, device: torch.device) -> None:
-    """Train within the budget; the model comes to lie in ``work/model``.
+    """Train within the budget and write the model to ``work/model``.
 
-    A stage that fails is logged and the model of the stage before it stays; only without a base there is none.
+    If a stage fails, the error is logged and the model of the stage before stays; without a base there is no model.
 
     Args:
         sprites, photographs: as `pusa.mini.world.world.World` takes them.
@@ -221,7 +221,7 @@ def run(work: Path, budget: CardBudget, sprites: Tensor, photographs: Tensor, *,
 def _draw(
     clock: Clock, budget: CardBudget, vae: AutoencoderKLWan, world: World
 ) -> tuple[ClipCache | None, ClipCache, ClipCache]:
-    """Draw small, full and held-out clips; no small ones where there was time for only a few to memorise."""
+    """Draw small, full and held-out clips; without small ones if the time allowed too few, which would be memorised."""
     full = ClipPlan(
         clips=budget.clips,
         size=budget.size,
@@ -232,7 +232,7 @@ def _draw(
     small = replace(full, clips=budget.small_clips, size=budget.small_size)
     held_out = replace(full, clips=128, held_out=True, picture_share=None)
     drawn = {}
-    with _tried_kernels():
+    with _cudnn_benchmark():
         with clock.stage("clips, a first batch of each size"):
             for plan in (small, full):
                 draw_clips(vae, world, plan, deadline=0.0)
@@ -249,7 +249,7 @@ def _draw(
 
 
 @contextmanager
-def _tried_kernels() -> Iterator[None]:
+def _cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN try its kernels for each shape, which pays where shapes repeat for a minute."""
     before = torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
@@ -270,9 +270,8 @@ def _train_base(
 ) -> TextToVideo:
     """Train the base until only the time for adapter and export is left.
 
-    What goes wrong costs a minute and not the run: training goes on from the last checkpoint with a third of the rates,
-    and without compiled blocks unless it was only a loss that is no number. If that fails too, the last checkpoint is
-    the base.
+    After an error, training continues from the last checkpoint with a third of the rates, and without compiled blocks
+    unless the error was a loss that is not finite. If that fails too, the last checkpoint is the base.
 
     Returns:
         A base whose blocks are not compiled.
@@ -315,7 +314,7 @@ def _new_base(budget: CardBudget, tokenizer: PreTrainedTokenizerFast | None = No
 
 
 def _throughput(base: TextToVideo, budget: CardBudget, work: Path, full: ClipCache) -> dict[str, Any]:
-    """Steps, and about how many operations they took: six for each parameter of the blocks and each token."""
+    """Count steps and estimate their operations: six for each parameter of the blocks and each token."""
     lines = (work / "base.jsonl").read_text().splitlines()
     steps = json.loads(lines[-1])["step"]
     parameters = sum(p.numel() for p in base.transformer.blocks.parameters())
@@ -327,7 +326,7 @@ def _throughput(base: TextToVideo, budget: CardBudget, work: Path, full: ClipCac
 
 
 def _adapt(clock: Clock, budget: CardBudget, work: Path, base: TextToVideo, full: ClipCache) -> None:
-    """Train the adapter on some of the clips; the base gets it attached."""
+    """Train the adapter on some of the clips; it stays attached to the base."""
     with clock.stage("adapter") as facts:
         some = full.first(budget.vta_clips)
         dataset = write_dataset(base, some, work / "dataset", size=budget.size)
@@ -338,24 +337,30 @@ def _adapt(clock: Clock, budget: CardBudget, work: Path, base: TextToVideo, full
 
 
 def _export(clock: Clock, budget: CardBudget, work: Path, world: World, report: Report) -> None:
-    """Put the adapter into the model's folder, at a strength that is tried."""
+    """Export the adapter into the model's folder, scaled so that the best alpha found is `ALPHA`."""
     with clock.stage("strength"):
         lora = work / "model" / LORA_FILE
-        export_run(
-            work / "vta", lora, scale=1 / ALPHA, dtype=torch.bfloat16
-        )  # as it was trained, until others are tried
+        # As it was trained, until the sweep has tried others.
+        export_run(work / "vta", lora, scale=1 / ALPHA, dtype=torch.bfloat16)
         describe_folder(work / "model", budget, with_adapter=True)
-        maker = Maker(_load(work, world.device), size=budget.size, frames=budget.frames)
-        found = find_strength(maker, world, things=budget.things, clips=budget.sweep_clips, strengths=budget.strengths)
+        generator = ClipGenerator(_load(work, world.device), size=budget.size, frames=budget.frames)
+        found = find_alpha(generator, world, things=budget.things, clips=budget.sweep_clips, strengths=budget.strengths)
         report.add("strength", found)
         export_run(work / "vta", lora, scale=found["factor"], dtype=torch.bfloat16)
 
 
 def _sheets(clock: Clock, budget: CardBudget, work: Path, world: World, report: Report) -> None:
     with clock.stage("sheets"):
-        maker = Maker(_load(work, world.device), size=budget.size, frames=budget.frames)
-        told, shown = budget.sheet_clips
-        write_sheets(maker, world, work / "sheets", things=budget.things, told=told, shown=shown)
+        generator = ClipGenerator(_load(work, world.device), size=budget.size, frames=budget.frames)
+        from_captions, from_pictures = budget.sheet_clips
+        write_sheets(
+            generator,
+            world,
+            work / "sheets",
+            things=budget.things,
+            from_captions=from_captions,
+            from_pictures=from_pictures,
+        )
 
 
 def _load(work: Path, device: torch.device) -> PusaPipeline:
@@ -364,5 +369,5 @@ def _load(work: Path, device: torch.device) -> PusaPipeline:
 
 
 def device_name(device: torch.device) -> str:
-    """The card's name, or "cpu"."""
+    """Return the name of the GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

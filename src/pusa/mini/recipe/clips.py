@@ -1,4 +1,4 @@
-"""Clips of the small world as its text-to-video model is trained on them: drawn, encoded and kept on the device."""
+"""Draw clips of the small world, encode them to latents and cache them for training."""
 
 import time
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ _SCENES = "scenes."  # before the names of their columns in a file
 
 @dataclass(frozen=True)
 class Sample:
-    """B clips for one step.
+    """A batch of B clips for one step.
 
     Attributes:
         latents: fp32 ``[B, 16, F, h, w]``, normalised.
@@ -40,12 +40,12 @@ class Sample:
 
 
 class ClipCache:
-    """Clips as normalised latents with the things' masks and their captions, worded in several ways, as tokens.
+    """Clips as normalised latents, with the masks of their things and the tokens of several wordings of their captions.
 
     Args:
         latents: bf16 ``[N, 16, F, h, w]``.
         mask: uint8 ``[N, F, h, w]``, 255 where a thing covers all of the latent pixel.
-        scenes: what the clips show.
+        scenes: the scenes that the clips show.
     """
 
     def __init__(self, latents: Tensor, mask: Tensor, scenes: Scenes) -> None:
@@ -56,14 +56,14 @@ class ClipCache:
         return len(self.latents)
 
     def first(self, count: int) -> "ClipCache":
-        """The first `count` clips."""
+        """Return the first `count` clips."""
         return ClipCache(self.latents[:count], self.mask[:count], self.scenes[:count])
 
     def to(self, device: torch.device) -> "ClipCache":
-        """The same clips in the memory of `device`."""
+        """Copy the clips to the memory of `device`."""
         return ClipCache(self.latents.to(device), self.mask.to(device), self.scenes)
 
-    def word(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def tokenise_captions(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Tokenise the captions, so that a training step has nothing to do on the host."""
         generator = torch.Generator().manual_seed(0)
         ways = []
@@ -88,8 +88,8 @@ class ClipCache:
 def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: int = _CAPTION_TOKENS) -> Tensor:
     """Token ids ``[B, length]``, zeros (the padding token) behind each text.
 
-    Goes past transformers, which takes longer over each text than the tokenizer itself: a card's recipe has half a
-    million.
+    Bypasses transformers, which takes longer over each text than the tokenizer itself: the recipe for a data-centre GPU
+    has half a million texts.
 
     Raises:
         ValueError: a text has more than `length` tokens.
@@ -104,15 +104,15 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: in
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Which clips a cache holds.
+    """Describe the clips of a cache.
 
     Attributes:
-        clips: how many, a multiple of the 64 that are drawn at once.
+        clips: number of clips, a multiple of the 64 of a shard.
         size: pixels, both ways.
         frames: 4n + 1.
         things: the first ones of `THINGS`.
-        picture_share: of photographs and painted textures.
-        held_out: combinations that training never draws.
+        picture_share: share of photographs and painted textures; None: the default of `draw_scenes`.
+        held_out: True: combinations that training never draws.
     """
 
     clips: int
@@ -127,7 +127,7 @@ class ClipPlan:
         return -(-self.clips // _SHARD_CLIPS)
 
     def scenes(self, shard: int) -> Scenes:
-        """Draw the scenes of 64 clips, the same whenever they are asked for."""
+        """Draw the scenes of 64 clips, always the same for a shard."""
         return draw_scenes(
             _SHARD_CLIPS,
             1_000_000 + shard,
@@ -138,11 +138,11 @@ class ClipPlan:
 
 
 def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline: float | None = None) -> ClipCache:
-    """Draw and encode clips in the memory of the world's device, without a file.
+    """Draw and encode clips in the memory of the world's device, without files.
 
     Args:
         vae: on the device.
-        deadline: of `time.monotonic`; what is there by then is all there is, but at least 64 clips.
+        deadline: end in `time.monotonic` time; the clips drawn by then are returned, at least 64.
     """
     on_card = world.device.type != "cpu"
     together = max(1, _DRAWN_PIXELS // (_SHARD_CLIPS * plan.size**2)) if on_card else 1  # shards
@@ -152,7 +152,7 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
         scenes = Scenes.cat([plan.scenes(shard) for shard in range(first, min(first + together, plan.shards))])
         parts.append(_encode(vae, world, plan, scenes, batch=len(scenes) if on_card else 8))
         drawn.append(scenes)
-        # The host runs ahead of the device; every so often it has to know how late it is there.
+        # The host runs ahead of the device; every so often it has to wait for it to know the time.
         if deadline is not None and len(parts) % 8 == 0:
             _synchronise(world.device)
         if deadline is not None and time.monotonic() > deadline:
@@ -162,7 +162,7 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
 
 
 def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:
-    """Draw and encode clips into `folder`, 64 a file; processes share the work, and files that are there are kept."""
+    """Draw and encode clips into `folder`, 64 a file; processes share the work, and existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(rank(), plan.shards, world_size()):
         path = folder / f"{shard:04d}.safetensors"
@@ -179,10 +179,10 @@ def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPla
 
 
 def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: int | None = None) -> ClipCache:
-    """Load clips that `cache_clips` has left in `folder`; all files if not only the first `shards`.
+    """Load clips that `cache_clips` has written to `folder`: the first `shards` files; None: all.
 
     Args:
-        things, held_out: as they were drawn, for files of the first edition, which do not hold their scenes.
+        things, held_out: as drawn, for files of the first edition, which do not hold their scenes.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -206,7 +206,7 @@ def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: i
 def _encode(
     vae: AutoencoderKLWan, world: World, plan: ClipPlan, scenes: Scenes, *, batch: int
 ) -> tuple[Tensor, Tensor]:
-    """Latents bf16 ``[N, 16, F, h, w]`` and masks uint8 ``[N, F, h, w]``."""
+    """Draw scenes and encode them: latents bf16 ``[N, 16, F, h, w]`` and masks uint8 ``[N, F, h, w]``."""
     latents, masks = [], []
     for first in range(0, len(scenes), batch):
         video, alpha = world.render(scenes[first : first + batch], plan.frames, size=plan.size)

@@ -1,4 +1,4 @@
-"""The working folder of the recipe and the model's folder that comes out of it."""
+"""Write the model folder that the recipe produces, and the report of its stages."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ _SHARD_SIZE = "13MB"  # no file of a package above 14 MB
 
 
 class Sizes(Protocol):
-    """Sizes of a budget that its folder names."""
+    """The sizes of a budget that ``pusa.json`` states."""
 
     @property
     def size(self) -> int: ...
@@ -51,10 +51,10 @@ class Report:
 
 
 def write_folder(folder: Path, vae: AutoencoderKLWan, base: TextToVideo, budget: Sizes) -> None:
-    """Write a folder in diffusers layout, bf16, and ``pusa.json``: how the model is meant to be used (see `pusa.zoo`).
+    """Write a model folder in diffusers layout, bf16, with the defaults of the model in ``pusa.json`` (see `pusa.zoo`).
 
     Args:
-        vae, base: stay as they are, where they are.
+        vae, base: copied; the originals stay on their device.
     """
     base = copy.deepcopy(base).to("cpu")
     pipe = PusaPipeline(

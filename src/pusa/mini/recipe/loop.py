@@ -1,7 +1,7 @@
-"""One training loop for all stages of the small model: by the clock, resumable, in one process or several.
+"""Run the training loop of the VAE and base stages: timed, resumable, in one process or several.
 
-Under ``torchrun`` every process draws its own samples and gradients are averaged (gloo); on a CPU two processes of one
-thread are faster than one process of two.
+Under ``torchrun`` every process draws its own samples and the loop averages gradients (gloo); on a CPU two processes of
+one thread are faster than one process of two.
 """
 
 import json
@@ -75,7 +75,7 @@ class ConvMuon(BatchedMuon):
 
 
 def warm_then_cool(warm_steps: int, cool_from: float, floor: float = 0.0) -> Schedule:
-    """A factor for learning rates: up over `warm_steps`, 1, from progress `cool_from` on down to `floor`, linearly."""
+    """Make a schedule of learning rates: linearly up over `warm_steps`, down to `floor` from `cool_from` on."""
 
     def factor(progress: float, step: int) -> float:
         cooling = max(0.0, (progress - cool_from) / (1 - cool_from))
@@ -85,7 +85,7 @@ def warm_then_cool(warm_steps: int, cool_from: float, floor: float = 0.0) -> Sch
 
 
 def fit(
-    loss_of: Callable[[int, float], Tensor],
+    loss_fn: Callable[[int, float], Tensor],
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     *,
@@ -95,18 +95,18 @@ def fit(
     checkpoint: Path,
     ema_decay: float | None = None,
 ) -> None:
-    """Train for `seconds` of wall time or for `steps` in all, counting what an earlier, interrupted call has spent.
+    """Train for `seconds` of wall time or for `steps` in all, including those of an earlier, interrupted call.
 
-    On an accelerator the host only queues work: it looks at the loss when it writes a line or a checkpoint.
+    On an accelerator the host only queues work: it reads the loss when it writes a line or a checkpoint.
 
     Args:
-        loss_of: from a seed (another one for every step and process) and the progress in 0..1 to a loss.
-        model: what is trained; only parameters that require gradients are saved.
+        loss_fn: maps a seed (different for every step and process) and the progress in 0..1 to a loss.
+        model: the model to train; only parameters that require gradients are saved.
         optimizers: over the model's parameters; `schedule` scales their learning rates.
-        schedule: from progress and step to a factor.
-        checkpoint: written once a minute and at the end; continued from if there. Beside it a file ``.jsonl`` gets
-            step, seconds and loss every 20 seconds.
-        ema_decay: the model ends with the moving average of its weights.
+        schedule: maps progress and step to a factor.
+        checkpoint: a file, written once a minute and at the end; training continues from it if it exists. Beside it a
+            file ``.jsonl`` gets step, seconds and loss every 20 seconds.
+        ema_decay: decay of the moving average of the weights, with which the model ends; None: no average.
 
     Raises:
         NotFiniteError: the loss is infinite or no number.
@@ -116,14 +116,7 @@ def fit(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, elapsed = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        step, elapsed = state["step"], state["elapsed"]
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state["parameters"][name])
-        averages = {name: average.to(parameters[name].device) for name, average in state["averages"].items()}
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        step, elapsed, averages = _restore(checkpoint, parameters, optimizers)
 
     def save() -> None:
         state = {"step": step, "elapsed": elapsed, "averages": averages}
@@ -136,15 +129,15 @@ def fit(
     def progress() -> float:
         return step / steps if steps is not None else elapsed / seconds
 
-    def look() -> float:
-        """The mean loss since the last look; this waits for the device."""
-        mean = float(torch.stack(losses).mean())
+    def mean_loss() -> float:
+        """Return the mean loss since the last call; this waits for the device."""
+        loss = float(torch.stack(losses).mean())
         losses.clear()
-        if not math.isfinite(mean):
-            raise NotFiniteError(f"the loss is {mean} at step {step}: lower the learning rates")
-        return mean
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"the loss is {loss} at step {step}: lower the learning rates")
+        return loss
 
-    waits = next(iter(parameters.values())).device.type == "cpu" if parameters else True
+    is_cpu = next(iter(parameters.values())).device.type == "cpu" if parameters else True
     losses: list[Tensor] = []
     report = math.nan
     saved_at = logged_at = elapsed
@@ -156,25 +149,25 @@ def fit(
             for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
                 group["lr"] = rate * factor
         model.zero_grad()
-        loss = loss_of(step * world_size() + rank(), progress())
+        loss = loss_fn(step * world_size() + rank(), progress())
         loss.backward()
         losses.append(loss.detach())
-        _average([p.grad for p in parameters.values() if p.grad is not None], losses)
-        if waits:
-            report = look()
+        _average_gradients([p.grad for p in parameters.values() if p.grad is not None], losses)
+        if is_cpu:
+            report = mean_loss()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         if averages:
-            # A short memory at first: the average of 100 steps is no use with weights of the first ten in it.
+            # A short memory at first: the average of 100 steps must not hold the weights of the first ten.
             decay = min(ema_decay or 0.0, (1 + step) / (10 + step))
             update = get_ema_multi_avg_fn(decay)
             update(list(averages.values()), [p.detach() for p in parameters.values()], step)
         step += 1
-        elapsed = _agreed(time.monotonic() - started)  # every process stops at the same step
+        elapsed = _mean_over_processes(time.monotonic() - started)  # every process stops at the same step
         is_due = elapsed - logged_at > _LOG_SECONDS or progress() >= 1
         if is_due and losses:
-            report = look()
+            report = mean_loss()
         if is_due and rank() == 0:
             logger.info("%s: %4.0f s, step %d, loss %.4f", checkpoint.stem, elapsed, step, report)
             with checkpoint.with_suffix(".jsonl").open("a") as curve:
@@ -183,7 +176,7 @@ def fit(
             logged_at = elapsed
         if elapsed - saved_at > _SAVE_SECONDS:
             if losses:
-                look()
+                mean_loss()
             save()
             saved_at = elapsed
     save()
@@ -193,13 +186,27 @@ def fit(
     model.eval()
 
 
+@torch.no_grad()
+def _restore(
+    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizers: Sequence[Optimizer]
+) -> tuple[int, float, dict[str, Tensor]]:
+    """Load parameters and optimizers from a checkpoint, in place; return its step, seconds and averages."""
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    for name, parameter in parameters.items():
+        parameter.copy_(state["parameters"][name])
+    averages = {name: average.to(parameters[name].device) for name, average in state["averages"].items()}
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["elapsed"], averages
+
+
 def spent_seconds(checkpoint: Path) -> float:
     """Read the seconds that a run has spent so far; 0 if it left no checkpoint."""
     return torch.load(checkpoint, weights_only=True, map_location="cpu")["elapsed"] if checkpoint.exists() else 0.0
 
 
-def _average(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:
-    """Average gradients and the last loss over processes, in place."""
+def _average_gradients(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:
+    """Average gradients and the last loss over processes in place."""
     if world_size() == 1:
         return
     flat = torch.cat([*(g.reshape(-1) for g in gradients), losses[-1].reshape(1)])
@@ -212,8 +219,8 @@ def _average(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:
     losses[-1] = flat[-1]
 
 
-def _agreed(seconds: float) -> float:
-    """The mean over processes."""
+def _mean_over_processes(seconds: float) -> float:
+    """Average `seconds` over processes."""
     if world_size() == 1:
         return seconds
     mean = torch.tensor([seconds])

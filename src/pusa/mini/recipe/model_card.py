@@ -1,11 +1,11 @@
-"""The card of the embedded model: data, licences, recipe, curves and what was measured, from the recipe's own files."""
+"""Write the model card of the embedded model from the files of its recipe: data, licences, curves, measurements."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pusa.media.sheets import write_picture
+from pusa.media.previews import write_picture
 from pusa.mini.world.pictures import CREDITS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
@@ -43,19 +43,16 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"A text-to-video model of {budget['things']} things, {len(MOTIONS)} motions and {len(PLACES)} places, at "
         f"{size} x {size} pixels and {frames} frames ({(frames - 1) // 4 + 1} latent frames), 16 per second. It is "
-        "made "
-        "of the classes of the large models (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`, a Pusa "
-        "LoRA) and was trained from nothing by the recipe in `pusa.training`, so that everything in this package can "
-        "be "
-        "tried, tested and shown on a laptop. `pusa models show mini --words` lists its words.",
+        "made of the classes of the large models (`AutoencoderKLWan`, `WanTransformer3DModel`, `UMT5EncoderModel`, a "
+        "Pusa LoRA) and was trained from nothing by the recipe in `pusa.mini.recipe`, so that everything in this "
+        "package can be tried, tested and shown on a laptop. `pusa models show mini --words` lists its words.",
         "",
         "## Data",
         "",
         "Clips are drawn as they are needed: sprites that move before painted places or photographs, filmed by a "
-        "camera "
-        "that pans and zooms, with captions from a grammar. One combination of thing, motion and place in twelve is "
-        "never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the transformer the "
-        f"first {budget['things']}. Its pictures:",
+        "camera that pans and zooms, with captions from a grammar. One combination of thing, motion and place in "
+        "twelve is never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the "
+        f"transformer the first {budget['things']}. Its pictures:",
         "",
         *_table(("what", "source", "licence"), CREDITS),
         "",
@@ -105,7 +102,7 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"Velocity loss of the base on combinations never drawn: {report['base']['held_out_loss']:.3f}.",
         "",
-        "Strength of the adapter, image to video without a caption on combinations never drawn (`find_strength` of "
+        "Strength of the adapter, image to video without a caption on combinations never drawn (`find_alpha` of "
         "`pusa.mini.recipe.samples`). The smallest strength within half a decibel of the most faithful first frames "
         f"is {strength['best']:g} of what was trained; the exported LoRA is scaled by {strength['factor']:.3f}, so "
         "that this is alpha 1.4:",

@@ -1,4 +1,4 @@
-"""Muon with few kernel launches: the matrices of one shape are orthogonalised together.
+"""Optimise with Muon in few kernel launches: matrices of one shape are orthogonalised together.
 
 `torch.optim.Muon` takes them one after another, some thirty launches each: 2,402 a step for an 8-layer transformer,
 in which time a data-centre card could take the whole step.
@@ -27,10 +27,10 @@ class BatchedMuon(Optimizer):
 
     Args:
         params: matrices ``[rows, columns]``.
-        lr: of a square matrix; one with more rows than columns gets more, by the root of their ratio.
-        momentum: in 0..1.
+        lr: learning rate of a square matrix; one with more rows than columns gets more, by the root of their ratio.
+        momentum: Nesterov momentum, in 0..1.
         weight_decay: decoupled, times `lr`.
-        ns_steps: iterations.
+        ns_steps: Newton-Schulz iterations.
 
     Raises:
         ValueError: a parameter is not a matrix.
@@ -67,7 +67,7 @@ class BatchedMuon(Optimizer):
         return loss
 
     def _step_together(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Move matrices of one shape."""
+        """Update matrices of one shape."""
         rows, columns = parameters[0].shape
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:

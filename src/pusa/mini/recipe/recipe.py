@@ -1,7 +1,7 @@
-"""The recipe of the embedded model, from nothing to a folder that `PusaPipeline.from_pretrained` takes.
+"""Train the embedded model from scratch and write a folder for `PusaPipeline.from_pretrained`.
 
-``pusa mini train`` starts it, in one process on a GPU and in two on a CPU. Run it again after an interruption: finished
-stages are skipped and a broken one goes on where it was. A `Budget` says how large everything is and how long it takes.
+``pusa mini train`` starts the recipe, in one process on a GPU and in two on a CPU. Run it again after an interruption:
+it skips finished stages and resumes a broken one. A `Budget` sets all sizes and times.
 """
 
 import argparse
@@ -15,14 +15,15 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from pusa.mini.recipe import card as mini_gpu
+from pusa.evaluation.metrics import psnr
+from pusa.mini.recipe import card
 from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipPlan, cache_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
 from pusa.mini.recipe.loop import precision, rank
 from pusa.mini.recipe.model_card import write_card
-from pusa.mini.recipe.samples import Maker, find_strength
-from pusa.mini.recipe.vae import normalise, psnr, train_vae
+from pusa.mini.recipe.samples import ClipGenerator, find_alpha
+from pusa.mini.recipe.vae import normalise, train_vae
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world import picture_pack, pictures
 from pusa.mini.world.vocabulary import THINGS
@@ -39,7 +40,7 @@ STAGES = ("vae", "base", "vta", "export")
 
 @dataclass(frozen=True)
 class Budget:
-    """Sizes in pixels and frames, times in minutes; `things` is how many of `THINGS` the transformer learns."""
+    """Set sizes in pixels and frames, and times in minutes; the transformer learns the first `things` of `THINGS`."""
 
     size: int
     small_size: int
@@ -100,7 +101,7 @@ BUDGETS = {
         small_clips=6144,
         batch_tokens=2_880,
     ),
-    # a rehearsal of everything, in a few minutes; what comes out is good for nothing
+    # a rehearsal of everything, in a few minutes; its model is useless
     "rehearsal": Budget(
         size=64,
         small_size=64,
@@ -121,7 +122,7 @@ BUDGETS = {
 
 
 def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor, Tensor]:
-    """Load sprites and photographs from a picture pack, or from what is fetched into the working folder.
+    """Load sprites and photographs from a picture pack; None: from downloads into the working folder.
 
     Raises:
         ValueError: the pack has too few sprites.
@@ -138,7 +139,7 @@ def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor
 
 
 def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
-    """Do what is not done yet, up to and with stage `until`; the model comes to lie in ``work/model``."""
+    """Run the unfinished stages up to and including `until`; write the model to ``work/model``."""
     work.mkdir(parents=True, exist_ok=True)
     sprites, photographs = load_pictures(work, pack, things=budget.things)
     motion_frames = budget.frames - 1
@@ -203,9 +204,11 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
         export_run(work / "vta", lora)
         describe_folder(work / "model", budget, with_adapter=True)
         if "strength" not in report:
-            maker = Maker(PusaPipeline.from_pretrained(work / "model"), size=budget.size, frames=budget.frames)
-            judge = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
-            report.add("strength", find_strength(maker, judge, things=budget.things, clips=budget.sweep_clips))
+            generator = ClipGenerator(
+                PusaPipeline.from_pretrained(work / "model"), size=budget.size, frames=budget.frames
+            )
+            cpu_world = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
+            report.add("strength", find_alpha(generator, cpu_world, things=budget.things, clips=budget.sweep_clips))
         export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
         write_card(work, work)
     _wait()
@@ -213,12 +216,14 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
 
 @torch.no_grad()
 def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
-    """Mean PSNR in dB over clips of combinations that training never drew, and over photographs, which it did."""
+    """Measure the mean PSNR in dB over clips of combinations never trained on, and over photographs trained on."""
     scores = {}
     scenes = draw_scenes(clips, 77, things=world.things, held_out=True)
-    pictured = draw_scenes(40 * clips, 78, things=world.things)
-    pictured = pictured[(pictured.place == PHOTOGRAPH) & (pictured.thing < 0)][:clips]
-    for name, chosen in (("held_out", scenes), ("photographs", pictured)):
+    photograph_scenes = draw_scenes(40 * clips, 78, things=world.things)
+    photograph_scenes = photograph_scenes[(photograph_scenes.place == PHOTOGRAPH) & (photograph_scenes.thing < 0)][
+        :clips
+    ]
+    for name, chosen in (("held_out", scenes), ("photographs", photograph_scenes)):
         frame_scores = []
         for first in range(0, len(chosen), 8):
             video, _ = world.render(chosen[first : first + 8], frames, size=size)
@@ -239,7 +244,7 @@ def _wait() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budget", choices=[*BUDGETS, *mini_gpu.CARD_BUDGETS], required=True)
+    parser.add_argument("--budget", choices=[*BUDGETS, *card.CARD_BUDGETS], required=True)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--pictures", type=Path, help="a picture pack, instead of what npm and apt bring")
     parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
@@ -249,10 +254,10 @@ def main() -> None:
     if options.budget in BUDGETS:
         run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
     else:
-        budget = mini_gpu.CARD_BUDGETS[options.budget]
+        budget = card.CARD_BUDGETS[options.budget]
         if options.seconds is not None:
             budget = replace(budget, seconds=options.seconds)
-        mini_gpu.run(
+        card.run(
             options.work, budget, *load_pictures(options.work, options.pictures, things=budget.things), device=device
         )
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Clips that a model of the small world makes, many at once: for contact sheets and for the strength of its adapter."""
+"""Generate clips with a model of the small world, for contact sheets and to choose the alpha of its adapter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
-from pusa.media.sheets import Strip, sheet, write_picture
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
@@ -24,11 +24,11 @@ _BATCH = 8
 _SHEET_SEED, _SWEEP_SEED = 1701, 91
 
 
-class Maker:
-    """Makes clips of one size with a pipeline, on the device where it is.
+class ClipGenerator:
+    """Generate clips of one size with a pipeline, on its device.
 
     Args:
-        pipe: its adapter attached, if it has one.
+        pipe: the model, with its adapter attached if it has one.
         size: pixels, both ways.
         frames: 4n + 1.
     """
@@ -37,8 +37,8 @@ class Maker:
         self.pipe, self.size, self.frames = pipe, size, frames
         pipe.set_progress_bar_config(disable=True)
 
-    def make(self, texts: Sequence[str], seed: int, *, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Make a clip per text; its noise depends on its number and `seed` only.
+    def generate(self, texts: Sequence[str], seed: int, *, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate a clip per text; its noise depends on its index and `seed` only.
 
         Args:
             texts: captions, or empty ones.
@@ -50,12 +50,12 @@ class Maker:
         videos, latents = [], []
         for begin in range(0, len(texts), _BATCH):
             chosen = range(begin, min(begin + _BATCH, len(texts)))
-            known: dict[str, Any] = {}
+            condition_arguments: dict[str, Any] = {}
             if first is not None:
-                known["conditions"] = [[PusaCondition(latents=first[i], latent_index=0)] for i in chosen]
-            # Without a word there is nothing to guide towards.
+                condition_arguments["conditions"] = [[PusaCondition(latents=first[i], latent_index=0)] for i in chosen]
+            # Without a caption there is nothing to guide towards.
             guidance = GUIDANCE if first is None else PICTURE_GUIDANCE
-            made = self.pipe(
+            generated = self.pipe(
                 [texts[i] for i in chosen],
                 height=self.size,
                 width=self.size,
@@ -65,10 +65,10 @@ class Maker:
                 max_sequence_length=MAX_SEQUENCE_LENGTH,
                 generator=[torch.Generator().manual_seed(seed + i) for i in chosen],
                 output_type="latent",
-                **known,
+                **condition_arguments,
             ).frames
-            latents.append(made.float().cpu())
-            videos.append(decode_video(self.pipe.vae, made).float().cpu())
+            latents.append(generated.float().cpu())
+            videos.append(decode_video(self.pipe.vae, generated).float().cpu())
         return torch.cat(videos), torch.cat(latents)
 
     def first_latents(self, world: World, scenes: Scenes) -> tuple[Tensor, Tensor]:
@@ -85,24 +85,25 @@ class Maker:
         return torch.cat(videos), torch.cat(firsts)
 
 
-def find_strength(
-    maker: Maker, world: World, *, things: int, clips: int, strengths: Sequence[float] = STRENGTHS
+def find_alpha(
+    generator: ClipGenerator, world: World, *, things: int, clips: int, strengths: Sequence[float] = STRENGTHS
 ) -> dict[str, Any]:
-    """Try strengths of the adapter on combinations that training never drew, without a caption.
+    """Measure alphas of the adapter on combinations that training never drew, without a caption, and choose the best.
 
-    Strength costs motion and text-to-video, so the best is the smallest whose first frames come within half a decibel
-    of the most faithful; `factor` makes it alpha 1.4, which Pusa V1.0 recommends. The pipeline keeps its own strength.
+    A high alpha costs motion and text-to-video, so the best is the smallest whose first frames come within half a
+    decibel of the most faithful; `factor` makes it alpha 1.4, which Pusa V1.0 recommends. The pipeline's alpha is
+    afterwards 1.4.
     """
     from pusa.evaluation.metrics import psnr, sharpness
 
     scenes = draw_scenes(20 * clips, _SWEEP_SEED, things=things, held_out=True)
     scenes = scenes[scenes.motion != list(MOTIONS).index("fade")][:clips]
-    truth, first = maker.first_latents(world, scenes)
+    truth, first = generator.first_latents(world, scenes)
     sweep: dict[str, dict[str, float]] = {}
     try:
         for strength in strengths:
-            maker.pipe.set_alpha(strength)
-            video, _ = maker.make([""] * len(scenes), 4000, first=first)
+            generator.pipe.set_alpha(strength)
+            video, _ = generator.generate([""] * len(scenes), 4000, first=first)
             sharp, db = sharpness(video), psnr(video, truth)
             sweep[f"{strength:g}"] = {
                 "sharpness_kept": float((sharp[:, -1] / sharp[:, 0]).mean()),
@@ -111,37 +112,43 @@ def find_strength(
                 "first_frame_db": float(db[:, 0].mean()),
             }
     finally:
-        maker.pipe.set_alpha(ALPHA)
+        generator.pipe.set_alpha(ALPHA)
     fidelity = {strength: sweep[f"{strength:g}"]["frames_1_4_db"] for strength in strengths}
     best = min(strength for strength in strengths if fidelity[strength] >= max(fidelity.values()) - _ENOUGH_DB)
     return {"best": best, "factor": best / ALPHA, "sweep": sweep}
 
 
 def write_sheets(
-    maker: Maker, world: World, folder: Path, *, things: int, told: int = 32, shown: int = 8
+    generator: ClipGenerator,
+    world: World,
+    folder: Path,
+    *,
+    things: int,
+    from_captions: int = 32,
+    from_pictures: int = 8,
 ) -> list[Path]:
-    """Write contact sheets of unpicked clips: `told` from captions, `shown` from pictures with captions and without.
+    """Write contact sheets of unpicked clips: some from captions, some from pictures with and without captions.
 
-    The scenes follow from a fixed seed: the things in turn, combinations that training never drew.
+    The scenes follow from a fixed seed: the things in turn, in combinations that training never drew.
     """
-    scenes = _sheet_scenes(max(told, shown), things)
+    scenes = _sheet_scenes(max(from_captions, from_pictures), things)
     texts = captions(scenes)
-    video, _ = maker.make(texts[:told], _SHEET_SEED)
+    video, _ = generator.generate(texts[:from_captions], _SHEET_SEED)
     strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, video, strict=False)]
     paths = [write_picture(_sheet(strips, "text to video, unpicked"), folder / "text-to-video.jpg")]
-    truth, first = maker.first_latents(world, scenes[:shown])
+    truth, first = generator.first_latents(world, scenes[:from_pictures])
     strips = []
-    for number, text in enumerate(texts[:shown]):
+    for number, text in enumerate(texts[:from_pictures]):
         strips.append(Strip(f"the true clip: {text}", as_uint8(truth[number])))
         for words in (text, ""):
-            video, _ = maker.make([words], _SHEET_SEED + number, first=first[number : number + 1])
+            video, _ = generator.generate([words], _SHEET_SEED + number, first=first[number : number + 1])
             strips.append(Strip(words or "without a caption", as_uint8(video[0]), held=[0]))
     paths.append(write_picture(_sheet(strips, "image to video, unpicked"), folder / "image-to-video.jpg"))
     return paths
 
 
 def as_uint8(clip: Tensor) -> Any:
-    """Frames of a clip ``[3, F, H, W]`` in -1..1: uint8 ``[F, H, W, 3]``, a numpy array."""
+    """Convert a clip ``[3, F, H, W]`` in -1..1 to a numpy array, uint8 ``[F, H, W, 3]``."""
     return ((clip.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
 
 
@@ -158,4 +165,4 @@ def _sheet_scenes(count: int, things: int) -> Scenes:
 
 
 def _sheet(strips: Sequence[Strip], title: str) -> Any:
-    return sheet(strips, columns=7, cell_width=112, title=title)
+    return strip_sheet(strips, columns=7, cell_width=112, title=title)

@@ -1,7 +1,7 @@
-"""Stage 1: the VAE of the small model, an `AutoencoderKLWan` with the options of Wan2.2's, 2.7 million parameters.
+"""Train the VAE of the small model (stage 1), an `AutoencoderKLWan` with the options of Wan2.2's, 2.7 M parameters.
 
-First an image model, then, its kernels already inflated in time, short windows of video: much better than video alone
-in the same time.
+First as an image model, then, its kernels already inflated in time, on short windows of video: much better than video
+alone in the same time.
 """
 
 import math
@@ -37,7 +37,7 @@ _KL_WEIGHT = 1e-4
 
 
 def make_vae() -> AutoencoderKLWan:
-    """A new VAE whose convolutions see the present frame only: an image model, to be taught time."""
+    """Make a VAE whose convolutions see the present frame only: an image model with kernels inflated in time."""
     vae = AutoencoderKLWan(**CONFIG)
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
@@ -51,15 +51,15 @@ def make_vae() -> AutoencoderKLWan:
 def train_vae(
     world: World, checkpoint: Path, *, seconds: float, size: int, images: int = 16, window_frames: int = 20
 ) -> AutoencoderKLWan:
-    """Train from scratch, or on from `checkpoint`, until `seconds` are spent.
+    """Train from scratch, or continue from `checkpoint`, until `seconds` are spent.
 
     Args:
-        world: what to draw; all its things, so that the VAE is not limited to those of the text-to-video model.
-        checkpoint: a file, written once a minute.
-        seconds: of wall time.
+        world: draws the clips, of all its things, so that the VAE is not limited to those of the text-to-video model.
+        checkpoint: a file, which the training writes once a minute.
+        seconds: wall time.
         size: pixels of the clips; the VAE sees random parts of them.
-        images: per step and process, in the first stage.
-        window_frames: of all windows of a step and process, in the second one.
+        images: number per step and process, in the first part.
+        window_frames: frames of all windows per step and process, in the second part.
     """
     torch.manual_seed(0)
     vae = make_vae().to(world.device)
@@ -71,7 +71,7 @@ def train_vae(
         torch.optim.AdamW(rest, lr=0.018 / 8, betas=(0.9, 0.97), weight_decay=0.0),
     ]
 
-    def loss_of(seed: int, progress: float) -> Tensor:
+    def loss_fn(seed: int, progress: float) -> Tensor:
         torch.manual_seed(seed)
         is_image = progress < _IMAGE_SHARE
         frames = 1 if is_image else (5, 9)[seed % 2]
@@ -91,18 +91,18 @@ def train_vae(
         done = (progress - _IMAGE_SHARE) / (1 - _IMAGE_SHARE)
         return 0.5 * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
 
-    fit(loss_of, vae, optimizers, seconds=seconds, schedule=schedule, checkpoint=checkpoint)
+    fit(loss_fn, vae, optimizers, seconds=seconds, schedule=schedule, checkpoint=checkpoint)
     return vae
 
 
 def _crop(video: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """The same square of all clips and of their alpha, ``_CROP`` pixels wide."""
+    """Cut the same random square of ``_CROP`` pixels out of all clips and their alpha."""
     top, left = torch.randint(0, video.shape[-1] - _CROP + 1, (2,)).tolist()
     return tuple(x[..., top : top + _CROP, left : left + _CROP].contiguous() for x in (video, alpha))  # type: ignore[return-value]
 
 
 def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
-    """As `vae.decode`, without its clamp, behind which a wrong pixel would learn nothing."""
+    """Decode as `vae.decode` does, without its clamp, which would stop the gradient of pixels outside the range."""
     cache = [None] * vae._cached_conv_counts["decoder"]
     for index, z in enumerate(vae.post_quant_conv(latents).split(1, dim=2)):
         frames = vae.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
@@ -110,7 +110,7 @@ def _decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[Tensor]:
 
 
 def reconstruction_loss(decoded: Tensor, video: Tensor, weight: Tensor) -> Tensor:
-    """Weighted L1 and MSE, and L1 of the differences at three scales, which keeps edges. ``[B, C, F, H, W]`` each."""
+    """Sum weighted L1 and MSE and, to keep edges, L1 of differences at three scales, of ``[B, C, F, H, W]`` each."""
     difference = decoded - video
     loss = (weight * (difference.abs() + difference.square())).mean()
     level = difference.transpose(1, 2).flatten(0, 1)  # [B * F, 3, H, W]
@@ -120,12 +120,6 @@ def reconstruction_loss(decoded: Tensor, video: Tensor, weight: Tensor) -> Tenso
         loss = loss + 0.5 * detail.abs().mean()
         level = coarse
     return loss + 0.5 * level.abs().mean()
-
-
-def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Of videos ``[B, 3, F, H, W]`` in -1..1, frame by frame: ``[B, F]``, in dB."""
-    error = (first.float() - second.float()).square().mean(dim=(1, 3, 4))
-    return 10 * torch.log10(4 / error.clamp(min=1e-8))
 
 
 @torch.no_grad()

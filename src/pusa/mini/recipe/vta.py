@@ -1,7 +1,7 @@
-"""Stage 3: vectorised timestep adaptation (VTA) of the small model, by the trainer that adapts the large ones.
+"""Adapt the small model by vectorised timestep adaptation (VTA, stage 3), with the trainer for the large models.
 
-As in Pusa V1.0 (arXiv 2507.16116): every frame's time is drawn on its own, without any synchronous sample, from the
-shifted grid that sampling uses; nothing shows the model an image to be continued.
+As in Pusa V1.0 (arXiv 2507.16116), every frame draws an independent timestep from the shifted grid that sampling uses,
+without any synchronous sample and without image-to-video samples.
 """
 
 import math
@@ -31,11 +31,11 @@ class VtaPlan:
 
     Attributes:
         batch_frames: latent frames per step and process.
-        rank: of the LoRA. Its alpha grows as the root of the rank, 16 at rank 16, so that a step of a larger one is as
-            long (rsLoRA, arXiv 2312.03732).
+        rank: rank of the LoRA. Its alpha grows as the root of the rank, 16 at rank 16, so that a step of a larger one
+            is as long (rsLoRA, arXiv 2312.03732).
         workers: threads that read clips and draw noise.
         deterministic: on a GPU, the same weights bit for bit after a kill; off is faster.
-        reports: the held-out loss on the way, and curves for TensorBoard if it is installed.
+        reports: measure the held-out loss on the way, and write curves for TensorBoard if it is installed.
     """
 
     batch_frames: int
@@ -46,7 +46,7 @@ class VtaPlan:
 
 
 def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int) -> LatentDataset:
-    """Write clips with their captions and these captions' embeddings, as `pusa data prepare` leaves them."""
+    """Write clips with captions and their embeddings as a dataset, in the format of `pusa data prepare`."""
     if rank() == 0 and not (folder / "dataset.json").exists():
         part = folder.with_name(folder.name + ".part")
         texts = captions(data.scenes)
@@ -71,15 +71,15 @@ def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int
 
 
 def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, plan: VtaPlan) -> None:
-    """Adapt `base`, whose weights stay as they are, in the folder `run`, on from where it was."""
+    """Train the adapter of the frozen `base` in the folder `run`, or resume that run."""
     longest = max(shape[1] for shape in dataset.buckets)
     device = connect_processes().device
     on_cpu = device.type == "cpu"
-    quiet = {} if plan.reports else {"report.held_out_every": None, "report.tracker": "none"}
+    no_reports = {} if plan.reports else {"report.held_out_every": None, "report.tracker": "none"}
     config = load_config(
         "mini-vta",
         {
-            **quiet,
+            **no_reports,
             "output": str(run),
             "data.lengths": [(longest + 1) // 2, longest],
             "data.workers": plan.workers,

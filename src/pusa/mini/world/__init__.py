@@ -1,1 +1,1 @@
-"""The small world of captioned clips that the embedded model is trained on."""
+"""Draw the small world of captioned clips that trains the embedded model."""

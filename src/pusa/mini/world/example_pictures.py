@@ -1,9 +1,9 @@
-"""The pictures that come with the package, to try image-to-video on: scenes of the small world, and a painted view.
+"""Draw the example pictures of the package for image-to-video: scenes of the small world, and a painted view.
 
     python -m pusa.mini.world.example_pictures --cache FOLDER --output src/pusa/mini/pictures
 
-The scenes are combinations of thing, motion and place that training never sees. The view imitates a photograph; none is
-shipped, as those that we may give away were trained on.
+The scenes are combinations of thing, motion and place that training never sees. The view imitates a photograph; the
+package ships none, as training has seen those that may be given away.
 """
 
 import argparse
@@ -33,8 +33,11 @@ _SCENES = {  # name: thing, motion, place, and which frame
 
 
 def main() -> None:
+    """Draw all example pictures into a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="what pusa.mini.world.pictures.fetch downloads into")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder that pusa.mini.world.pictures.fetch downloads into"
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     pictures.fetch(options.cache)
@@ -46,7 +49,7 @@ def main() -> None:
 
 
 def draw_scene(world: World, thing: str, motion: str, place: str, frame: int) -> Tensor:
-    """One frame ``[3, SIZE, SIZE]`` in 0..1 of a clip that training never sees.
+    """Draw one frame ``[3, SIZE, SIZE]`` in 0..1 of a clip that training never sees.
 
     Raises:
         ValueError: the combination is one of those trained on.
@@ -54,7 +57,7 @@ def draw_scene(world: World, thing: str, motion: str, place: str, frame: int) ->
     which = (
         next(i for i, names in enumerate(THINGS) if thing in names),
         list(MOTIONS).index(motion),
-        next(i for i, known in enumerate(PLACES) if place in known.phrases),
+        next(i for i, other in enumerate(PLACES) if place in other.phrases),
     )
     subject, moves, where, zero = (torch.tensor([index]) for index in (*which, 0))
     if not is_held_out(subject, moves, where):
@@ -65,7 +68,7 @@ def draw_scene(world: World, thing: str, motion: str, place: str, frame: int) ->
 
 
 def paint_view(seed: int = 4) -> Tensor:
-    """A lake before mountains in the evening, ``[3, SIZE, SIZE]`` in 0..1, with the haze and grain of a photograph."""
+    """Paint a lake before mountains in the evening, with the haze and grain of a photo: ``[3, SIZE, SIZE]`` in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     size = 2 * SIZE  # made smaller at the end, as a camera's sensor does
     axis = torch.arange(size) / size
@@ -76,7 +79,7 @@ def paint_view(seed: int = 4) -> Tensor:
         return torch.tensor(rgb).view(3, 1, 1)
 
     def noise(rows: int, columns: int, octaves: int = 6) -> Tensor:
-        """``[size, size]``, about -1..1; more columns than rows make it lie flat."""
+        """Make smooth noise ``[size, size]``, about -1..1; with more columns than rows its patches are wide and low."""
         field = torch.zeros(size, size)
         for octave in range(octaves):
             shape = (rows * 2**octave + 1, columns * 2**octave + 1)

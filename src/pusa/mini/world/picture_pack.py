@@ -1,8 +1,8 @@
-"""All pictures that the small model is trained on in one file, for a machine that can fetch nothing.
+"""Pack all training pictures of the small model into one file, for a machine without downloads.
 
-``pusa mini pictures PACK.safetensors`` makes it. It holds the sprites of the first things, the panoramas and the
-photographs, the latter two compressed as WebP; which squares of them the camera sees is decided when it is read. Its
-metadata hold the credits, the notices that have to stay with the pictures, and the hashes of what they were made from.
+``pusa mini pictures PACK.safetensors`` writes the pack: the sprites of the first things, the panoramas and the
+photographs, the latter two compressed as WebP. Loading it cuts out the squares that the camera sees. Its metadata hold
+the credits, the notices that have to stay with the pictures, and the hashes of the downloads.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from pusa.mini.world.vocabulary import THINGS
 LARGEST_BYTES = 12_000_000
 PACKED_THINGS = 40
 SPRITE_SIZE = 128
-"""About as large as things get in clips of 128 pixels."""
+"""Pixels, about the largest size of things in clips of 128 pixels."""
 
 _FORMAT = "pusa pictures 1"
 _SHORT_SIDE = 1152  # the smallest squares are still one and a half times as large as the canvas
 _QUALITY = 95
 _ROWS = {1.0: 1, 2 / 3: 2, 5 / 12: 3, 1 / 4: 4}
-"""Size of a photograph's squares, in parts of its short side: how many fit beside each other along that side."""
+"""Size of a photograph's squares as a share of its short side, to the number of squares along that side."""
 
 
 def make_pack(cache: Path, path: Path) -> None:
-    """Write the pack of the pictures that `pictures.fetch` has put into `cache`.
+    """Write the pack of the pictures that `pictures.fetch` has downloaded into `cache`.
 
     Raises:
         FileNotFoundError: a picture is missing. ValueError: the pack would be larger than `LARGEST_BYTES`.
@@ -53,7 +53,7 @@ def make_pack(cache: Path, path: Path) -> None:
 def write_pack(
     path: Path, sprites: Tensor, images: Mapping[str, Image.Image], *, sources: Mapping[str, str] | None = None
 ) -> None:
-    """Write a pack of any sprites ``[N, 4, S, S]`` in 0..1 and images named ``panorama ...`` or ``photograph ...``.
+    """Write a pack of sprites ``[N, 4, S, S]`` in 0..1 and images named ``panorama ...`` or ``photograph ...``.
 
     The same pictures give the same bytes, with the same versions of the libraries that compress them.
 
@@ -65,7 +65,7 @@ def write_pack(
     for name, image in images.items():
         for _ in _windows(name, image.size):
             pass
-        lossless = name.startswith("panorama")  # small, and enlarged when they are shown
+        lossless = name.startswith("panorama")  # small pictures, which the world enlarges
         file = io.BytesIO()
         image.save(file, "WEBP", lossless=lossless, quality=100 if lossless else _QUALITY, method=4)
         tensors[name] = torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
@@ -86,7 +86,7 @@ def write_pack(
 
 
 def load_pack(path: Path) -> tuple[Tensor, Tensor]:
-    """The sprites and the photographs' views, as `pictures.load_sprites` and `pictures.load_photographs` give them.
+    """Load sprites and views of photographs from a pack, like `pictures.load_sprites` and `pictures.load_photographs`.
 
     Returns:
         ``[N, 4, S, S]`` of the first N of `THINGS`, RGB premultiplied by alpha, and ``[P, 3, CANVAS, CANVAS]``, both
@@ -106,7 +106,7 @@ def load_pack(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def read_about(path: Path) -> dict[str, object]:
-    """Who made the pack's pictures, under which licences, and what it was made from.
+    """Read the credits, licences, notices and sources of a pack.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is no pack, or a damaged one.
@@ -140,7 +140,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _views(name: str, packed: Tensor) -> list[Tensor]:
-    """The squares of a compressed picture, uint8 ``[3, CANVAS, CANVAS]`` each."""
+    """Cut a compressed picture into its squares, uint8 ``[3, CANVAS, CANVAS]`` each."""
     with Image.open(io.BytesIO(packed.numpy().tobytes())) as file:
         image = file.convert("RGB")
     views = []
@@ -152,7 +152,7 @@ def _views(name: str, packed: Tensor) -> list[Tensor]:
 
 
 def _windows(name: str, size: tuple[int, int]) -> Iterable[tuple[int, int, int]]:
-    """Squares of a picture, left, top and size of each.
+    """List the squares of a picture: left, top and size in pixels.
 
     Raises:
         ValueError: its name says neither panorama nor photograph, or it is too small.
@@ -174,7 +174,7 @@ def _windows(name: str, size: tuple[int, int]) -> Iterable[tuple[int, int, int]]
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """`count` places from 0 to `length`, equally far apart; the middle for one."""
+    """Return `count` evenly spaced positions from 0 to `length`; the middle if `count` is 1."""
     return [length // 2] if count == 1 else [round(length * i / (count - 1)) for i in range(count)]
 
 

@@ -1,10 +1,10 @@
-"""The pictures the small model is trained on: sprites and photographs with free licences, fetched once by name.
+"""Download and load the training pictures of the small model: sprites and photographs with free licences.
 
-- Microsoft's Fluent Emoji (MIT) as LobeHub publishes them on npm (MIT): the things.
+- Microsoft's Fluent Emoji (MIT) as LobeHub publishes them on npm (MIT), for the things.
 - Panoramas of Poly Haven (CC0) in the npm package ``@pmndrs/assets``, and photographs of the Debian package
-  ``lomiri-wallpapers-16.04``, those under CC0 or CC-BY-4.0 only: what the camera sees.
+  ``lomiri-wallpapers-16.04``, those under CC0 or CC-BY-4.0 only, for the backgrounds.
 
-Nothing of it is shipped with the package; `CREDITS` goes into the model's card.
+The package ships none of them; `CREDITS` goes into the model card.
 """
 
 import base64
@@ -75,11 +75,11 @@ _PHOTOGRAPHS = (  # the others of that package are CC-BY-SA
 )
 
 PANORAMA_VIEWS = ((176, 46, 102), (112, 72, 85))
-"""Squares cut out of a panorama: their size, where their top is, and how far apart they are."""
+"""Squares cut out of a panorama: size, top and horizontal step in pixels."""
 
 
 def fetch(cache: Path) -> None:
-    """Download the packages into `cache`, those that are not there yet.
+    """Download the missing packages into `cache`.
 
     Raises:
         FileNotFoundError: npm, apt-get or dpkg-deb is not installed (a Debian or Ubuntu machine with npm has them).
@@ -103,13 +103,13 @@ def _run(cache: Path, program: str, *arguments: str) -> None:
 
 
 def load_sprites(cache: Path, *, size: int = 112, things: int = len(THINGS)) -> Tensor:
-    """The first `things` things of this world from what `fetch` has put into `cache`.
+    """Load the sprites of the first `things` of `THINGS` from the downloads of `fetch` in `cache`.
 
     Returns:
         ``[things, 4, size, size]``, RGB premultiplied by alpha, 0..1.
 
     Raises:
-        FileNotFoundError: a package does not hold what is looked for.
+        FileNotFoundError: a package lacks a picture.
     """
     with tarfile.open(next(cache.glob("unicode-emoji-json-*.tgz"))) as archive:
         names = json.load(archive.extractfile("package/data-by-emoji.json"))  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def load_sprites(cache: Path, *, size: int = 112, things: int = len(THINGS)) -> 
 
 
 def load_photographs(cache: Path) -> Tensor:
-    """Square views of all photographs from what `fetch` has put into `cache`: ``[N, 3, CANVAS, CANVAS]`` in 0..1."""
+    """Load square views of all photographs from the downloads in `cache`: ``[N, 3, CANVAS, CANVAS]`` in 0..1."""
     views: list[Tensor] = []
     for panorama in load_panoramas(cache):
         for size, top, step in PANORAMA_VIEWS:
@@ -147,16 +147,16 @@ def load_photographs(cache: Path) -> Tensor:
 
 
 def open_photographs(cache: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Photographs in full size, each with its name, from what `fetch` has put into `cache`."""
+    """Open the photographs of the downloads in `cache` in full size, each with its name."""
     for name in _PHOTOGRAPHS:
         with Image.open(cache / "usr" / "share" / "backgrounds" / f"{name}.jpg") as image:
             yield name, image.convert("RGB")
 
 
 def load_panoramas(cache: Path) -> Iterator[Tensor]:
-    """Panoramas 360 degrees wide, ``[3, 256, 512]`` in 0..1, exposed so that the brightest tenth is white."""
+    """Load panoramas 360 degrees wide, ``[3, 256, 512]`` in 0..1, exposed so that the brightest tenth is white."""
     package = next(cache.glob("pmndrs-assets-*.tgz"))
-    import av  # only here: a pack of pictures (`pusa.mini.world.picture_pack`) is read without it
+    import av  # only here: loading a picture pack does not need it
 
     with tarfile.open(package) as archive:
         for name in sorted(name for name in archive.getnames() if name.endswith(".exr.js")):

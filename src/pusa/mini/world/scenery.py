@@ -1,4 +1,4 @@
-"""Painted places and textures: the backgrounds of `pusa.mini.world.world`."""
+"""Paint places and textures, the backgrounds of `pusa.mini.world.world`."""
 
 import math
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ PLACES: tuple[Place, ...] = (
 
 
 def _noise(count: int, generator: torch.Generator, *, octaves: tuple[int, ...] = (3, 6, 12, 24, 48)) -> Tensor:
-    """Smooth random fields ``[count, CANVAS, CANVAS]`` of mean 0, finer detail being fainter."""
+    """Make smooth random fields ``[count, CANVAS, CANVAS]`` of mean 0, finer detail being fainter."""
     field = torch.zeros(count, CANVAS, CANVAS)
     for cells in octaves:
         coarse = torch.rand(count, 1, cells + 1, cells + 1, generator=generator) - 0.5
@@ -114,7 +114,7 @@ def _axes() -> tuple[Tensor, Tensor]:
 
 
 def paint_places(variants: int, generator: torch.Generator) -> Tensor:
-    """``[len(PLACES) * variants, 3, CANVAS, CANVAS]`` in 0..1, place by place."""
+    """Paint each place `variants` times: ``[len(PLACES) * variants, 3, CANVAS, CANVAS]`` in 0..1, place by place."""
     return torch.stack([_paint(place, generator) for place in PLACES for _ in range(variants)])
 
 
@@ -142,9 +142,9 @@ def _paint(place: Place, generator: torch.Generator) -> Tensor:
 
 
 def paint_textures(count: int, generator: torch.Generator) -> Tensor:
-    """Pictures of nothing, ``[count, 3, CANVAS, CANVAS]`` in 0..1, with the gradients, grain and edges of photographs.
+    """Paint abstract pictures ``[count, 3, CANVAS, CANVAS]`` in 0..1 with gradients, grain and edges like photographs.
 
-    They are there so that a user's own picture is not unlike everything the model has seen.
+    They make the training data resemble pictures of users.
     """
     x, y = _axes()
     picture = torch.rand(count, 3, 1, 1, generator=generator).expand(-1, -1, CANVAS, CANVAS)

@@ -1,4 +1,4 @@
-"""The words of the small model's world: what there is, what it does, how the camera moves, and how captions say so."""
+"""List the words of the small world: things, motions, camera moves, and their wordings in captions."""
 
 # The first word is the thing's name in Unicode's list, the others are what captions call it. A recipe that has little
 # time takes the first ones only: they differ most in shape and colour.
@@ -131,5 +131,5 @@ BEFORE_PICTURE_WORDS = ("in front of a picture", "before a picture", "in front o
 
 
 def with_article(name: str) -> str:
-    """``a duck``, ``an apple``, but ``a unicorn``."""
+    """Put the indefinite article before a name: ``a duck``, ``an apple``, but ``a unicorn``."""
     return f"{'an' if name[0] in 'aeio' or name == 'umbrella' else 'a'} {name}"

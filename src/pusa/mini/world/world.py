@@ -1,7 +1,7 @@
-"""A small world of captioned clips, drawn as they are needed: things that move in front of places, filmed by a camera.
+"""Render captioned clips of a small world on demand: things that move in front of places, under a moving camera.
 
-A clip is a handful of integers and some jitter (`Scenes`); its caption and its pixels follow from them. Everything is
-seeded and batched: all clips of a batch are rendered by a few calls of `grid_sample`. One combination of thing, motion
+A clip is a handful of integers and some jitter (`Scenes`), which determine its caption and its pixels. Everything is
+seeded and batched: a few calls of `grid_sample` render all clips of a batch. One combination of thing, motion
 and place in twelve is never drawn for training, so that composition can be measured.
 """
 
@@ -24,7 +24,7 @@ from pusa.mini.world.vocabulary import (
 )
 
 TEXTURE, PHOTOGRAPH = len(PLACES), len(PLACES) + 1
-"""Places that are pictures instead: painted patterns and photographs."""
+"""Values of `Scenes.place` for pictures instead of places: painted patterns and photographs."""
 
 _VELOCITY = {"left": (-0.8, 0.0), "right": (0.8, 0.0), "up": (0.0, -0.7), "down": (0.0, 0.7)}
 _HELD_OUT_EVERY = 12
@@ -34,7 +34,7 @@ _THING_BEFORE_PICTURE_SHARE, _MOVING_CAMERA_SHARE = 0.3, 0.3
 
 @dataclass(frozen=True)
 class Scenes:
-    """B clips, ``[B]`` integers each: `thing`, `second` -1 is none; `jitter` ``[B, 20]`` in 0..1 is the rest.
+    """The scenes of B clips, ``[B]`` integers each; -1 in `thing` or `second` is none; `jitter` ``[B, 20]`` in 0..1.
 
     `place` is an index into `PLACES`, or `TEXTURE` or `PHOTOGRAPH`; `wording` picks among synonyms.
     """
@@ -63,7 +63,7 @@ class Scenes:
 
 
 def is_held_out(thing: Tensor, motion: Tensor, place: Tensor) -> Tensor:
-    """Whether a combination belongs to the slice that training never sees; things before pictures never do."""
+    """Return True for combinations that training never sees; a thing before a picture is never one of them."""
     return ((thing + 5 * motion + 7 * place) % _HELD_OUT_EVERY == 0) & (place < len(PLACES))
 
 
@@ -75,46 +75,46 @@ def draw_scenes(
     held_out: bool = False,
     picture_share: float | None = None,
 ) -> Scenes:
-    """Random clips.
+    """Draw random scenes.
 
     Args:
-        count: how many.
-        seed: the same seed draws the same clips.
-        things: only the first of `THINGS`.
-        held_out: False: those for training. True: only combinations that training never sees, one thing in a place.
-        picture_share: of clips that show a photograph or a painted texture instead of a place; None: 0.23.
+        count: number of scenes.
+        seed: the same seed draws the same scenes.
+        things: use only the first of `THINGS`.
+        held_out: False: scenes for training. True: only combinations that training never sees, one thing in a place.
+        picture_share: share of scenes that show a photograph or a painted texture instead of a place; None: 0.23.
     """
-    usual = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
-    pictured = usual if picture_share is None else picture_share
-    textured = pictured * _TEXTURE_SHARE / usual
+    default_share = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
+    share = default_share if picture_share is None else picture_share
+    texture_share = share * _TEXTURE_SHARE / default_share
     generator = torch.Generator().manual_seed(seed)
 
     def pick(below: int) -> Tensor:
         return torch.randint(below, (count,), generator=generator)
 
-    def chance(share: float) -> Tensor:
-        return torch.rand(count, generator=generator) < (0 if held_out else share)
+    def chance(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator) < (0 if held_out else probability)
 
     thing, motion, place = pick(things), pick(len(MOTIONS)), pick(len(PLACES))
-    while (wrong := is_held_out(thing, motion, place) != held_out).any():
-        thing = torch.where(wrong, pick(things), thing)
-        motion = torch.where(wrong, pick(len(MOTIONS)), motion)
-        place = torch.where(wrong, pick(len(PLACES)), place)
+    while (is_unwanted := is_held_out(thing, motion, place) != held_out).any():
+        thing = torch.where(is_unwanted, pick(things), thing)
+        motion = torch.where(is_unwanted, pick(len(MOTIONS)), motion)
+        place = torch.where(is_unwanted, pick(len(PLACES)), place)
     pair = chance(_PAIR_SHARE)
     second = torch.where(pair, (thing + 1 + pick(things - 1)) % things, -1)
     kind = torch.rand(count, generator=generator) + held_out  # held out: no pictures
-    place = torch.where(kind < pictured, PHOTOGRAPH, place)
-    place = torch.where(kind < textured, TEXTURE, place)
-    bare = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
-    thing, second = torch.where(bare, -1, thing), torch.where(bare, -1, second)
-    moves = torch.rand(count, generator=generator) < torch.where(bare, 0.9, _MOVING_CAMERA_SHARE)
+    place = torch.where(kind < share, PHOTOGRAPH, place)
+    place = torch.where(kind < texture_share, TEXTURE, place)
+    no_thing = (place >= TEXTURE) & ~((place == PHOTOGRAPH) & chance(_THING_BEFORE_PICTURE_SHARE))
+    thing, second = torch.where(no_thing, -1, thing), torch.where(no_thing, -1, second)
+    moves = torch.rand(count, generator=generator) < torch.where(no_thing, 0.9, _MOVING_CAMERA_SHARE)
     camera = torch.where(moves, 1 + pick(len(CAMERAS) - 1), 0)
     jitter = torch.rand(count, 20, generator=generator)
     return Scenes(thing, motion, place, camera, second, pick(len(MOTIONS)), pick(10_000), jitter)
 
 
 def captions(scenes: Scenes) -> list[str]:
-    """What each clip shows, in words: ``a duck slides to the right under the sea, the camera zooms in``."""
+    """Describe each clip: ``a duck slides to the right under the sea, the camera zooms in``."""
     columns = {name: column.tolist() for name, column in vars(scenes).items() if name != "jitter"}
     return [_caption(*values) for values in zip(*columns.values(), strict=True)]
 
@@ -137,16 +137,16 @@ def _caption(thing: int, motion: int, place: int, camera: int, second: int, seco
 
 
 class World:
-    """What clips are made of.
+    """Render clips from sprites, photographs and painted backgrounds.
 
     Args:
-        sprites: of the first N of `THINGS`, ``[N, 4, S, S]`` RGB (premultiplied by) alpha in 0..1, see
+        sprites: pictures of the first N of `THINGS`, ``[N, 4, S, S]`` RGB (premultiplied by) alpha in 0..1, see
             `pusa.mini.world.pictures`. `things` is N: scenes must be drawn with no more.
         photographs: ``[P, 3, CANVAS, CANVAS]`` in 0..1.
-        seed: of the painted places and textures.
-        variants: painted variants of each place; textures are four times as many.
-        motion_frames: frames after which a motion is complete; a longer clip goes on.
-        device: where clips are drawn.
+        seed: seed of the painted places and textures.
+        variants: painted variants of each place; there are four times as many textures.
+        motion_frames: frames of a complete motion; a longer clip continues it.
+        device: the device that renders clips.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ class World:
         self._background_counts, self._background_firsts = counts, counts.cumsum(0) - counts
 
     def render(self, scenes: Scenes, frames: int, *, size: int = 64, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Draw clips, 16 frames per second.
+        """Render clips of scenes, 16 frames per second.
 
         Args:
-            frames: how many, from frame `start` on; a shorter clip is the beginning of a longer one.
-            size: pixels, both ways.
+            frames: number of frames, from frame `start` on; a shorter clip is the beginning of a longer one.
+            size: width and height in pixels.
 
         Returns:
             Video ``[B, 3, frames, size, size]`` in -1..1, and the things' alpha ``[B, 1, frames, size, size]`` in 0..1.
@@ -188,7 +188,7 @@ class World:
         """
         self._check_things(scenes)
         time = torch.arange(start, start + frames, device=self.device) / self.motion_frames  # [T]
-        # Asked of the scenes as they come, mostly on the host: a device would have to be waited for.
+        # Before the move to the device, as scenes are mostly on the host: reading a result of the device would wait.
         is_present = [bool((column >= 0).any()) for column in (scenes.second, scenes.thing)]
         scenes = scenes.to(self.device)
         jitter = scenes.jitter
@@ -208,11 +208,13 @@ class World:
             (scenes.second, scenes.second_motion, jitter[:, 10:], 0.48),
             (scenes.thing, scenes.motion, jitter[:, :10], -0.48),
         )
-        for (thing, motion, own, side), is_there in zip(layers, is_present, strict=True):
-            if not is_there:
+        for (thing, motion, layer_jitter, side), is_shown in zip(layers, is_present, strict=True):
+            if not is_shown:
                 continue
             shown = thing >= 0
-            layer, shadow = self._thing(thing.clamp(min=0), motion, own, side * pair, 1 - 0.32 * pair, time, view)
+            layer, shadow = self._thing(
+                thing.clamp(min=0), motion, layer_jitter, side * pair, 1 - 0.32 * pair, time, view
+            )
             layer, shadow = layer * shown.view(-1, 1, 1, 1, 1), shadow * shown.view(-1, 1, 1, 1, 1)
             picture = picture * (1 - 0.4 * shadow) * (1 - layer[:, 3:]) + layer[:, :3]
             alpha = alpha + layer[:, 3:] * (1 - alpha)
@@ -231,8 +233,8 @@ class World:
     def _thing(
         self, thing: Tensor, motion: Tensor, jitter: Tensor, side: Tensor, share: Tensor, time: Tensor, view: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One thing per clip on its path: RGB and alpha ``[B, 4, T, size, size]``, and its shadow."""
-        x, y, scale, angle, opacity = path(motion, time, jitter.unsqueeze(-1))  # [B, T] each
+        """Render one thing per clip on its path: RGB and alpha ``[B, 4, T, size, size]``, and its shadow."""
+        x, y, scale, angle, opacity = motion_path(motion, time, jitter.unsqueeze(-1))  # [B, T] each
         x, scale = x + side, scale * share
         dx, dy = view[..., 0] - x[..., None, None], view[..., 1] - y[..., None, None]
         cos, sin = (f(angle)[..., None, None] for f in (torch.cos, torch.sin))
@@ -249,7 +251,7 @@ class World:
 
     @staticmethod
     def _camera(scenes: Scenes, time: Tensor, size: int) -> Tensor:
-        """Where in the world each pixel of each frame looks: ``[B, T, size, size, 2]``, x and y."""
+        """Compute the point x, y of the world that each pixel of each frame shows: ``[B, T, size, size, 2]``."""
         pan, zoom = camera_view(scenes.camera, time)
         axis = (torch.arange(size, device=time.device) + 0.5) / size * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -260,7 +262,7 @@ class World:
 
 
 def camera_view(camera: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cameras ``[B]`` look to the side, and how much they see, at times ``[T]``: ``[B, T]`` each.
+    """Compute pan and zoom of the cameras ``[B]`` at times ``[T]``: ``[B, T]`` each.
 
     A point x of the frame shows ``x * zoom + pan`` of the world, in halves of the frame.
     """
@@ -270,8 +272,8 @@ def camera_view(camera: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
     return amount[:, None] * (time - 0.5), torch.exp(rate[:, None] * (time - 0.5))
 
 
-def path(motion: Tensor, time: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Centre x, y, half size (in halves of the frame), angle and opacity of a thing, ``[B, T]`` each."""
+def motion_path(motion: Tensor, time: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute centre x, y, half size (in halves of the frame), angle and opacity of things, ``[B, T]`` each."""
     names = list(MOTIONS)
     velocity = time.new_tensor([_VELOCITY.get(name, (0.0, 0.0)) for name in names])[motion]  # [B, 2]
     bounces, nears, aways, spins, swings, orbits, fades = (
@@ -293,7 +295,7 @@ def path(motion: Tensor, time: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _sample(images: Tensor, grid: Tensor, padding: str) -> Tensor:
-    """Images ``[B, C, S, S]`` looked at through ``[B, T, H, W, 2]``: ``[B, C, T, H, W]``, without repeating them."""
+    """Sample images ``[B, C, S, S]`` at points ``[B, T, H, W, 2]`` without repeating them: ``[B, C, T, H, W]``."""
     batch, frames, height, width, _ = grid.shape
     sampled = F.grid_sample(images, grid.reshape(batch, -1, width, 2), padding_mode=padding, align_corners=False)
     return sampled.view(batch, -1, frames, height, width)

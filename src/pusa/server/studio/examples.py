@@ -44,7 +44,7 @@ def _words(name: str, prompt: str) -> Example:
 
 _START, _END = PICTURES / "star-start.png", PICTURES / "star-end.png"
 
-EXAMPLES = (
+_ALL = (
     _picture("penguin", "a penguin slides to the right at the beach", "penguin.png", noise=0.0, preset="faithful"),
     # This prompt describes little of the picture: guidance would only make it coarse.
     _picture("view", "a photo, the camera zooms in", "view.jpg", guidance=1.0),
@@ -68,6 +68,8 @@ EXAMPLES = (
     _words("bus", "a bus slides to the right in the desert"),
     _words("ghost", "a ghost fades away in the forest"),
 )
+# An installation without the embedded model has none of its pictures.
+EXAMPLES = tuple(example for example in _ALL if all(path.is_file() for path in example.shows))
 
 
 def find(name: str) -> Example:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
-from pusa.media.sheets import write_picture
+from pusa.media.previews import write_picture
 from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics

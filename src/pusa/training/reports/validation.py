@@ -22,7 +22,7 @@ from pusa import media
 from pusa.conditions import PusaCondition, fit_image, pixels
 from pusa.data.dataset import LatentDataset
 from pusa.lora.adapters import lora_layers
-from pusa.media.sheets import Strip, sheet, spread, write_picture
+from pusa.media.previews import Strip, spread, strip_sheet, write_picture
 from pusa.models.vae import decode_chunks
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
@@ -136,7 +136,7 @@ def validate(
                     written.append(path)
     if not rows:
         return []
-    picture = sheet(rows, columns=settings.columns, title=f"step {step}; outlined frames were given")
+    picture = strip_sheet(rows, columns=settings.columns, title=f"step {step}; outlined frames were given")
     return [*written, write_picture(picture, folder / f"step-{step:08d}.jpg")]
 
 
