@@ -285,9 +285,9 @@ class VideoService(Accepting):
         job = await self.get(id, owner)
         yield job
         while not job.ended and not self.is_stopping:
-            seen = self.queue.changed()
+            seen = self.queue.change_count()
             waited = 0.0
-            while self.queue.changed() == seen and waited < _LOOK_SECONDS and not self.is_stopping:
+            while self.queue.change_count() == seen and waited < _LOOK_SECONDS and not self.is_stopping:
                 await asyncio.sleep(_WATCH_SECONDS)
                 waited += _WATCH_SECONDS
             now = await in_thread(self.queue.get, id, owner)

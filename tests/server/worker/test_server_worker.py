@@ -239,7 +239,7 @@ def test_a_step_longer_than_the_lease_does_not_lose_it(house):
 
 def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkeypatch):
     job = submit(house.queue, steps=40, step_seconds=0.02)
-    beat, finish, refused = JobQueue.beat, JobQueue.finish, []
+    heartbeat, finish, refused = JobQueue.heartbeat, JobQueue.finish, []
 
     def sometimes(verb: Callable[..., Any], count: int) -> Callable[..., Any]:
         def call(self: JobQueue, *arguments: Any, **options: Any) -> Any:
@@ -251,7 +251,7 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
         return call
 
     monkeypatch.setattr("pusa.server.worker.attempt.AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr(JobQueue, "beat", sometimes(beat, 5))
+    monkeypatch.setattr(JobQueue, "heartbeat", sometimes(heartbeat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
     house.hire()
     done = house.ended(job)

@@ -76,7 +76,7 @@ class Attempt:
         with self._lock:
             self._unsaid |= said
             try:
-                cancel = self.queue.beat(
+                cancel = self.queue.heartbeat(
                     self.job,
                     lease_seconds=self.settings.lease_seconds,
                     progress=self.progress.percent,
@@ -295,7 +295,7 @@ class Attempt:
     def _ended_early(self) -> None:
         """Between two steps, or killed: why is known here."""
         if self.is_to_cancel:
-            self._surely(lambda: self.queue.cancelled(self.job))
+            self._surely(lambda: self.queue.confirm_cancel(self.job))
             logger.info("attempt %d of %s is cancelled", self.job.attempt, self.job.id)
             self._remove_intermediate()
         elif self.is_overdue:

@@ -199,7 +199,7 @@ class Worker:
         }
         now = time.monotonic()
         if said != self._told or now - self._told_at >= min(_PRESENCE_SECONDS, self.settings.lease_seconds / 3):
-            self.queue.beat_worker(self.name, said)
+            self.queue.record_worker(self.name, said)
             self._told, self._told_at = said, now
 
     # ---- a job -------------------------------------------------------------------------------------------------------
