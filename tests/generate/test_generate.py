@@ -14,8 +14,8 @@ from pusa import media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import GenerationEvent
 from pusa.generate import decode, generate, load_latents, save_latents, stored
-from pusa.generate.run import _shown
-from pusa.generate.tasks import Film
+from pusa.generate.run import _output_frames
+from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
@@ -166,16 +166,16 @@ def test_differences_at_joints_fade_out_instead_of_jumping():
     def grey(*values: int) -> list[np.ndarray]:
         return [np.full((2, 2, 3), value, np.uint8) for value in values]
 
-    def shown(film: Film, *decoded: int) -> list[int]:
-        return [int(frame[0, 0, 0, 0]) for frame in _shown(film, [np.stack(grey(*decoded))])]
+    def shown(plan: OutputPlan, *decoded: int) -> list[int]:
+        return [int(frame[0, 0, 0, 0]) for frame in _output_frames(plan, [np.stack(grey(*decoded))])]
 
-    extension = shown(Film([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
+    extension = shown(OutputPlan([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
     assert extension == [100, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 10, 10, 10]
-    transition = shown(Film([], before=grey(10), skip=1, drop=2, after=grey(100, 101)), 10, *[10] * 10, 10, 10)
+    transition = shown(OutputPlan([], before=grey(10), skip=1, drop=2, after=grey(100, 101)), 10, *[10] * 10, 10, 10)
     assert transition == [10, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 101]
-    loop = shown(Film([], drop=2), 100, *[10] * 10, 10, 10)
+    loop = shown(OutputPlan([], drop=2), 100, *[10] * 10, 10, 10)
     assert loop == [100, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90]
-    assert shown(Film([]), 1, 2, 3) == [1, 2, 3]
+    assert shown(OutputPlan([]), 1, 2, 3) == [1, 2, 3]
 
 
 # ---- the same again --------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
 
 
 def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("pusa.generate.inputs.MAX_BYTES_INSIDE", 0)
+    monkeypatch.setattr("pusa.generate.inputs.MAX_EMBEDDED_BYTES", 0)
     run(tmp_path / "out.mp4", conditions=[image(files["a"])])
     request, carried = stored(media.read_metadata(tmp_path / "out.mp4"))
     assert carried == {}
@@ -391,7 +391,7 @@ def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypat
     def short(_: Any, z: torch.Tensor) -> Any:
         raise vae_module.DecodeMemoryError("no memory", z)
 
-    monkeypatch.setattr("pusa.generate.tasks.decode_video", short)
+    monkeypatch.setattr("pusa.generate.progress.decode_video", short)
     events = run(tmp_path / "out.mp4", preview_every=1)
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 

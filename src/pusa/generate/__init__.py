@@ -1,4 +1,4 @@
-"""Make a video of a request. The names are imported when they are first used."""
+"""Make the video of a request. Names are imported on first use, as they need torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

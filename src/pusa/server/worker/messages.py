@@ -1,4 +1,4 @@
-"""What a worker and the process that holds the model say to each other: plain, picklable, without torch."""
+"""Define the messages between a worker and its engine process: plain, picklable, without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +9,10 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One attempt at one job.
+    """Request one attempt at a job.
 
     `request` is a GenerationRequest as JSON whose conditions name keys of the FileStore; `inputs` are local files by
-    key. All that is written goes to `folder`, which may hold the checkpoint of an earlier attempt.
+    key. The engine writes every file to `folder`, which may hold the checkpoint of an earlier attempt.
     """
 
     job_id: str
@@ -21,8 +21,8 @@ class Task:
     folder: Path
     inputs: dict[str, Path] = field(default_factory=dict)
     checkpoint_every: int = 4  # steps
-    checkpoint_seconds: float = 0.0  # least time between two
-    preview_seconds: float = 0.0  # least time between two; 0: none
+    checkpoint_seconds: float = 0.0  # minimum time between two
+    preview_seconds: float = 0.0  # minimum time between two; 0: none
 
     @property
     def checkpoint(self) -> Path:
@@ -31,12 +31,12 @@ class Task:
 
 @dataclass(frozen=True)
 class CancelTask:
-    """The task is to end between two steps."""
+    """Request the end of the task between two steps."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """A stage of becoming ready; `percent` (0..100) of it, None where that cannot be known."""
+    """Report a stage of loading and its progress (0..100; None if unknown)."""
 
     stage: str
     percent: float | None = None
@@ -44,14 +44,14 @@ class Loading:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is in memory."""
+    """Report that the model is loaded."""
 
     model: str
 
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """It is not, and will not be."""
+    """Report that the model cannot be loaded; the process ends."""
 
     message: str
 
