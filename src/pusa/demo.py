@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pusa import media, zoo
+from pusa.events import Note
 from pusa.generate import generate
 from pusa.request import GenerationRequest
 
@@ -125,7 +126,7 @@ def make(clip: Clip, folder: Path, model: str) -> Made:
     request = GenerationRequest(model=model, seed=0, **clip.asked)
     began = time.monotonic()
     for event in generate(request, path):
-        if event.kind == "note":
+        if isinstance(event, Note):
             print(f"  {event.message}")
     print(f"{path}  {clip.title}: {request.prompt}  ({time.monotonic() - began:.1f} s)", flush=True)
     frames = media.read_video(path)

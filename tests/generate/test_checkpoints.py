@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pusa import media
-from pusa.events import GenerationEvent
+from pusa.events import Event
 from pusa.generate import generate
 from pusa.generate.checkpoint import DenoisingCheckpoint, request_key
 from pusa.pipeline import PusaPipeline
@@ -38,7 +38,7 @@ def request(**asked: Any) -> GenerationRequest:
     return GenerationRequest(**{**SMALL, **asked})
 
 
-def made(asked: GenerationRequest, output: Path, **options: Any) -> tuple[bytes, list[GenerationEvent]]:
+def made(asked: GenerationRequest, output: Path, **options: Any) -> tuple[bytes, list[Event]]:
     events = list(generate(asked, output, **options))
     assert events[-1].kind == "done"
     return output.read_bytes(), events
@@ -58,11 +58,11 @@ def cut_short(asked: GenerationRequest, output: Path, checkpoint: Path, is_the_e
     assert checkpoint.is_file()
 
 
-def after_steps(count: int) -> Callable[[GenerationEvent], bool]:
+def after_steps(count: int) -> Callable[[Event], bool]:
     return lambda event: event.kind == "step" and event.step == count
 
 
-def when_decoding(event: GenerationEvent) -> bool:
+def when_decoding(event: Event) -> bool:
     return event.kind == "stage" and event.stage == "decode"
 
 
@@ -109,8 +109,8 @@ def test_a_drawn_seed_is_told_and_the_told_request_goes_on(tmp_path):
     kept = tmp_path / "run.safetensors"
     told: list[ResolvedRequest] = []
 
-    def end(event: GenerationEvent) -> bool:
-        told.extend([event.request] if event.request else [])
+    def end(event: Event) -> bool:
+        told.extend([ResolvedRequest.model_validate(event.request)] if event.kind == "resolved" else [])
         return after_steps(2)(event)
 
     cut_short(request(seed=None), tmp_path / "out.mp4", kept, end)

@@ -23,7 +23,7 @@ from pusa.data.encoding import Progress, devices, load_vae, stopping
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.inspect_page import Strip, contact_sheet, page
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
-from pusa.events import Events, GenerationEvent, Report, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events
 from pusa.media import to_uint8
 from pusa.models.vae import decode_chunks
 
@@ -84,7 +84,7 @@ def inspect(
         stop: asked at every step; True ends the run, and nothing is written.
 
     Yields:
-        `GenerationEvent`; ``done`` for the page and for the sheet.
+        Events, see `pusa.events`; ``done`` for the page and for the sheet.
 
     Raises:
         FileNotFoundError, ValueError: there is no dataset, or a number is out of range.
@@ -101,11 +101,11 @@ def inspect(
         strips = list(_strips(data, measures, clips, frames, model or data.facts.model, told)) if clips else []
         skipped = [entry for one in data.folders for entry in _skipped(one / SKIPPED_FILE)]
         output.write_text(page(_facts(data, measures, skipped), strips), encoding="utf-8")
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"page": output}))
         if strips:
             sheet = output.with_suffix(".png")
             contact_sheet(strips).save(sheet)
-            report(GenerationEvent(kind="done", path=sheet))
+            report(Done({"contact_sheet": sheet}))
 
     return as_events(run)
 
@@ -128,10 +128,10 @@ def _strips(
     try:
         if not model:
             raise ValueError("the dataset does not say which model it is for: give --model")
-        report(GenerationEvent(kind="stage", stage="load the VAE"))
+        report(Stage("load the VAE"))
         vae = load_vae(model).to(devices()[0])
     except (ValueError, OSError, RuntimeError) as error:
-        report(GenerationEvent(kind="note", message=f"no pictures, for the VAE cannot be loaded: {error}"))
+        report(Note(f"no pictures, for the VAE cannot be loaded: {error}"))
         return
     order = sorted(measures, key=lambda index: (measures[index].motion or 0.0, index))
     count = min(count, len(order))

@@ -27,7 +27,7 @@ from pusa.data.encoding import ClipEncoder, Progress, add_prompts, devices, iden
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
-from pusa.events import Events, GenerationEvent, Report, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 
@@ -147,7 +147,7 @@ def prepare(
         stop: asked at every step; True ends the run, and what was done is kept.
 
     Yields:
-        `GenerationEvent`; the last is ``done`` with `output`, unless `stop` ended the run.
+        Events, see `pusa.events`; the last is ``done`` with `output`, unless `stop` ended the run.
 
     Raises:
         ValueError, FileNotFoundError: settings, source or output do not fit; before anything large is loaded.
@@ -157,13 +157,13 @@ def prepare(
         told = stopping(report, stop)
         folder = Path(source).expanduser()
         if not folder.exists() and sources.is_hub_id(source):
-            told(GenerationEvent(kind="stage", stage="download"))
+            told(Stage("download"))
             folder = sources.fetch(str(source))
         if is_original(folder):
             _take_over(folder, output, settings, told)
         else:
             _prepare(sources.listed(folder, captions=captions, caption=caption), output, settings, workers, told)
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"dataset": output}))
 
     return as_events(run)
 
@@ -198,7 +198,7 @@ def _prepare(
         skipped.write()
         if not len(writer):
             raise ValueError(f"none of {len(listing.items)} files can be decoded: {skipped.path} says why")
-    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+    report(Note(_summary(writer, skipped)))
 
 
 def _scanned(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
@@ -267,7 +267,7 @@ def _plan(
         plan.append(Planned(item, media, size, frames, ids))
     for count, what in ((enlarged, "smaller than their clips: they are enlarged"), (repeated, _REPEATED)):
         if count:
-            report(GenerationEvent(kind="note", message=f"{count} of {len(plan)} files are {what}"))
+            report(Note(f"{count} of {len(plan)} files are {what}"))
     return plan
 
 
@@ -295,7 +295,7 @@ def _encode(
     total, wanted = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
     if not wanted:
         return
-    report(GenerationEvent(kind="stage", stage="load the VAE"))
+    report(Stage("load the VAE"))
     vae = load_vae(settings.model)
     writer.identify(vae=identity_of_vae(vae))
     encoder = ClipEncoder(vae, devices())
@@ -350,7 +350,7 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
     """Latents and embeddings are there already: only the empty caption is encoded."""
     if settings.sizes or settings.frames or settings.fps or settings.clips_per_video != 1 or settings.stride_seconds:
         raise ValueError(f"{folder} holds latents: their size, length and rate are given, leave those options out")
-    report(GenerationEvent(kind="stage", stage="look into files"))
+    report(Stage("look into files"))
     there = OriginalFolder(folder)
     skipped = Skipped(output / SKIPPED_FILE)
     for name, reason in there.skipped:
@@ -389,7 +389,7 @@ def _take_over(folder: Path, output: Path, settings: ClipSettings, report: Repor
                 source=clip.source,
             )
             progress.advance()
-    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+    report(Note(_summary(writer, skipped)))
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Count and report denoising steps, and show previews of the video so far."""
 
 import time
+from io import BytesIO
 
 from PIL import Image
 from torch import Tensor
 
 from pusa import media
-from pusa.events import GenerationEvent, Report
+from pusa.events import Note, Preview, Report, Stage, Step
 from pusa.models.vae import DecodeMemoryError, decode_video
 from pusa.pipeline import PusaPipeline
 
@@ -35,22 +36,15 @@ class DenoisingProgress:
     def begin_denoising(self) -> None:
         """Report the stage and start the clock, before the first step of the first window that is denoised."""
         if self._began_at is None:
-            self._report(GenerationEvent(kind="stage", stage="denoise"))
+            self._report(Stage("denoise"))
             self._began_at = time.monotonic()
 
     def report_step(self) -> None:
         """Report the last step done; the time left assumes that every step takes as long as the average one."""
         assert self._began_at is not None
         seconds_per_step = (time.monotonic() - self._began_at) / (self.steps_done - self._steps_resumed)
-        self._report(
-            GenerationEvent(
-                kind="step",
-                stage="denoise",
-                step=self.steps_done,
-                steps=self.total_steps,
-                seconds_left=seconds_per_step * (self.total_steps - self.steps_done),
-            )
-        )
+        seconds_left = seconds_per_step * (self.total_steps - self.steps_done)
+        self._report(Step(self.steps_done, self.total_steps, seconds_left))
 
 
 class Previews:
@@ -75,7 +69,9 @@ class Previews:
             frame = media.to_uint8(decode_video(pipe.vae, denoised[:, :, middle : middle + 1]))[0]
         except DecodeMemoryError:
             self._every = 0
-            self._report(GenerationEvent(kind="note", message="no previews: there is no memory for them"))
+            self._report(Note("no previews: there is no memory for them"))
             return
         self._shown_at = time.monotonic()
-        self._report(GenerationEvent(kind="preview", stage="denoise", image=Image.fromarray(frame)))
+        image = BytesIO()
+        Image.fromarray(frame).save(image, "WEBP", quality=80)
+        self._report(Preview(image.getvalue()))

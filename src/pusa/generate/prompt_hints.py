@@ -8,10 +8,10 @@ module needs no torch.
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pusa import zoo
+from pusa.events import UnknownWord
 
 _MAX_NAMED = 4  # unknown words in one sentence
 _MAX_NEAREST = 2
@@ -140,14 +140,6 @@ _RELATED = {
     "a photo": "image snapshot photography photographic painting",
     "an abstract pattern": "texture colors swirl",
 }
-
-
-@dataclass(frozen=True)
-class UnknownWord:
-    """Hold a word of a prompt that the model was not trained on, and known phrases, the nearest first."""
-
-    word: str
-    nearest: tuple[str, ...]
 
 
 def vocabulary(model: str | Path) -> Mapping[str, Sequence[Sequence[str]]]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import __version__, media, resources, zoo
-from pusa.events import Events, GenerationEvent, Report, RunEnded, as_events
+from pusa.events import Done, Event, Events, Note, Report, Resolved, RunEnded, Stage, as_events
 from pusa.generate import inputs, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
@@ -80,16 +80,16 @@ def generate(
         }
         writer = _writer(output, resolved, metadata)  # reject what cannot be written or read before any work
         inputs.check(sources)
-        report(GenerationEvent(kind="resolved", request=resolved))
+        report(Resolved(resolved.model_dump(mode="json")))
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
             if reason := saved.read():
-                report(GenerationEvent(kind="note", message=reason))
-        report(GenerationEvent(kind="stage", stage="load"))
+                report(Note(reason))
+        report(Stage("load"))
         pipe = _configure(pipeline or loaded(resolved.model, tuple(request.lora)), resolved)
         if request.alpha and not _has_pusa(pipe):
-            report(GenerationEvent(kind="note", message=f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
+            report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
             resolved,
             sources,
@@ -102,7 +102,7 @@ def generate(
         _write(writer, tasks.plan(), pipe, metadata, report_or_stop, stop)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"video": output}))
 
     return as_events(run)
 
@@ -121,13 +121,13 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
         z, metadata = load_latents(latents)
         request = GenerationRequest.model_validate(metadata["request"])
         writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
-        report(GenerationEvent(kind="stage", stage="load"))
+        report(Stage("load"))
         unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
         pipe = PusaPipeline.from_pretrained(request.model, **unused)
         if torch.cuda.is_available():
             pipe.vae.to("cuda")
         _write(writer, OutputPlan([z]), pipe, metadata, report_or_stop, stop)
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"video": output}))
 
     return as_events(run)
 
@@ -141,17 +141,17 @@ def _resolve(
     sources = [inputs.find(spec, carried) for spec in request.conditions]
     resolved = turned(request, sources[0].size if sources else None, defaults).resolved(defaults)
     for note in rounding_notes(request, resolved):
-        report(GenerationEvent(kind="note", message=note))
+        report(Note(note))
     if unknown := prompt_hints.unknown_words(request.prompt, request.model):
         hint = prompt_hints.hint(unknown, request.model)
-        report(GenerationEvent(kind="note", message=hint, unknown_words=tuple(unknown)))
+        report(Note(hint, tuple(unknown)))
     specs = [s.model_copy(update={"sha256": i.sha256}) for s, i in zip(resolved.conditions, sources, strict=True)]
     resolved = resolved.model_copy(update={"conditions": specs})
     return resolved, [Input(spec, i.content, i.sha256) for spec, i in zip(specs, sources, strict=True)]
 
 
 def _stopping(report: Report, stop: Callable[[], bool]) -> Report:
-    def report_or_stop(event: GenerationEvent) -> None:
+    def report_or_stop(event: Event) -> None:
         if stop():
             raise RunEnded
         report(event)
@@ -207,7 +207,7 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     if model == request.model:
         return request
     message = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"
-    report(GenerationEvent(kind="note", message=message))
+    report(Note(message))
     return request.model_copy(update={"model": model})
 
 
@@ -343,7 +343,7 @@ def _decoded(
             nonlocal is_decoding
             for piece in pieces:
                 np.save(denoised, piece.cpu().numpy())
-                report(GenerationEvent(kind="stage", stage="decode"))
+                report(Stage("decode"))
                 is_decoding = True
                 yield piece
                 is_decoding = False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pusa import long_video, media, zoo
 from pusa.conditions import PusaCondition, fit_image
-from pusa.events import GenerationEvent, Report
+from pusa.events import Checkpoint, Report
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.progress import DenoisingProgress, Previews
@@ -236,7 +236,7 @@ class Tasks:
         if self.checkpoint is not None and self.checkpoint.save(
             self.progress.windows_begun - 1, tensors["latents"], step + 1, self.generator
         ):
-            self.report(GenerationEvent(kind="checkpoint", step=self.progress.steps_done, path=self.checkpoint.path))
+            self.report(Checkpoint(self.checkpoint.path, self.progress.steps_done))
         self.progress.report_step()
         self.previews.show(pipe, tensors["denoised"], self.progress.steps_done)
         return {}

@@ -16,6 +16,7 @@ from paths import BENCHMARKS, SUPPORT
 from server_samples import fake_executor, request, wait_until
 
 from pusa import media
+from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
 from pusa.models.vae import DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.worker.engine_process import (
@@ -28,7 +29,7 @@ from pusa.server.worker.engine_process import (
     run_task,
 )
 from pusa.server.worker.executor import LocalExecutor
-from pusa.server.worker.messages import Cancelled, Checkpoint, Done, Error, Note, Resolved, Stage, Step, Task
+from pusa.server.worker.messages import Cancelled, Error, Task
 
 
 @pytest.fixture

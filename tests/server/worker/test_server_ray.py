@@ -13,7 +13,8 @@ from server_samples import FAKE, House, quick_settings, submit, uninterrupted, v
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
-from pusa.server.worker.messages import Checkpoint, Done, Error, Step  # noqa: E402 (after the check for ray)
+from pusa.events import Checkpoint, Done, Step  # noqa: E402
+from pusa.server.worker.messages import Error  # noqa: E402 (after the check for ray)
 from pusa.server.worker.ray import RayExecutor, pack, unpack  # noqa: E402
 
 LOOPBACK = {"include_dashboard": False, "object_store_memory": 100_000_000}

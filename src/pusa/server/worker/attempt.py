@@ -11,24 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor
-from pusa.server.worker.messages import (
-    CHECKPOINT_FILE,
-    Cancelled,
-    Checkpoint,
-    Done,
-    Error,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import CHECKPOINT_FILE, Cancelled, Error, Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
 
 logger = logging.getLogger(__name__)

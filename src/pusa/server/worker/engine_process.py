@@ -22,25 +22,10 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
+from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.server.logs import configure_logging, log_context
-from pusa.server.worker.messages import (
-    Cancelled,
-    CancelTask,
-    Checkpoint,
-    Done,
-    Error,
-    LoadFailed,
-    Loading,
-    Message,
-    Note,
-    Preview,
-    Ready,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
 
 logger = logging.getLogger(__name__)
 
@@ -98,27 +83,20 @@ class PusaEngine:
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
         )
-        finished = False
+        is_done = False
         with closing(events):
             for event in events:
-                if event.kind == "resolved" and event.request is not None:
-                    resolved = event.request.model_dump(mode="json")
-                    for condition, key in zip(resolved["conditions"], keys, strict=True):
-                        condition["file"] = key
-                    yield Resolved(resolved)
-                elif event.kind == "stage":
-                    clock.begin(event.stage)
-                    yield Stage(event.stage)
-                elif event.kind == "step":
-                    yield Step(event.step, event.steps, event.seconds_left)
-                elif event.kind == "checkpoint" and event.path is not None:
-                    yield Checkpoint(event.path, event.step)
-                elif event.kind == "note" and event.message:
-                    yield Note(event.message)
-                elif event.kind == "preview":
-                    yield Preview(_webp(event.image))
-                finished = finished or event.kind == "done"
-        if not finished:
+                match event:
+                    case Resolved(resolved):
+                        for condition, key in zip(resolved["conditions"], keys, strict=True):
+                            condition["file"] = key
+                    case Stage(stage):
+                        clock.begin(stage)
+                    case Done():
+                        is_done = True  # the worker's `Done` names more files
+                        continue
+                yield event
+        if not is_done:
             yield Cancelled()
             return
         clock.begin("finish")
@@ -148,14 +126,6 @@ class _StageClock:
     def end(self) -> dict[str, float]:
         self.begin("")
         return {stage: round(seconds, 4) for stage, seconds in self._seconds.items()}
-
-
-def _webp(image: Any) -> bytes:
-    from io import BytesIO
-
-    target = BytesIO()
-    image.save(target, "WEBP", quality=80)
-    return target.getvalue()
 
 
 def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:

@@ -1,8 +1,13 @@
-"""Define the messages between a worker and its engine process: plain, picklable, without torch."""
+"""Define the messages between a worker and its engine process: plain, picklable, without torch.
+
+A task's progress is reported by `pusa.events`, and its end by `Done`, `Error` or `Cancelled`.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pusa.events import Done, Event
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -57,64 +62,11 @@ class LoadFailed:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Of a task: "load", "denoise", "decode" or "finish"."""
-
-    stage: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """The `step`-th of `steps` is done, over all windows of the video."""
-
-    step: int
-    steps: int
-    seconds_left: float | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """For the person who asked: what was rounded or left aside."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The request with nothing left open, as JSON; its files are keys again."""
-
-    request: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The video so far as one WebP picture."""
-
-    image: bytes
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole file with what `step` steps (or more, by the time it is read) have made."""
-
-    path: Path
-    step: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The last message of a task that succeeded: files by kind, and what they took (seconds, and peak_memory_mb)."""
-
-    files: dict[str, Path]
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Error:
-    """The last message of one that failed.
+    """Report that a task has failed, as its last message.
 
     `code` is for programs (``invalid_request``, ``out_of_memory``, ``disk_full``, ``worker_lost``, ``stalled``,
-    ``internal_error``); `retry` says whether another attempt may succeed; `latents` is a file for ``pusa decode``.
+    ``internal_error``); `retry` is True if another attempt may succeed; `latents` is a file for ``pusa decode``.
     """
 
     code: str
@@ -125,8 +77,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The last message of one that was to end."""
+    """Report that a task was cancelled, as its last message."""
 
 
-Message = Stage | Step | Note | Resolved | Preview | Checkpoint | Done | Error | Cancelled
+Message = Event | Error | Cancelled
 LAST = (Done, Error, Cancelled)

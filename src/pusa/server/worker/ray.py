@@ -24,9 +24,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.exceptions import RayError
 
+from pusa.events import Checkpoint, Done
 from pusa.server.worker.engine_process import PUSA_ENGINE, Inbox, make_engine, work
 from pusa.server.worker.executor import Child, ChildExecutor
-from pusa.server.worker.messages import CHECKPOINT_FILE, CancelTask, Checkpoint, Done, Error, Task
+from pusa.server.worker.messages import CHECKPOINT_FILE, CancelTask, Error, Task
 
 logger = logging.getLogger(__name__)
 
