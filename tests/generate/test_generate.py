@@ -14,7 +14,7 @@ from PIL import Image
 from pusa import media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import Event
-from pusa.generate import decode, generate, load_latents, save_latents, stored
+from pusa.generate import decode, generate, load_latents, read_request, save_latents
 from pusa.generate.run import _output_frames
 from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
@@ -194,14 +194,14 @@ def test_a_video_is_made_again_from_itself(task, files, tmp_path):
     run(first, **{**asked, "seed": None})
     for file in files.values():
         Path(file).unlink()  # small inputs travel inside
-    request, carried = stored(media.read_metadata(first))
+    request, carried = read_request(media.read_metadata(first))
     list(generate(request, again, carried=carried))
     assert np.array_equal(frames_of(first), frames_of(again))
 
 
 def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
     run(tmp_path / "out.mp4", conditions=[image(files["a"])], seed=None)
-    request, _ = stored(media.read_metadata(tmp_path / "out.mp4"))
+    request, _ = read_request(media.read_metadata(tmp_path / "out.mp4"))
     assert request.seed is not None
     assert (request.width, request.height, request.frames, request.steps) == (WIDTH, HEIGHT, FRAMES, 2)
     assert request.conditions[0].file == "a.png"
@@ -211,7 +211,7 @@ def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
 def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
     monkeypatch.setattr("pusa.generate.inputs.MAX_EMBEDDED_BYTES", 0)
     run(tmp_path / "out.mp4", conditions=[image(files["a"])])
-    request, carried = stored(media.read_metadata(tmp_path / "out.mp4"))
+    request, carried = read_request(media.read_metadata(tmp_path / "out.mp4"))
     assert carried == {}
     monkeypatch.chdir(tmp_path)
     shutil.copy(files["b"], "a.png")
@@ -223,8 +223,8 @@ def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
 
 
 def test_a_video_that_is_not_ours_cannot_be_made_again(files):
-    with pytest.raises(ValueError, match="no request is stored inside"):
-        stored(media.read_metadata(Path(files["one"])))
+    with pytest.raises(ValueError, match="no request is read_request inside"):
+        read_request(media.read_metadata(Path(files["one"])))
 
 
 def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
@@ -305,7 +305,7 @@ def test_without_a_trained_model_the_random_one_says_what_it_is(tmp_path):
         pytest.skip("the trained model is in the package")
     events = run(tmp_path / "out.mp4", model="mini")
     assert "'tiny' makes noise instead" in next(e.message for e in events if e.kind == "note")
-    assert stored(media.read_metadata(tmp_path / "out.mp4"))[0].model == "tiny"
+    assert read_request(media.read_metadata(tmp_path / "out.mp4"))[0].model == "tiny"
 
 
 def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pusa.generate.run import decode, generate, load_latents, loaded, save_latents, stored
+    from pusa.generate.run import decode, generate, load_latents, load_pipeline, read_request, save_latents
 
-__all__ = ["decode", "generate", "load_latents", "loaded", "save_latents", "stored"]
+__all__ = ["decode", "generate", "load_latents", "load_pipeline", "read_request", "save_latents"]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,11 @@ class DenoisingProgress:
             self._report(Stage("denoise"))
             self._began_at = time.monotonic()
 
+    def count_step(self) -> int:
+        """Count a step and return the number of steps done."""
+        self.steps_done += 1
+        return self.steps_done
+
     def report_step(self) -> None:
         """Report the last step done; the time left assumes that every step takes as long as the average one."""
         assert self._began_at is not None

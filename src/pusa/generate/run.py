@@ -52,7 +52,7 @@ def generate(
         output: file to write; its suffix sets the format, see `pusa.media.VideoWriter`.
         stop: called between steps and between frames; True ends the run, and no file is left.
         pipeline: a loaded pipeline; None loads the request's model and keeps it for the next request.
-        carried: contents by sha256, for conditions whose files may not exist any more (see `stored`).
+        carried: contents by sha256, for conditions whose files may not exist any more (see `read_request`).
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
@@ -87,7 +87,7 @@ def generate(
             if reason := saved.read():
                 report(Note(reason))
         report(Stage("load"))
-        pipe = _configure(pipeline or loaded(resolved.model, tuple(request.lora)), resolved)
+        pipe = _configure(pipeline or load_pipeline(resolved.model, tuple(request.lora)), resolved)
         if request.alpha and not _has_pusa(pipe):
             report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
@@ -159,7 +159,7 @@ def _stopping(report: Report, stop: Callable[[], bool]) -> Report:
     return report_or_stop
 
 
-def stored(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:
+def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:
     """Read the request and the embedded inputs (by sha256) from the metadata of a file that `generate` wrote.
 
     Args:
@@ -211,7 +211,7 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     return request.model_copy(update={"model": model})
 
 
-def loaded(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:
+def load_pipeline(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:
     """Load a pipeline with its adapters to its device, or return it if it was the last one loaded."""
     key = model, loras
     if key not in _resident:

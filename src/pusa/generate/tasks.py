@@ -75,7 +75,8 @@ class Tasks:
     def plan(self) -> OutputPlan:
         """Plan the output; its latents are denoised as they are read.
 
-        Raises ValueError if inputs, positions or lengths do not fit."""
+        Raises ValueError if inputs, positions or lengths do not fit.
+        """
         tasks = {"generate": self.generate, "extend": self.extend, "transition": self.transition, "loop": self.loop}
         return tasks[self.request.task]()
 
@@ -232,13 +233,13 @@ class Tasks:
         ).frames
 
     def _after_step(self, pipe: PusaPipeline, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        self.progress.steps_done += 1
+        steps_done = self.progress.count_step()
         if self.checkpoint is not None and self.checkpoint.save(
             self.progress.windows_begun - 1, tensors["latents"], step + 1, self.generator
         ):
-            self.report(Checkpoint(self.checkpoint.path, self.progress.steps_done))
+            self.report(Checkpoint(self.checkpoint.path, steps_done))
         self.progress.report_step()
-        self.previews.show(pipe, tensors["denoised"], self.progress.steps_done)
+        self.previews.show(pipe, tensors["denoised"], steps_done)
         return {}
 
 

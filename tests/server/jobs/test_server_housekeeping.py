@@ -14,7 +14,7 @@ from queue_samples import Clock, new_job
 
 from pusa.server.jobs.housekeeping import (
     Housekeeping,
-    Swept,
+    HousekeepingCounts,
     check_space,
     expire,
     remove_files,
@@ -210,17 +210,17 @@ def test_the_thread_does_its_rounds_and_outlives_a_failure(queue, files, tmp_pat
     clock.now += 100_000
     queue.record_worker("here", {})
     keeper = Housekeeping(queue, files, every_seconds=0.01, scratch=tmp_path / "scratch", clock=clock)
-    assert keeper.round() == Swept(expired=0, orphans=0, scratch=0, recovered=1)
+    assert keeper.round() == HousekeepingCounts(expired=0, orphans=0, scratch=0, recovered=1)
     assert queue.get(lost.id).status == "queued"
     assert [worker.name for worker in queue.workers()] == ["here"]
 
     rounds = []
 
-    def fails_once() -> Swept:
+    def fails_once() -> HousekeepingCounts:
         rounds.append(len(rounds))
         if len(rounds) == 1:
             raise OSError("the disk is on fire")
-        return Swept(0, 0, 0, 0)
+        return HousekeepingCounts(0, 0, 0, 0)
 
     monkeypatch.setattr(keeper, "round", fails_once)
     keeper.start()

@@ -14,7 +14,15 @@ from pathlib import Path
 from pusa.server.jobs.queue import MAX_FAILURES, Job, JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 
-__all__ = ["Housekeeping", "Swept", "check_space", "expire", "remove_files", "sweep_orphans", "sweep_scratch"]
+__all__ = [
+    "Housekeeping",
+    "HousekeepingCounts",
+    "check_space",
+    "expire",
+    "remove_files",
+    "sweep_orphans",
+    "sweep_scratch",
+]
 
 # A bucket may hold other things as well: only keys of this form are ever removed.
 _PREFIXES = ("inputs", "results", "checkpoints", "previews")
@@ -126,7 +134,7 @@ def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int
 
 
 @dataclass(frozen=True)
-class Swept:
+class HousekeepingCounts:
     """Count what one round has removed, and the jobs it has returned to the queue."""
 
     expired: int
@@ -174,13 +182,13 @@ class Housekeeping:
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    def round(self) -> Swept:
+    def round(self) -> HousekeepingCounts:
         """Do every task once."""
         now = self._clock()
         for worker in self._queue.workers():
             if worker.seen_at < now - _SILENT_WORKER_SECONDS:
                 self._queue.forget_worker(worker.name)
-        return Swept(
+        return HousekeepingCounts(
             recovered=self._queue.recover_overdue(max_failures=self._max_failures),
             expired=expire(self._queue, self._files, now=now, keep_seconds=self._keep_seconds),
             orphans=sweep_orphans(self._queue, self._files, now=now, older_than_seconds=self._orphan_seconds),
@@ -192,19 +200,19 @@ class Housekeeping:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                swept = self.round()
+                counts = self.round()
             except (QueueUnavailable, OSError) as error:
                 logger.warning("housekeeping could not be done: %s", error)
             except Exception:  # stores raise errors of any type; the next round may succeed
                 logger.exception("housekeeping failed")
             else:
-                if swept != Swept(0, 0, 0, 0):
+                if counts != HousekeepingCounts(0, 0, 0, 0):
                     logger.info(
                         "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
                         "%d jobs taken back from workers that are gone",
-                        swept.expired,
-                        swept.orphans,
-                        swept.scratch,
-                        swept.recovered,
+                        counts.expired,
+                        counts.orphans,
+                        counts.scratch,
+                        counts.recovered,
                     )
             self._ended.wait(self._every_seconds)

@@ -56,11 +56,11 @@ class PusaEngine:
         """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
         report("importing", None)
         from pusa import zoo
-        from pusa.generate import loaded
+        from pusa.generate import load_pipeline
 
         self.model = zoo.or_stand_in(self.model)  # as `generate` does; the job's notes say so
         with _report_memory(self.model, report):
-            loaded(self.model, self.loras)
+            load_pipeline(self.model, self.loras)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
