@@ -104,7 +104,7 @@ class Done(_Event):
 
     @property
     def path(self) -> Path:
-        """The first of the files."""
+        """Return the first of the files."""
         return next(iter(self.files.values()))
 
     def as_json(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Done(_Event):
 
 
 Event = Resolved | Stage | Step | Note | Preview | Checkpoint | Done
-GenerationEvent = Event
+GenerationEvent = Event  # the name of the union before it was one
 Report = Callable[[Event], None]
 Events = Generator[Event, None, None]
 

@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class QueueUnavailable(Exception):  # noqa: N818 (a state that passes, as QueueFull)
-    """The database cannot be reached or stays busy: the same call may succeed later."""
+    """Report that the database cannot be reached or stays busy; the same call may succeed later."""
 
 
 class SchemaError(Exception):
-    """The tables belong to another version of pusa."""
+    """Report that another version of pusa has written the tables."""
 
 
 _metadata = sa.MetaData()
