@@ -164,13 +164,13 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
     asked = request().resolved(defaults_of("tiny"))
     kept = DenoisingCheckpoint(tmp_path / "run.safetensors", asked, every=2)
     generator = torch.Generator().manual_seed(0)
-    assert kept.keep(0, torch.ones(1, 16, 3, 4, 6), 2, generator)
+    assert kept.save(0, torch.ones(1, 16, 3, 4, 6), 2, generator)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
     with pytest.raises(OSError):
-        kept.keep(0, torch.zeros(1, 16, 3, 4, 6), 4, generator)
+        kept.save(0, torch.zeros(1, 16, 3, 4, 6), 4, generator)
     again = DenoisingCheckpoint(tmp_path / "run.safetensors", asked, every=2)
     assert again.read() is None
-    latents, step = again.reached(0)
+    latents, step = again.resume(0)
     assert step == 2
     assert latents is not None
     assert torch.equal(latents, torch.ones(1, 16, 3, 4, 6))

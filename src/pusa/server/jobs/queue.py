@@ -346,8 +346,8 @@ class JobQueue:
         def outcome(row: Row[Any]) -> dict[str, Any]:
             failures = 0 if row.progressed else row.failures + 1
             if not retry or failures >= max_failures:
-                kept = {} if results is None else {"results": dict(results)}
-                return end_values("failed", self._clock()) | error | kept | {"failures": failures}
+                files = {} if results is None else {"results": dict(results)}
+                return end_values("failed", self._clock()) | error | files | {"failures": failures}
             if row.cancel_requested:
                 return end_values("cancelled", self._clock())
             return requeue_values() | error | {"failures": failures}
@@ -356,7 +356,7 @@ class JobQueue:
 
     @retried
     def confirm_cancel(self, job: Job) -> None:
-        """Cancel a running job whose worker has stopped as `heartbeat` asked. Raises LeaseLost."""
+        """Cancel a running job after its worker has stopped it. Raises LeaseLost."""
         self._fenced(job, **end_values("cancelled", self._clock()))
 
     @retried

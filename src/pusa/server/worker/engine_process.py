@@ -37,7 +37,7 @@ ReportLoading = Callable[[str, float | None], None]
 
 
 class Engine(Protocol):
-    """Load a model and run tasks with it; made with the names of model and LoRAs. Tests have engines of their own."""
+    """Load a model and run tasks with it. A factory makes it from the names of model and LoRAs, see `make_engine`."""
 
     def load(self, report: ReportLoading) -> str:
         """Load the model, report stages with percent (0..100 or None), and return the name of the loaded model."""

@@ -322,7 +322,7 @@ class _Process(Child):
         self._process.kill()
 
     def end(self) -> None:
-        """Close its input, at whose end it ends by itself; kill it after a moment."""
+        """Close the input, which makes the process end by itself; kill it after a moment."""
         self._is_ending = True
         self._close_input()
         try:
