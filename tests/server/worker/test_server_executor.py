@@ -294,10 +294,8 @@ def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
 
     memory = SimpleNamespace(rss=5_000_000)
     monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(memory_info=lambda: memory))
-    monkeypatch.setattr("pusa.server.worker.engine_process._bytes_in_memory", lambda model: 100_000_000)
-    monkeypatch.setattr("pusa.server.worker.engine_process._SAMPLE_SECONDS", 0.01)
     told: list[tuple[str, float | None]] = []
-    with _report_memory("a model", lambda stage, percent: told.append((stage, percent))):
+    with _report_memory(100_000_000, lambda stage, percent: told.append((stage, percent)), interval_seconds=0.01):
         memory.rss += 50_000_000
         wait_until(lambda: told[-1][1] == 50)
         memory.rss += 80_000_000

@@ -30,7 +30,6 @@ from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed
 logger = logging.getLogger(__name__)
 
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
-_SAMPLE_SECONDS = 0.25  # interval between two measurements of the memory while a model is loaded
 _MESSAGE_CHARACTERS = 500
 
 ReportLoading = Callable[[str, float | None], None]
@@ -59,7 +58,7 @@ class PusaEngine:
         from pusa.generate import load_pipeline
 
         self.model = zoo.or_stand_in(self.model)  # as `generate` does; the job's notes say so
-        with _report_memory(self.model, report):
+        with _report_memory(_bytes_in_memory(self.model), report):
             load_pipeline(self.model, self.loras)
         return self.model
 
@@ -146,10 +145,15 @@ def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:
 
 
 class _report_memory:  # noqa: N801 (a context manager, used as a function)
-    """Report the percentage of a model that is in memory while it is being loaded."""
+    """Report the percentage of a model that is in memory while it is being loaded.
 
-    def __init__(self, model: str, report: ReportLoading) -> None:
-        self._expected_bytes = _bytes_in_memory(model)
+    Args:
+        expected_bytes: size of the loaded model; 0 if unknown.
+        interval_seconds: time between two measurements.
+    """
+
+    def __init__(self, expected_bytes: int, report: ReportLoading, *, interval_seconds: float = 0.25) -> None:
+        self._expected_bytes, self._interval_seconds = expected_bytes, interval_seconds
         self._report = report
         self._process = psutil.Process()
         self._before_bytes = 0
@@ -171,7 +175,7 @@ class _report_memory:  # noqa: N801 (a context manager, used as a function)
         import torch
 
         on_host_bytes, reported = 0, 0.0
-        while not self._ended.wait(_SAMPLE_SECONDS):
+        while not self._ended.wait(self._interval_seconds):
             on_host_bytes = max(on_host_bytes, self._process.memory_info().rss - self._before_bytes)
             loaded_bytes, expected_bytes = on_host_bytes, self._expected_bytes
             if torch.cuda.is_available():  # weights are read into memory first, then copied to the GPU
