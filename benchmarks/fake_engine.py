@@ -25,8 +25,9 @@ import numpy as np
 from PIL import Image
 
 from pusa import media
+from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
 from pusa.server.worker.engine_process import ReportLoading
-from pusa.server.worker.messages import Cancelled, Checkpoint, Done, Message, Note, Preview, Resolved, Stage, Step, Task
+from pusa.server.worker.messages import Cancelled, Message, Task
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 8
 

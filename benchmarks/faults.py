@@ -315,8 +315,9 @@ def _with_plain_names(job: Job) -> dict[str, Any]:
 
 def uninterrupted(job: Job, files: FileStore, folder: Path, engine: str) -> str:
     """sha256 of the video of the same request, made at once in this process."""
+    from pusa.events import Done
     from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
-    from pusa.server.worker.messages import Done, Task
+    from pusa.server.worker.messages import Task
 
     target = FAKE_ENGINE if engine == "fake" else PUSA_ENGINE
     task = Task(

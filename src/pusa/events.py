@@ -1,71 +1,136 @@
-"""What a run reports while it goes on: the one shape for progress bars, event streams and scripts."""
+"""Report the progress of a run: one vocabulary for progress bars, event streams, scripts and workers.
+
+Events are plain and picklable, so that a worker receives the very events that its engine process reports.
+"""
 
 import queue
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pusa.generate.prompt_hints import UnknownWord
-
-if TYPE_CHECKING:
-    from pusa.request import ResolvedRequest
+from typing import Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationEvent:
-    """One thing that happened.
+@dataclass(frozen=True)
+class _Event:
+    """Share the JSON form of events."""
 
-    The `request` is ``resolved``: nothing is left open in it; a ``stage`` begins ("load", "denoise", "decode"); a
-    ``step`` of it is done, the `step`-th of `steps`; a ``checkpoint`` at `path` has what `step` steps have made; a
-    ``note`` tells a person what was decided, or which `unknown_words` the prompt has; a ``preview`` shows the video so
-    far as `image` (PIL); ``done`` comes once for each file that was written, at `path`.
-    """
-
-    kind: Literal["resolved", "stage", "step", "checkpoint", "note", "preview", "done"]
-    stage: str = ""
-    step: int = 0
-    steps: int = 0
-    seconds_left: float | None = None
-    path: Path | None = None
-    message: str | None = None
-    unknown_words: tuple[UnknownWord, ...] = ()
-    request: "ResolvedRequest | None" = None
-    image: Any = None
+    @property
+    def kind(self) -> str:
+        """Name of the event for programs: ``stage``, ``step``, ``note``, ..."""
+        return type(self).__name__.lower()
 
     def as_json(self) -> dict[str, Any]:
-        """For a line of JSON: without the image and what is not set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image"}
-        unset = (None, "", (), 0) if self.steps == 0 else (None, "", ())
-        values = {name: value for name, value in values.items() if value not in unset}
-        if self.path:
-            values["path"] = str(self.path)
-        if self.request:
-            values["request"] = self.request.model_dump(mode="json")
-        if self.unknown_words:
-            values["unknown_words"] = [asdict(word) for word in self.unknown_words]
-        return values
+        """Convert to plain JSON, without fields that are not set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"kind": self.kind} | {name: value for name, value in values.items() if value not in (None, "", ())}
 
 
-Report = Callable[[GenerationEvent], None]
-Events = Generator[GenerationEvent, None, None]
+@dataclass(frozen=True)
+class Resolved(_Event):
+    """Report the request with every field filled, as JSON of a `pusa.request.ResolvedRequest`."""
+
+    request: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage(_Event):
+    """Report that a stage begins: "load", "denoise", "decode", ...; `steps` if it has a known number of them."""
+
+    stage: str
+    steps: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "stage": self.stage} | ({"step": 0, "steps": self.steps} if self.steps else {})
+
+
+@dataclass(frozen=True)
+class Step(_Event):
+    """Report that the `step`-th of `steps` of a stage is done (denoising: over all windows of the video)."""
+
+    step: int
+    steps: int
+    seconds_left: float | None = None
+    stage: str = "denoise"
+
+
+@dataclass(frozen=True)
+class UnknownWord:
+    """Hold a word of a prompt that the model was not trained on, and known phrases, the nearest first."""
+
+    word: str
+    nearest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Note(_Event):
+    """Tell a person what was rounded or ignored, or which words of the prompt the model does not know."""
+
+    message: str
+    unknown_words: tuple[UnknownWord, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        words = {"unknown_words": [asdict(word) for word in self.unknown_words]} if self.unknown_words else {}
+        return {"kind": self.kind, "message": self.message} | words
+
+
+@dataclass(frozen=True)
+class Preview(_Event):
+    """Show the video so far as one WebP image."""
+
+    image: bytes
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "stage": "denoise"}  # without the image
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Event):
+    """Report a complete file with the latents of `step` steps (or of more, once it is read)."""
+
+    path: Path
+    step: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "step": self.step, "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Done(_Event):
+    """Report written files by kind ("video", ...), and timings: seconds by stage, and ``peak_memory_mb``."""
+
+    files: dict[str, Path]
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Return the first of the files."""
+        return next(iter(self.files.values()))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": str(self.path)}
+
+
+Event = Resolved | Stage | Step | Note | Preview | Checkpoint | Done
+GenerationEvent = Event  # the name of the union before it was one
+Report = Callable[[Event], None]
+Events = Generator[Event, None, None]
 
 
 class RunEnded(BaseException):
-    """Unwinds a run that is to end; not an Exception, so that nothing on the way keeps it."""
+    """Unwind a run that must end; not an Exception, so that no handler on the way keeps it."""
 
 
 def as_events(run: Callable[[Report], None]) -> Events:
-    """Turn a function that reports into events: it runs in a thread, at most one event ahead of whoever takes them.
+    """Turn a function that reports events into a generator: it runs in a thread, at most one event ahead.
 
-    Closing the events, or a `KeyboardInterrupt`, raises `RunEnded` inside the function at its next report. What it
-    raises itself comes out here.
+    Closing the generator, or a `KeyboardInterrupt`, raises `RunEnded` inside the function at its next report. The
+    generator raises the exceptions of the function.
     """
-    events: queue.Queue[GenerationEvent | BaseException | None] = queue.Queue(maxsize=1)
+    events: queue.Queue[Event | BaseException | None] = queue.Queue(maxsize=1)
     ended = threading.Event()
 
-    def report(event: GenerationEvent) -> None:
+    def report(event: Event) -> None:
         if ended.is_set():
             raise RunEnded
         events.put(event)
@@ -88,7 +153,7 @@ def as_events(run: Callable[[Report], None]) -> Events:
                 raise event
             yield event
     except KeyboardInterrupt:
-        wait_seconds = 2.0  # enough to take half a file away, not to finish a step
+        wait_seconds = 2.0  # enough to remove a partial file, not to finish a step
         raise
     finally:
         ended.set()

@@ -18,7 +18,7 @@ from PIL import Image
 from pusa.cli import main
 from pusa.cli.options import build_conditions, output_path, parse_keyframe
 from pusa.cli.run import Stopped, run, time_left
-from pusa.events import GenerationEvent
+from pusa.events import Done, Event, Note, Stage, Step
 from pusa.request import GenerationRequest, Position, knobs
 
 
@@ -54,20 +54,20 @@ class Engine(ModuleType):
 
     def generate(
         self, request: GenerationRequest, output: Path, *, stop: Callable[[], bool], carried: object = None
-    ) -> Iterator[GenerationEvent]:
+    ) -> Iterator[Event]:
         self.asked.append((request, output))
         half = output.with_suffix(".half")
         try:
-            yield GenerationEvent(kind="note", message="width 830 becomes 832")
-            yield GenerationEvent(kind="stage", stage="denoise", steps=3)
+            yield Note("width 830 becomes 832")
+            yield Stage("denoise", 3)
             half.write_bytes(b"")
             for step in (1, 2, 3):
                 self.at_step(step)
                 if stop():
                     return
-                yield GenerationEvent(kind="step", stage="denoise", step=step, steps=3, seconds_left=2.0 * (3 - step))
+                yield Step(step, 3, 2.0 * (3 - step))
             half.rename(output)
-            yield GenerationEvent(kind="done", path=output)
+            yield Done({"video": output})
         finally:
             half.unlink(missing_ok=True)
             self.closed += 1
@@ -340,17 +340,17 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_nothing(engine, tmp_path):
 
 
 def test_a_run_without_a_file_is_a_failure():
-    def empty(stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
-        yield GenerationEvent(kind="stage", stage="load")
+    def empty(stop: Callable[[], bool]) -> Iterator[Event]:
+        yield Stage("load")
 
     with pytest.raises(RuntimeError, match="ended without a file"):
         run(empty, as_json=True)
 
 
 def test_a_stopped_run_is_not_a_failure():
-    def stopped(stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
+    def stopped(stop: Callable[[], bool]) -> Iterator[Event]:
         os.kill(os.getpid(), signal.SIGINT)
-        yield GenerationEvent(kind="stage", stage="load")
+        yield Stage("load")
         assert stop()
 
     with pytest.raises(Stopped):

@@ -14,7 +14,7 @@ from paths import SHARED
 from PIL import Image
 
 from pusa.cli import main
-from pusa.events import GenerationEvent
+from pusa.events import Done, Event
 from pusa.media import VideoWriter, iter_video
 
 CLIPS = 12
@@ -113,9 +113,9 @@ def asked(monkeypatch) -> dict[str, Any]:
     """Stands for the work: remembers what it is asked for."""
     seen: dict[str, Any] = {}
 
-    def start(*args: Any, stop: Callable[[], bool], **options: Any) -> Iterator[GenerationEvent]:
+    def start(*args: Any, stop: Callable[[], bool], **options: Any) -> Iterator[Event]:
         seen.update(options, args=args)
-        yield GenerationEvent(kind="done", path=Path("out"))
+        yield Done({"dataset": Path("out")})
 
     monkeypatch.setattr("pusa.data.prepare.prepare", start)
     monkeypatch.setattr("pusa.data.synthesize.synthesize", start)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from pusa.cli import main
 from pusa.cli.options import build_conditions
-from pusa.events import GenerationEvent
+from pusa.events import Done, Event
 from pusa.request import GenerationRequest
 
 
@@ -45,10 +45,10 @@ def asked(monkeypatch) -> list[Any]:
     """What `generate` and `decode` are asked for; both write an empty file."""
     asked = []
 
-    def fake(what: Any, output: Path, **_: Any) -> Iterator[GenerationEvent]:
+    def fake(what: Any, output: Path, **_: Any) -> Iterator[Event]:
         asked.append(what)
         output.write_bytes(b"")
-        yield GenerationEvent(kind="done", path=output)
+        yield Done({"video": output})
 
     monkeypatch.setattr("pusa.generate.generate", fake)
     monkeypatch.setattr("pusa.generate.decode", fake)

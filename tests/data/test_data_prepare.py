@@ -200,7 +200,7 @@ def test_a_stop_keeps_what_is_done(videos, prepared, tmp_path):
     stopped = Event()
     for event in prepare(videos, output, SETTINGS, workers=0, stop=stopped.is_set):
         assert event.kind != "done"
-        if event.stage == "encode clips" and event.step > 0:
+        if event.kind == "step" and event.stage == "encode clips":
             stopped.set()
     assert 0 < len(LatentDataset(output)) < len(prepared[1])
     assert made(videos, output)[0].hash == prepared[1].hash

@@ -69,7 +69,7 @@ def test_a_stop_loses_the_clip_at_hand_and_no_other(whole, tmp_path):
     stopped = Event()
     for event in synthesize(PROMPTS, tmp_path / "clips", SETTINGS, count=3, stop=stopped.is_set):
         assert event.kind != "done"
-        if event.stage == "make clips" and event.step == 3:  # the first step of the second clip
+        if event.kind == "step" and event.stage == "make clips" and event.step == 3:  # of the second clip
             stopped.set()
     assert len(LatentDataset(tmp_path / "clips")) == 1
     assert same(made(tmp_path / "clips", count=3), whole)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from pusa import media
-from pusa.events import GenerationEvent
+from pusa.events import Event
 from pusa.generate import generate
-from pusa.generate.checkpoint import Checkpoint, key_of
+from pusa.generate.checkpoint import DenoisingCheckpoint, request_key
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest
 from pusa.zoo import defaults_of
@@ -38,7 +38,7 @@ def request(**asked: Any) -> GenerationRequest:
     return GenerationRequest(**{**SMALL, **asked})
 
 
-def made(asked: GenerationRequest, output: Path, **options: Any) -> tuple[bytes, list[GenerationEvent]]:
+def made(asked: GenerationRequest, output: Path, **options: Any) -> tuple[bytes, list[Event]]:
     events = list(generate(asked, output, **options))
     assert events[-1].kind == "done"
     return output.read_bytes(), events
@@ -58,11 +58,11 @@ def cut_short(asked: GenerationRequest, output: Path, checkpoint: Path, is_the_e
     assert checkpoint.is_file()
 
 
-def after_steps(count: int) -> Callable[[GenerationEvent], bool]:
+def after_steps(count: int) -> Callable[[Event], bool]:
     return lambda event: event.kind == "step" and event.step == count
 
 
-def when_decoding(event: GenerationEvent) -> bool:
+def when_decoding(event: Event) -> bool:
     return event.kind == "stage" and event.stage == "decode"
 
 
@@ -109,8 +109,8 @@ def test_a_drawn_seed_is_told_and_the_told_request_goes_on(tmp_path):
     kept = tmp_path / "run.safetensors"
     told: list[ResolvedRequest] = []
 
-    def end(event: GenerationEvent) -> bool:
-        told.extend([event.request] if event.request else [])
+    def end(event: Event) -> bool:
+        told.extend([ResolvedRequest.model_validate(event.request)] if event.kind == "resolved" else [])
         return after_steps(2)(event)
 
     cut_short(request(seed=None), tmp_path / "out.mp4", kept, end)
@@ -151,7 +151,7 @@ def test_a_request_is_known_by_what_it_makes_and_not_by_where_its_files_are():
     (spec,) = asked.conditions
     elsewhere = asked.model_copy(update={"conditions": [spec.model_copy(update={"file": "inputs/1/0.png"})]})
     changed = asked.model_copy(update={"conditions": [spec.model_copy(update={"sha256": "1" * 64})]})
-    assert key_of(elsewhere) == key_of(asked) != key_of(changed)
+    assert request_key(elsewhere) == request_key(asked) != request_key(changed)
 
 
 def test_it_is_written_every_few_steps_and_after_the_last_of_each_window(tmp_path):
@@ -162,15 +162,15 @@ def test_it_is_written_every_few_steps_and_after_the_last_of_each_window(tmp_pat
 
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
     asked = request().resolved(defaults_of("tiny"))
-    kept = Checkpoint(tmp_path / "run.safetensors", asked, every=2)
+    kept = DenoisingCheckpoint(tmp_path / "run.safetensors", asked, every=2)
     generator = torch.Generator().manual_seed(0)
-    assert kept.keep(0, torch.ones(1, 16, 3, 4, 6), 2, generator)
+    assert kept.save(0, torch.ones(1, 16, 3, 4, 6), 2, generator)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left on device")))
     with pytest.raises(OSError):
-        kept.keep(0, torch.zeros(1, 16, 3, 4, 6), 4, generator)
-    again = Checkpoint(tmp_path / "run.safetensors", asked, every=2)
+        kept.save(0, torch.zeros(1, 16, 3, 4, 6), 4, generator)
+    again = DenoisingCheckpoint(tmp_path / "run.safetensors", asked, every=2)
     assert again.read() is None
-    latents, step = again.reached(0)
+    latents, step = again.resume(0)
     assert step == 2
     assert latents is not None
     assert torch.equal(latents, torch.ones(1, 16, 3, 4, 6))
@@ -178,4 +178,4 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatc
 
 def test_a_checkpoint_every_zero_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every=0 is below 1"):
-        Checkpoint(tmp_path / "run", request().resolved(defaults_of("tiny")), every=0)
+        DenoisingCheckpoint(tmp_path / "run", request().resolved(defaults_of("tiny")), every=0)

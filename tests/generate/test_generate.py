@@ -1,6 +1,7 @@
 """Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from PIL import Image
 
 from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
-from pusa.events import GenerationEvent
-from pusa.generate import decode, generate, load_latents, save_latents, stored
-from pusa.generate.run import _shown
-from pusa.generate.tasks import Film
+from pusa.events import Event
+from pusa.generate import decode, generate, load_latents, read_request, save_latents
+from pusa.generate.run import _output_frames
+from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
@@ -43,7 +44,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     return found
 
 
-def run(output: Path, **asked: Any) -> list[GenerationEvent]:
+def run(output: Path, **asked: Any) -> list[Event]:
     options = {key: asked.pop(key) for key in ("stop", "pipeline", "carried", "preview_every") if key in asked}
     request = GenerationRequest(**{"model": "tiny", "prompt": "a cat", "seed": 0, "steps": 2, **asked})
     events = list(generate(request, output, **options))
@@ -166,16 +167,16 @@ def test_differences_at_joints_fade_out_instead_of_jumping():
     def grey(*values: int) -> list[np.ndarray]:
         return [np.full((2, 2, 3), value, np.uint8) for value in values]
 
-    def shown(film: Film, *decoded: int) -> list[int]:
-        return [int(frame[0, 0, 0, 0]) for frame in _shown(film, [np.stack(grey(*decoded))])]
+    def shown(plan: OutputPlan, *decoded: int) -> list[int]:
+        return [int(frame[0, 0, 0, 0]) for frame in _output_frames(plan, [np.stack(grey(*decoded))])]
 
-    extension = shown(Film([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
+    extension = shown(OutputPlan([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
     assert extension == [100, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 10, 10, 10]
-    transition = shown(Film([], before=grey(10), skip=1, drop=2, after=grey(100, 101)), 10, *[10] * 10, 10, 10)
+    transition = shown(OutputPlan([], before=grey(10), skip=1, drop=2, after=grey(100, 101)), 10, *[10] * 10, 10, 10)
     assert transition == [10, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 101]
-    loop = shown(Film([], drop=2), 100, *[10] * 10, 10, 10)
+    loop = shown(OutputPlan([], drop=2), 100, *[10] * 10, 10, 10)
     assert loop == [100, 10, 10, 20, 30, 40, 50, 60, 70, 80, 90]
-    assert shown(Film([]), 1, 2, 3) == [1, 2, 3]
+    assert shown(OutputPlan([]), 1, 2, 3) == [1, 2, 3]
 
 
 # ---- the same again --------------------------------------------------------------------------------------------------
@@ -193,14 +194,14 @@ def test_a_video_is_made_again_from_itself(task, files, tmp_path):
     run(first, **{**asked, "seed": None})
     for file in files.values():
         Path(file).unlink()  # small inputs travel inside
-    request, carried = stored(media.read_metadata(first))
+    request, carried = read_request(media.read_metadata(first))
     list(generate(request, again, carried=carried))
     assert np.array_equal(frames_of(first), frames_of(again))
 
 
 def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
     run(tmp_path / "out.mp4", conditions=[image(files["a"])], seed=None)
-    request, _ = stored(media.read_metadata(tmp_path / "out.mp4"))
+    request, _ = read_request(media.read_metadata(tmp_path / "out.mp4"))
     assert request.seed is not None
     assert (request.width, request.height, request.frames, request.steps) == (WIDTH, HEIGHT, FRAMES, 2)
     assert request.conditions[0].file == "a.png"
@@ -208,9 +209,9 @@ def test_the_stored_request_is_complete_and_names_no_folder(files, tmp_path):
 
 
 def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("pusa.generate.inputs.MAX_BYTES_INSIDE", 0)
+    monkeypatch.setattr("pusa.generate.inputs.MAX_EMBEDDED_BYTES", 0)
     run(tmp_path / "out.mp4", conditions=[image(files["a"])])
-    request, carried = stored(media.read_metadata(tmp_path / "out.mp4"))
+    request, carried = read_request(media.read_metadata(tmp_path / "out.mp4"))
     assert carried == {}
     monkeypatch.chdir(tmp_path)
     shutil.copy(files["b"], "a.png")
@@ -222,8 +223,8 @@ def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
 
 
 def test_a_video_that_is_not_ours_cannot_be_made_again(files):
-    with pytest.raises(ValueError, match="no request is stored inside"):
-        stored(media.read_metadata(Path(files["one"])))
+    with pytest.raises(ValueError, match="no request is read_request inside"):
+        read_request(media.read_metadata(Path(files["one"])))
 
 
 def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
@@ -255,12 +256,12 @@ def test_progress_counts_every_step_of_every_window_and_ends_at_zero_seconds(tmp
 
 def test_previews_show_the_video_so_far(tmp_path):
     events = run(tmp_path / "out.mp4", preview_every=1)
-    previews = [e.image for e in events if e.kind == "preview"]
+    previews = [Image.open(BytesIO(e.image)) for e in events if e.kind == "preview"]
     assert [p.size for p in previews] == [(WIDTH, HEIGHT)] * 2
 
 
 def test_stopping_leaves_no_file(tmp_path):
-    seen: list[GenerationEvent] = []
+    seen: list[Event] = []
     request = GenerationRequest(model="tiny", prompt="a cat", steps=5)
     for event in generate(request, tmp_path / "out.mp4", stop=lambda: len(seen) >= 4):
         seen.append(event)
@@ -273,7 +274,7 @@ def test_stopping_works_while_frames_are_written(tmp_path):
     stages: list[str] = []
     request = GenerationRequest(model="tiny", prompt="a cat", steps=1)
     for event in generate(request, tmp_path / "out.mp4", stop=lambda: "decode" in stages):
-        stages.append(event.stage)
+        stages.append(getattr(event, "stage", ""))
     assert stages[-1] == "decode"
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +305,7 @@ def test_without_a_trained_model_the_random_one_says_what_it_is(tmp_path):
         pytest.skip("the trained model is in the package")
     events = run(tmp_path / "out.mp4", model="mini")
     assert "'tiny' makes noise instead" in next(e.message for e in events if e.kind == "note")
-    assert stored(media.read_metadata(tmp_path / "out.mp4"))[0].model == "tiny"
+    assert read_request(media.read_metadata(tmp_path / "out.mp4"))[0].model == "tiny"
 
 
 def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):
@@ -391,7 +392,7 @@ def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypat
     def short(_: Any, z: torch.Tensor) -> Any:
         raise vae_module.DecodeMemoryError("no memory", z)
 
-    monkeypatch.setattr("pusa.generate.tasks.decode_video", short)
+    monkeypatch.setattr("pusa.generate.progress.decode_video", short)
     events = run(tmp_path / "out.mp4", preview_every=1)
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 
@@ -402,7 +403,7 @@ def test_a_given_pipeline_keeps_its_solver_and_a_useless_alpha_is_said(tmp_path)
     pipe.scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
     events = run(tmp_path / "out.mp4", pipeline=pipe, alpha=2.0, shift=3.0)
     assert (pipe.scheduler.config.solver_order, pipe.scheduler.config.shift) == (2, 3.0)
-    assert "alpha 2 has no effect: no LoRA is loaded" in [e.message for e in events]
+    assert "alpha 2 has no effect: no LoRA is loaded" in [e.message for e in events if e.kind == "note"]
 
 
 def test_decoding_can_be_stopped(tmp_path):

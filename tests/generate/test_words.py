@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from pusa import zoo
 from pusa.cli import main
-from pusa.events import GenerationEvent
+from pusa.events import Note
 from pusa.generate import prompt_hints as words
 from pusa.generate.prompt_hints import UnknownWord, unknown_words
 
@@ -142,4 +142,4 @@ def test_a_run_tells_of_unknown_words_and_goes_on(tmp_path: Path, model: str, mo
 
 
 def test_an_event_without_unknown_words_does_not_mention_them() -> None:
-    assert GenerationEvent(kind="note", message="x").as_json() == {"kind": "note", "message": "x"}
+    assert Note("x").as_json() == {"kind": "note", "message": "x"}

@@ -23,7 +23,7 @@ from pusa import PusaCondition, PusaPipeline, media, zoo
 from pusa.cli import main as cli
 from pusa.conditions import fit_image, pixels
 from pusa.demo import PICTURES
-from pusa.generate import generate, stored
+from pusa.generate import generate, read_request
 from pusa.generate.prompt_hints import unknown_words
 from pusa.request import GenerationRequest
 
@@ -110,7 +110,7 @@ def test_it_is_the_default_of_the_command_line(mini: Any, tmp_path: Path) -> Non
 
     result = CliRunner().invoke(cli, ["generate", "a rabbit spins", "--steps", "1", "-o", str(tmp_path / "a.mp4")])
     assert (result.exit_code, result.stderr) == (0, "")
-    assert stored(media.read_metadata(tmp_path / "a.mp4"))[0].model == "mini"
+    assert read_request(media.read_metadata(tmp_path / "a.mp4"))[0].model == "mini"
     info, size = media.probe_video(tmp_path / "a.mp4"), mini.defaults
     assert (info.width, info.height, info.frames) == (size.width, size.height, size.num_frames)
 
@@ -228,7 +228,7 @@ def test_a_video_is_made_again_from_itself(mini: Any, tmp_path: Path) -> None:
     request = GenerationRequest(prompt="a rabbit bounces at the beach", conditions=specs, steps=4)
     *_, done = generate(request, tmp_path / "first.mp4")
     assert done.kind == "done"
-    again, carried = stored(media.read_metadata(tmp_path / "first.mp4"))
+    again, carried = read_request(media.read_metadata(tmp_path / "first.mp4"))
     *_, done = generate(again, tmp_path / "again.mp4", carried=carried)
     assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
 

@@ -176,9 +176,9 @@ def test_a_worker_is_healthy_while_it_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PUSA_DATA", str(tmp_path))
     monkeypatch.setenv("PUSA_CONFIG", "")
     queue = JobQueue(load_settings().database_url)
-    queue.beat_worker("elsewhere/0/1-0/0", {"stage": "ready"})
+    queue.record_worker("elsewhere/0/1-0/0", {"stage": "ready"})
     assert alive.main() == 1
-    queue.beat_worker(worker_name(), {"stage": "loading"})
+    queue.record_worker(worker_name(), {"stage": "loading"})
     assert alive.main() == 0
     assert "loading" in capsys.readouterr().out
     monkeypatch.setattr(alive, "SEEN_WITHIN_SECONDS", -1.0)

@@ -233,7 +233,7 @@ def test_a_watcher_ends_with_its_job(service: VideoService) -> None:
 
 def test_readiness_tells_the_stage_of_loading(service: VideoService) -> None:
     assert service.readiness().stage == "starting"
-    say = service.queue.beat_worker
+    say = service.queue.record_worker
     say("a", {"ready": False, "stage": "loading", "percent": 40.0, "model": "tiny", "error": None})
     state = service.readiness()
     assert (state.ready, state.stage, state.percent, state.workers) == (False, "loading", 40.0, 1)
@@ -246,7 +246,7 @@ def test_readiness_tells_the_stage_of_loading(service: VideoService) -> None:
 def test_readiness_tells_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
     service = make(tmp_path, workers=0)
     assert "pusa worker" in service.readiness().message
-    service.queue.beat_worker("a", {"ready": False, "stage": "failed", "percent": None, "error": "disk is full"})
+    service.queue.record_worker("a", {"ready": False, "stage": "failed", "percent": None, "error": "disk is full"})
     assert "disk is full" in service.readiness().message
 
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 from server_samples import quick_settings, wait_until
 
+from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
 from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
 from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
@@ -26,19 +27,7 @@ from pusa.server.probe import probe_file
 from pusa.server.service import VideoService
 from pusa.server.uploads import Prober, Upload, UploadInfo
 from pusa.server.worker.executor import ExecutorState
-from pusa.server.worker.messages import (
-    Cancelled,
-    Checkpoint,
-    Done,
-    Error,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, Error, Message, Task
 from pusa.server.worker.worker import Worker
 
 FRAMES, WIDTH, HEIGHT = 17, 96, 64

@@ -9,11 +9,12 @@ from typing import Any
 
 from paths import BENCHMARKS
 
+from pusa.events import Done
 from pusa.server.jobs.queue import Job, JobQueue, NewJob
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor, LocalExecutor
-from pusa.server.worker.messages import Done, Task
+from pusa.server.worker.messages import Task
 from pusa.server.worker.worker import Worker
 
 FAKE = "fake_engine:FakeEngine"

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pusa import media, zoo
+from pusa.events import Done, Note, Preview, Resolved, Stage, Step
 from pusa.request import GenerationRequest
 from pusa.server.worker.engine_process import ReportLoading
-from pusa.server.worker.messages import Cancelled, Done, Error, Message, Note, Preview, Resolved, Stage, Step, Task
+from pusa.server.worker.messages import Cancelled, Error, Message, Task
 
 
 class StudioEngine:

@@ -276,9 +276,9 @@ def replay(video: str, output: str | None, as_json: bool) -> None:
     file = Path(video) if Path(video).is_dir() else find_file(video, "video")
     metadata = read_metadata(file)
 
-    from pusa.generate import stored
+    from pusa.generate import read_request
 
-    request, carried = stored(metadata)
+    request, carried = read_request(metadata)
     request = with_files_found(request, carried, beside=file.parent)
     _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried)
 

@@ -1,4 +1,4 @@
-"""A run as a person or a script sees it: a bar or lines of JSON, and a Ctrl-C that loses nothing."""
+"""Show a run as a progress bar or as lines of JSON, and stop it cleanly on Ctrl-C."""
 
 import json
 import os
@@ -10,61 +10,61 @@ from typing import Any
 
 import click
 
-from pusa.events import GenerationEvent
+from pusa.events import Done, Event, Events, Note, Stage, Step
 
-Start = Callable[[Callable[[], bool]], Generator[GenerationEvent, None, None]]
+Start = Callable[[Callable[[], bool]], Events]
 
 _STOPPING = b"\nstopping after this step (Ctrl-C again to stop at once)\n"
 
 
 class MissingModelError(Exception):
-    """The model, or its LoRA, is not there."""
+    """Report that the model, or its LoRA, does not exist."""
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: the person asked for it)
-    """The run ended early because Ctrl-C was pressed."""
+class Stopped(Exception):  # noqa: N818 (not an error: the user asked for it)
+    """Report that Ctrl-C ended the run early."""
 
 
 def run(start: Start, *, as_json: bool) -> None:
-    """Show a run to its end: the paths of its files, and nothing else, go to stdout (with `as_json`, every event does).
+    """Show a run to its end. Only the paths of its files go to stdout, or every event with `as_json`.
 
     Args:
-        start: given a function that says whether to stop, the events.
+        start: starts the run; its argument returns True if the run must stop.
 
     Raises:
-        Stopped: it ended early because Ctrl-C was pressed.
+        Stopped: Ctrl-C ended the run early.
         RuntimeError: it ended without a file.
     """
     written = False
-    with _stop_on_interrupt() as stop, _shown_as(as_json) as show, closing(start(stop)) as events:
+    with _stop_on_interrupt() as stop, _display(as_json) as show, closing(start(stop)) as events:
         for event in events:
             show(event)
-            written = written or event.kind == "done"
+            written = written or isinstance(event, Done)
     if not written:
         raise Stopped if stop() else RuntimeError("the run ended without a file: run it again with --debug")
 
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks to stop, the second raises KeyboardInterrupt."""
-    asked = False
+    """Set a flag on the first Ctrl-C; raise KeyboardInterrupt on the second."""
+    is_interrupted = False
 
-    def interrupted(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+    def handle(number: int, frame: Any) -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
             raise KeyboardInterrupt
-        asked = True
+        is_interrupted = True
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _STOPPING)  # print() may not run in a handler
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = signal.signal(signal.SIGINT, handle)
     try:
-        yield lambda: asked
+        yield lambda: is_interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def _shown_as(as_json: bool) -> Generator[Callable[[GenerationEvent], None]]:
+def _display(as_json: bool) -> Generator[Callable[[Event], None]]:
     if as_json:
         yield lambda event: click.echo(json.dumps(event.as_json(), ensure_ascii=False))
         return
@@ -76,33 +76,34 @@ def _shown_as(as_json: bool) -> Generator[Callable[[GenerationEvent], None]]:
 
 
 class _Bar:
-    """One progress bar on stderr for the current stage; silent where stderr is no terminal."""
+    """Draw a progress bar for the current stage on stderr, if that is a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def show(self, event: GenerationEvent) -> None:
-        if event.kind == "stage":
-            self._begin(event)
-        elif event.kind == "step":
-            if self._bar is None or self._bar.desc != event.stage:
-                self._begin(event)
-            self._bar.total, self._bar.n = event.steps, event.step
-            self._bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt}" + time_left(event.seconds_left)
-            self._bar.refresh()
-        elif event.kind == "note":
-            self.close()
-            click.echo(event.message, err=True)
-        elif event.kind == "done":
-            self.close()
-            click.echo(str(event.path))
+    def show(self, event: Event) -> None:
+        match event:
+            case Stage(stage):
+                self._begin(stage)
+            case Step(step, steps, seconds_left, stage):
+                if self._bar is None or self._bar.desc != stage:
+                    self._begin(stage)
+                self._bar.total, self._bar.n = steps, step
+                self._bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt}" + time_left(seconds_left)
+                self._bar.refresh()
+            case Note(message):
+                self.close()
+                click.echo(message, err=True)
+            case Done():
+                self.close()
+                click.echo(str(event.path))
 
-    def _begin(self, event: GenerationEvent) -> None:
+    def _begin(self, stage: str) -> None:
         from tqdm import tqdm
 
         self.close()
-        self._bar = tqdm(desc=event.stage, bar_format="{desc} ...", file=sys.stderr, disable=None, leave=False)
-        self._bar.desc = event.stage  # tqdm adds a colon
+        self._bar = tqdm(desc=stage, bar_format="{desc} ...", file=sys.stderr, disable=None, leave=False)
+        self._bar.desc = stage  # tqdm adds a colon
 
     def close(self) -> None:
         if self._bar is not None:
@@ -111,7 +112,7 @@ class _Bar:
 
 
 def time_left(seconds: float | None) -> str:
-    """``, 3 min 20 s left``, or nothing where it is not known yet."""
+    """Format ``, 3 min 20 s left``; empty if unknown."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

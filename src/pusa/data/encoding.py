@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
-from pusa.events import GenerationEvent, Report, RunEnded
+from pusa.events import Event, Note, Report, RunEnded, Stage, Step
 from pusa.models.text_encoder import identity_of_module
 from pusa.models.vae import encode_video
 from pusa.pipeline import PusaPipeline
@@ -32,7 +32,7 @@ _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "tran
 def report_until_stopped(report: Report, stop: Callable[[], bool]) -> Report:
     """Wrap a report function to raise `RunEnded` once `stop` returns True."""
 
-    def report_or_stop(event: GenerationEvent) -> None:
+    def report_or_stop(event: Event) -> None:
         if stop():
             raise RunEnded
         report(event)
@@ -51,18 +51,14 @@ class StageProgress:
         self._report, self._stage, self._steps = report, stage, steps
         self._first_step = self._step = done
         self._began = monotonic()
-        report(GenerationEvent(kind="stage", stage=stage, steps=steps))
+        report(Stage(stage, steps))
 
     def advance(self, count: int = 1) -> None:
         """Report that `count` more steps are done."""
         self._step += count
         each_seconds = (monotonic() - self._began) / max(1, self._step - self._first_step)
         left = each_seconds * (self._steps - self._step)
-        self._report(
-            GenerationEvent(
-                kind="step", stage=self._stage, step=self._step, steps=self._steps, seconds_left=round(left, 1)
-            )
-        )
+        self._report(Step(self._step, self._steps, round(left, 1), self._stage))
 
 
 def devices() -> list[torch.device]:
@@ -87,7 +83,7 @@ def add_prompts(
     missing = [caption for caption in dict.fromkeys(["", *captions]) if not writer.has_prompt(caption)]
     if not missing:
         return
-    report(GenerationEvent(kind="stage", stage="load the text encoder"))
+    report(Stage("load the text encoder"))
     pipe = PusaPipeline.from_pretrained(writer.facts.model, vae=None, **dict.fromkeys(_MODEL_PARTS))
     writer.identify(text_encoder=identity_of_module(pipe.text_encoder, pipe.tokenizer))
     pipe.text_encoder.to(devices()[0])
@@ -103,7 +99,7 @@ def add_prompts(
         progress.advance()
     writer.flush()
     if cut:
-        report(GenerationEvent(kind="note", message=f"{cut} captions have more than {length} tokens: the rest is cut"))
+        report(Note(f"{cut} captions have more than {length} tokens: the rest is cut"))
 
 
 def _check_text_encoder(pipe: PusaPipeline, length: int, caption: str, embeds: Tensor) -> None:

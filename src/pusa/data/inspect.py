@@ -25,7 +25,7 @@ from pusa.data.dataset import ClipInfo, LatentDataset
 from pusa.data.encoding import StageProgress, devices, load_vae, report_until_stopped
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
-from pusa.events import Events, GenerationEvent, Report, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events
 from pusa.media import to_uint8
 from pusa.media.previews import BACKGROUND, draw_label, grid
 from pusa.models.vae import decode_chunks
@@ -122,7 +122,7 @@ def inspect(
         stop: called at every step; True ends the run, and nothing is written.
 
     Yields:
-        `GenerationEvent`; ``done`` for the page and for the sheet.
+        Events, see `pusa.events`; ``done`` for the page and for the sheet.
 
     Raises:
         FileNotFoundError, ValueError: there is no dataset, or a number is out of range.
@@ -141,11 +141,11 @@ def inspect(
         )
         skipped = [entry for one in data.folders for entry in _read_skipped(one / SKIPPED_FILE)]
         output.write_text(page(_facts(data, measures, skipped), strips), encoding="utf-8")
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"page": output}))
         if strips:
             sheet = output.with_suffix(".png")
             contact_sheet(strips).save(sheet)
-            report(GenerationEvent(kind="done", path=sheet))
+            report(Done({"contact_sheet": sheet}))
 
     return as_events(run)
 
@@ -168,10 +168,10 @@ def _strips(
     try:
         if not model:
             raise ValueError("the dataset does not say which model it is for: give --model")
-        report(GenerationEvent(kind="stage", stage="load the VAE"))
+        report(Stage("load the VAE"))
         vae = load_vae(model).to(devices()[0])
     except (ValueError, OSError, RuntimeError) as error:
-        report(GenerationEvent(kind="note", message=f"no pictures, for the VAE cannot be loaded: {error}"))
+        report(Note(f"no pictures, for the VAE cannot be loaded: {error}"))
         return
     order = sorted(measures, key=lambda index: (measures[index].motion or 0.0, index))
     count = min(count, len(order))

@@ -35,7 +35,7 @@ from pusa.data.encoding import (
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
-from pusa.events import Events, GenerationEvent, Report, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 
@@ -155,7 +155,7 @@ def prepare(
         stop: called at every step; True ends the run, and finished clips are kept.
 
     Yields:
-        `GenerationEvent`; the last is ``done`` with `output` unless `stop` ended the run.
+        Events, see `pusa.events`; the last is ``done`` with `output`, unless `stop` ended the run.
 
     Raises:
         ValueError, FileNotFoundError: settings, source or output do not fit together. Raised before a model is
@@ -166,14 +166,14 @@ def prepare(
         report_or_stop = report_until_stopped(report, stop)
         folder = Path(source).expanduser()
         if not folder.exists() and sources.is_hub_id(source):
-            report_or_stop(GenerationEvent(kind="stage", stage="download"))
+            report_or_stop(Stage("download"))
             folder = sources.download(str(source))
         if is_original(folder):
             _convert_original(folder, output, settings, report_or_stop)
         else:
             listing = sources.list_files(folder, captions=captions, caption=caption)
             _prepare(listing, output, settings, workers, report_or_stop)
-        report(GenerationEvent(kind="done", path=output))
+        report(Done({"dataset": output}))
 
     return as_events(run)
 
@@ -208,7 +208,7 @@ def _prepare(
         skipped.write()
         if not len(writer):
             raise ValueError(f"none of {len(listing.items)} files can be decoded: {skipped.path} says why")
-    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+    report(Note(_summary(writer, skipped)))
 
 
 def _scan_files(items: list[Item], pool: Workers[Any], skipped: Skipped, report: Report) -> dict[int, Media]:
@@ -277,7 +277,7 @@ def _plan(
         plan.append(FilePlan(item, media, size, frames, ids))
     for count, what in ((enlarged, "smaller than their clips: they are enlarged"), (repeated, _REPEATED)):
         if count:
-            report(GenerationEvent(kind="note", message=f"{count} of {len(plan)} files are {what}"))
+            report(Note(f"{count} of {len(plan)} files are {what}"))
     return plan
 
 
@@ -305,7 +305,7 @@ def _encode(
     total, to_encode = sum(len(planned.clips) for planned in plan), sum(map(len, missing.values()))
     if not to_encode:
         return
-    report(GenerationEvent(kind="stage", stage="load the VAE"))
+    report(Stage("load the VAE"))
     vae = load_vae(settings.model)
     writer.identify(vae=identity_of_vae(vae))
     encoder = ClipEncoder(vae, devices())
@@ -360,7 +360,7 @@ def _convert_original(folder: Path, output: Path, settings: ClipSettings, report
     """Copy latents and embeddings in the original's layout; only the empty caption must be encoded."""
     if settings.sizes or settings.frames or settings.fps or settings.clips_per_video != 1 or settings.stride_seconds:
         raise ValueError(f"{folder} holds latents: their size, length and rate are given, leave those options out")
-    report(GenerationEvent(kind="stage", stage="look into files"))
+    report(Stage("look into files"))
     original = OriginalFolder(folder)
     skipped = Skipped(output / SKIPPED_FILE)
     for name, reason in original.skipped:
@@ -399,7 +399,7 @@ def _convert_original(folder: Path, output: Path, settings: ClipSettings, report
                 source=clip.source,
             )
             progress.advance()
-    report(GenerationEvent(kind="note", message=_summary(writer, skipped)))
+    report(Note(_summary(writer, skipped)))
 
 
 # ---- summary ---------------------------------------------------------------------------------------------------------

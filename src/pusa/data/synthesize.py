@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
 from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae, report_until_stopped
-from pusa.events import Events, GenerationEvent, Report, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events
 from pusa.pipeline import PusaPipeline
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
@@ -105,7 +105,7 @@ def synthesize(
         stop: called at every step; True ends the run, and finished clips are kept.
 
     Yields:
-        `GenerationEvent`; the last is ``done`` with the folder, unless `stop` ended the run.
+        Events, see `pusa.events`; the last is ``done`` with the folder, unless `stop` ended the run.
 
     Raises:
         ValueError: settings are impossible, or the folder was begun with others.
@@ -120,7 +120,7 @@ def synthesize(
 
     def run(report: Report) -> None:
         _synthesize(prompts, numbers, folder, settings.resolved(), report_until_stopped(report, stop))
-        report(GenerationEvent(kind="done", path=folder))
+        report(Done({"dataset": folder}))
 
     return as_events(run)
 
@@ -145,7 +145,7 @@ def _synthesize(
         captions = [prompts[k % len(prompts)] for k in missing.values()]
         add_prompts(writer, [settings.negative_prompt, *captions], report)
         if missing:
-            report(GenerationEvent(kind="stage", stage="load the model"))
+            report(Stage("load the model"))
             writer.identify(vae=identity_of_vae(load_vae(settings.model)))
             pipe = load_base(settings)
             done = (len(wanted) - len(missing)) * settings.steps
@@ -165,7 +165,7 @@ def _synthesize(
                 frames=settings.frames,
                 source=f"prompt {k % len(prompts) + 1}, seed {settings.seed + k}",
             )
-    report(GenerationEvent(kind="note", message=f"{len(writer)} clips in {folder}"))
+    report(Note(f"{len(writer)} clips in {folder}"))
 
 
 def clip_id(settings: SynthesisSettings, prompt: str, number: int) -> str:

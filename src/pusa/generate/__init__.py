@@ -1,12 +1,12 @@
-"""Make a video of a request. The names are imported when they are first used."""
+"""Make the video of a request. Names are imported on first use, as they need torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pusa.generate.run import decode, generate, load_latents, loaded, save_latents, stored
+    from pusa.generate.run import decode, generate, load_latents, load_pipeline, read_request, save_latents
 
-__all__ = ["decode", "generate", "load_latents", "loaded", "save_latents", "stored"]
+__all__ = ["decode", "generate", "load_latents", "load_pipeline", "read_request", "save_latents"]
 
 
 def __getattr__(name: str) -> Any:

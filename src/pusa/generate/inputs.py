@@ -1,4 +1,4 @@
-"""The files that a request names: found, known again by their content, carried inside the video if they are small."""
+"""Find the files of a request, verify their content, and embed small ones in the video."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from pusa import media
 from pusa.fsutil import sha256_of
 from pusa.request import ConditionSpec, ResolvedRequest
 
-MAX_BYTES_INSIDE = 2_000_000  # of all inputs together
+MAX_EMBEDDED_BYTES = 2_000_000  # of all inputs together
 
 
 @dataclass(frozen=True)
 class Input:
-    """A condition of a request, and where its content is: a file, or bytes that a video carried."""
+    """Hold a condition of a request and its content: a file, or bytes that a video carried."""
 
     spec: ConditionSpec
     content: Path | bytes
@@ -23,11 +23,11 @@ class Input:
 
     @property
     def source(self) -> Path | BytesIO:
-        """For `pusa.media`, from the beginning each time."""
+        """Return the content in a form that `pusa.media` reads, from its beginning."""
         return BytesIO(self.content) if isinstance(self.content, bytes) else self.content
 
     def size(self) -> tuple[int, int]:
-        """Width and height of its picture. Raises MediaError."""
+        """Return width and height in pixels. Raises MediaError."""
         if self.spec.kind == "image":
             return media.read_image(self.source).size
         video = media.probe_video(self.source)
@@ -39,11 +39,11 @@ class Input:
 
 
 def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
-    """The content of a condition; `carried` holds contents by sha256.
+    """Find the content of a condition; `carried` holds contents by sha256.
 
     Raises:
-        FileNotFoundError: the file is gone and not carried.
-        ValueError: it is not the file that the video was made from.
+        FileNotFoundError: the file does not exist and is not carried.
+        ValueError: the file has another sha256 than the condition.
     """
     if spec.sha256 in carried:
         assert spec.sha256 is not None
@@ -58,31 +58,31 @@ def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
 
 
 def check(inputs: Sequence[Input]) -> None:
-    """Raise MediaError for an input that cannot be read, before anything large is loaded."""
-    for given in inputs:
-        if given.spec.kind == "image":
-            media.read_image(given.source)
+    """Raise MediaError for an input that cannot be read, before a model is loaded."""
+    for entry in inputs:
+        if entry.spec.kind == "image":
+            media.read_image(entry.source)
         else:
-            media.probe_video(given.source)
+            media.probe_video(entry.source)
 
 
-def carried_inside(inputs: Sequence[Input]) -> dict[str, str]:
-    """Base64 by sha256 of as many inputs as fit into a video, the smallest first."""
-    inside: dict[str, str] = {}
-    room = MAX_BYTES_INSIDE
-    for given in sorted(inputs, key=lambda i: i.size_bytes):
-        if given.sha256 in inside:
+def embed(inputs: Sequence[Input]) -> dict[str, str]:
+    """Encode as base64, by sha256, as many inputs as fit into a video's metadata, the smallest first."""
+    embedded: dict[str, str] = {}
+    free_bytes = MAX_EMBEDDED_BYTES
+    for entry in sorted(inputs, key=lambda i: i.size_bytes):
+        if entry.sha256 in embedded:
             continue
-        if given.size_bytes > room:
+        if entry.size_bytes > free_bytes:
             break
-        content = given.content if isinstance(given.content, bytes) else given.content.read_bytes()
-        inside[given.sha256] = base64.b64encode(content).decode()
-        room -= len(content)
-    return inside
+        content = entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
+        embedded[entry.sha256] = base64.b64encode(content).decode()
+        free_bytes -= len(content)
+    return embedded
 
 
-def without_folders(request: ResolvedRequest) -> ResolvedRequest:
-    """As it is stored in a video: absolute paths would tell strangers about the machine, and are of no use to them."""
+def strip_folders(request: ResolvedRequest) -> ResolvedRequest:
+    """Reduce absolute paths to file names, so that a video's metadata tells nothing about the machine."""
     specs = [
         spec.model_copy(update={"file": path.name}) if (path := Path(spec.file)).is_absolute() else spec
         for spec in request.conditions

@@ -1,22 +1,22 @@
-"""The words that a small model knows, and a gentle hint about those that it does not.
+"""Find the words of a prompt that a small model was not trained on, and suggest known ones.
 
 Wan reads any language; the embedded model was trained on a few dozen things, motions, places and camera moves, which
-its ``pusa.json`` lists. A prompt may say anything: what is unknown is named, with the nearest known words, and never
-refused. Nothing here needs torch.
+its ``pusa.json`` lists. A prompt with unknown words is accepted; a hint names them and the nearest known words. This
+module needs no torch.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pusa import zoo
+from pusa.events import UnknownWord
 
-_NAMED_AT_MOST = 4  # unknown words in one sentence
-_NEAREST_AT_MOST = 2
+_MAX_NAMED = 4  # unknown words in one sentence
+_MAX_NEAREST = 2
 
-# Grammar, and what captions are decorated with: no picture hangs on these.
+# Grammar and filler words of captions, which change no picture.
 _GRAMMAR = """
 a about above across after again all along also am an and another any are around as at away back be because been
 before behind being below beneath beside between beyond both but by can could did do does doing done down during
@@ -33,7 +33,7 @@ _TRAVELS = (
     "wanders glides"
 )
 
-# What people ask for, by the known phrase that comes nearest to it; models that lack the phrase ignore the line.
+# Unknown words by the nearest known phrase; a model that lacks the phrase ignores the line.
 _RELATED = {
     "dog": "wolf wolves hound terrier poodle doggy doggie coyote jackal pet",
     "fox": "wolf wolves coyote jackal",
@@ -142,48 +142,40 @@ _RELATED = {
 }
 
 
-@dataclass(frozen=True)
-class UnknownWord:
-    """A word of a prompt that the model was not trained on, and known phrases near to it, the nearest first."""
-
-    word: str
-    nearest: tuple[str, ...]
-
-
 def vocabulary(model: str | Path) -> Mapping[str, Sequence[Sequence[str]]]:
-    """What a model knows: kind ("things", "motions", ...) -> groups of phrases that mean the same.
+    """List the phrases a model was trained on: kind ("things", "motions", ...) -> groups of synonyms.
 
     Args:
         model: a name of the zoo, a Hub id or a folder. Empty for a model that reads any text.
     """
-    known = zoo.find(model)
-    return known.words if known else {}
+    entry = zoo.find(model)
+    return entry.words if entry else {}
 
 
 def unknown_words(prompt: str, model: str | Path) -> list[UnknownWord]:
-    """The words of a prompt that a model was not trained on, each once, in order.
+    """List the words of a prompt that a model was not trained on, each once, in order.
 
     Args:
         prompt: any text.
-        model: as for `vocabulary`; one that reads any text has no unknown words.
+        model: see `vocabulary`; a model that reads any text has no unknown words.
     """
     phrases = [phrase for groups in vocabulary(model).values() for group in groups for phrase in group]
     if not phrases:
         return []
-    by_word: dict[str, list[str]] = {}  # each known word -> the phrases that hold it
+    by_word: dict[str, list[str]] = {}  # known word -> the phrases that contain it
     for phrase in sorted(phrases, key=len):
         for word in _words(phrase):
             by_word.setdefault(word, []).append(phrase)
     known, grammar = {_stem(word) for word in by_word}, set(_GRAMMAR.split())
-    asked = dict.fromkeys(word for word in _words(prompt) if _stem(word) not in known and word not in grammar)
-    return [UnknownWord(word, tuple(_nearest(word, by_word, set(phrases)))) for word in asked]
+    unknown = dict.fromkeys(word for word in _words(prompt) if _stem(word) not in known and word not in grammar)
+    return [UnknownWord(word, tuple(_nearest(word, by_word, set(phrases)))) for word in unknown]
 
 
 def hint(unknown: Sequence[UnknownWord], model: str) -> str:
-    """One sentence for a person: which words are unknown, what comes near, and where all are listed."""
+    """Write a sentence that names unknown words, their nearest known phrases and the command that lists all."""
     named = [
         f"{one.word!r}" + (f" (nearest: {', '.join(one.nearest)})" if one.nearest else "")
-        for one in unknown[:_NAMED_AT_MOST]
+        for one in unknown[:_MAX_NAMED]
     ]
     more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
     return (
@@ -196,7 +188,7 @@ def _words(text: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    """Alike for the forms of an English word: ``slides``, ``sliding`` and ``slide``; ``ducks`` and ``duck's``."""
+    """Reduce an English word to a stem that its forms share: ``slides``, ``sliding``, ``slide``; ``duck's``."""
     word = re.sub(r"['’]s?$", "", word)
     if len(word) > 4 and word.endswith("ies"):
         word = word[:-3] + "y"
@@ -207,12 +199,12 @@ def _stem(word: str) -> str:
 
 
 def _nearest(word: str, by_word: Mapping[str, Sequence[str]], phrases: set[str]) -> Iterator[str]:
-    """By meaning, where somebody has thought of it; else by spelling, for slips of the finger."""
+    """Yield known phrases near a word: by meaning (`_RELATED`), else by spelling, for typing errors."""
     stem = _stem(word)
     related = [
         phrase for phrase, others in _RELATED.items() if phrase in phrases and stem in map(_stem, others.split())
     ]
     if not related:
-        spelt = difflib.get_close_matches(word, by_word, n=_NEAREST_AT_MOST, cutoff=0.75)
-        related = list(dict.fromkeys(by_word[other][0] for other in spelt))
-    yield from related[:_NEAREST_AT_MOST]
+        similar = difflib.get_close_matches(word, by_word, n=_MAX_NEAREST, cutoff=0.75)
+        related = list(dict.fromkeys(by_word[other][0] for other in similar))
+    yield from related[:_MAX_NEAREST]

@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageOps
 
 from pusa import media, zoo
+from pusa.events import Note
 from pusa.generate import generate
 from pusa.media.previews import BACKGROUND, Strip, draw_label, grid, spread
 from pusa.request import GenerationRequest
@@ -119,7 +120,7 @@ def make(clip: Clip, folder: Path, model: str) -> Strip:
     request = GenerationRequest(model=model, seed=0, **clip.request)
     began = time.monotonic()
     for event in generate(request, path):
-        if event.kind == "note":
+        if isinstance(event, Note):
             print(f"  {event.message}")
     print(f"{path}  {clip.title}: {request.prompt}  ({time.monotonic() - began:.1f} s)", flush=True)
     frames = media.read_video(path)

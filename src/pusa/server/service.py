@@ -317,9 +317,9 @@ class VideoService:
         job = await self.get(id, owner)
         yield job
         while not job.ended and not self.is_stopping:
-            seen = self.queue.changed()
+            seen = self.queue.change_count()
             waited = 0.0
-            while self.queue.changed() == seen and waited < _DATABASE_SECONDS and not self.is_stopping:
+            while self.queue.change_count() == seen and waited < _DATABASE_SECONDS and not self.is_stopping:
                 await asyncio.sleep(_COUNTER_SECONDS)
                 waited += _COUNTER_SECONDS
             now = await in_thread(self.queue.get, id, owner)

@@ -14,7 +14,7 @@ from queue_samples import Clock, new_job
 
 from pusa.server.jobs.housekeeping import (
     Housekeeping,
-    Swept,
+    HousekeepingCounts,
     check_space,
     expire,
     remove_files,
@@ -205,22 +205,22 @@ def test_a_disk_without_space_is_said_at_the_door(files, tmp_path, monkeypatch):
 def test_the_thread_does_its_rounds_and_outlives_a_failure(queue, files, tmp_path, clock, monkeypatch, caplog):
     lost, _ = queue.submit(new_job())
     queue.claim("gone", lease_seconds=5)
-    queue.beat_worker("gone", {})
-    queue.beat_worker("here", {})
+    queue.record_worker("gone", {})
+    queue.record_worker("here", {})
     clock.now += 100_000
-    queue.beat_worker("here", {})
+    queue.record_worker("here", {})
     keeper = Housekeeping(queue, files, every_seconds=0.01, scratch=tmp_path / "scratch", clock=clock)
-    assert keeper.round() == Swept(expired=0, orphans=0, scratch=0, recovered=1)
+    assert keeper.round() == HousekeepingCounts(expired=0, orphans=0, scratch=0, recovered=1)
     assert queue.get(lost.id).status == "queued"
     assert [worker.name for worker in queue.workers()] == ["here"]
 
     rounds = []
 
-    def fails_once() -> Swept:
+    def fails_once() -> HousekeepingCounts:
         rounds.append(len(rounds))
         if len(rounds) == 1:
             raise OSError("the disk is on fire")
-        return Swept(0, 0, 0, 0)
+        return HousekeepingCounts(0, 0, 0, 0)
 
     monkeypatch.setattr(keeper, "round", fails_once)
     keeper.start()

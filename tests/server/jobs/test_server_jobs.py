@@ -240,8 +240,8 @@ def test_one_beat_is_heartbeat_progress_and_cancel(queue, clock):
     submitted(queue)
     job = claimed(queue, lease_seconds=10)
     clock.now += 9
-    assert not queue.beat(job, lease_seconds=10, stage="denoise", step=2, steps=8, progress=25, seconds_left=6.5)
-    assert not queue.beat(
+    assert not queue.heartbeat(job, lease_seconds=10, stage="denoise", step=2, steps=8, progress=25, seconds_left=6.5)
+    assert not queue.heartbeat(
         job, lease_seconds=10, resolved={"seed": 1}, notes=["rounded"], checkpoint="c", checkpoint_step=2
     )
     now = queue.get(job.id)
@@ -250,9 +250,9 @@ def test_one_beat_is_heartbeat_progress_and_cancel(queue, clock):
     clock.now += 9
     assert queue.claim("two", lease_seconds=10) is None  # the beat has prolonged the lease
     assert queue.cancel(job.id).cancel_requested
-    assert queue.beat(job, lease_seconds=10)
-    assert queue.beat(job, lease_seconds=10)  # until it is done
-    queue.cancelled(job)
+    assert queue.heartbeat(job, lease_seconds=10)
+    assert queue.heartbeat(job, lease_seconds=10)  # until it is done
+    queue.confirm_cancel(job)
     ended = queue.get(job.id)
     assert (ended.status, ended.completed_at, ended.cancel_requested) == ("cancelled", clock.now, False)
 
@@ -260,11 +260,11 @@ def test_one_beat_is_heartbeat_progress_and_cancel(queue, clock):
 @pytest.mark.parametrize(
     "say",
     [
-        lambda queue, job: queue.beat(job, lease_seconds=10, progress=50, checkpoint="late", checkpoint_step=50),
+        lambda queue, job: queue.heartbeat(job, lease_seconds=10, progress=50, checkpoint="late", checkpoint_step=50),
         lambda queue, job: queue.finish(job, results={"video": "late"}, timings={}),
         lambda queue, job: queue.fail(job, "late", "late", retry=True),
         lambda queue, job: queue.fail(job, "late", "late", retry=False),
-        lambda queue, job: queue.cancelled(job),
+        lambda queue, job: queue.confirm_cancel(job),
         lambda queue, job: queue.release(job),
     ],
     ids=["beat", "finish", "fail and retry", "fail", "cancelled", "release"],
@@ -288,14 +288,14 @@ def test_a_beat_that_is_late_but_first_keeps_the_job(queue, clock):
     submitted(queue)
     job = claimed(queue, lease_seconds=10)
     clock.now += 11
-    queue.beat(job, lease_seconds=10)
+    queue.heartbeat(job, lease_seconds=10)
     assert queue.claim("two", lease_seconds=10) is None
 
 
 def test_a_finished_job_keeps_its_results_and_has_no_lease(queue, clock):
     submitted(queue)
     job = claimed(queue)
-    queue.beat(job, lease_seconds=10, stage="decode", checkpoint="c", checkpoint_step=4, seconds_left=1)
+    queue.heartbeat(job, lease_seconds=10, stage="decode", checkpoint="c", checkpoint_step=4, seconds_left=1)
     clock.now += 3
     for _ in range(2):  # once more, as when the answer was lost
         queue.finish(job, results={"video": "v"}, timings={"denoise": 2.5}, expires_at=clock.now + 60)
@@ -330,13 +330,13 @@ def test_an_attempt_that_moved_the_checkpoint_costs_nothing(queue):
     for number in range(8):
         job = claimed(queue)
         if number % 2:
-            queue.beat(job, lease_seconds=10, checkpoint="c", checkpoint_step=number)
-            queue.beat(job, lease_seconds=10)
+            queue.heartbeat(job, lease_seconds=10, checkpoint="c", checkpoint_step=number)
+            queue.heartbeat(job, lease_seconds=10)
         assert queue.fail(job, "crash", "crash", retry=True, max_failures=2) == "queued"
         assert queue.get(job.id).failures == (number + 1) % 2
     job = claimed(queue)
     assert (job.checkpoint, job.checkpoint_step) == ("c", 7)
-    queue.beat(job, lease_seconds=10, checkpoint="c", checkpoint_step=7)  # the same place again is no progress
+    queue.heartbeat(job, lease_seconds=10, checkpoint="c", checkpoint_step=7)  # the same place again is no progress
     assert queue.fail(job, "crash", "crash", retry=True, max_failures=1) == "failed"
 
 
@@ -370,7 +370,7 @@ def test_workers_that_vanish_after_a_checkpoint_cost_nothing(queue, clock):
     submitted(queue)
     for step in range(1, 6):
         job = claimed(queue, max_failures=1)
-        queue.beat(job, lease_seconds=10, checkpoint="c", checkpoint_step=step)
+        queue.heartbeat(job, lease_seconds=10, checkpoint="c", checkpoint_step=step)
         clock.now += 11
     job = claimed(queue, max_failures=1)
     assert (job.attempt, job.failures, job.checkpoint_step) == (6, 0, 5)
@@ -482,24 +482,24 @@ def test_pages_follow_one_another_in_either_order(queue):
 def test_counts_and_changes_are_seen(queue):
     assert queue.counts() == dict.fromkeys(["queued", "in_progress", "completed", "failed", "cancelled"], 0)
     assert queue.seconds_per_job() is None
-    before = queue.changed()
+    before = queue.change_count()
     submitted(queue)
     submitted(queue)
     job = claimed(queue)
-    seen = queue.changed()
+    seen = queue.change_count()
     assert seen > before
     queue.get(job.id), queue.counts(), queue.page(), queue.position(job.id)
-    assert queue.changed() == seen
-    queue.beat(job, lease_seconds=10)
-    assert queue.changed() > seen
+    assert queue.change_count() == seen
+    queue.heartbeat(job, lease_seconds=10)
+    assert queue.change_count() > seen
     assert (queue.counts()["queued"], queue.counts()["in_progress"]) == (1, 1)
 
 
 def test_workers_say_that_they_are_there(queue, clock):
-    queue.beat_worker("b", {"stage": "load", "percent": 10})
-    queue.beat_worker("a", {"ready": False})
+    queue.record_worker("b", {"stage": "load", "percent": 10})
+    queue.record_worker("a", {"ready": False})
     clock.now += 30
-    queue.beat_worker("a", {"ready": True})
+    queue.record_worker("a", {"ready": True})
     assert [(w.name, w.seen_at, w.state) for w in queue.workers()] == [
         ("a", clock.now, {"ready": True}),
         ("b", clock.now - 30, {"stage": "load", "percent": 10}),
@@ -514,7 +514,7 @@ def test_workers_may_beat_at_the_same_time(queue):
 
     def beat(number: int) -> None:
         together.wait(timeout=30)
-        queue.beat_worker("same", {"number": number})
+        queue.record_worker("same", {"number": number})
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(beat, range(6)))
@@ -526,7 +526,7 @@ def test_what_has_expired_and_what_is_in_use(queue, clock):
     queue.finish(claimed(queue), results={"video": "results/0/1/video.mp4"}, timings={}, expires_at=clock.now + 50)
     queue.fail(claimed(queue), "x", "x", retry=False)
     running = claimed(queue)
-    queue.beat(running, lease_seconds=900, checkpoint="checkpoints/2/1.safetensors", checkpoint_step=1)
+    queue.heartbeat(running, lease_seconds=900, checkpoint="checkpoints/2/1.safetensors", checkpoint_step=1)
     assert running.id == waiting.id
     assert queue.keys_in_use() == {
         "inputs/0/0.png",

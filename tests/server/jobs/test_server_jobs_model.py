@@ -37,7 +37,7 @@ WORKERS = st.sampled_from(["host/1", "host/2"])
 LET_GO = ("queued", "failed", "cancelled")
 ENDINGS: dict[str, tuple[Callable[[JobQueue, Job], Any], tuple[str, ...]]] = {
     "finish": (lambda queue, job: queue.finish(job, results={"video": "v"}, timings={}), ("completed",)),
-    "cancelled": (lambda queue, job: queue.cancelled(job), ("cancelled",)),
+    "cancelled": (lambda queue, job: queue.confirm_cancel(job), ("cancelled",)),
     "release": (lambda queue, job: queue.release(job), LET_GO),
     "fail": (lambda queue, job: queue.fail(job, "x", "x", retry=True, max_failures=MAX_FAILURES), LET_GO),
     "fail for good": (lambda queue, job: queue.fail(job, "x", "x", retry=False), LET_GO),
@@ -210,7 +210,7 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.attempt(back)
 
         def say() -> bool:
-            return self.queue.beat(job, lease_seconds=LEASE_SECONDS, checkpoint_step=step)
+            return self.queue.heartbeat(job, lease_seconds=LEASE_SECONDS, checkpoint_step=step)
 
         if e := self.says(job, say):
             assert say() == e.cancel

@@ -16,19 +16,20 @@ from paths import BENCHMARKS, SUPPORT
 from server_samples import fake_executor, request, wait_until
 
 from pusa import media
+from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
 from pusa.models.vae import DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.worker.engine_process import (
     PusaEngine,
     _bytes_in_memory,
-    _reported,
-    error_of,
+    _report_memory,
+    error_message,
     make_engine,
-    messages_of,
-    with_files,
+    rename_files,
+    run_task,
 )
 from pusa.server.worker.executor import LocalExecutor
-from pusa.server.worker.messages import Cancelled, Checkpoint, Done, Error, Note, Resolved, Stage, Step, Task
+from pusa.server.worker.messages import Cancelled, Error, Task
 
 
 @pytest.fixture
@@ -224,14 +225,14 @@ def test_importing_the_worker_loads_no_torch():
     ],
 )
 def test_errors_by_what_can_be_done_about_them(error, code, retry, tmp_path):
-    told = error_of(error, task(tmp_path))
-    assert (told.code, told.retry) == (code, retry)
-    assert str(tmp_path) not in told.message
+    message = error_message(error, task(tmp_path))
+    assert (message.code, message.retry) == (code, retry)
+    assert str(tmp_path) not in message.message
 
 
 def test_latents_that_could_not_be_decoded_come_with_the_error(tmp_path):
     (tmp_path / "video.latents.safetensors").write_bytes(b"")
-    told = error_of(DecodeMemoryError("no", torch.zeros(1)), task(tmp_path))
+    told = error_message(DecodeMemoryError("no", torch.zeros(1)), task(tmp_path))
     assert told.latents == tmp_path / "video.latents.safetensors"
 
 
@@ -253,7 +254,7 @@ def test_the_real_engine_makes_what_the_request_says_and_goes_on_from_its_checkp
         (tmp_path / folder).mkdir(exist_ok=True)
         ended: list[bool] = []
         seen = []
-        for message in messages_of(
+        for message in run_task(
             engine,
             Task(
                 job_id="video_1",
@@ -293,10 +294,8 @@ def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
 
     memory = SimpleNamespace(rss=5_000_000)
     monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(memory_info=lambda: memory))
-    monkeypatch.setattr("pusa.server.worker.engine_process._bytes_in_memory", lambda model: 100_000_000)
-    monkeypatch.setattr("pusa.server.worker.engine_process._SAMPLE_SECONDS", 0.01)
     told: list[tuple[str, float | None]] = []
-    with _reported("a model", lambda stage, percent: told.append((stage, percent))):
+    with _report_memory(100_000_000, lambda stage, percent: told.append((stage, percent)), interval_seconds=0.01):
         memory.rss += 50_000_000
         wait_until(lambda: told[-1][1] == 50)
         memory.rss += 80_000_000
@@ -307,7 +306,7 @@ def test_loading_is_told_by_the_bytes_of_the_weights_in_memory(monkeypatch):
 
 def test_a_request_gets_the_local_names_of_its_files():
     asked = {"prompt": "x", "conditions": [{"file": "inputs/1/0.png", "noise": [0.2]}, {"file": "other"}]}
-    assert with_files(asked, {"inputs/1/0.png": "/scratch/0.png"})["conditions"] == [
+    assert rename_files(asked, {"inputs/1/0.png": "/scratch/0.png"})["conditions"] == [
         {"file": "/scratch/0.png", "noise": [0.2]},
         {"file": "other"},
     ]

@@ -13,8 +13,9 @@ from server_samples import FAKE, House, quick_settings, submit, uninterrupted, v
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
-from pusa.server.worker.messages import Checkpoint, Done, Error, Step  # noqa: E402 (after the check for ray)
-from pusa.server.worker.ray import RayExecutor, packed, unpacked  # noqa: E402
+from pusa.events import Checkpoint, Done, Step  # noqa: E402
+from pusa.server.worker.messages import Error  # noqa: E402 (after the check for ray)
+from pusa.server.worker.ray import RayExecutor, pack, unpack  # noqa: E402
 
 LOOPBACK = {"include_dashboard": False, "object_store_memory": 100_000_000}
 
@@ -134,11 +135,11 @@ def test_messages_travel_with_their_files(tmp_path):
     for name in ("video.mp4", "thumbnail.webp", "checkpoint.safetensors"):
         (there / name).write_text(name)
     done = Done({"video": there / "video.mp4", "thumbnail": there / "thumbnail.webp"}, {"decode": 1.0})
-    arrived = unpacked(*packed(done), here)
+    arrived = unpack(*pack(done), here)
     assert arrived == Done({"video": here / "video.mp4", "thumbnail": here / "thumbnail.webp"}, {"decode": 1.0})
     assert (here / "video.mp4").read_text() == "video.mp4"
-    arrived = unpacked(*packed(Checkpoint(there / "checkpoint.safetensors", 4)), here)
+    arrived = unpack(*pack(Checkpoint(there / "checkpoint.safetensors", 4)), here)
     assert arrived == Checkpoint(here / "checkpoint.safetensors", 4)
     error = Error("out_of_memory", "no", retry=False, latents=there / "checkpoint.safetensors")
-    assert unpacked(*packed(error), here).latents == here / "checkpoint.safetensors"
-    assert unpacked(*packed(Step(1, 2)), here) == Step(1, 2)
+    assert unpack(*pack(error), here).latents == here / "checkpoint.safetensors"
+    assert unpack(*pack(Step(1, 2)), here) == Step(1, 2)

@@ -19,7 +19,7 @@ from pusa import media
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.worker.attempt import Attempt
-from pusa.server.worker.progress import Pace, Progress
+from pusa.server.worker.progress import AttemptProgress, StageRatios
 from pusa.server.worker.worker import is_dead, worker_name
 
 
@@ -239,7 +239,7 @@ def test_a_step_longer_than_the_lease_does_not_lose_it(house):
 
 def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkeypatch):
     job = submit(house.queue, steps=40, step_seconds=0.02)
-    beat, finish, refused = JobQueue.beat, JobQueue.finish, []
+    heartbeat, finish, refused = JobQueue.heartbeat, JobQueue.finish, []
 
     def sometimes(verb: Callable[..., Any], count: int) -> Callable[..., Any]:
         def call(self: JobQueue, *arguments: Any, **options: Any) -> Any:
@@ -250,13 +250,13 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 
         return call
 
-    monkeypatch.setattr("pusa.server.worker.attempt.AGAIN_SECONDS", 0.05)
-    monkeypatch.setattr(JobQueue, "beat", sometimes(beat, 5))
+    monkeypatch.setattr("pusa.server.worker.attempt.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(JobQueue, "heartbeat", sometimes(heartbeat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
-    assert done.resolved is not None  # said by a later beat
+    assert done.resolved is not None  # reported by a later heartbeat
     assert len(refused) == 8
 
 
@@ -274,7 +274,7 @@ def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.worker._FULL_SECONDS", 0.1)
+    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
     house.hire(max_failures=1)
     wait_until(lambda: house.job(job).attempt >= 3)
     full.clear()
@@ -299,7 +299,7 @@ def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch
 
 def test_a_full_disk_of_the_child_keeps_the_job_as_well(house, monkeypatch):
     job = submit(house.queue, steps=4, at_step=3, then="disk_full", times=2)
-    monkeypatch.setattr("pusa.server.worker.worker._FULL_SECONDS", 0.1)
+    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
     house.hire(max_failures=1)
     done = house.ended(job)
     assert (done.status, done.attempt, done.failures) == ("completed", 3, 0)
@@ -316,7 +316,7 @@ def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypat
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_WAITS_SECONDS", (0.01,) * 5)
+    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 5)
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
@@ -345,7 +345,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
         raise PermissionError("the bucket says no")
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_WAITS_SECONDS", (0.01,) * 3)
+    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 3)
     house.hire(max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)
@@ -416,9 +416,9 @@ class Clock:
 
 
 def test_progress_weighs_stages_by_what_they_took_before_and_never_falls():
-    clock, pace = Clock(), Pace()
+    clock, pace = Clock(), StageRatios()
     pace.learn_all([{"load": 0.0, "denoise": 10.0, "decode": 8.0, "finish": 2.0}] * 3)
-    progress = Progress(pace, clock=clock)
+    progress = AttemptProgress(pace, clock=clock)
     progress.stage("load")
     assert progress.percent == 0
     progress.stage("denoise")
@@ -442,16 +442,16 @@ def test_progress_weighs_stages_by_what_they_took_before_and_never_falls():
 
 
 def test_an_attempt_that_goes_on_from_a_checkpoint_begins_there():
-    pace = Pace()
+    pace = StageRatios()
     pace.learn({"load": 0.0, "denoise": 10.0, "decode": 10.0, "finish": 0.0})
-    progress = Progress(pace, 0.5, clock=Clock())
+    progress = AttemptProgress(pace, 0.5, clock=Clock())
     assert progress.percent == 25
     progress.stage("load")
     assert progress.percent == 25
 
 
 def test_the_first_windows_of_a_long_video_do_not_count_as_decoded():
-    progress = Progress(Pace(), clock=Clock())
+    progress = AttemptProgress(StageRatios(), clock=Clock())
     progress.step(4, 12, 8.0)
     before = progress.percent
     progress.stage("decode")
@@ -459,7 +459,7 @@ def test_the_first_windows_of_a_long_video_do_not_count_as_decoded():
 
 
 def test_a_job_that_denoised_nothing_teaches_nothing():
-    pace = Pace()
+    pace = StageRatios()
     before = pace.ratio("decode")
     pace.learn(json.loads('{"denoise": 0.0, "decode": 100.0}'))
     assert pace.ratio("decode") == before

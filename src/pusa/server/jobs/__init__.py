@@ -1,1 +1,1 @@
-"""The durable jobs: queue, database, file store, housekeeping."""
+"""Store jobs durably: queue, database, file store, housekeeping."""

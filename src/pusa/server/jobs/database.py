@@ -1,7 +1,7 @@
-"""The tables of the server and how they are reached: SQLite in a local file, or PostgreSQL by URL.
+"""Define the job tables and open the database that holds them: SQLite in a local file, or PostgreSQL by URL.
 
-Committed means on disk in both. SQLite runs in WAL mode with ``synchronous=FULL`` on every connection; a PostgreSQL
-that answers before it has written (``synchronous_commit=off``) is asked to write first.
+A committed transaction is on disk in both. SQLite runs in WAL mode with ``synchronous=FULL`` on every connection; where
+a PostgreSQL server has ``synchronous_commit=off``, each connection switches it on.
 """
 
 import functools
@@ -22,38 +22,40 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BUSY_SECONDS = 30  # how long a connection waits for another one's write before it gives up
-RETRY_SECONDS = 0.5  # before the one repetition of a statement whose connection broke
+BUSY_SECONDS = 30  # timeout of a connection that waits for another one's write
+RETRY_SECONDS = 0.5  # delay before a statement whose connection broke is retried
 _WRITING = "pusa_writing"
-_ADVISORY_LOCK = 0x50555341  # "PUSA": PostgreSQL's lock for what must happen one after the other
+_ADVISORY_LOCK = 0x50555341  # "PUSA": PostgreSQL's lock for transactions that must be serialised
 _SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs", "fuse.glusterfs", "lustre"}
 
 logger = logging.getLogger(__name__)
 
 
-class QueueUnavailable(Exception):  # noqa: N818 (a state of the outside world, as QueueFull)
-    """The database cannot be reached or stays busy: the same call may succeed later."""
+class QueueUnavailable(Exception):  # noqa: N818 (a state that passes, as QueueFull)
+    """Report that the database cannot be reached or stays busy; the same call may succeed later."""
 
 
 class SchemaError(Exception):
-    """The tables belong to another version of pusa."""
+    """Report that another version of pusa has written the tables."""
 
 
 _metadata = sa.MetaData()
-_id = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER counts by itself in SQLite
+_id = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite increments only INTEGER keys by itself
 _json = sa.JSON(none_as_null=True)
 
 schema_version = sa.Table(
     "schema_version",
     _metadata,
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("identity", sa.Text, nullable=False),  # drawn once: tells this queue's files from another's
+    sa.Column(
+        "identity", sa.Text, nullable=False
+    ),  # random, written once: distinguishes this queue's files from another's
 )
 
 jobs = sa.Table(
     "jobs",
     _metadata,
-    sa.Column("seq", _id, primary_key=True, autoincrement=True),  # the order of arrival; never given out twice
+    sa.Column("seq", _id, primary_key=True, autoincrement=True),  # the order of arrival; never reused
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("request", _json, nullable=False),
@@ -69,13 +71,13 @@ jobs = sa.Table(
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("traceparent", sa.Text),
     sa.Column("status", sa.Text, nullable=False, default="queued"),
-    sa.Column("created_at", sa.Double, nullable=False),  # unix seconds, as all times here
+    sa.Column("created_at", sa.Double, nullable=False),  # unix seconds, like every time in this table
     sa.Column("started_at", sa.Double),
     sa.Column("completed_at", sa.Double),
     sa.Column("expires_at", sa.Double),
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
-    sa.Column("progressed", sa.Boolean, nullable=False, default=False),  # whether this attempt has moved the checkpoint
+    sa.Column("progressed", sa.Boolean, nullable=False, default=False),  # this attempt has advanced the checkpoint
     sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.Double),
     sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
@@ -111,25 +113,25 @@ workers = sa.Table(
 )
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
-"""The n-th one (from 1) turns version n of the tables into version n + 1."""
+"""Migrations by version: the n-th (from 1) turns version n of the tables into version n + 1."""
 
 
 def connect(url: str) -> Engine:
-    """A database whose tables are there and have this program's version.
+    """Open a database; create its tables or migrate them to this program's version.
 
     Args:
         url: ``sqlite:///relative.sqlite``, ``sqlite:////absolute.sqlite`` or ``postgresql://user@host/name``.
 
     Raises:
-        ValueError: another kind of database, or a place where SQLite loses data.
-        SchemaError: the tables were made by a newer version.
-        QueueUnavailable: it cannot be reached.
+        ValueError: the URL names another kind of database, or a place where SQLite loses data.
+        SchemaError: a newer version has written the tables.
+        QueueUnavailable: the database cannot be reached.
     """
-    parsed = _parsed(url)
-    engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    parsed = _parse_url(url)
+    engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
     try:
         with transaction(engine, exclusive=True) as connection:
-            _bring_up_to_date(connection)
+            _create_or_migrate(connection)
     except SQLAlchemyError as error:
         engine.dispose()
         raise QueueUnavailable(f"{parsed.render_as_string()} cannot be used: {_first_line(error)}") from error
@@ -139,12 +141,12 @@ def connect(url: str) -> Engine:
     return engine
 
 
-def _parsed(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError):
-        backend = ""  # not shown: it may hold a password
+        backend = ""  # the message does not show the URL, which may hold a password
     if backend == "sqlite":
         if not parsed.database or parsed.database == ":memory:" or parsed.query.get("mode") == "memory":
             raise ValueError("a database in memory loses its jobs: give a file, such as sqlite:///jobs.sqlite")
@@ -156,14 +158,14 @@ def _parsed(url: str) -> URL:
     )
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite_engine(url: URL) -> Engine:
     path = Path(str(url.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = _file_system(path.parent)
-    if kind in _SHARED_FILE_SYSTEMS:
+    file_system = _file_system(path.parent)
+    if file_system in _SHARED_FILE_SYSTEMS:
         raise ValueError(
-            f"{path} is on a shared file system ({kind}), where SQLite's locks do not hold: use a local disk, or "
-            "PostgreSQL for several machines"
+            f"{path} is on a shared file system ({file_system}), where SQLite's locks do not hold: use a local disk, "
+            "or PostgreSQL for several machines"
         )
     engine = sa.create_engine(
         url,
@@ -173,47 +175,50 @@ def _sqlite(url: URL) -> Engine:
     )
 
     @sa.event.listens_for(engine, "connect")
-    def opened(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # Python's module would begin transactions at its own discretion
+    def set_pragmas(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # `begin` below starts transactions, not Python's module
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-        mode = _in_wal_mode(cursor)
+        mode = _switch_to_wal(cursor)
         if mode != "wal":
             raise ValueError(f"SQLite stays in mode {mode!r} at {path}: use a local disk that supports WAL")
         cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA fullfsync = ON")  # macOS: through the disk's own cache
+        cursor.execute("PRAGMA fullfsync = ON")  # macOS: flush the disk's own cache as well
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA journal_size_limit = 67108864")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
-    def begun(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail where another one wrote in between.
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and writes later would fail if another one wrote in between.
         writes = connection.get_execution_options().get(_WRITING)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
 
-def _in_wal_mode(cursor: Any) -> str:
-    """Switching needs the file alone and does not wait for it by itself: a server may start beside another."""
-    give_up_at = time.monotonic() + BUSY_SECONDS
+def _switch_to_wal(cursor: Any) -> str:
+    """Switch the file to WAL mode and return its journal mode.
+
+    The switch needs exclusive access and SQLite does not wait for it, so retry: another server may start as well.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             return cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > give_up_at:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql_engine(url: URL) -> Engine:
     engine = sa.create_engine(
         url, pool_pre_ping=True, pool_size=5, max_overflow=20, pool_recycle=1800, connect_args={"connect_timeout": 10}
     )
 
     @sa.event.listens_for(engine, "connect")
-    def opened(connection: Any, record: Any) -> None:
+    def commit_synchronously(connection: Any, record: Any) -> None:
         connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
@@ -223,21 +228,21 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _file_system(folder: Path) -> str | None:
-    """The kind of file system a folder is on, where Linux tells."""
+    """Return the type of the file system that holds a folder; None outside Linux."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return None
     device = os.stat(folder).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    device_number = f"{os.major(device)}:{os.minor(device)}"
     for line in lines:
         before, _, after = line.partition(" - ")
-        if before.split()[2] == wanted:
+        if before.split()[2] == device_number:
             return after.split()[0]
     return None
 
 
-def _bring_up_to_date(connection: Connection) -> None:
+def _create_or_migrate(connection: Connection) -> None:
     newest = 1 + len(MIGRATIONS)
     if not sa.inspect(connection).has_table(schema_version.name):
         _metadata.create_all(connection)
@@ -256,11 +261,11 @@ def _bring_up_to_date(connection: Connection) -> None:
 
 @contextmanager
 def transaction(engine: Engine, *, exclusive: bool = False) -> Iterator[Connection]:
-    """A transaction that writes; on disk when this ends without an exception.
+    """Open a writing transaction; it is on disk when the block ends without an exception.
 
     Args:
-        exclusive: one after the other on PostgreSQL too, for what reads and then writes by what it read. In SQLite
-            there is one writer at any time.
+        exclusive: serialise on PostgreSQL too, for transactions that write by what they have read. SQLite has one
+            writer at any time.
     """
     with engine.connect().execution_options(**{_WRITING: True}) as connection, connection.begin():
         if exclusive and engine.dialect.name == "postgresql":
@@ -268,35 +273,35 @@ def transaction(engine: Engine, *, exclusive: bool = False) -> Iterator[Connecti
         yield connection
 
 
-def repeated(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Once more where the connection broke: for what may be done twice. Database errors become QueueUnavailable."""
-    return _guarded(method, attempts=2)
+def retried(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Run an idempotent method again if its connection breaks; database errors become QueueUnavailable."""
+    return _translate_errors(method, attempts=2)
 
 
-def once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Never again by itself; database errors become QueueUnavailable."""
-    return _guarded(method, attempts=1)
+def not_retried(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Run a method that must not run twice; database errors become QueueUnavailable."""
+    return _translate_errors(method, attempts=1)
 
 
-def _guarded(method: Callable[Concatenate[Any, P], T], attempts: int) -> Callable[Concatenate[Any, P], T]:
+def _translate_errors(method: Callable[Concatenate[Any, P], T], attempts: int) -> Callable[Concatenate[Any, P], T]:
     @functools.wraps(method)
-    def guarded(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def translated(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         for left in range(attempts - 1, -1, -1):
             try:
                 return method(self, *args, **kwargs)
             except sa.exc.OperationalError as error:
-                if not left or self._engine.dialect.name == "sqlite":  # SQLite has waited its BUSY_SECONDS already
+                if not left or self._engine.dialect.name == "sqlite":  # SQLite has waited for BUSY_SECONDS already
                     raise QueueUnavailable(f"the job database does not answer: {_first_line(error)}") from error
-                logger.warning("the job database broke off (%s): once more", _first_line(error))
+                logger.warning("the job database broke off (%s): retrying", _first_line(error))
             except (sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
                 raise QueueUnavailable(f"the job database does not answer: {_first_line(error)}") from error
             time.sleep(RETRY_SECONDS)
         raise AssertionError("unreachable")
 
-    return guarded
+    return translated
 
 
 def _first_line(error: SQLAlchemyError) -> str:
-    """What the database said, without the statement and its values: those may be prompts."""
+    """Return the database's own message, without the statement and its values, which may be prompts."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]

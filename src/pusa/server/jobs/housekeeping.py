@@ -1,4 +1,4 @@
-"""What is done from time to time: results that have expired, files that belong to no job, a disk that gets full."""
+"""Remove expired jobs, orphaned files and leftover scratch; check that the disk has room for a new job."""
 
 import errno
 import logging
@@ -14,11 +14,19 @@ from pathlib import Path
 from pusa.server.jobs.queue import MAX_FAILURES, Job, JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 
-__all__ = ["Housekeeping", "Swept", "check_space", "expire", "remove_files", "sweep_orphans", "sweep_scratch"]
+__all__ = [
+    "Housekeeping",
+    "HousekeepingCounts",
+    "check_space",
+    "expire",
+    "remove_files",
+    "sweep_orphans",
+    "sweep_scratch",
+]
 
-# In a bucket that holds other things as well, nothing else is ever touched.
+# A bucket may hold other things as well: only keys of this form are ever removed.
 _PREFIXES = ("inputs", "results", "checkpoints", "previews")
-_OURS = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
+_JOB_KEY = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
 _OWNER_KEY = "queue-identity"
 _SILENT_WORKER_SECONDS = 86_400.0
 
@@ -26,24 +34,22 @@ logger = logging.getLogger(__name__)
 
 
 def check_space(files: FileStore, minimum_bytes: int, *folders: Path) -> None:
-    """Whether a new job may be taken: `minimum_bytes` are free where `files` are and in each of `folders`.
-
-    Raises StorageFullError.
-    """
-    free = [shutil.disk_usage(folder).free for folder in folders]
-    free += [there] if (there := files.free_bytes()) is not None else []
-    if free and min(free) < minimum_bytes:
+    """Raise StorageFullError unless `minimum_bytes` are free in the store and in each of `folders`."""
+    free_bytes = [shutil.disk_usage(folder).free for folder in folders]
+    if (in_store := files.free_bytes()) is not None:
+        free_bytes.append(in_store)
+    if free_bytes and min(free_bytes) < minimum_bytes:
         raise StorageFullError(
             errno.ENOSPC,
-            f"{min(free) >> 20} MiB of disk are free and {minimum_bytes >> 20} MiB are to stay so: delete videos, or "
-            "add space",
+            f"{min(free_bytes) >> 20} MiB of disk are free and {minimum_bytes >> 20} MiB are to stay so: "
+            "delete videos, or add space",
         )
 
 
 def expire(queue: JobQueue, files: FileStore, *, now: float, keep_seconds: float | None) -> int:
-    """Remove jobs whose time is over, with their files; how many there were.
+    """Remove expired jobs with their files; return how many.
 
-    Completed ones carry their own time; failed and cancelled ones are kept for `keep_seconds` (None: for ever).
+    Completed jobs have an `expires_at`; failed and cancelled ones expire after `keep_seconds` (None: never).
     """
     count = 0
     unfinished_before = None if keep_seconds is None else now - keep_seconds
@@ -52,14 +58,14 @@ def expire(queue: JobQueue, files: FileStore, *, now: float, keep_seconds: float
             try:
                 queue.delete(job.id)
             except KeyError:
-                continue  # somebody else did
+                continue  # another server has deleted it
         remove_files(queue, files, jobs)
         count += len(jobs)
     return count
 
 
 def remove_files(queue: JobQueue, files: FileStore, jobs: Iterable[Job]) -> None:
-    """Remove the files of jobs whose rows are gone, save those that other jobs use as their inputs."""
+    """Remove the files of deleted jobs, except those that other jobs use as inputs."""
     used = queue.keys_in_use()
     for job in jobs:
         for prefix in _PREFIXES[:-1]:
@@ -70,29 +76,30 @@ def remove_files(queue: JobQueue, files: FileStore, jobs: Iterable[Job]) -> None
 
 
 def sweep_orphans(queue: JobQueue, files: FileStore, *, now: float, older_than_seconds: float) -> int:
-    """Remove files that no job names; how many there were.
+    """Remove files that no job names; return how many.
 
-    A file is written before the job that names it is committed, and a result before the job is completed: only files
-    that are older than such a moment can be orphans. Where the files are another database's, as when a server was
-    started with a wrong URL, all would seem to be: the store remembers whose it is, and nothing is done.
+    A file is written before the row that names it is committed, so only files older than `older_than_seconds` count as
+    orphans. A server that was started with the URL of another database would take every file for an orphan: the store
+    holds the identity of its database, and nothing is removed if it differs.
     """
-    if not _is_ours(queue, files):
+    if not _belongs_to(files, queue):
         return 0
     before = now - older_than_seconds
     old = [
         key
         for prefix in _PREFIXES
         for key, written_at in files.keys(prefix)
-        if written_at < before and _OURS.fullmatch(key)
+        if written_at < before and _JOB_KEY.fullmatch(key)
     ]
-    used = queue.keys_in_use() if old else set()  # after the list: what is written from here on is not in it
+    used = queue.keys_in_use() if old else set()  # read after the list, which has no file written from here on
     orphans = [key for key in old if key not in used]
     for key in orphans:
         files.delete(key)
     return len(orphans) + files.remove_unfinished(before)
 
 
-def _is_ours(queue: JobQueue, files: FileStore) -> bool:
+def _belongs_to(files: FileStore, queue: JobQueue) -> bool:
+    """Compare the identity in the store with the queue's; a store without one now belongs to the queue."""
     try:
         owner = files.get_bytes(_OWNER_KEY).decode(errors="replace")
     except FileNotFoundError:
@@ -108,13 +115,13 @@ def _is_ours(queue: JobQueue, files: FileStore) -> bool:
 
 
 def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int:
-    """Remove files that processes which were killed have left in a machine's scratch folder; how many there were.
+    """Remove files that killed processes have left in a machine's scratch folder; return how many.
 
-    The folders in it stay, what is empty below them goes.
+    Its direct subfolders stay; empty folders below them are removed.
     """
     before, count = now - older_than_seconds, 0
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
-        with suppress(OSError):  # in use: it changes as we look, or is a folder that is not empty
+    for path in sorted(folder.rglob("*"), reverse=True):  # the content of a folder before the folder
+        with suppress(OSError):  # a file in use may vanish meanwhile; a folder may not be empty
             if path.lstat().st_mtime >= before:
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -127,8 +134,8 @@ def sweep_scratch(folder: Path, *, now: float, older_than_seconds: float) -> int
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What one round has removed or taken back."""
+class HousekeepingCounts:
+    """Count what one round has removed, and the jobs it has returned to the queue."""
 
     expired: int
     orphans: int
@@ -137,7 +144,7 @@ class Swept:
 
 
 class Housekeeping:
-    """A thread that does a round at once and then every `every_seconds`; several servers may each have one."""
+    """Run a round at once and then every `every_seconds` in a thread; several servers may each run one."""
 
     def __init__(
         self,
@@ -154,11 +161,11 @@ class Housekeeping:
     ) -> None:
         """
         Args:
-            keep_seconds: of jobs that failed or were cancelled; None for ever.
-            orphan_seconds: the least age of a file that is removed because no job names it.
+            keep_seconds: time to keep jobs that failed or were cancelled; None: for ever.
+            orphan_seconds: minimum age of a file that is removed because no job names it.
             scratch: this machine's folder for unfinished work.
-            scratch_seconds: the least age of what is removed from it: longer than any job may run.
-            max_failures: as for the workers, see `JobQueue.recover_overdue`.
+            scratch_seconds: minimum age of scratch files that are removed; longer than any job may run.
+            max_failures: the workers' limit, see `JobQueue.recover_overdue`.
         """
         self._queue, self._files, self._clock = queue, files, clock
         self._every_seconds, self._keep_seconds, self._orphan_seconds = every_seconds, keep_seconds, orphan_seconds
@@ -170,18 +177,18 @@ class Housekeeping:
         self._thread.start()
 
     def close(self) -> None:
-        """End after the round that goes on, if one does."""
+        """Stop the thread, after the current round if there is one."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    def round(self) -> Swept:
-        """Everything once."""
+    def round(self) -> HousekeepingCounts:
+        """Do every task once."""
         now = self._clock()
         for worker in self._queue.workers():
             if worker.seen_at < now - _SILENT_WORKER_SECONDS:
                 self._queue.forget_worker(worker.name)
-        return Swept(
+        return HousekeepingCounts(
             recovered=self._queue.recover_overdue(max_failures=self._max_failures),
             expired=expire(self._queue, self._files, now=now, keep_seconds=self._keep_seconds),
             orphans=sweep_orphans(self._queue, self._files, now=now, older_than_seconds=self._orphan_seconds),
@@ -193,19 +200,19 @@ class Housekeeping:
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                swept = self.round()
+                counts = self.round()
             except (QueueUnavailable, OSError) as error:
                 logger.warning("housekeeping could not be done: %s", error)
-            except Exception:  # a store's own errors are of any kind; the next round may do better
+            except Exception:  # stores raise errors of any type; the next round may succeed
                 logger.exception("housekeeping failed")
             else:
-                if swept != Swept(0, 0, 0, 0):
+                if counts != HousekeepingCounts(0, 0, 0, 0):
                     logger.info(
                         "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
                         "%d jobs taken back from workers that are gone",
-                        swept.expired,
-                        swept.orphans,
-                        swept.scratch,
-                        swept.recovered,
+                        counts.expired,
+                        counts.orphans,
+                        counts.scratch,
+                        counts.recovered,
                     )
             self._ended.wait(self._every_seconds)

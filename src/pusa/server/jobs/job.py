@@ -1,4 +1,4 @@
-"""What a job is, and what its row says in each state. `pusa.server.jobs.queue` has the verbs."""
+"""Define a job, its row in each state and the conditions that select rows. `pusa.server.jobs.queue` changes them."""
 
 import uuid
 from dataclasses import dataclass, field, fields
@@ -15,17 +15,17 @@ ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 
 
 def new_id() -> str:
-    """A job's name: ``video_`` and 32 hexadecimal digits, drawn at random."""
+    """Draw a random job id: ``video_`` and 32 hexadecimal digits."""
     return f"video_{uuid.uuid4().hex}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job as it is submitted.
+    """Hold a job as it is submitted.
 
     `request` is ``GenerationRequest.model_dump(mode="json")`` with keys of the FileStore as its files; `inputs` are
-    these keys. `owner` is empty or the sha256 of an API key; `model`, `prompt`, `seconds` and `size` are what clients
-    are shown. A higher `priority` comes first. `parent` is the job that this one remixes, extends or edits.
+    these keys. `owner` is empty or the sha256 of an API key; `model`, `prompt`, `seconds` and `size` are shown to
+    clients. A higher `priority` comes first. `parent` is the job that this one remixes, extends or edits.
     """
 
     id: str = field(default_factory=new_id)
@@ -46,9 +46,9 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(NewJob):
-    """A row of the table: times are unix seconds, `progress` is 0..100 over all stages.
+    """Hold a row of the table: times are unix seconds, `progress` is 0..100 over all stages.
 
-    `seq` is the order of arrival, `attempt` the fencing number, `failures` the attempts in a row that made no
+    `seq` is the order of arrival, `attempt` the fencing token, `failures` counts attempts in a row without
     progress. `checkpoint` is a key of the FileStore with `checkpoint_step` steps done; `results` are keys by kind
     (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known.
     """
@@ -85,27 +85,27 @@ class Job(NewJob):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRecord:
-    """What a worker last said of itself, and when (unix seconds)."""
+    """Hold the last state a worker has reported, and when (unix seconds)."""
 
     name: str
     seen_at: float
     state: dict[str, Any]
 
 
-class QueueFull(Exception):  # noqa: N818 (a state that passes, not a mistake)
-    """As many jobs wait or run as are allowed, in all (scope "total") or of this owner ("key")."""
+class QueueFull(Exception):  # noqa: N818 (a state that passes)
+    """Report that the limit of unfinished jobs is reached: in all (scope "total") or of this owner ("key")."""
 
     def __init__(self, limit: int, retry_after_seconds: float, scope: Literal["total", "key"]) -> None:
         self.limit, self.retry_after_seconds, self.scope = limit, retry_after_seconds, scope
-        whose = "your key has" if scope == "key" else "the queue has"
+        subject = "your key has" if scope == "key" else "the queue has"
         super().__init__(
-            f"{whose} {limit} unfinished job{'s' if limit != 1 else ''}, which is the limit: wait for one to end "
+            f"{subject} {limit} unfinished job{'s' if limit != 1 else ''}, which is the limit: wait for one to end "
             f"(about {retry_after_seconds:.0f} s) or cancel one"
         )
 
 
-class LeaseLost(Exception):  # noqa: N818 (ends an attempt; nothing is wrong with it)
-    """The attempt is no longer this worker's: it was late, or the job was deleted. Its result must be dropped."""
+class LeaseLost(Exception):  # noqa: N818 (ends an attempt, which is no error)
+    """Report that an attempt has lost its lease: it was late, or the job was deleted. Drop its result."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(f"attempt {job.attempt} of {job.id} is no longer {job.lease_owner}'s: drop its result")
@@ -117,32 +117,32 @@ _c = database.jobs.c
 _TUPLES = ("inputs", "notes")  # lists as JSON
 
 Condition = sa.ColumnElement[bool]
-"""Part of a WHERE."""
+"""One condition of a WHERE clause."""
 
 
-def job_of(row: Row[Any]) -> Job:
-    """From a whole row of the table."""
+def job_from_row(row: Row[Any]) -> Job:
+    """Convert a whole row of the table to a Job."""
     values = {f.name: row._mapping[f.name] for f in fields(Job)}
     return Job(**values | {name: tuple(values[name]) for name in _TUPLES})
 
 
 def storable(message: str) -> str:
-    """An error's words, which may hold anything, as text that both databases take."""
+    """Convert an error message, which may hold any character, to text that both databases accept."""
     return message[:MAX_MESSAGE].replace("\0", "").encode(errors="replace").decode()
 
 
 def owned_by(owner: str | None) -> list[Condition]:
-    """This owner's jobs; anyone's for None."""
+    """Select this owner's jobs; everyone's for None."""
     return [] if owner is None else [_c.owner == owner]
 
 
 def overdue(now: float) -> list[Condition]:
-    """Jobs whose workers have been silent for too long."""
+    """Select running jobs whose leases have ended."""
     return [_c.status == "in_progress", _c.lease_until < now]
 
 
-def held_as(job: Job) -> list[Condition]:
-    """The fence: the row, as long as it is in this very attempt."""
+def held_by(job: Job) -> list[Condition]:
+    """Select the job's row as long as this attempt holds its lease (the fence)."""
     return [
         _c.id == job.id,
         _c.status == "in_progress",
@@ -155,12 +155,12 @@ def _without_lease(status: Status) -> dict[str, Any]:
     return {"status": status, "lease_owner": None, "lease_until": None, "stage": "", "seconds_left": None}
 
 
-def ended_as(status: Status, now: float) -> dict[str, Any]:
-    """What a row says when its job ends."""
-    nothing = {"cancel_requested": False, "checkpoint": None, "error_code": None, "error_message": None}
-    return _without_lease(status) | nothing | {"completed_at": now}
+def end_values(status: Status, now: float) -> dict[str, Any]:
+    """Return the values of a row whose job ends."""
+    cleared = {"cancel_requested": False, "checkpoint": None, "error_code": None, "error_message": None}
+    return _without_lease(status) | cleared | {"completed_at": now}
 
 
-def back_in_queue() -> dict[str, Any]:
-    """What a row says when its job waits for another attempt, which goes on from the checkpoint."""
+def requeue_values() -> dict[str, Any]:
+    """Return the values of a row whose job waits for another attempt, which continues from the checkpoint."""
     return _without_lease("queued")

@@ -1,12 +1,11 @@
-"""The durable queue: a table of jobs and the verbs on it. What a verb has done is on disk when it returns.
+"""Queue jobs durably in a database table. A method's change is on disk when it returns.
 
-A job is claimed by a worker for the length of a lease, which the worker's beats prolong. Every claim gives the job a
-new attempt number, and all that a worker says names its attempt: a worker that was given up for dead and comes back
-changes nothing (`LeaseLost`). Attempts that moved the job's checkpoint cost nothing; those in a row that did not are
-counted, and a job that reached the limit fails rather than being tried for ever.
+A worker claims a job for the length of a lease, which its heartbeats extend. Every claim gives the job a new attempt
+number, and every call of a worker names its attempt: a worker that has lost its lease and comes back changes nothing
+(`LeaseLost`). Attempts that advance the job's checkpoint are free; the queue counts those in a row that do not, and a
+job that reaches the limit fails.
 """
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,11 +15,10 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from pusa.server.jobs import database
-from pusa.server.jobs.database import QueueUnavailable, SchemaError, once, repeated, transaction
+from pusa.server.jobs import admission, database
+from pusa.server.jobs.database import QueueUnavailable, SchemaError, not_retried, retried, transaction
 from pusa.server.jobs.job import (
     ENDED,
-    UNFINISHED,
     Condition,
     Job,
     LeaseLost,
@@ -28,13 +26,13 @@ from pusa.server.jobs.job import (
     QueueFull,
     Status,
     WorkerRecord,
-    back_in_queue,
-    ended_as,
-    held_as,
-    job_of,
+    end_values,
+    held_by,
+    job_from_row,
     new_id,
     overdue,
     owned_by,
+    requeue_values,
     storable,
 )
 
@@ -53,28 +51,27 @@ __all__ = [
     "new_id",
 ]
 
-MAX_FAILURES = 3
-RECENT = 20  # the finished jobs that say how long the next one takes
+MAX_FAILURES = 3  # attempts in a row without progress
 
 _table, _worker_table = database.jobs, database.workers
 _c = _table.c
 
 
 class JobQueue:
-    """The queue in a database; safe from any thread and from any process.
+    """Queue jobs in a database; safe from any thread and any process.
 
-    Every method raises `QueueUnavailable` where the database cannot be reached or stays busy.
+    Every method raises `QueueUnavailable` if the database cannot be reached or stays busy.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        """Open the database, with new tables where it has none.
+        """Open the database and create its tables if it has none.
 
         Args:
             url: ``sqlite:///FILE`` on a local disk, or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
-            clock: unix seconds. Leases are compared between machines, whose clocks must agree to a few seconds.
+            clock: returns unix seconds. Machines compare leases, so their clocks must agree to a few seconds.
 
         Raises:
-            ValueError: another kind of URL, or a file on a network share.
+            ValueError: the URL is of another kind, or names a file on a network share.
             SchemaError: the tables are newer than this program.
         """
         self._engine = database.connect(url)
@@ -83,19 +80,19 @@ class JobQueue:
         self._lock = threading.Lock()
         with self._engine.connect() as connection:
             self.identity: str = connection.execute(sa.select(database.schema_version.c.identity)).scalar_one()
-            """Of the database, drawn when its tables were made."""
+            """Random id of the database, written when its tables were made."""
 
     def close(self) -> None:
-        """Give the connections back; a later call opens new ones."""
+        """Close the connections; a later call opens new ones."""
         self._engine.dispose()
 
-    def changed(self) -> int:
-        """Grows with every change that this object makes: equal numbers mean nothing new from this process."""
+    def change_count(self) -> int:
+        """Return a number that grows with every change this object makes, for readers that poll."""
         return self._changes
 
-    # ---- What clients do ---------------------------------------------------------------------------------------------
+    # ---- Clients -----------------------------------------------------------------------------------------------------
 
-    @repeated
+    @retried
     def submit(
         self,
         new: NewJob,
@@ -107,36 +104,37 @@ class JobQueue:
         """Accept a job; it is on disk when this returns.
 
         Args:
-            total_limit: of jobs that have not ended.
-            key_limit: the same, of this owner's.
-            same_fingerprint_seconds: for a request that was sent again after its answer was lost: a job of this owner
-                with the same fingerprint, at most so many seconds old, is taken for the same.
+            total_limit: maximum number of unfinished jobs.
+            key_limit: the same for this owner.
+            same_fingerprint_seconds: a job of this owner with the same fingerprint, at most this old, counts as the
+                same: the client repeats a request whose answer was lost.
 
         Returns:
-            The job and whether it is new. It is an older one for an `idempotency_key` that the owner has used, or
-            as `same_fingerprint_seconds` says; the caller compares `fingerprint` where that matters.
+            The job and whether it is new. An `idempotency_key` that the owner has used returns the older job, as does
+            `same_fingerprint_seconds`; the caller compares `fingerprint` where that matters.
 
         Raises:
             QueueFull: one of the limits is reached.
         """
         now = self._clock()
         with transaction(self._engine, exclusive=True) as connection:
-            known = self._known(connection, new, now, same_fingerprint_seconds)
-            if known is not None:
-                return known, known.id == new.id  # the same id: this call's own first try, whose answer was lost
-            self._check_limits(connection, new.owner, total_limit, key_limit)
+            since = None if same_fingerprint_seconds is None else now - same_fingerprint_seconds
+            earlier = admission.find_earlier(connection, new, fingerprint_since=since)
+            if earlier is not None:
+                return earlier, earlier.id == new.id  # the same id: the first try of this very call
+            admission.check_limits(connection, new.owner, total=total_limit, per_owner=key_limit)
             values = {f.name: getattr(new, f.name) for f in fields(NewJob)} | {"inputs": list(new.inputs)}
             row = connection.execute(_table.insert().values(**values, created_at=now).returning(_table)).one()
         self._note_change()
-        return job_of(row), True
+        return job_from_row(row), True
 
-    @repeated
+    @retried
     def get(self, id: str, owner: str | None = None) -> Job | None:
-        """The job, if it is there and this owner's (None: anyone's)."""
+        """Return the job if it exists and belongs to this owner (None: to anyone)."""
         with self._engine.connect() as connection:
             return self._find(connection, id, owner)
 
-    @repeated
+    @retried
     def page(
         self,
         owner: str | None = None,
@@ -145,26 +143,26 @@ class JobQueue:
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[list[Job], bool]:
-        """Jobs in their order of arrival ("desc": the newest first), and whether there are more.
+        """List jobs in order of arrival ("desc": the newest first) and tell whether there are more.
 
-        Raises KeyError for an `after` that is not there.
+        Raises KeyError for an `after` that does not exist.
         """
-        chosen = sa.select(_table).where(*owned_by(owner))
-        chosen = chosen.order_by(_c.seq.asc() if order == "asc" else _c.seq.desc()).limit(limit + 1)
+        query = sa.select(_table).where(*owned_by(owner))
+        query = query.order_by(_c.seq.asc() if order == "asc" else _c.seq.desc()).limit(limit + 1)
         with self._engine.connect() as connection:
             if after is not None:
                 last = connection.execute(sa.select(_c.seq).where(_c.id == after, *owned_by(owner))).scalar()
                 if last is None:
                     raise KeyError(after)
-                chosen = chosen.where(_c.seq > last if order == "asc" else _c.seq < last)
-            rows = connection.execute(chosen).all()
-        return [job_of(row) for row in rows[:limit]], len(rows) > limit
+                query = query.where(_c.seq > last if order == "asc" else _c.seq < last)
+            rows = connection.execute(query).all()
+        return [job_from_row(row) for row in rows[:limit]], len(rows) > limit
 
-    @repeated
+    @retried
     def cancel(self, id: str, owner: str | None = None) -> Job:
-        """End a job that waits; ask the worker of one that runs. One that has ended stays as it is.
+        """Cancel a waiting job at once, or ask the worker of a running one; an ended job stays as it is.
 
-        Raises KeyError for a job that is not there.
+        Raises KeyError for a job that does not exist.
         """
         now = self._clock()
         this = [_c.id == id, *owned_by(owner)]
@@ -174,7 +172,7 @@ class JobQueue:
             connection.execute(
                 _table.update()
                 .where(*this, _c.status.not_in(ENDED), sa.not_(held))
-                .values(**ended_as("cancelled", now))
+                .values(**end_values("cancelled", now))
             )
             job = self._find(connection, id, owner)
         if job is None:
@@ -182,24 +180,23 @@ class JobQueue:
         self._note_change()
         return job
 
-    @repeated
+    @retried
     def delete(self, id: str, owner: str | None = None) -> Job:
-        """Remove the row, whose last state is returned; the worker of a running job finds its lease lost.
+        """Delete the row and return its last state; the worker of a running job loses its lease.
 
-        Raises KeyError for a job that is not there.
+        Raises KeyError for a job that does not exist.
         """
         with transaction(self._engine) as connection:
-            row = connection.execute(
-                _table.delete().where(_c.id == id, *owned_by(owner)).returning(_table)
-            ).one_or_none()
+            deletion = _table.delete().where(_c.id == id, *owned_by(owner)).returning(_table)
+            row = connection.execute(deletion).one_or_none()
         if row is None:
             raise KeyError(id)
         self._note_change()
-        return job_of(row)
+        return job_from_row(row)
 
-    @repeated
+    @retried
     def position(self, id: str) -> int:
-        """How many waiting jobs are before this one; 0 for the next, and for one that does not wait."""
+        """Count the waiting jobs ahead of this one; 0 for the next, and for a job that does not wait."""
         this = _table.alias("this")
         before = sa.or_(_c.priority > this.c.priority, sa.and_(_c.priority == this.c.priority, _c.seq < this.c.seq))
         ahead = (
@@ -210,23 +207,23 @@ class JobQueue:
         with self._engine.connect() as connection:
             return connection.execute(ahead).scalar_one()
 
-    @repeated
+    @retried
     def counts(self) -> dict[Status, int]:
-        """How many jobs there are of each status."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status)).all()
+        """Count the jobs of each status."""
         counts: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
-        return counts | {row[0]: row[1] for row in rows}
-
-    @repeated
-    def seconds_per_job(self) -> float | None:
-        """The median time, from the first claim to the end, of the last jobs that completed; None before the first."""
         with self._engine.connect() as connection:
-            return self._seconds_per_job(connection)
+            rows = connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status))
+            return counts | {row[0]: row[1] for row in rows}
 
-    # ---- What workers do ---------------------------------------------------------------------------------------------
+    @retried
+    def seconds_per_job(self) -> float | None:
+        """Return the median time from first claim to end of recently completed jobs; None before the first."""
+        with self._engine.connect() as connection:
+            return admission.median_seconds(connection)
 
-    @once
+    # ---- Workers -----------------------------------------------------------------------------------------------------
+
+    @not_retried
     def claim(
         self,
         worker: str,
@@ -235,19 +232,19 @@ class JobQueue:
         models: Collection[str] | None = None,
         max_failures: int = MAX_FAILURES,
     ) -> Job | None:
-        """The next job, now this worker's until the lease ends; None if nothing waits.
+        """Claim the next job for this worker until the lease ends; None if no job waits.
 
-        Jobs whose leases have ended come back into the queue first, or end: see `recover_overdue`. Not repeated
-        where the connection breaks: a claim whose answer was lost comes back when its lease ends.
+        First returns jobs whose leases have ended to the queue, or ends them: see `recover_overdue`. A claim whose
+        answer is lost is not retried; its job returns to the queue when the lease ends.
 
         Args:
-            models: only jobs of these.
+            models: claim only jobs of these models.
         """
         now = self._clock()
         waiting = [_c.status == "queued"] + ([] if models is None else [_c.model.in_(list(models))])
-        look = sa.select(sa.exists().where(*waiting), sa.exists().where(*overdue(now)))
-        with self._engine.connect() as connection:  # most looks find nothing and must not hold up those who write
-            anything_waits, anything_is_overdue = connection.execute(look).one()
+        lookup = sa.select(sa.exists().where(*waiting), sa.exists().where(*overdue(now)))
+        with self._engine.connect() as connection:  # most polls find nothing and must not block writers
+            anything_waits, anything_is_overdue = connection.execute(lookup).one()
         if anything_is_overdue:
             self.recover_overdue(max_failures=max_failures)
         elif not anything_waits:
@@ -268,10 +265,10 @@ class JobQueue:
                 .returning(_table)
             ).one_or_none()
         self._note_change()
-        return None if row is None else job_of(row)
+        return None if row is None else job_from_row(row)
 
-    @repeated
-    def beat(
+    @retried
+    def heartbeat(
         self,
         job: Job,
         *,
@@ -286,17 +283,17 @@ class JobQueue:
         resolved: Mapping[str, Any] | None = None,
         notes: Collection[str] | None = None,
     ) -> bool:
-        """Prolong the lease and say how far the attempt is, in one statement; what is None stays as it was.
+        """Extend the lease and record the attempt's progress in one statement; None leaves a value unchanged.
 
-        A `checkpoint_step` beyond the last one is progress: it takes back the failures counted so far.
+        A `checkpoint_step` beyond the last one is progress: it resets the count of failures.
 
         Returns:
-            Whether the job is to be cancelled.
+            True if the worker must cancel the job.
 
         Raises:
-            LeaseLost: stop, and drop what was made.
+            LeaseLost: the worker must stop and drop its result.
         """
-        said = {
+        columns = {
             "stage": stage,
             "step": step,
             "steps": steps,
@@ -307,21 +304,21 @@ class JobQueue:
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
         }
-        values: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        values: dict[str, Any] = {name: value for name, value in columns.items() if value is not None}
         if checkpoint_step is not None:
             values["failures"] = sa.case((_c.checkpoint_step < checkpoint_step, 0), else_=_c.failures)
             values["progressed"] = sa.case((_c.checkpoint_step < checkpoint_step, sa.true()), else_=_c.progressed)
         return bool(self._fenced(job, _c.cancel_requested, lease_until=self._clock() + lease_seconds, **values))
 
-    @repeated
+    @retried
     def finish(
         self, job: Job, *, results: Mapping[str, str], timings: Mapping[str, float], expires_at: float | None = None
     ) -> None:
-        """The job is completed; its files must be in the store by now. Raises LeaseLost."""
-        values = ended_as("completed", self._clock()) | {"results": dict(results), "timings": dict(timings)}
+        """Complete the job, whose files must be in the store by now. Raises LeaseLost."""
+        values = end_values("completed", self._clock()) | {"results": dict(results), "timings": dict(timings)}
         self._fenced(job, **values, expires_at=expires_at, progress=100.0)
 
-    @repeated
+    @retried
     def fail(
         self,
         job: Job,
@@ -332,110 +329,106 @@ class JobQueue:
         max_failures: int = MAX_FAILURES,
         results: Mapping[str, str] | None = None,
     ) -> Status:
-        """The attempt failed: the job waits for another one, or has failed. Raises LeaseLost.
+        """Fail the attempt, and the job unless another attempt may succeed. Raises LeaseLost.
 
         Args:
-            code: for programs, such as ``out_of_memory``.
-            message: for people; what cannot be stored as text is left out.
-            retry: whether another attempt may succeed.
-            max_failures: attempts in a row without a new checkpoint after which there is no other one.
-            results: keys of what is kept of a job that has failed: its denoised latents.
+            code: error code for programs, such as ``out_of_memory``.
+            message: error message for people; characters that cannot be stored are replaced.
+            retry: another attempt may succeed.
+            max_failures: attempts in a row without a new checkpoint after which the job fails.
+            results: keys of files to keep if the job fails, such as its denoised latents.
 
         Returns:
-            "queued" or "failed"; "cancelled" if that was asked for and there would have been another attempt.
+            "queued" or "failed"; "cancelled" instead of "queued" if the job is to be cancelled.
         """
         error = {"error_code": code, "error_message": storable(message)}
 
-        def fate(row: Row[Any]) -> dict[str, Any]:
+        def outcome(row: Row[Any]) -> dict[str, Any]:
             failures = 0 if row.progressed else row.failures + 1
             if not retry or failures >= max_failures:
-                kept = {} if results is None else {"results": dict(results)}
-                return ended_as("failed", self._clock()) | error | kept | {"failures": failures}
+                files = {} if results is None else {"results": dict(results)}
+                return end_values("failed", self._clock()) | error | files | {"failures": failures}
             if row.cancel_requested:
-                return ended_as("cancelled", self._clock())
-            return back_in_queue() | error | {"failures": failures}
+                return end_values("cancelled", self._clock())
+            return requeue_values() | error | {"failures": failures}
 
-        return self._let_go(job, fate)
+        return self._end_attempt(job, outcome)
 
-    @repeated
-    def cancelled(self, job: Job) -> None:
-        """The attempt ended because the job was to be cancelled. Raises LeaseLost."""
-        self._fenced(job, **ended_as("cancelled", self._clock()))
+    @retried
+    def confirm_cancel(self, job: Job) -> None:
+        """Cancel a running job after its worker has stopped it. Raises LeaseLost."""
+        self._fenced(job, **end_values("cancelled", self._clock()))
 
-    @repeated
+    @retried
     def release(self, job: Job) -> Status:
-        """Back into the queue with no failure counted, as the worker was asked to stop. Raises LeaseLost.
+        """Return the job to the queue without counting a failure. Raises LeaseLost.
 
         Returns:
-            "queued", or "cancelled" if that was asked for.
+            "queued", or "cancelled" if the job is to be cancelled.
         """
 
-        def fate(row: Row[Any]) -> dict[str, Any]:
-            return ended_as("cancelled", self._clock()) if row.cancel_requested else back_in_queue()
+        def outcome(row: Row[Any]) -> dict[str, Any]:
+            return end_values("cancelled", self._clock()) if row.cancel_requested else requeue_values()
 
-        return self._let_go(job, fate)
+        return self._end_attempt(job, outcome)
 
-    @repeated
+    @retried
     def recover_overdue(self, *, max_failures: int = MAX_FAILURES) -> int:
-        """Take back the jobs whose leases have ended; how many there were.
+        """Return jobs whose leases have ended to the queue; return how many.
 
-        They wait again, save those that were to be cancelled and those that fail with the code ``worker_lost``: their
-        `max_failures`-th attempt in a row has ended so, without a new checkpoint.
+        Those that are to be cancelled are; those whose attempts have ended without a new checkpoint `max_failures`
+        times in a row fail with the code ``worker_lost``.
         """
-        now = self._clock()
-        return self._take_back(overdue(now), now, max_failures)
+        return self._requeue(overdue(self._clock()), max_failures)
 
-    @repeated
+    @retried
     def release_leases_of(self, worker_prefix: str, *, max_failures: int = MAX_FAILURES) -> int:
-        """The same for all leases of workers whose names begin so: they are known to be dead."""
-        theirs = [_c.status == "in_progress", _c.lease_owner.startswith(worker_prefix, autoescape=True)]
-        return self._take_back(theirs, self._clock(), max_failures)
+        """Recover, like `recover_overdue`, every job of dead workers whose names begin with a prefix."""
+        leases = [_c.status == "in_progress", _c.lease_owner.startswith(worker_prefix, autoescape=True)]
+        return self._requeue(leases, max_failures)
 
-    @repeated
-    def beat_worker(self, name: str, state: Mapping[str, Any]) -> None:
-        """A worker says that it is there, and what it does (plain JSON)."""
+    @retried
+    def record_worker(self, name: str, state: Mapping[str, Any]) -> None:
+        """Record that a worker is alive, and its state (plain JSON)."""
         values = {"seen_at": self._clock(), "state": dict(state)}
+        update = _worker_table.update().where(_worker_table.c.name == name).values(**values)
         with transaction(self._engine, exclusive=True) as connection:
-            if not connection.execute(
-                _worker_table.update().where(_worker_table.c.name == name).values(**values)
-            ).rowcount:
+            if not connection.execute(update).rowcount:
                 connection.execute(_worker_table.insert().values(name=name, **values))
         self._note_change()
 
-    @repeated
+    @retried
     def forget_worker(self, name: str) -> None:
-        """The worker has stopped in good order, or has not been seen for long."""
+        """Remove the record of a worker that has stopped or has long been silent."""
         with transaction(self._engine) as connection:
             connection.execute(_worker_table.delete().where(_worker_table.c.name == name))
         self._note_change()
 
-    @repeated
+    @retried
     def workers(self, *, seen_within_seconds: float | None = None) -> list[WorkerRecord]:
-        """Those that have said something (in the last so many seconds), by name."""
-        chosen = sa.select(_worker_table).order_by(_worker_table.c.name)
+        """List the workers by name, or only those recorded within the last seconds."""
+        query = sa.select(_worker_table).order_by(_worker_table.c.name)
         if seen_within_seconds is not None:
-            chosen = chosen.where(_worker_table.c.seen_at >= self._clock() - seen_within_seconds)
+            query = query.where(_worker_table.c.seen_at >= self._clock() - seen_within_seconds)
         with self._engine.connect() as connection:
-            return [WorkerRecord(**row._mapping) for row in connection.execute(chosen)]
+            return [WorkerRecord(**row._mapping) for row in connection.execute(query)]
 
-    # ---- What housekeeping does --------------------------------------------------------------------------------------
+    # ---- Housekeeping ------------------------------------------------------------------------------------------------
 
-    @repeated
+    @retried
     def expired(self, now: float, *, unfinished_before: float | None = None, limit: int = 100) -> list[Job]:
-        """Jobs that have ended and whose time is over, the oldest first: `expires_at` has come, or they ended without
-        a result before `unfinished_before` (unix seconds)."""
-        over = [sa.and_(_c.status == "completed", _c.expires_at <= now)]
+        """List expired jobs, the oldest first: `expires_at` has passed, or they failed or were cancelled before
+        `unfinished_before` (unix seconds; None: these are kept)."""
+        expired = [sa.and_(_c.status == "completed", _c.expires_at <= now)]
         if unfinished_before is not None:
-            over.append(sa.and_(_c.status.in_(("failed", "cancelled")), _c.completed_at < unfinished_before))
+            expired.append(sa.and_(_c.status.in_(("failed", "cancelled")), _c.completed_at < unfinished_before))
+        query = sa.select(_table).where(sa.or_(*expired)).order_by(_c.seq).limit(limit)
         with self._engine.connect() as connection:
-            return [
-                job_of(r)
-                for r in connection.execute(sa.select(_table).where(sa.or_(*over)).order_by(_c.seq).limit(limit))
-            ]
+            return [job_from_row(row) for row in connection.execute(query)]
 
-    @repeated
+    @retried
     def keys_in_use(self) -> set[str]:
-        """All keys of the FileStore that a row names, and the previews of jobs that have not ended."""
+        """Return every key of the FileStore that a row names, and the previews of unfinished jobs."""
         used: set[str] = set()
         columns = sa.select(_c.id, _c.status, _c.inputs, _c.results, _c.checkpoint)
         with self._engine.connect() as connection:
@@ -445,7 +438,7 @@ class JobQueue:
                     used.add(f"previews/{row.id}.webp")
         return used
 
-    # ---- Parts of the above ------------------------------------------------------------------------------------------
+    # ---- Helpers -----------------------------------------------------------------------------------------------------
 
     def _note_change(self) -> None:
         with self._lock:
@@ -453,70 +446,37 @@ class JobQueue:
 
     def _find(self, connection: Connection, id: str, owner: str | None) -> Job | None:
         row = connection.execute(sa.select(_table).where(_c.id == id, *owned_by(owner))).one_or_none()
-        return None if row is None else job_of(row)
-
-    def _known(self, connection: Connection, new: NewJob, now: float, seconds: float | None) -> Job | None:
-        mine = sa.select(_table).where(_c.owner == new.owner)
-        same = [mine.where(_c.id == new.id)]
-        if new.idempotency_key is not None:
-            same.append(mine.where(_c.idempotency_key == new.idempotency_key))
-        if new.fingerprint is not None and seconds is not None:
-            recent = mine.where(_c.fingerprint == new.fingerprint, _c.created_at >= now - seconds)
-            same.append(recent.order_by(_c.created_at.desc(), _c.seq.desc()).limit(1))
-        for chosen in same:  # one after the other: each has an index of its own
-            if (row := connection.execute(chosen).one_or_none()) is not None:
-                return job_of(row)
-        return None
-
-    def _check_limits(self, connection: Connection, owner: str, total: int | None, key: int | None) -> None:
-        limits: tuple[tuple[int | None, Literal["total", "key"], str | None], ...] = (
-            (key, "key", owner),
-            (total, "total", None),
-        )
-        for limit, scope, whose in limits:
-            if limit is None:
-                continue
-            unfinished = sa.select(sa.func.count()).where(_c.status.in_(UNFINISHED), *owned_by(whose))
-            if connection.execute(unfinished).scalar_one() >= limit:
-                running = sa.select(sa.func.count()).where(_c.status == "in_progress")
-                at_once = max(1, connection.execute(running).scalar_one())
-                seconds = (self._seconds_per_job(connection) or 30.0) / at_once
-                raise QueueFull(limit, min(max(seconds, 1.0), 3600.0), scope)
-
-    def _seconds_per_job(self, connection: Connection) -> float | None:
-        last = sa.select(_c.started_at, _c.completed_at).where(_c.status == "completed", _c.started_at.is_not(None))
-        rows = connection.execute(last.order_by(_c.completed_at.desc()).limit(RECENT)).all()
-        return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
+        return None if row is None else job_from_row(row)
 
     def _fenced(self, job: Job, returning: sa.ColumnElement[Any] = _c.status, **values: Any) -> Any:
-        """One UPDATE of a row that must still be this attempt's; a value of the row as it is now."""
+        """Update the row if this attempt still holds its lease; return a column of the updated row."""
+        update = _table.update().where(*held_by(job)).values(**values).returning(returning)
         with transaction(self._engine) as connection:
-            updated = connection.execute(
-                _table.update().where(*held_as(job)).values(**values).returning(returning)
-            ).one_or_none()
-            told = self._said_before(connection, job, (values.get("status"),)) if updated is None else updated[0]
+            updated = connection.execute(update).one_or_none()
+            new = self._repeated_status(connection, job, (values.get("status"),)) if updated is None else updated[0]
         self._note_change()
-        return told
+        return new
 
-    def _let_go(self, job: Job, fate: Callable[[Row[Any]], dict[str, Any]]) -> Status:
-        """End an attempt as its row decides, which nobody else changes meanwhile."""
+    def _end_attempt(self, job: Job, outcome: Callable[[Row[Any]], dict[str, Any]]) -> Status:
+        """End an attempt with values that `outcome` computes from its locked row; return the new status."""
         with transaction(self._engine) as connection:
-            row = connection.execute(sa.select(_table).where(*held_as(job)).with_for_update()).one_or_none()
+            row = connection.execute(sa.select(_table).where(*held_by(job)).with_for_update()).one_or_none()
             if row is None:
-                return self._said_before(connection, job, ("queued", "failed", "cancelled"))
-            values = fate(row)
+                return self._repeated_status(connection, job, ("queued", "failed", "cancelled"))
+            values = outcome(row)
             connection.execute(_table.update().where(_c.seq == row.seq).values(**values))
         self._note_change()
         return values["status"]
 
-    def _said_before(self, connection: Connection, job: Job, wanted: tuple[str | None, ...]) -> Status:
-        """The status, if this attempt has ended in one of `wanted`: by this very call, whose answer was lost."""
+    def _repeated_status(self, connection: Connection, job: Job, expected: tuple[str | None, ...]) -> Status:
+        """Return the status if this attempt has ended in an expected one (a retried call); else raise LeaseLost."""
         row = connection.execute(sa.select(_c.status, _c.attempt).where(_c.id == job.id)).one_or_none()
-        if row is None or row.attempt != job.attempt or row.status not in wanted:
+        if row is None or row.attempt != job.attempt or row.status not in expected:
             raise LeaseLost(job)
         return row.status
 
-    def _take_back(self, which: list[Condition], now: float, max_failures: int) -> int:
+    def _requeue(self, leases: list[Condition], max_failures: int) -> int:
+        now = self._clock()
         failures = sa.case((_c.progressed, 0), else_=_c.failures + 1)
         lost = {
             "error_code": "worker_lost",
@@ -524,13 +484,13 @@ class JobQueue:
             "unexpectedly: see the worker's log, or try a smaller video",
         }
         steps: tuple[tuple[list[Condition], dict[str, Any]], ...] = (
-            ([_c.cancel_requested], ended_as("cancelled", now)),
-            ([failures >= max_failures], ended_as("failed", now) | lost),
-            ([], back_in_queue()),
+            ([_c.cancel_requested], end_values("cancelled", now)),
+            ([failures >= max_failures], end_values("failed", now) | lost),
+            ([], requeue_values()),
         )
         with transaction(self._engine, exclusive=True) as connection:
             count = sum(
-                connection.execute(_table.update().where(*which, *also).values(**values, failures=failures)).rowcount
+                connection.execute(_table.update().where(*leases, *also).values(**values, failures=failures)).rowcount
                 for also, values in steps
             )
         if count:

@@ -1,6 +1,6 @@
-"""Where inputs, results, checkpoints and previews lie: a local folder, or any store that fsspec knows by URL.
+"""Store inputs, results, checkpoints and previews in a local folder, or in any store that fsspec opens by URL.
 
-Keys are made by the server alone, never by clients: ``inputs/<job>/0.png``, ``results/<job>/<attempt>/video.mp4``,
+Only the server makes keys, never a client: ``inputs/<job>/0.png``, ``results/<job>/<attempt>/video.mp4``,
 ``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``.
 """
 
@@ -21,27 +21,37 @@ from pusa.fsutil import flush, is_full
 __all__ = ["FileStore", "StorageFullError"]
 
 _KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no part begins with a dot
-_UNFINISHED = ".part-"  # begins the name of a file that is being written: no key has it
-_SHOWN_WHEN_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # object stores
+_PARTIAL = ".part-"  # prefix of files being written; no key begins so
+_ATOMIC_UPLOADS = {
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "oss",
+    "oci",
+}  # object stores show complete files only
 _CHUNK_BYTES = 1 << 20
 
 
 class StorageFullError(OSError):
-    """The disk, or the quota on it, is full; nothing was left half written."""
+    """Report that the disk, or the quota on it, is full; no partial file is left."""
 
 
 class FileStore:
-    """Files by key. What `put_file` and `put_bytes` have written is complete or not there, and survives a power cut."""
+    """Store files by key. A file is complete or absent, and survives a power cut once `put_*` has returned."""
 
     def __init__(self, url: str) -> None:
-        """Open the store, with a new folder where there is none.
+        """Open the store and create its folder if there is none.
 
         Args:
             url: a local folder (a path or ``file:///...``), or a URL for fsspec: ``s3://bucket/folder``. That needs
-                fsspec's package for it (s3fs), and takes its settings where that package looks for them.
+                fsspec's package for it (s3fs), which reads its own settings.
 
         Raises:
-            ValueError: no package knows this kind of URL.
+            ValueError: no installed package opens this kind of URL.
         """
         self._fs: Any = None
         self._root = url.removeprefix("file://")
@@ -58,16 +68,16 @@ class FileStore:
             raise ValueError(f"the store {url.partition('://')[0]}://... cannot be used: {error}") from error
         self._root = self._root.rstrip("/")
         names = {self._fs.protocol} if isinstance(self._fs.protocol, str) else set(self._fs.protocol)
-        self._renames = not names & _SHOWN_WHEN_WHOLE
+        self._renames = not names & _ATOMIC_UPLOADS
 
     def put_file(self, key: str, path: Path) -> None:
-        """A copy of a local file becomes `key`, whole and on disk when this returns; an older one is replaced.
+        """Copy a local file to `key`, durably, replacing an older one.
 
         Raises:
-            StorageFullError: nothing was written.
-            ValueError: not a key.
+            StorageFullError: the disk is full; `key` is unchanged.
+            ValueError: `key` is malformed.
         """
-        with self._telling_of_a_full_disk(key):
+        with self._full_disk_errors(key):
             if not self._folder:
                 self._put_remote(key, lambda target: self._fs.put_file(str(path), target))
                 return
@@ -75,35 +85,35 @@ class FileStore:
                 self._put_local(self._path(key), lambda target: shutil.copyfileobj(source, target, _CHUNK_BYTES))
 
     def put_bytes(self, key: str, data: bytes) -> None:
-        """The same for bytes."""
-        with self._telling_of_a_full_disk(key):
+        """Write bytes to `key`, like `put_file`."""
+        with self._full_disk_errors(key):
             if self._folder:
                 self._put_local(self._path(key), lambda target: target.write(data))
             else:
                 self._put_remote(key, lambda target: self._fs.pipe_file(target, data))
 
     def get_bytes(self, key: str) -> bytes:
-        """The whole file. Raises FileNotFoundError."""
+        """Read a whole file. Raises FileNotFoundError."""
         with self.open(key) as file:
             return file.read()
 
     def open(self, key: str) -> BinaryIO:
-        """The file, to be read from any place in it. Raises FileNotFoundError."""
+        """Open a file for reading and seeking. Raises FileNotFoundError."""
         return self._path(key).open("rb") if self._folder else self._fs.open(self._remote(key), "rb")
 
     def size(self, key: str) -> int:
-        """Bytes. Raises FileNotFoundError."""
+        """Return a file's size in bytes. Raises FileNotFoundError."""
         return self._path(key).stat().st_size if self._folder else int(self._fs.info(self._remote(key))["size"])
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file() if self._folder else bool(self._fs.isfile(self._remote(key)))
 
     def local(self, key: str) -> Path | None:
-        """Where the file is (or would be) in a local folder; None in another store."""
+        """Return the path of a file that is or would be in a local folder; None in a remote store."""
         return self._path(key) if self._folder else None
 
     def fetch(self, key: str, folder: Path) -> Path:
-        """A local file with this content: the store's own, not to be changed, or a copy in `folder`.
+        """Return a local file with the content of `key`: the store's own (read only), or a download in `folder`.
 
         Raises FileNotFoundError.
         """
@@ -117,19 +127,19 @@ class FileStore:
         return target
 
     def delete(self, key: str) -> None:
-        """Remove a file; one that is not there is fine."""
+        """Remove a file if it exists."""
         if not self._folder:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._remote(key))
             return
         path = self._path(key)
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that is left empty goes as well, up to the first that is not
+        with suppress(OSError):  # remove emptied folders, up to the first that is not empty
             for folder in path.parents[: key.count("/")]:
                 folder.rmdir()
 
     def delete_prefix(self, prefix: str) -> None:
-        """Remove all below a prefix of whole parts: ``results/<job>``."""
+        """Remove every file below a prefix of whole parts: ``results/<job>``."""
         if self._folder:
             for key, _ in list(self.keys(_checked(prefix))):
                 self.delete(key)
@@ -138,30 +148,30 @@ class FileStore:
             self._fs.rm(self._remote(prefix), recursive=True)
 
     def keys(self, prefix: str = "") -> Iterator[tuple[str, float]]:
-        """Every key below a prefix of whole parts (all without one), and when it was written (unix seconds)."""
+        """List the keys below a prefix of whole parts ("": all) with their modification times (unix seconds)."""
         files = self._local_files(prefix) if self._folder else self._remote_files(prefix)
-        return ((name, at) for name, at in files if _KEY.fullmatch(name))
+        return ((name, modified_at) for name, modified_at in files if _KEY.fullmatch(name))
 
     def remove_unfinished(self, before: float) -> int:
-        """Remove what was begun before that time (unix seconds) and never finished, because its process was killed."""
+        """Remove partial files of killed processes, last written before a time (unix seconds); return how many."""
         found = list(self._local_files("") if self._folder else self._remote_files(""))
-        left = [name for name, at in found if name.rpartition("/")[2].startswith(_UNFINISHED) and at < before]
-        for name in left:
+        partial = [name for name, at in found if name.rpartition("/")[2].startswith(_PARTIAL) and at < before]
+        for name in partial:
             with suppress(FileNotFoundError):
                 if self._folder:
                     (self._folder / name).unlink()
                 else:
                     self._fs.rm_file(f"{self._root}/{name}")
-        return len(left)
+        return len(partial)
 
     def free_bytes(self) -> int | None:
-        """What the disk still takes; None where that is not known."""
+        """Return the free bytes of the disk; None for a remote store."""
         return shutil.disk_usage(self._folder).free if self._folder else None
 
-    # ---- Parts of the above ------------------------------------------------------------------------------------------
+    # ---- Helpers -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _telling_of_a_full_disk(self, key: str) -> Iterator[None]:
+    def _full_disk_errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -172,8 +182,8 @@ class FileStore:
             ) from error
 
     def _put_local(self, path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-        part = path.with_name(_UNFINISHED + secrets.token_hex(8))
-        file = self._created(part)
+        part = path.with_name(_PARTIAL + secrets.token_hex(8))
+        file = self._create(part)
         try:
             with file:
                 write(file)
@@ -185,8 +195,8 @@ class FileStore:
             raise
         flush(path.parent)
 
-    def _created(self, path: Path) -> IO[bytes]:
-        """A new file; `delete` may remove its folder, empty so far, at the same moment."""
+    def _create(self, path: Path) -> IO[bytes]:
+        """Create a file; retry, as `delete` may remove its still empty folder at the same moment."""
         for left in range(9, -1, -1):
             self._make_folder(path.parent)
             try:
@@ -197,11 +207,11 @@ class FileStore:
         raise AssertionError("unreachable")
 
     def _make_folder(self, folder: Path) -> None:
-        """With its parents, each on disk as an entry of the one above it."""
+        """Create a folder and its parents durably: flush each one's parent."""
         if folder.is_dir():
             return
         self._make_folder(folder.parent)
-        with suppress(FileNotFoundError):  # see `_created`
+        with suppress(FileNotFoundError):  # see `_create`
             folder.mkdir(exist_ok=True)
             flush(folder.parent)
 
@@ -211,7 +221,7 @@ class FileStore:
             upload(path)
             return
         folder = path.rpartition("/")[0]
-        part = f"{folder}/{_UNFINISHED}{secrets.token_hex(8)}"
+        part = f"{folder}/{_PARTIAL}{secrets.token_hex(8)}"
         try:
             self._fs.makedirs(folder, exist_ok=True)
             upload(part)
@@ -237,9 +247,9 @@ class FileStore:
         except FileNotFoundError:
             return
         finally:
-            self._fs.invalidate_cache()  # other machines write there too
+            self._fs.invalidate_cache()  # other machines write to the store too
         for path, info in found.items():
-            yield path[len(self._root) :].lstrip("/"), _written_at(info)
+            yield path[len(self._root) :].lstrip("/"), _modified_at(info)
 
     def _path(self, key: str) -> Path:
         assert self._folder
@@ -255,8 +265,11 @@ def _checked(key: str) -> str:
     return key
 
 
-def _written_at(info: dict[str, Any]) -> float:
-    """Of an fsspec entry: stores name it differently. One without a time counts as new, so that it is kept."""
+def _modified_at(info: dict[str, Any]) -> float:
+    """Return the modification time of an fsspec entry (unix seconds), which stores name differently.
+
+    An entry without a time counts as new (infinity), so that housekeeping keeps it.
+    """
     when = next(
         (info[name] for name in ("LastModified", "last_modified", "mtime", "updated", "created") if info.get(name)),
         None,

@@ -1,1 +1,1 @@
-"""The workers: claim a job, run it in an engine process, store its result."""
+"""Work on jobs: claim a job, run it in an engine process, store its result."""

@@ -1,4 +1,4 @@
-"""One attempt at one job: the task for the executor, what its messages mean for the row and the store, and the end."""
+"""Run one attempt at a job: send the task to the executor and apply its messages to the queue and the store."""
 
 import errno
 import logging
@@ -11,41 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor
-from pusa.server.worker.messages import (
-    CHECKPOINT_FILE,
-    Cancelled,
-    Checkpoint,
-    Done,
-    Error,
-    Message,
-    Note,
-    Preview,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
-from pusa.server.worker.progress import Pace, Progress
+from pusa.server.worker.messages import CHECKPOINT_FILE, Cancelled, Error, Message, Task
+from pusa.server.worker.progress import AttemptProgress, StageRatios
 
 logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 2.0  # after a database or a store that did not answer
-_STORE_WAITS_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # between tries to reach a store
-_BEAT_SECONDS = 2.0  # at most, so that a cancel is seen soon
+RETRY_SECONDS = 2.0  # delay after the queue was unavailable
+_STORE_RETRY_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # delays between tries to reach the store
+_HEARTBEAT_SECONDS = 2.0  # at most, so that the worker learns of a cancel soon
 
 
 class Attempt:
-    """From the claim to the end. `run` belongs to the worker's thread, `look` to its pulse.
+    """Run a claimed job to its end. The worker's thread calls `run`, its supervising thread `supervise`.
 
     Args:
-        job: claimed.
-        folder: of this attempt alone, on this machine; the caller removes it.
-        pace: what earlier jobs took; learns from this one.
-        stop: set when the worker is to end: the job goes back into the queue.
+        job: the claimed job.
+        folder: scratch folder of this attempt on this machine; the caller removes it.
+        ratios: stage durations of earlier jobs; learns from this one.
+        stop: set when the worker must stop; the job then returns to the queue.
     """
 
     def __init__(
@@ -56,71 +44,77 @@ class Attempt:
         executor: Executor,
         job: Job,
         folder: Path,
-        pace: Pace,
+        ratios: StageRatios,
         stop: threading.Event,
     ) -> None:
         self.settings, self.queue, self.files, self.executor = settings, queue, files, executor
-        self.job, self.folder, self.pace, self.stop = job, folder, pace, stop
-        self.progress = Progress(pace, job.checkpoint_step / job.steps if job.checkpoint and job.steps else 0.0)
+        self.job, self.folder, self.ratios, self.stop = job, folder, ratios, stop
+        self.progress = AttemptProgress(
+            ratios, job.checkpoint_step / job.steps if job.checkpoint and job.steps else 0.0
+        )
         self.notes = list(job.notes)
         self.checkpoint = job.checkpoint
-        self.beaten_at = self.began = time.monotonic()
-        self.is_lost = self.is_to_cancel = self.is_overdue = False
-        self._unsaid: dict[str, Any] = {}
+        self.heartbeat_at = self.started_at = time.monotonic()
+        self.lease_lost = self.cancel_requested = self.timed_out = False
+        self._pending: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    # ---- the row -----------------------------------------------------------------------------------------------------
+    # ---- queue -------------------------------------------------------------------------------------------------------
 
-    def beat(self, **said: Any) -> None:
-        """The lease, and what is new; what cannot be said now is said by a later beat. Raises LeaseLost."""
+    def heartbeat(self, **changes: Any) -> None:
+        """Extend the lease and report changes; keep them for a later heartbeat if the queue is unavailable.
+
+        Raises LeaseLost.
+        """
         with self._lock:
-            self._unsaid |= said
+            self._pending |= changes
             try:
-                cancel = self.queue.beat(
+                cancel = self.queue.heartbeat(
                     self.job,
                     lease_seconds=self.settings.lease_seconds,
                     progress=self.progress.percent,
                     seconds_left=self.progress.seconds_left,
-                    **self._unsaid,
+                    **self._pending,
                 )
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
                 return
-            self._unsaid = {}
-            self.beaten_at = time.monotonic()
-        if cancel and not self.is_to_cancel:
-            self.is_to_cancel = True
+            self._pending = {}
+            self.heartbeat_at = time.monotonic()
+        if cancel and not self.cancel_requested:
+            self.cancel_requested = True
             self.executor.cancel()
 
-    def look(self) -> None:
-        """Beat if it is time, and end what is to end."""
+    def supervise(self) -> None:
+        """Send a heartbeat if it is due, and cancel the task if the attempt must end."""
         now = time.monotonic()
-        if now - self.beaten_at >= min(_BEAT_SECONDS, self.settings.lease_seconds / 3) and not self.is_lost:
+        if now - self.heartbeat_at >= min(_HEARTBEAT_SECONDS, self.settings.lease_seconds / 3) and not self.lease_lost:
             try:
-                self.beat()
+                self.heartbeat()
             except LeaseLost:
-                self.is_lost = True
-        self.is_overdue = now - self.began > self.settings.job_seconds
-        if self.stop.is_set() or self.is_to_cancel or self.is_lost or self.is_overdue:
-            self.executor.cancel()  # again at each look: the task may not have begun at the first
+                self.lease_lost = True
+        self.timed_out = now - self.started_at > self.settings.job_seconds
+        if self.stop.is_set() or self.cancel_requested or self.lease_lost or self.timed_out:
+            self.executor.cancel()  # each time: the task may not have begun at the first
 
-    def _surely(self, do: Callable[[], Any]) -> Any:
-        """What ends an attempt is worth waiting for: the work is done, and the database will be back."""
+    def _retry_queue(self, call: Callable[[], Any]) -> Any:
+        """Call the queue until it answers or the worker stops, so that the end of an attempt is not lost."""
         while True:
             try:
-                return do()
+                return call()
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
-                if self.stop.wait(AGAIN_SECONDS):
+                if self.stop.wait(RETRY_SECONDS):
                     raise
 
-    # ---- from the claim to the end -----------------------------------------------------------------------------------
+    # ---- task --------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Run the task and handle its messages. Raises LeaseLost, QueueUnavailable and the store's errors."""
         for message in self._messages():
-            if self.is_lost:
+            if self.lease_lost:
                 raise LeaseLost(self.job)
-            self._take(message)
+            self._handle(message)
 
     def _messages(self) -> Iterator[Message]:
         try:
@@ -136,12 +130,12 @@ class Attempt:
                 messages.close()
 
     def _task(self) -> Task:
-        """With the inputs, and the checkpoint if there is one, on this machine."""
+        """Make the task, with its inputs and its checkpoint (if any) on this machine."""
         job = self.job
         if job.checkpoint is not None:
             key = job.checkpoint
             with suppress(FileNotFoundError):
-                stored = self._patiently(lambda: self.files.fetch(key, self.folder))
+                stored = self._retry_store(lambda: self.files.fetch(key, self.folder))
                 shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
         return Task(
             job_id=job.id,
@@ -155,28 +149,28 @@ class Attempt:
         )
 
     def _input(self, key: str) -> Path:
-        """Under its own name, which is stored in the video: the same whatever the store is."""
-        path = self._patiently(lambda: self.files.fetch(key, self.folder))
+        """Fetch an input under its own name, which the video's metadata holds, whatever the store is."""
+        path = self._retry_store(lambda: self.files.fetch(key, self.folder))
         name = key.rpartition("/")[2]
         return path if path.name == name else path.rename(self.folder / name)
 
-    def _take(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
             case Stage(stage):
                 self.progress.stage(stage)
-                self.beat(stage=stage)
+                self.heartbeat(stage=stage)
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
-                self.beat(stage="denoise", step=step, steps=steps)
+                self.heartbeat(stage="denoise", step=step, steps=steps)
             case Note(text):
                 if text not in self.notes:
                     self.notes.append(text)
-                    self.beat(notes=self.notes)
+                    self.heartbeat(notes=self.notes)
             case Resolved(request):
                 if self.job.resolved is None:
-                    self.beat(resolved=request)
+                    self.heartbeat(resolved=request)
             case Preview(image):
-                self._as_far_as_possible("preview", lambda: self.files.put_bytes(self._preview_key, image))
+                self._try_optional("preview", lambda: self.files.put_bytes(self._preview_key, image))
             case Checkpoint(path, step):
                 self._keep_checkpoint(path, step)
             case Done(files, timings):
@@ -184,7 +178,7 @@ class Attempt:
             case Error():
                 self._fail(message)
             case Cancelled():
-                self._ended_early()
+                self._handle_cancelled()
 
     # ---- checkpoints and results -------------------------------------------------------------------------------------
 
@@ -197,52 +191,52 @@ class Attempt:
         return f"results/{self.job.id}/{self.job.attempt}"
 
     def _keep_checkpoint(self, path: Path, step: int) -> None:
-        """In the store, then in the row; the one of an earlier attempt is removed after that."""
+        """Write a checkpoint to the store, then to the row; then remove the one of an earlier attempt."""
         if not path.exists():
-            return  # the video is made by now, and its checkpoint was removed before we came to it
+            return  # the engine has finished meanwhile and removed it
         key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
-        if not self._as_far_as_possible("checkpoint", lambda: self.files.put_file(key, path)):
+        if not self._try_optional("checkpoint", lambda: self.files.put_file(key, path)):
             return
-        self.beat(checkpoint=key, checkpoint_step=step)
-        if self._unsaid:
-            return  # the row still names the one before
-        before, self.checkpoint = self.checkpoint, key
-        if before not in (None, key):
-            self._as_far_as_possible("checkpoint", lambda: self.files.delete(str(before)))
+        self.heartbeat(checkpoint=key, checkpoint_step=step)
+        if self._pending:
+            return  # the row still names the earlier one
+        earlier, self.checkpoint = self.checkpoint, key
+        if earlier not in (None, key):
+            self._try_optional("checkpoint", lambda: self.files.delete(str(earlier)))
 
-    def _as_far_as_possible(self, what: str, do: Callable[[], Any]) -> bool:
-        """Whether it could be done; a job does not end for want of what it can do without."""
+    def _try_optional(self, what: str, call: Callable[[], Any]) -> bool:
+        """Call the store for something that the job can do without; log an error and return False."""
         try:
-            do()
-        except Exception as error:  # a full disk, or a store's own errors, which are of any kind
+            call()
+        except Exception as error:  # a full disk, or a store's own errors, which are of any type
             logger.warning("%s of %s: %s: %s", what, self.job.id, type(error).__name__, error)
             return False
         return True
 
-    def _patiently(self, do: Callable[[], Any]) -> Any:
-        """A store may be out of reach for a minute; then its error is raised. The pulse holds the lease meanwhile."""
-        for seconds in _STORE_WAITS_SECONDS:
+    def _retry_store(self, call: Callable[[], Any]) -> Any:
+        """Call the store, with retries for about a minute; then raise its error. Heartbeats go on meanwhile."""
+        for seconds in _STORE_RETRY_SECONDS:
             try:
-                return do()
+                return call()
             except (FileNotFoundError, StorageFullError):
                 raise
-            except Exception as error:  # a store's own errors are of any kind
+            except Exception as error:  # a store's own errors are of any type
                 logger.warning("the store does not answer: %s: %s", type(error).__name__, error)
                 if self.stop.wait(seconds):
                     raise
-            if self.is_lost:
+            if self.lease_lost:
                 raise LeaseLost(self.job)
-        return do()
+        return call()
 
     def _finish(self, files: Mapping[str, Path], timings: Mapping[str, float]) -> None:
         results = {kind: f"{self._results_prefix}/{path.name}" for kind, path in files.items()}
         for kind, path in files.items():
-            self._patiently(partial(self.files.put_file, results[kind], path))
-            if self.is_lost:
+            self._retry_store(partial(self.files.put_file, results[kind], path))
+            if self.lease_lost:
                 raise LeaseLost(self.job)
         waited = max(0.0, (self.job.started_at or self.job.created_at) - self.job.created_at)
         keep_seconds = self.settings.keep_seconds
-        self._surely(
+        self._retry_queue(
             lambda: self.queue.finish(
                 self.job,
                 results=results,
@@ -250,7 +244,7 @@ class Attempt:
                 expires_at=None if keep_seconds is None else time.time() + keep_seconds,
             )
         )
-        self.pace.learn(timings)
+        self.ratios.learn(timings)
         logger.info("attempt %d of %s is completed", self.job.attempt, self.job.id)
         self._remove_intermediate(keep=set(results.values()))
 
@@ -263,63 +257,64 @@ class Attempt:
         results = {}
         if error.latents is not None:
             results["latents"] = f"{self._results_prefix}/latents.safetensors"
-            self._patiently(partial(self.files.put_file, results["latents"], error.latents))
-        told = error.message
+            self._retry_store(partial(self.files.put_file, results["latents"], error.latents))
+        message = error.message
         if results:
-            told += f"; the denoised latents are kept as {results['latents']}: finish them with `pusa decode`"
-        status = self._surely(
+            message += f"; the denoised latents are kept as {results['latents']}: finish them with `pusa decode`"
+        status = self._retry_queue(
             lambda: self.queue.fail(
                 self.job,
                 error.code,
-                told,
+                message,
                 retry=error.retry,
                 max_failures=self.settings.max_failures,
                 results=results or None,
             )
         )
-        logger.warning("attempt %d of %s failed (%s: %s): %s", self.job.attempt, self.job.id, error.code, told, status)
+        attempt = f"attempt {self.job.attempt} of {self.job.id}"
+        logger.warning("%s failed (%s: %s): %s", attempt, error.code, message, status)
         if status != "queued":
             self._remove_intermediate(keep=set(results.values()))
 
-    def release(self, why: str) -> None:
-        """Back into the queue, with no failure counted."""
-        logger.warning("attempt %d of %s goes back into the queue: %s", self.job.attempt, self.job.id, why)
+    def release(self, reason: str) -> None:
+        """Return the job to the queue without counting a failure, if the queue answers."""
+        logger.warning("attempt %d of %s goes back into the queue: %s", self.job.attempt, self.job.id, reason)
         with suppress(LeaseLost, QueueUnavailable):
             self.queue.release(self.job)
 
     def fail(self, code: str, message: str) -> None:
-        """As far as the queue answers: another attempt may do better."""
+        """Report a failure that another attempt may avoid, if the queue answers."""
         with suppress(LeaseLost, QueueUnavailable):
             self.queue.fail(self.job, code, message, retry=True, max_failures=self.settings.max_failures)
 
-    def _ended_early(self) -> None:
-        """Between two steps, or killed: why is known here."""
-        if self.is_to_cancel:
-            self._surely(lambda: self.queue.cancelled(self.job))
+    def _handle_cancelled(self) -> None:
+        """End an attempt whose task was cancelled, by the reason for which `supervise` cancelled it."""
+        if self.cancel_requested:
+            self._retry_queue(lambda: self.queue.confirm_cancel(self.job))
             logger.info("attempt %d of %s is cancelled", self.job.attempt, self.job.id)
             self._remove_intermediate()
-        elif self.is_overdue:
-            told = f"it took longer than job_seconds={self.settings.job_seconds:g}"
-            self._fail(Error("timed_out", told, retry=True))
+        elif self.timed_out:
+            message = f"it took longer than job_seconds={self.settings.job_seconds:g}"
+            self._fail(Error("timed_out", message, retry=True))
         else:
             self.release("the worker is stopping")
 
-    def remove_own_files(self) -> None:
-        """What this attempt has stored and, its lease being lost, nobody is going to name."""
+    def remove_results(self) -> None:
+        """Remove the results of this attempt, which has lost its lease, so that no row will name them."""
         try:
             self.files.delete_prefix(self._results_prefix)
-            if self.queue.get(self.job.id) is None:  # deleted, while this attempt was still writing
+            if self.queue.get(self.job.id) is None:  # deleted while this attempt was writing
                 self._remove_intermediate()
-        except Exception:  # a store's own errors are of any kind; housekeeping finds what is left
+        except Exception:  # a store's own errors are of any type; housekeeping removes the rest
             logger.exception("files of attempt %d of %s were not removed", self.job.attempt, self.job.id)
 
     def _remove_intermediate(self, keep: Collection[str] = ()) -> None:
-        """What is of no use once the job has ended, also of attempts that were killed."""
+        """Remove the files that an ended job does not need, including those of killed attempts."""
         try:
             self.files.delete_prefix(f"checkpoints/{self.job.id}")
             self.files.delete(self._preview_key)
             for key, _ in list(self.files.keys(f"results/{self.job.id}")):
                 if key not in keep:
                     self.files.delete(key)
-        except Exception:  # the job has ended well or badly already; housekeeping finds what is left
+        except Exception:  # the job has ended already; housekeeping removes the rest
             logger.exception("files of %s were not removed", self.job.id)

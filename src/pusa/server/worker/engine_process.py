@@ -1,8 +1,8 @@
-"""The process that holds the model: it loads it once, runs one task after another and says how far it is.
+"""Run the process that holds the model: load it once, then run one task after another and report progress.
 
-It is a process of its own so that a crash or a kill for lack of memory takes neither the API nor a job with it. Its
-standard input brings tasks, its standard output takes messages away, both pickled; when the input ends, whoever started
-it is gone and it ends, too. What libraries print goes to standard error.
+A process of its own keeps a crash, or a kill for lack of memory, from ending the API or losing a job. It reads tasks
+from standard input and writes messages to standard output, both pickled, and ends when its input ends, as its parent
+has ended then. The output of libraries goes to standard error.
 
     python -m pusa.server.worker.engine_process MODULE:CLASS MODEL [LORA...]
 """
@@ -22,60 +22,44 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
+from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.server.logs import configure_logging, log_context
-from pusa.server.worker.messages import (
-    Cancelled,
-    CancelTask,
-    Checkpoint,
-    Done,
-    Error,
-    LoadFailed,
-    Loading,
-    Message,
-    Note,
-    Preview,
-    Ready,
-    Resolved,
-    Stage,
-    Step,
-    Task,
-)
+from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
 
 logger = logging.getLogger(__name__)
 
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
-_SAMPLE_SECONDS = 0.25  # between two looks at how much of a model is in memory
 _MESSAGE_CHARACTERS = 500
 
 ReportLoading = Callable[[str, float | None], None]
 
 
 class Engine(Protocol):
-    """What runs inside the process; made with the names of model and LoRAs. Tests and benchmarks bring their own."""
+    """Load a model and run tasks with it. A factory makes it from the names of model and LoRAs, see `make_engine`."""
 
     def load(self, report: ReportLoading) -> str:
-        """Get ready; says stages and percent (0..100 or None), and answers with the name of the model that is there."""
+        """Load the model, report stages with percent (0..100 or None), and return the name of the loaded model."""
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
-        """A task's messages, the last one of `Done` and `Cancelled`. What it raises becomes an `Error`."""
+        """Yield a task's messages; the last is `Done` or `Cancelled`. An exception becomes an `Error`."""
 
 
 class PusaEngine:
-    """`pusa.generate.generate` behind the messages of a task."""
+    """Run tasks with `pusa.generate.generate`."""
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
 
     def load(self, report: ReportLoading) -> str:
-        """The percentage is the share of the weights' bytes in memory; a download before that shows as 0."""
+        """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
         report("importing", None)
         from pusa import zoo
-        from pusa.generate import loaded
+        from pusa.generate import load_pipeline
 
         self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
-        with _reported(self.model, report):
-            loaded(self.model, self.loras)
+        with _report_memory(_bytes_in_memory(self.model), report):
+            load_pipeline(self.model, self.loras)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
@@ -84,7 +68,7 @@ class PusaEngine:
         from pusa.generate import generate
         from pusa.request import GenerationRequest
 
-        request = with_files(task.request, {key: str(path) for key, path in task.inputs.items()})
+        request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
         clock = _StageClock()
@@ -98,43 +82,36 @@ class PusaEngine:
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
         )
-        finished = False
+        is_done = False
         with closing(events):
             for event in events:
-                if event.kind == "resolved" and event.request is not None:
-                    resolved = event.request.model_dump(mode="json")
-                    for condition, key in zip(resolved["conditions"], keys, strict=True):
-                        condition["file"] = key
-                    yield Resolved(resolved)
-                elif event.kind == "stage":
-                    clock.begin(event.stage)
-                    yield Stage(event.stage)
-                elif event.kind == "step":
-                    yield Step(event.step, event.steps, event.seconds_left)
-                elif event.kind == "checkpoint" and event.path is not None:
-                    yield Checkpoint(event.path, event.step)
-                elif event.kind == "note" and event.message:
-                    yield Note(event.message)
-                elif event.kind == "preview":
-                    yield Preview(_webp(event.image))
-                finished = finished or event.kind == "done"
-        if not finished:
+                match event:
+                    case Resolved(resolved):
+                        for condition, key in zip(resolved["conditions"], keys, strict=True):
+                            condition["file"] = key
+                    case Stage(stage):
+                        clock.begin(stage)
+                    case Done():
+                        is_done = True  # the worker's `Done` names more files
+                        continue
+                yield event
+        if not is_done:
             yield Cancelled()
             return
         clock.begin("finish")
         yield Stage("finish")
-        files = {"video": video} | _pictures_of(video, task.folder)
+        files = {"video": video} | _make_pictures(video, task.folder)
         yield Done(files, {**clock.end(), "peak_memory_mb": _peak_memory_mb()})
 
 
-def with_files(request: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """The same request with other names for its files; those without one stay."""
+def rename_files(request: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return the request with new names for its files; a file that `names` lacks keeps its name."""
     conditions = [{**spec, "file": names.get(spec["file"], spec["file"])} for spec in request["conditions"]]
     return {**request, "conditions": conditions}
 
 
 class _StageClock:
-    """Seconds in each stage; a long video goes back and forth between denoising and decoding."""
+    """Measure the seconds in each stage; a long video alternates between denoising and decoding."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -150,15 +127,7 @@ class _StageClock:
         return {stage: round(seconds, 4) for stage, seconds in self._seconds.items()}
 
 
-def _webp(image: Any) -> bytes:
-    from io import BytesIO
-
-    target = BytesIO()
-    image.save(target, "WEBP", quality=80)
-    return target.getvalue()
-
-
-def _pictures_of(video: Path, folder: Path) -> dict[str, Path]:
+def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:
     from pusa import media
 
     pictures = {
@@ -175,16 +144,21 @@ def _pictures_of(video: Path, folder: Path) -> dict[str, Path]:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-class _reported:  # noqa: N801 (a context manager, used as a function)
-    """Says how much of a model is in memory while it is being loaded."""
+class _report_memory:  # noqa: N801 (a context manager, used as a function)
+    """Report the percentage of a model that is in memory while it is being loaded.
 
-    def __init__(self, model: str, report: ReportLoading) -> None:
-        self._expected_bytes = _bytes_in_memory(model)
+    Args:
+        expected_bytes: size of the loaded model; 0 if unknown.
+        interval_seconds: time between two measurements.
+    """
+
+    def __init__(self, expected_bytes: int, report: ReportLoading, *, interval_seconds: float = 0.25) -> None:
+        self._expected_bytes, self._interval_seconds = expected_bytes, interval_seconds
         self._report = report
         self._process = psutil.Process()
         self._before_bytes = 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="pusa-loading", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="pusa-loading", daemon=True)
 
     def __enter__(self) -> None:
         self._before_bytes = self._process.memory_info().rss
@@ -197,41 +171,41 @@ class _reported:  # noqa: N801 (a context manager, used as a function)
         if self._thread.is_alive():
             self._thread.join()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         import torch
 
-        on_host_bytes, told = 0, 0.0
-        while not self._ended.wait(_SAMPLE_SECONDS):
+        on_host_bytes, reported = 0, 0.0
+        while not self._ended.wait(self._interval_seconds):
             on_host_bytes = max(on_host_bytes, self._process.memory_info().rss - self._before_bytes)
-            there_bytes, wanted_bytes = on_host_bytes, self._expected_bytes
-            if torch.cuda.is_available():  # read into memory first, then copied to the GPU
-                there_bytes += torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
-                wanted_bytes *= 2
-            percent = min(99.0, float(100 * there_bytes // wanted_bytes))
-            if percent > told:
-                told = percent
+            loaded_bytes, expected_bytes = on_host_bytes, self._expected_bytes
+            if torch.cuda.is_available():  # weights are read into memory first, then copied to the GPU
+                loaded_bytes += torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+                expected_bytes *= 2
+            percent = min(99.0, float(100 * loaded_bytes // expected_bytes))
+            if percent > reported:
+                reported = percent
                 self._report("loading", percent)
 
 
 def _bytes_in_memory(model: str) -> int:
-    """What the weights of a model will take; 0 where that is not known."""
+    """Estimate the bytes that the weights of a model take in memory; 0 if unknown."""
     from pusa import resources, zoo
     from pusa.models import files
 
-    known = zoo.find(model)
-    if known is not None and known.name == "tiny":
+    entry = zoo.find(model)
+    if entry is not None and entry.name == "tiny":
         return 0
-    counts = dict(known.parameters) if known else {}
+    counts = dict(entry.parameters) if entry else {}
     if not counts and Path(model).is_dir():
-        with suppress(ValueError, OSError):  # `load` will say what is wrong with it
+        with suppress(ValueError, OSError):  # `load` reports what is wrong with the folder
             counts = files.parameter_counts(Path(model))
-    if known is None or known.hub_id is not None:
-        counts.pop("text_encoder", None)  # read for new prompts only
+    if entry is None or entry.hub_id is not None:
+        counts.pop("text_encoder", None)  # loaded for new prompts only
     return sum(resources.weight_bytes(counts).values())
 
 
 def _peak_memory_mb() -> float:
-    """Of the GPU in this process, or of the process where there is none; its highest so far."""
+    """Return this process's peak memory (MB): of the GPU, or of the host if there is no GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -245,9 +219,9 @@ def _peak_memory_mb() -> float:
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
-def error_of(error: BaseException, task: Task) -> Error:
-    """What is told of an exception. Only mistakes in the request and a lack of memory are not worth another attempt."""
-    text = _shown(error, task)
+def error_message(error: BaseException, task: Task) -> Error:
+    """Convert an exception to an `Error`. Only a faulty request and a lack of memory rule out another attempt."""
+    text = _without_paths(error, task)
     if is_full(error):
         return Error("disk_full", "the worker's disk is full", retry=True)
     if isinstance(error, ValueError | FileNotFoundError):
@@ -261,13 +235,13 @@ def error_of(error: BaseException, task: Task) -> Error:
             latents = next(iter(task.folder.glob("*.latents.safetensors")), None)
             return Error("out_of_memory", "out of memory while decoding", retry=False, latents=latents)
         if is_out_of_memory(error):
-            told = "out of memory: ask for a smaller size, fewer frames or a shorter window"
-            return Error("out_of_memory", told, retry=False)
+            advice = "out of memory: ask for a smaller size, fewer frames or a shorter window"
+            return Error("out_of_memory", advice, retry=False)
     return Error("internal_error", f"{type(error).__name__}: {text}" if text else type(error).__name__, retry=True)
 
 
-def _shown(error: BaseException, task: Task) -> str:
-    """An error's words without the machine's folders."""
+def _without_paths(error: BaseException, task: Task) -> str:
+    """Return an exception's message without this machine's paths."""
     text = str(error)
     for key, path in task.inputs.items():
         text = text.replace(str(path), key.rpartition("/")[2])
@@ -275,25 +249,25 @@ def _shown(error: BaseException, task: Task) -> str:
     return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 3] + "..."
 
 
-def is_ruinous(error: Error) -> bool:
-    """Whether the process that met it may be left in a bad state, such as a GPU after a failed assertion."""
+def is_fatal(error: Error) -> bool:
+    """Return True if an error may leave its process in a bad state, as a failed assertion leaves a GPU."""
     return error.code == "internal_error"
 
 
-def messages_of(engine: Engine, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
-    """What an engine says of a task, and an `Error` for what it raises."""
+def run_task(engine: Engine, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
+    """Yield an engine's messages of a task, and an `Error` for an exception."""
     try:
         yield from engine.run(task, is_cancelled)
     except GeneratorExit:
         raise
     except BaseException as error:
         logger.exception("attempt %d of %s failed", task.attempt, task.job_id)
-        told = error_of(error, task)
+        message = error_message(error, task)
     else:
         return
-    if told.code == "out_of_memory":
+    if message.code == "out_of_memory":
         _free_memory()
-    yield told
+    yield message
 
 
 def _free_memory() -> None:
@@ -311,13 +285,13 @@ def _free_memory() -> None:
 
 
 def make_engine(target: str, model: str, *loras: str) -> Engine:
-    """From ``module:name``, called with the model's name and those of LoRA files."""
+    """Make the engine ``module:name`` with the model's name and those of LoRA files."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)(model, *loras)
 
 
 class Inbox:
-    """Commands for an engine: put in by whoever receives them, taken out between tasks and steps."""
+    """Hold the commands for an engine, which looks at them between tasks and between steps."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
@@ -338,7 +312,7 @@ class Inbox:
 
 
 def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
-    """Load, then run tasks for ever; returns, with an exit status, where the process is not to be used any longer."""
+    """Load the model, then run tasks; return an exit status when the process must not run another one."""
     try:
         send(Ready(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
     except Exception as error:
@@ -348,14 +322,14 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
     while True:
         task = inbox.next_task()
         with log_context(job=task.job_id):
-            for message in messages_of(engine, task, inbox.is_cancelled):
+            for message in run_task(engine, task, inbox.is_cancelled):
                 send(message)
-                if isinstance(message, Error) and is_ruinous(message):
+                if isinstance(message, Error) and is_fatal(message):
                     return 1
 
 
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
-    """`work` with two pipes; ends the process when the commands end."""
+    """Run `work` with two pipes; end the process when the commands end."""
     inbox, write = Inbox(), threading.Lock()
 
     def send(message: Any) -> None:
@@ -365,29 +339,29 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
                 answers.write(data)
                 answers.flush()
         except BrokenPipeError:
-            os._exit(0)  # as below
+            os._exit(0)  # the parent has ended
 
     def listen() -> None:
         while True:
             try:
                 inbox.put(pickle.load(commands))
             except (EOFError, OSError, pickle.UnpicklingError):
-                os._exit(0)  # nobody is left to work for, and a step may take minutes
+                os._exit(0)  # the parent has ended, and a step may take minutes
 
     threading.Thread(target=listen, name="pusa-commands", daemon=True).start()
     return work(engine, inbox, send)
 
 
 def main(target: str, model: str, *loras: str) -> None:
-    """Take the pipes over, so that nobody else reads or writes them, and serve."""
+    """Take over standard input and output, so that libraries cannot use them, and serve."""
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     configure_logging(os.environ.get("PUSA_LOG_FORMAT", "text"), os.environ.get("PUSA_LOG_LEVEL", "info"))  # type: ignore[arg-type]
-    with suppress(OSError):  # where memory runs out, the kernel takes this process and not the one that has the jobs
+    with suppress(OSError):  # if memory runs out, the kernel must kill this process, not the worker
         Path("/proc/self/oom_score_adj").write_text("500")
-    os._exit(serve(make_engine(target, model, *loras), commands, answers))  # threads of libraries must not hold it up
+    os._exit(serve(make_engine(target, model, *loras), commands, answers))  # do not wait for threads of libraries
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Who runs a task: the interface, and the usual executor, one child process that holds the model.
+"""Run tasks in another process that holds the model: the interface, and the executor with one child process.
 
-An executor is not durable and need not be: the queue's lease and the checkpoint in the store are. Whatever happens to
-it ends a task with an `Error`, and the worker's next attempt goes on from the checkpoint.
+An executor need not be durable, as the queue's lease and the checkpoint in the store are. If its process dies, the task
+ends with an `Error`, and the worker's next attempt continues from the checkpoint.
 """
 
 import logging
@@ -19,27 +19,27 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pusa.server.worker.engine_process import PUSA_ENGINE, is_ruinous
+from pusa.server.worker.engine_process import PUSA_ENGINE, is_fatal
 from pusa.server.worker.messages import LAST, Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
 
 logger = logging.getLogger(__name__)
 
-_RESTART_SECONDS = (0.0, 2.0, 10.0, 30.0, 60.0)  # after so many starts in a row that ended before the model was there
+_RESTART_SECONDS = (0.0, 2.0, 10.0, 30.0, 60.0)  # back-off by the number of starts in a row that failed
 _CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorState:
-    """What an executor is doing, for /ready and the metrics.
+    """Describe an executor for /ready and the metrics.
 
     `stage` is one of stopped, starting, importing, loading, ready and failed.
 
-    One state for a group of processes (`world_size` ranks, `pids` by rank): it is ready when every rank is, at the
-    percentage of the slowest, and failed when one is.
+    A group of processes (`world_size` ranks, `pids` by rank) has one state: it is ready when every rank is, shows the
+    percentage of the slowest, and has failed when one has.
     """
 
     stage: str = "stopped"
-    percent: float | None = None  # of the stage, 0..100; None: not known
+    percent: float | None = None  # of the stage, 0..100; None: unknown
     model: str = ""
     pids: tuple[int, ...] = ()
     world_size: int = 1
@@ -51,34 +51,34 @@ class ExecutorState:
 
 
 class Executor(Protocol):
-    """Runs one task at a time; `run` is for one thread, the rest for any.
+    """Run one task at a time. One thread calls `run`; any thread may call the other methods.
 
-    A group of ranks is one executor: `run` hands the task to every rank and yields the messages of the first, `cancel`
-    asks all of them between the same two steps, and the death of one ends the task and the group, which `start` makes
-    anew. Nothing outside knows how many processes there are but by `ExecutorState.world_size`.
+    A group of ranks is one executor: `run` sends the task to every rank and yields the messages of the first, `cancel`
+    stops all of them between the same two steps, and the death of one ends the task and the group, which `start`
+    restarts. Only `ExecutorState.world_size` shows the number of processes.
     """
 
     @property
     def state(self) -> ExecutorState: ...
 
     def start(self) -> None:
-        """Begin to load the model, or begin again after what held it has died; returns at once."""
+        """Start to load the model, again if its process has died; return at once."""
 
     def run(self, task: Task) -> Iterator[Message]:
-        """A task's messages; the last is a `Done`, an `Error` or a `Cancelled`. The executor must be ready.
+        """Yield a task's messages; the last is a `Done`, an `Error` or a `Cancelled`. The executor must be ready.
 
-        Closing the iterator before that kills what runs the task.
+        Closing the iterator earlier kills the process that runs the task.
         """
 
     def cancel(self) -> None:
-        """End the task that runs between two steps, or by force after a grace period; its last message tells."""
+        """Cancel the running task between two steps, or kill it after a grace period; `run` yields its last message."""
 
     def close(self) -> None:
-        """End everything."""
+        """End the process."""
 
 
 class Child(ABC):
-    """A process that holds the model, wherever it is; what it says arrives in `inbox`, and None when it has ended."""
+    """Represent a process that holds the model; `inbox` receives its messages, and None when it has ended."""
 
     def __init__(self, model: str) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -87,29 +87,29 @@ class Child(ABC):
         self.began_at, self.ended_at = time.monotonic(), 0.0  # 0 while it lives
         self._is_ending = False
 
-    def _take(self, message: Any) -> None:
-        """What it has said: of loading into the state, of a task into the inbox."""
+    def _receive(self, message: Any) -> None:
+        """Put a message of a task into the inbox; apply one about loading to the state."""
         self.was_ready = self.was_ready or isinstance(message, Ready)
         state = _state_after(self.state, message)
         if state is None:
             self.inbox.put(message)
-        elif self.state.stage != "failed":  # killed in the meantime
+        elif self.state.stage != "failed":  # not killed in the meantime
             self.state = state
 
-    def _is_over(self) -> None:
-        """It has ended: the last that is heard of it."""
-        stage, error = ("stopped", None) if self._is_ending else ("failed", self.state.error or self.how_it_ended())
+    def _mark_ended(self) -> None:
+        """Set the final state and close the inbox with None."""
+        stage, error = ("stopped", None) if self._is_ending else ("failed", self.state.error or self.describe_end())
         self.state = replace(self.state, stage=stage, percent=None, pids=(), error=error)
         self.ended_at = time.monotonic()
         self.inbox.put(None)
 
     @abstractmethod
     def send(self, command: Task | CancelTask) -> None:
-        """One that cannot be sent is for a process that has ended, which is told by the inbox."""
+        """Send a command; ignore one that a process which has ended cannot receive, as the inbox tells its end."""
 
-    def kill(self, why: str | None = None) -> None:
-        """At once; it is no longer ready when this returns."""
-        self.state = replace(self.state, stage="failed", percent=None, error=why)
+    def kill(self, reason: str | None = None) -> None:
+        """Kill the process at once; it is not ready any more when this returns."""
+        self.state = replace(self.state, stage="failed", percent=None, error=reason)
         self._kill()
 
     @abstractmethod
@@ -117,23 +117,23 @@ class Child(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """In good order, or by force after a moment."""
+        """Let the process end by itself, and kill it after a moment."""
 
     @abstractmethod
-    def how_it_ended(self) -> str:
-        """For people; waits for the end."""
+    def describe_end(self) -> str:
+        """Wait for the end and describe it for people."""
 
 
 class ChildExecutor:
-    """An executor of one child, which is made anew after it has died.
+    """Run tasks in one child, and start a new one after it has died.
 
     Args:
-        new_child: starts one.
-        model: what it loads, to be told before there is one.
-        stall_seconds: without any message in a task for so long, the child is taken for hung and killed. One step of a
-            large model, or the decoding of a long window, must fit.
-        grace_seconds: from `cancel` to a kill.
-        load_seconds: from `start` to a kill, if the model is not there by then.
+        new_child: starts a child.
+        model: name of the model, for the state before there is a child.
+        stall_seconds: time without any message of a task after which the child counts as hung and is killed. It must
+            exceed one step of a large model and the decoding of a long window.
+        grace_seconds: time from `cancel` to a kill.
+        load_seconds: time from `start` to a kill, if the model is not loaded by then.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ChildExecutor:
         self._new_child = new_child
         self._lock = threading.RLock()
         self._child: Child | None = None
-        self._starts_in_vain = 0
+        self._failed_starts = 0
         self._kill_at: float | None = None
         self._closed = False
 
@@ -168,16 +168,16 @@ class ChildExecutor:
                     self._child.kill(f"the model was not loaded within load_seconds={self.load_seconds:g}")
                 return
             if self._child is not None and not self._child.was_ready:
-                wait_seconds = _RESTART_SECONDS[min(self._starts_in_vain, len(_RESTART_SECONDS) - 1)]
+                wait_seconds = _RESTART_SECONDS[min(self._failed_starts, len(_RESTART_SECONDS) - 1)]
                 if time.monotonic() < self._child.ended_at + wait_seconds:
                     return
-                self._starts_in_vain += 1
+                self._failed_starts += 1
             else:
-                self._starts_in_vain = 1
+                self._failed_starts = 1
             self._child = self._new_child()
 
     def run(self, task: Task) -> Iterator[Message]:
-        with self._lock:  # a cancel comes before the task, and is for another one, or after it
+        with self._lock:  # a `cancel` is either before this task, and for another one, or after it
             child, self._kill_at = self._child, None
             if child is not None and child.state.ready:
                 child.send(task)
@@ -188,17 +188,17 @@ class ChildExecutor:
             return
         ended = False
         try:
-            for message in self._received(child):
+            for message in self._messages(child):
                 ended = isinstance(message, LAST)
-                if isinstance(message, Error) and is_ruinous(message):
-                    child.kill()  # at once, so that it is not given another task
+                if isinstance(message, Error) and is_fatal(message):
+                    child.kill()  # before anybody sends it another task
                 yield message
         finally:
             if not ended:
                 child.kill()
 
-    def _received(self, child: Child) -> Iterator[Message]:
-        """To the last message, which is made up where the child does not send it."""
+    def _messages(self, child: Child) -> Iterator[Message]:
+        """Yield messages up to the last one; make that one where the child does not send it."""
         stalls_at = time.monotonic() + self.stall_seconds
         while True:
             kill_at = self._kill_at
@@ -210,13 +210,13 @@ class ChildExecutor:
                 if kill_at is not None and deadline == kill_at:
                     yield Cancelled()
                 else:
-                    told = f"nothing was heard of it for {self.stall_seconds:g} s, so its process was ended"
-                    yield Error("stalled", told, retry=True)
+                    reason = f"nothing was heard of it for {self.stall_seconds:g} s, so its process was ended"
+                    yield Error("stalled", reason, retry=True)
                 return
-            if message is _LOOK_AGAIN:
+            if message is _DEADLINE_CHANGED:
                 continue
             if message is None:
-                yield Error("worker_lost", child.how_it_ended(), retry=True) if kill_at is None else Cancelled()
+                yield Error("worker_lost", child.describe_end(), retry=True) if kill_at is None else Cancelled()
                 return
             stalls_at = time.monotonic() + self.stall_seconds
             yield message
@@ -230,7 +230,7 @@ class ChildExecutor:
                 return
             self._kill_at = time.monotonic() + self.grace_seconds
         child.send(CancelTask())
-        child.inbox.put(_LOOK_AGAIN)
+        child.inbox.put(_DEADLINE_CHANGED)
 
     def close(self) -> None:
         with self._lock:
@@ -240,29 +240,29 @@ class ChildExecutor:
             child.end()
 
 
-_LOOK_AGAIN: Any = object()
+_DEADLINE_CHANGED: Any = object()  # wakes `_messages` up
 
 
 def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
-    """What a message about loading changes; None for the messages of a task."""
+    """Return the state after a message about loading; None for the messages of a task."""
     match message:
         case Loading(stage, percent):
             return replace(state, stage=stage, percent=percent)
         case Ready(model):
             return replace(state, stage="ready", percent=100.0, model=model)
-        case LoadFailed(why):
-            return replace(state, error=why)
+        case LoadFailed(error):
+            return replace(state, error=error)
     return None
 
 
 class LocalExecutor(ChildExecutor):
-    """A child process on this machine.
+    """Run tasks in a child process on this machine.
 
     Args:
-        model, loras: what it loads, as in a request.
-        target: ``module:name`` of the `pusa.server.worker.engine_process.Engine` in it.
-        env: variables to set in the child, such as CUDA_VISIBLE_DEVICES.
-        limits: as for `ChildExecutor`.
+        model, loras: names to load, as in a request.
+        target: ``module:name`` of the `pusa.server.worker.engine_process.Engine` to run.
+        env: environment variables to set in the child, such as CUDA_VISIBLE_DEVICES.
+        limits: see `ChildExecutor`.
     """
 
     def __init__(
@@ -279,12 +279,12 @@ class LocalExecutor(ChildExecutor):
 
 
 class _Process(Child):
-    """The child process, with a thread that takes in what it says."""
+    """Start the child process, and a thread that receives its messages."""
 
     def __init__(self, command: Sequence[str], model: str, env: Mapping[str, str]) -> None:
         super().__init__(model)
-        self._write = threading.Lock()
-        # A session of its own: Ctrl-C in a terminal is for the server, which then ends its jobs in good order.
+        self._write_lock = threading.Lock()
+        # A session of its own: Ctrl-C in a terminal must reach the server alone, which then stops its jobs in order.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env), start_new_session=True
         )
@@ -295,18 +295,18 @@ class _Process(Child):
         assert self._process.stdout is not None
         try:
             while True:
-                self._take(pickle.load(self._process.stdout))
+                self._receive(pickle.load(self._process.stdout))
         except (EOFError, OSError, pickle.UnpicklingError):
             pass  # it has ended, perhaps in the middle of a message
         self._process.kill()
         self._process.wait()
         self._close_input()
         self._process.stdout.close()
-        self._is_over()
+        self._mark_ended()
 
     def send(self, command: Task | CancelTask) -> None:
         assert self._process.stdin is not None
-        with self._write:
+        with self._write_lock:
             try:
                 pickle.dump(command, self._process.stdin)
                 self._process.stdin.flush()
@@ -315,14 +315,14 @@ class _Process(Child):
 
     def _close_input(self) -> None:
         assert self._process.stdin is not None
-        with self._write, suppress(OSError):  # what is still in the buffer has nowhere to go
+        with self._write_lock, suppress(OSError):  # nobody reads what is still in the buffer
             self._process.stdin.close()
 
     def _kill(self) -> None:
         self._process.kill()
 
     def end(self) -> None:
-        """It ends by itself when its input does."""
+        """Close the input, which makes the process end by itself; kill it after a moment."""
         self._is_ending = True
         self._close_input()
         try:
@@ -331,10 +331,10 @@ class _Process(Child):
             self._process.kill()
             self._process.wait()
 
-    def how_it_ended(self) -> str:
+    def describe_end(self) -> str:
         code = self._process.wait()
         if code >= 0:
             return f"the process that holds the model ended with status {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        why = " (perhaps the system was out of memory)" if -code == signal.SIGKILL else ""
-        return f"the process that holds the model was ended by {name}{why}"
+        hint = " (perhaps the system was out of memory)" if -code == signal.SIGKILL else ""
+        return f"the process that holds the model was ended by {name}{hint}"

@@ -1,6 +1,6 @@
 """Check that a worker of this machine or container is alive: ``python -m pusa.server.worker.healthcheck``.
 
-Workers have no port; what they have is a sign of life in the queue's table of workers.
+Workers have no port; they record their state in the queue's table of workers.
 """
 
 import socket
@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pusa.server.jobs.queue import JobQueue, WorkerRecord
 from pusa.server.settings import load_settings
 
-SEEN_WITHIN_SECONDS = 45.0  # a worker says something every ten
+SEEN_WITHIN_SECONDS = 45.0  # a worker records its state every ten
 
 
-def of_this_machine(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    """Those whose names begin with this machine's, as `pusa.server.worker.worker.worker_name` writes it."""
+def on_this_machine(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
+    """Select the workers of this machine by their names, see `pusa.server.worker.worker.worker_name`."""
     return [worker for worker in workers if worker.name.startswith(socket.gethostname()[:60] + "/")]
 
 
 def main() -> int:
-    """0 if there is one, 1 with a line on stderr if not. Reads the settings as `pusa worker` does."""
+    """Return 0 if a worker is alive, else 1 with a line on stderr. Read the settings as `pusa worker` does."""
     queue = JobQueue(load_settings().database_url)
     try:
-        alive = of_this_machine(queue.workers(seen_within_seconds=SEEN_WITHIN_SECONDS))
+        alive = on_this_machine(queue.workers(seen_within_seconds=SEEN_WITHIN_SECONDS))
     finally:
         queue.close()
     if not alive:

@@ -1,18 +1,23 @@
-"""What a worker and the process that holds the model say to each other: plain, picklable, without torch."""
+"""Define the messages between a worker and its engine process: plain, picklable, without torch.
+
+A task's progress is reported by `pusa.events`, and its end by `Done`, `Error` or `Cancelled`.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pusa.events import Done, Event
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One attempt at one job.
+    """Request one attempt at a job.
 
     `request` is a GenerationRequest as JSON whose conditions name keys of the FileStore; `inputs` are local files by
-    key. All that is written goes to `folder`, which may hold the checkpoint of an earlier attempt.
+    key. The engine writes every file to `folder`, which may hold the checkpoint of an earlier attempt.
     """
 
     job_id: str
@@ -21,8 +26,8 @@ class Task:
     folder: Path
     inputs: dict[str, Path] = field(default_factory=dict)
     checkpoint_every: int = 4  # steps
-    checkpoint_seconds: float = 0.0  # least time between two
-    preview_seconds: float = 0.0  # least time between two; 0: none
+    checkpoint_seconds: float = 0.0  # minimum time between two
+    preview_seconds: float = 0.0  # minimum time between two; 0: none
 
     @property
     def checkpoint(self) -> Path:
@@ -31,12 +36,12 @@ class Task:
 
 @dataclass(frozen=True)
 class CancelTask:
-    """The task is to end between two steps."""
+    """Request the end of the task between two steps."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """A stage of becoming ready; `percent` (0..100) of it, None where that cannot be known."""
+    """Report a stage of loading and its progress (0..100; None if unknown)."""
 
     stage: str
     percent: float | None = None
@@ -44,77 +49,24 @@ class Loading:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is in memory."""
+    """Report that the model is loaded."""
 
     model: str
 
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """It is not, and will not be."""
+    """Report that the model cannot be loaded; the process ends."""
 
     message: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Of a task: "load", "denoise", "decode" or "finish"."""
-
-    stage: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """The `step`-th of `steps` is done, over all windows of the video."""
-
-    step: int
-    steps: int
-    seconds_left: float | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """For the person who asked: what was rounded or left aside."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The request with nothing left open, as JSON; its files are keys again."""
-
-    request: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The video so far as one WebP picture."""
-
-    image: bytes
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole file with what `step` steps (or more, by the time it is read) have made."""
-
-    path: Path
-    step: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The last message of a task that succeeded: files by kind, and what they took (seconds, and peak_memory_mb)."""
-
-    files: dict[str, Path]
-    timings: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Error:
-    """The last message of one that failed.
+    """Report that a task has failed, as its last message.
 
     `code` is for programs (``invalid_request``, ``out_of_memory``, ``disk_full``, ``worker_lost``, ``stalled``,
-    ``internal_error``); `retry` says whether another attempt may succeed; `latents` is a file for ``pusa decode``.
+    ``internal_error``); `retry` is True if another attempt may succeed; `latents` is a file for ``pusa decode``.
     """
 
     code: str
@@ -125,8 +77,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The last message of one that was to end."""
+    """Report that a task was cancelled, as its last message."""
 
 
-Message = Stage | Step | Note | Resolved | Preview | Checkpoint | Done | Error | Cancelled
+Message = Event | Error | Cancelled
 LAST = (Done, Error, Cancelled)

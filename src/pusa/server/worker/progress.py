@@ -1,23 +1,26 @@
-"""How far a job is, in percent of the time it takes: each stage weighs what it took in earlier jobs."""
+"""Estimate a job's progress in percent of its time, weighing each stage by its duration in earlier jobs."""
 
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
-_KNOWN_JOBS = 20
-_BEFORE_ANY = {"load": 0.02, "decode": 0.15, "finish": 0.03}  # of the time of denoising; a guess, until a job is done
-_ALMOST = 0.95  # how far a stage gets by the clock alone
+_RECENT_JOBS = 20
+_DEFAULT_RATIOS = {"load": 0.02, "decode": 0.15, "finish": 0.03}  # of the denoising time, until a job has finished
+_MAX_ESTIMATED_SHARE = 0.95  # of a stage, as long as it has not ended
 
 
-class Pace:
-    """Seconds of a stage by those of denoising, the median of the last jobs: it grows with the video as they do."""
+class StageRatios:
+    """Keep the median ratio of each stage's time to the denoising time over recent jobs.
+
+    The ratio hardly depends on the size of the video, as all stages grow with it.
+    """
 
     def __init__(self) -> None:
-        self._ratios: dict[str, deque[float]] = {stage: deque(maxlen=_KNOWN_JOBS) for stage in _BEFORE_ANY}
+        self._ratios: dict[str, deque[float]] = {stage: deque(maxlen=_RECENT_JOBS) for stage in _DEFAULT_RATIOS}
 
     def learn(self, timings: Mapping[str, float]) -> None:
-        """From a finished job. One that went on from its last checkpoint has denoised nothing and says nothing."""
+        """Add a finished job; ignore one that denoised nothing because it continued from its last checkpoint."""
         denoise_seconds = timings.get("denoise", 0.0)
         if denoise_seconds > 0:
             for stage, ratios in self._ratios.items():
@@ -29,21 +32,23 @@ class Pace:
 
     def ratio(self, stage: str) -> float:
         ratios = self._ratios[stage]
-        return statistics.median(ratios) if ratios else _BEFORE_ANY[stage]
+        return statistics.median(ratios) if ratios else _DEFAULT_RATIOS[stage]
 
 
-class Progress:
-    """Of one attempt. It never falls, and reaches 100 only when the job is finished (by the queue, not here)."""
+class AttemptProgress:
+    """Estimate the progress of one attempt. It never falls; the queue sets 100 when the job is finished."""
 
-    def __init__(self, pace: Pace, share_denoised: float = 0.0, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`share_denoised` of the steps (0..1) is taken over from a checkpoint."""
-        self._pace, self._clock = pace, clock
+    def __init__(
+        self, ratios: StageRatios, share_denoised: float = 0.0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start at `share_denoised` (0..1), the share of the steps that a checkpoint holds."""
+        self._ratios, self._clock = ratios, clock
         self._stage, self._since = "denoise" if share_denoised else "", clock()
         self._share_denoised = share_denoised
-        self._denoise_seconds: float | None = None  # all steps, as far as is known
+        self._denoise_seconds: float | None = None  # estimate for all steps
         self._denoise_seconds_left: float | None = None
         self._highest = 0.0
-        self._highest = self.percent  # loading does not take it back
+        self._highest = self.percent  # a later load stage must not lower it
 
     def stage(self, stage: str) -> None:
         self._stage, self._since = stage, self._clock()
@@ -57,26 +62,26 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        """0..99, in proportion to time."""
-        load, decode, finish = (self._pace.ratio(stage) for stage in ("load", "decode", "finish"))
+        """Return 0..99, in proportion to time."""
+        load, decode, finish = (self._ratios.ratio(stage) for stage in ("load", "decode", "finish"))
         if self._stage in ("", "load"):
-            done = load * self._by_the_clock(load)
+            done = load * self._estimated_share(load)
         else:
             done = load + self._share_denoised
         if self._share_denoised == 1:
             if self._stage == "decode":
-                done += decode * self._by_the_clock(decode)
+                done += decode * self._estimated_share(decode)
             elif self._stage == "finish":
-                done += decode + finish * self._by_the_clock(finish)
+                done += decode + finish * self._estimated_share(finish)
         self._highest = max(self._highest, min(99.0, 100 * done / (load + 1 + decode + finish)))
         return self._highest
 
     @property
     def seconds_left(self) -> float | None:
-        """None before the first step."""
+        """Estimate the remaining time; None before the first step."""
         if self._denoise_seconds is None or self._denoise_seconds_left is None:
             return None
-        decode, finish = self._pace.ratio("decode"), self._pace.ratio("finish")
+        decode, finish = self._ratios.ratio("decode"), self._ratios.ratio("finish")
         since = self._clock() - self._since
         if self._share_denoised < 1:
             left = max(0.0, self._denoise_seconds_left - since) + self._denoise_seconds * (decode + finish)
@@ -86,8 +91,8 @@ class Progress:
             left = self._denoise_seconds * (decode + finish) - (since if self._stage == "decode" else 0.0)
         return max(0.0, left)
 
-    def _by_the_clock(self, ratio: float) -> float:
-        """How much of a stage that tells no steps is over, if it takes as long as in other jobs."""
+    def _estimated_share(self, ratio: float) -> float:
+        """Estimate the elapsed share (0..1) of a stage without steps, from its duration in earlier jobs."""
         if not self._denoise_seconds or not ratio:
             return 0.0
-        return min(_ALMOST, (self._clock() - self._since) / (self._denoise_seconds * ratio))
+        return min(_MAX_ESTIMATED_SHARE, (self._clock() - self._since) / (self._denoise_seconds * ratio))

@@ -1,13 +1,13 @@
-"""Actors of a Ray cluster as executors: ``pip install 'pusa[ray]'``, ``pusa worker --executor ray``.
+"""Run tasks in actors of a Ray cluster: ``pip install 'pusa[ray]'``, ``pusa worker --executor ray``.
 
-Ray places processes on machines; it is not what keeps jobs. Its retries are off (a retry would begin at step 0 on an
-actor that may be as dead as the first), so that whatever happens to an actor or its machine ends the task with
-``worker_lost``, and the queue's next attempt goes on from the checkpoint in the store.
+Ray places processes on machines; it does not keep the jobs. Its retries are off (a retry would start at step 0, on an
+actor that may be dead as well): the loss of an actor or its machine ends the task with ``worker_lost``, and the queue's
+next attempt continues from the checkpoint in the store.
 
-An actor shares no disk with the worker: inputs and checkpoints travel with the messages. The model has to be there, or
-be downloaded, on every machine of the cluster. Who reaches Ray's ports may run code there (clusters that newer versions
-start ask for a token, others for nothing): keep it in a private network. The worker itself ends when the Ray node that
-it is connected to does: give it a process of its own (``pusa worker``) rather than run it in the server.
+An actor shares no disk with the worker: inputs and checkpoints travel with the messages. Every machine of the cluster
+needs the model, or downloads it. Whoever reaches Ray's ports may run code there (clusters of newer versions require a
+token, others do not): keep it in a private network. The worker ends when the Ray node that it is connected to ends: run
+it in a process of its own (``pusa worker``), not in the server.
 """
 
 import logging
@@ -24,32 +24,33 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.exceptions import RayError
 
+from pusa.events import Checkpoint, Done
 from pusa.server.worker.engine_process import PUSA_ENGINE, Inbox, make_engine, work
 from pusa.server.worker.executor import Child, ChildExecutor
-from pusa.server.worker.messages import CHECKPOINT_FILE, CancelTask, Checkpoint, Done, Error, Task
+from pusa.server.worker.messages import CHECKPOINT_FILE, CancelTask, Error, Task
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 1.0  # that an actor waits for something to say
-_SILENT_SECONDS = 300.0  # without an answer to that, an actor is lost (what is dead, Ray knows after about 15)
+_POLL_SECONDS = 1.0  # time that an actor waits for a message
+_POLL_TIMEOUT_SECONDS = 300.0  # an actor without an answer is lost (Ray itself notices a dead one after about 15 s)
 _NAMESPACE = "pusa"
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Where an actor is."""
+class Placement:
+    """Report the process and the node of an actor."""
 
     pid: int
     node: str
 
 
 class EngineActor:
-    """An engine in a thread of a Ray actor; its messages are fetched, which also shows that it is alive."""
+    """Run an engine in a thread of a Ray actor; the worker polls its messages, which also shows that it is alive."""
 
     def __init__(self, target: str, model: str, *loras: str) -> None:
         self._inbox = Inbox()
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._send(Placed(os.getpid(), ray.util.get_node_ip_address()))
+        self._send(Placement(os.getpid(), ray.util.get_node_ip_address()))
         threading.Thread(target=self._work, args=(target, model, *loras), name="pusa-engine", daemon=True).start()
 
     def _work(self, target: str, model: str, *loras: str) -> None:
@@ -59,12 +60,12 @@ class EngineActor:
             self._messages.put(None)
 
     def _send(self, message: Any) -> None:
-        self._messages.put(packed(message))
+        self._messages.put(pack(message))
 
     def put(self, command: "Task | CancelTask", files: dict[str, bytes]) -> None:
-        """A task's files are written to a folder of this machine, which is removed with the next one's."""
+        """Receive a command, and write a task's files to a folder of this machine that the next task removes."""
         if isinstance(command, Task):
-            self._folder = tempfile.TemporaryDirectory(prefix="pusa-")  # closes the one before
+            self._folder = tempfile.TemporaryDirectory(prefix="pusa-")  # closes the previous one
             folder = Path(self._folder.name)
             inputs = {}
             for number, (key, name) in enumerate(sorted((key, path.name) for key, path in command.inputs.items())):
@@ -77,7 +78,7 @@ class EngineActor:
         self._inbox.put(command)
 
     def poll(self, seconds: float) -> list[tuple[Any, dict[str, bytes]] | None]:
-        """Messages with the contents of their files, at least one if there is one in so many seconds; None: no more."""
+        """Return messages with the contents of their files; wait for the first for some seconds. None is the last."""
         found = []
         try:
             found.append(self._messages.get(timeout=seconds))
@@ -87,8 +88,8 @@ class EngineActor:
             return found
 
 
-def packed(message: Any) -> tuple[Any, dict[str, bytes]]:
-    """A message and the contents of the files that it names, by their names."""
+def pack(message: Any) -> tuple[Any, dict[str, bytes]]:
+    """Return a message with the contents of the files it names, by file name."""
     match message:
         case Checkpoint(path, _):
             files = [path]
@@ -101,8 +102,8 @@ def packed(message: Any) -> tuple[Any, dict[str, bytes]]:
     return message, {path.name: path.read_bytes() for path in dict.fromkeys(files)}
 
 
-def unpacked(message: Any, files: dict[str, bytes], folder: Path) -> Any:
-    """The message about files in `folder`, which have been written, each whole or not at all."""
+def unpack(message: Any, files: dict[str, bytes], folder: Path) -> Any:
+    """Write each file atomically to `folder` and return the message with their new paths."""
     for name, content in files.items():
         temporary = folder / f".{name}.tmp"
         temporary.write_bytes(content)
@@ -118,15 +119,15 @@ def unpacked(message: Any, files: dict[str, bytes], folder: Path) -> Any:
 
 
 class RayExecutor(ChildExecutor):
-    """An actor somewhere in a Ray cluster.
+    """Run tasks in an actor of a Ray cluster.
 
     Args:
-        model, loras: what it loads, as in a request; on the actor's machine.
-        target: ``module:name`` of the `pusa.server.worker.engine_process.Engine` in it.
+        model, loras: names to load on the actor's machine, as in a request.
+        target: ``module:name`` of the `pusa.server.worker.engine_process.Engine` to run.
         address: of the cluster; None: the one that Ray finds (RAY_ADDRESS), or a new one on this machine.
-        gpus: that Ray sets aside for the actor (a share below 1 is possible), and shows it alone; 0: none.
-        resources: further ones that its machine must have, as Ray names them.
-        limits: as for `ChildExecutor`.
+        gpus: number that Ray reserves for the actor and makes visible to it (may be below 1); 0: none.
+        resources: further resources that its machine must have, by Ray's names.
+        limits: see `ChildExecutor`.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class RayExecutor(ChildExecutor):
             "resources": resources or {},
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": 4,  # a task is put, cancelled and followed at once
+            "max_concurrency": 4,  # put, cancel and poll run at the same time
             "scheduling_strategy": "SPREAD",
         }
 
@@ -161,7 +162,7 @@ _connecting = threading.Lock()
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster, once in a process."""
+    """Connect this process to the cluster, once."""
     with _connecting:
         if not ray.is_initialized():
             ray.init(
@@ -170,45 +171,47 @@ def connect(address: str | None) -> None:
 
 
 class _Actor(Child):
-    """An actor, with a thread that fetches what it says."""
+    """Start an actor, and a thread that polls its messages."""
 
     def __init__(self, new_actor: Callable[[], Any], model: str) -> None:
         super().__init__(model)
-        self._why: str | None = None
-        self._where = "the actor that holds the model"
+        self._end_reason: str | None = None
+        self._location = "the actor that holds the model"
         self._folder = Path()
         self._actor: Any = None
         self._ended = threading.Event()
-        threading.Thread(target=self._follow, args=(new_actor,), name="pusa-actor", daemon=True).start()
+        threading.Thread(target=self._listen, args=(new_actor,), name="pusa-actor", daemon=True).start()
 
-    def _follow(self, new_actor: Callable[[], Any]) -> None:
+    def _listen(self, new_actor: Callable[[], Any]) -> None:
         try:
             self._actor = new_actor()
-            self._take_all()
-        except Exception as error:  # of Ray: a lost actor or machine; of the connection to the cluster: of any kind
-            self._why = self._why or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            self._poll_messages()
+        except Exception as error:  # Ray's, of a lost actor or machine; those of the connection are of any type
+            self._end_reason = self._end_reason or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if self._actor is not None:
             ray.kill(self._actor)
-        self._is_over()
+        self._mark_ended()
         self._ended.set()
 
-    def _take_all(self) -> None:
+    def _poll_messages(self) -> None:
         is_placed = False
         while not self._is_ending:
-            # Until it is placed, it waits for a free GPU: for as long as `load_seconds` allows.
-            fetched = ray.get(self._actor.poll.remote(_POLL_SECONDS), timeout=_SILENT_SECONDS if is_placed else None)
+            # Before it is placed, the actor waits for a free GPU, as long as `load_seconds` allows.
+            fetched = ray.get(
+                self._actor.poll.remote(_POLL_SECONDS), timeout=_POLL_TIMEOUT_SECONDS if is_placed else None
+            )
             for entry in fetched:
                 if entry is None:
                     return
                 is_placed = True
-                self._fetched(*entry)
+                self._receive_packed(*entry)
 
-    def _fetched(self, message: Any, files: dict[str, bytes]) -> None:
-        if isinstance(message, Placed):
-            self._where = f"the actor that holds the model (process {message.pid} on {message.node})"
+    def _receive_packed(self, message: Any, files: dict[str, bytes]) -> None:
+        if isinstance(message, Placement):
+            self._location = f"the actor that holds the model (process {message.pid} on {message.node})"
             self.state = replace(self.state, pids=(message.pid,))
         else:
-            self._take(unpacked(message, files, self._folder))
+            self._receive(unpack(message, files, self._folder))
 
     def send(self, command: Task | CancelTask) -> None:
         files = {}
@@ -222,9 +225,9 @@ class _Actor(Child):
         except RayError as error:
             logger.info("the actor takes no more commands: %s", error)
 
-    def kill(self, why: str | None = None) -> None:
-        self._why = self._why or why
-        super().kill(why)
+    def kill(self, reason: str | None = None) -> None:
+        self._end_reason = self._end_reason or reason
+        super().kill(reason)
 
     def _kill(self) -> None:
         if self._actor is not None:
@@ -236,5 +239,5 @@ class _Actor(Child):
             ray.kill(self._actor)
         self._ended.wait(2 * _POLL_SECONDS)
 
-    def how_it_ended(self) -> str:
-        return f"{self._where} has ended" + (f" ({self._why})" if self._why else "")
+    def describe_end(self) -> str:
+        return f"{self._location} has ended" + (f" ({self._end_reason})" if self._end_reason else "")
