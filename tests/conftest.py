@@ -188,12 +188,13 @@ def postgresql_url(postgresql: Any) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_log_handlers() -> Iterator[None]:
-    """Take away handlers that a test has added: they write to what was captured there, and is closed."""
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
+def _restore_logging() -> Iterator[None]:
+    """Remove handlers that a test has added, whose output was captured and is closed, and restore levels."""
+    root, package = logging.getLogger(), logging.getLogger("pusa")
+    before, levels = list(root.handlers), (root.level, package.level)
     yield
     for handler in list(root.handlers):
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
-    root.setLevel(level)
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])

@@ -223,7 +223,7 @@ def test_a_missing_or_changed_input_is_named(files, tmp_path, monkeypatch):
 
 
 def test_a_video_that_is_not_ours_cannot_be_made_again(files):
-    with pytest.raises(ValueError, match="no request is read_request inside"):
+    with pytest.raises(ValueError, match="no request is stored inside"):
         read_request(media.read_metadata(Path(files["one"])))
 
 

@@ -86,7 +86,7 @@ def test_directions_are_told_apart(full_world: World, trained_to_follow: Probes)
 def test_verdicts_have_the_shapes_that_are_promised_and_add_up(world: World, trained: Probes) -> None:
     video, _ = world.render(scenes(3), FRAMES, size=SIZE)
     seen = trained.classify(video)
-    assert seen.things.shape == (3, probes.LOOKS, THINGS + 1)
+    assert seen.things.shape == (3, probes.CLASSIFIED_FRAMES, THINGS + 1)
     assert seen.places.shape == (3, 13)
     assert seen.motions.shape == (3, len(MOTIONS))
     assert seen.cameras.shape == (3, len(CAMERAS))
