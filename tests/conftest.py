@@ -190,11 +190,12 @@ def postgresql_url(postgresql: Any) -> str:
 @pytest.fixture(autouse=True)
 def _restore_logging() -> Iterator[None]:
     """Remove handlers that a test has added, whose output was captured and is closed, and restore levels."""
-    root, package = logging.getLogger(), logging.getLogger("pusa")
-    before, levels = list(root.handlers), (root.level, package.level)
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, ("pusa", "uvicorn", "uvicorn.error", "uvicorn.access"))]
+    before, levels = list(root.handlers), [logger.level for logger in loggers]
     yield
     for handler in list(root.handlers):
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
-    root.setLevel(levels[0])
-    package.setLevel(levels[1])
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
