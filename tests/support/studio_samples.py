@@ -50,7 +50,7 @@ def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterato
         return LocalExecutor(settings.model, env={"PYTHONPATH": str(SUPPORT)}, **target)
 
     app = create_app(settings_of(folder, port=port, **changes), make_executor=executor)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

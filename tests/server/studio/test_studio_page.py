@@ -209,7 +209,7 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
     opened: list[str] = []
     monkeypatch.setattr(cli_studio, "_open", opened.append)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app_in(tmp_path, studio=False), port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app_in(tmp_path, studio=False), port=port, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     cli_studio._open_when_there(f"http://127.0.0.1:{port}/")  # returns when it answers
