@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from components import make_transformer
 from diffusers import ContextParallelConfig
+from gloo import all_gather_of_any_size
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -95,14 +96,6 @@ def sharded() -> dict[str, Any]:
         "differences": differences,
         "warnings": [str(warning.message) for warning in caught if "view" in str(warning.message)],
     }
-
-
-def all_gather_of_any_size(gathered: list[Tensor], tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """As NCCL gathers uneven tensors, which gloo refuses: every process sends its own to all."""
-    for rank, piece in enumerate(gathered):
-        if rank == dist.get_rank():
-            piece.copy_(tensor)
-        dist.broadcast(piece, src=rank, group=group)
 
 
 def promotion_after_sharding() -> str:

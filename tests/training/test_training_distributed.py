@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from components import make_transformer
+from gloo import all_gather_of_any_size
 from safetensors.torch import load_file
-from test_parallel import all_gather_of_any_size
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from training_samples import make_config, write_dataset

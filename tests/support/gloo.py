@@ -1,0 +1,12 @@
+"""Help tests of several processes with gloo, the backend of CPUs."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def all_gather_of_any_size(gathered: list[Tensor], tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """Gather uneven tensors, as NCCL does and gloo refuses: every process broadcasts its own."""
+    for rank, piece in enumerate(gathered):
+        if rank == dist.get_rank():
+            piece.copy_(tensor)
+        dist.broadcast(piece, src=rank, group=group)
