@@ -17,7 +17,6 @@ from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, TextToVideo
 from pusa.mini.recipe.clips import ClipCache
 from pusa.mini.recipe.loop import rank
 from pusa.mini.world.world import captions
-from pusa.resources import is_bf16_fast
 from pusa.training.config import load_config
 from pusa.training.distributed import connect_processes
 from pusa.training.trainer import train
@@ -88,7 +87,6 @@ def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: 
             "batch_frames": plan.batch_frames,
             "method.rank": plan.rank,
             "method.alpha": 4 * math.sqrt(plan.rank),
-            "model.dtype": "bf16" if is_bf16_fast(device.type) else "fp32",
             "model.attention": "math" if on_cpu else "auto",
             "model.deterministic": plan.deterministic,
         },
