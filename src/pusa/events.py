@@ -121,6 +121,17 @@ class RunEnded(BaseException):
     """Unwind a run that must end; not an Exception, so that no handler on the way keeps it."""
 
 
+def report_until_stopped(report: Report, stop: Callable[[], bool]) -> Report:
+    """Wrap a report function to raise `RunEnded` once `stop` returns True."""
+
+    def report_or_stop(event: Event) -> None:
+        if stop():
+            raise RunEnded
+        report(event)
+
+    return report_or_stop
+
+
 def as_events(run: Callable[[Report], None]) -> Events:
     """Turn a function that reports events into a generator: it runs in a thread, at most one event ahead.
 

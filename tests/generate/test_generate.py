@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
+from media_samples import psnr
 from PIL import Image
 
 from pusa import loading, media, zoo
@@ -55,10 +56,6 @@ def run(output: Path, **asked: Any) -> list[Event]:
 
 def frames_of(path: Path) -> np.ndarray:
     return media.read_video(path)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(-10 * np.log10(np.mean((a.astype(float) - b.astype(float)) ** 2) / 255**2))
 
 
 def image(file: str, position: str | int = 0, noise: float = 0.0, **more: Any) -> dict[str, Any]:

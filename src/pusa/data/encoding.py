@@ -5,7 +5,7 @@ import hashlib
 import json
 import queue
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
-from pusa.events import Event, Note, Report, RunEnded, Stage, Step
+from pusa.events import Note, Report, Stage, Step
 from pusa.models.text_encoder import identity_of_module
 from pusa.models.vae import encode_video
 from pusa.pipeline import PusaPipeline
@@ -27,17 +27,6 @@ T = TypeVar("T")
 
 _SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another encoder's are unrelated
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
-
-
-def report_until_stopped(report: Report, stop: Callable[[], bool]) -> Report:
-    """Wrap a report function to raise `RunEnded` once `stop` returns True."""
-
-    def report_or_stop(event: Event) -> None:
-        if stop():
-            raise RunEnded
-        report(event)
-
-    return report_or_stop
 
 
 class StageProgress:

@@ -22,10 +22,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
-from pusa.data.encoding import StageProgress, devices, load_vae, report_until_stopped
+from pusa.data.encoding import StageProgress, devices, load_vae
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
-from pusa.events import Done, Events, Note, Report, Stage, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.media import to_uint8
 from pusa.media.previews import BACKGROUND, draw_label, grid
 from pusa.models.vae import decode_chunks

@@ -30,12 +30,11 @@ from pusa.data.encoding import (
     devices,
     identity_of_vae,
     load_vae,
-    report_until_stopped,
 )
 from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
-from pusa.events import Done, Events, Note, Report, Stage, as_events
+from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 

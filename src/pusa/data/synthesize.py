@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae, report_until_stopped
-from pusa.events import Done, Events, Note, Report, Stage, as_events
+from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae
+from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.pipeline import PusaPipeline
 from pusa.positions import nearest_of
 from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import __version__, media, resources, zoo
-from pusa.events import Done, Event, Events, Note, Report, Resolved, RunEnded, Stage, as_events
+from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
 from pusa.generate import inputs, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
@@ -71,7 +71,7 @@ def generate(
     """
 
     def run(report: Report) -> None:
-        report_or_stop = _stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
         metadata = {
             "pusa": __version__,
@@ -117,7 +117,7 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
     """
 
     def run(report: Report) -> None:
-        report_or_stop = _stopping(report, stop)
+        report_or_stop = report_until_stopped(report, stop)
         z, metadata = load_latents(latents)
         request = GenerationRequest.model_validate(metadata["request"])
         writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
@@ -148,15 +148,6 @@ def _resolve(
     specs = [s.model_copy(update={"sha256": i.sha256}) for s, i in zip(resolved.conditions, sources, strict=True)]
     resolved = resolved.model_copy(update={"conditions": specs})
     return resolved, [Input(spec, i.content, i.sha256) for spec, i in zip(specs, sources, strict=True)]
-
-
-def _stopping(report: Report, stop: Callable[[], bool]) -> Report:
-    def report_or_stop(event: Event) -> None:
-        if stop():
-            raise RunEnded
-        report(event)
-
-    return report_or_stop
 
 
 def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:
