@@ -112,7 +112,6 @@ class Done(_Event):
 
 
 Event = Resolved | Stage | Step | Note | Preview | Checkpoint | Done
-GenerationEvent = Event  # the name of the union before it was one
 Report = Callable[[Event], None]
 Events = Generator[Event, None, None]
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from pusa.conditions import Placement, PusaCondition, place
+from pusa.defaults import WAN_DEFAULTS, GenerationDefaults
 from pusa.lora import operations as lora
-from pusa.models.defaults import WAN_DEFAULTS, GenerationDefaults
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
@@ -175,7 +175,7 @@ class PusaPipeline(WanPipeline):
 
         Args:
             prompt: text, or one text per video; or give `prompt_embeds`.
-            negative_prompt: what to avoid (Wan's: `pusa.models.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
+            negative_prompt: what to avoid (Wan's: `pusa.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
             conditions: a list of `PusaCondition` for every video, or one list per prompt.
             height, width: pixels; rounded to the nearest multiple of 16, with a warning.
             num_frames: rounded to the nearest 4n + 1, with a warning; the video has n + 1 latent frames.

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from pusa.defaults import GenerationDefaults
 from pusa.fields import StrictModel, explain, knob, knobs, shown
 from pusa.numerals import MAX_VALUES, split_list
 from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
@@ -78,31 +79,6 @@ def preset_noise(preset: str, kind: Literal["image", "video"], count: int) -> li
 def preset_alpha(preset: str, alpha: float) -> float:
     """Return a preset's alpha, 0.1..5, for a model whose default is `alpha`."""
     return min(5.0, max(0.1, round(alpha + PRESETS[preset].alpha_offset, 6)))
-
-
-class ModelDefaults(Protocol):
-    """Declare the defaults that a model has to name (`pusa.zoo.GenerationDefaults`); Wan2.2 has an alpha per expert."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def fps(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def guidance(self) -> float: ...
-    @property
-    def shift(self) -> float: ...
-    @property
-    def alpha(self) -> float | Mapping[str, float]: ...
-    @property
-    def negative_prompt(self) -> str: ...
-    @property
-    def encode(self) -> Literal["single", "repeat"]: ...
 
 
 @dataclass(frozen=True)
@@ -316,7 +292,7 @@ class GenerationRequest(StrictModel):
             raise ValueError("the prompt is empty: say what the video shows, or give an image or a video")
         return self
 
-    def resolved(self, defaults: ModelDefaults) -> "ResolvedRequest":
+    def resolved(self, defaults: GenerationDefaults) -> "ResolvedRequest":
         """Fill every open field from the preset and the model, and draw a seed where none is set.
 
         Sizes are rounded to multiples of 16 and lengths to 4n + 1; `rounding_notes` lists the changes.
@@ -414,7 +390,7 @@ class ResolvedRequest(GenerationRequest):
 
 
 def match_orientation(
-    request: GenerationRequest, size_of_first: Callable[[], tuple[int, int]] | None, defaults: ModelDefaults
+    request: GenerationRequest, size_of_first: Callable[[], tuple[int, int]] | None, defaults: GenerationDefaults
 ) -> GenerationRequest:
     """Swap the model's width and height where the first input is upright and they are not, or the other way round.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa import resources
+from pusa.defaults import WAN_DEFAULTS, GenerationDefaults
 from pusa.models import files
-from pusa.models.defaults import WAN_DEFAULTS, GenerationDefaults
 from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 

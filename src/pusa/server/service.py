@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pusa.defaults import GenerationDefaults
 from pusa.server.errors import ServiceError
 from pusa.server.http.schemas import ID_PATTERN
 from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
@@ -24,7 +25,6 @@ from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import JobSubmitter, in_thread, model_name
 from pusa.server.uploads import Spool, Upload
-from pusa.zoo import GenerationDefaults
 
 __all__ = [
     "Content",

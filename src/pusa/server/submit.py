@@ -17,6 +17,7 @@ import anyio.to_thread
 from pydantic import ValidationError
 
 from pusa import zoo
+from pusa.defaults import GenerationDefaults
 from pusa.fsutil import sha256_of
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
@@ -62,7 +63,7 @@ class JobSubmitter:
         self.loras = {Path(source).name: source for source in settings.lora}
 
     @cached_property
-    def defaults(self) -> zoo.GenerationDefaults:
+    def defaults(self) -> GenerationDefaults:
         """The model's defaults for what a request leaves open."""
         return zoo.defaults_of(self.settings.model)
 

@@ -11,9 +11,10 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import ValidationError
 
+from pusa.defaults import GenerationDefaults
 from pusa.fields import StrictModel, explain, shown
 from pusa.numerals import check_noise_multiplier, parse_number, parse_numbers, parse_size
-from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, ModelDefaults, parse_positions
+from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, parse_positions
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
 from pusa.server.http.schemas import (
@@ -167,7 +168,7 @@ def invalid_value(message: str, param: str | None = None) -> ServiceError:
 def build_request(
     body: CreateVideo | ExtendVideo | EditVideo,
     *,
-    defaults: ModelDefaults,
+    defaults: GenerationDefaults,
     with_length: bool = True,
 ) -> dict[str, Any]:
     """Build the fields of a `GenerationRequest` without its conditions.
@@ -202,7 +203,7 @@ def parse_seconds(value: str | float) -> float:
     return parse_number(value, "seconds") if isinstance(value, str) else float(value)
 
 
-def extension_length(seconds: float, request: Mapping[str, Any], defaults: ModelDefaults) -> dict[str, int]:
+def extension_length(seconds: float, request: Mapping[str, Any], defaults: GenerationDefaults) -> dict[str, int]:
     """Compute `frames` (with the overlap) and `overlap` of an extension that adds so many seconds.
 
     The overlap is the default of `GenerationRequest`.

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from pusa import zoo
+from pusa.defaults import GenerationDefaults
 from pusa.numerals import is_noise_multiplier, parse_numbers, parse_size, parse_whole, split_list
 from pusa.positions import latent_frames
 from pusa.request import GenerationRequest, Position, explain, parse_positions, preset_alpha, preset_noise
-from pusa.zoo import GenerationDefaults
 
 Tab = Literal["image", "images", "video", "text"]
 TABS: tuple[Tab, ...] = get_args(Tab)
