@@ -30,6 +30,7 @@ __all__ = [
     "ConditionSpec",
     "GenerationRequest",
     "Position",
+    "ResolvedCondition",
     "ResolvedRequest",
     "explain",
     "knobs",
@@ -203,6 +204,13 @@ class ConditionSpec(StrictModel):
         return self
 
 
+class ResolvedCondition(ConditionSpec):
+    """Hold a condition with every field set: `positions` are empty only where all frames of a video are kept."""
+
+    noise: list[Multiplier]
+    encode: Literal["single", "repeat"]
+
+
 class GenerationRequest(StrictModel):
     """Describe a video to make. `resolved` fills fields that are None from the preset and the model."""
 
@@ -310,7 +318,7 @@ class GenerationRequest(StrictModel):
         self._check_overlap(frames, window, overlap)
         values = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
-            "conditions": self._resolved_conditions(defaults.encode),
+            "conditions": self._resolve_conditions(defaults.encode),
             "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
             "height": nearest_of(self.height or defaults.height, SIZE_MULTIPLE),
             "frames": frames,
@@ -329,7 +337,7 @@ class GenerationRequest(StrictModel):
         _check_places(resolved)
         return resolved
 
-    def _resolved_conditions(self, encode: Literal["single", "repeat"]) -> list[ConditionSpec]:
+    def _resolve_conditions(self, encode: Literal["single", "repeat"]) -> list[ResolvedCondition]:
         image_noise = iter(preset_noise(self.preset, "image", sum(c.kind == "image" for c in self.conditions)))
         resolved = []
         for condition in self.conditions:
@@ -343,12 +351,12 @@ class GenerationRequest(StrictModel):
             else:
                 # All frames of a video are kept, and their number is not known before its file is read: one for all.
                 noise, positions = preset_noise(self.preset, "image", 1), []
-            update = {
+            values = {
                 "noise": condition.noise or noise,
                 "positions": positions,
                 "encode": condition.encode or (encode if condition.kind == "image" else "single"),
             }
-            resolved.append(condition.model_copy(update=update))
+            resolved.append(ResolvedCondition(**{**dict(condition), **values}))
         return resolved
 
     def _check_overlap(self, frames: int, window: int, overlap: int) -> None:
@@ -372,8 +380,12 @@ class GenerationRequest(StrictModel):
 
 
 class ResolvedRequest(GenerationRequest):
-    """Hold a request with every field set, but `guidance_2` and `alpha_2` where one value holds for both experts."""
+    """Hold a request with every field set, but `guidance_2` and `alpha_2` where one value holds for both experts.
 
+    `GenerationRequest.resolved` makes it once, where the model's defaults are known.
+    """
+
+    conditions: list[ResolvedCondition]  # type: ignore[assignment]  # lists of a frozen model are only read
     if TYPE_CHECKING:
         negative_prompt: str
         width: int
@@ -387,6 +399,17 @@ class ResolvedRequest(GenerationRequest):
         shift: float
         alpha: float
         seed: int
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "ResolvedRequest":
+        unset = [name for name, value in self if value is None and name not in ("guidance_2", "alpha_2")]
+        if unset:
+            raise ValueError(f"a resolved request has no {', '.join(unset)}: resolve the request it was made from")
+        return self
+
+    def resolved(self, defaults: GenerationDefaults) -> "ResolvedRequest":
+        """Return the request itself: no field is open."""
+        return self
 
 
 def match_orientation(

@@ -1,6 +1,7 @@
 """Find the files of a request, verify their content, and embed small ones in the video."""
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from pusa import media
 from pusa.fsutil import sha256_of
-from pusa.request import ConditionSpec, ResolvedRequest
+from pusa.request import ConditionSpec, ResolvedCondition, ResolvedRequest
 
 MAX_EMBEDDED_BYTES = 2_000_000  # of all inputs together
 
@@ -17,53 +18,65 @@ MAX_EMBEDDED_BYTES = 2_000_000  # of all inputs together
 class Input:
     """Hold a condition of a request and its content: a file, or bytes that a video carried."""
 
-    spec: ConditionSpec
+    condition: ResolvedCondition
     content: Path | bytes
     sha256: str
 
     @property
     def source(self) -> Path | BytesIO:
         """Return the content in a form that `pusa.media` reads, from its beginning."""
-        return BytesIO(self.content) if isinstance(self.content, bytes) else self.content
-
-    def size(self) -> tuple[int, int]:
-        """Return width and height in pixels. Raises MediaError."""
-        if self.spec.kind == "image":
-            return media.read_image(self.source).size
-        video = media.probe_video(self.source)
-        return video.width, video.height
+        return _source(self.content)
 
     @property
     def size_bytes(self) -> int:
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
-def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
+def find(condition: ResolvedCondition, carried: Mapping[str, bytes]) -> Input:
     """Find the content of a condition; `carried` holds contents by sha256.
 
     Raises:
         FileNotFoundError: the file does not exist and is not carried.
         ValueError: the file has another sha256 than the condition.
     """
-    if spec.sha256 in carried:
-        assert spec.sha256 is not None
-        return Input(spec, carried[spec.sha256], spec.sha256)
-    path = Path(spec.file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{spec.file} is not here: this {spec.kind} is needed to make the video")
-    sha256 = sha256_of(path)
-    if spec.sha256 not in (None, sha256):
-        raise ValueError(f"{spec.file} has changed: the video was made from a file with sha256 {spec.sha256[:12]}...")
-    return Input(spec, path, sha256)
+    content = _content_of(condition, carried)
+    sha256 = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
+    if condition.sha256 not in (None, sha256):
+        raise ValueError(
+            f"{condition.file} has changed: the video was made from a file with sha256 {condition.sha256[:12]}..."
+        )
+    return Input(condition.model_copy(update={"sha256": sha256}), content, sha256)
+
+
+def frame_size(condition: ConditionSpec, carried: Mapping[str, bytes]) -> tuple[int, int]:
+    """Return width and height of a condition's content in pixels. Raises FileNotFoundError, MediaError."""
+    return _frame_size(condition, _content_of(condition, carried))
 
 
 def check(inputs: Sequence[Input]) -> None:
     """Raise MediaError for an input that cannot be read, before a model is loaded."""
     for entry in inputs:
-        if entry.spec.kind == "image":
-            media.read_image(entry.source)
-        else:
-            media.probe_video(entry.source)
+        _frame_size(entry.condition, entry.content)
+
+
+def _content_of(condition: ConditionSpec, carried: Mapping[str, bytes]) -> Path | bytes:
+    if condition.sha256 is not None and condition.sha256 in carried:
+        return carried[condition.sha256]
+    path = Path(condition.file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{condition.file} is not here: this {condition.kind} is needed to make the video")
+    return path
+
+
+def _frame_size(condition: ConditionSpec, content: Path | bytes) -> tuple[int, int]:
+    if condition.kind == "image":
+        return media.read_image(_source(content)).size
+    video = media.probe_video(_source(content))
+    return video.width, video.height
+
+
+def _source(content: Path | bytes) -> Path | BytesIO:
+    return BytesIO(content) if isinstance(content, bytes) else content
 
 
 def embed(inputs: Sequence[Input]) -> dict[str, str]:
@@ -83,8 +96,8 @@ def embed(inputs: Sequence[Input]) -> dict[str, str]:
 
 def strip_folders(request: ResolvedRequest) -> ResolvedRequest:
     """Reduce absolute paths to file names, so that a video's metadata tells nothing about the machine."""
-    specs = [
-        spec.model_copy(update={"file": path.name}) if (path := Path(spec.file)).is_absolute() else spec
-        for spec in request.conditions
+    conditions = [
+        condition.model_copy(update={"file": path.name}) if (path := Path(condition.file)).is_absolute() else condition
+        for condition in request.conditions
     ]
-    return request.model_copy(update={"conditions": specs})
+    return request.model_copy(update={"conditions": conditions})

@@ -7,6 +7,7 @@ import base64
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -48,7 +49,7 @@ def generate(
     """Make the video of a request.
 
     Args:
-        request: the request; the model's defaults fill the fields it leaves open.
+        request: the request; the model's defaults fill the fields it leaves open. A `ResolvedRequest` has none.
         output: file to write; its suffix sets the format, see `pusa.media.VideoWriter`.
         stop: called between steps and between frames; True ends the run, and no file is left.
         pipeline: a loaded pipeline; None loads the request's model and keeps it for the next request.
@@ -135,19 +136,19 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
 def _resolve(
     request: GenerationRequest, carried: Mapping[str, bytes], report: Report
 ) -> tuple[ResolvedRequest, list[Input]]:
-    """Find the inputs and fill every field of the request; report what was rounded, and words the model lacks."""
+    """Fill every field of the request and find its inputs; report what was rounded, and words the model lacks."""
     request = _with_available_model(request, report)
     defaults = zoo.defaults_of(request.model)
-    sources = [inputs.find(spec, carried) for spec in request.conditions]
-    resolved = match_orientation(request, sources[0].size if sources else None, defaults).resolved(defaults)
+    first = request.conditions[0] if request.conditions else None
+    size_of_first = partial(inputs.frame_size, first, carried) if first else None
+    resolved = match_orientation(request, size_of_first, defaults).resolved(defaults)
+    sources = [inputs.find(condition, carried) for condition in resolved.conditions]
     for note in rounding_notes(request, resolved):
         report(Note(note))
     if unknown := prompt_hints.unknown_words(request.prompt, request.model):
         hint = prompt_hints.hint(unknown, request.model)
         report(Note(hint, tuple(unknown)))
-    specs = [s.model_copy(update={"sha256": i.sha256}) for s, i in zip(resolved.conditions, sources, strict=True)]
-    resolved = resolved.model_copy(update={"conditions": specs})
-    return resolved, [Input(spec, i.content, i.sha256) for spec, i in zip(specs, sources, strict=True)]
+    return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources
 
 
 def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:

@@ -7,7 +7,7 @@ that the user gives.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,9 +98,9 @@ class Tasks:
         self._check_length(second, len(beginning), overlap_frames)
         for _ in self._all_frames(second):
             pass  # shown last: find a damaged file before denoising
-        conditions = [self._end_condition(first), _window_end_condition(beginning, second.spec.noise, second.spec.fit)]
+        window_end = _window_end_condition(beginning, second.condition.noise, second.condition.fit)
         return OutputPlan(
-            self._latents(latent_frames(request.frames), conditions),
+            self._latents(latent_frames(request.frames), [self._end_condition(first), window_end]),
             before=self._all_frames(first),
             skip=request.overlap,
             drop=overlap_frames,
@@ -139,11 +139,14 @@ class Tasks:
         return self.request.width, self.request.height
 
     def _condition(self, source: Input) -> PusaCondition:
-        spec, request = source.spec, self.request
-        assert spec.noise is not None
-        indices = [position.latent_index(request.frames, request.fps) for position in spec.positions]
-        shared: dict[str, Any] = {"noise_multiplier": spec.noise, "encode": spec.encode, "fit": spec.fit}
-        if spec.kind == "image":
+        condition, request = source.condition, self.request
+        indices = [position.latent_index(request.frames, request.fps) for position in condition.positions]
+        shared: dict[str, Any] = {
+            "noise_multiplier": condition.noise,
+            "encode": condition.encode,
+            "fit": condition.fit,
+        }
+        if condition.kind == "image":
             return PusaCondition(image=media.read_image(source.source), latent_index=indices[0], **shared)
         frames_needed = frames_of(max(indices) + 1) if indices else request.frames
         frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=frames_needed)
@@ -154,17 +157,16 @@ class Tasks:
         count = self.request.overlap
         frames = media.read_video(source.source, fps=self.request.fps, fit=self._size, last_frames=count)
         self._check_length(source, len(frames), count)
-        assert source.spec.noise is not None
-        return PusaCondition(video=frames, noise_multiplier=source.spec.noise, fit=source.spec.fit)
+        return PusaCondition(video=frames, noise_multiplier=source.condition.noise, fit=source.condition.fit)
 
     def _all_frames(self, source: Input) -> Iterator[np.ndarray]:
         for frame in media.iter_video(source.source, fps=self.request.fps, fit=self._size):
-            yield np.asarray(fit_image(frame, *self._size, source.spec.fit))
+            yield np.asarray(fit_image(frame, *self._size, source.condition.fit))
 
     def _check_length(self, source: Input, frames: int, needed: int) -> None:
         if frames < needed:
             raise ValueError(
-                f"{source.spec.file} has {frames} frames at {self.request.fps:g} fps, {needed} are taken over: "
+                f"{source.condition.file} has {frames} frames at {self.request.fps:g} fps, {needed} are taken over: "
                 "give a longer video or a smaller overlap"
             )
 
@@ -243,7 +245,9 @@ class Tasks:
         return {}
 
 
-def _window_end_condition(frames: np.ndarray, noise: Any, fit: Any) -> PusaCondition:
+def _window_end_condition(
+    frames: np.ndarray, noise: float | list[float], fit: Literal["crop", "letterbox", "stretch"]
+) -> PusaCondition:
     """Condition the end of a window on frames, four to a latent frame, as everywhere but in the first one."""
     return PusaCondition(
         video=frames, latent_index=-(len(frames) // 4), noise_multiplier=noise, encode="repeat", fit=fit
