@@ -269,6 +269,17 @@ def test_a_resolved_request_is_complete_stays_the_same_and_survives_json(request
     assert rounding_notes(resolved, resolved) == []
 
 
+def test_what_is_still_open_is_no_resolved_request():
+    resolved = GenerationRequest(prompt="x", conditions=[{"file": "a.png"}]).resolved(WAN).model_dump()
+    with pytest.raises(ValidationError) as refused:
+        ResolvedRequest.model_validate({**resolved, "alpha": None, "seed": None})
+    assert explain(refused.value) == "a resolved request has no alpha, seed: resolve the request it was made from"
+    for name in ("noise", "encode"):
+        [condition] = resolved["conditions"]
+        with pytest.raises(ValidationError):
+            ResolvedRequest.model_validate({**resolved, "conditions": [{**condition, name: None}]})
+
+
 def test_what_is_given_wins_over_the_preset_and_the_model():
     asked = GenerationRequest(prompt="x", preset="creative", alpha=1.7, steps=4, negative_prompt="", seed=0)
     resolved = asked.resolved(WAN)

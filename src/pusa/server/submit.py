@@ -194,7 +194,7 @@ class JobSubmitter:
         values["lora"] = [self._lora_source(name) for name in values.get("lora") or self.loras]
         values["conditions"] = [_with_kind(condition, uploads) for condition in values.get("conditions") or []]
         try:
-            checked = GenerationRequest.model_validate_json(json.dumps(values))
+            checked = GenerationRequest.model_validate(values)
         except ValidationError as error:
             raise validation_error(error) from None
         for spec in checked.conditions:

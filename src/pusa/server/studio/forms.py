@@ -15,7 +15,7 @@ from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.numerals import is_noise_multiplier, parse_numbers, parse_size, parse_whole, split_list
 from pusa.positions import latent_frames
-from pusa.request import GenerationRequest, Position, explain, parse_positions, preset_alpha, preset_noise
+from pusa.request import GenerationRequest, Position, Task, explain, parse_positions, preset_alpha, preset_noise
 
 Tab = Literal["image", "images", "video", "text"]
 TABS: tuple[Tab, ...] = get_args(Tab)
@@ -72,7 +72,7 @@ class Form:
     fit: str = "crop"
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         return self.mode if self.tab == "video" and self.mode != "complete" else "generate"
 
 

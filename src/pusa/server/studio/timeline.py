@@ -12,7 +12,7 @@ import gradio as gr
 
 from pusa.numerals import MAX_VALUES, is_noise_multiplier
 from pusa.positions import latent_frames, nearest_of
-from pusa.request import GenerationRequest, Position, preset_noise
+from pusa.request import ConditionSpec, GenerationRequest, Position, preset_noise
 from pusa.server.studio.forms import (
     Form,
     FormDefaults,
@@ -150,12 +150,14 @@ def _cell(place: Position, frames: int, fps: float) -> int:
 
 def overlap_of(form: Form, defaults: FormDefaults) -> int:
     """Return the frames that a continuation takes over, as the request resolves them. Raises FormError."""
-    video = {"kind": "video", "file": "video"}
-    conditions = {"extend": [video], "transition": [video, video], "loop": []}[form.mode]
-    values: dict[str, Any] = {"frames": form.frames and int(form.frames), "overlap": form.overlap and int(form.overlap)}
+    videos = {"extend": 1, "transition": 2}.get(form.task, 0)
     try:
-        request = GenerationRequest.model_validate(
-            {"task": form.mode, "prompt": "-", "conditions": conditions, **{k: v for k, v in values.items() if v}}
+        request = GenerationRequest(
+            task=form.task,
+            prompt="-",
+            conditions=[ConditionSpec(kind="video", file="video")] * videos,
+            frames=int(form.frames or 0) or None,
+            overlap=int(form.overlap or 0) or None,
         )
         return request.resolved(defaults.generation).overlap
     except ValueError as error:
