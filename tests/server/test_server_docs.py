@@ -114,13 +114,13 @@ def test_the_tables_of_settings_are_those_of_the_program() -> None:
 
 
 def test_every_field_of_a_request_is_named() -> None:
-    from pusa.server.http.schemas import CreateVideo, Keyframe
+    from pusa.server.http.schemas import CreateVideo, KeyframeInput
 
     table = PAGE.read_text().partition("## Fields of a request")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z0-9_]+)`", table))
     assert set(CreateVideo.model_fields) - named == set()
-    assert set(Keyframe.model_fields) - named == set()
-    assert named - set(CreateVideo.model_fields) - set(Keyframe.model_fields) <= {
+    assert set(KeyframeInput.model_fields) - named == set()
+    assert named - set(CreateVideo.model_fields) - set(KeyframeInput.model_fields) <= {
         *("generate", "extend", "transition", "loop"),
     }
 

@@ -28,7 +28,7 @@ from pusa.server.uploads import Spool, Upload
 
 __all__ = [
     "Content",
-    "Readiness",
+    "ServerState",
     "ServiceError",
     "Upload",
     "Variant",
@@ -66,7 +66,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Readiness:
+class ServerState:
     """State of the workers: `ready` once one of them has the model in memory, else how far loading is."""
 
     ready: bool
@@ -381,7 +381,7 @@ class VideoService:
 
     # ---- state of the server -----------------------------------------------------------------------------------------
 
-    def readiness(self) -> Readiness:
+    def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         counts = self.queue.counts()
         workers = self.queue.workers(seen_within_seconds=max(2 * self.settings.lease_seconds, 10.0))
@@ -390,7 +390,7 @@ class VideoService:
         is_ready = bool(best.get("ready"))
         stage = str(best.get("stage") or "starting") if states or self.settings.workers else "no worker"
         stage = "starting" if stage == "stopped" else stage
-        return Readiness(
+        return ServerState(
             ready=is_ready,
             stage=stage,
             percent=100.0 if is_ready else float(best.get("percent") or 0.0),

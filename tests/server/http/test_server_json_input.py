@@ -20,7 +20,7 @@ from pusa.request import GenerationRequest, explain
 from pusa.server.errors import ServiceError
 from pusa.server.http import json_input
 from pusa.server.http.body import _parse_urlencoded, parse_brackets
-from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, Budget, parse_json
+from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, BodyBudget, parse_json
 
 PICTURE = base64.b64encode(png()).decode()
 LONG = base64.b64encode(bytes(range(256)) * 20_000).decode()  # more than six million characters
@@ -54,7 +54,7 @@ def test_too_much_is_refused_before_anything_is_built(what: str, monkeypatch: py
     tracemalloc.start()
     try:
         with pytest.raises(ServiceError) as refused:
-            parse_json(TOO_MUCH[what], Budget(), "the body")
+            parse_json(TOO_MUCH[what], BodyBudget(), "the body")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -67,14 +67,14 @@ def test_too_much_is_refused_before_anything_is_built(what: str, monkeypatch: py
 @pytest.mark.parametrize("sign", [b"[", b'{"a":'])
 def test_deep_nesting_is_refused(depth: int, sign: bytes) -> None:
     with pytest.raises(ServiceError, match="nested") as refused:
-        parse_json(sign * depth, Budget(), "the body")
+        parse_json(sign * depth, BodyBudget(), "the body")
     assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("body", [b'{"a": 1e999}', b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": ' + b"5" * 5000 + b"}"])
 def test_what_is_no_finite_number_is_refused(body: bytes) -> None:
     with pytest.raises(ServiceError, match="number") as refused:
-        parse_json(body, Budget(), "the body")
+        parse_json(body, BodyBudget(), "the body")
     assert refused.value.status == 400
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_finite_number_is_refused(body: bytes) -> None:
     [LONG, f"data:image/png;base64,{LONG}", LONG.replace("/", "\\/"), f"data:image\\/png;base64,{LONG}", "a b" * 99],
 )
 def test_a_file_in_base64_is_no_text(text: str) -> None:
-    budget = Budget()
+    budget = BodyBudget()
     value = parse_json(b'{"input_reference": "' + text.encode() + b'", "n": [1, 2.5, true]}', budget, "the body")
     assert value == {"input_reference": text.replace("\\/", "/"), "n": [1, 2.5, True]}
     assert budget.plain_bytes > MAX_PLAIN_BYTES - 1000
@@ -106,7 +106,7 @@ JSON = st.recursive(
 def test_what_is_small_is_read_as_json_reads_it(value: Any, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     if text.count("[") + text.count("{") <= MAX_DEPTH:
-        assert parse_json(text.encode("utf-8", "replace"), Budget(), "it") == json.loads(
+        assert parse_json(text.encode("utf-8", "replace"), BodyBudget(), "it") == json.loads(
             text.encode("utf-8", "replace").decode()
         )
 
@@ -118,7 +118,7 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
         json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         with pytest.raises(ServiceError):
-            parse_json(data, Budget(), "it")
+            parse_json(data, BodyBudget(), "it")
 
 
 def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,10 @@ from pusa.server.http.schemas import (
     Model,
     ModelList,
     RemixVideo,
-    Video,
     VideoDeleted,
     VideoError,
     VideoList,
+    VideoObject,
 )
 from pusa.server.http.sse import events
 from pusa.server.jobs.queue import Job
@@ -99,7 +99,7 @@ Options = Annotated[dict[str, Any], Depends(submit_options)]
 # ---- jobs as JSON ----------------------------------------------------------------------------------------------------
 
 
-def video_from_job(job: Job, position: int | None = None) -> Video:
+def video_from_job(job: Job, position: int | None = None) -> VideoObject:
     """Convert a job for clients. Typed clients know four statuses: ``cancelled`` becomes the code of a failure."""
     error = None
     if job.status == "cancelled":
@@ -107,7 +107,7 @@ def video_from_job(job: Job, position: int | None = None) -> Video:
     elif job.status == "failed":
         error = VideoError(code=job.error_code or "internal_error", message=job.error_message or "it failed")
     timings = dict(job.timings)
-    return Video(
+    return VideoObject(
         id=job.id,
         model=job.model,
         status="failed" if job.status == "cancelled" else job.status,
@@ -145,7 +145,7 @@ async def _video_response(service: VideoService, job: Job) -> JSONResponse:
 
 @router.post(
     "/videos",
-    response_model=Video,
+    response_model=VideoObject,
     responses=openapi.errors(400, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
     summary="Create a video",
@@ -245,7 +245,7 @@ def _check_priority(priority: int | None, service: VideoService) -> int:
 
 @router.post(
     "/videos/extensions",
-    response_model=Video,
+    response_model=VideoObject,
     responses=openapi.errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(ExtendVideo, "video"),
     summary="Continue a video after its end",
@@ -274,7 +274,7 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
 
 @router.post(
     "/videos/edits",
-    response_model=Video,
+    response_model=VideoObject,
     responses=openapi.errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(EditVideo, "video"),
     summary="Make a video again after a prompt, or join two",
@@ -346,7 +346,7 @@ def _no_characters() -> ServiceError:
 
 @router.post(
     "/videos/{id:video}/remix",
-    response_model=Video,
+    response_model=VideoObject,
     responses=openapi.errors(400, 404, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(RemixVideo),
     summary="Make a video once more with another prompt",
@@ -379,7 +379,9 @@ async def list_videos(
     )
 
 
-@router.get("/videos/{id:video}", response_model=Video, responses=openapi.errors(404, 503), summary="Look at a video")
+@router.get(
+    "/videos/{id:video}", response_model=VideoObject, responses=openapi.errors(404, 503), summary="Look at a video"
+)
 async def get_video(id: Id, service: Service, owner: Owner) -> Response:
     """The header `openai-poll-after-ms` advises when to read the job again."""
     return await _video_response(service, await service.get(id, owner))
@@ -397,7 +399,10 @@ async def delete_video(id: Id, service: Service, owner: Owner) -> VideoDeleted:
 
 
 @router.post(
-    "/videos/{id:video}/cancel", response_model=Video, responses=openapi.errors(404, 503), summary="Cancel a video"
+    "/videos/{id:video}/cancel",
+    response_model=VideoObject,
+    responses=openapi.errors(404, 503),
+    summary="Cancel a video",
 )
 async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
     """A queued job ends at once, a running one after its step; an ended job stays as it is."""

@@ -19,7 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from pusa.server.errors import ServiceError
-from pusa.server.http.json_input import BASE64, Budget, parse_json
+from pusa.server.http.json_input import BASE64, BodyBudget, parse_json
 from pusa.server.uploads import Spool, Upload
 
 MAX_FIELDS = 200
@@ -106,7 +106,7 @@ def _too_much_text(max_bytes: int) -> ServiceError:
 
 
 def _parse_json_object(body: bytearray) -> dict[str, Any]:
-    value = parse_json(body, Budget(), "the body")
+    value = parse_json(body, BodyBudget(), "the body")
     if not isinstance(value, dict):
         raise ServiceError(400, "invalid_body", f"the body is {_json_kind(value)}: send a JSON object")
     return value
@@ -122,7 +122,7 @@ def _parse_urlencoded(body: bytearray) -> dict[str, Any]:
     The decoder splits a value at every escape, which takes much memory for values that consist of escapes; base64 has
     about two in sixty-four characters.
     """
-    undecoded = Budget()
+    undecoded = BodyBudget()
     for part in bytes(body).split(b"&", MAX_FIELDS):
         value = part.partition(b"=")[2]
         escaped = value.count(b"%") + value.count(b"+")
@@ -150,7 +150,7 @@ def parse_brackets(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     Raises:
         ServiceError: 400 for names or JSON that cannot be parsed, 413 for too much text outside of files.
     """
-    budget = Budget()
+    budget = BodyBudget()
     result: dict[str, Any] = {}
     columns: dict[str, dict[str, list[Any]]] = {}  # a -> b -> values of a[][b]
     for name, text in pairs:
@@ -183,7 +183,7 @@ def parse_brackets(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {name: _to_list(value) for name, value in result.items()}
 
 
-def _parse_value(name: str, text: str, budget: Budget) -> Any:
+def _parse_value(name: str, text: str, budget: BodyBudget) -> Any:
     data = text.encode()
     if _IN_JSON.match(text) and name not in _PLAIN_TEXT:
         return parse_json(data, budget, name, name)

@@ -13,7 +13,7 @@ from typing import Any
 from pusa.numerals import parse_number, parse_whole
 from pusa.server.errors import ServiceError
 
-__all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "Budget", "holds_file", "parse_json"]
+__all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "BodyBudget", "holds_file", "parse_json"]
 
 MAX_VALUES = 20_000
 MAX_PLAIN_BYTES = 2**20
@@ -30,7 +30,7 @@ _QUOTE, _BACKSLASH = b'"', 0x5C
 
 
 @dataclass
-class Budget:
+class BodyBudget:
     """Count down the values and bytes that a request may still have, over all its parts.
 
     Args:
@@ -82,7 +82,7 @@ def holds_file(text: bytes | bytearray, start: int, end: int) -> bool:
     return not text[start:end].translate(None, BASE64)
 
 
-def parse_json(data: bytes | bytearray, budget: Budget, what: str, param: str | None = None) -> Any:
+def parse_json(data: bytes | bytearray, budget: BodyBudget, what: str, param: str | None = None) -> Any:
     """Parse JSON. It may take 0.1 s: call it in a thread.
 
     Args:
@@ -110,7 +110,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None) -> None:
+def _count(data: bytes | bytearray, budget: BodyBudget, what: str, param: str | None) -> None:
     """Take the values and bytes of `data` from the budget.
 
     Invalid JSON is left to the parser, which builds no more than was counted before the error.
@@ -140,7 +140,7 @@ def _count(data: bytes | bytearray, budget: Budget, what: str, param: str | None
     budget.take_plain(len(data) - position)
 
 
-def _end_of_text(data: bytes | bytearray, start: int, budget: Budget) -> int:
+def _end_of_text(data: bytes | bytearray, start: int, budget: BodyBudget) -> int:
     """Find the quotation mark that ends a string; -1 if there is none."""
     position = start
     while (quote := data.find(_QUOTE, position)) >= 0:

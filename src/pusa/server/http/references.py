@@ -14,7 +14,7 @@ from pusa.fields import StrictModel
 from pusa.server.errors import ServiceError
 from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
-from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, Keyframe, UrlReference, VideoReference
+from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput, UrlReference, VideoReference
 from pusa.server.service import VideoService, in_thread, is_video_id
 from pusa.server.uploads import Upload
 
@@ -109,9 +109,9 @@ class RequestReader:
 
     async def keyframes(
         self, body: CreateVideo, references: Mapping[str, Upload]
-    ) -> tuple[list[tuple[Keyframe, str]], dict[str, Upload]]:
+    ) -> tuple[list[tuple[KeyframeInput, str]], dict[str, Upload]]:
         """Pair each keyframe with the name of its file; also collect the files inside keyframes by name."""
-        frames: list[tuple[Keyframe, str]] = []
+        frames: list[tuple[KeyframeInput, str]] = []
         inside: dict[str, Upload] = {}
         for number, frame in enumerate(body.keyframes or []):
             if frame.file is not None:

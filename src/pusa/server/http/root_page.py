@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from pusa.server import errors
 from pusa.server.http.middleware import path_of
-from pusa.server.service import Readiness, VideoService, in_thread
+from pusa.server.service import ServerState, VideoService, in_thread
 from pusa.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _html_page(title: str, content: str, head: str = "") -> str:
     )
 
 
-def status_page(state: Readiness, *, has_docs: bool, studio_is_loading: bool, root_path: str = "") -> str:
+def status_page(state: ServerState, *, has_docs: bool, studio_is_loading: bool, root_path: str = "") -> str:
     """Render the state of the server, in a page that reloads itself."""
     content = [
         "<h1>pusa</h1>",

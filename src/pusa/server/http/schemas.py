@@ -69,7 +69,7 @@ class VideoReference(StrictModel):
     id: VideoId = knob(..., "The video's id.")
 
 
-class Keyframe(StrictModel):
+class KeyframeInput(StrictModel):
     """A picture at a place. One of `frame`, `time` and `latent`; one of `file`, `image_url` and `image_b64`."""
 
     frame: int | Literal["last"] | None = knob(None, "Frame number; negative counts from the end.")
@@ -85,7 +85,7 @@ class Keyframe(StrictModel):
     encode: Literal["single", "repeat"] | None = knob(None, "How a picture after the first frame is encoded.")
 
     @model_validator(mode="after")
-    def _one_each(self) -> "Keyframe":
+    def _one_each(self) -> "KeyframeInput":
         if sum(place is not None for place in (self.frame, self.time, self.latent)) > 1:
             raise ValueError("a keyframe has one place: frame, time or latent")
         if sum(source is not None for source in (self.file, self.image_url, self.image_b64)) != 1:
@@ -164,7 +164,7 @@ class CreateVideo(GenerationOptions):
     )
     image_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
     video_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
-    keyframes: list[Keyframe] | None = knob(
+    keyframes: list[KeyframeInput] | None = knob(
         None, 'Pictures at places. In forms one JSON string: [{"frame": 80, "file": 0, "noise": 0.2}].', max_length=64
     )
     extra_params: GenerationOptions | None = knob(
@@ -225,7 +225,7 @@ class VideoError(BaseModel):
     message: str
 
 
-class Video(BaseModel):
+class VideoObject(BaseModel):
     """A job in OpenAI's format; the fields after `error` are ours."""
 
     id: str
@@ -255,7 +255,7 @@ class Video(BaseModel):
 
 class VideoList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[VideoObject]
     first_id: str | None
     last_id: str | None
     has_more: bool

@@ -22,7 +22,7 @@ from pusa.server.http.schemas import (
     EditVideo,
     ExtendVideo,
     GenerationOptions,
-    Keyframe,
+    KeyframeInput,
     LoraChoice,
     RemixVideo,
     UrlReference,
@@ -60,7 +60,7 @@ _SAME_NAMES = (
 _FIELD_NAMES = {
     name
     for model in (
-        *(CreateVideo, EditVideo, ExtendVideo, RemixVideo, Keyframe, UrlReference, VideoReference, LoraChoice),
+        *(CreateVideo, EditVideo, ExtendVideo, RemixVideo, KeyframeInput, UrlReference, VideoReference, LoraChoice),
         *(GenerationRequest, ConditionSpec),
     )
     for name in model.model_fields
@@ -73,7 +73,7 @@ def _holds_number(annotation: Any) -> bool:
 
 _NUMBER_FIELDS = {
     name
-    for model in (GenerationOptions, CreateVideo, Keyframe, LoraChoice)
+    for model in (GenerationOptions, CreateVideo, KeyframeInput, LoraChoice)
     for name, field in model.model_fields.items()
     if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
 }
@@ -224,7 +224,7 @@ def _parse_loras(lora: Any) -> tuple[list[str], float | None]:
 
 def build_conditions(
     body: GenerationOptions,
-    keyframes: Sequence[tuple[Keyframe, str]],
+    keyframes: Sequence[tuple[KeyframeInput, str]],
     references: Mapping[str, UploadInfo],
     task: str | None,
 ) -> list[dict[str, Any]]:
@@ -316,7 +316,9 @@ def _video_condition(name: str, options: GenerationOptions, shared: Mapping[str,
     return condition
 
 
-def _keyframe_condition(frame: Keyframe, name: str, noise: float | None, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _keyframe_condition(
+    frame: KeyframeInput, name: str, noise: float | None, shared: Mapping[str, Any]
+) -> dict[str, Any]:
     multiplier = noise if frame.noise is None else frame.noise
     options = {key: value for key, value in (("fit", frame.fit), ("encode", frame.encode)) if value is not None}
     condition = {"kind": "image", "file": name, **shared, **options}

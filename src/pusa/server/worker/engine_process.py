@@ -25,7 +25,7 @@ import psutil
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.server.logs import configure_logging, log_context
-from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
+from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, ModelReady, Task
 
 logger = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ class Inbox:
 def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
     """Load the model, then run tasks; return an exit status when the process must not run another one."""
     try:
-        send(Ready(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
+        send(ModelReady(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
     except Exception as error:
         logger.exception("the model cannot be loaded")
         send(LoadFailed(f"{type(error).__name__}: {error}"))

@@ -20,7 +20,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pusa.server.worker.engine_process import PUSA_ENGINE, is_fatal
-from pusa.server.worker.messages import LAST, Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
+from pusa.server.worker.messages import (
+    LAST,
+    Cancelled,
+    CancelTask,
+    Error,
+    LoadFailed,
+    Loading,
+    Message,
+    ModelReady,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +99,7 @@ class Child(ABC):
 
     def _receive(self, message: Any) -> None:
         """Put a message of a task into the inbox; apply one about loading to the state."""
-        self.was_ready = self.was_ready or isinstance(message, Ready)
+        self.was_ready = self.was_ready or isinstance(message, ModelReady)
         state = _state_after(self.state, message)
         if state is None:
             self.inbox.put(message)
@@ -248,7 +258,7 @@ def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
     match message:
         case Loading(stage, percent):
             return replace(state, stage=stage, percent=percent)
-        case Ready(model):
+        case ModelReady(model):
             return replace(state, stage="ready", percent=100.0, model=model)
         case LoadFailed(error):
             return replace(state, error=error)

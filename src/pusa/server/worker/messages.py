@@ -48,7 +48,7 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Ready:
+class ModelReady:
     """Report that the model is loaded."""
 
     model: str

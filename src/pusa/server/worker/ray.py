@@ -37,7 +37,7 @@ _NAMESPACE = "pusa"
 
 
 @dataclass(frozen=True)
-class Placement:
+class ActorLocation:
     """Report the process and the node of an actor."""
 
     pid: int
@@ -50,7 +50,7 @@ class EngineActor:
     def __init__(self, target: str, model: str, *loras: str) -> None:
         self._inbox = Inbox()
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._send(Placement(os.getpid(), ray.util.get_node_ip_address()))
+        self._send(ActorLocation(os.getpid(), ray.util.get_node_ip_address()))
         threading.Thread(target=self._work, args=(target, model, *loras), name="pusa-engine", daemon=True).start()
 
     def _work(self, target: str, model: str, *loras: str) -> None:
@@ -207,7 +207,7 @@ class _Actor(Child):
                 self._receive_packed(*entry)
 
     def _receive_packed(self, message: Any, files: dict[str, bytes]) -> None:
-        if isinstance(message, Placement):
+        if isinstance(message, ActorLocation):
             self._location = f"the actor that holds the model (process {message.pid} on {message.node})"
             self.state = replace(self.state, pids=(message.pid,))
         else:

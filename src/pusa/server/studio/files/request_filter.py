@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import in_parser_thread, read_bytes
-from pusa.server.http.json_input import MAX_PLAIN_BYTES, Budget, parse_json
+from pusa.server.http.json_input import MAX_PLAIN_BYTES, BodyBudget, parse_json
 from pusa.server.http.middleware import path_of
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.routes import owner_of
@@ -74,7 +74,7 @@ class RequestFilter:
         parts that it updates anew, without the methods that `confine` and the page have replaced. This page needs none.
         """
         body = await read_bytes(request, MAX_PLAIN_BYTES)
-        call = await in_parser_thread(parse_json, body, Budget(), "the body")
+        call = await in_parser_thread(parse_json, body, BodyBudget(), "the body")
         await in_parser_thread(check_files, call, owner_of(request), self.files)
         check_call(call, self.page)
         call["session_hash"] = None
