@@ -20,7 +20,7 @@ from pusa.request import (
     Position,
     ResolvedRequest,
     explain,
-    knobs,
+    field_specs,
     rounding_notes,
 )
 from pusa.zoo import GenerationDefaults
@@ -93,23 +93,29 @@ def test_a_position_is_the_argument_of_a_condition():
 # --- validation
 
 
-@pytest.mark.parametrize("knob", [k for k in knobs(GenerationRequest) if k.minimum is not None], ids=lambda k: k.name)
-def test_every_range_includes_its_limits_and_nothing_beyond(knob):
-    for value in (knob.minimum, knob.maximum):
-        assert getattr(GenerationRequest(prompt="x", **{knob.name: value}), knob.name) == value
-    for value in (knob.minimum - 1, knob.maximum + 1):
-        assert error_of(prompt="x", **{knob.name: value}) == f"{knob.name}={value} is outside {knob.range}"
+@pytest.mark.parametrize(
+    "field",
+    [field for field in field_specs(GenerationRequest) if field.minimum is not None],
+    ids=lambda field: field.name,
+)
+def test_every_range_includes_its_limits_and_nothing_beyond(field):
+    for value in (field.minimum, field.maximum):
+        assert getattr(GenerationRequest(prompt="x", **{field.name: value}), field.name) == value
+    for value in (field.minimum - 1, field.maximum + 1):
+        assert error_of(prompt="x", **{field.name: value}) == f"{field.name}={value} is outside {field.range}"
 
 
-@pytest.mark.parametrize("knob", list(knobs(GenerationRequest)) + list(knobs(ConditionSpec)), ids=lambda k: k.name)
-def test_every_knob_says_in_one_sentence_what_it_is(knob):
-    assert re.fullmatch(r"[A-Z].*\.", knob.help)
-    assert "\n" not in knob.help
-    assert (knob.minimum is None) == (knob.maximum is None)
+@pytest.mark.parametrize(
+    "field", list(field_specs(GenerationRequest)) + list(field_specs(ConditionSpec)), ids=lambda field: field.name
+)
+def test_every_field_says_in_one_sentence_what_it_is(field):
+    assert re.fullmatch(r"[A-Z].*\.", field.help)
+    assert "\n" not in field.help
+    assert (field.minimum is None) == (field.maximum is None)
 
 
 def test_numbers_have_a_range_and_choices_are_listed():
-    table = {k.name: k for k in knobs(GenerationRequest)}
+    table = {field.name: field for field in field_specs(GenerationRequest)}
     assert all(k.range for k in table.values() if k.type in ("integer", "number"))
     assert table["preset"].choices == tuple(PRESETS)
     assert (table["steps"].range, table["alpha"].range) == ("1..200", "0.1..5")

@@ -17,7 +17,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def knob(default: Any, help: str, *, unit: str | None = None, unset: str | None = None, **limits: Any) -> Any:
+def field(default: Any, help: str, *, unit: str | None = None, unset: str | None = None, **limits: Any) -> Any:
     """Declare a field with its help, unit and limits.
 
     Args:
@@ -32,8 +32,8 @@ def knob(default: Any, help: str, *, unit: str | None = None, unset: str | None 
 
 
 @dataclass(frozen=True)
-class Knob:
-    """Describe a field for an option or a control; `minimum` and `maximum` are inclusive, `unset` is as in `knob`."""
+class FieldSpec:
+    """Describe a field for an option or a control; `minimum` and `maximum` are inclusive, `unset` is as in `field`."""
 
     name: str
     type: Literal["integer", "number", "string", "list"]
@@ -51,22 +51,22 @@ class Knob:
         return "" if self.minimum is None else f"{bound(self.minimum)}..{bound(self.maximum)}"
 
 
-def knobs(model: type[BaseModel]) -> Iterator[Knob]:
+def field_specs(model: type[BaseModel]) -> Iterator[FieldSpec]:
     """Yield the fields of a model in their order, without nested models, for options, controls and documentation."""
-    for name, field in _schema(model)["properties"].items():
-        inner = _without_null(field)
+    for name, schema in _schema(model)["properties"].items():
+        inner = _without_null(schema)
         if "$ref" in inner.get("items", {}):
             continue
-        yield Knob(
+        yield FieldSpec(
             name=name,
             type="list" if inner["type"] == "array" else inner["type"],
             minimum=inner.get("minimum"),
             maximum=inner.get("maximum"),
             choices=tuple(inner.get("enum", ())),
-            default=field.get("default"),
-            unit=field.get("unit"),
-            unset=field.get("unset"),
-            help=field["description"],
+            default=schema.get("default"),
+            unit=schema.get("unit"),
+            unset=schema.get("unset"),
+            help=schema["description"],
         )
 
 
@@ -75,8 +75,8 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()
 
 
-def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    return next((option for option in field.get("anyOf", []) if option.get("type") != "null"), field)
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return next((option for option in schema.get("anyOf", []) if option.get("type") != "null"), schema)
 
 
 def explain(error: ValidationError) -> str:
@@ -91,30 +91,30 @@ def _descendants(model: type[StrictModel]) -> Iterator[type[StrictModel]]:
         yield from _descendants(child)
 
 
-def _explain_one(error: Any, schema: dict[str, Any]) -> str:
-    field, siblings, where, name = schema, schema, "", ""
+def _explain_one(error: Any, model_schema: dict[str, Any]) -> str:
+    schema, siblings, where, name = model_schema, model_schema, "", ""
     for part in error["loc"]:  # such as ("conditions", 2, "noise", 0)
         if isinstance(part, int):
-            field = _without_null(field).get("items", {})
-            if "$ref" in field:
-                field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
+            schema = _without_null(schema).get("items", {})
+            if "$ref" in schema:
+                schema = model_schema["$defs"][schema["$ref"].rsplit("/", 1)[1]]
                 where, name = f"{where}{name.removesuffix('s')} {part + 1}: ", ""
         else:
-            siblings, name = field, f"{name}.{part}" if name else part  # dotted where one model holds another
-            field = field.get("properties", {}).get(part, {})
-            if "$ref" in field:
-                field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-    return where + _message(error, name, _without_null(field), list(siblings.get("properties", ())))
+            siblings, name = schema, f"{name}.{part}" if name else part  # dotted where one model holds another
+            schema = schema.get("properties", {}).get(part, {})
+            if "$ref" in schema:
+                schema = model_schema["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    return where + _message(error, name, _without_null(schema), list(siblings.get("properties", ())))
 
 
-def _message(error: Any, name: str, field: dict[str, Any], siblings: list[str]) -> str:
+def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str]) -> str:
     value, context = error["input"], error.get("ctx", {})
     assignment = f"{name}={shown(value)}" if name else shown(value)
     match error["type"]:
         case "value_error":
             return str(context["error"])
         case "greater_than_equal" | "less_than_equal":
-            return f"{assignment} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
+            return f"{assignment} is outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
         case "extra_forbidden":
             last = name.rsplit(".", 1)[-1]  # a long one is no typing error, and takes long to compare
             close = difflib.get_close_matches(last, siblings, n=1) if len(last) <= _LONGEST_NAME else []
@@ -124,7 +124,7 @@ def _message(error: Any, name: str, field: dict[str, Any], siblings: list[str]) 
         case "missing":
             return f"{name} is missing"
         case "literal_error":
-            return f"{assignment} is none of {', '.join(field.get('enum') or [context['expected']])}"
+            return f"{assignment} is none of {', '.join(schema.get('enum') or [context['expected']])}"
         case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
             return f"{assignment} is not a whole number"
         case "float_type" | "float_parsing" | "finite_number":

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from pusa.defaults import GenerationDefaults
-from pusa.fields import StrictModel, explain, knob, knobs, shown
+from pusa.fields import StrictModel, explain, field, field_specs, shown
 from pusa.numerals import MAX_VALUES, split_list
 from pusa.positions import frames_of, latent_frames, latent_index_of, nearest_of
 
@@ -33,7 +33,7 @@ __all__ = [
     "ResolvedCondition",
     "ResolvedRequest",
     "explain",
-    "knobs",
+    "field_specs",
     "match_orientation",
     "parse_positions",
     "preset_alpha",
@@ -162,31 +162,33 @@ Multiplier = Annotated[float, Field(ge=0, le=1)]
 class ConditionSpec(StrictModel):
     """Describe one condition: an image or a video file, its positions, and how far the model may depart from it."""
 
-    kind: Literal["image", "video"] = knob("image", "What the file is.")
-    file: FileReference = knob(..., "The image or video: a path on the command line, the name of an upload in the API.")
-    positions: Annotated[list[PositionField], BeforeValidator(_as_list)] = knob(
+    kind: Literal["image", "video"] = field("image", "What the file is.")
+    file: FileReference = field(
+        ..., "The image or video: a path on the command line, the name of an upload in the API."
+    )
+    positions: Annotated[list[PositionField], BeforeValidator(_as_list)] = field(
         [],
         "Where it goes: latent frame (3), frame (80f), seconds (1.5s) or last; negative counts from the end. An image "
         "has one place. A video's latent frames stay at their own places, these are the ones kept; none keeps all.",
         unset="the beginning",
         max_length=MAX_VALUES,
     )
-    noise: Annotated[list[Multiplier], BeforeValidator(_as_list)] | None = knob(
+    noise: Annotated[list[Multiplier], BeforeValidator(_as_list)] | None = field(
         None,
         "How far the model may depart from it: 0 keeps it exactly, 1 ignores it. One for all or one for each place.",
         unset="the preset's",
         min_length=1,
         max_length=MAX_VALUES,
     )
-    encode: Literal["single", "repeat"] | None = knob(
+    encode: Literal["single", "repeat"] | None = field(
         None,
         "How an image after the first frame is encoded: alone, as the original does, or as four equal frames.",
         unset="the model's",
     )
-    fit: Literal["crop", "letterbox", "stretch"] = knob(
+    fit: Literal["crop", "letterbox", "stretch"] = field(
         "crop", "How an image of another shape is fitted: cut its edges, show it all on black, or distort it."
     )
-    sha256: str | None = knob(None, "Of the file's content, recorded with the result.", pattern="^[0-9a-f]{64}$")
+    sha256: str | None = field(None, "Of the file's content, recorded with the result.", pattern="^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ConditionSpec":
@@ -205,7 +207,7 @@ class ConditionSpec(StrictModel):
 
 
 class ResolvedCondition(ConditionSpec):
-    """Hold a condition with every field set: `positions` are empty only where all frames of a video are kept."""
+    """Hold a condition with every field set; no `positions` means all frames of a video, or those that the task takes."""
 
     noise: list[Multiplier]
     encode: Literal["single", "repeat"]
@@ -214,27 +216,27 @@ class ResolvedCondition(ConditionSpec):
 class GenerationRequest(StrictModel):
     """Describe a video to make. `resolved` fills fields that are None from the preset and the model."""
 
-    task: Task = knob(
+    task: Task = field(
         "generate", "What to do: generate a video, extend one, join two by a transition, or make a seamless loop."
     )
-    model: FileReference = knob(
+    model: FileReference = field(
         "mini", "Model: a name from `pusa models`, a Hugging Face repository or a local folder."
     )
-    prompt: Annotated[Text, Field(max_length=10_000)] = knob("", "What the video shows.")
-    negative_prompt: Annotated[Text, Field(max_length=10_000)] | None = knob(
+    prompt: Annotated[Text, Field(max_length=10_000)] = field("", "What the video shows.")
+    negative_prompt: Annotated[Text, Field(max_length=10_000)] | None = field(
         None, "What the video should not show.", unset="the model's"
     )
-    conditions: list[ConditionSpec] = knob([], "What is known of the video.", max_length=64)
-    preset: Literal["faithful", "balanced", "creative"] = knob(
+    conditions: list[ConditionSpec] = field([], "What is known of the video.", max_length=64)
+    preset: Literal["faithful", "balanced", "creative"] = field(
         "balanced", "Noise and alpha in one word: " + "; ".join(f"{n}: {p.help}" for n, p in PRESETS.items()) + "."
     )
-    width: int | None = knob(
+    width: int | None = field(
         None, "Width; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
     )
-    height: int | None = knob(
+    height: int | None = field(
         None, "Height; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
     )
-    frames: int | None = knob(
+    frames: int | None = field(
         None,
         "Length; rounded to 4n + 1. When extending, the overlap counts; in a transition, both overlaps count.",
         unit="frames",
@@ -242,7 +244,7 @@ class GenerationRequest(StrictModel):
         ge=1,
         le=MAX_FRAMES,
     )
-    window: int | None = knob(
+    window: int | None = field(
         None,
         "Frames made at once; a longer video is chained from windows that overlap.",
         unit="frames",
@@ -250,7 +252,7 @@ class GenerationRequest(StrictModel):
         ge=1,
         le=MAX_FRAMES,
     )
-    overlap: int | None = knob(
+    overlap: int | None = field(
         None,
         "Frames that a continuation takes over from what comes before it.",
         unit="frames",
@@ -258,31 +260,31 @@ class GenerationRequest(StrictModel):
         ge=1,
         le=MAX_FRAMES,
     )
-    fps: float | None = knob(None, "Frames per second of the file.", unit="fps", unset="the model's", ge=1, le=120)
-    steps: int | None = knob(
+    fps: float | None = field(None, "Frames per second of the file.", unit="fps", unset="the model's", ge=1, le=120)
+    steps: int | None = field(
         None, "Denoising steps: more are slower and finer, 10 are often enough.", unset="the model's", ge=1, le=200
     )
-    guidance: float | None = knob(
+    guidance: float | None = field(
         None, "How closely the prompt is followed; 1 is off and twice as fast.", unset="the model's", ge=1, le=20
     )
-    guidance_2: float | None = knob(
+    guidance_2: float | None = field(
         None, "Guidance of the low-noise expert of Wan2.2.", unset="as guidance", ge=1, le=20
     )
-    shift: float | None = knob(
+    shift: float | None = field(
         None,
         "Higher spends more of the steps at high noise, where layout and motion form.",
         unset="the model's",
         ge=0.1,
         le=20,
     )
-    alpha: float | None = knob(
+    alpha: float | None = field(
         None, "Strength of Pusa's LoRA: higher is steadier, lower livelier.", unset="the model's", ge=0.1, le=5
     )
-    alpha_2: float | None = knob(
+    alpha_2: float | None = field(
         None, "Alpha of the low-noise expert of Wan2.2.", unset="the model's, or as alpha", ge=0.1, le=5
     )
-    lora: list[FileReference] = knob([], "LoRA file to load instead of the model's own.", max_length=8)
-    seed: int | None = knob(
+    lora: list[FileReference] = field([], "LoRA file to load instead of the model's own.", max_length=8)
+    seed: int | None = field(
         None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
     )
 

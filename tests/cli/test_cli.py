@@ -19,7 +19,7 @@ from pusa.cli import main
 from pusa.cli.options import build_conditions, output_path, parse_keyframe
 from pusa.cli.run import Stopped, run, time_left
 from pusa.events import Done, Event, Note, Stage, Step
-from pusa.request import GenerationRequest, Position, knobs
+from pusa.request import GenerationRequest, Position, field_specs
 
 
 def pusa(*args: object) -> Result:
@@ -114,14 +114,14 @@ def test_the_public_names_are_there():
         pusa.Pipeline  # noqa: B018
 
 
-def test_help_names_every_knob_with_its_range_and_default():
+def test_help_names_every_field_with_its_range_and_default():
     out = " ".join(pusa("generate", "--help").stdout.split())
-    for knob in knobs(GenerationRequest):
-        if knob.name not in ("task", "prompt", "width", "height"):
-            flag = "--negative" if knob.name == "negative_prompt" else "--" + knob.name.replace("_", "-")
+    for field in field_specs(GenerationRequest):
+        if field.name not in ("task", "prompt", "width", "height"):
+            flag = "--negative" if field.name == "negative_prompt" else "--" + field.name.replace("_", "-")
             assert f" {flag} " in out, flag
-            assert knob.help in out
-            assert knob.range in out
+            assert field.help in out
+            assert field.range in out
     assert "[1..200; default: the model's]" in out
     assert "130 stopped by Ctrl-C" in out
 

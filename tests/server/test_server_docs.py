@@ -13,7 +13,7 @@ import pytest
 from _server import ServerProcess
 from paths import ROOT
 
-from pusa.fields import Knob, knobs
+from pusa.fields import FieldSpec, field_specs
 from pusa.server.settings import ServerSettings
 
 PAGE = ROOT / "docs" / "server.md"
@@ -82,26 +82,26 @@ def test_the_python_of_the_page_runs(
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def shown(knob: Knob) -> str:
+def shown(field: FieldSpec) -> str:
     """The default in words."""
-    if knob.unset is not None:
-        return knob.unset
-    if knob.type == "boolean":
-        return "yes" if knob.default else "no"
-    if knob.unit == "bytes" and knob.default % 2**20 == 0:
-        return f"{knob.default} ({knob.default // 2**20} MiB)"
-    if isinstance(knob.default, float):
-        return f"{knob.default:g}"
-    return str(knob.default) if knob.default not in (None, "", []) else "none"
+    if field.unset is not None:
+        return field.unset
+    if field.type == "boolean":
+        return "yes" if field.default else "no"
+    if field.unit == "bytes" and field.default % 2**20 == 0:
+        return f"{field.default} ({field.default // 2**20} MiB)"
+    if isinstance(field.default, float):
+        return f"{field.default:g}"
+    return str(field.default) if field.default not in (None, "", []) else "none"
 
 
 def settings_tables() -> str:
     lines: list[str] = []
-    for knob in knobs(ServerSettings):
-        if knob.name in GROUPS:
-            lines += ["", f"### {GROUPS[knob.name]}", "", "| setting | what | default | range |", "|---|---|---|---|"]
-        limits = ", ".join(knob.choices) or f"{knob.range} {knob.unit or ''}".strip()
-        lines.append(f"| `{knob.name}` | {knob.help} | {shown(knob)} | {limits} |")
+    for field in field_specs(ServerSettings):
+        if field.name in GROUPS:
+            lines += ["", f"### {GROUPS[field.name]}", "", "| setting | what | default | range |", "|---|---|---|---|"]
+        limits = ", ".join(field.choices) or f"{field.range} {field.unit or ''}".strip()
+        lines.append(f"| `{field.name}` | {field.help} | {shown(field)} | {limits} |")
     return "\n".join(lines).strip() + "\n"
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pusa.fields import knobs
+from pusa.fields import field_specs
 from pusa.server.settings import ServerSettings, load_settings
 
 KEY = "a-key-of-sixteen"
 
 
 def test_every_option_says_what_it_is_and_what_it_may_be():
-    known = {k.name: k for k in knobs(ServerSettings)}
+    known = {field.name: field for field in field_specs(ServerSettings)}
     assert known.keys() == ServerSettings.model_fields.keys()
     for option in known.values():
         assert option.help.endswith(".") or option.help.endswith("/.")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pusa.fields import Knob, knobs
+from pusa.fields import FieldSpec, field_specs
 from pusa.numerals import parse_number, parse_numbers, parse_size
 from pusa.request import ConditionSpec, GenerationRequest, Position, Task, parse_positions
 
@@ -16,22 +16,22 @@ C = TypeVar("C", bound=Callable[..., Any])
 _SPECIAL = {"task", "prompt", "width", "height"}
 _FLAGS = {"negative_prompt": "--negative"}
 _TYPES: dict[str, Any] = {"integer": click.INT, "number": click.FLOAT, "string": click.STRING, "list": click.STRING}
-_KNOBS = {k.name: k for k in knobs(GenerationRequest) if k.name not in _SPECIAL}
-_CONDITION_KNOBS = {k.name: k for k in knobs(ConditionSpec)}
+_REQUEST_FIELDS = {field.name: field for field in field_specs(GenerationRequest) if field.name not in _SPECIAL}
+_CONDITION_FIELDS = {field.name: field for field in field_specs(ConditionSpec)}
 
 
-def _option(knob: Knob) -> Callable[[C], C]:
-    default = knob.unset or (knob.default if isinstance(knob.default, str) else None)
-    facts = [" ".join(filter(None, (knob.range, knob.unit))), f"default: {default}" if default else ""]
-    if knob.type == "list":
+def _option(field: FieldSpec) -> Callable[[C], C]:
+    default = field.unset or (field.default if isinstance(field.default, str) else None)
+    facts = [" ".join(filter(None, (field.range, field.unit))), f"default: {default}" if default else ""]
+    if field.type == "list":
         facts.append("may be repeated")
     hint = "; ".join(filter(None, facts))
     return click.option(
-        _FLAGS.get(knob.name, "--" + knob.name.replace("_", "-")),
-        knob.name,
-        type=click.Choice(knob.choices) if knob.choices else _TYPES[knob.type],
-        multiple=knob.type == "list",
-        help=f"{knob.help} [{hint}]" if hint else knob.help,
+        _FLAGS.get(field.name, "--" + field.name.replace("_", "-")),
+        field.name,
+        type=click.Choice(field.choices) if field.choices else _TYPES[field.type],
+        multiple=field.type == "list",
+        help=f"{field.help} [{hint}]" if hint else field.help,
     )
 
 
@@ -51,7 +51,7 @@ def request_options(*without: str) -> Callable[[C], C]:
         metavar="WIDTHxHEIGHT",
         help="Size in pixels, such as 832x480; rounded to multiples of 16. [default: the model's]",
     )
-    return _apply([size, *(_option(knob) for knob in _KNOBS.values() if knob.name not in without)])
+    return _apply([size, *(_option(field) for field in _REQUEST_FIELDS.values() if field.name not in without)])
 
 
 image_options = _apply(
@@ -65,8 +65,8 @@ image_options = _apply(
             help="An image at a place: a latent frame (3), a frame (80f), seconds (1.5s) or last; negative counts from "
             "the end. With its own noise after a colon: cat.png@1.5s:0.3. [may be repeated]",
         ),
-        _option(_CONDITION_KNOBS["fit"]),
-        _option(_CONDITION_KNOBS["encode"]),
+        _option(_CONDITION_FIELDS["fit"]),
+        _option(_CONDITION_FIELDS["encode"]),
     ]
 )
 video_options = _apply(
@@ -133,7 +133,7 @@ def build_conditions(
     videos: Sequence[str] = (),
     positions: str | None = None,
     noise: str | None = None,
-    **image_knobs: Any,
+    **image_fields: Any,
 ) -> list[dict[str, Any]]:
     """Build the conditions of a request: `noise` holds for those without their own, a list of them for the videos.
 
@@ -155,11 +155,11 @@ def build_conditions(
     shared = numbers if numbers and len(numbers) == 1 else None
     images = [parse_keyframe(text) for text in ([f"{image}@0"] if image else []) + list(keyframes)]
     conditions = [
-        condition("image", file, positions=[position], noise=own or shared, **image_knobs)
+        condition("image", file, positions=[position], noise=own or shared, **image_fields)
         for file, position, own in images
     ]
     places = parse_positions(positions) if positions is not None else None
-    return conditions + [condition("video", file, positions=places, noise=numbers, **image_knobs) for file in videos]
+    return conditions + [condition("video", file, positions=places, noise=numbers, **image_fields) for file in videos]
 
 
 def condition(kind: str, file: str, **values: Any) -> dict[str, Any]:

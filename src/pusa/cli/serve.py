@@ -19,7 +19,7 @@ import click
 from pusa.cli.groups import Command
 
 if TYPE_CHECKING:
-    from pusa.fields import Knob
+    from pusa.fields import FieldSpec
     from pusa.server.settings import ServerSettings
 
 _SERVER_ONLY = re.compile(
@@ -36,11 +36,11 @@ class SettingsCommand(Command):
     is_worker = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from pusa.fields import knobs
+        from pusa.fields import field_specs
         from pusa.server.settings import ServerSettings
 
-        wanted = (k for k in knobs(ServerSettings) if k.name not in _SECRETS)
-        options = [_option(k) for k in wanted if not (self.is_worker and _SERVER_ONLY.fullmatch(k.name))]
+        wanted = (field for field in field_specs(ServerSettings) if field.name not in _SECRETS)
+        options = [_option(field) for field in wanted if not (self.is_worker and _SERVER_ONLY.fullmatch(field.name))]
         return [_CONFIG, *options, *super().get_params(ctx)]
 
 
@@ -55,23 +55,23 @@ _CONFIG = click.Option(
 )
 
 
-def _option(knob: "Knob") -> click.Option:
-    flag = "--" + _SINGULAR.get(knob.name, knob.name.replace("_", "-"))
-    facts = [" ".join(filter(None, (knob.range, knob.unit)))]
-    if knob.unset or knob.default not in (None, (), [], "", False, True):
-        facts.append(f"default: {knob.unset or knob.default}")
-    if knob.type == "list":
+def _option(field: "FieldSpec") -> click.Option:
+    flag = "--" + _SINGULAR.get(field.name, field.name.replace("_", "-"))
+    facts = [" ".join(filter(None, (field.range, field.unit)))]
+    if field.unset or field.default not in (None, (), [], "", False, True):
+        facts.append(f"default: {field.unset or field.default}")
+    if field.type == "list":
         facts.append("may be repeated")
     hint = "; ".join(filter(None, facts))
-    help = f"{knob.help} [{hint}]" if hint else knob.help
-    if knob.type == "boolean":
-        names = [f"{flag}/--no-{flag[2:]}"] if knob.default else [flag]
-        return click.Option([*names, knob.name], is_flag=True, default=None, help=help)
+    help = f"{field.help} [{hint}]" if hint else field.help
+    if field.type == "boolean":
+        names = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
+        return click.Option([*names, field.name], is_flag=True, default=None, help=help)
     types: dict[str, Any] = {"integer": click.INT, "number": click.FLOAT}
     return click.Option(
-        [flag, knob.name],
-        type=click.Choice(knob.choices) if knob.choices else types.get(knob.type, click.STRING),
-        multiple=knob.type == "list",
+        [flag, field.name],
+        type=click.Choice(field.choices) if field.choices else types.get(field.type, click.STRING),
+        multiple=field.type == "list",
         help=help,
     )
 

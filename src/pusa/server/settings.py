@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
-from pusa.fields import Knob, StrictModel, explain, knob, knobs, shown
+from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs, shown
 
 __all__ = ["ServerSettings", "load_settings", "parse_option"]
 
@@ -41,74 +41,74 @@ class ServerSettings(StrictModel):
     """Settings of a server, and of workers beside it."""
 
     # Network and access
-    host: str = knob("127.0.0.1", "Address to listen on; one that others can reach needs an API key.", min_length=1)
-    port: int = knob(7860, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    api_keys: StringList = knob(
+    host: str = field("127.0.0.1", "Address to listen on; one that others can reach needs an API key.", min_length=1)
+    port: int = field(7860, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    api_keys: StringList = field(
         (), "Keys that clients must show one of.", unset="none: whoever reaches the port", repr=False
     )
-    api_keys_file: str | None = knob(None, "A file with one key a line; # begins a comment.", unset="none")
-    insecure: bool = knob(
+    api_keys_file: str | None = field(None, "A file with one key a line; # begins a comment.", unset="none")
+    insecure: bool = field(
         False, "Listen where others can reach it without a key: only behind something that asks for one."
     )
-    allowed_hosts: StringList = knob(
+    allowed_hosts: StringList = field(
         (), "Names that clients may call the server by, such as videos.example.org.", unset="localhost and addresses"
     )
-    allowed_origins: StringList = knob(
+    allowed_origins: StringList = field(
         (), "Other web pages that may use the API from a browser, such as https://example.org.", unset="none"
     )
-    root_path: str = knob(
+    root_path: str = field(
         "", "Path under which a reverse proxy shows the server, such as /pusa.", pattern=r"^(/[\w.~-]+)*$"
     )
-    trusted_proxies: StringList = knob(
+    trusted_proxies: StringList = field(
         (), "Addresses of reverse proxies whose X-Forwarded headers are believed.", unset="none"
     )
-    studio: bool = knob(True, "Show the studio at /, where gradio is installed.")
-    docs: bool = knob(True, "Show the API's documentation at /docs.")
-    metrics: bool = knob(True, "Show figures for Prometheus at /metrics.")
+    studio: bool = field(True, "Show the studio at /, where gradio is installed.")
+    docs: bool = field(True, "Show the API's documentation at /docs.")
+    metrics: bool = field(True, "Show figures for Prometheus at /metrics.")
 
     # Storage
-    data: str | None = knob(
+    data: str | None = field(
         None, "Folder for jobs and files, on a local disk.", unset="~/.local/share/pusa", min_length=1
     )
-    database: str | None = knob(
+    database: str | None = field(
         None,
         "The queue: sqlite:///FILE on a local disk, or postgresql://USER:PASSWORD@HOST/NAME for several machines.",
         unset="jobs.sqlite in the data folder",
         min_length=1,
         repr=False,
     )
-    files: str | None = knob(
+    files: str | None = field(
         None,
         "Inputs and results: a folder, or a URL for fsspec such as s3://bucket/folder.",
         unset="files in the data folder",
         min_length=1,
         repr=False,
     )
-    keep_hours: float | None = knob(
+    keep_hours: float | None = field(
         168.0, "How long results are kept; 0 keeps them for ever.", unit="hours", ge=0, le=87_600
     )
-    housekeeping_seconds: float = knob(
+    housekeeping_seconds: float = field(
         600.0, "Time between two looks for expired results and orphaned files.", unit="seconds", ge=1, le=86_400
     )
-    orphan_seconds: float = knob(
+    orphan_seconds: float = field(
         3600.0, "How old a file that belongs to no job must be to be removed.", unit="seconds", ge=60, le=604_800
     )
-    min_free_bytes: int = knob(_GIB, "Disk space below which new jobs are refused.", unit="bytes", ge=0, le=2**50)
+    min_free_bytes: int = field(_GIB, "Disk space below which new jobs are refused.", unit="bytes", ge=0, le=2**50)
 
     # Model and workers
-    model: str = knob(
+    model: str = field(
         "mini", "The model: a name from `pusa models`, a Hugging Face repository or a folder.", min_length=1
     )
-    lora: StringList = knob((), "LoRA files to load instead of the model's own.", unset="the model's own")
-    workers: int = knob(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
-    executor: Literal["local", "ray"] = knob(
+    lora: StringList = field((), "LoRA files to load instead of the model's own.", unset="the model's own")
+    workers: int = field(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
+    executor: Literal["local", "ray"] = field(
         "local", "What runs the model: a process of its own on this machine, or an actor of a Ray cluster."
     )
-    ray_address: str | None = knob(
+    ray_address: str | None = field(
         None, "Address of the Ray cluster.", unset="the one that Ray finds, or a new local one"
     )
-    ray_gpus: float = knob(1.0, "GPUs that each of Ray's actors takes; 0 for a CPU.", ge=0, le=64)
-    lease_seconds: float = knob(
+    ray_gpus: float = field(1.0, "GPUs that each of Ray's actors takes; 0 for a CPU.", ge=0, le=64)
+    lease_seconds: float = field(
         60.0,
         "How long a worker may be silent before its job is given to another. Clocks of several machines must agree "
         "much better than this.",
@@ -116,30 +116,30 @@ class ServerSettings(StrictModel):
         ge=0.2,
         le=3600,
     )
-    poll_seconds: float = knob(0.5, "Time between two looks for new jobs.", unit="seconds", ge=0.01, le=60)
-    max_failures: int = knob(
+    poll_seconds: float = field(0.5, "Time between two looks for new jobs.", unit="seconds", ge=0.01, le=60)
+    max_failures: int = field(
         3, "Attempts in a row that get no further than the last checkpoint before a job fails.", ge=1, le=100
     )
-    checkpoint_steps: int = knob(
+    checkpoint_steps: int = field(
         5, "Denoising steps between two checkpoints, from which a job goes on after a crash.", ge=1, le=200
     )
-    checkpoint_seconds: float = knob(
+    checkpoint_seconds: float = field(
         10.0, "Least time between two checkpoints, so that quick steps are not held up.", unit="seconds", ge=0, le=3600
     )
-    preview_seconds: float = knob(
+    preview_seconds: float = field(
         2.0, "Least time between two previews of a running job; 0 makes none.", unit="seconds", ge=0, le=3600
     )
-    cancel_seconds: float = knob(
+    cancel_seconds: float = field(
         10.0, "How long a cancelled job may take to stop before its process is killed.", unit="seconds", ge=0.1, le=600
     )
-    load_seconds: float = knob(
+    load_seconds: float = field(
         3600.0,
         "How long loading the model may take before its process is started anew.",
         unit="seconds",
         ge=1,
         le=86_400,
     )
-    stall_seconds: float = knob(
+    stall_seconds: float = field(
         1800.0,
         "How long a running job may be silent before its process is taken for hung and killed; a step, and the "
         "decoding, must fit.",
@@ -147,8 +147,8 @@ class ServerSettings(StrictModel):
         ge=1,
         le=86_400,
     )
-    job_seconds: float = knob(86_400.0, "How long one attempt at a job may take.", unit="seconds", ge=1, le=2_592_000)
-    shutdown_seconds: float = knob(
+    job_seconds: float = field(86_400.0, "How long one attempt at a job may take.", unit="seconds", ge=1, le=2_592_000)
+    shutdown_seconds: float = field(
         10.0,
         "How long requests that are being answered may take when the server is asked to stop; jobs go on later.",
         unit="seconds",
@@ -157,32 +157,32 @@ class ServerSettings(StrictModel):
     )
 
     # Limits for clients
-    queue_limit: int = knob(100, "Jobs that may wait or run at once; more are answered with 429.", ge=1, le=1_000_000)
-    key_queue_limit: int = knob(20, "The same for each API key.", ge=1, le=1_000_000)
-    retry_window_seconds: float = knob(
+    queue_limit: int = field(100, "Jobs that may wait or run at once; more are answered with 429.", ge=1, le=1_000_000)
+    key_queue_limit: int = field(20, "The same for each API key.", ge=1, le=1_000_000)
+    retry_window_seconds: float = field(
         600.0,
         "How long a request that a client sends again after a lost answer is known to be the same.",
         unit="seconds",
         ge=0,
         le=86_400,
     )
-    max_connections: int = knob(
+    max_connections: int = field(
         2000,
         "Connections at once; those that wait longest make room for new ones. Fewer where the process may open too few "
         "files.",
         ge=16,
         le=60_000,
     )
-    max_connections_per_address: int = knob(
+    max_connections_per_address: int = field(
         200,
         "The same for each address; trusted proxies and this machine stand for many and are not counted.",
         ge=1,
         le=60_000,
     )
-    head_seconds: float = knob(
+    head_seconds: float = field(
         20.0, "How long a client may take to send the head of a request.", unit="seconds", ge=0.1, le=3600
     )
-    silent_seconds: float = knob(
+    silent_seconds: float = field(
         30.0,
         "How long a client may send nothing of a body, or take nothing of an answer; a body comes at 1 KiB a second or "
         "more.",
@@ -190,27 +190,27 @@ class ServerSettings(StrictModel):
         ge=0.1,
         le=3600,
     )
-    max_body_bytes: int = knob(128 * _MIB, "Of a request, with its uploads.", unit="bytes", ge=1024, le=2**40)
-    max_uploads: int = knob(16, "Files in a request.", ge=1, le=64)
-    max_upload_pixels: int = knob(
+    max_body_bytes: int = field(128 * _MIB, "Of a request, with its uploads.", unit="bytes", ge=1024, le=2**40)
+    max_uploads: int = field(16, "Files in a request.", ge=1, le=64)
+    max_upload_pixels: int = field(
         36_000_000, "Of an uploaded image or a frame of a video.", unit="pixels", ge=256, le=2**30
     )
-    max_upload_seconds: float = knob(120.0, "Length of an uploaded video.", unit="seconds", ge=0.1, le=86_400)
-    max_upload_frames: int = knob(4801, "Frames of an uploaded video.", ge=1, le=1_000_000)
-    probe_seconds: float = knob(10.0, "Time to look at the uploads of a request.", unit="seconds", ge=0.5, le=600)
-    probe_memory_bytes: int = knob(_GIB, "Memory to look at an upload.", unit="bytes", ge=64 * _MIB, le=2**40)
-    max_video_pixels: int = knob(
+    max_upload_seconds: float = field(120.0, "Length of an uploaded video.", unit="seconds", ge=0.1, le=86_400)
+    max_upload_frames: int = field(4801, "Frames of an uploaded video.", ge=1, le=1_000_000)
+    probe_seconds: float = field(10.0, "Time to look at the uploads of a request.", unit="seconds", ge=0.5, le=600)
+    probe_memory_bytes: int = field(_GIB, "Memory to look at an upload.", unit="bytes", ge=64 * _MIB, le=2**40)
+    max_video_pixels: int = field(
         2048 * 2048, "Width times height of a video to make.", unit="pixels", ge=256, le=2048 * 2048
     )
-    max_video_frames: int = knob(4801, "Frames of a video to make.", ge=1, le=4801)
-    max_steps: int = knob(200, "Denoising steps of a video to make.", ge=1, le=200)
-    image_url_hosts: StringList = knob(
+    max_video_frames: int = field(4801, "Frames of a video to make.", ge=1, le=4801)
+    max_steps: int = field(200, "Denoising steps of a video to make.", ge=1, le=200)
+    image_url_hosts: StringList = field(
         (), "Hosts that images may be fetched from by https; data: URLs are always taken.", unset="none"
     )
 
     # Logging
-    log_level: Literal["debug", "info", "warning", "error"] = knob("info", "What is logged.")
-    log_format: Literal["text", "json"] = knob("text", "Lines for people, or JSON for programs.")
+    log_level: Literal["debug", "info", "warning", "error"] = field("info", "What is logged.")
+    log_format: Literal["text", "json"] = field("text", "Lines for people, or JSON for programs.")
 
     @model_validator(mode="after")
     def _check_access(self) -> "ServerSettings":
@@ -304,9 +304,9 @@ def parse_option(name: str, text: str) -> Any:
 
     Invalid text is returned unchanged, so that the validation of all settings reports it.
     """
-    field = _fields().get(name)
+    spec = _fields().get(name)
     text = text.strip()
-    match field.type if field else "string":
+    match spec.type if spec else "string":
         case "list":
             return [part.strip() for part in text.split(",") if part.strip()]
         case "boolean":
@@ -322,8 +322,8 @@ def parse_option(name: str, text: str) -> Any:
 
 
 @cache
-def _fields() -> dict[str, Knob]:
-    return {k.name: k for k in knobs(ServerSettings)}
+def _fields() -> dict[str, FieldSpec]:
+    return {spec.name: spec for spec in field_specs(ServerSettings)}
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

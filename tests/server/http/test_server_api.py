@@ -178,7 +178,7 @@ def test_sdk_sends_our_fields_as_form_and_as_json(server: Served, sdk: Any) -> N
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_knob_reaches_the_request_under_its_published_name(server: Served) -> None:
+def test_every_field_reaches_the_request_under_its_published_name(server: Served) -> None:
     video = server.create(
         width=96, height=64, num_frames=9, fps=8, num_inference_steps=3, guidance_scale=2, guidance_scale_2=2.5,
         flow_shift=4, seed=5, negative_prompt="rain", lora_alpha=1.2, lora_alpha_2=1.1, window=9, overlap=1,

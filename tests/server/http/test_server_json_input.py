@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pusa import fields as knobs
+from pusa import fields
 from pusa.request import GenerationRequest, explain
 from pusa.server.errors import ServiceError
 from pusa.server.http import json_input
@@ -122,7 +122,7 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
 
 
 def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knobs.difflib, "get_close_matches", lambda word, *_, **__: [f"{len(word)} characters"])
+    monkeypatch.setattr(fields.difflib, "get_close_matches", lambda word, *_, **__: [f"{len(word)} characters"])
     for length, is_compared in ((100, True), (101, False), (100_000, False)):
         with pytest.raises(ValidationError) as refused:
             GenerationRequest.model_validate({"prompt": "x", "a" * length: 1})

@@ -97,7 +97,7 @@ def test_a_video_is_completed_extended_joined_or_looped(visitor, server, mode):
         assert request["conditions"][0]["noise"] == [0, 0.3, 0.4, 0.5]
 
 
-def test_words_alone_with_all_the_knobs(visitor, server):
+def test_words_alone_with_all_the_fields(visitor, server):
     visitor.tab("Text to video")
     visitor.field("prompt").fill("a bus slides to the right in the desert")
     visitor.page.locator("#preset label", has_text="Creative").click()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pusa import zoo
-from pusa.request import GenerationRequest, knobs, preset_alpha, preset_noise
+from pusa.request import GenerationRequest, field_specs, preset_alpha, preset_noise
 from pusa.server.studio import examples, timeline, views
 from pusa.server.studio.forms import (
     Form,
@@ -241,8 +241,8 @@ def test_every_text_that_the_scripts_name_is_there():
     assert named - texts("en").keys() == set()
 
 
-def test_knobs_are_explained_in_the_requests_own_words():
-    help = {knob.name: knob.help for knob in knobs(GenerationRequest)}
+def test_fields_are_explained_in_the_requests_own_words():
+    help = {field.name: field.help for field in field_specs(GenerationRequest)}
     assert texts("en")["help.steps"] == help["steps"]
     assert texts("fr")["help.steps"] != help["steps"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from pusa.fields import StrictModel, knob
+from pusa.fields import StrictModel, field
 from pusa.request import GenerationRequest, Multiplier, PositionField, Text
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×][1-9][0-9]{0,3}$"
@@ -53,8 +53,8 @@ VideoId = Annotated[str, Field(pattern=ID_PATTERN)]
 class UrlReference(StrictModel):
     """A file inside the request, as a data URL; an https address only of hosts that the operator has allowed."""
 
-    image_url: FileUrl | None = knob(None, "A picture: data:image/png;base64,...")
-    video_url: FileUrl | None = knob(None, "A video: data:video/mp4;base64,...")
+    image_url: FileUrl | None = field(None, "A picture: data:image/png;base64,...")
+    video_url: FileUrl | None = field(None, "A video: data:video/mp4;base64,...")
 
     @model_validator(mode="after")
     def _one(self) -> "UrlReference":
@@ -66,23 +66,23 @@ class UrlReference(StrictModel):
 class VideoReference(StrictModel):
     """A finished video of this server."""
 
-    id: VideoId = knob(..., "The video's id.")
+    id: VideoId = field(..., "The video's id.")
 
 
 class KeyframeInput(StrictModel):
     """A picture at a place. One of `frame`, `time` and `latent`; one of `file`, `image_url` and `image_b64`."""
 
-    frame: int | Literal["last"] | None = knob(None, "Frame number; negative counts from the end.")
-    time: Annotated[float, Field(ge=-9999, le=9999)] | Literal["last"] | None = knob(
+    frame: int | Literal["last"] | None = field(None, "Frame number; negative counts from the end.")
+    time: Annotated[float, Field(ge=-9999, le=9999)] | Literal["last"] | None = field(
         None, "Seconds from the beginning; negative counts from the end."
     )
-    latent: int | Literal["last"] | None = knob(None, "Latent frame; negative counts from the end.")
-    file: int | None = knob(None, "Which of the files in input_reference, counted from 0.", ge=0, le=MAX_FILES - 1)
-    image_url: FileUrl | None = knob(None, "A picture as a data URL.")
-    image_b64: FileUrl | None = knob(None, "A picture in base64.")
-    noise: Multiplier | None = knob(None, "How far the model may depart from it: 0 keeps it, 1 ignores it.")
-    fit: Literal["crop", "letterbox", "stretch"] | None = knob(None, "How a picture of another shape is fitted.")
-    encode: Literal["single", "repeat"] | None = knob(None, "How a picture after the first frame is encoded.")
+    latent: int | Literal["last"] | None = field(None, "Latent frame; negative counts from the end.")
+    file: int | None = field(None, "Which of the files in input_reference, counted from 0.", ge=0, le=MAX_FILES - 1)
+    image_url: FileUrl | None = field(None, "A picture as a data URL.")
+    image_b64: FileUrl | None = field(None, "A picture in base64.")
+    noise: Multiplier | None = field(None, "How far the model may depart from it: 0 keeps it, 1 ignores it.")
+    fit: Literal["crop", "letterbox", "stretch"] | None = field(None, "How a picture of another shape is fitted.")
+    encode: Literal["single", "repeat"] | None = field(None, "How a picture after the first frame is encoded.")
 
     @model_validator(mode="after")
     def _one_each(self) -> "KeyframeInput":
@@ -105,8 +105,8 @@ class KeyframeInput(StrictModel):
 class LoraChoice(StrictModel):
     """A LoRA that the operator offers."""
 
-    name: Annotated[Text, Field(min_length=1, max_length=200)] = knob(..., "Its name.")
-    scale: float | None = knob(None, "Its strength, as lora_alpha.", ge=0.1, le=5)
+    name: Annotated[Text, Field(min_length=1, max_length=200)] = field(..., "Its name.")
+    scale: float | None = field(None, "Its strength, as lora_alpha.", ge=0.1, le=5)
 
 
 Reference = FileUrl | UrlReference | Annotated[list[FileUrl | UrlReference], Field(max_length=64)]
@@ -127,47 +127,47 @@ class GenerationOptions(StrictModel):
     flow_shift: float | None = _copy_field("shift")
     seed: int | None = _copy_field("seed")
     negative_prompt: Prompt | None = _copy_field("negative_prompt")
-    preset: Literal["faithful", "balanced", "creative"] | None = knob(None, "Noise and alpha in one word.")
+    preset: Literal["faithful", "balanced", "creative"] | None = field(None, "Noise and alpha in one word.")
     lora_alpha: float | None = _copy_field("alpha")
     lora_alpha_2: float | None = _copy_field("alpha_2")
     window: int | None = _copy_field("window")
     overlap: int | None = _copy_field("overlap")
-    noise_multiplier: Multiplier | None = knob(None, "Noise multiplier of all that has none of its own.")
-    noise_multipliers: Listed | Annotated[list[Multiplier], Field(max_length=512)] | None = knob(
+    noise_multiplier: Multiplier | None = field(None, "Noise multiplier of all that has none of its own.")
+    noise_multipliers: Listed | Annotated[list[Multiplier], Field(max_length=512)] | None = field(
         None, 'One for each place: "0,0.2", or a list.'
     )
-    cond_positions: Listed | Annotated[list[PositionField], Field(max_length=512)] | None = knob(
+    cond_positions: Listed | Annotated[list[PositionField], Field(max_length=512)] | None = field(
         None, 'Where the pictures go, or which latent frames of a video are kept: "0,20", "0,1.5s,last", or a list.'
     )
-    lora: LoraName | LoraChoice | Annotated[list[LoraName], Field(max_length=8)] | None = knob(
+    lora: LoraName | LoraChoice | Annotated[list[LoraName], Field(max_length=8)] | None = field(
         None, "LoRA by a name that the operator offers, instead of the model's own."
     )
-    fit: Literal["crop", "letterbox", "stretch"] | None = knob(None, "How pictures of another shape are fitted.")
-    encode: Literal["single", "repeat"] | None = knob(None, "How pictures after the first frame are encoded.")
+    fit: Literal["crop", "letterbox", "stretch"] | None = field(None, "How pictures of another shape are fitted.")
+    encode: Literal["single", "repeat"] | None = field(None, "How pictures after the first frame are encoded.")
 
 
 class CreateVideo(GenerationOptions):
     """``POST /v1/videos``."""
 
-    prompt: Prompt = knob("", "What the video shows.")
-    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+    prompt: Prompt = field("", "What the video shows.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = field(
         None, "A name from /v1/models.", unset="the server's"
     )
-    seconds: Seconds | None = knob(None, "Length; num_frames wins over it.", unit="seconds", unset="the model's")
-    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(
+    seconds: Seconds | None = field(None, "Length; num_frames wins over it.", unit="seconds", unset="the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(
         None, "WIDTHxHEIGHT in pixels; rounded to multiples of 16. width and height win over it."
     )
     task: Literal["generate", "extend", "transition", "loop"] = _copy_field("task")
-    priority: int | None = knob(None, "Higher goes first; with API keys 0 or less.", unset="0", ge=-100, le=100)
-    input_reference: Reference | None = knob(
+    priority: int | None = field(None, "Higher goes first; with API keys 0 or less.", unset="0", ge=-100, le=100)
+    input_reference: Reference | None = field(
         None, "Pictures (the first frame, or first and last, or wherever cond_positions or keyframes say) or a video."
     )
-    image_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
-    video_reference: Reference | None = knob(None, "As input_reference; vLLM-Omni's name.")
-    keyframes: list[KeyframeInput] | None = knob(
+    image_reference: Reference | None = field(None, "As input_reference; vLLM-Omni's name.")
+    video_reference: Reference | None = field(None, "As input_reference; vLLM-Omni's name.")
+    keyframes: list[KeyframeInput] | None = field(
         None, 'Pictures at places. In forms one JSON string: [{"frame": 80, "file": 0, "noise": 0.2}].', max_length=64
     )
-    extra_params: GenerationOptions | None = knob(
+    extra_params: GenerationOptions | None = field(
         None, "More of these fields, as vLLM-Omni sends them; fields outside win."
     )
 
@@ -175,35 +175,35 @@ class CreateVideo(GenerationOptions):
 class RemixVideo(StrictModel):
     """``POST /v1/videos/{id}/remix``."""
 
-    prompt: Annotated[Text, Field(min_length=1, max_length=10_000)] = knob(..., "What the new video shows.")
+    prompt: Annotated[Text, Field(min_length=1, max_length=10_000)] = field(..., "What the new video shows.")
 
 
 class ExtendVideo(GenerationOptions):
     """``POST /v1/videos/extensions``."""
 
-    prompt: Prompt = knob("", "What happens next.")
-    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+    prompt: Prompt = field("", "What happens next.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = field(
         None, "A name from /v1/models.", unset="the video's own, or the server's"
     )
-    seconds: Seconds | None = knob(None, "Length of what is added.", unit="seconds", unset="the model's")
-    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
-    video: AnyVideo | None = knob(None, "A finished video's id, or a file.")
-    extra_params: GenerationOptions | None = knob(None, "More of these fields; fields outside win.")
+    seconds: Seconds | None = field(None, "Length of what is added.", unit="seconds", unset="the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(None, "WIDTHxHEIGHT in pixels.")
+    video: AnyVideo | None = field(None, "A finished video's id, or a file.")
+    extra_params: GenerationOptions | None = field(None, "More of these fields; fields outside win.")
 
 
 class EditVideo(GenerationOptions):
     """``POST /v1/videos/edits``: one video is made again after the prompt, two are joined by a transition."""
 
-    prompt: Prompt = knob("", "What the video shows.")
-    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = knob(
+    prompt: Prompt = field("", "What the video shows.")
+    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = field(
         None, "A name from /v1/models.", unset="the video's own, or the server's"
     )
-    seconds: Seconds | None = knob(None, "Length.", unit="seconds", unset="the video's, or the model's")
-    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = knob(None, "WIDTHxHEIGHT in pixels.")
-    video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = knob(
+    seconds: Seconds | None = field(None, "Length.", unit="seconds", unset="the video's, or the model's")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(None, "WIDTHxHEIGHT in pixels.")
+    video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = field(
         None, "One or two finished videos' ids, or files."
     )
-    extra_params: GenerationOptions | None = knob(None, "More of these fields; fields outside win.")
+    extra_params: GenerationOptions | None = field(None, "More of these fields; fields outside win.")
 
 
 # ---- responses -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradio.i18n import I18n, I18nData
 
-from pusa.request import ConditionSpec, GenerationRequest, knobs
+from pusa.request import ConditionSpec, GenerationRequest, field_specs
 
 LANGUAGES = {"en": "English", "fr": "Français", "zh": "中文"}
 _GRADIO = {"zh": "zh-CN"}  # Gradio's name of a language where it differs
@@ -23,7 +23,7 @@ def texts(language: str) -> dict[str, str]:
     """Return all texts of a language by key."""
     written = json.loads((_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
     if language == "en":
-        help = {knob.name: knob.help for knob in (*knobs(ConditionSpec), *knobs(GenerationRequest))}
+        help = {field.name: field.help for field in (*field_specs(ConditionSpec), *field_specs(GenerationRequest))}
         written |= {f"help.{name}": help[name] for name in _EXPLAINED}
     return written
 
