@@ -207,7 +207,7 @@ class ConditionSpec(StrictModel):
 
 
 class ResolvedCondition(ConditionSpec):
-    """Hold a condition with every field set; no `positions` means all frames of a video, or those that the task takes."""
+    """Hold a condition with every field set; a video without `positions` is kept whole, or as the task takes it."""
 
     noise: list[Multiplier]
     encode: Literal["single", "repeat"]
