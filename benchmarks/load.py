@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from _server import ServerProcess
+from _support import ServerProcess
 from PIL import Image
 
 GOAL_P95_MS = 50.0

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from paths import ROOT
+from paths import BENCHMARKS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -297,11 +298,9 @@ class Doubled(torch.autograd.Function):
 
 def test_the_scripts_for_a_card_need_no_package_that_its_machine_may_lack() -> None:
     absent = ("av", "matplotlib", "fastapi", "gradio", "sqlalchemy", "tensorboard", "datasets", "skimage", "ray")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path.insert(0, 'benchmarks'); "
-        "import card_machine, gpu, train_gpu"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport card_machine, gpu, train_gpu"
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: CAPTURE) -> None:

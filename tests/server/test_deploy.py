@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
+from documented_commands import options_of
 from paths import ROOT
 
-from pusa.cli import main
 from pusa.server import connections
 from pusa.server.jobs.queue import JobQueue
 from pusa.server.settings import ServerSettings, load_settings
@@ -23,11 +22,6 @@ from pusa.server.worker.worker import worker_name
 
 DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
-
-
-def options_of(command: str) -> set[str]:
-    found = main.commands[command]  # type: ignore[attr-defined]
-    return {name for parameter in found.get_params(click.Context(found)) for name in parameter.opts}
 
 
 def known_setting(variable: str) -> bool:

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paths import BENCHMARKS
+from paths import SUPPORT
+from server_process import FAKE_ENGINE
 
 from pusa.events import Done
 from pusa.server.jobs.queue import Job, JobQueue, NewJob
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
+from pusa.server.worker.attempt import Delays
 from pusa.server.worker.executor import Executor, LocalExecutor
 from pusa.server.worker.messages import Task
 from pusa.server.worker.worker import Worker
 
-FAKE = "fake_engine:FakeEngine"
 PATIENCE_SECONDS = 60.0  # a machine may be busy; nothing here waits that long by design
 
 
@@ -41,7 +42,7 @@ def open_all(settings: ServerSettings) -> tuple[JobQueue, FileStore]:
 
 
 def fake_executor(model: str = "fake", **options: Any) -> LocalExecutor:
-    return LocalExecutor(model, target=FAKE, env={"PYTHONPATH": str(BENCHMARKS)}, **options)
+    return LocalExecutor(model, target=FAKE_ENGINE, env={"PYTHONPATH": str(SUPPORT)}, **options)
 
 
 def request(**said: Any) -> dict[str, Any]:
@@ -74,13 +75,13 @@ class House:
         self._stops: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
 
-    def hire(self, executor: Executor | None = None, **changes: Any) -> Worker:
-        """A worker with the fake engine, unless its executor is given."""
+    def hire(self, executor: Executor | None = None, delays: Delays | None = None, **changes: Any) -> Worker:
+        """Start a worker with changed settings; `executor` None runs the fake engine."""
         settings = self.settings.model_copy(update=changes)
         executor = executor or fake_executor(
             grace_seconds=settings.cancel_seconds, stall_seconds=settings.stall_seconds
         )
-        worker = Worker(settings, self.queue, self.files, executor)
+        worker = Worker(settings, self.queue, self.files, executor, delays=delays)
         stop = threading.Event()
         thread = threading.Thread(target=worker.run, args=(stop,))
         thread.start()

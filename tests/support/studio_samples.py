@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from needs import free_port, missing
+from needs import missing
 from paths import SUPPORT
+from ports import free_port
 
 from pusa.server.app import create_app
 from pusa.server.service import VideoService

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _server import ServerProcess
 from needs import missing
 from paths import ROOT
+from server_process import ServerProcess
 
 from pusa.demo import PICTURES
 

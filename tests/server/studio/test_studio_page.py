@@ -202,17 +202,18 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
 
     import uvicorn
     from click.testing import CliRunner
-    from needs import free_port
+    from ports import free_port
 
     from pusa.cli import studio as cli_studio
 
     opened: list[str] = []
-    monkeypatch.setattr(cli_studio, "_open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", opened.append)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app_in(tmp_path, studio=False), port=port, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    cli_studio._open_when_there(f"http://127.0.0.1:{port}/")  # returns when it answers
+    cli_studio.open_when_ready(f"http://127.0.0.1:{port}/")  # returns when it answers
     result = CliRunner().invoke(cli_studio.studio, ["--port", str(port), "--data", str(tmp_path)])
     server.should_exit = True
     thread.join(20)

@@ -8,8 +8,9 @@ from typing import Any
 import psutil
 import pytest
 from needs import needed_module
-from paths import BENCHMARKS
-from server_samples import FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
+from paths import SUPPORT
+from server_process import FAKE_ENGINE
+from server_samples import House, quick_settings, submit, uninterrupted, video_of, wait_until
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
@@ -47,7 +48,7 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(BENCHMARKS))  # where actors find the fake engine
+        patch.setenv("PYTHONPATH", str(SUPPORT))  # where actors find the fake engine
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_timeout_ms", "2000")
@@ -67,7 +68,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def executor(**options: Any) -> RayExecutor:
-    return RayExecutor("fake", target=FAKE, gpus=0, resources={"video": 1}, **options)
+    return RayExecutor("fake", target=FAKE_ENGINE, gpus=0, resources={"video": 1}, **options)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_a_killed_machine_is_survived_on_another_one(machines, house):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_that_cannot_be_loaded_is_told(machines):
-    found = RayExecutor('{"load_fails": true}', target=FAKE, gpus=0, resources={"video": 1})
+    found = RayExecutor('{"load_fails": true}', target=FAKE_ENGINE, gpus=0, resources={"video": 1})
     found.start()
     wait_until(lambda: found.state.stage == "failed")
     assert found.state.error == "ValueError: no such model"

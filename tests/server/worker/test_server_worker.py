@@ -12,13 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
-from paths import BENCHMARKS, SUPPORT
-from server_samples import House, quick_settings, request, submit, uninterrupted, video_of, wait_until
+from paths import SUPPORT
+from server_samples import House, fake_executor, quick_settings, request, submit, uninterrupted, video_of, wait_until
 
 from pusa import media
+from pusa.events import Checkpoint
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
-from pusa.server.worker.attempt import Attempt
+from pusa.server.worker.attempt import Delays
+from pusa.server.worker.messages import Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
 from pusa.server.worker.worker import is_dead, worker_name
 
@@ -250,10 +252,9 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 
         return call
 
-    monkeypatch.setattr("pusa.server.worker.attempt.RETRY_SECONDS", 0.05)
     monkeypatch.setattr(JobQueue, "heartbeat", sometimes(heartbeat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
-    house.hire()
+    house.hire(delays=Delays(queue_seconds=0.05))
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
     assert done.resolved is not None  # reported by a later heartbeat
@@ -274,8 +275,7 @@ def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
-    house.hire(max_failures=1)
+    house.hire(delays=Delays(disk_full_seconds=0.1), max_failures=1)
     wait_until(lambda: house.job(job).attempt >= 3)
     full.clear()
     done = house.ended(job)
@@ -297,10 +297,9 @@ def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
 
 
-def test_a_full_disk_of_the_child_keeps_the_job_as_well(house, monkeypatch):
+def test_a_full_disk_of_the_child_keeps_the_job_as_well(house):
     job = submit(house.queue, steps=4, at_step=3, then="disk_full", times=2)
-    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
-    house.hire(max_failures=1)
+    house.hire(delays=Delays(disk_full_seconds=0.1), max_failures=1)
     done = house.ended(job)
     assert (done.status, done.attempt, done.failures) == ("completed", 3, 0)
 
@@ -316,8 +315,7 @@ def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypat
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 5)
-    house.hire()
+    house.hire(delays=Delays(store_seconds=(0.01,) * 5))
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
     assert {key.split("/")[0] for key in refused} == {"checkpoints", "results"}
@@ -326,14 +324,17 @@ def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypat
 def test_a_checkpoint_that_is_removed_before_it_was_stored_costs_nothing(house, monkeypatch):
     """A quick engine is done while the worker still waits for the database."""
     job = submit(house.queue, steps=4)
-    keep = Attempt._keep_checkpoint
+    executor = fake_executor()
+    run = executor.run
 
-    def late(self: Attempt, path: Path, step: int) -> None:
-        path.unlink(missing_ok=True)
-        keep(self, path, step)
+    def run_and_remove(task: Task) -> Iterator[Message]:
+        for message in run(task):
+            if isinstance(message, Checkpoint):
+                message.path.unlink(missing_ok=True)
+            yield message
 
-    monkeypatch.setattr(Attempt, "_keep_checkpoint", late)
-    house.hire()
+    monkeypatch.setattr(executor, "run", run_and_remove)
+    house.hire(executor)
     done = house.ended(job)
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
 
@@ -345,8 +346,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
         raise PermissionError("the bucket says no")
 
     monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 3)
-    house.hire(max_failures=2)
+    house.hire(delays=Delays(store_seconds=(0.01,) * 3), max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)
 
@@ -386,7 +386,7 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
         "settings = quick_settings(Path(sys.argv[1]), lease_seconds=600.0); queue, files = open_all(settings)\n"
         "Worker(settings, queue, files, fake_executor()).run(threading.Event())"
     )
-    env = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{BENCHMARKS}"}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     command = [sys.executable, "-c", program, str(house.settings.data_folder)]
     with subprocess.Popen(command, env=env) as victim:
         wait_until(lambda: house.job(job).checkpoint_step >= 4)
