@@ -191,14 +191,14 @@ def _steps(options: argparse.Namespace, work: Workload, device: Device, deadline
         seconds: list[float] = []
         with Loader(run.reader, run.plan, data_rank=0, first_step=0, device=device.device) as loader:
             began = time.perf_counter()
-            run._step(loader)  # loads and chooses kernels, and makes the optimizer's states
+            run.train_step(loader)  # loads and chooses kernels, and makes the optimizer's states
             device.synchronize()
             first = longest = time.perf_counter() - began
             device.forget_peak()
             waited = loader.waited_seconds
             while len(seconds) < options.steps and time.perf_counter() + longest < deadline:
                 began = time.perf_counter()
-                run._step(loader)
+                run.train_step(loader)
                 device.synchronize()
                 seconds.append(time.perf_counter() - began)
                 longest = max(seconds)

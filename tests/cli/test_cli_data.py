@@ -1,6 +1,7 @@
 """Run `pusa data`: from options to a dataset and its inspection page."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -175,19 +176,15 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, args, code, message):
 
 
 def test_a_stop_says_that_the_work_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("pusa.cli.run._stop_on_interrupt", _stopped)
-    monkeypatch.setattr("pusa.data.prepare.prepare", lambda *_, stop, **__: (e for e in () if not stop()))
+    def interrupted(*_: Any, stop: Callable[[], bool], **__: Any) -> Iterator[Event]:
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        yield from ()
+
+    monkeypatch.setattr("pusa.data.prepare.prepare", interrupted)
     result = pusa("data", "prepare", tmp_path, "out", "--model", "tiny")
     assert result.exit_code == 130
     assert "what is done is kept, and the same command goes on with it" in result.stderr
-
-
-class _stopped:  # noqa: N801 (in the place of a function)
-    def __enter__(self) -> Callable[[], bool]:
-        return lambda: True
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize("args", [["data", "--help"], ["data", "prepare", "--help"], ["data", "inspect", "--help"]])

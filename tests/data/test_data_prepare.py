@@ -208,6 +208,7 @@ def test_a_stop_keeps_what_is_done(videos, prepared, tmp_path):
 
 KILLED = """
 import os, signal, sys
+from functools import partial
 from pathlib import Path
 import torch
 from pusa.data import writer as dataset_writer, prepare as preparing
@@ -217,8 +218,8 @@ from pusa.data.prepare import ClipSettings, prepare
 torch.set_num_threads(1)
 source, output = map(Path, sys.argv[1:])
 settings = ClipSettings(model="tiny", sizes=((32, 32), (48, 32)), frames=(5, 9), fps=16)
-preparing.DatasetWriter.__init__.__kwdefaults__["flush_seconds"] = 0  # every clip is a file of its own
-rename = dataset_writer._rename
+preparing.DatasetWriter = partial(preparing.DatasetWriter, flush_seconds=0)  # every clip is a file of its own
+rename = dataset_writer.rename_flushed
 
 def run(kill_at):
     count = 0
@@ -230,7 +231,7 @@ def run(kill_at):
         rename(part, path)
         if count == kill_at // 2:
             os.kill(os.getpid(), signal.SIGKILL)
-    dataset_writer._rename = renamed
+    dataset_writer.rename_flushed = renamed
     for event in prepare(source, output, settings, workers=0):
         pass
     os._exit(0)

@@ -16,7 +16,7 @@ from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import Event
 from pusa.generate import decode, generate, load_latents, read_request, save_latents
-from pusa.generate.run import _output_frames
+from pusa.generate.run import output_frames
 from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
@@ -165,7 +165,7 @@ def test_differences_at_joints_fade_out_instead_of_jumping():
         return [np.full((2, 2, 3), value, np.uint8) for value in values]
 
     def shown(plan: OutputPlan, *decoded: int) -> list[int]:
-        return [int(frame[0, 0, 0, 0]) for frame in _output_frames(plan, [np.stack(grey(*decoded))])]
+        return [int(frame[0, 0, 0, 0]) for frame in output_frames(plan, [np.stack(grey(*decoded))])]
 
     extension = shown(OutputPlan([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
     assert extension == [100, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 10, 10, 10]
@@ -358,23 +358,23 @@ def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_pat
 
 def test_out_of_memory_in_denoising_is_not_taken_for_decoding(tmp_path, monkeypatch):
     calls = 0
-    denoise = PusaPipeline._denoise
+    set_timesteps = PusaFlowMatchEulerScheduler.set_timesteps
 
-    def short(self: Any, *args: Any) -> Any:
+    def short(self: Any, *args: Any, **options: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise torch.OutOfMemoryError("out of memory")
-        return denoise(self, *args)
+        set_timesteps(self, *args, **options)
 
-    monkeypatch.setattr(PusaPipeline, "_denoise", short)
+    monkeypatch.setattr(PusaFlowMatchEulerScheduler, "set_timesteps", short)
     with pytest.raises(torch.OutOfMemoryError):
         run(tmp_path / "out.mp4", frames=49)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_no_part_of_a_task_can_hold_is_refused_before_denoising(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(PusaPipeline, "_denoise", lambda *_: pytest.fail("denoised"))
+    monkeypatch.setattr(PusaFlowMatchEulerScheduler, "step", lambda *_: pytest.fail("denoised"))
     with pytest.raises(ValueError, match=r"latent frame 12 of this loop is in the bridge .* give a place in 0\.\.11"):
         run(tmp_path / "out.mp4", task="loop", frames=49, conditions=[image(files["a"], "last")])
     damaged = Path(files["two"]).read_bytes()

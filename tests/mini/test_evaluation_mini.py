@@ -36,7 +36,7 @@ def patched() -> Any:
         patch.setattr(pictures, "load_sprites", lambda cache: make_shapes())
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
         patch.setattr(setup, "train_probes", partial(setup.train_probes, frame_steps=2, motion_steps=2))
-        patch.setattr(setup, "_REFERENCE_CLIPS", 16)
+        patch.setattr(setup, "REFERENCE_CLIPS", 16)
         patch.setattr(setup, "World", partial(setup.World, variants=1))
         yield patch
 

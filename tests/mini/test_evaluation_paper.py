@@ -316,6 +316,10 @@ def test_how_far_weights_moved_is_judged_by_fixed_factors(tmp_path: Path) -> Non
 # ---- the whole run ---------------------------------------------------------------------------------------------------
 
 
+def one_thread(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
 @pytest.fixture(scope="module")
 def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Path, Path, dict[str, Any]]:
     """A run in threads of this process: with no time at first, and then with enough."""
@@ -323,14 +327,15 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
     page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "make_tokenizer", lambda: tokenizer)
-        patch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
-        patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
+        patch.setattr(paper_training, "seconds_per_training_step", lambda *_, **__: 10.0)
+        patch.setattr(Judge, "seconds_per_forward", lambda _: 0.01)
         lines: list[str] = []
-        report = paper.run(work, out, minutes=0.05, processes=1, steps=4, clips=8, page=page, say=lines.append)
+        options = {"processes": 1, "page": page, "say": lines.append, "start_pool": one_thread}
+        report = paper.run(work, out, minutes=0.05, steps=4, clips=8, **options)
         assert "noise 0.2" in report["left_out"]
         assert "not measured" not in str(report["tables"]["Held-out losses"])  # the ends of all trainings are there
         assert lines[-1].endswith("the same command goes on with it")
-        report = paper.run(work, out, minutes=30, processes=1, page=page, say=lines.append)
+        report = paper.run(work, out, minutes=30, **options)
     return out, page, report
 
 
@@ -365,11 +370,11 @@ def test_what_is_finished_is_not_done_again(
     finished: tuple[Path, Path, dict[str, Any]], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _, report = finished
-    monkeypatch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
-    for name in ("_measure", "_measure_references", "_calibrate"):
-        monkeypatch.setattr(paper, name, lambda *_: pytest.fail("done again"))
-    monkeypatch.setattr(paper_training, "train_regime", lambda *_: pytest.fail("trained again"))
-    assert paper.run(work, out, minutes=0.1, say=lambda line: None) == report
+    for name in ("measure", "references", "seconds_per_forward"):
+        monkeypatch.setattr(Judge, name, lambda *_: pytest.fail("measured again"))
+    for name in ("train_regime", "seconds_per_training_step"):
+        monkeypatch.setattr(paper_training, name, lambda *_, **__: pytest.fail("trained again"))
+    assert paper.run(work, out, minutes=0.1, say=lambda line: None, start_pool=one_thread) == report
 
 
 def test_results_of_two_bases_or_sizes_are_not_mixed(

@@ -183,7 +183,7 @@ def test_lines_of_very_many_kinds_take_little_memory() -> None:
     for number in range(5000):
         text = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         assert repeats.filter(logging.LogRecord("x", logging.ERROR, "", 0, text, None, None))
-    assert len(repeats._seen) <= 501
+    assert len(repeats.seen) <= 501
 
 
 def test_the_server_writes_few_lines_of_a_kind() -> None:

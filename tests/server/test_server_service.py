@@ -271,11 +271,8 @@ def test_metrics_count_what_has_ended_once_wherever_it_ran(service: VideoService
     assert value("pusa:num_requests_waiting", labels) == 1
 
 
-def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(
-    service: VideoService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pusa.server.metrics._NEWEST", 2)
-    metrics = Metrics(service)
+def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(service: VideoService) -> None:
+    metrics = Metrics(service, newest_jobs=2)
     metrics.start()
     for n in range(6):
         run(service.create({"prompt": str(n)}, {}))

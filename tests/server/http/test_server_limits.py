@@ -1,11 +1,13 @@
 """Who is let in, with how much, under which name; and what is fetched from elsewhere."""
 
+import asyncio
 import base64
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -14,6 +16,8 @@ from api_samples import Served, png, refusal, serving
 from pusa.server.errors import ServiceError
 from pusa.server.http import urls
 from pusa.server.http.middleware import ApiKeys, HostCheck
+from pusa.server.http.sse import events
+from pusa.server.jobs.job import Job
 from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
@@ -305,13 +309,27 @@ def _answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[httpx.Reque
     return asked
 
 
-def test_a_stream_is_kept_alive_and_ends_when_the_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pusa.server.http.sse.events.__kwdefaults__", {"keep_alive_seconds": 0.05})
+def test_a_stream_without_changes_is_kept_alive() -> None:
+    async def unchanging() -> AsyncIterator[Job]:
+        await asyncio.sleep(3600)
+        yield pytest.fail("nothing changed")
+
+    async def first_lines() -> list[str]:
+        no_json = no_preview = AsyncMock(return_value=None)
+        stream = events(unchanging(), no_json, no_preview, lambda: False, keep_alive_seconds=0.01)
+        lines = [await anext(stream) for _ in range(3)]
+        await stream.aclose()
+        return lines
+
+    assert asyncio.run(first_lines()) == ["retry: 2000\n\n", ": still here\n\n", ": still here\n\n"]
+
+
+def test_a_stream_ends_when_the_server_does(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         id = server.create(prompt="wait")["id"]
         with server.http.stream("GET", f"/v1/videos/{id}/events") as stream:
             lines = stream.iter_lines()
-            while next(lines) != ": still here":
+            while next(lines) != "event: video":
                 pass
             began = time.monotonic()
             server.app.state.stop()

@@ -98,7 +98,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.attempts: list[Job] = []
         self.numbers = itertools.count()
-        with self.queue._engine.begin() as connection:
+        with self.queue.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM jobs"))
 
     # ---- The model's own verbs -----------------------------------------------------------------------------------

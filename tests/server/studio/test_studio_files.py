@@ -176,7 +176,7 @@ def test_no_session_is_kept(site: Site) -> None:
         assert answer.status_code == 200, answer.text
         [shown] = [part for part in answer.json()["data"] if part.get("visible") is True]
         assert shown["__type__"] == "update"
-    mounted = next(route.app for route in site.app.router.default._loaded.routes if isinstance(route, Mount))
+    mounted = next(route.app for route in site.app.router.default.loaded.routes if isinstance(route, Mount))
     assert mounted.page.state_holder.session_data == {}
 
 

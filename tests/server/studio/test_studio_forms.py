@@ -280,4 +280,4 @@ def test_the_settings_that_are_shown_hold_no_keys_of_the_store():
     assert shown["conditions"] == [{"kind": "image", "positions": ["1.5s"], "noise": [0.2], "part": None}]
     assert shown["frames"] == {"frames": 33, "seconds": 2.06, "fps": 16.0}
     assert shown["size"] == "96x96"
-    assert "inputs/" not in str(views._without_keys(resolved))
+    assert "inputs/" not in str(views.without_keys(resolved))
