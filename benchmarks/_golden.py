@@ -141,7 +141,7 @@ def spread(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def velocity(model: WanTransformer3DModel, data: dict[str, Tensor], path: str = "frame") -> Tensor:
-    """Of a recorded case, with its timesteps as ``frame``, ``token`` or (those equal for all frames) ``scalar``."""
+    """Predict a recorded case; timesteps per ``frame``, per ``token`` or (equal for all frames) ``scalar``."""
     times, latents = data["timestep"], data["latents"]
     if path == "token":
         times = times.repeat_interleave(latents.shape[3] * latents.shape[4] // 4, dim=1)  # patches of 2 x 2

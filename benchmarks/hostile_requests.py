@@ -97,7 +97,7 @@ class Mutator:
         return self.rng.choice(self.files)
 
     def fields(self) -> dict[str, Any]:
-        """Of a request that may be sent, before the damage."""
+        """Return the fields of a valid request, before the damage."""
         rng = self.rng
         values: dict[str, Any] = {"prompt": DONE, "seconds": "1", "size": "96x64", "num_inference_steps": 2, "seed": 1}
         image = "data:image/png;base64," + base64.b64encode(self.small()[:400]).decode()

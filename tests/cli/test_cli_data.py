@@ -80,7 +80,7 @@ def test_a_dozen_clips_become_a_dataset_and_a_page(videos, tmp_path, monkeypatch
     assert pusa("data", "inspect", "clips", "--clips", 0).stdout == "clips/inspect.html\n"
 
 
-def test_the_model_makes_its_own_data_in_parts(tmp_path, monkeypatch):
+def test_synthesize_makes_a_dataset_in_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("a fox\nwaves\n")
     options = ["--model", "tiny", "--size", "48x32", "--frames", 5, "--steps", 2, "--count", 3]
@@ -199,7 +199,7 @@ def test_help_needs_no_torch(args):
     assert out.splitlines()[-2:] == ["exit 0", "heavy []"]
 
 
-def test_debug_is_known_everywhere():
+def test_every_command_takes_debug():
     result = pusa("data", "prepare", "nowhere", "out", "--model", "tiny", "--debug")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr

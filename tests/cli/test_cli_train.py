@@ -78,7 +78,7 @@ def test_ready_configurations_are_listed_with_what_they_are() -> None:
     assert "Pusa V1.0 as released" in lines[2]
 
 
-def test_export_writes_the_layout_that_is_asked_for(folder: Path) -> None:
+def test_export_writes_the_layout_of_its_option(folder: Path) -> None:
     pusa("train", "mini-vta", *settings("name=run", "data.lengths=[]"))
     result = pusa("train", "export", "runs/run", "-o", "out/pusa.safetensors", "--layout", "original", "--scale", "1.4")
     assert result.exit_code == 0, result.output
@@ -102,7 +102,7 @@ def test_export_writes_the_layout_that_is_asked_for(folder: Path) -> None:
         (["train", "export", "nothing", "-o", "x.safetensors"], "there is no configuration 'nothing'"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     result = pusa(*arguments)
     assert result.exit_code == 2

@@ -401,7 +401,7 @@ def test_captions_lie_beside_the_files_or_in_tables(files):
     assert captions(sources.list_files(files, caption="for the rest"))["c.png"] == "by its stem"
 
 
-def test_files_without_a_caption_are_left_out_or_get_the_one_given(files):
+def test_files_without_a_caption_are_left_out_or_get_the_default(files):
     (files / "a.txt").write_text("beside a")
     listing = sources.list_files(files)
     assert [name for name, _ in listing.skipped] == ["b.mp4", "c.png"]
@@ -448,7 +448,7 @@ def test_tables_that_say_nothing_are_refused(files, name, text, message):
         sources.list_files(files / name)
 
 
-def test_sources_that_are_not_there_are_told(tmp_path, files):
+def test_missing_sources_are_an_error_that_names_them(tmp_path, files):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         sources.list_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -524,7 +524,7 @@ def test_a_dataset_of_the_hub_is_downloaded_first(original, tmp_path, monkeypatc
     assert len(LatentDataset(tmp_path / "clips")) == 2
 
 
-def test_the_hub_out_of_reach_is_told(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_an_error_that_names_the_repository(monkeypatch, tmp_path):
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 

@@ -97,7 +97,7 @@ def test_each_task_makes_a_video_of_the_right_size_length_and_rate(asked, frames
     assert info.fps == asked.get("fps", 16.0)
 
 
-def test_a_kept_first_frame_is_the_vaes_own_picture_of_it(files, tmp_path):
+def test_a_kept_first_frame_is_the_reconstruction_of_the_vae(files, tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
     run(tmp_path / "out.png", frames=1, conditions=[image(files["a"])])
     given = fit_image(Image.open(files["a"]), WIDTH, HEIGHT)
@@ -105,7 +105,7 @@ def test_a_kept_first_frame_is_the_vaes_own_picture_of_it(files, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), own)
 
 
-def test_extension_and_transition_show_the_given_videos_as_they_are(files, tmp_path):
+def test_extension_and_transition_show_the_input_videos_unchanged(files, tmp_path):
     one, two = frames_of(Path(files["one"])), frames_of(Path(files["two"]))
     run(tmp_path / "longer.mp4", task="extend", conditions=[video(files["one"])])
     assert psnr(frames_of(tmp_path / "longer.mp4")[:24], one) > 40
@@ -115,7 +115,7 @@ def test_extension_and_transition_show_the_given_videos_as_they_are(files, tmp_p
     assert psnr(joined[-20:], two) > 40
 
 
-def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files, tmp_path):
+def test_an_upright_picture_makes_an_upright_video_and_an_explicit_size_wins(files, tmp_path):
     Image.new("RGB", (40, 90), "red").save(tmp_path / "tall.png")
     run(tmp_path / "tall.mp4", conditions=[image(str(tmp_path / "tall.png"))])
     info = media.probe_video(tmp_path / "tall.mp4")
@@ -125,7 +125,7 @@ def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files,
     assert (info.width, info.height) == (96, 48)
 
 
-def test_kept_frames_of_real_media_are_the_vaes_own_reconstruction(inputs, tmp_path):
+def test_kept_frames_of_real_media_are_the_reconstruction_of_the_vae(inputs, tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
 
     def own(frames: list[Any]) -> np.ndarray:
@@ -285,7 +285,7 @@ def test_closing_the_events_ends_the_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_name_is_told_before_any_work(tmp_path):
+def test_an_unwritable_name_is_refused_before_any_work(tmp_path):
     for name, message in (("out.avi", "give .mp4"), ("no/such/out.mp4", "no/such"), ("out.png", "holds one picture")):
         events = generate(GenerationRequest(model="tiny", prompt="a cat"), tmp_path / name)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -394,7 +394,7 @@ def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypat
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 
 
-def test_a_given_pipeline_keeps_its_solver_and_a_useless_alpha_is_said(tmp_path):
+def test_a_pipeline_argument_keeps_its_solver_and_a_useless_alpha_is_noted(tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = PusaFlowMatchEulerScheduler(solver_order=2)

@@ -112,7 +112,7 @@ def test_many_words_run_on_in_a_paragraph(model: str) -> None:
     assert "  thing0, thing1, thing2, " in pusa("models", "show", model, "--words").stdout
 
 
-def test_a_model_without_a_list_says_so() -> None:
+def test_a_model_without_a_word_list_is_refused() -> None:
     result = pusa("models", "show", "tiny", "--words")
     assert result.exit_code == 2
     assert "tiny comes without a list of words: write what you like" in result.stderr

@@ -250,7 +250,7 @@ def test_a_pair_may_be_named_file_by_file_or_for_one_expert(noise_pair: Path, ex
         load_pusa(experts, noise_pair, alpha={"transformer": 1.5})
 
 
-def test_one_file_for_two_experts_is_said(
+def test_one_file_for_two_experts_is_logged(
     noise_pair: Path, experts: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pusa"):

@@ -142,7 +142,7 @@ def test_the_features_of_real_clips_are_nearer_to_real_ones_than_those_of_noise(
     assert near < far
 
 
-def test_photographs_are_filmed_by_every_camera_and_their_own_end_is_nearest(
+def test_photographs_are_filmed_by_every_camera_and_each_end_is_nearest_to_its_photograph(
     evaluator: Evaluator, tmp_path: Path
 ) -> None:
     files = []

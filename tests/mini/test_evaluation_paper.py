@@ -51,7 +51,7 @@ def _one_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """What `pusa mini train --until base` leaves, with weights and latents that nobody trained."""
+    """Make the folder that `pusa mini train --until base` leaves, with random weights and latents."""
     folder = tmp_path_factory.mktemp("mini")
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +165,7 @@ def test_likeness_and_change_have_known_values() -> None:
     assert paper_points.change(0.5 * steps).tolist() == [0.5]
 
 
-def test_the_given_frame_is_kept_and_noise_lets_it_go(judge: Judge) -> None:
+def test_the_conditioned_frame_is_kept_and_noise_lets_it_change(judge: Judge) -> None:
     def first(noise: float) -> list[float]:
         return judge.measure(Point("x", ("image",), steps=2, noise=noise))["image"]["first"]
 
@@ -203,7 +203,7 @@ def test_an_adapter_is_added_at_its_alpha_and_taken_out_exactly(judge: Judge, tm
     assert torch.equal(weight, before)
 
 
-def test_weights_that_moved_are_told_apart_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
+def test_moved_weights_are_grouped_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a.safetensors", judge, ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2"))
     found = paper_points.relative_weight_changes(judge.base, path)
     assert found["cross-attention"] == 0
@@ -339,7 +339,7 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
     return out, page, report
 
 
-def test_a_run_measures_everything_and_says_so(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_run_measures_and_reports_everything(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     out, _, report = finished
     assert report["left_out"] == []
     assert report == json.loads((out / "paper.json").read_text())
@@ -400,7 +400,7 @@ def test_what_cannot_work_is_refused_before_any_work(work: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_passes_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
     def stand_in(*args: Any, **options: Any) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_frames_of_one_token(stock: WanTransformer3DModel, model: PusaWanTransfo
     assert torch.equal(ours, velocity(stock, MULTI_FRAME, hidden_states=x))
 
 
-def test_samples_of_a_batch_keep_their_own_times(model: PusaWanTransformer3DModel) -> None:
+def test_samples_of_a_batch_keep_their_timesteps(model: PusaWanTransformer3DModel) -> None:
     timestep = torch.cat([MULTI_FRAME, torch.full((1, FRAMES), 400.0)])
     together = velocity(model, timestep)
     for row in (0, 1):
@@ -140,7 +140,7 @@ def test_samples_of_a_batch_keep_their_own_times(model: PusaWanTransformer3DMode
         torch.testing.assert_close(velocity(model, timestep[row : row + 1], **alone)[0], together[row])
 
 
-def test_each_frame_follows_its_own_time(model: PusaWanTransformer3DModel) -> None:
+def test_each_frame_follows_its_timestep(model: PusaWanTransformer3DModel) -> None:
     changed = MULTI_FRAME.clone()
     changed[0, 2] = 800.0
     difference = (velocity(model, changed) - velocity(model, MULTI_FRAME)).abs().amax(dim=(0, 1, 3, 4))  # [F]

@@ -1,4 +1,4 @@
-"""What lies in deploy/ fits the program: its commands, its settings, its modules, its ports and paths."""
+"""Test that the files in deploy/ fit the program: its commands, settings, modules, ports and paths."""
 
 import configparser
 import importlib.util
@@ -164,7 +164,9 @@ def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> 
     assert rated.returncode == 0, rated.stdout  # exposure of at most 2.0 on systemd's scale of 10
 
 
-def test_a_worker_is_healthy_while_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_worker_is_healthy_while_its_record_is_recent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     from pusa.server.worker import healthcheck as alive
 
     monkeypatch.setenv("PUSA_DATA", str(tmp_path))

@@ -55,7 +55,7 @@ def test_those_that_wait_longest_make_room() -> None:
     assert len(open_) == 3
 
 
-def test_who_has_answered_waits_shorter_than_who_never_asked() -> None:
+def test_a_connection_that_never_sent_a_request_is_closed_first() -> None:
     open_, asked, silent = limits(max_connections=2), Waiting(), Waiting()
     open_.add(asked, "192.0.2.1")
     open_.add(silent, "192.0.2.2")
@@ -272,7 +272,7 @@ def test_an_answer_that_nobody_takes_is_let_go(server: Served) -> None:
         assert len(rest_of(one)) < 30 * 2**20
 
 
-def test_who_follows_a_job_may_wait(server: Served) -> None:
+def test_a_client_that_follows_a_job_is_not_disconnected(server: Served) -> None:
     """Longer than for a head, a body or an answer: nothing is sent, and nothing has to be."""
     id = server.create(prompt="wait")["id"]
     with server.http.stream("GET", f"/v1/videos/{id}/events") as stream:
@@ -315,7 +315,7 @@ def test_both_of_uvicorns_parsers_take_the_limits(parser: str, tmp_path: Path, m
             assert httpx.get(f"{server.url}/health", trust_env=False, timeout=PATIENCE_SECONDS).status_code == 200
 
 
-def test_where_all_are_answered_the_refusal_says_so(tmp_path: Path) -> None:
+def test_without_idle_connections_a_new_one_is_refused_with_503(tmp_path: Path) -> None:
     with serving(tmp_path, max_connections=16) as server:
         id = server.create(prompt="wait")["id"]
         request = f"GET /v1/videos/{id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -329,7 +329,7 @@ def test_where_all_are_answered_the_refusal_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["no key", "another host", "too large"])
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_who_is_refused_keeps_nobody_out(
+def test_refused_clients_take_no_place_from_others(
     parser: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of their bodies is waited for as long as the test runs, and some of it comes."""

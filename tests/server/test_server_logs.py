@@ -114,7 +114,7 @@ def test_what_a_client_sends_cannot_look_like_another_line() -> None:
         assert "\x1b" not in text
 
 
-def test_an_unknown_level_is_told() -> None:
+def test_an_unknown_log_level_is_refused() -> None:
     with pytest.raises(ValueError) as refused:
         configure_logging(level="loud")
     assert str(refused.value) == "log level 'loud' is unknown: use debug, info, warning or error"

@@ -166,7 +166,7 @@ class Visitor:
         )
 
     def settings(self) -> dict[str, str]:
-        """What the stage shows under the video."""
+        """Return the text under the video on the stage."""
         names = self.page.locator(".st-settings dt").all_inner_texts()
         return dict(zip(names, self.page.locator(".st-settings dd").all_inner_texts(), strict=True))
 

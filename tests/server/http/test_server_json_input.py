@@ -117,8 +117,9 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
     try:
         json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        with pytest.raises(ServiceError):
+        with pytest.raises(ServiceError) as refused:
             parse_json(data, Budget(), "it")
+        assert refused.value.status == 400
 
 
 def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_nothing_but_health_and_readiness_is_open_without_a_key(server: Served, 
     assert server.http.get("/ready").status_code == 200
 
 
-def test_a_browser_is_asked_for_the_key(server: Served) -> None:
+def test_a_browser_gets_a_prompt_for_the_key(server: Served) -> None:
     asked = server.http.get("/", headers={"accept": "text/html"})
     assert asked.headers["www-authenticate"].startswith("Basic")
     assert server.http.get("/", auth=("anyone", ANNS)).status_code == 200
@@ -136,8 +136,9 @@ def test_pages_of_others_may_not_use_the_api(ann: httpx.Client) -> None:
 def test_without_a_list_a_host_check_knows_this_machine() -> None:
     check = HostCheck()
     check.check(httpx.Headers({"host": "localhost"}), "GET")  # type: ignore[arg-type]
-    with pytest.raises(ServiceError):
+    with pytest.raises(ServiceError) as refused:
         check.check(httpx.Headers({"host": "rebound.example.org"}), "GET")  # type: ignore[arg-type]
+    assert refused.value.status == 403
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

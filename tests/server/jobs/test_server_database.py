@@ -1,4 +1,4 @@
-"""What is committed is on disk, what waits waits in turn, and a database of another version is left alone."""
+"""Test the database: commits are on disk, writers wait in turn, and a database of another version is left alone."""
 
 import sqlite3
 import threading
@@ -63,7 +63,7 @@ def test_a_writer_waits_for_another_one(sqlite_url, path):
     queue.close()
 
 
-def test_a_database_that_stays_busy_is_told_so_and_readers_go_on(sqlite_url, path, monkeypatch):
+def test_a_busy_database_is_an_error_for_writers_and_readers_go_on(sqlite_url, path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     queue = JobQueue(sqlite_url)
     job, _ = queue.submit(new_job())
@@ -131,7 +131,7 @@ def test_other_databases_are_refused_without_showing_a_password(url):
     assert "secret" not in str(refused.value)
 
 
-def test_a_file_that_is_no_database_is_told_so(path, sqlite_url):
+def test_a_file_that_is_no_database_is_refused(path, sqlite_url):
     path.write_bytes(b"something else, and quite a lot of it " * 100)
     with pytest.raises(QueueUnavailable, match="file is not a database"):
         JobQueue(sqlite_url)

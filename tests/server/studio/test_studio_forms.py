@@ -127,7 +127,7 @@ def test_inputs_of_other_tabs_do_not_count():
         ({"prompt": "x", "seed": "-3"}, "error.seed"),
     ],
 )
-def test_what_is_missing_or_not_understood_is_told_by_a_text_of_every_language(fields, told):
+def test_a_missing_or_malformed_field_is_an_error_in_every_language(fields, told):
     assert refused(**fields) == told
     assert all(told in texts(language) for language in LANGUAGES)
 
@@ -142,7 +142,7 @@ def test_what_is_missing_or_not_understood_is_told_by_a_text_of_every_language(f
         ({"prompt": "x", "alpha": 9.0}, "alpha"),
     ],
 )
-def test_the_requests_own_errors_are_told_in_its_words(fields, words):
+def test_errors_of_the_request_are_shown_in_its_words(fields, words):
     assert words in refused(**fields)
 
 
@@ -241,7 +241,7 @@ def test_every_text_that_the_scripts_name_is_there():
     assert named - texts("en").keys() == set()
 
 
-def test_knobs_are_explained_in_the_requests_own_words():
+def test_knobs_are_explained_in_the_words_of_the_request():
     help = {knob.name: knob.help for knob in knobs(GenerationRequest)}
     assert texts("en")["help.steps"] == help["steps"]
     assert texts("fr")["help.steps"] != help["steps"]

@@ -99,7 +99,7 @@ def test_the_api_stays_where_it_is(client):
     assert not [path for path in paths if path.startswith(("/studio", "/gradio"))]
 
 
-def test_nobody_is_told_about_this_machine(client):
+def test_the_page_reveals_nothing_about_this_machine(client):
     config = client.get("/config").json()
     text = json.dumps(config)
     assert config["analytics_enabled"] is False
@@ -160,7 +160,7 @@ def test_words_are_looked_up(client):
     assert "sailboat" in found[0]["nearest"]
 
 
-def test_with_keys_everyone_sees_only_their_own(tmp_path):
+def test_with_keys_each_client_sees_only_its_jobs(tmp_path):
     app = app_in(tmp_path, api_keys=[KEY, OTHER_KEY])
     with client_of(app) as client:
         assert client.get("/").status_code == 401

@@ -73,7 +73,7 @@ def executor(**options: Any) -> RayExecutor:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_jobs_run_in_an_actor_that_is_told_where_it_is_and_can_be_cancelled(machines, house):
+def test_jobs_run_in_an_actor_of_another_process_and_can_be_cancelled(machines, house):
     first, second = submit(house.queue, steps=3), submit(house.queue, steps=100_000, step_seconds=0.02)
     worker = house.hire(executor(), preview_seconds=0.01)
     done = house.ended(first)
@@ -121,7 +121,7 @@ def test_a_killed_machine_is_survived_on_another_one(machines, house):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_model_that_cannot_be_loaded_is_told(machines):
+def test_a_model_that_cannot_be_loaded_is_an_error_in_the_state(machines):
     found = RayExecutor('{"load_fails": true}', target=FAKE_ENGINE, gpus=0, resources={"video": 1})
     found.start()
     wait_until(lambda: found.state.stage == "failed")

@@ -152,7 +152,7 @@ def test_latents_that_could_not_be_decoded_are_kept(house):
     assert failed.results["latents"] in house.queue.keys_in_use()
 
 
-def test_a_job_whose_input_is_gone_says_so(house):
+def test_a_job_whose_input_is_gone_fails_and_names_the_cause(house):
     asked = request(steps=1) | {"conditions": [{"kind": "image", "file": "inputs/gone/0.png"}]}
     job, _ = house.queue.submit(
         NewJob(request=asked, inputs=("inputs/gone/0.png",), model="fake", prompt="", seconds="1", size="64x48")
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_is_removed_before_it_was_stored_costs_nothing(house, 
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
 
 
-def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
+def test_a_store_that_keeps_failing_fails_the_job_with_storage_error(house, monkeypatch):
     job = submit(house.queue, steps=2)
 
     def put(self: FileStore, key: str, path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
 # ---- who is there ----------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_says_who_it_is_and_what_it_does(house):
+def test_a_worker_records_its_name_and_its_state(house):
     job = submit(house.queue, steps=100_000, step_seconds=0.01)
     worker = house.hire()
     house.begun(job)
