@@ -6,21 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from _golden import TRAJECTORIES
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from pusa.scheduler import PusaFlowMatchEulerScheduler, PusaSchedulerOutput, shifted, wave_sigmas
 
 STEPS = (1, 4, 10, 30)
-CASES = [
-    "t2v",
-    "t2v_multiframe_pipeline",
-    "i2v_m0.0",
-    "i2v_m0.2",
-    "startend_0.2_0.5",
-    "v2v_0.0_0.3_0.4_0.5",
-    "edge_multiplier_one",
-]
 
 
 def scheduler_with(steps: int | None = 10, multipliers: Any = None, **kwargs: Any) -> PusaFlowMatchEulerScheduler:
@@ -121,7 +113,7 @@ class Trajectory:
 
 
 @pytest.mark.parametrize("model", ["linear", "tanh"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectories_match_the_original(
     golden_json: Callable, golden_tensors: Callable, name: str, model: str
 ) -> None:

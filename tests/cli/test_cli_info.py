@@ -8,29 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image
+from command_line import pusa
 from safetensors.numpy import save_file
 
-from pusa.cli import main
 from pusa.cli.options import build_conditions
 from pusa.events import Done, Event
 from pusa.request import GenerationRequest
-
-
-def pusa(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def picture(tmp_path) -> str:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "cat.png")
-    return "cat.png"
 
 
 def write_video(path: Path, request: GenerationRequest) -> None:

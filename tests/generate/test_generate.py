@@ -1,5 +1,6 @@
 """Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
 
+import itertools
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -338,18 +339,20 @@ def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, mo
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
 
 
-def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
-    decoded = 0
-    forward = WanDecoder3d.forward
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int) -> None:
+    """Let one call of a method, counted from 1, run out of memory."""
+    method, numbers = getattr(owner, name), itertools.count(1)
 
-    def short(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal decoded
-        decoded += 1
-        if decoded == 7:
+    def short(self: Any, *args: Any, **options: Any) -> Any:
+        if next(numbers) == call:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, *args, **kwargs)
+        return method(self, *args, **options)
 
-    monkeypatch.setattr(WanDecoder3d, "forward", short)
+    monkeypatch.setattr(owner, name, short)
+
+
+def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
+    run_out_of_memory(monkeypatch, WanDecoder3d, "forward", call=7)
     with pytest.raises(vae_module.DecodeMemoryError):
         run(tmp_path / "out.mp4", frames=49)
     latents, _ = load_latents(tmp_path / "out.latents.safetensors")
@@ -357,17 +360,7 @@ def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_pat
 
 
 def test_out_of_memory_in_denoising_is_not_taken_for_decoding(tmp_path, monkeypatch):
-    calls = 0
-    set_timesteps = PusaFlowMatchEulerScheduler.set_timesteps
-
-    def short(self: Any, *args: Any, **options: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise torch.OutOfMemoryError("out of memory")
-        set_timesteps(self, *args, **options)
-
-    monkeypatch.setattr(PusaFlowMatchEulerScheduler, "set_timesteps", short)
+    run_out_of_memory(monkeypatch, PusaFlowMatchEulerScheduler, "set_timesteps", call=2)
     with pytest.raises(torch.OutOfMemoryError):
         run(tmp_path / "out.mp4", frames=49)
     assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import pusa
 
 from pusa import zoo
-from pusa.cli import main
 from pusa.events import Note
 from pusa.generate import prompt_hints as words
 from pusa.generate.prompt_hints import UnknownWord, unknown_words
@@ -30,10 +29,6 @@ def model(tmp_path: Path) -> str:
     card = {"title": "knows little", "defaults": {}, "words": WORDS}
     (tmp_path / "small" / "pusa.json").write_text(json.dumps(card))
     return str(tmp_path / "small")
-
-
-def pusa(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 def test_a_prompt_in_the_models_words_has_no_unknown_ones(model: str) -> None:

@@ -376,6 +376,7 @@ def test_describe_names_other_models(tmp_path: Path) -> None:
 def test_every_parameter_of_wan_has_its_name_in_both_conventions(golden: Path, model: str) -> None:
     original = json.loads((golden / f"keys/{model}_original.json").read_text())
     theirs = json.loads((golden / f"keys/{model}_diffusers.json").read_text())
+    assert len(original) == len(theirs)
     for name, shape in original.items():
         if name.endswith("modulation"):
             renamed, back = to_diffusers(name), to_original(to_diffusers(name))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _golden import TRANSFORMER_CASES
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig, WanTransformer3DModel
 from diffusers.hooks import SeaCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
@@ -18,15 +19,6 @@ from pusa.models.wan import PusaWanTransformer3DModel, PusaWanTransformerBlock
 FRAMES, TOKENS_PER_FRAME = 5, 12
 TOKENS = FRAMES * TOKENS_PER_FRAME
 MULTI_FRAME = torch.tensor([[0.0, 937.5, 300.0, 937.5, 12.25]])  # [1, F]
-CASES = [
-    "scalar_equal",
-    "i2v_frame0_zero",
-    "multi_frame",
-    "all_unequal_with_zeros",
-    "batch2",
-    "single_latent_frame",
-    "frames21_v2v_like",
-]
 
 
 @pytest.fixture
@@ -74,7 +66,7 @@ def add_lora(model: WanTransformer3DModel, name: str = "pusa", seed: int = 3, **
 # ---- the numbers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRANSFORMER_CASES)
 def test_matches_the_original(case: str, golden_tensors: Callable, golden_json: Callable) -> None:
     model = PusaWanTransformer3DModel(**golden_json("transformer/config")["diffusers_config"]).eval()
     model.load_state_dict(golden_tensors("transformer/weights_diffusers"))

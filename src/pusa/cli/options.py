@@ -101,8 +101,10 @@ def build_request(task: Task, *, size: str | None, **options: Any) -> Generation
 
 def parse_noise(text: str | None) -> list[float] | None:
     """Parse the value of ``--noise``. Raises ValueError."""
+    if text is None:
+        return None
     try:
-        return None if text is None else parse_numbers(text)
+        return parse_numbers(text)
     except ValueError:
         raise ValueError(
             f"--noise {text[:80]!r} is not understood: write a number, or several with commas: 0,0.3,0.4"

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,7 +9,7 @@ import pytest
 from needs import needed_module
 from paths import SUPPORT
 from server_process import FAKE_ENGINE
-from server_samples import House, quick_settings, submit, uninterrupted, video_of, wait_until
+from server_samples import submit, uninterrupted, video_of, wait_until
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
@@ -59,14 +58,6 @@ def machines() -> Iterator[Machines]:
         found.cluster.shutdown()
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    found = House(quick_settings(tmp_path / "data"))
-    yield found
-    found.dismiss()
-    found.queue.close()
-
-
 def executor(**options: Any) -> RayExecutor:
     return RayExecutor("fake", target=FAKE_ENGINE, gpus=0, resources={"video": 1}, **options)
 
@@ -91,32 +82,23 @@ def test_jobs_run_in_an_actor_of_another_process_and_can_be_cancelled(machines, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_actor_costs_no_more_than_the_steps_since_the_checkpoint(machines, house):
-    said = {"steps": 40, "step_seconds": 0.1}
-    job = submit(house.queue, **said)
+@pytest.mark.parametrize("killed", ["actor", "machine"])
+def test_a_killed_actor_or_machine_costs_no_more_than_the_steps_since_the_checkpoint(machines, house, killed):
+    instructions = {"steps": 40, "step_seconds": 0.1}
+    job = submit(house.queue, **instructions)
     worker = house.hire(executor())
     wait_until(lambda: house.job(job).checkpoint_step >= 6)
-    psutil.Process(worker.state.pids[0]).kill()
+    if killed == "actor":
+        psutil.Process(worker.state.pids[0]).kill()
+    else:
+        machines.pull_the_plug()
+        wait_until(lambda: not worker.state.ready)
+        machines.add()
     wait_until(lambda: house.job(job).attempt == 2)
     assert house.job(job).checkpoint_step >= 6
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 2)
-    assert video_of(house, done) == uninterrupted(house, **said)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_killed_machine_is_survived_on_another_one(machines, house):
-    said = {"steps": 40, "step_seconds": 0.1}
-    job = submit(house.queue, **said)
-    worker = house.hire(executor())
-    wait_until(lambda: house.job(job).checkpoint_step >= 6)
-    machines.pull_the_plug()
-    wait_until(lambda: not worker.state.ready)
-    machines.add()
-    done = house.ended(job)
-    assert (done.status, done.attempt) == ("completed", 2)
-    assert video_of(house, done) == uninterrupted(house, **said)
+    assert video_of(house, done) == uninterrupted(house, **instructions)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from paths import SUPPORT
-from server_samples import House, fake_executor, quick_settings, request, submit, uninterrupted, video_of, wait_until
+from server_samples import fake_executor, request, submit, uninterrupted, video_of, wait_until
 
 from pusa import media
 from pusa.events import Checkpoint
@@ -23,16 +23,6 @@ from pusa.server.worker.attempt import Delays
 from pusa.server.worker.messages import Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
 from pusa.server.worker.worker import is_dead, worker_name
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """With quick settings, and nobody in it."""
-    found = House(quick_settings(tmp_path / "data"))
-    yield found
-    found.dismiss()
-    found.queue.close()
-
 
 # ---- jobs that end well ----------------------------------------------------------------------------------------------
 
@@ -264,17 +254,26 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
-    job = submit(house.queue, steps=4)
-    put_file, full = FileStore.put_file, threading.Event()
-    full.set()
+FULL = StorageFullError(28, "no space")
+
+
+def break_store(monkeypatch: pytest.MonkeyPatch, error_of: Callable[[str], Exception | None]) -> None:
+    """Let the store raise the error that belongs to a key, if there is one, instead of storing a file."""
+    put_file = FileStore.put_file
 
     def put(self: FileStore, key: str, path: Path) -> None:
-        if full.is_set() and key.startswith("results/"):
-            raise StorageFullError(28, "no space")
+        if (error := error_of(key)) is not None:
+            raise error
         put_file(self, key, path)
 
     monkeypatch.setattr(FileStore, "put_file", put)
+
+
+def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
+    job = submit(house.queue, steps=4)
+    full = threading.Event()
+    full.set()
+    break_store(monkeypatch, lambda key: FULL if full.is_set() and key.startswith("results/") else None)
     house.hire(delays=Delays(disk_full_seconds=0.1), max_failures=1)
     wait_until(lambda: house.job(job).attempt >= 3)
     full.clear()
@@ -284,14 +283,7 @@ def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch):
     job = submit(house.queue, steps=4)
-    put_file = FileStore.put_file
-
-    def put(self: FileStore, key: str, path: Path) -> None:
-        if key.startswith("checkpoints/"):
-            raise StorageFullError(28, "no space")
-        put_file(self, key, path)
-
-    monkeypatch.setattr(FileStore, "put_file", put)
+    break_store(monkeypatch, lambda key: FULL if key.startswith("checkpoints/") else None)
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
@@ -306,15 +298,15 @@ def test_a_full_disk_of_the_child_keeps_the_job_as_well(house):
 
 def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypatch):
     job = submit(house.queue, steps=4)
-    put_file, refused = FileStore.put_file, []
+    refused: list[str] = []
 
-    def put(self: FileStore, key: str, path: Path) -> None:
-        if len(refused) < 6:
-            refused.append(key)
-            raise ConnectionError("no route to host")
-        put_file(self, key, path)
+    def unreachable(key: str) -> Exception | None:
+        if len(refused) == 6:
+            return None
+        refused.append(key)
+        return ConnectionError("no route to host")
 
-    monkeypatch.setattr(FileStore, "put_file", put)
+    break_store(monkeypatch, unreachable)
     house.hire(delays=Delays(store_seconds=(0.01,) * 5))
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
@@ -341,11 +333,7 @@ def test_a_checkpoint_that_is_removed_before_it_was_stored_costs_nothing(house, 
 
 def test_a_store_that_keeps_failing_fails_the_job_with_storage_error(house, monkeypatch):
     job = submit(house.queue, steps=2)
-
-    def put(self: FileStore, key: str, path: Path) -> None:
-        raise PermissionError("the bucket says no")
-
-    monkeypatch.setattr(FileStore, "put_file", put)
+    break_store(monkeypatch, lambda _: PermissionError("the bucket says no"))
     house.hire(delays=Delays(store_seconds=(0.01,) * 3), max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)
@@ -393,7 +381,7 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
         (child,) = psutil.Process(victim.pid).children()
         scratch = list(house.settings.scratch_folder.iterdir())
         if is_idle_one_there:
-            house.hire()
+            house.hire(delays=Delays(reclaim_seconds=0.1))
         victim.send_signal(signal.SIGKILL)
     wait_until(lambda: not child.is_running())
     if not is_idle_one_there:

@@ -32,6 +32,7 @@ class Delays:
     queue_seconds: float = 2.0  # after the queue was unavailable
     store_seconds: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)  # between tries to reach the store
     disk_full_seconds: float = 15.0  # after a full disk; the job waits with its checkpoint
+    reclaim_seconds: float = 5.0  # between two searches of an idle worker for dead workers of this machine
 
 
 class Attempt:

@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25  # interval of the supervising thread
 _RECORD_SECONDS = 10.0  # at most, between two records of an unchanged state
-_RECLAIM_SECONDS = 5.0  # between two searches of an idle worker for dead workers of this machine
 
 _worker_numbers = itertools.count()
 
@@ -77,7 +76,7 @@ class Worker:
         queue, files: the jobs and their files.
         executor: runs the jobs; the worker starts and closes it.
         name: unique among all workers of the queue; None makes one.
-        delays: before the queue, the store or a full disk is tried again.
+        delays: before the queue, the store, a full disk or dead workers are looked at again.
     """
 
     def __init__(
@@ -164,7 +163,7 @@ class Worker:
             job = self.queue.claim(
                 self.name, lease_seconds=self.settings.lease_seconds, max_failures=self.settings.max_failures
             )
-            if job is None and time.monotonic() - self._reclaimed_at > _RECLAIM_SECONDS:
+            if job is None and time.monotonic() - self._reclaimed_at > self.delays.reclaim_seconds:
                 self._reclaim_dead_workers()
         except QueueUnavailable as error:
             logger.warning("the queue does not answer: %s", error)
