@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,7 +20,7 @@ from pusa import media
 from pusa.events import Checkpoint
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
-from pusa.server.worker.attempt import Delays
+from pusa.server.worker.attempt import Attempt, Delays
 from pusa.server.worker.messages import Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
 from pusa.server.worker.worker import is_dead, worker_name
@@ -249,6 +250,24 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
     assert (done.status, done.attempt) == ("completed", 1)
     assert done.resolved is not None  # reported by a later heartbeat
     assert len(refused) == 8
+
+
+def test_a_cancel_reaches_the_executor_with_the_next_heartbeat_and_again_until_the_task_ends(house, tmp_path):
+    submit(house.queue)
+    job = house.queue.claim("one", lease_seconds=30)
+    cancels: list[bool] = []
+    executor = SimpleNamespace(cancel=lambda: cancels.append(True))
+    parts = house.settings, house.queue, house.files, executor
+    attempt = Attempt(*parts, job, tmp_path, StageRatios(), threading.Event(), Delays())
+    attempt.heartbeat()
+    attempt.supervise()
+    assert len(cancels) == 0
+    house.queue.cancel(job.id)
+    attempt.heartbeat(stage="denoise")
+    assert len(cancels) == 1
+    attempt.supervise()  # at the first the task may not have begun
+    attempt.supervise()
+    assert len(cancels) == 3
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
