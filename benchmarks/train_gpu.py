@@ -48,7 +48,7 @@ from pusa.training.distributed import Processes
 from pusa.training.flops import Workload, flops, memory
 from pusa.training.model import prepare
 from pusa.training.run import Run, RunContext
-from pusa.training.trainer import _deterministic
+from pusa.training.trainer import deterministic
 
 GOAL_BYTES, GOAL_SHARE = 139 * 10**9, 0.5
 SETUP_SECONDS = 7e-8  # per trained parameter, on one core of the CPU that this was written on
@@ -185,7 +185,7 @@ def _steps(options: argparse.Namespace, work: Workload, device: Device, deadline
     data = RandomClips(shape, work.text_tokens, work["text_dim"])
     device.synchronize()
     setup = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder, _deterministic(config, processes):
+    with tempfile.TemporaryDirectory() as folder, deterministic(config, processes):
         context = RunContext(config, "transformer", Path(folder), processes, data, data, data, None, lambda: False)
         run = Run(context, model, parameters)
         seconds: list[float] = []
