@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import threading
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -312,6 +314,26 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(run: Callable[..., Path]
     assert losses(halted) == losses(whole)
     assert held_out(halted) == held_out(whole)
     assert are_equal(adapter(halted), adapter(whole))
+
+
+def test_a_resumed_run_continues_every_random_state(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float, float]] = []
+    step = torch.optim.AdamW.step
+
+    def draw(optimizer: torch.optim.Optimizer, *words: Any) -> Any:
+        drawn.append((float(torch.rand(())), float(np.random.random()), random.random()))
+        return step(optimizer, *words)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", draw)
+    settings: dict[str, Any] = {"steps": 4, "checkpoint": {"every_steps": 2, "keep_last": 2}}
+    folder = run("run", **settings)
+    shutil.rmtree(checkpoints(folder)[4])
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    run("run", resume=True, **settings)
+    assert len(set(drawn[:4])) == 4
+    assert drawn[4:] == drawn[2:4]
 
 
 def test_a_resumed_run_logs_no_step_twice(run: Callable[..., Path]) -> None:
