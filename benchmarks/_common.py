@@ -63,7 +63,7 @@ def in_dtype(model: PusaWanTransformer3DModel, dtype: torch.dtype) -> PusaWanTra
 
 
 def is_kept_in_fp32(model: WanTransformer3DModel, name: str) -> bool:
-    """Whether loading keeps the parameter of this name in fp32, whatever the dtype asked for."""
+    """Return True if loading keeps the parameter of this name in fp32 whatever the dtype."""
     return not set(model._keep_in_fp32_modules).isdisjoint(name.split("."))
 
 

@@ -4,7 +4,19 @@ import functools
 from collections.abc import Iterable
 
 import torch
-from _golden import T2V_PIPELINE, Golden, Measured, check, departure, distance, spread, velocity, within
+from _golden import (
+    T2V_PIPELINE,
+    TRAJECTORIES,
+    TRANSFORMER_CASES,
+    Golden,
+    Measured,
+    check,
+    departure,
+    distance,
+    spread,
+    velocity,
+    within,
+)
 from diffusers import WanTransformer3DModel
 
 from pusa.models.vae import decode_video, encode_video
@@ -12,15 +24,6 @@ from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 # ---- transformer ---------------------------------------------------------------------------------------------------
 
-TRANSFORMER_CASES = (
-    "scalar_equal",
-    "i2v_frame0_zero",
-    "multi_frame",
-    "all_unequal_with_zeros",
-    "batch2",
-    "single_latent_frame",
-    "frames21_v2v_like",
-)
 EQUAL_TIMES = ("scalar_equal", "single_latent_frame")
 
 
@@ -58,15 +61,6 @@ for dtype_name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
 
 TABLES = ("1", "2", "4", "8", "10", "20", "25", "30", "40", "50")
 OTHER_SHIFTS = ("10_shift3.0_denoise1.0", "10_shift8.0_denoise1.0", "10_shift1.0_denoise1.0")
-TRAJECTORIES = (
-    "t2v",
-    "t2v_multiframe_pipeline",
-    "i2v_m0.0",
-    "i2v_m0.2",
-    "startend_0.2_0.5",
-    "v2v_0.0_0.3_0.4_0.5",
-    "edge_multiplier_one",
-)
 RULED_STEPS = {0: 0, 1: 3, 4: 9, 5: 0, 6: 0, 7: 1, 9: 9}  # recorded single step -> number of the step in a table of 10
 
 

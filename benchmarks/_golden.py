@@ -21,6 +21,25 @@ from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 T2V_PIPELINE = "WanVideoPusaPipeline"  # the original's only pipeline that does not truncate timesteps
 
+TRANSFORMER_CASES = (
+    "scalar_equal",
+    "i2v_frame0_zero",
+    "multi_frame",
+    "all_unequal_with_zeros",
+    "batch2",
+    "single_latent_frame",
+    "frames21_v2v_like",
+)
+TRAJECTORIES = (
+    "t2v",
+    "t2v_multiframe_pipeline",
+    "i2v_m0.0",
+    "i2v_m0.2",
+    "startend_0.2_0.5",
+    "v2v_0.0_0.3_0.4_0.5",
+    "edge_multiplier_one",
+)
+
 
 class Golden:
     """The recorded data, and tiny models with its weights."""
@@ -141,7 +160,7 @@ def spread(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def velocity(model: WanTransformer3DModel, data: dict[str, Tensor], path: str = "frame") -> Tensor:
-    """Of a recorded case, with its timesteps as ``frame``, ``token`` or (those equal for all frames) ``scalar``."""
+    """Predict a recorded case; timesteps per ``frame``, per ``token`` or (equal for all frames) ``scalar``."""
     times, latents = data["timestep"], data["latents"]
     if path == "token":
         times = times.repeat_interleave(latents.shape[3] * latents.shape[4] // 4, dim=1)  # patches of 2 x 2

@@ -190,7 +190,7 @@ class RecordedTokens:
 
 @dataclass(frozen=True)
 class Run:
-    """What our pipeline did with a recorded request."""
+    """Hold the output of the pipeline for a recorded request."""
 
     data: dict[str, Tensor]
     known: list[int]  # latent frames with a condition

@@ -1,4 +1,4 @@
-"""Whether a worker gains from making several videos of one shape at once, and what that costs.
+"""Measure the gain, and the cost, of making several videos of one shape at once.
 
     python benchmarks/batching.py                       # the embedded model at its own settings, batches of 2 and 4
     python benchmarks/batching.py --model FOLDER --steps 10

@@ -1,4 +1,4 @@
-"""What vectorised timesteps cost: one timestep per frame against one per sample and one per token, and the whole loop.
+"""Measure the cost of vectorised timesteps: one per frame against one per sample and one per token; the whole loop.
 
 Everything runs on the same random weights on the CPU, in one process, each variant in turn in every round, so that
 other programs on the machine slow all of them alike. The least CPU time of the rounds is compared.
@@ -115,7 +115,7 @@ def configuration(size: dict[str, Any]) -> dict[str, Any]:
 
 
 def counted_flops(size: dict[str, Any], times: Tensor, tokens: int) -> dict[str, int]:
-    """Of each path, by `FlopCounterMode` on a model without memory (attention as plain matrix products)."""
+    """Count each path's operations by `FlopCounterMode` on a model without memory (attention as plain products)."""
     with torch.device("meta"):
         model = PusaWanTransformer3DModel(**configuration(size))
         latents, text = torch.empty(1, 16, *size["grid"]), torch.empty(1, size["text"], 64)

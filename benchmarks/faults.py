@@ -37,7 +37,7 @@ from typing import Any
 
 import httpx
 import psutil
-from _server import FAKE_ENGINE, ServerProcess, started
+from _support import FAKE_ENGINE, ServerProcess, start_python
 from PIL import Image
 
 from pusa import media
@@ -146,7 +146,7 @@ class Processes:
 
     def _start_worker(self) -> None:
         command = [str(Path(__file__).resolve()), "--be-worker"] if self._engine == "fake" else ["-m", "pusa", "worker"]
-        self._worker = started(command, self._settings, self._log)
+        self._worker = start_python(command, self._settings, self._log)
 
     def kill(self, victim: str) -> bool:
         """SIGKILL it; whether it was there. A server or worker that was killed is started again."""
@@ -160,8 +160,7 @@ class Processes:
             return bool(children)
         psutil.Process(parent).kill()
         if victim == "server":
-            assert self.server._process is not None
-            self.server._process.wait()
+            self.server.wait()
             self.server.start()
         else:
             self._worker.wait()

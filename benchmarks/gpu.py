@@ -98,7 +98,7 @@ class Bench:
         self.warm: set[tuple[str, str]] = set()
 
     def numerics(self) -> None:
-        """How far the paths agree on this device, at a small size."""
+        """Compare the paths on this device, at a small size."""
         torch.backends.cudnn.allow_tf32 = False  # or the patch embedding would not be fp32
         device, grid = self.device.device, (5, 16, 16)
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ class Bench:
         return arguments_for(self.grids[size], self.text_tokens, self.config["text_dim"], self.device.device)
 
     def needs_warm_up(self, case: Case) -> bool:
-        """Whether a forward is to come first, that no case pays for loading and choosing kernels."""
+        """Return True if a forward must come first, so that no case pays for loading and choosing kernels."""
         return (case.size, case.path) not in self.warm
 
     def run(self, case: Case) -> None:

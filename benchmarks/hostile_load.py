@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 import psutil
-from _server import ServerProcess
+from _support import ServerProcess
 
 GOAL_SECONDS = 0.5
 KEY = "a-key-for-the-benchmark"

@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 import hostile_load
 import httpx
-from _server import ServerProcess
+from _support import ServerProcess
 from hostile_media import mutated, samples
 
 DONE = json.dumps({"steps": 1, "step_seconds": 0.0})
@@ -97,7 +97,7 @@ class Mutator:
         return self.rng.choice(self.files)
 
     def fields(self) -> dict[str, Any]:
-        """Of a request that may be sent, before the damage."""
+        """Return the fields of a valid request, before the damage."""
         rng = self.rng
         values: dict[str, Any] = {"prompt": DONE, "seconds": "1", "size": "96x64", "num_inference_steps": 2, "seed": 1}
         image = "data:image/png;base64," + base64.b64encode(self.small()[:400]).decode()
@@ -349,7 +349,7 @@ def run(count: int, seed: int, root: Path) -> dict[str, Any]:
                 table[kind][result] += 1
                 if result in ("unhandled", "unclear"):
                     wrong.append(f"{kind}: {told}")
-            same = client.get("/health").is_success and server._process is not None and server._process.poll() is None
+            same = client.get("/health").is_success and server.is_running
             scratch = list((root / "data" / "scratch" / "uploads").glob("*"))
     finally:
         os.environ.clear()

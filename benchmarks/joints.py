@@ -126,7 +126,7 @@ class Bench:
         return results
 
     def vae_seam(self) -> float:
-        """Where the given video goes over into its own reconstruction: what the VAE's loss adds to a joint."""
+        """Measure the joint between an input video and its reconstruction: the part that the VAE's loss adds."""
         clip = media.read_video(self.clip_file)
         whole = clip[: (len(clip) - 1) // 4 * 4 + 1]
         z = self.pipe.encode_frames(pixels([fit_image(frame, *self.size) for frame in whole]))
@@ -244,7 +244,7 @@ class Bench:
 
 
 def peak_memory_mb(frames: int) -> float:
-    """Of a fresh process that makes a video of `frames` frames with `tiny`."""
+    """Measure a fresh process that makes a video of `frames` frames with `tiny`."""
     code = (
         "import resource, sys, tempfile, pathlib\n"
         "from pusa.generate import generate\nfrom pusa.request import GenerationRequest\n"

@@ -1,4 +1,4 @@
-"""How quickly the server answers while it works, and whether its memory stays flat.
+"""Measure the latency of a working server and the growth of its memory.
 
     python benchmarks/load.py                     # 100 clients poll 20 jobs of the embedded model; 1,000 jobs of a fake
     python benchmarks/load.py --model fake        # the same with the fake engine, which needs no CPU of its own
@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from _server import ServerProcess
+from _support import ServerProcess
 from PIL import Image
 
 GOAL_P95_MS = 50.0

@@ -135,7 +135,7 @@ def from_first_frame(model: Any, clips: Tensor, embeds: Tensor, *, one_time: boo
 
 
 def psnr(made: Tensor, clips: Tensor) -> float:
-    """Of the frames that were not given, in dB, over all clips."""
+    """Compute the PSNR of the frames without a condition, in dB, over all clips."""
     error = (made - clips)[:, :, 1:].square().mean()
     return float(10 * torch.log10((clips.max() - clips.min()) ** 2 / error))
 

@@ -48,7 +48,7 @@ from pusa.training.distributed import Processes
 from pusa.training.flops import Workload, flops, memory
 from pusa.training.model import prepare
 from pusa.training.run import Run, RunContext
-from pusa.training.trainer import _deterministic
+from pusa.training.trainer import deterministic
 
 GOAL_BYTES, GOAL_SHARE = 139 * 10**9, 0.5
 SETUP_SECONDS = 7e-8  # per trained parameter, on one core of the CPU that this was written on
@@ -185,20 +185,20 @@ def _steps(options: argparse.Namespace, work: Workload, device: Device, deadline
     data = RandomClips(shape, work.text_tokens, work["text_dim"])
     device.synchronize()
     setup = time.perf_counter() - began
-    with tempfile.TemporaryDirectory() as folder, _deterministic(config, processes):
+    with tempfile.TemporaryDirectory() as folder, deterministic(config, processes):
         context = RunContext(config, "transformer", Path(folder), processes, data, data, data, None, lambda: False)
         run = Run(context, model, parameters)
         seconds: list[float] = []
         with Loader(run.reader, run.plan, data_rank=0, first_step=0, device=device.device) as loader:
             began = time.perf_counter()
-            run._step(loader)  # loads and chooses kernels, and makes the optimizer's states
+            run.train_step(loader)  # loads and chooses kernels, and makes the optimizer's states
             device.synchronize()
             first = longest = time.perf_counter() - began
             device.forget_peak()
             waited = loader.waited_seconds
             while len(seconds) < options.steps and time.perf_counter() + longest < deadline:
                 began = time.perf_counter()
-                run._step(loader)
+                run.train_step(loader)
                 device.synchronize()
                 seconds.append(time.perf_counter() - began)
                 longest = max(seconds)

@@ -1,4 +1,4 @@
-"""How fast training goes, and how much of it is lost to waiting for data: clips/s of the trainer and of a bare loop.
+"""Measure the speed of training and the share lost to waiting for data: clips/s of the trainer and of a bare loop.
 
 A transformer of the embedded model's size is adapted on random latents read from a dataset on disk, in mini-vta's way.
 Beside it, in turns, a bare loop of the same forward, backward, clipping and optimizer step on batches that lie in

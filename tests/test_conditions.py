@@ -123,7 +123,7 @@ def test_an_image_is_held_at_its_place_with_its_noise(encode):
     assert placement.latents[:, [0, 1, 3, 4]].abs().max() == 0
 
 
-def test_a_video_keeps_its_latent_frames_at_their_own_places(encode):
+def test_a_video_keeps_its_latent_frames_at_their_indices(encode):
     video = [picture(i) for i in range(17)]
     whole = place([PusaCondition(video=video, latent_index=0)], encode=encode, **CLIP)
     chosen = place(
@@ -188,7 +188,7 @@ def test_conditions_may_come_in_any_order_and_kind(encode):
         ([PusaCondition(image=np.zeros((8, 8), np.uint8))], "give [H, W, 3] or [H, W, 4]"),
     ],
 )
-def test_what_does_not_fit_is_told_with_the_way_out(conditions, message, encode):
+def test_a_condition_that_does_not_fit_is_an_error_with_the_way_out(conditions, message, encode):
     with pytest.raises(ValueError) as error:
         place(conditions, encode=encode, **CLIP)
     assert message in str(error.value)
@@ -203,7 +203,7 @@ def test_nothing_is_encoded_before_all_places_fit():
         place(conditions, encode=encode, **CLIP)
 
 
-def test_frames_that_make_no_whole_latent_frame_are_left_out_and_said(encode, caplog):
+def test_frames_beyond_whole_latent_frames_are_left_out_with_a_warning(encode, caplog):
     with caplog.at_level(logging.WARNING, logger="pusa"):
         place([PusaCondition(video=[picture()] * 7)], encode=encode, **CLIP)
     assert "the last 2 of the video's 7 frames are left out" in caplog.text

@@ -158,9 +158,15 @@ def test_a_command_that_could_not_run_is_found(line: str, reason: str) -> None:
         check_command(words, folder="deploy")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in NEEDS_A_SERVER], ids=lambda page: page.name)
+def python_of(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in NEEDS_A_SERVER and python_of(p)], ids=lambda page: page.name
+)
 def test_the_python_of_a_page_runs(page: Path) -> None:
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+    code = python_of(page)
     skip_without_mini(code)
     exec(compile(code, page.name, "exec"), {})
 

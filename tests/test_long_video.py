@@ -58,7 +58,7 @@ def test_chaining_asks_for_a_window_only_when_its_piece_is_taken():
 @pytest.mark.parametrize(
     "place", [{"latent_index": "last"}, {"latent_index": -1}, {"frame_index": 40}, {"seconds": 2.5}]
 )
-def test_places_in_a_long_video_may_be_said_in_any_way(place):
+def test_positions_in_a_long_video_may_have_any_unit(place):
     known: list[int] = []
 
     def denoise(span: Span, conditions: list[PusaCondition]) -> Tensor:

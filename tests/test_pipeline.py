@@ -77,7 +77,7 @@ def test_a_noisy_condition_is_between_kept_and_free(pipe):
     assert torch.equal(call(pipe, conditions=[PusaCondition(latents=z, noise_multiplier=1.0)]), call(pipe))
 
 
-def test_the_model_is_told_how_noisy_each_frame_is(pipe, monkeypatch):
+def test_the_model_gets_a_timestep_for_each_frame(pipe, monkeypatch):
     calls = count_calls(pipe, monkeypatch)
     call(
         pipe, conditions=[PusaCondition(image=picture(), latent_index="last", noise_multiplier=0.5)], guidance_scale=1.0
@@ -110,7 +110,7 @@ def test_batches_equal_single_calls(pipe):
         torch.testing.assert_close(together[row], alone[0], rtol=0, atol=2e-5)
 
 
-def test_every_prompt_may_have_its_own_conditions(pipe):
+def test_every_prompt_may_have_different_conditions(pipe):
     a, b = torch.randn(2, 16, 1, 4, 6)
     out = call(
         pipe,
@@ -126,7 +126,7 @@ def test_every_prompt_may_have_its_own_conditions(pipe):
         call(pipe, ["a cat", "a dog"], conditions=[[PusaCondition(latents=a)]])
 
 
-def test_given_embeddings_equal_the_prompt(pipe):
+def test_embeddings_give_the_same_video_as_their_prompt(pipe):
     with torch.no_grad():
         positive, negative = pipe.encode_prompt("a cat", "", max_sequence_length=16)
     given = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
@@ -172,7 +172,7 @@ def test_a_callback_sees_and_changes_latents_and_sees_what_is_expected(pipe):
     torch.testing.assert_close(denoised[-1], call(pipe), rtol=0, atol=1e-5)  # the last step walks down to sigma 0
 
 
-def test_a_callback_may_hand_back_all_that_it_was_given(pipe):
+def test_a_callback_may_return_every_tensor_it_received(pipe):
     given = []
 
     def callback(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def test_a_callback_may_hand_back_all_that_it_was_given(pipe):
     assert given == [sorted(inputs)] * 3
 
 
-def test_diffusers_own_callbacks_work(pipe, monkeypatch):
+def test_callbacks_of_diffusers_work(pipe, monkeypatch):
     class NoGuidanceFromStep2(PipelineCallback):
         tensor_inputs: ClassVar[list[str]] = ["latents"]
 
@@ -237,7 +237,7 @@ def test_a_wave_across_the_boundary_of_two_experts_is_refused(tiny_pipeline):
     assert call(pipe, frame_sigmas=wave_sigmas(5, 4, delay=0)).shape == SHAPE
 
 
-def test_each_expert_is_guided_by_its_own_scale(tiny_pipeline, monkeypatch):
+def test_each_expert_has_a_guidance_scale(tiny_pipeline, monkeypatch):
     pipe = tiny_pipeline(experts=2)
     pipe.set_progress_bar_config(disable=True)
     high, low = (count_calls(pipe, monkeypatch, name) for name in ("transformer", "transformer_2"))
@@ -294,7 +294,7 @@ def test_latents_survive_when_decoding_runs_out_of_memory(pipe, monkeypatch):
         ({"height": 3}, (1, 16, 5, 2, 6), "height=3 becomes 16"),
     ],
 )
-def test_sizes_are_rounded_and_the_rounding_is_said(pipe, asked, shape, said, caplog):
+def test_sizes_are_rounded_with_a_warning(pipe, asked, shape, said, caplog):
     with caplog.at_level(logging.WARNING, logger="pusa"):
         assert call(pipe, **asked).shape == shape
     assert said in caplog.text

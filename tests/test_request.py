@@ -168,7 +168,7 @@ def test_an_error_is_one_line_with_the_value_and_the_limit(values, message):
     assert error_of(**{"prompt": "x", **values}) == message
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_errors_are_reported_at_once():
     assert error_of(prompt="x", steps=0, alpha=9.0).splitlines() == [
         "steps=0 is outside 1..200",
         "alpha=9.0 is outside 0.1..5",
@@ -286,7 +286,7 @@ def test_what_is_still_open_is_no_resolved_request():
             ResolvedRequest.model_validate({**resolved, "conditions": [{**condition, name: None}]})
 
 
-def test_what_is_given_wins_over_the_preset_and_the_model():
+def test_explicit_values_win_over_the_preset_and_the_model():
     asked = GenerationRequest(prompt="x", preset="creative", alpha=1.7, steps=4, negative_prompt="", seed=0)
     resolved = asked.resolved(WAN)
     assert (resolved.alpha, resolved.steps, resolved.negative_prompt, resolved.seed) == (1.7, 4, "", 0)
@@ -303,7 +303,7 @@ def test_a_preset_is_noise_and_a_distance_from_the_models_alpha(preset, noise, a
     assert resolved.alpha == alpha
 
 
-def test_each_expert_of_wan22_has_its_own_alpha():
+def test_each_expert_of_wan22_has_an_alpha():
     assert [
         GenerationRequest(prompt="x").resolved(WAN22).alpha,
         GenerationRequest(prompt="x").resolved(WAN22).alpha_2,
@@ -320,7 +320,7 @@ def test_a_seed_is_drawn_and_kept():
     assert len({asked.resolved(WAN).seed for _ in range(4)}) == 4
 
 
-def test_rounding_is_done_and_said():
+def test_sizes_and_lengths_are_rounded_with_a_note():
     asked = GenerationRequest(prompt="x", width=830, height=480, frames=80)
     resolved = asked.resolved(WAN)
     assert (resolved.width, resolved.height, resolved.frames) == (832, 480, 81)

@@ -6,21 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from _golden import TRAJECTORIES
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from pusa.scheduler import PusaFlowMatchEulerScheduler, PusaSchedulerOutput, shifted, wave_sigmas
 
 STEPS = (1, 4, 10, 30)
-CASES = [
-    "t2v",
-    "t2v_multiframe_pipeline",
-    "i2v_m0.0",
-    "i2v_m0.2",
-    "startend_0.2_0.5",
-    "v2v_0.0_0.3_0.4_0.5",
-    "edge_multiplier_one",
-]
 
 
 def scheduler_with(steps: int | None = 10, multipliers: Any = None, **kwargs: Any) -> PusaFlowMatchEulerScheduler:
@@ -70,7 +62,7 @@ def test_grids_match_the_original(golden_json: Callable) -> None:
 
 
 @pytest.mark.parametrize("rounding", [False, True], ids=["t2v_pipeline", "multiframe_v2v_pipelines"])
-def test_timesteps_given_to_the_model_match_the_original(golden_json: Callable, rounding: bool) -> None:
+def test_timesteps_of_the_model_match_the_original(golden_json: Callable, rounding: bool) -> None:
     scheduler = PusaFlowMatchEulerScheduler(reference_rounding=rounding)
     recorded = "multiframe_v2v_pipelines" if rounding else "t2v_pipeline"
     for steps, table in golden_json("scheduler/tables")["tables"].items():
@@ -121,7 +113,7 @@ class Trajectory:
 
 
 @pytest.mark.parametrize("model", ["linear", "tanh"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectories_match_the_original(
     golden_json: Callable, golden_tensors: Callable, name: str, model: str
 ) -> None:
@@ -316,7 +308,7 @@ def test_device_of_the_tables() -> None:
 # ---- stepping ---------------------------------------------------------------------------------------------------
 
 
-def test_every_timestep_finds_its_own_step_up_to_200() -> None:
+def test_every_timestep_finds_its_step_up_to_200_steps() -> None:
     """The original finds the nearest rounded timestep, and takes wrong steps from 60 of them on."""
     zero, one = torch.zeros(1, 1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
     for steps in range(1, 201):
@@ -344,7 +336,7 @@ def test_an_unknown_timestep_is_refused() -> None:
         scheduler.step(latents, rounded, latents)
 
 
-def test_equal_timesteps_of_a_table_are_taken_in_turn() -> None:
+def test_equal_timesteps_of_a_table_are_steps_in_turn() -> None:
     table = torch.tensor([[1.0, 1.0], [1.0, 0.5], [1.0, 0.0], [0.0, 0.0]])
     scheduler = scheduler_with(None, frame_sigmas=table)
     assert scheduler.timesteps.tolist() == [1000.0] * 3
@@ -502,6 +494,17 @@ def test_the_second_order_starts_anew_where_a_frame_starts_late_and_keeps_what_i
         x = scheduler.step(torch.randn(1, 2, 2, 3, 3), t, x).prev_sample
     assert torch.equal(x[:, :, :1], start[:, :, :1])
     assert not torch.equal(x[:, :, 1:], start[:, :, 1:])
+
+
+def test_the_second_order_caps_its_slope_at_that_of_equal_steps() -> None:
+    scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
+    scheduler.set_timesteps(frame_sigmas=torch.tensor([[1.0], [0.9], [0.1], [0.0]]))
+    shape = 1, 1, 1, 1, 1
+    x = torch.zeros(shape)
+    for t, velocity in zip(scheduler.timesteps, (1.0, 3.0, 4.0), strict=True):
+        x = scheduler.step(torch.full(shape, velocity), t, x).prev_sample
+    # Euler; then 8 times as long a step, with slope 1 / 2 and not 8 / 2; then 1 / 8 as long a step, with 1 / 16.
+    assert float(x) == pytest.approx(-0.1 * 1 - 0.8 * (3 + 2 / 2) - 0.1 * (4 + 1 / 16), abs=1e-6)
 
 
 def test_the_second_order_forgets_the_run_before() -> None:

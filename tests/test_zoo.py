@@ -72,7 +72,7 @@ def test_the_pipeline_imports_no_registry() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
+def test_an_unknown_name_lists_all_models_and_the_nearest() -> None:
     with pytest.raises(
         ValueError, match=r"no model is called 'Wan2\.1-14': did you mean 'wan2\.1-14b'\?.*tiny.*wan2\.2-a14b"
     ):
@@ -157,7 +157,7 @@ def test_the_adapter_of_a_described_folder_is_part_of_the_model(ours: Path) -> N
     assert PusaPipeline.from_pretrained(ours, transformer=None).transformer is None
 
 
-def test_what_a_call_leaves_open_is_the_models_own(ours: Path) -> None:
+def test_arguments_left_open_are_the_defaults_of_the_model(ours: Path) -> None:
     pipe = PusaPipeline.from_pretrained(ours)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.set_timesteps(2)
@@ -197,7 +197,7 @@ def test_what_our_recipe_made_is_bf16_where_the_cpu_computes_in_it(
     assert torch.equal(latents(again), latents(pipe))
 
 
-def test_our_own_models_load_without_progress_bars(ours: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bundled_models_load_without_progress_bars(ours: Path, capfd: pytest.CaptureFixture[str]) -> None:
     PusaPipeline.from_pretrained(ours)
     assert capfd.readouterr().err == ""
     (ours / "pusa.json").unlink()
@@ -368,7 +368,7 @@ def test_a_hub_repository_in_the_original_layout_is_explained(monkeypatch: pytes
 # ---- resources -----------------------------------------------------------------------------------------------------
 
 
-def test_too_little_disk_is_said_with_what_is_cached_already_taken_off(machine, tmp_path: Path) -> None:
+def test_too_little_disk_is_an_error_that_counts_cached_files(machine, tmp_path: Path) -> None:
     model = zoo.get("wan2.1-1.3b")
     machine(disk=20 * GB)
     with pytest.raises(
@@ -383,7 +383,7 @@ def test_too_little_disk_is_said_with_what_is_cached_already_taken_off(machine, 
     zoo.check_resources(model, folder=tmp_path / "elsewhere", skip=["text_encoder"])
 
 
-def test_too_little_memory_is_said_with_the_way_out(machine) -> None:
+def test_too_little_memory_is_an_error_with_the_way_out(machine) -> None:
     model = zoo.get("wan2.1-14b")
     machine(ram=32 * GB)
     with pytest.raises(

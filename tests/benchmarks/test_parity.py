@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+
 parity = importlib.import_module("parity")
 recorded = importlib.import_module("_golden")
 
@@ -56,7 +58,13 @@ def test_a_wrong_number_is_seen(golden: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(parity, "CHECKS", [check])
     monkeypatch.setattr(parity, "DEPARTURES", [])
     assert parity.main(["--golden", str(golden)]) == 0
-    monkeypatch.setattr("pusa.scheduler._checked_multipliers", lambda m: torch.as_tensor(m).view(1, 1, -1) + 1e-6)
+    set_timesteps = PusaFlowMatchEulerScheduler.set_timesteps
+
+    def slightly_wrong(scheduler: Any, *args: Any, noise_multipliers: Any, **options: Any) -> None:
+        wrong = torch.as_tensor(noise_multipliers) * (1 - 1e-5)
+        set_timesteps(scheduler, *args, noise_multipliers=wrong, **options)
+
+    monkeypatch.setattr(PusaFlowMatchEulerScheduler, "set_timesteps", slightly_wrong)
     assert parity.main(["--golden", str(golden)]) == 1
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["failed"] == ["sampler, sigmas per frame: v2v_0.0_0.3_0.4_0.5 fp32"]

@@ -1,27 +1,21 @@
 """Run `pusa data`: from options to a dataset and its inspection page."""
 
 import json
-import subprocess
-import sys
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from command_line import imports_of, pusa
 from paths import SHARED
 from PIL import Image
 
-from pusa.cli import main
 from pusa.events import Done, Event
 from pusa.media import VideoWriter, iter_video
 
 CLIPS = 12
-
-
-def pusa(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 def shared(name: str) -> Path | None:
@@ -60,7 +54,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_dozen_clips_become_a_dataset_and_a_page(videos, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     result = pusa(
         "data", "prepare", videos, "clips", "--model", "tiny", "--size", "48x32", "--frames", 5, "--frames", 9
     )
@@ -79,8 +72,7 @@ def test_a_dozen_clips_become_a_dataset_and_a_page(videos, tmp_path, monkeypatch
     assert pusa("data", "inspect", "clips", "--clips", 0).stdout == "clips/inspect.html\n"
 
 
-def test_the_model_makes_its_own_data_in_parts(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_synthesize_makes_a_dataset_in_parts(tmp_path, monkeypatch):
     Path("prompts.txt").write_text("a fox\nwaves\n")
     options = ["--model", "tiny", "--size", "48x32", "--frames", 5, "--steps", 2, "--count", 3]
     for part in ("1/2", "2/2"):
@@ -167,7 +159,6 @@ def test_every_option_of_synthesize_reaches_it(asked, tmp_path):
     ],
 )
 def test_errors_say_what_to_do(tmp_path, monkeypatch, args, code, message):
-    monkeypatch.chdir(tmp_path)
     result = pusa("data", *args)
     assert result.exit_code == code
     assert message in result.stderr
@@ -175,34 +166,23 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, args, code, message):
 
 
 def test_a_stop_says_that_the_work_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("pusa.cli.run._stop_on_interrupt", _stopped)
-    monkeypatch.setattr("pusa.data.prepare.prepare", lambda *_, stop, **__: (e for e in () if not stop()))
+    def interrupted(*_: Any, stop: Callable[[], bool], **__: Any) -> Iterator[Event]:
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        yield from ()
+
+    monkeypatch.setattr("pusa.data.prepare.prepare", interrupted)
     result = pusa("data", "prepare", tmp_path, "out", "--model", "tiny")
     assert result.exit_code == 130
     assert "what is done is kept, and the same command goes on with it" in result.stderr
 
 
-class _stopped:  # noqa: N801 (in the place of a function)
-    def __enter__(self) -> Callable[[], bool]:
-        return lambda: True
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.mark.parametrize("args", [["data", "--help"], ["data", "prepare", "--help"], ["data", "inspect", "--help"]])
 def test_help_needs_no_torch(args):
-    code = (
-        "import sys\nfrom pusa.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as end: print('exit', end.code)\n"
-        "print('heavy', [m for m in ('torch', 'diffusers', 'av', 'numpy', 'jinja2') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-2:] == ["exit 0", "heavy []"]
+    assert not imports_of(args) & {"torch", "diffusers", "av", "numpy", "jinja2"}
 
 
-def test_debug_is_known_everywhere():
+def test_every_command_takes_debug():
     result = pusa("data", "prepare", "nowhere", "out", "--model", "tiny", "--debug")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import pusa
 from safetensors import safe_open
 from safetensors.torch import load_file
 from training_samples import write_dataset
 
-from pusa.cli import main
 from pusa.training.checkpoint import checkpoints
 from pusa.training.reports import read_metrics
 
@@ -34,14 +33,9 @@ TINY = [
 ]
 
 
-def pusa(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, with a dataset in ``clips``."""
-    monkeypatch.chdir(tmp_path)
     return write_dataset(tmp_path / "clips").parent
 
 
@@ -78,7 +72,7 @@ def test_ready_configurations_are_listed_with_what_they_are() -> None:
     assert "Pusa V1.0 as released" in lines[2]
 
 
-def test_export_writes_the_layout_that_is_asked_for(folder: Path) -> None:
+def test_export_writes_the_layout_of_its_option(folder: Path) -> None:
     pusa("train", "mini-vta", *settings("name=run", "data.lengths=[]"))
     result = pusa("train", "export", "runs/run", "-o", "out/pusa.safetensors", "--layout", "original", "--scale", "1.4")
     assert result.exit_code == 0, result.output
@@ -102,8 +96,7 @@ def test_export_writes_the_layout_that_is_asked_for(folder: Path) -> None:
         (["train", "export", "nothing", "-o", "x.safetensors"], "there is no configuration 'nothing'"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any) -> None:
     result = pusa(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"pusa: {message}")

@@ -59,7 +59,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long was slept, without sleeping."""
+    """Record the seconds of each sleep, without sleeping."""
     slept: list[float] = []
     monkeypatch.setattr("pusa.client.client.time.sleep", slept.append)
     return slept
@@ -102,6 +102,7 @@ def test_an_image_goes_as_input_reference_whatever_it_is(tmp_path: Path) -> None
     server = Server(video())
     for image in (path, str(path), path.read_bytes(), Image.open(path)):
         server.client().create("a fox", image=image, noise_multipliers=[0.1, 0.2], extra_params={"seed": 1})
+    assert len(server.requests) == 4
     for request in server.requests:
         parts = form(request)
         assert parts["input_reference"][0].startswith(b"\x89PNG")
@@ -150,7 +151,7 @@ def test_extend_and_edit_take_ids_or_files() -> None:
     assert json.loads(third.content)["video"] == [{"id": ID}, {"id": other}]
     assert form(fourth)["video[]"] == [b"a", b"b"]
     assert [r.url.path for r in server.requests] == ["/v1/videos/extensions"] * 2 + ["/v1/videos/edits"] * 2
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="an id and a file cannot be sent together"):
         client.edit([ID, b"a"], "joined")
 
 
@@ -170,7 +171,7 @@ def test_a_page_of_a_proxy_is_an_error_too() -> None:
     assert str(error.value) == "502 Bad Gateway"
 
 
-def test_a_lost_answer_is_asked_for_again_with_the_same_key_and_the_whole_file(pauses: list[float]) -> None:
+def test_a_lost_answer_is_requested_again_with_the_same_key_and_the_whole_file(pauses: list[float]) -> None:
     server = Server(httpx.ReadError("reset"), refused(503), refused(429, {"retry-after": "3"}), video())
     job = server.client().create("a fox", image=b"picture")
     assert job.id == ID
@@ -180,7 +181,7 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_key_and_the_whole_file(p
     assert pauses[2] == 3
 
 
-def test_two_calls_have_two_keys_unless_one_is_given() -> None:
+def test_two_calls_have_two_keys_unless_the_caller_names_one() -> None:
     server = Server(video())
     for key in (None, None, "mine"):
         server.client().create("a fox", idempotency_key=key)
@@ -196,8 +197,9 @@ def test_two_calls_have_two_keys_unless_one_is_given() -> None:
 )
 def test_what_trying_again_cannot_mend_is_not_tried_again(answer: httpx.Response) -> None:
     server = Server(answer)
-    with pytest.raises(PusaError):
+    with pytest.raises(PusaError) as refusal:
         server.client().retrieve(ID)
+    assert refusal.value.status == answer.status_code
     assert len(server.requests) == 1
 
 

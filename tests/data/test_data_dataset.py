@@ -22,7 +22,7 @@ def noise(seed: int, frames: int = 2) -> Tensor:
 
 
 def embeds(caption: str) -> Tensor:
-    """Of as many tokens as there are words, padded with zero rows."""
+    """Make embeddings of one token per word, padded with zero rows."""
     rows = len(caption.split()) + 1
     values = torch.randn(rows, TEXT_WIDTH, generator=torch.Generator().manual_seed(len(caption)))
     return torch.cat([values, torch.zeros(TEXT_LENGTH - rows, TEXT_WIDTH)])
@@ -302,7 +302,7 @@ def test_a_clip_that_cannot_be_is_refused(tmp_path, changes, message):
     writer.close()
 
 
-def test_damage_is_told_with_the_file(tmp_path):
+def test_damage_is_an_error_that_names_the_file(tmp_path):
     folder = write(tmp_path / "d", CLIPS)
     shard = folder / "latents" / "4x2x4x6-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:50])
@@ -316,7 +316,7 @@ def test_damage_is_told_with_the_file(tmp_path):
         LatentDataset(folder)
 
 
-def test_what_is_no_dataset_is_told(tmp_path):
+def test_a_folder_without_a_dataset_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no dataset"):
         LatentDataset(tmp_path)
     write(tmp_path / "d", {"a": "x"})
@@ -330,7 +330,7 @@ def test_what_is_no_dataset_is_told(tmp_path):
 
 
 def original(folder: Path, names: dict[str, Any], captions: dict[str, str]) -> Path:
-    """As the original's data_process writes it."""
+    """Write a file as the original's data_process does."""
     (folder / "train").mkdir(parents=True)
     rows = "".join(f'{name},"{caption}"\n' for name, caption in captions.items())
     (folder / "metadata.csv").write_text("file_name,text\n" + rows)

@@ -208,6 +208,7 @@ def test_a_stop_keeps_what_is_done(videos, prepared, tmp_path):
 
 KILLED = """
 import os, signal, sys
+from functools import partial
 from pathlib import Path
 import torch
 from pusa.data import writer as dataset_writer, prepare as preparing
@@ -217,8 +218,8 @@ from pusa.data.prepare import ClipSettings, prepare
 torch.set_num_threads(1)
 source, output = map(Path, sys.argv[1:])
 settings = ClipSettings(model="tiny", sizes=((32, 32), (48, 32)), frames=(5, 9), fps=16)
-preparing.DatasetWriter.__init__.__kwdefaults__["flush_seconds"] = 0  # every clip is a file of its own
-rename = dataset_writer._rename
+preparing.DatasetWriter = partial(preparing.DatasetWriter, flush_seconds=0)  # every clip is a file of its own
+rename = dataset_writer.rename_flushed
 
 def run(kill_at):
     count = 0
@@ -230,7 +231,7 @@ def run(kill_at):
         rename(part, path)
         if count == kill_at // 2:
             os.kill(os.getpid(), signal.SIGKILL)
-    dataset_writer._rename = renamed
+    dataset_writer.rename_flushed = renamed
     for event in prepare(source, output, settings, workers=0):
         pass
     os._exit(0)
@@ -400,7 +401,7 @@ def test_captions_lie_beside_the_files_or_in_tables(files):
     assert captions(sources.list_files(files, caption="for the rest"))["c.png"] == "by its stem"
 
 
-def test_files_without_a_caption_are_left_out_or_get_the_one_given(files):
+def test_files_without_a_caption_are_left_out_or_get_the_default(files):
     (files / "a.txt").write_text("beside a")
     listing = sources.list_files(files)
     assert [name for name, _ in listing.skipped] == ["b.mp4", "c.png"]
@@ -447,7 +448,7 @@ def test_tables_that_say_nothing_are_refused(files, name, text, message):
         sources.list_files(files / name)
 
 
-def test_sources_that_are_not_there_are_told(tmp_path, files):
+def test_missing_sources_are_an_error_that_names_them(tmp_path, files):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         sources.list_files(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -523,7 +524,7 @@ def test_a_dataset_of_the_hub_is_downloaded_first(original, tmp_path, monkeypatc
     assert len(LatentDataset(tmp_path / "clips")) == 2
 
 
-def test_the_hub_out_of_reach_is_told(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_an_error_that_names_the_repository(monkeypatch, tmp_path):
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 

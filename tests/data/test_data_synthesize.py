@@ -33,6 +33,7 @@ def same(one: LatentDataset, other: LatentDataset) -> bool:
 def test_a_clip_is_plain_text_to_video_of_its_prompt_and_seed(whole):
     pipe = PusaPipeline.from_pretrained("tiny")
     pipe.set_progress_bar_config(disable=True)
+    assert len(whole.clips) == 3
     for clip in whole.clips:
         number = int(clip.source.rpartition(" ")[2]) - SETTINGS.seed
         latents = pipe(

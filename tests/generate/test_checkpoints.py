@@ -105,7 +105,7 @@ def test_a_run_that_ended_while_decoding_denoises_nothing_again(tmp_path, monkey
     assert made(request(), tmp_path / "again.mp4", checkpoint=kept)[0] == whole
 
 
-def test_a_drawn_seed_is_told_and_the_told_request_goes_on(tmp_path):
+def test_a_drawn_seed_is_reported_and_the_reported_request_resumes(tmp_path):
     kept = tmp_path / "run.safetensors"
     told: list[ResolvedRequest] = []
 
@@ -122,7 +122,7 @@ def test_a_drawn_seed_is_told_and_the_told_request_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"seed": 4}, {"prompt": "a dog"}, {"steps": 5}, {"conditions": ["image"]}])
-def test_the_checkpoint_of_another_request_is_left_aside_and_said(other, given, tmp_path):
+def test_the_checkpoint_of_another_request_is_ignored_with_a_note(other, given, tmp_path):
     kept = tmp_path / "run.safetensors"
     cut_short(request(), tmp_path / "out.mp4", kept, after_steps(2))
     asked = request(**{**other, "conditions": [given[kind] for kind in other.get("conditions", [])]})
@@ -134,7 +134,7 @@ def test_the_checkpoint_of_another_request_is_left_aside_and_said(other, given, 
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_file_that_is_no_checkpoint_is_left_aside_and_said(damage, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_ignored_with_a_note(damage, tmp_path):
     kept = tmp_path / "run.safetensors"
     cut_short(request(), tmp_path / "out.mp4", kept, after_steps(2))
     kept.write_bytes(kept.read_bytes()[:-100] if damage is None else damage)
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_checkpoint_is_left_aside_and_said(damage, tmp_path):
     assert note.startswith("run.safetensors cannot be read as a checkpoint")
 
 
-def test_a_request_is_known_by_what_it_makes_and_not_by_where_its_files_are():
+def test_the_key_of_a_request_does_not_depend_on_where_its_files_are():
     asked = request(conditions=[{"file": "cat.png", "sha256": "0" * 64}]).resolved(defaults_of("tiny"))
     (spec,) = asked.conditions
     elsewhere = asked.model_copy(update={"conditions": [spec.model_copy(update={"file": "inputs/1/0.png"})]})

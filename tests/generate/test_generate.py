@@ -1,5 +1,6 @@
 """Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
 
+import itertools
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import Event
 from pusa.generate import decode, generate, load_latents, read_request, save_latents
-from pusa.generate.run import _output_frames
+from pusa.generate.run import output_frames
 from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
@@ -97,7 +98,7 @@ def test_each_task_makes_a_video_of_the_right_size_length_and_rate(asked, frames
     assert info.fps == asked.get("fps", 16.0)
 
 
-def test_a_kept_first_frame_is_the_vaes_own_picture_of_it(files, tmp_path):
+def test_a_kept_first_frame_is_the_reconstruction_of_the_vae(files, tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
     run(tmp_path / "out.png", frames=1, conditions=[image(files["a"])])
     given = fit_image(Image.open(files["a"]), WIDTH, HEIGHT)
@@ -105,7 +106,7 @@ def test_a_kept_first_frame_is_the_vaes_own_picture_of_it(files, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), own)
 
 
-def test_extension_and_transition_show_the_given_videos_as_they_are(files, tmp_path):
+def test_extension_and_transition_show_the_input_videos_unchanged(files, tmp_path):
     one, two = frames_of(Path(files["one"])), frames_of(Path(files["two"]))
     run(tmp_path / "longer.mp4", task="extend", conditions=[video(files["one"])])
     assert psnr(frames_of(tmp_path / "longer.mp4")[:24], one) > 40
@@ -115,7 +116,7 @@ def test_extension_and_transition_show_the_given_videos_as_they_are(files, tmp_p
     assert psnr(joined[-20:], two) > 40
 
 
-def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files, tmp_path):
+def test_an_upright_picture_makes_an_upright_video_and_an_explicit_size_wins(files, tmp_path):
     Image.new("RGB", (40, 90), "red").save(tmp_path / "tall.png")
     run(tmp_path / "tall.mp4", conditions=[image(str(tmp_path / "tall.png"))])
     info = media.probe_video(tmp_path / "tall.mp4")
@@ -125,7 +126,7 @@ def test_an_upright_picture_makes_an_upright_video_and_an_asked_size_wins(files,
     assert (info.width, info.height) == (96, 48)
 
 
-def test_kept_frames_of_real_media_are_the_vaes_own_reconstruction(inputs, tmp_path):
+def test_kept_frames_of_real_media_are_the_reconstruction_of_the_vae(inputs, tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
 
     def own(frames: list[Any]) -> np.ndarray:
@@ -165,7 +166,7 @@ def test_differences_at_joints_fade_out_instead_of_jumping():
         return [np.full((2, 2, 3), value, np.uint8) for value in values]
 
     def shown(plan: OutputPlan, *decoded: int) -> list[int]:
-        return [int(frame[0, 0, 0, 0]) for frame in _output_frames(plan, [np.stack(grey(*decoded))])]
+        return [int(frame[0, 0, 0, 0]) for frame in output_frames(plan, [np.stack(grey(*decoded))])]
 
     extension = shown(OutputPlan([], before=grey(100, 100), skip=2), 10, 10, *[10] * 12)
     assert extension == [100, 100, 90, 80, 70, 60, 50, 40, 30, 20, 10, 10, 10, 10]
@@ -285,7 +286,7 @@ def test_closing_the_events_ends_the_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_name_is_told_before_any_work(tmp_path):
+def test_an_unwritable_name_is_refused_before_any_work(tmp_path):
     for name, message in (("out.avi", "give .mp4"), ("no/such/out.mp4", "no/such"), ("out.png", "holds one picture")):
         events = generate(GenerationRequest(model="tiny", prompt="a cat"), tmp_path / name)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -338,18 +339,20 @@ def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, mo
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
 
 
-def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
-    decoded = 0
-    forward = WanDecoder3d.forward
+def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int) -> None:
+    """Let one call of a method, counted from 1, run out of memory."""
+    method, numbers = getattr(owner, name), itertools.count(1)
 
-    def short(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal decoded
-        decoded += 1
-        if decoded == 7:
+    def short(self: Any, *args: Any, **options: Any) -> Any:
+        if next(numbers) == call:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(self, *args, **kwargs)
+        return method(self, *args, **options)
 
-    monkeypatch.setattr(WanDecoder3d, "forward", short)
+    monkeypatch.setattr(owner, name, short)
+
+
+def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
+    run_out_of_memory(monkeypatch, WanDecoder3d, "forward", call=7)
     with pytest.raises(vae_module.DecodeMemoryError):
         run(tmp_path / "out.mp4", frames=49)
     latents, _ = load_latents(tmp_path / "out.latents.safetensors")
@@ -357,24 +360,14 @@ def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_pat
 
 
 def test_out_of_memory_in_denoising_is_not_taken_for_decoding(tmp_path, monkeypatch):
-    calls = 0
-    denoise = PusaPipeline._denoise
-
-    def short(self: Any, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return denoise(self, *args)
-
-    monkeypatch.setattr(PusaPipeline, "_denoise", short)
+    run_out_of_memory(monkeypatch, PusaFlowMatchEulerScheduler, "set_timesteps", call=2)
     with pytest.raises(torch.OutOfMemoryError):
         run(tmp_path / "out.mp4", frames=49)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_no_part_of_a_task_can_hold_is_refused_before_denoising(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(PusaPipeline, "_denoise", lambda *_: pytest.fail("denoised"))
+    monkeypatch.setattr(PusaFlowMatchEulerScheduler, "step", lambda *_: pytest.fail("denoised"))
     with pytest.raises(ValueError, match=r"latent frame 12 of this loop is in the bridge .* give a place in 0\.\.11"):
         run(tmp_path / "out.mp4", task="loop", frames=49, conditions=[image(files["a"], "last")])
     damaged = Path(files["two"]).read_bytes()
@@ -394,7 +387,7 @@ def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypat
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 
 
-def test_a_given_pipeline_keeps_its_solver_and_a_useless_alpha_is_said(tmp_path):
+def test_a_pipeline_argument_keeps_its_solver_and_a_useless_alpha_is_noted(tmp_path):
     pipe = PusaPipeline.from_pretrained("tiny")
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = PusaFlowMatchEulerScheduler(solver_order=2)

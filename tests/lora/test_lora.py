@@ -52,7 +52,7 @@ def test_loading_twice_under_one_name_replaces(tmp_path: Path, transformer: Any,
     assert list(transformer.peft_config) == ["pusa"]
 
 
-def test_each_adapter_has_its_own_alpha(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:
+def test_adapters_have_separate_alphas(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:
     pipeline, other = pipe(transformer), make_pairs(transformer, rank=3, seed=1)
     load_pusa(pipeline, write(tmp_path / "a.safetensors", comfyui(pairs)))
     alone = run(transformer)
@@ -86,7 +86,9 @@ def test_alpha_must_be_a_finite_number(tmp_path: Path, transformer: Any, pairs: 
         set_alpha(pipe(transformer), alpha)
 
 
-def test_an_unknown_adapter_is_answered_with_those_attached(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:
+def test_an_unknown_adapter_is_an_error_that_lists_those_attached(
+    tmp_path: Path, transformer: Any, pairs: Pairs
+) -> None:
     load_pusa(pipe(transformer), write(tmp_path / "lora.safetensors", comfyui(pairs)))
     for call in (set_alpha, unload_lora, export_lora):
         argument: tuple[Any, ...] = {set_alpha: (1.0,), export_lora: (tmp_path / "x.safetensors",)}.get(call, ())

@@ -250,7 +250,7 @@ def test_a_pair_may_be_named_file_by_file_or_for_one_expert(noise_pair: Path, ex
         load_pusa(experts, noise_pair, alpha={"transformer": 1.5})
 
 
-def test_one_file_for_two_experts_is_said(
+def test_one_file_for_two_experts_is_logged(
     noise_pair: Path, experts: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="pusa"):
@@ -376,6 +376,7 @@ def test_describe_names_other_models(tmp_path: Path) -> None:
 def test_every_parameter_of_wan_has_its_name_in_both_conventions(golden: Path, model: str) -> None:
     original = json.loads((golden / f"keys/{model}_original.json").read_text())
     theirs = json.loads((golden / f"keys/{model}_diffusers.json").read_text())
+    assert len(original) == len(theirs)
     for name, shape in original.items():
         if name.endswith("modulation"):
             renamed, back = to_diffusers(name), to_original(to_diffusers(name))

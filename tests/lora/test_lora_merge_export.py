@@ -267,7 +267,7 @@ def test_two_experts_export_as_a_pair(tmp_path: Path, noise_pair: Path, experts:
         torch.testing.assert_close(run(model), output, rtol=0, atol=1e-6)
 
 
-def test_a_lora_in_training_exports_at_its_own_scale(tmp_path: Path, transformer: Any) -> None:
+def test_a_lora_in_training_exports_at_its_scale(tmp_path: Path, transformer: Any) -> None:
     transformer.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False))
     expected = run(transformer)
     path = export_lora(pipe(transformer), tmp_path / "trained.safetensors", adapter_name="default").paths[0]

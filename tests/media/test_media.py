@@ -193,7 +193,7 @@ except OSError as error:
         (".", {}, r"give .mp4|not an empty folder|no empty folder"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_the_first_frame(
+def test_an_unwritable_output_is_refused_before_the_first_frame(
     tmp_path: Path, name: str, options: dict[str, int], message: str
 ) -> None:
     (tmp_path / "here").touch()

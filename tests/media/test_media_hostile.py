@@ -273,7 +273,7 @@ def test_a_name_cannot_break_the_line(tmp_path: Path) -> None:
 # ---- damaged
 
 
-def test_a_video_without_pictures_says_so() -> None:
+def test_a_video_without_pictures_is_refused() -> None:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         sound = output.add_stream("aac", rate=44100)
@@ -284,7 +284,7 @@ def test_a_video_without_pictures_says_so() -> None:
     assert "has no video stream" in refusal(read_video, buffer.getvalue())
 
 
-def test_an_mp4_of_no_frames_says_so(tmp_path: Path) -> None:
+def test_an_mp4_of_no_frames_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=16)

@@ -34,7 +34,7 @@ def test_a_variable_rate_becomes_constant() -> None:
 
 
 @pytest.mark.parametrize("container", ["matroska", "avi"])
-def test_the_models_own_rate_changes_nothing(container: str) -> None:
+def test_reading_at_the_rate_of_the_file_changes_nothing(container: str) -> None:
     """Matroska rounds 1/16 s to milliseconds; that must not add, drop or repeat a frame."""
     levels = [2 * i for i in range(81)]
     video = encode(grey_levels(levels), container=container, fps=16)
@@ -176,7 +176,9 @@ def test_pictures_are_read_exactly(kind: str) -> None:
 
 
 def test_the_real_pictures_are_read(inputs: Path) -> None:
-    for path in sorted(inputs.glob("*.jpg")):
+    photographs = sorted(inputs.glob("*.jpg"))
+    assert photographs
+    for path in photographs:
         image = read_image(path)
         assert image.mode == "RGB"
         assert min(image.size) >= 400

@@ -44,7 +44,7 @@ def test_the_examples_are_in_the_package_and_small() -> None:
     assert sum(path.stat().st_size for path in demo.PICTURES.iterdir()) < 500_000
 
 
-def test_what_was_given_is_marked() -> None:
+def test_conditions_are_outlined() -> None:
     sheet = np.asarray(demo.still_sheet([strip("one", 9, slice(0, 4))], columns=3, tile=40))
     row = sheet[60]
     marked = [tuple(row[x]) == demo._OUTLINE for x in (6, 52, 98)]

@@ -36,7 +36,7 @@ def patched() -> Any:
         patch.setattr(pictures, "load_sprites", lambda cache: make_shapes())
         patch.setattr(pictures, "load_photographs", lambda cache: make_photographs())
         patch.setattr(setup, "train_probes", partial(setup.train_probes, frame_steps=2, motion_steps=2))
-        patch.setattr(setup, "_REFERENCE_CLIPS", 16)
+        patch.setattr(setup, "REFERENCE_CLIPS", 16)
         patch.setattr(setup, "World", partial(setup.World, variants=1))
         yield patch
 
@@ -142,7 +142,7 @@ def test_the_features_of_real_clips_are_nearer_to_real_ones_than_those_of_noise(
     assert near < far
 
 
-def test_photographs_are_filmed_by_every_camera_and_their_own_end_is_nearest(
+def test_photographs_are_filmed_by_every_camera_and_each_end_is_nearest_to_its_photograph(
     evaluator: Evaluator, tmp_path: Path
 ) -> None:
     files = []

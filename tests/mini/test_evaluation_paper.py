@@ -51,7 +51,7 @@ def _one_tokenizer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """What `pusa mini train --until base` leaves, with weights and latents that nobody trained."""
+    """Make the folder that `pusa mini train --until base` leaves, with random weights and latents."""
     folder = tmp_path_factory.mktemp("mini")
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +165,7 @@ def test_likeness_and_change_have_known_values() -> None:
     assert paper_points.change(0.5 * steps).tolist() == [0.5]
 
 
-def test_the_given_frame_is_kept_and_noise_lets_it_go(judge: Judge) -> None:
+def test_the_conditioned_frame_is_kept_and_noise_lets_it_change(judge: Judge) -> None:
     def first(noise: float) -> list[float]:
         return judge.measure(Point("x", ("image",), steps=2, noise=noise))["image"]["first"]
 
@@ -203,7 +203,7 @@ def test_an_adapter_is_added_at_its_alpha_and_taken_out_exactly(judge: Judge, tm
     assert torch.equal(weight, before)
 
 
-def test_weights_that_moved_are_told_apart_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
+def test_moved_weights_are_grouped_by_the_kind_of_their_layer(judge: Judge, tmp_path: Path) -> None:
     path = write_adapter(tmp_path / "a.safetensors", judge, ("blocks.0.attn1.to_q", "blocks.0.ffn.net.2"))
     found = paper_points.relative_weight_changes(judge.base, path)
     assert found["cross-attention"] == 0
@@ -316,6 +316,10 @@ def test_how_far_weights_moved_is_judged_by_fixed_factors(tmp_path: Path) -> Non
 # ---- the whole run ---------------------------------------------------------------------------------------------------
 
 
+def one_thread(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
 @pytest.fixture(scope="module")
 def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[Path, Path, dict[str, Any]]:
     """A run in threads of this process: with no time at first, and then with enough."""
@@ -323,18 +327,19 @@ def finished(work: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: An
     page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "make_tokenizer", lambda: tokenizer)
-        patch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
-        patch.setattr(paper, "_calibrate", lambda work, out, compiled: (10.0, 0.01))
+        patch.setattr(paper_training, "seconds_per_training_step", lambda *_, **__: 10.0)
+        patch.setattr(Judge, "seconds_per_forward", lambda _: 0.01)
         lines: list[str] = []
-        report = paper.run(work, out, minutes=0.05, processes=1, steps=4, clips=8, page=page, say=lines.append)
+        options = {"processes": 1, "page": page, "say": lines.append, "start_pool": one_thread}
+        report = paper.run(work, out, minutes=0.05, steps=4, clips=8, **options)
         assert "noise 0.2" in report["left_out"]
         assert "not measured" not in str(report["tables"]["Held-out losses"])  # the ends of all trainings are there
         assert lines[-1].endswith("the same command goes on with it")
-        report = paper.run(work, out, minutes=30, processes=1, page=page, say=lines.append)
+        report = paper.run(work, out, minutes=30, **options)
     return out, page, report
 
 
-def test_a_run_measures_everything_and_says_so(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_run_measures_and_reports_everything(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     out, _, report = finished
     assert report["left_out"] == []
     assert report == json.loads((out / "paper.json").read_text())
@@ -365,11 +370,11 @@ def test_what_is_finished_is_not_done_again(
     finished: tuple[Path, Path, dict[str, Any]], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _, report = finished
-    monkeypatch.setattr(paper, "_start_pool", lambda threads: ThreadPoolExecutor(1))
-    for name in ("_measure", "_measure_references", "_calibrate"):
-        monkeypatch.setattr(paper, name, lambda *_: pytest.fail("done again"))
-    monkeypatch.setattr(paper_training, "train_regime", lambda *_: pytest.fail("trained again"))
-    assert paper.run(work, out, minutes=0.1, say=lambda line: None) == report
+    for name in ("measure", "references", "seconds_per_forward"):
+        monkeypatch.setattr(Judge, name, lambda *_: pytest.fail("measured again"))
+    for name in ("train_regime", "seconds_per_training_step"):
+        monkeypatch.setattr(paper_training, name, lambda *_, **__: pytest.fail("trained again"))
+    assert paper.run(work, out, minutes=0.1, say=lambda line: None, start_pool=one_thread) == report
 
 
 def test_results_of_two_bases_or_sizes_are_not_mixed(
@@ -395,7 +400,7 @@ def test_what_cannot_work_is_refused_before_any_work(work: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_passes_on_what_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
     def stand_in(*args: Any, **options: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def share(hits: Tensor) -> float:
 
 
 @pytest.mark.parametrize("distortion", ["none", *DISTORTIONS])
-def test_things_are_told_apart_by_shape_whatever_their_colour(world: World, trained: Probes, distortion: str) -> None:
+def test_things_are_classified_by_shape_whatever_their_colour(world: World, trained: Probes, distortion: str) -> None:
     shown = scenes(24, motions=("still", "left", "near"))
     video, _ = world.render(shown, FRAMES, size=SIZE)
     if distortion != "none":
@@ -77,7 +77,7 @@ def test_nothing_is_not_called_a_thing(world: World, trained: Probes) -> None:
     assert share(seen.thing == THINGS) > 0.6
 
 
-def test_directions_are_told_apart(full_world: World, trained_to_follow: Probes) -> None:
+def test_directions_are_classified(full_world: World, trained_to_follow: Probes) -> None:
     shown = scenes(24, motions=("left", "right", "up", "down"))
     seen = trained_to_follow.classify(full_world.render(shown, FRAMES, size=SIZE)[0])
     assert share(seen.direction == shown.motion) > 0.8  # chance is one of four
@@ -118,7 +118,7 @@ def test_a_third_of_a_turn_of_the_hue_makes_green_of_red_and_grey_stays() -> Non
 
 def test_mirroring_exchanges_left_and_right_only() -> None:
     names = list(MOTIONS)
-    other = probes._mirrored(names)
+    other = probes.mirror_indices(names)
     assert [names[i] for i in other[[names.index("left"), names.index("right"), names.index("up")]]] == [
         "right",
         "left",

@@ -84,7 +84,7 @@ def test_latents_are_normalised_and_the_report_holds_what_was_measured(work: Pat
 
 
 @pytest.mark.slow
-def test_the_adapter_is_scaled_so_that_alpha_1_4_is_the_best_strength_and_the_card_says_so(work: Path) -> None:
+def test_the_adapter_is_scaled_so_that_alpha_1_4_is_the_best_strength_and_the_card_names_it(work: Path) -> None:
     trained = read_lora(work / "vta" / "adapter.safetensors").pairs
     shipped = read_lora(work / "model" / recipe.LORA_FILE).pairs
     assert trained.keys() == shipped.keys()
@@ -126,8 +126,9 @@ def test_on_a_card_a_failing_adapter_leaves_a_usable_base_and_the_next_stages_ru
     stages = {line["stage"]: line for line in map(json.loads, (tmp_path / "throughput.jsonl").open())}
     first = "clips, a first batch of each size"
     assert list(stages)[:5] == [first, "clips, held-out", "clips, small", "clips, full", "base"]
-    assert stages["base"]["steps"] >= 1
-    assert stages["base"]["flops_per_second"] > 0
+    base = stages["base"]
+    assert base["steps"] >= 1
+    assert base["flops_per_second"] == pytest.approx(base["flops"] / base["seconds"], rel=0.1)
 
 
 def test_the_loop_takes_so_many_steps_and_says_the_mean_loss_since_the_last_line(tmp_path: Path) -> None:

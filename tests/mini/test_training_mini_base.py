@@ -261,7 +261,7 @@ def test_captions_become_the_tokens_of_the_tokenizer() -> None:
         tokenise(tokenizer, texts, length=4)
 
 
-def test_a_sample_is_of_clips_with_their_own_masks_and_captions(tiny: TextToVideo, clips: ClipCache) -> None:
+def test_a_sample_has_clips_with_their_masks_and_captions(tiny: TextToVideo, clips: ClipCache) -> None:
     clips.tokenise_captions(tiny.tokenizer)
     torch.manual_seed(0)
     sample = clips.sample(16, 2)

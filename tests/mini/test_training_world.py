@@ -26,7 +26,7 @@ def scene(
 
 
 def track(world: World, scenes: Scenes, frames: int = 17) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the thing is in each frame, x and y in pixels, and how many pixels it covers."""
+    """Measure the x and y of the thing in each frame, in pixels, and the number of pixels that it covers."""
     _, alpha = world.render(scenes, frames, size=SIZE)
     mass = alpha[0, 0]  # [T, H, W]
     area = mass.sum(dim=(1, 2))

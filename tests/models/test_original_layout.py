@@ -102,7 +102,7 @@ def test_full_size_text_encoder_matches_in_both_directions(golden: Path) -> None
 
 
 @pytest.mark.parametrize("name", [*TEXT_TO_VIDEO, *IMAGE_TO_VIDEO])
-def test_renaming_agrees_with_diffusers_own_single_file_converter(golden: Path, name: str) -> None:
+def test_renaming_agrees_with_the_single_file_converter_of_diffusers(golden: Path, name: str) -> None:
     shapes = shapes_of(golden, name)
     assert original.transformer_to_diffusers(shapes) == convert_wan_transformer_to_diffusers(dict(shapes))
     vae = shapes_of(golden, "wan2.1_vae_original")
@@ -142,7 +142,7 @@ def test_foreign_tensors_are_refused_by_name(golden: Path) -> None:
         original.vae_config_from_keys(shapes_of(golden, "wan2.1_vae_original") | {"conv2.weight": [48, 48, 1, 1, 1]})
 
 
-def test_heads_of_another_size_than_128_must_be_told(golden: Path) -> None:
+def test_heads_of_another_size_than_128_need_num_heads(golden: Path) -> None:
     shapes = {key: list(t.shape) for key, t in load_file(golden / "transformer/weights_original.safetensors").items()}
     recorded = json.loads((golden / "transformer/config.json").read_text())["diffusers_config"]
     config = original.config_from_keys(shapes, num_heads=3)

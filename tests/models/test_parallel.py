@@ -123,7 +123,7 @@ def in_each_process(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found; they are started once for all tests."""
+    """Run the processes once for all tests and return the findings of each."""
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(in_each_process, args=(folder,), nprocs=WORLD, join=True)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]

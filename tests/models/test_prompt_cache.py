@@ -136,7 +136,7 @@ def test_two_text_encoders_are_never_mixed_up(pipe: PusaPipeline, tmp_path: Path
     assert identity_of_files(parts) != before
 
 
-def test_the_callers_own_text_encoder_is_told_apart_from_the_folders(pipe: PusaPipeline, cache: PromptCache) -> None:
+def test_a_text_encoder_of_the_caller_shares_no_cache_with_the_folder(pipe: PusaPipeline, cache: PromptCache) -> None:
     encode_prompts(pipe, "a duck", cache=cache, max_sequence_length=16)
     encoder = loading.load_text_encoder("tiny")
     with torch.no_grad():

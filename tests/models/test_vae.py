@@ -231,7 +231,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_vae: Make) -> None
     assert type(caught.value) is RuntimeError
 
 
-def test_tiling_that_was_asked_for_is_used(tiny_vae: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_enabled_tiling_is_used(tiny_vae: Make, caplog: pytest.LogCaptureFixture) -> None:
     vae, latents = tiny_vae(), smooth(1, 10, 13)
     vae.enable_tiling(64, 64, 48, 48)
     limit_memory(vae, 64, torch.OutOfMemoryError, "out of memory")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _golden import TRANSFORMER_CASES
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig, WanTransformer3DModel
 from diffusers.hooks import SeaCacheConfig, TaylorSeerCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
@@ -18,15 +19,6 @@ from pusa.models.wan import PusaWanTransformer3DModel, PusaWanTransformerBlock
 FRAMES, TOKENS_PER_FRAME = 5, 12
 TOKENS = FRAMES * TOKENS_PER_FRAME
 MULTI_FRAME = torch.tensor([[0.0, 937.5, 300.0, 937.5, 12.25]])  # [1, F]
-CASES = [
-    "scalar_equal",
-    "i2v_frame0_zero",
-    "multi_frame",
-    "all_unequal_with_zeros",
-    "batch2",
-    "single_latent_frame",
-    "frames21_v2v_like",
-]
 
 
 @pytest.fixture
@@ -74,7 +66,7 @@ def add_lora(model: WanTransformer3DModel, name: str = "pusa", seed: int = 3, **
 # ---- the numbers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TRANSFORMER_CASES)
 def test_matches_the_original(case: str, golden_tensors: Callable, golden_json: Callable) -> None:
     model = PusaWanTransformer3DModel(**golden_json("transformer/config")["diffusers_config"]).eval()
     model.load_state_dict(golden_tensors("transformer/weights_diffusers"))
@@ -132,7 +124,7 @@ def test_frames_of_one_token(stock: WanTransformer3DModel, model: PusaWanTransfo
     assert torch.equal(ours, velocity(stock, MULTI_FRAME, hidden_states=x))
 
 
-def test_samples_of_a_batch_keep_their_own_times(model: PusaWanTransformer3DModel) -> None:
+def test_samples_of_a_batch_keep_their_timesteps(model: PusaWanTransformer3DModel) -> None:
     timestep = torch.cat([MULTI_FRAME, torch.full((1, FRAMES), 400.0)])
     together = velocity(model, timestep)
     for row in (0, 1):
@@ -140,7 +132,7 @@ def test_samples_of_a_batch_keep_their_own_times(model: PusaWanTransformer3DMode
         torch.testing.assert_close(velocity(model, timestep[row : row + 1], **alone)[0], together[row])
 
 
-def test_each_frame_follows_its_own_time(model: PusaWanTransformer3DModel) -> None:
+def test_each_frame_follows_its_timestep(model: PusaWanTransformer3DModel) -> None:
     changed = MULTI_FRAME.clone()
     changed[0, 2] = 800.0
     difference = (velocity(model, changed) - velocity(model, MULTI_FRAME)).abs().amax(dim=(0, 1, 3, 4))  # [F]

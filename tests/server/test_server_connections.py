@@ -55,7 +55,7 @@ def test_those_that_wait_longest_make_room() -> None:
     assert len(open_) == 3
 
 
-def test_who_has_answered_waits_shorter_than_who_never_asked() -> None:
+def test_a_connection_that_never_sent_a_request_is_closed_first() -> None:
     open_, asked, silent = limits(max_connections=2), Waiting(), Waiting()
     open_.add(asked, "192.0.2.1")
     open_.add(silent, "192.0.2.2")
@@ -99,7 +99,7 @@ def test_one_address_has_its_share(hosts: tuple[str, ...], is_one: bool) -> None
     for one in ones:
         open_.remove(one)
     assert len(open_) == 0
-    assert open_._by_address == {}
+    assert open_.by_address == {}
 
 
 def test_behind_any_proxy_addresses_are_not_counted() -> None:
@@ -266,13 +266,13 @@ def test_an_answer_that_nobody_takes_is_let_go(server: Served) -> None:
     with connected(server, 1, request) as [one]:
         for is_answered in (True, False):  # it is begun, and then let go
             end = time.monotonic() + PATIENCE_SECONDS
-            while (len(server.limits._open) > len(server.limits._idle)) != is_answered:
+            while (len(server.limits) > len(server.limits.idle)) != is_answered:
                 assert time.monotonic() < end, "it is not begun" if is_answered else "it is waited for"
                 time.sleep(0.05)
         assert len(rest_of(one)) < 30 * 2**20
 
 
-def test_who_follows_a_job_may_wait(server: Served) -> None:
+def test_a_client_that_follows_a_job_is_not_disconnected(server: Served) -> None:
     """Longer than for a head, a body or an answer: nothing is sent, and nothing has to be."""
     id = server.create(prompt="wait")["id"]
     with server.http.stream("GET", f"/v1/videos/{id}/events") as stream:
@@ -315,7 +315,7 @@ def test_both_of_uvicorns_parsers_take_the_limits(parser: str, tmp_path: Path, m
             assert httpx.get(f"{server.url}/health", trust_env=False, timeout=PATIENCE_SECONDS).status_code == 200
 
 
-def test_where_all_are_answered_the_refusal_says_so(tmp_path: Path) -> None:
+def test_without_idle_connections_a_new_one_is_refused_with_503(tmp_path: Path) -> None:
     with serving(tmp_path, max_connections=16) as server:
         id = server.create(prompt="wait")["id"]
         request = f"GET /v1/videos/{id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -329,19 +329,19 @@ def test_where_all_are_answered_the_refusal_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["no key", "another host", "too large"])
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_who_is_refused_keeps_nobody_out(
+def test_refused_clients_take_no_place_from_others(
     parser: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of their bodies is waited for as long as the test runs, and some of it comes."""
-    monkeypatch.setattr("pusa.server.http.middleware._DRAINED_SECONDS", 2 * PATIENCE_SECONDS)
     use_parser(parser, monkeypatch)
     keys = ("a-key-of-somebody",) if kind == "no key" else ()
     head = BEGINNING.replace(b"localhost", b"elsewhere.example") if kind == "another host" else BEGINNING
     length = b"Content-Length: %d\r\n\r\n" % (10**12 if kind == "too large" else 1000)
-    with serving(tmp_path, max_connections=16, api_keys=keys, silent_seconds=PATIENCE_SECONDS) as server:
+    limits = {"max_connections": 16, "silent_seconds": PATIENCE_SECONDS, "drain_seconds": 2 * PATIENCE_SECONDS}
+    with serving(tmp_path, api_keys=keys, **limits) as server:
         server.http.close()
         with connected(server, 16, head + length) as refused:
-            wait_until(lambda: len(server.limits) == 16 and len(server.limits._idle) == 16)
+            wait_until(lambda: len(server.limits) == 16 and len(server.limits.idle) == 16)
             for one in refused:
                 one.sendall(b"{")
             for _ in range(20):
@@ -363,6 +363,6 @@ def test_a_transport_that_is_gone_before_it_is_made_is_no_error() -> None:
         open_.mark_busy(Waiting())
         open_.mark_idle(Waiting())
         assert len(open_) == 0
-        assert not open_._idle
+        assert not open_.idle
 
     asyncio.run(run())

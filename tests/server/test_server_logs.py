@@ -114,7 +114,7 @@ def test_what_a_client_sends_cannot_look_like_another_line() -> None:
         assert "\x1b" not in text
 
 
-def test_an_unknown_level_is_told() -> None:
+def test_an_unknown_log_level_is_refused() -> None:
     with pytest.raises(ValueError) as refused:
         configure_logging(level="loud")
     assert str(refused.value) == "log level 'loud' is unknown: use debug, info, warning or error"
@@ -183,7 +183,7 @@ def test_lines_of_very_many_kinds_take_little_memory() -> None:
     for number in range(5000):
         text = "".join(chr(ord("a") + int(digit)) for digit in str(number))
         assert repeats.filter(logging.LogRecord("x", logging.ERROR, "", 0, text, None, None))
-    assert len(repeats._seen) <= 501
+    assert len(repeats.seen) <= 501
 
 
 def test_the_server_writes_few_lines_of_a_kind() -> None:

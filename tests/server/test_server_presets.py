@@ -128,7 +128,7 @@ def test_a_start_and_an_end_image_have_the_noise_of_two_images(server, files):
     assert noise_of(forms.build_request(form, "tiny")[0]) == [0.2, 0.5]
 
 
-def test_an_image_with_its_own_noise_leaves_the_others_theirs(files):
+def test_the_noise_of_one_image_does_not_change_the_others(files):
     image = files["image"]
     conditions = build_conditions(image=image, keyframes=[f"{image}@2:0.9", f"{image}@last"])
     assert noise_of(build_request("generate", size=None, prompt="x", conditions=conditions)) == [0.2, 0.9, 0.5]

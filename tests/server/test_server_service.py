@@ -183,12 +183,13 @@ def test_a_finished_video_is_extended_edited_and_joined_by_its_id(tmp_path: Path
     with content.open() as file:
         assert len(file.read()) == content.size
     run(service.delete(first.id))
-    with pytest.raises(ServiceError):
+    with pytest.raises(ServiceError) as refused:
         run(service.content(first.id))
+    assert refused.value.status == 404
     assert service.files.exists(longer.inputs[0])  # a copy of its own
 
 
-def test_a_video_that_is_not_kept_any_more_is_told_so(service: VideoService) -> None:
+def test_a_video_whose_file_is_gone_is_not_found(service: VideoService) -> None:
     job = run(service.create({"prompt": "x"}, {}))
     work(service)
     service.files.delete_prefix(f"results/{job.id}")
@@ -271,11 +272,8 @@ def test_metrics_count_what_has_ended_once_wherever_it_ran(service: VideoService
     assert value("pusa:num_requests_waiting", labels) == 1
 
 
-def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(
-    service: VideoService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pusa.server.metrics._NEWEST", 2)
-    metrics = Metrics(service)
+def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(service: VideoService) -> None:
+    metrics = Metrics(service, newest_jobs=2)
     metrics.start()
     for n in range(6):
         run(service.create({"prompt": str(n)}, {}))
@@ -289,7 +287,7 @@ def test_metrics_see_the_end_of_jobs_that_many_newer_ones_hide(
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_known_behind_other_errors() -> None:
+def test_a_full_disk_is_recognised_behind_other_errors() -> None:
     wrapped = RuntimeError("could not write")
     wrapped.__cause__ = OSError(28, "No space left on device")
     assert is_disk_full(wrapped)
@@ -307,7 +305,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return ended.value.code, capsys.readouterr().err  # type: ignore[return-value]
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         code, told = refused(["serve", "--port", port, "--data", str(tmp_path)], capsys)
@@ -426,14 +424,14 @@ def test_serve_makes_a_video_with_the_real_model_and_ends_in_good_order(serve: A
 
 def test_create_app_tells_what_is_wrong_with_its_database(tmp_path: Path) -> None:
     settings = quick_settings(tmp_path, database="mysql://localhost/x")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="the database's URL is not understood: write sqlite:///FILE or postgresql://"):
         create_app(settings)
 
 
 # ---- the studio and the page before it -------------------------------------------------------------------------------
 
 
-def test_a_page_of_our_own_is_there_until_the_studio_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_page_is_shown_until_the_studio_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
     def mount(app: FastAPI, *_: Any) -> FastAPI:

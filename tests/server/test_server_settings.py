@@ -22,7 +22,7 @@ def test_every_option_says_what_it_is_and_what_it_may_be():
             assert option.unset, option.name
 
 
-def test_nothing_given_is_a_private_server_with_the_embedded_model():
+def test_the_default_is_a_private_server_with_the_embedded_model():
     settings = load_settings(environ={})
     assert (settings.host, settings.port, settings.model, settings.workers) == ("127.0.0.1", 7860, "mini", 1)
     assert settings == ServerSettings()
@@ -61,7 +61,7 @@ def test_the_places_of_things_follow_from_the_data_folder(tmp_path, monkeypatch)
     assert load_settings(environ={}, options={"data": "here"}).data_folder == tmp_path / "here"
 
 
-def test_results_are_kept_for_ever_where_that_is_said():
+def test_results_may_be_kept_for_ever():
     assert load_settings(environ={"PUSA_KEEP_HOURS": "2"}).keep_seconds == 7200
     assert load_settings(environ={"PUSA_KEEP_HOURS": "0"}).keep_seconds is None
 
@@ -78,7 +78,7 @@ def test_every_problem_is_named():
     ]
 
 
-def test_a_misspelt_option_is_refused_in_a_file_and_told_of_in_the_environment(tmp_path, caplog):
+def test_a_misspelt_option_is_refused_in_a_file_and_a_warning_in_the_environment(tmp_path, caplog):
     file = tmp_path / "pusa.toml"
     file.write_text("queue_limits = 3")
     with pytest.raises(ValueError, match=r"'queue_limits' is unknown: did you mean queue_limit\?"):
@@ -87,7 +87,7 @@ def test_a_misspelt_option_is_refused_in_a_file_and_told_of_in_the_environment(t
     assert caplog.messages == ["PUSA_QUEUE_LIMITS is unknown: did you mean PUSA_QUEUE_LIMIT?"]
 
 
-def test_a_file_that_is_not_there_or_not_toml_is_told_so(tmp_path):
+def test_a_missing_or_malformed_settings_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no configuration"):
         load_settings(tmp_path / "none.toml", environ={})
     bad = tmp_path / "bad.toml"

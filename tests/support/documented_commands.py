@@ -97,6 +97,15 @@ def commands_of(text: str) -> Iterator[tuple[str, list[str], str]]:
             yield "prose", words, "."
 
 
+def options_of(command: str) -> set[str]:
+    """Return the options of a command of `pusa`, such as ``--host``."""
+    from pusa.cli import main
+
+    found = main.get_command(click.Context(main), command)
+    assert found is not None, f"there is no pusa {command}"
+    return {name for parameter in found.get_params(click.Context(found)) for name in parameter.opts}
+
+
 # --- parsing
 
 

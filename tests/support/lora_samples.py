@@ -76,7 +76,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def peft_folder(folder: Path, pairs: Pairs) -> Path:
-    """As `PeftModel.save_pretrained` writes it, with lora_alpha twice the rank and B halved to make up for it."""
+    """Write a LoRA as `PeftModel.save_pretrained` does, with lora_alpha twice the rank and B halved to compensate."""
     keys: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
         keys |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b / 2}
@@ -117,7 +117,7 @@ def kohya(folder: Path, pairs: Pairs) -> Path:
 
 
 def diffusers_file(folder: Path, pairs: Pairs) -> Path:
-    """As diffusers saves: PEFT's configuration in the header (here lora_alpha is four times the rank)."""
+    """Write a LoRA as diffusers does: PEFT's configuration in the header, lora_alpha four times the rank."""
     keys: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
         keys |= {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b / 4}

@@ -7,7 +7,6 @@ import importlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ports import free_port
 
 UNPRIVILEGED = ("postgres", "nobody")  # PostgreSQL refuses to run as root
 
@@ -33,13 +33,6 @@ def needed_module(name: str, install: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         missing(name, f"it is not installed: {install}")
-
-
-def free_port() -> int:
-    """Of the loopback address; free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class PostgreSQL:

@@ -53,7 +53,7 @@ def die_before_commit(url: str) -> None:
     """Submit one job and be killed when it is written and not yet committed."""
     queue = JobQueue(url)
     print("open", flush=True)
-    sa.event.listen(queue._engine, "commit", lambda connection: os.kill(os.getpid(), signal.SIGKILL))
+    sa.event.listen(queue.engine, "commit", lambda connection: os.kill(os.getpid(), signal.SIGKILL))
     queue.submit(new_job())
 
 

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paths import BENCHMARKS
+from paths import SUPPORT
+from server_process import FAKE_ENGINE
 
 from pusa.events import Done
 from pusa.server.jobs.queue import Job, JobQueue, NewJob
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
+from pusa.server.worker.attempt import Delays
 from pusa.server.worker.executor import Executor, LocalExecutor
 from pusa.server.worker.messages import Task
 from pusa.server.worker.worker import Worker
 
-FAKE = "fake_engine:FakeEngine"
 PATIENCE_SECONDS = 60.0  # a machine may be busy; nothing here waits that long by design
 
 
@@ -41,22 +42,22 @@ def open_all(settings: ServerSettings) -> tuple[JobQueue, FileStore]:
 
 
 def fake_executor(model: str = "fake", **options: Any) -> LocalExecutor:
-    return LocalExecutor(model, target=FAKE, env={"PYTHONPATH": str(BENCHMARKS)}, **options)
+    return LocalExecutor(model, target=FAKE_ENGINE, env={"PYTHONPATH": str(SUPPORT)}, **options)
 
 
-def request(**said: Any) -> dict[str, Any]:
-    """Of the fake engine: what it is to do is the prompt."""
-    return {"model": "fake", "prompt": json.dumps(said), "conditions": [], "seed": 1}
+def request(**instructions: Any) -> dict[str, Any]:
+    """Make a request whose prompt holds the instructions of the fake engine, as JSON."""
+    return {"model": "fake", "prompt": json.dumps(instructions), "conditions": [], "seed": 1}
 
 
-def submit(queue: JobQueue, asked: dict[str, Any] | None = None, **said: Any) -> Job:
-    asked = asked or request(**said)
-    job, _ = queue.submit(NewJob(request=asked, model="fake", prompt=asked["prompt"], seconds="1", size="64x48"))
+def submit(queue: JobQueue, values: dict[str, Any] | None = None, **instructions: Any) -> Job:
+    values = values or request(**instructions)
+    job, _ = queue.submit(NewJob(request=values, model="fake", prompt=values["prompt"], seconds="1", size="64x48"))
     return job
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
-    """What the condition answers as soon as it is true; a failed test if that takes too long."""
+    """Return the condition's value as soon as it is true; fail the test if that takes too long."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, "waited in vain"
@@ -65,7 +66,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
 
 
 class House:
-    """A queue, a store and workers on them."""
+    """Hold a queue, a store and the workers on them."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -74,13 +75,13 @@ class House:
         self._stops: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
 
-    def hire(self, executor: Executor | None = None, **changes: Any) -> Worker:
-        """A worker with the fake engine, unless its executor is given."""
+    def hire(self, executor: Executor | None = None, delays: Delays | None = None, **changes: Any) -> Worker:
+        """Start a worker with changed settings; `executor` None runs the fake engine."""
         settings = self.settings.model_copy(update=changes)
         executor = executor or fake_executor(
             grace_seconds=settings.cancel_seconds, stall_seconds=settings.stall_seconds
         )
-        worker = Worker(settings, self.queue, self.files, executor)
+        worker = Worker(settings, self.queue, self.files, executor, delays=delays)
         stop = threading.Event()
         thread = threading.Thread(target=worker.run, args=(stop,))
         thread.start()
@@ -117,13 +118,13 @@ def video_of(house: House, job: Job) -> bytes:
     return house.files.get_bytes(job.results["video"])
 
 
-def uninterrupted(house: House, **said: Any) -> bytes:
-    """The video of the same prompt whose attempt is too late to misbehave."""
+def uninterrupted(house: House, **instructions: Any) -> bytes:
+    """Make the video of the same prompt in an attempt that is too late to misbehave."""
     from fake_engine import FakeEngine
 
     folder = house.settings.data_folder / "uninterrupted"
     folder.mkdir()
-    task = Task(job_id="video_0", attempt=99, request=request(**said), folder=folder)
+    task = Task(job_id="video_0", attempt=99, request=request(**instructions), folder=folder)
     *_, done = FakeEngine("fake").run(task, lambda: False)
     assert isinstance(done, Done)
     return done.files["video"].read_bytes()

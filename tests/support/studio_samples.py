@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from needs import free_port, missing
+from needs import missing
 from paths import SUPPORT
+from ports import free_port
 
 from pusa.server.app import create_app
 from pusa.server.service import VideoService
@@ -165,7 +166,7 @@ class Visitor:
         )
 
     def settings(self) -> dict[str, str]:
-        """What the stage shows under the video."""
+        """Return the text under the video on the stage."""
         names = self.page.locator(".st-settings dt").all_inner_texts()
         return dict(zip(names, self.page.locator(".st-settings dd").all_inner_texts(), strict=True))
 

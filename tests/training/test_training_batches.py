@@ -66,7 +66,7 @@ def test_a_step_has_clips_of_one_shape_and_no_clip_twice_while_others_wait() -> 
     assert all(sorted(large.step(step).clips) == list(range(8)) for step in range(20))
 
 
-def test_steps_can_be_asked_for_in_any_order() -> None:
+def test_batches_of_steps_can_be_read_in_any_order() -> None:
     steps = [0, 5000, 3, 1024, 1023, 5000]
     plan, other = BatchPlan(BUCKETS, config(), data_parallel=1), BatchPlan(BUCKETS, config(), data_parallel=1)
     expected = {step: other.step(step) for step in sorted(set(steps))}
@@ -134,7 +134,7 @@ def test_held_out_clips_are_all_judged_at_levels_that_never_change(data: LatentD
     assert sum(counted) == pytest.approx(float(sum(b.sigmas[: b.counted].sum() for b in first)), rel=1e-5)
 
 
-def test_reading_goes_on_while_the_model_works_and_lost_time_is_known(data: LatentDataset) -> None:
+def test_reading_goes_on_while_the_model_works_and_waiting_is_measured(data: LatentDataset) -> None:
     class Slow(Reader):
         def batch(self, *args: Any, **kwargs: Any) -> Batch:
             time.sleep(0.05)

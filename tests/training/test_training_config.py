@@ -198,6 +198,11 @@ def test_checking_a_configuration_needs_no_torch() -> None:
 
 
 def test_values_of_another_type_are_refused() -> None:
-    for wrong in ({"steps": "9"}, {"parallel": {"fsdp": 1}}, {"seed": True}):
-        with pytest.raises(ValueError):
-            config_from(json.loads(json.dumps(wrong)))
+    refused = {
+        "steps='9' is not a whole number": {"steps": "9"},
+        "parallel.fsdp=1 is neither true nor false": {"parallel": {"fsdp": 1}},
+        "seed=True is not a whole number": {"seed": True},
+    }
+    for message, values in refused.items():
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            config_from(values)

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from media_samples import moving_gradient, write
 from paths import SHARED
 
 from pusa import PusaCondition, PusaPipeline
-from pusa.cli import main
 from pusa.data.dataset import LatentDataset
 from pusa.media import read_video
 from pusa.training.reports import read_metrics
@@ -22,7 +22,7 @@ CAPTIONS = ("a man walks", "the camera stands still", "evening light")
 
 
 def pusa(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in args])
+    result = command_line.pusa(*args)
     assert result.exit_code == 0, result.output
     return result
 

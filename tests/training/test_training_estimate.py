@@ -60,7 +60,7 @@ def config_of(kind: str, *, checkpointing: bool, dtype: str = "fp32", attention:
 
 
 def work_of(config: TrainConfig) -> Workload:
-    """As the estimate makes it, for a CPU, whose RMS norm is the plain formula."""
+    """Build the model as the estimate does, for a CPU, whose RMS norm is the plain formula."""
     (work,) = workloads(config, BASE, 1)
     return replace(work, fused_norms=False)
 
@@ -240,7 +240,7 @@ def test_the_papers_run_costs_what_its_authors_say() -> None:
     assert 100 < run.gpu_hours < 150
 
 
-def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
+def test_an_estimate_that_does_not_fit_names_what_makes_it_fit() -> None:
     config = load_config("wan2.1-14b-vta", ["model.gradient_checkpointing=false", "parallel.fsdp=false"])
     base = load_base(config.model.source)
     gpu = GPUS["h200"]

@@ -134,7 +134,7 @@ def test_an_unfinished_run_is_called_so(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"there is no configuration .*: give a \.toml file"):
         write_card(tmp_path)
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     with pytest.raises(FileNotFoundError) as error:
@@ -154,7 +154,7 @@ def test_smoothing_keeps_a_straight_line_and_calms_noise() -> None:
 
 
 def blue(picture: Image.Image) -> np.ndarray:
-    """Where the first curve is drawn: (rows, columns)."""
+    """Find the pixels of the first curve: (rows, columns)."""
     return np.argwhere(abs(np.asarray(picture).astype(int) - np.array([66, 110, 180])).sum(-1) < 60)
 
 
@@ -187,7 +187,10 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert str(error.value) == "curves need matplotlib, which is not installed: pip install 'pusa[train]'"
 
 
-def test_equal_weights_make_equal_pictures() -> None:
-    torch.manual_seed(0)
-    panel = Panel("loss", "step", [Curve("a", [(i, float(v)) for i, v in enumerate(torch.randn(30))], smooth=True)])
-    assert draw([panel]).tobytes() == draw([panel]).tobytes()
+def test_equal_values_make_equal_pictures_and_others_do_not() -> None:
+    def picture(seed: int) -> bytes:
+        values = torch.randn(30, generator=torch.Generator().manual_seed(seed)).tolist()
+        return draw([Panel("loss", "step", [Curve("a", list(enumerate(values)), smooth=True)])]).tobytes()
+
+    assert picture(0) == picture(0)
+    assert picture(0) != picture(1)

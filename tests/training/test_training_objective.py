@@ -163,7 +163,7 @@ def test_errors_are_means_over_a_frame() -> None:
     torch.testing.assert_close(frame_errors(velocity, target), torch.tensor([[0.0, 4.0, 0.0]]))
 
 
-def test_loss_is_known_by_level_and_by_frame() -> None:
+def test_loss_is_recorded_by_level_and_by_frame() -> None:
     bins = LossBins(3)
     bins.add(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([[0.0, 0.55, 1.0]]))
     bins.add(torch.tensor([[2.0, 5.0]]), torch.tensor([[0.95, 0.51]]))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import threading
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -181,7 +183,7 @@ def test_a_model_by_name_is_frozen_in_bf16_and_adapted_in_fp32(
     )
 
 
-def test_a_cpu_that_emulates_bf16_trains_in_fp32_and_says_so(
+def test_a_cpu_that_emulates_bf16_trains_in_fp32_with_a_warning(
     configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pusa.training.trainer.is_bf16_fast", lambda _: False)
@@ -314,7 +316,27 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(run: Callable[..., Path]
     assert are_equal(adapter(halted), adapter(whole))
 
 
-def test_what_was_told_after_the_last_checkpoint_is_told_only_once(run: Callable[..., Path]) -> None:
+def test_a_resumed_run_continues_every_random_state(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float, float]] = []
+    step = torch.optim.AdamW.step
+
+    def draw(optimizer: torch.optim.Optimizer, *words: Any) -> Any:
+        drawn.append((float(torch.rand(())), float(np.random.random()), random.random()))
+        return step(optimizer, *words)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", draw)
+    settings: dict[str, Any] = {"steps": 4, "checkpoint": {"every_steps": 2, "keep_last": 2}}
+    folder = run("run", **settings)
+    shutil.rmtree(checkpoints(folder)[4])
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    run("run", resume=True, **settings)
+    assert len(set(drawn[:4])) == 4
+    assert drawn[4:] == drawn[2:4]
+
+
+def test_a_resumed_run_logs_no_step_twice(run: Callable[..., Path]) -> None:
     folder = run("run", steps=4)
     whole = losses(folder)
     metrics = folder / "metrics.jsonl"
@@ -465,7 +487,9 @@ def test_metrics_hold_losses_by_level_and_frame_speed_and_time_lost(run: Callabl
     assert set(training["error_by_frame"]) == set(judged["held_out_error_by_frame"]) == {"0", "1", "2"}
     assert set(training["error_by_level"]) <= {f"0.{k}" for k in range(10)}
     assert training["clips"] == 12
-    assert training["clips_per_second"] > 0
+    earlier = entries[1]
+    seconds = training["seconds"] - earlier["seconds"]
+    assert training["clips_per_second"] == pytest.approx((training["clips"] - earlier["clips"]) / seconds)
     assert 0 <= training["data_share"] < 1
     assert training["learning_rate"] == 1e-2
     facts = json.loads((folder / "run.json").read_text())

@@ -96,7 +96,7 @@ def test_random_states_and_the_pipeline_are_left_as_they_were(pipe: PusaPipeline
     pipe.transformer.eval()
 
 
-def test_the_adapter_is_shown_at_the_strength_asked_for_and_trained_on_at_its_own(clip: Tensor, tmp_path: Path) -> None:
+def test_validation_uses_the_configured_alpha_and_training_its_scale(clip: Tensor, tmp_path: Path) -> None:
     pipe = PusaPipeline.from_pretrained("tiny")
     config = make_config(None, tmp_path, method={"rank": 4, "alpha": 6.0})
     model, parameters = prepare(pipe.transformer, config, Processes(0, 1, torch.device("cpu")), [CLIP])
@@ -142,7 +142,7 @@ def test_training_gives_the_same_bits_with_and_without_validation(tmp_path: Path
     assert not (tmp_path / "run-None" / "validation").exists()
 
 
-def test_prompts_and_pictures_of_ones_own_are_shown_in_the_tracker_too(
+def test_configured_prompts_and_pictures_are_shown_in_the_tracker_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = LatentDataset(write_dataset(tmp_path / "clips"))
@@ -174,7 +174,7 @@ def test_the_frames_of_a_sheet_are_the_first_the_last_and_some_evenly_between() 
     assert spread(9, 1) == [0]
 
 
-def test_a_sheet_shows_each_frame_in_its_place_and_outlines_what_was_given(tmp_path: Path) -> None:
+def test_a_sheet_shows_each_frame_in_its_place_and_outlines_conditions(tmp_path: Path) -> None:
     colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
     frames = np.broadcast_to(colours[:, None, None], (3, 20, 40, 3)).copy()
     strips = [Strip("one", frames, numbers=(0, 4, 8), held={4}), Strip("two, and smaller", frames[:1, :10])]

@@ -101,11 +101,13 @@ def build_request(task: Task, *, size: str | None, **options: Any) -> Generation
 
 def parse_noise(text: str | None) -> list[float] | None:
     """Parse the value of ``--noise``. Raises ValueError."""
+    if text is None:
+        return None
     try:
-        return None if text is None else parse_numbers(text)
+        return parse_numbers(text)
     except ValueError:
         raise ValueError(
-            f"--noise {text!r} is not understood: write a number, or several with commas: 0,0.3,0.4"
+            f"--noise {text[:80]!r} is not understood: write a number, or several with commas: 0,0.3,0.4"
         ) from None
 
 
@@ -122,7 +124,8 @@ def parse_keyframe(text: str) -> tuple[str, Position, list[float] | None]:
         return file, Position.parse(position), [parse_number(noise)] if colon else None
     except ValueError as error:
         raise ValueError(
-            f"--keyframe {text!r} is not understood ({error}); write FILE@POSITION[:NOISE], such as cat.png@last:0.2"
+            f"--keyframe {text[:80]!r} is not understood ({error}); write FILE@POSITION[:NOISE], such as "
+            "cat.png@last:0.2"
         ) from None
 
 
@@ -155,8 +158,8 @@ def build_conditions(
     shared = numbers if numbers and len(numbers) == 1 else None
     images = [parse_keyframe(text) for text in ([f"{image}@0"] if image else []) + list(keyframes)]
     conditions = [
-        condition("image", file, positions=[position], noise=own or shared, **image_fields)
-        for file, position, own in images
+        condition("image", file, positions=[position], noise=image_noise or shared, **image_fields)
+        for file, position, image_noise in images
     ]
     places = parse_positions(positions) if positions is not None else None
     return conditions + [condition("video", file, positions=places, noise=numbers, **image_fields) for file in videos]

@@ -42,7 +42,7 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
         return
     if browser:
         address = _address(settings.host, listener.getsockname()[1], settings.root_path)
-        threading.Thread(target=_open_when_there, args=(address,), name="open-browser", daemon=True).start()
+        threading.Thread(target=open_when_ready, args=(address,), name="open-browser", daemon=True).start()
     run_server(settings, listener)
 
 
@@ -52,7 +52,8 @@ def _address(host: str, port: int, root_path: str) -> str:
     return f"http://{host}:{port}{root_path}/"
 
 
-def _open_when_there(address: str) -> None:
+def open_when_ready(address: str) -> None:
+    """Wait until a server of pusa answers at the address, for a limited time, and open its page."""
     end = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < end and not _is_pusa(address):
         time.sleep(0.2)

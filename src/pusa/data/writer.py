@@ -357,19 +357,19 @@ class DatasetWriter:
     def _save(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         part = path.with_name(f".{path.name}.part")
         save_file(tensors, part, metadata)
-        _rename(part, path)
+        rename_flushed(part, path)
 
     def _replace(self, path: Path, content: bytes) -> None:
         part = path.with_name(f".{path.name}.part")
         part.write_bytes(content)
-        _rename(part, path)
+        rename_flushed(part, path)
 
 
 def _line(clip: ClipInfo) -> str:
     return json.dumps(clip.as_json(), ensure_ascii=False) + "\n"
 
 
-def _rename(part: Path, path: Path) -> None:
+def rename_flushed(part: Path, path: Path) -> None:
     """Flush a file before renaming it, so that not even a power cut leaves half a file."""
     flush(part)
     os.replace(part, path)

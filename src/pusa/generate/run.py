@@ -271,7 +271,7 @@ def _write(
     saved = writer.path.with_suffix(".latents.safetensors")
     existed = saved.exists()
     with writer:
-        for frame in _output_frames(plan, _decoded(plan.pieces, pipe, saved, metadata, report)):
+        for frame in output_frames(plan, _decoded(plan.pieces, pipe, saved, metadata, report)):
             if stop():
                 raise RunEnded
             writer.write(frame)
@@ -279,7 +279,7 @@ def _write(
         saved.unlink(missing_ok=True)
 
 
-def _output_frames(plan: OutputPlan, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def output_frames(plan: OutputPlan, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the frames of the output, uint8 ``[1, H, W, 3]``, without a jump where parts join.
 
     The skipped and dropped frames show the same moments as frames of the neighbouring part, but decoded by the VAE (and

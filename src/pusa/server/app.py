@@ -44,6 +44,7 @@ def create_app(
     files: FileStore | None = None,
     make_executor: Callable[[ServerSettings], Executor] = make_executor,
     studio_later: bool = False,
+    drain_seconds: float = 2.0,
 ) -> FastAPI:
     """Create the app. Its workers start with it, and return their jobs to the queue when it stops.
 
@@ -52,6 +53,7 @@ def create_app(
         queue, files: replace those that the settings name.
         make_executor: called once for each of `settings.workers`.
         studio_later: load the studio after the server has started, which makes the start seconds faster.
+        drain_seconds: how long the body of a refused request is read before its connection is closed.
 
     Raises:
         ValueError, SchemaError, QueueUnavailable: the database or the file store cannot be used.
@@ -100,6 +102,7 @@ def create_app(
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
         silent_seconds=settings.silent_seconds,
+        drain_seconds=drain_seconds,
     )
     if settings.allowed_origins:
         app.add_middleware(

@@ -58,7 +58,7 @@ def connection_limit(requested: int, open_files: int) -> int:
 
 
 class Connections:
-    """Track the open connections, and which of them are idle: without a request, or with half a request's head.
+    """Track the open connections, and which of them are `idle`: without a request, or with half a request's head.
 
     Args:
         max_connections: limit in total.
@@ -83,8 +83,8 @@ class Connections:
         self._all_uncounted = "*" in uncounted
         self._uncounted = [network for text in uncounted if (network := _network(text)) is not None]
         self._open: dict[Any, str] = {}
-        self._idle: dict[Any, None] = {}  # in the order in which they became idle
-        self._by_address: dict[str, dict[Any, None]] = {}
+        self.idle: dict[Any, None] = {}  # in the order in which they became idle
+        self.by_address: dict[str, dict[Any, None]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -95,39 +95,39 @@ class Connections:
         Returns False if there is no room, since no other connection is idle.
         """
         address = self._counted_address(host)
-        same_address = self._by_address.get(address, {}) if address else {}
+        same_address = self.by_address.get(address, {}) if address else {}
         has_room = len(same_address) < self.max_per_address or self._make_room(same_address)
-        has_room = has_room and (len(self._open) < self.max_connections or self._make_room(self._idle))
+        has_room = has_room and (len(self._open) < self.max_connections or self._make_room(self.idle))
         if not has_room:
             logger.warning("a connection was refused: %d are open, and all are being answered", len(self._open))
             return False
         self._open[connection] = address
         if address:
-            self._by_address.setdefault(address, {})[connection] = None
+            self.by_address.setdefault(address, {})[connection] = None
         self.mark_idle(connection)
         return True
 
     def mark_idle(self, connection: Any) -> None:
         """Mark a connection as idle from now on, unless it already is."""
         if connection in self._open:
-            self._idle.setdefault(connection)
+            self.idle.setdefault(connection)
 
     def mark_busy(self, connection: Any) -> None:
         """Mark a connection as busy: a request is being answered."""
-        self._idle.pop(connection, None)
+        self.idle.pop(connection, None)
 
     def remove(self, connection: Any) -> None:
         """Forget a closed connection."""
         address = self._open.pop(connection, None)
-        self._idle.pop(connection, None)
+        self.idle.pop(connection, None)
         if address:
-            same_address = self._by_address[address]
+            same_address = self.by_address[address]
             del same_address[connection]
             if not same_address:
-                del self._by_address[address]
+                del self.by_address[address]
 
     def _make_room(self, among: Collection[Any]) -> bool:
-        oldest = next((connection for connection in among if connection in self._idle), None)
+        oldest = next((connection for connection in among if connection in self.idle), None)
         if oldest is None:
             return False
         self.remove(oldest)

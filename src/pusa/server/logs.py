@@ -141,7 +141,7 @@ class RepeatFilter(logging.Filter):
         super().__init__()
         self._emit, self._most, self._seconds, self._clock = emit, most, seconds, clock
         self._lock = threading.Lock()
-        self._seen: dict[tuple[object, ...], _Seen] = {}  # in the order in which they expire
+        self.seen: dict[tuple[object, ...], _Seen] = {}  # in the order in which they expire
 
     def filter(self, record: logging.LogRecord) -> bool:
         with self._lock:
@@ -153,20 +153,20 @@ class RepeatFilter(logging.Filter):
             return True
         error = record.exc_info[0] if record.exc_info else None
         key = (record.name, record.levelno, re.sub(r"[0-9]+", "0", record.getMessage()[:300]), error)
-        seen = self._seen.get(key)
+        seen = self.seen.get(key)
         if seen is None:
-            self._seen[key] = _Seen(record, now + self._seconds)
+            self.seen[key] = _Seen(record, now + self._seconds)
             return True
         seen.count += 1
         return seen.count <= self._most
 
     def _report_expired(self, now: float) -> None:
         """Write how many lines were left out of each kind that has expired, and forget it."""
-        while self._seen:
-            key, seen = next(iter(self._seen.items()))
-            if seen.until > now and len(self._seen) <= self._MOST_KINDS:
+        while self.seen:
+            key, seen = next(iter(self.seen.items()))
+            if seen.until > now and len(self.seen) <= self._MOST_KINDS:
                 return
-            del self._seen[key]
+            del self.seen[key]
             if seen.count <= self._most:
                 continue
             line = copy.copy(seen.first)

@@ -24,17 +24,21 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 COUNT_SECONDS = 5.0
 """Interval at which `Metrics.count_ended` is to be called."""
 
-_NEWEST = 200  # jobs read at once
-_OLDEST = 50  # unfinished jobs beyond those, read one by one
+_OLDEST = 50  # unfinished jobs beyond the newest, read one by one
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
 class Metrics:
-    """Counters, histograms and gauges of one server."""
+    """Count and measure the jobs of one server.
 
-    def __init__(self, service: VideoService) -> None:
-        self._queue = service.queue
+    Args:
+        service: the queue to read.
+        newest_jobs: number of jobs read at once.
+    """
+
+    def __init__(self, service: VideoService, *, newest_jobs: int = 200) -> None:
+        self._queue, self._newest_jobs = service.queue, newest_jobs
         self.registry = CollectorRegistry()
         self.registry.register(_Gauges(service))
         ProcessCollector(registry=self.registry)
@@ -61,12 +65,12 @@ class Metrics:
 
     def start(self) -> None:
         """Exclude the jobs that have ended before now. Reads the database."""
-        jobs, _ = self._queue.page(limit=_NEWEST)
+        jobs, _ = self._queue.page(limit=self._newest_jobs)
         self._remember(jobs)
 
     def count_ended(self) -> None:
         """Count the jobs that have ended since the last call. Reads the database."""
-        jobs, _ = self._queue.page(limit=_NEWEST)
+        jobs, _ = self._queue.page(limit=self._newest_jobs)
         read = {job.id for job in jobs}
         older = sorted((id for id in self._open if id not in read), key=self._open.__getitem__)[:_OLDEST]
         for id in older:

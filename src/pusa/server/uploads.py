@@ -80,7 +80,7 @@ class Prober:
 
     def __init__(self, limits: ProbeLimits = ProbeLimits(), command: Sequence[str] = _PROBE_COMMAND) -> None:
         self.limits, self._command = limits, command
-        self._spare: subprocess.Popen[str] | None = None
+        self.spare: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(PROBES_AT_ONCE)
         self._closed = False
@@ -88,14 +88,14 @@ class Prober:
     def warm(self) -> None:
         """Start the child process for the next request."""
         with self._lock:
-            if self._closed or (self._spare is not None and self._spare.poll() is None):
+            if self._closed or (self.spare is not None and self.spare.poll() is None):
                 return
-            self._spare = self._start()
+            self.spare = self._start()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            spare, self._spare = self._spare, None
+            spare, self.spare = self.spare, None
         if spare is not None:
             _end(spare)
 
@@ -110,7 +110,7 @@ class Prober:
             return []
         with self._free:
             with self._lock:
-                child, self._spare = self._spare, None
+                child, self.spare = self.spare, None
             if child is None or child.poll() is not None:
                 child = self._start()
             try:

@@ -154,7 +154,7 @@ class Run:
         stopping = False
         with Loader(self.reader, self.plan, data_rank=rank, first_step=progress.step, device=device) as loader:
             while not self._is_done() and not stopping:
-                stopping = self._step(loader)
+                stopping = self.train_step(loader)
                 step, is_done = progress.step, self._is_done()
                 if step % config.report.log_every == 0 or is_done:
                     self._log(*logged)
@@ -180,7 +180,7 @@ class Run:
             return self.progress.step / self.config.steps
         return self.progress.seconds / (self.config.seconds or 1.0)
 
-    def _step(self, loader: Loader) -> bool:
+    def train_step(self, loader: Loader) -> bool:
         """Take one optimizer step. Returns True if a process received a signal to stop."""
         began, waited = time.monotonic(), loader.waited_seconds
         processes, progress = self.processes, self.progress

@@ -81,7 +81,7 @@ def train(
     if dataset is None:
         dataset = _read_dataset(config)
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
-    with _deterministic(config, processes), _Signals() as signals:
+    with deterministic(config, processes), _Signals() as signals:
         for expert in config.model.experts:
             context = RunContext(
                 config, expert, folder, processes, dataset, training, held_out, on_validate, lambda: signals.received
@@ -156,7 +156,7 @@ def _is_finished(context: RunContext) -> bool:
 
 
 @contextmanager
-def _deterministic(config: TrainConfig, processes: Processes) -> Iterator[None]:
+def deterministic(config: TrainConfig, processes: Processes) -> Iterator[None]:
     """Use deterministic kernels on a GPU within the context, if the configuration wants it."""
     if not (config.model.deterministic and processes.device.type == "cuda"):
         yield

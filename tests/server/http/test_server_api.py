@@ -119,7 +119,7 @@ def test_sdk_cancels_by_post_and_deletes(server: Served, sdk: Any) -> None:
     assert not list(server.service.files.keys(f"results/{running.id}"))
 
 
-def test_sdk_is_told_errors_in_its_own_classes(server: Served, sdk: Any) -> None:
+def test_the_openai_sdk_raises_its_classes_of_errors(server: Served, sdk: Any) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         sdk.videos.create(prompt="a duck", size="0x0")
     assert (refused.value.param, refused.value.type, refused.value.code) == (
@@ -451,7 +451,7 @@ def test_a_stream_ends_when_its_job_is_deleted(server: Served) -> None:
     refusal(server.http.get("/v1/videos/video_unknown/events"), 404)
 
 
-def test_parts_of_a_video_can_be_asked_for(server: Served) -> None:
+def test_parts_of_a_video_can_be_downloaded(server: Served) -> None:
     id = server.finished()["id"]
     path = f"/v1/videos/{id}/content"
     whole = server.http.get(path)

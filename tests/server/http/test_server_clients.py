@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _server import ServerProcess
 from needs import missing
 from paths import ROOT
+from server_process import ServerProcess
 
 from pusa.demo import PICTURES
 
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def run_example(python: Path | str, name: str, url: str, folder: Path) -> str:
-    """What a script prints. Every warning that it does not expect is an error, as in strict test suites."""
+    """Run a script and return its output. Unexpected warnings are errors, as in strict test suites."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PUSA_", "OPENAI_"))}
     done = subprocess.run(
         [
@@ -108,7 +108,7 @@ def test_the_example_expects_that_one_warning_and_no_other() -> None:
 
 
 @pytest.mark.slow
-def test_our_own_client_works(server: ServerProcess, tmp_path: Path) -> None:
+def test_pusas_client_works(server: ServerProcess, tmp_path: Path) -> None:
     said = run_example(sys.executable, "pusa_client.py", server.url, tmp_path)
     assert "ready: ready | models: tiny" in said
     assert sum(" completed 100 %" in line for line in said.splitlines()) > 10

@@ -19,7 +19,7 @@ from pusa import fields
 from pusa.request import GenerationRequest, explain
 from pusa.server.errors import ServiceError
 from pusa.server.http import json_input
-from pusa.server.http.body import _parse_urlencoded, parse_brackets
+from pusa.server.http.body import parse_brackets, parse_urlencoded
 from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, BodyBudget, parse_json
 
 PICTURE = base64.b64encode(png()).decode()
@@ -117,8 +117,9 @@ def test_whatever_comes_is_a_value_or_a_refusal(data: bytes) -> None:
     try:
         json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
-        with pytest.raises(ServiceError):
+        with pytest.raises(ServiceError) as refused:
             parse_json(data, BodyBudget(), "it")
+        assert refused.value.status == 400
 
 
 def test_a_long_name_is_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +197,15 @@ def test_a_plain_form_of_blanks_is_refused_before_it_is_decoded(value: bytes, mo
 
     monkeypatch.setattr("pusa.server.http.body.parse_qsl", decode)
     with pytest.raises(ServiceError, match="limit") as refused:
-        _parse_urlencoded(bytearray(b"model=mini&prompt=" + value))
+        parse_urlencoded(bytearray(b"model=mini&prompt=" + value))
     assert refused.value.status == 413
 
 
 def test_base64_in_a_plain_form_may_have_plus_signs() -> None:
     text = base64.b64encode(bytes(range(256)) * 20_000)
     assert b"+" in text
-    assert _parse_urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
-    assert _parse_urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
+    assert parse_urlencoded(bytearray(b"a=" + text))["a"] == text.decode().replace("+", " ")
+    assert parse_urlencoded(bytearray(b"a=" + quote(text).encode()))["a"] == text.decode()
 
 
 def test_a_picture_in_a_plain_form_is_taken(server: Served) -> None:

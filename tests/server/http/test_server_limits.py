@@ -1,11 +1,13 @@
 """Who is let in, with how much, under which name; and what is fetched from elsewhere."""
 
+import asyncio
 import base64
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -14,6 +16,8 @@ from api_samples import Served, png, refusal, serving
 from pusa.server.errors import ServiceError
 from pusa.server.http import urls
 from pusa.server.http.middleware import ApiKeys, HostCheck
+from pusa.server.http.sse import events
+from pusa.server.jobs.job import Job
 from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
@@ -68,7 +72,7 @@ def test_nothing_but_health_and_readiness_is_open_without_a_key(server: Served, 
     assert server.http.get("/ready").status_code == 200
 
 
-def test_a_browser_is_asked_for_the_key(server: Served) -> None:
+def test_a_browser_gets_a_prompt_for_the_key(server: Served) -> None:
     asked = server.http.get("/", headers={"accept": "text/html"})
     assert asked.headers["www-authenticate"].startswith("Basic")
     assert server.http.get("/", auth=("anyone", ANNS)).status_code == 200
@@ -132,8 +136,9 @@ def test_pages_of_others_may_not_use_the_api(ann: httpx.Client) -> None:
 def test_without_a_list_a_host_check_knows_this_machine() -> None:
     check = HostCheck()
     check.check(httpx.Headers({"host": "localhost"}), "GET")  # type: ignore[arg-type]
-    with pytest.raises(ServiceError):
+    with pytest.raises(ServiceError) as refused:
         check.check(httpx.Headers({"host": "rebound.example.org"}), "GET")  # type: ignore[arg-type]
+    assert refused.value.status == 403
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -305,13 +310,27 @@ def _answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[httpx.Reque
     return asked
 
 
-def test_a_stream_is_kept_alive_and_ends_when_the_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pusa.server.http.sse.events.__kwdefaults__", {"keep_alive_seconds": 0.05})
+def test_a_stream_without_changes_is_kept_alive() -> None:
+    async def unchanging() -> AsyncIterator[Job]:
+        await asyncio.sleep(3600)
+        yield pytest.fail("nothing changed")
+
+    async def first_lines() -> list[str]:
+        no_json = no_preview = AsyncMock(return_value=None)
+        stream = events(unchanging(), no_json, no_preview, lambda: False, keep_alive_seconds=0.01)
+        lines = [await anext(stream) for _ in range(3)]
+        await stream.aclose()
+        return lines
+
+    assert asyncio.run(first_lines()) == ["retry: 2000\n\n", ": still here\n\n", ": still here\n\n"]
+
+
+def test_a_stream_ends_when_the_server_does(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         id = server.create(prompt="wait")["id"]
         with server.http.stream("GET", f"/v1/videos/{id}/events") as stream:
             lines = stream.iter_lines()
-            while next(lines) != ": still here":
+            while next(lines) != "event: video":
                 pass
             began = time.monotonic()
             server.app.state.stop()

@@ -14,7 +14,7 @@ def copy_if_there(source: str, target: str) -> None:
 
 
 def backup(data: Path, target: Path) -> None:
-    """As docs/deployment.md says it."""
+    """Copy a data folder while jobs run, as docs/deployment.md describes."""
     target.mkdir()
     with closing(sqlite3.connect(data / "jobs.sqlite")) as database:
         database.execute("VACUUM INTO ?", (str(target / "jobs.sqlite"),))

@@ -1,4 +1,4 @@
-"""What is committed is on disk, what waits waits in turn, and a database of another version is left alone."""
+"""Test the database: commits are on disk, writers wait in turn, and a database of another version is left alone."""
 
 import sqlite3
 import threading
@@ -63,7 +63,7 @@ def test_a_writer_waits_for_another_one(sqlite_url, path):
     queue.close()
 
 
-def test_a_database_that_stays_busy_is_told_so_and_readers_go_on(sqlite_url, path, monkeypatch):
+def test_a_busy_database_is_an_error_for_writers_and_readers_go_on(sqlite_url, path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     queue = JobQueue(sqlite_url)
     job, _ = queue.submit(new_job())
@@ -106,7 +106,7 @@ def test_many_may_open_a_new_database_at_once(url):
 
 
 def test_a_network_share_is_no_place_for_sqlite(sqlite_url, monkeypatch):
-    monkeypatch.setattr(database, "_file_system", lambda folder: "nfs4")
+    monkeypatch.setattr(database, "file_system", lambda folder: "nfs4")
     with pytest.raises(ValueError, match=r"jobs.sqlite is on a shared file system \(nfs4\), where SQLite's locks do"):
         JobQueue(sqlite_url)
 
@@ -114,8 +114,8 @@ def test_a_network_share_is_no_place_for_sqlite(sqlite_url, monkeypatch):
 def test_the_file_system_is_looked_up_for_this_folder(tmp_path):
     if not Path("/proc/self/mountinfo").exists():
         pytest.skip("Linux only")
-    assert database._file_system(Path("/proc")) == "proc"
-    assert database._file_system(tmp_path) != "proc"
+    assert database.file_system(Path("/proc")) == "proc"
+    assert database.file_system(tmp_path) != "proc"
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
@@ -131,7 +131,7 @@ def test_other_databases_are_refused_without_showing_a_password(url):
     assert "secret" not in str(refused.value)
 
 
-def test_a_file_that_is_no_database_is_told_so(path, sqlite_url):
+def test_a_file_that_is_no_database_is_refused(path, sqlite_url):
     path.write_bytes(b"something else, and quite a lot of it " * 100)
     with pytest.raises(QueueUnavailable, match="file is not a database"):
         JobQueue(sqlite_url)
@@ -175,7 +175,7 @@ def test_a_migration_that_fails_changes_nothing(url, monkeypatch):
         JobQueue(url)
     monkeypatch.undo()
     queue = JobQueue(url)
-    assert not sa.inspect(queue._engine).has_table("half_done")
+    assert not sa.inspect(queue.engine).has_table("half_done")
     queue.close()
 
 
@@ -194,7 +194,7 @@ def broken_at(queue: JobQueue, server: Any, *, verb: str) -> list[str]:
             with psycopg.connect(server.url, autocommit=True) as other:
                 other.execute("SELECT pg_terminate_backend(%s)", [cursor.connection.info.backend_pid])
 
-    sa.event.listen(queue._engine, "before_cursor_execute", before)
+    sa.event.listen(queue.engine, "before_cursor_execute", before)
     return broken
 
 
@@ -232,7 +232,7 @@ def test_a_finish_that_was_committed_and_not_answered_is_done(postgresql, postgr
             connection.connection.driver_connection.commit()
             connection.connection.driver_connection.close()
 
-    sa.event.listen(queue._engine, "commit", lose_the_answer)
+    sa.event.listen(queue.engine, "commit", lose_the_answer)
     queue.finish(job, results={"video": "v"}, timings={})
     assert committed
     assert queue.get(job.id).results == {"video": "v"}

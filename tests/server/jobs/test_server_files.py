@@ -82,7 +82,7 @@ def test_what_was_made_long_ago_counts_as_stored_now(store, tmp_path):
     assert at > time.time() - 60
 
 
-def test_what_is_not_there_is_said_so_and_may_be_deleted(store, tmp_path):
+def test_an_absent_key_is_not_found_and_may_be_deleted(store, tmp_path):
     for read in (store.get_bytes, store.open, store.size, lambda key: store.fetch(key, tmp_path)):
         with pytest.raises(FileNotFoundError):
             read(IMAGE)

@@ -1,4 +1,4 @@
-"""What has expired goes with its files; what nobody names goes when it is old; what somebody uses stays."""
+"""Test housekeeping: it deletes expired jobs with their files and old files that no row names, and nothing in use."""
 
 import os
 import shutil
@@ -193,7 +193,7 @@ def test_scratch_is_swept_of_what_is_old(tmp_path, clock):
     assert sweep_scratch(tmp_path / "none", now=clock.now, older_than_seconds=1) == 0
 
 
-def test_a_disk_without_space_is_said_at_the_door(files, tmp_path, monkeypatch):
+def test_a_disk_without_space_refuses_new_jobs(files, tmp_path, monkeypatch):
     check_space(files, 0, tmp_path)
     check_space(FileStore("memory://x"), 2**60)  # nobody knows
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 * 2**20))

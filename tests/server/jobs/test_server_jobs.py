@@ -88,7 +88,7 @@ def test_a_process_that_is_killed_before_the_commit_leaves_no_trace(queue, url):
     check_integrity(url)
 
 
-def test_what_a_killed_process_was_told_is_accepted_is_there(queue, url):
+def test_jobs_accepted_before_a_kill_are_on_disk(queue, url):
     process = started("submit_without_end", url)
     told = [process.stdout.readline().strip() for _ in range(20)]
     process.kill()
@@ -151,7 +151,7 @@ def test_an_idempotency_key_is_one_job_of_its_owner(queue):
     assert queue.submit(new_job(owner="a", idempotency_key="k"))[1]
 
 
-def test_a_repeated_request_is_known_by_its_fingerprint_for_a_while(queue, clock):
+def test_a_repeated_request_is_recognised_by_its_fingerprint_for_a_while(queue, clock):
     first = submitted(queue, owner="a", fingerprint="same")
     second = submitted(queue, owner="a", fingerprint="same")  # asked for twice, not repeated
     clock.now += 60
@@ -193,7 +193,7 @@ def test_a_worker_takes_only_jobs_of_its_models(queue):
     assert claimed(queue).model == "large"
 
 
-def test_a_claim_says_who_has_the_job_and_for_how_long(queue, clock):
+def test_a_claim_records_the_worker_and_the_end_of_its_lease(queue, clock):
     submitted(queue)
     clock.now += 5
     job = claimed(queue, "host/1", lease_seconds=20)
@@ -206,7 +206,7 @@ def test_a_claim_says_who_has_the_job_and_for_how_long(queue, clock):
     assert (again.attempt, again.started_at) == (2, job.started_at)
 
 
-def test_no_job_is_given_to_two_of_many_threads_and_processes(url):
+def test_no_job_is_claimed_twice_by_many_threads_and_processes(url):
     queue = JobQueue(url)  # all by the same clock
     jobs = [submitted(queue) for _ in range(40)]
     processes = [started("claim_everything", url, f"process {n}") for n in range(2)]
@@ -270,7 +270,7 @@ def test_one_beat_is_heartbeat_progress_and_cancel(queue, clock):
     ids=["beat", "finish", "fail and retry", "fail", "cancelled", "release"],
 )
 @pytest.mark.parametrize("worker", ["one", "two"])
-def test_who_was_late_changes_nothing(queue, clock, worker, say: Callable[[JobQueue, Job], Any]):
+def test_a_worker_without_a_lease_changes_nothing(queue, clock, worker, say: Callable[[JobQueue, Job], Any]):
     submitted(queue)
     late = claimed(queue, "one", lease_seconds=10)
     clock.now += 11

@@ -42,12 +42,12 @@ ENDINGS: dict[str, tuple[Callable[[JobQueue, Job], Any], tuple[str, ...]]] = {
     "fail": (lambda queue, job: queue.fail(job, "x", "x", retry=True, max_failures=MAX_FAILURES), LET_GO),
     "fail for good": (lambda queue, job: queue.fail(job, "x", "x", retry=False), LET_GO),
 }
-"""How a worker ends an attempt, and the statuses in which it is told that it has done so before, not refused."""
+"""Map each end of an attempt to the statuses in which repeating it succeeds without another change."""
 
 
 @dataclass
 class Expected:
-    """What the queue should say of a job."""
+    """Model one job as the queue should report it."""
 
     id: str
     owner: str
@@ -98,7 +98,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.expected: dict[str, Expected] = {}
         self.attempts: list[Job] = []
         self.numbers = itertools.count()
-        with self.queue._engine.begin() as connection:
+        with self.queue.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM jobs"))
 
     # ---- The model's own verbs -----------------------------------------------------------------------------------

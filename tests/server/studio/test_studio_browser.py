@@ -53,7 +53,7 @@ def test_one_click_on_the_landing_page_makes_a_video_that_plays(visitor, server)
     visitor.page.wait_for_function("document.querySelector('.st-sheet')?.naturalWidth > 300")
 
 
-def test_an_own_picture_becomes_a_video(visitor, server):
+def test_an_uploaded_picture_becomes_a_video(visitor, server):
     visitor.page.set_input_files("#image input[type=file]", PICTURES / "view.jpg")
     visitor.page.wait_for_selector(".tl-cell.is-given img")
     visitor.field("prompt").fill("a photo, the camera zooms out")
@@ -227,7 +227,7 @@ def test_one_that_waits_says_how_many_come_before_it(visitor, server):
     page.wait_for_selector("text=Nothing was kept of it")
 
 
-def test_what_is_wrong_is_said_where_it_was_asked(visitor):
+def test_an_error_is_an_alert_on_the_page(visitor):
     visitor.generate()
     alert = visitor.page.get_by_role("alert")
     assert "Choose a picture first" in alert.inner_text()

@@ -79,7 +79,7 @@ def test_no_event_carries_a_file(site: Site, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_only_own_uploads_are_handed_out(site: Site, what: str) -> None:
+def test_a_client_downloads_only_its_uploads(site: Site, what: str) -> None:
     path = path_in(site, what)
     for route in ("file=", "file/", "proxy=", "stream/", "static/"):
         for prefix in ("/gradio_api/", "/"):
@@ -106,7 +106,7 @@ def test_the_path_is_checked_again_where_it_is_used(site: Site, monkeypatch: pyt
 # ---- own files -------------------------------------------------------------------------------------------------------
 
 
-def test_an_own_upload_is_shown_and_becomes_a_job(site: Site) -> None:
+def test_an_upload_is_shown_and_becomes_a_job(site: Site) -> None:
     page = site.pages[0]
     path = page.upload("my picture.png", png())
     assert page.fetched(path).content == png()
@@ -122,7 +122,7 @@ def test_an_own_upload_is_shown_and_becomes_a_job(site: Site) -> None:
     site.app.state.service.queue.delete(job.id)
 
 
-def test_an_example_hands_its_files_to_who_runs_it(site: Site) -> None:
+def test_an_example_hands_its_files_to_the_visitor_who_runs_it(site: Site) -> None:
     answer = site.pages[0].send("pusa-stage", "run", event_data={"name": "penguin"})
     files = [value for value in answer.json()["data"] if isinstance(value, dict) and "path" in json.dumps(value)]
     path = next(value.get("value", value) for value in files)["path"]
@@ -176,7 +176,7 @@ def test_no_session_is_kept(site: Site) -> None:
         assert answer.status_code == 200, answer.text
         [shown] = [part for part in answer.json()["data"] if part.get("visible") is True]
         assert shown["__type__"] == "update"
-    mounted = next(route.app for route in site.app.router.default._loaded.routes if isinstance(route, Mount))
+    mounted = next(route.app for route in site.app.router.default.loaded.routes if isinstance(route, Mount))
     assert mounted.page.state_holder.session_data == {}
 
 
@@ -200,9 +200,7 @@ def test_an_upload_keeps_to_the_limits(site: Site) -> None:
 
 
 @pytest.mark.parametrize("event", ["run", "last_frame", "extend_it"])
-def test_where_space_is_short_the_page_is_given_no_file(
-    site: Site, event: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_hands_no_file_to_the_page(site: Site, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service, page = site.app.state.service, site.pages[0]
 
     async def get(*_: Any) -> Any:

@@ -127,7 +127,7 @@ def test_inputs_of_other_tabs_do_not_count():
         ({"prompt": "x", "seed": "-3"}, "error.seed"),
     ],
 )
-def test_what_is_missing_or_not_understood_is_told_by_a_text_of_every_language(fields, told):
+def test_a_missing_or_malformed_field_is_an_error_in_every_language(fields, told):
     assert refused(**fields) == told
     assert all(told in texts(language) for language in LANGUAGES)
 
@@ -142,7 +142,7 @@ def test_what_is_missing_or_not_understood_is_told_by_a_text_of_every_language(f
         ({"prompt": "x", "alpha": 9.0}, "alpha"),
     ],
 )
-def test_the_requests_own_errors_are_told_in_its_words(fields, words):
+def test_errors_of_the_request_are_shown_in_its_words(fields, words):
     assert words in refused(**fields)
 
 
@@ -241,7 +241,7 @@ def test_every_text_that_the_scripts_name_is_there():
     assert named - texts("en").keys() == set()
 
 
-def test_fields_are_explained_in_the_requests_own_words():
+def test_fields_are_explained_in_the_words_of_the_request():
     help = {field.name: field.help for field in field_specs(GenerationRequest)}
     assert texts("en")["help.steps"] == help["steps"]
     assert texts("fr")["help.steps"] != help["steps"]
@@ -280,4 +280,4 @@ def test_the_settings_that_are_shown_hold_no_keys_of_the_store():
     assert shown["conditions"] == [{"kind": "image", "positions": ["1.5s"], "noise": [0.2], "part": None}]
     assert shown["frames"] == {"frames": 33, "seconds": 2.06, "fps": 16.0}
     assert shown["size"] == "96x96"
-    assert "inputs/" not in str(views._without_keys(resolved))
+    assert "inputs/" not in str(views.without_keys(resolved))

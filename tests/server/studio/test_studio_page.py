@@ -99,7 +99,7 @@ def test_the_api_stays_where_it_is(client):
     assert not [path for path in paths if path.startswith(("/studio", "/gradio"))]
 
 
-def test_nobody_is_told_about_this_machine(client):
+def test_the_page_reveals_nothing_about_this_machine(client):
     config = client.get("/config").json()
     text = json.dumps(config)
     assert config["analytics_enabled"] is False
@@ -160,7 +160,7 @@ def test_words_are_looked_up(client):
     assert "sailboat" in found[0]["nearest"]
 
 
-def test_with_keys_everyone_sees_only_their_own(tmp_path):
+def test_with_keys_each_client_sees_only_its_jobs(tmp_path):
     app = app_in(tmp_path, api_keys=[KEY, OTHER_KEY])
     with client_of(app) as client:
         assert client.get("/").status_code == 401
@@ -202,17 +202,18 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
 
     import uvicorn
     from click.testing import CliRunner
-    from needs import free_port
+    from ports import free_port
 
     from pusa.cli import studio as cli_studio
 
     opened: list[str] = []
-    monkeypatch.setattr(cli_studio, "_open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", opened.append)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app_in(tmp_path, studio=False), port=port, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    cli_studio._open_when_there(f"http://127.0.0.1:{port}/")  # returns when it answers
+    cli_studio.open_when_ready(f"http://127.0.0.1:{port}/")  # returns when it answers
     result = CliRunner().invoke(cli_studio.studio, ["--port", str(port), "--data", str(tmp_path)])
     server.should_exit = True
     thread.join(20)

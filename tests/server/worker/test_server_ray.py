@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from needs import needed_module
-from paths import BENCHMARKS
-from server_samples import FAKE, House, quick_settings, submit, uninterrupted, video_of, wait_until
+from paths import SUPPORT
+from server_process import FAKE_ENGINE
+from server_samples import submit, uninterrupted, video_of, wait_until
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
@@ -47,7 +47,7 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(BENCHMARKS))  # where actors find the fake engine
+        patch.setenv("PYTHONPATH", str(SUPPORT))  # where actors find the fake engine
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_timeout_ms", "2000")
@@ -58,21 +58,13 @@ def machines() -> Iterator[Machines]:
         found.cluster.shutdown()
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    found = House(quick_settings(tmp_path / "data"))
-    yield found
-    found.dismiss()
-    found.queue.close()
-
-
 def executor(**options: Any) -> RayExecutor:
-    return RayExecutor("fake", target=FAKE, gpus=0, resources={"video": 1}, **options)
+    return RayExecutor("fake", target=FAKE_ENGINE, gpus=0, resources={"video": 1}, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_jobs_run_in_an_actor_that_is_told_where_it_is_and_can_be_cancelled(machines, house):
+def test_jobs_run_in_an_actor_of_another_process_and_can_be_cancelled(machines, house):
     first, second = submit(house.queue, steps=3), submit(house.queue, steps=100_000, step_seconds=0.02)
     worker = house.hire(executor(), preview_seconds=0.01)
     done = house.ended(first)
@@ -90,38 +82,29 @@ def test_jobs_run_in_an_actor_that_is_told_where_it_is_and_can_be_cancelled(mach
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_actor_costs_no_more_than_the_steps_since_the_checkpoint(machines, house):
-    said = {"steps": 40, "step_seconds": 0.1}
-    job = submit(house.queue, **said)
+@pytest.mark.parametrize("killed", ["actor", "machine"])
+def test_a_killed_actor_or_machine_costs_no_more_than_the_steps_since_the_checkpoint(machines, house, killed):
+    instructions = {"steps": 40, "step_seconds": 0.1}
+    job = submit(house.queue, **instructions)
     worker = house.hire(executor())
     wait_until(lambda: house.job(job).checkpoint_step >= 6)
-    psutil.Process(worker.state.pids[0]).kill()
+    if killed == "actor":
+        psutil.Process(worker.state.pids[0]).kill()
+    else:
+        machines.pull_the_plug()
+        wait_until(lambda: not worker.state.ready)
+        machines.add()
     wait_until(lambda: house.job(job).attempt == 2)
     assert house.job(job).checkpoint_step >= 6
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 2)
-    assert video_of(house, done) == uninterrupted(house, **said)
+    assert video_of(house, done) == uninterrupted(house, **instructions)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_machine_is_survived_on_another_one(machines, house):
-    said = {"steps": 40, "step_seconds": 0.1}
-    job = submit(house.queue, **said)
-    worker = house.hire(executor())
-    wait_until(lambda: house.job(job).checkpoint_step >= 6)
-    machines.pull_the_plug()
-    wait_until(lambda: not worker.state.ready)
-    machines.add()
-    done = house.ended(job)
-    assert (done.status, done.attempt) == ("completed", 2)
-    assert video_of(house, done) == uninterrupted(house, **said)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_model_that_cannot_be_loaded_is_told(machines):
-    found = RayExecutor('{"load_fails": true}', target=FAKE, gpus=0, resources={"video": 1})
+def test_a_model_that_cannot_be_loaded_is_an_error_in_the_state(machines):
+    found = RayExecutor('{"load_fails": true}', target=FAKE_ENGINE, gpus=0, resources={"video": 1})
     found.start()
     wait_until(lambda: found.state.stage == "failed")
     assert found.state.error == "ValueError: no such model"

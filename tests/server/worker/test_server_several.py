@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _server import ServerProcess, environment
+from server_process import ServerProcess, environment
 from server_samples import wait_until
 
 from pusa.client import PusaClient

@@ -8,29 +8,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from paths import BENCHMARKS, SUPPORT
-from server_samples import House, quick_settings, request, submit, uninterrupted, video_of, wait_until
+from paths import SUPPORT
+from server_samples import fake_executor, request, submit, uninterrupted, video_of, wait_until
 
 from pusa import media
+from pusa.events import Checkpoint
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
-from pusa.server.worker.attempt import Attempt
+from pusa.server.worker.attempt import Attempt, Delays
+from pusa.server.worker.messages import Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
 from pusa.server.worker.worker import is_dead, worker_name
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """With quick settings, and nobody in it."""
-    found = House(quick_settings(tmp_path / "data"))
-    yield found
-    found.dismiss()
-    found.queue.close()
-
 
 # ---- jobs that end well ----------------------------------------------------------------------------------------------
 
@@ -150,7 +143,7 @@ def test_latents_that_could_not_be_decoded_are_kept(house):
     assert failed.results["latents"] in house.queue.keys_in_use()
 
 
-def test_a_job_whose_input_is_gone_says_so(house):
+def test_a_job_whose_input_is_gone_fails_and_names_the_cause(house):
     asked = request(steps=1) | {"conditions": [{"kind": "image", "file": "inputs/gone/0.png"}]}
     job, _ = house.queue.submit(
         NewJob(request=asked, inputs=("inputs/gone/0.png",), model="fake", prompt="", seconds="1", size="64x48")
@@ -250,32 +243,57 @@ def test_a_database_that_does_not_answer_for_a_while_costs_nothing(house, monkey
 
         return call
 
-    monkeypatch.setattr("pusa.server.worker.attempt.RETRY_SECONDS", 0.05)
     monkeypatch.setattr(JobQueue, "heartbeat", sometimes(heartbeat, 5))
     monkeypatch.setattr(JobQueue, "finish", sometimes(finish, 3))
-    house.hire()
+    house.hire(delays=Delays(queue_seconds=0.05))
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
     assert done.resolved is not None  # reported by a later heartbeat
     assert len(refused) == 8
 
 
+def test_a_cancel_reaches_the_executor_with_the_next_heartbeat_and_again_until_the_task_ends(house, tmp_path):
+    submit(house.queue)
+    job = house.queue.claim("one", lease_seconds=30)
+    cancels: list[bool] = []
+    executor = SimpleNamespace(cancel=lambda: cancels.append(True))
+    parts = house.settings, house.queue, house.files, executor
+    attempt = Attempt(*parts, job, tmp_path, StageRatios(), threading.Event(), Delays())
+    attempt.heartbeat()
+    attempt.supervise()
+    assert len(cancels) == 0
+    house.queue.cancel(job.id)
+    attempt.heartbeat(stage="denoise")
+    assert len(cancels) == 1
+    attempt.supervise()  # at the first the task may not have begun
+    attempt.supervise()
+    assert len(cancels) == 3
+
+
 # ---- a full disk -----------------------------------------------------------------------------------------------------
+
+
+FULL = StorageFullError(28, "no space")
+
+
+def break_store(monkeypatch: pytest.MonkeyPatch, error_of: Callable[[str], Exception | None]) -> None:
+    """Let the store raise the error that belongs to a key, if there is one, instead of storing a file."""
+    put_file = FileStore.put_file
+
+    def put(self: FileStore, key: str, path: Path) -> None:
+        if (error := error_of(key)) is not None:
+            raise error
+        put_file(self, key, path)
+
+    monkeypatch.setattr(FileStore, "put_file", put)
 
 
 def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
     job = submit(house.queue, steps=4)
-    put_file, full = FileStore.put_file, threading.Event()
+    full = threading.Event()
     full.set()
-
-    def put(self: FileStore, key: str, path: Path) -> None:
-        if full.is_set() and key.startswith("results/"):
-            raise StorageFullError(28, "no space")
-        put_file(self, key, path)
-
-    monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
-    house.hire(max_failures=1)
+    break_store(monkeypatch, lambda key: FULL if full.is_set() and key.startswith("results/") else None)
+    house.hire(delays=Delays(disk_full_seconds=0.1), max_failures=1)
     wait_until(lambda: house.job(job).attempt >= 3)
     full.clear()
     done = house.ended(job)
@@ -284,40 +302,31 @@ def test_a_full_disk_keeps_the_job_until_there_is_room(house, monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_does_not_stop_the_job(house, monkeypatch):
     job = submit(house.queue, steps=4)
-    put_file = FileStore.put_file
-
-    def put(self: FileStore, key: str, path: Path) -> None:
-        if key.startswith("checkpoints/"):
-            raise StorageFullError(28, "no space")
-        put_file(self, key, path)
-
-    monkeypatch.setattr(FileStore, "put_file", put)
+    break_store(monkeypatch, lambda key: FULL if key.startswith("checkpoints/") else None)
     house.hire()
     done = house.ended(job)
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
 
 
-def test_a_full_disk_of_the_child_keeps_the_job_as_well(house, monkeypatch):
+def test_a_full_disk_of_the_child_keeps_the_job_as_well(house):
     job = submit(house.queue, steps=4, at_step=3, then="disk_full", times=2)
-    monkeypatch.setattr("pusa.server.worker.worker._DISK_FULL_SECONDS", 0.1)
-    house.hire(max_failures=1)
+    house.hire(delays=Delays(disk_full_seconds=0.1), max_failures=1)
     done = house.ended(job)
     assert (done.status, done.attempt, done.failures) == ("completed", 3, 0)
 
 
 def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypatch):
     job = submit(house.queue, steps=4)
-    put_file, refused = FileStore.put_file, []
+    refused: list[str] = []
 
-    def put(self: FileStore, key: str, path: Path) -> None:
-        if len(refused) < 6:
-            refused.append(key)
-            raise ConnectionError("no route to host")
-        put_file(self, key, path)
+    def unreachable(key: str) -> Exception | None:
+        if len(refused) == 6:
+            return None
+        refused.append(key)
+        return ConnectionError("no route to host")
 
-    monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 5)
-    house.hire()
+    break_store(monkeypatch, unreachable)
+    house.hire(delays=Delays(store_seconds=(0.01,) * 5))
     done = house.ended(job)
     assert (done.status, done.attempt) == ("completed", 1)
     assert {key.split("/")[0] for key in refused} == {"checkpoints", "results"}
@@ -326,27 +335,25 @@ def test_a_store_that_is_out_of_reach_for_a_while_costs_nothing(house, monkeypat
 def test_a_checkpoint_that_is_removed_before_it_was_stored_costs_nothing(house, monkeypatch):
     """A quick engine is done while the worker still waits for the database."""
     job = submit(house.queue, steps=4)
-    keep = Attempt._keep_checkpoint
+    executor = fake_executor()
+    run = executor.run
 
-    def late(self: Attempt, path: Path, step: int) -> None:
-        path.unlink(missing_ok=True)
-        keep(self, path, step)
+    def run_and_remove(task: Task) -> Iterator[Message]:
+        for message in run(task):
+            if isinstance(message, Checkpoint):
+                message.path.unlink(missing_ok=True)
+            yield message
 
-    monkeypatch.setattr(Attempt, "_keep_checkpoint", late)
-    house.hire()
+    monkeypatch.setattr(executor, "run", run_and_remove)
+    house.hire(executor)
     done = house.ended(job)
     assert (done.status, done.attempt, done.checkpoint_step) == ("completed", 1, 0)
 
 
-def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
+def test_a_store_that_keeps_failing_fails_the_job_with_storage_error(house, monkeypatch):
     job = submit(house.queue, steps=2)
-
-    def put(self: FileStore, key: str, path: Path) -> None:
-        raise PermissionError("the bucket says no")
-
-    monkeypatch.setattr(FileStore, "put_file", put)
-    monkeypatch.setattr("pusa.server.worker.attempt._STORE_RETRY_SECONDS", (0.01,) * 3)
-    house.hire(max_failures=2)
+    break_store(monkeypatch, lambda _: PermissionError("the bucket says no"))
+    house.hire(delays=Delays(store_seconds=(0.01,) * 3), max_failures=2)
     failed = house.ended(job)
     assert (failed.status, failed.error_code, failed.attempt) == ("failed", "storage_error", 2)
 
@@ -354,7 +361,7 @@ def test_a_store_that_fails_otherwise_is_told_as_such(house, monkeypatch):
 # ---- who is there ----------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_says_who_it_is_and_what_it_does(house):
+def test_a_worker_records_its_name_and_its_state(house):
     job = submit(house.queue, steps=100_000, step_seconds=0.01)
     worker = house.hire()
     house.begun(job)
@@ -386,14 +393,14 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
         "settings = quick_settings(Path(sys.argv[1]), lease_seconds=600.0); queue, files = open_all(settings)\n"
         "Worker(settings, queue, files, fake_executor()).run(threading.Event())"
     )
-    env = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{BENCHMARKS}"}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     command = [sys.executable, "-c", program, str(house.settings.data_folder)]
     with subprocess.Popen(command, env=env) as victim:
         wait_until(lambda: house.job(job).checkpoint_step >= 4)
         (child,) = psutil.Process(victim.pid).children()
         scratch = list(house.settings.scratch_folder.iterdir())
         if is_idle_one_there:
-            house.hire()
+            house.hire(delays=Delays(reclaim_seconds=0.1))
         victim.send_signal(signal.SIGKILL)
     wait_until(lambda: not child.is_running())
     if not is_idle_one_there:

@@ -371,7 +371,7 @@ def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes
 
 def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterator[Tensor]:
     """Yield losses of batches, half of whose clips are mirrored, which swaps left and right."""
-    other_motion, other_camera = (_mirrored(list(names)) for names in (MOTIONS, CAMERAS))
+    other_motion, other_camera = (mirror_indices(list(names)) for names in (MOTIONS, CAMERAS))
     moves = (scenes.thing >= 0) & (scenes.second < 0)
     while True:
         chosen = torch.randint(len(clips), (_BATCH,))
@@ -388,7 +388,7 @@ def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterato
         yield (motion_loss * moves[chosen]).mean() + 0.5 * camera_loss
 
 
-def _mirrored(names: list[str]) -> Tensor:
+def mirror_indices(names: list[str]) -> Tensor:
     """Map each name to the index of its mirror image."""
     other = {"left": "right", "right": "left"}
     return torch.tensor([names.index(other.get(name, name)) for name in names])

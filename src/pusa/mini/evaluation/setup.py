@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 4  # clips at once: more gain nothing on a CPU
 _PRINCIPAL = 8  # features that the Frechet distance compares; few, because samples are few
-_REFERENCE_CLIPS = 256
+REFERENCE_CLIPS = 256
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Evaluator:
         """Compute features of real clips in their principal directions, their mean and these directions."""
         coarse = copy.copy(self.world)
         coarse.motion_frames = MOTION_FRAMES - 1  # the same moments, drawn without the frames between them
-        scenes = self.scenes(_REFERENCE_CLIPS, seed=31)
+        scenes = self.scenes(REFERENCE_CLIPS, seed=31)
         predictions = [
             self.classify(
                 coarse.render(scenes[first : first + 16], MOTION_FRAMES, size=self.defaults.width)[0]

@@ -15,7 +15,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -181,6 +181,21 @@ def _fingerprint(work: Path) -> str:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
+def start_process(threads: int) -> Executor:
+    """Start a pool of one process that computes with this number of threads."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=_initialise_process, initargs=(threads,))
+
+
+def _initialise_process(threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process silently; the trainer handles it itself
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms under autocast
+    torch.set_num_threads(threads)
+    logging.getLogger("pusa").setLevel(logging.WARNING)
+
+
 def run(
     work: Path,
     out: Path | None = None,
@@ -191,6 +206,7 @@ def run(
     clips: int | None = None,
     page: Path | None = None,
     say: Log = print,
+    start_pool: Callable[[int], Executor] = start_process,
 ) -> dict[str, Any]:
     """Run the unfinished jobs, and write tables, plots and figures to `out`.
 
@@ -204,6 +220,7 @@ def run(
         page: a Markdown file; the tables replace its part between the marks of `report`, the plots go to a folder of
             its name beside it.
         say: receives progress, a line at a time.
+        start_pool: starts the pool that runs one share of the work with a number of threads.
 
     Returns:
         The report, as in ``paper.json``; "left_out" names what there was no time for.
@@ -236,7 +253,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     threads = 1 if processes > 1 else torch.get_num_threads()
     with ExitStack() as stack:
-        pools = [stack.enter_context(_start_pool(threads)) for _ in range(processes)]
+        pools = [stack.enter_context(start_pool(threads)) for _ in range(processes)]
         compiled = stored["plan"]["compiled"] if stored else minutes >= _COMPILING_MINUTES
         probing = None
         if not points.probe_path(out).exists():
@@ -263,23 +280,7 @@ def run(
     return results
 
 
-def _start_pool(threads: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=_initialise_process, initargs=(threads,))
-
-
-def _initialise_process(threads: int) -> None:
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process silently; the trainer handles it itself
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # of norms under autocast
-    torch.set_num_threads(threads)
-    logging.getLogger("pusa").setLevel(logging.WARNING)
-
-
-def _run_jobs(
-    jobs: list[Job], pools: list[ProcessPoolExecutor], *, deadline: float, began: float, say: Log
-) -> list[str]:
+def _run_jobs(jobs: list[Job], pools: list[Executor], *, deadline: float, began: float, say: Log) -> list[str]:
     """Run the jobs; the first pool trains before it measures, the others only measure. Return the jobs left out."""
     pending = [job for job in jobs if not job.result.exists()]
     running: dict[Future[None], tuple[int, Job]] = {}

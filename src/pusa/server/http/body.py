@@ -73,7 +73,7 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
             return await _Multipart(boundary, spool, max_files, max_text_bytes).read(request.stream())
         case "application/x-www-form-urlencoded":
             body = await read_bytes(request, max_text_bytes)
-            return ParsedBody(values=await in_parser_thread(_parse_urlencoded, body), is_text=True)
+            return ParsedBody(values=await in_parser_thread(parse_urlencoded, body), is_text=True)
         case other:
             shown = f"{other[:60]!r}" if other else "nothing"
             raise ServiceError(
@@ -116,7 +116,7 @@ def _json_kind(value: Any) -> str:
     return {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
-def _parse_urlencoded(body: bytearray) -> dict[str, Any]:
+def parse_urlencoded(body: bytearray) -> dict[str, Any]:
     """Parse a URL-encoded form, in which only base64 may be long.
 
     The decoder splits a value at every escape, which takes much memory for values that consist of escapes; base64 has

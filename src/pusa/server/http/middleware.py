@@ -35,7 +35,7 @@ PUBLIC_PATHS = frozenset({"/health", "/ready"})
 _API_PATHS = ("/v1/", "/metrics", "/openapi.json", "/docs")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::[0-9]*)?")
-_DRAINED_BYTES, _DRAINED_SECONDS = 16 * 2**20, 2.0  # read of a refused request's body before it is closed
+_DRAINED_BYTES = 16 * 2**20  # read of a refused request's body before its connection is closed
 _MIN_BYTES_PER_SECOND = 1024  # of a body, over the time spent waiting for it
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -152,6 +152,7 @@ class AccessMiddleware:
         hosts: None leaves host and origin unchecked.
         max_body_bytes: limit for a request's body, counted as it arrives, whatever its headers claim.
         silent_seconds: longest pause within a body.
+        drain_seconds: how long the body of a refused request is read before its connection is closed.
     """
 
     def __init__(
@@ -162,9 +163,10 @@ class AccessMiddleware:
         hosts: HostCheck | None,
         max_body_bytes: int,
         silent_seconds: float = 30.0,
+        drain_seconds: float = 2.0,
     ) -> None:
         self.app, self.keys, self.hosts, self.max_body_bytes = app, keys, hosts, max_body_bytes
-        self.silent_seconds = silent_seconds
+        self.silent_seconds, self.drain_seconds = silent_seconds, drain_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -199,7 +201,7 @@ class AccessMiddleware:
                     raise
                 if "expect" not in headers:  # a client that waits for 100 Continue sends no body
                     scope.get(ON_REFUSED, _do_nothing)()
-                    await body.drain()
+                    await body.drain(self.drain_seconds)
                 await _error_response(error, scope, headers)(scope, receive, send_with_headers)
 
     def _authorize(self, scope: Scope, headers: Headers) -> None:
@@ -264,10 +266,10 @@ class _LimitedBody:
             raise _too_large(self._max_bytes)
         return message
 
-    async def drain(self) -> None:
+    async def drain(self, seconds: float) -> None:
         """Read on for a while: a client that is still sending when the connection closes may lose the response."""
         limit = self._seen + _DRAINED_BYTES
-        with anyio.move_on_after(_DRAINED_SECONDS):
+        with anyio.move_on_after(seconds):
             while not self._is_over and self._seen < limit:
                 await self._next()
 

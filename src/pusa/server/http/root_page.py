@@ -37,10 +37,10 @@ class RootPage:
     def __init__(self, service: VideoService, settings: ServerSettings, *, later: bool) -> None:
         self._service, self._settings = service, settings
         self.has_studio = settings.studio and importlib.util.find_spec("gradio") is not None
-        self._loaded = None if later or not self.has_studio else self._load()
+        self.loaded = None if later or not self.has_studio else self._load()
         self._studio: FastAPI | None = None
         self._loading_ended = asyncio.Event()
-        self._must_wait = self._loaded is not None
+        self._must_wait = self.loaded is not None
 
     def _load(self) -> FastAPI:
         from pusa.server.studio import mount
@@ -77,7 +77,7 @@ class RootPage:
     async def run(self) -> None:
         """Load the studio and run it until this task is cancelled."""
         try:
-            app = self._loaded or await self._load_in_thread()
+            app = self.loaded or await self._load_in_thread()
             async with app.router.lifespan_context(app):
                 self._studio = app
                 self._loading_ended.set()

@@ -161,10 +161,9 @@ def _parse_url(url: str) -> URL:
 def _sqlite_engine(url: URL) -> Engine:
     path = Path(str(url.database))
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_system = _file_system(path.parent)
-    if file_system in _SHARED_FILE_SYSTEMS:
+    if (kind := file_system(path.parent)) in _SHARED_FILE_SYSTEMS:
         raise ValueError(
-            f"{path} is on a shared file system ({file_system}), where SQLite's locks do not hold: use a local disk, "
+            f"{path} is on a shared file system ({kind}), where SQLite's locks do not hold: use a local disk, "
             "or PostgreSQL for several machines"
         )
     engine = sa.create_engine(
@@ -227,7 +226,7 @@ def _postgresql_engine(url: URL) -> Engine:
     return engine
 
 
-def _file_system(folder: Path) -> str | None:
+def file_system(folder: Path) -> str | None:
     """Return the type of the file system that holds a folder; None outside Linux."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -290,7 +289,7 @@ def _translate_errors(method: Callable[Concatenate[Any, P], T], attempts: int) -
             try:
                 return method(self, *args, **kwargs)
             except sa.exc.OperationalError as error:
-                if not left or self._engine.dialect.name == "sqlite":  # SQLite has waited for BUSY_SECONDS already
+                if not left or self.engine.dialect.name == "sqlite":  # SQLite has waited for BUSY_SECONDS already
                     raise QueueUnavailable(f"the job database does not answer: {_first_line(error)}") from error
                 logger.warning("the job database broke off (%s): retrying", _first_line(error))
             except (sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:

@@ -58,7 +58,7 @@ _c = _table.c
 
 
 class JobQueue:
-    """Queue jobs in a database; safe from any thread and any process.
+    """Queue jobs in a database, `engine`; safe from any thread and any process.
 
     Every method raises `QueueUnavailable` if the database cannot be reached or stays busy.
     """
@@ -74,17 +74,17 @@ class JobQueue:
             ValueError: the URL is of another kind, or names a file on a network share.
             SchemaError: the tables are newer than this program.
         """
-        self._engine = database.connect(url)
+        self.engine = database.connect(url)
         self._clock = clock
         self._changes = 0
         self._lock = threading.Lock()
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             self.identity: str = connection.execute(sa.select(database.schema_version.c.identity)).scalar_one()
             """Random id of the database, written when its tables were made."""
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     def change_count(self) -> int:
         """Return a number that grows with every change this object makes, for readers that poll."""
@@ -117,7 +117,7 @@ class JobQueue:
             QueueFull: one of the limits is reached.
         """
         now = self._clock()
-        with transaction(self._engine, exclusive=True) as connection:
+        with transaction(self.engine, exclusive=True) as connection:
             since = None if same_fingerprint_seconds is None else now - same_fingerprint_seconds
             earlier = admission.find_earlier(connection, new, fingerprint_since=since)
             if earlier is not None:
@@ -131,7 +131,7 @@ class JobQueue:
     @retried
     def get(self, id: str, owner: str | None = None) -> Job | None:
         """Return the job if it exists and belongs to this owner (None: to anyone)."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return self._find(connection, id, owner)
 
     @retried
@@ -149,7 +149,7 @@ class JobQueue:
         """
         query = sa.select(_table).where(*owned_by(owner))
         query = query.order_by(_c.seq.asc() if order == "asc" else _c.seq.desc()).limit(limit + 1)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             if after is not None:
                 last = connection.execute(sa.select(_c.seq).where(_c.id == after, *owned_by(owner))).scalar()
                 if last is None:
@@ -167,7 +167,7 @@ class JobQueue:
         now = self._clock()
         this = [_c.id == id, *owned_by(owner)]
         held = sa.and_(_c.status == "in_progress", _c.lease_until >= now)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             connection.execute(_table.update().where(*this, held).values(cancel_requested=True))
             connection.execute(
                 _table.update()
@@ -186,7 +186,7 @@ class JobQueue:
 
         Raises KeyError for a job that does not exist.
         """
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             deletion = _table.delete().where(_c.id == id, *owned_by(owner)).returning(_table)
             row = connection.execute(deletion).one_or_none()
         if row is None:
@@ -204,21 +204,21 @@ class JobQueue:
             .select_from(this.join(_table, before))
             .where(this.c.id == id, this.c.status == "queued", _c.status == "queued")
         )
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return connection.execute(ahead).scalar_one()
 
     @retried
     def counts(self) -> dict[Status, int]:
         """Count the jobs of each status."""
         counts: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             rows = connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status))
             return counts | {row[0]: row[1] for row in rows}
 
     @retried
     def seconds_per_job(self) -> float | None:
         """Return the median time from first claim to end of recently completed jobs; None before the first."""
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return admission.median_seconds(connection)
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ class JobQueue:
         now = self._clock()
         waiting = [_c.status == "queued"] + ([] if models is None else [_c.model.in_(list(models))])
         lookup = sa.select(sa.exists().where(*waiting), sa.exists().where(*overdue(now)))
-        with self._engine.connect() as connection:  # most polls find nothing and must not block writers
+        with self.engine.connect() as connection:  # most polls find nothing and must not block writers
             anything_waits, anything_is_overdue = connection.execute(lookup).one()
         if anything_is_overdue:
             self.recover_overdue(max_failures=max_failures)
         elif not anything_waits:
             return None
         first = sa.select(_c.seq).where(*waiting).order_by(_c.priority.desc(), _c.seq).limit(1)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             row = connection.execute(
                 _table.update()
                 .where(_c.seq == first.with_for_update(skip_locked=True).scalar_subquery())
@@ -392,7 +392,7 @@ class JobQueue:
         """Record that a worker is alive, and its state (plain JSON)."""
         values = {"seen_at": self._clock(), "state": dict(state)}
         update = _worker_table.update().where(_worker_table.c.name == name).values(**values)
-        with transaction(self._engine, exclusive=True) as connection:
+        with transaction(self.engine, exclusive=True) as connection:
             if not connection.execute(update).rowcount:
                 connection.execute(_worker_table.insert().values(name=name, **values))
         self._note_change()
@@ -400,7 +400,7 @@ class JobQueue:
     @retried
     def forget_worker(self, name: str) -> None:
         """Remove the record of a worker that has stopped or has long been silent."""
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             connection.execute(_worker_table.delete().where(_worker_table.c.name == name))
         self._note_change()
 
@@ -410,7 +410,7 @@ class JobQueue:
         query = sa.select(_worker_table).order_by(_worker_table.c.name)
         if seen_within_seconds is not None:
             query = query.where(_worker_table.c.seen_at >= self._clock() - seen_within_seconds)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [WorkerRecord(**row._mapping) for row in connection.execute(query)]
 
     # ---- Housekeeping ------------------------------------------------------------------------------------------------
@@ -423,7 +423,7 @@ class JobQueue:
         if unfinished_before is not None:
             expired.append(sa.and_(_c.status.in_(("failed", "cancelled")), _c.completed_at < unfinished_before))
         query = sa.select(_table).where(sa.or_(*expired)).order_by(_c.seq).limit(limit)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [job_from_row(row) for row in connection.execute(query)]
 
     @retried
@@ -431,7 +431,7 @@ class JobQueue:
         """Return every key of the FileStore that a row names, and the previews of unfinished jobs."""
         used: set[str] = set()
         columns = sa.select(_c.id, _c.status, _c.inputs, _c.results, _c.checkpoint)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             for row in connection.execute(columns):
                 used.update(row.inputs, row.results.values(), [row.checkpoint] if row.checkpoint else [])
                 if row.status not in ENDED:
@@ -451,7 +451,7 @@ class JobQueue:
     def _fenced(self, job: Job, returning: sa.ColumnElement[Any] = _c.status, **values: Any) -> Any:
         """Update the row if this attempt still holds its lease; return a column of the updated row."""
         update = _table.update().where(*held_by(job)).values(**values).returning(returning)
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             updated = connection.execute(update).one_or_none()
             new = self._repeated_status(connection, job, (values.get("status"),)) if updated is None else updated[0]
         self._note_change()
@@ -459,7 +459,7 @@ class JobQueue:
 
     def _end_attempt(self, job: Job, outcome: Callable[[Row[Any]], dict[str, Any]]) -> Status:
         """End an attempt with values that `outcome` computes from its locked row; return the new status."""
-        with transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             row = connection.execute(sa.select(_table).where(*held_by(job)).with_for_update()).one_or_none()
             if row is None:
                 return self._repeated_status(connection, job, ("queued", "failed", "cancelled"))
@@ -488,7 +488,7 @@ class JobQueue:
             ([failures >= max_failures], end_values("failed", now) | lost),
             ([], requeue_values()),
         )
-        with transaction(self._engine, exclusive=True) as connection:
+        with transaction(self.engine, exclusive=True) as connection:
             count = sum(
                 connection.execute(_table.update().where(*leases, *also).values(**values, failures=failures)).rowcount
                 for also, values in steps

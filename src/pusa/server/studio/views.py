@@ -46,7 +46,7 @@ def details(job: Job, position: int | None) -> dict[str, Any]:
         "error": job.error_message,
         "took_seconds": None if None in (job.started_at, job.completed_at) else job.completed_at - job.started_at,  # type: ignore[operator]
         "settings": settings(job.resolved or job.request),
-        "request": _without_keys(job.resolved or job.request),
+        "request": without_keys(job.resolved or job.request),
         "aspect": _aspect(job.size),
     }
 
@@ -81,7 +81,8 @@ def settings(request: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
+def without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the set fields of a request, with names of files in place of keys of the store."""
     conditions = [
         {**condition, "file": PurePosixPath(str(condition.get("file", ""))).name}
         for condition in request.get("conditions") or []

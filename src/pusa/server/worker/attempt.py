@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,17 @@ from pusa.server.worker.progress import AttemptProgress, StageRatios
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0  # delay after the queue was unavailable
-_STORE_RETRY_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # delays between tries to reach the store
 _HEARTBEAT_SECONDS = 2.0  # at most, so that the worker learns of a cancel soon
+
+
+@dataclass(frozen=True)
+class Delays:
+    """Set the seconds that a worker waits before it tries again."""
+
+    queue_seconds: float = 2.0  # after the queue was unavailable
+    store_seconds: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)  # between tries to reach the store
+    disk_full_seconds: float = 15.0  # after a full disk; the job waits with its checkpoint
+    reclaim_seconds: float = 5.0  # between two searches of an idle worker for dead workers of this machine
 
 
 class Attempt:
@@ -34,6 +43,7 @@ class Attempt:
         folder: scratch folder of this attempt on this machine; the caller removes it.
         ratios: stage durations of earlier jobs; learns from this one.
         stop: set when the worker must stop; the job then returns to the queue.
+        delays: before the queue or the store is tried again.
     """
 
     def __init__(
@@ -46,9 +56,10 @@ class Attempt:
         folder: Path,
         ratios: StageRatios,
         stop: threading.Event,
+        delays: Delays,
     ) -> None:
         self.settings, self.queue, self.files, self.executor = settings, queue, files, executor
-        self.job, self.folder, self.ratios, self.stop = job, folder, ratios, stop
+        self.job, self.folder, self.ratios, self.stop, self.delays = job, folder, ratios, stop, delays
         self.progress = AttemptProgress(
             ratios, job.checkpoint_step / job.steps if job.checkpoint and job.steps else 0.0
         )
@@ -104,7 +115,7 @@ class Attempt:
                 return call()
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
-                if self.stop.wait(RETRY_SECONDS):
+                if self.stop.wait(self.delays.queue_seconds):
                     raise
 
     # ---- task --------------------------------------------------------------------------------------------------------
@@ -215,7 +226,7 @@ class Attempt:
 
     def _retry_store(self, call: Callable[[], Any]) -> Any:
         """Call the store, with retries for about a minute; then raise its error. Heartbeats go on meanwhile."""
-        for seconds in _STORE_RETRY_SECONDS:
+        for seconds in self.delays.store_seconds:
             try:
                 return call()
             except (FileNotFoundError, StorageFullError):

@@ -23,7 +23,7 @@ from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
-from pusa.server.worker.attempt import RETRY_SECONDS, Attempt
+from pusa.server.worker.attempt import Attempt, Delays
 from pusa.server.worker.engine_process import PUSA_ENGINE
 from pusa.server.worker.executor import Executor, ExecutorState, LocalExecutor
 from pusa.server.worker.progress import StageRatios
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25  # interval of the supervising thread
 _RECORD_SECONDS = 10.0  # at most, between two records of an unchanged state
-_RECLAIM_SECONDS = 5.0  # between two searches of an idle worker for dead workers of this machine
-_DISK_FULL_SECONDS = 15.0  # pause after a full disk; the job waits with its checkpoint
 
 _worker_numbers = itertools.count()
 
@@ -78,6 +76,7 @@ class Worker:
         queue, files: the jobs and their files.
         executor: runs the jobs; the worker starts and closes it.
         name: unique among all workers of the queue; None makes one.
+        delays: before the queue, the store, a full disk or dead workers are looked at again.
     """
 
     def __init__(
@@ -88,9 +87,11 @@ class Worker:
         executor: Executor,
         *,
         name: str | None = None,
+        delays: Delays | None = None,
     ) -> None:
         self.settings, self.queue, self.files, self.executor = settings, queue, files, executor
         self.name = name or worker_name()
+        self.delays = delays or Delays()
         self.ratios = StageRatios()
         self._folder = settings.scratch_folder / self.name.replace("/", "_")
         self._attempt: Attempt | None = None
@@ -118,7 +119,7 @@ class Worker:
                     self._run_next_job()
                 except Exception:  # such as no memory for a new process: the next try may succeed
                     logger.exception("worker %s goes on after an error", self.name)
-                    stop.wait(RETRY_SECONDS)
+                    stop.wait(self.delays.queue_seconds)
         finally:
             self.executor.close()
             self._ended.set()
@@ -136,7 +137,7 @@ class Worker:
                 return
             except QueueUnavailable as error:
                 logger.warning("the queue does not answer: %s", error)
-                self._stop.wait(RETRY_SECONDS)
+                self._stop.wait(self.delays.queue_seconds)
 
     def _reclaim_dead_workers(self) -> None:
         """Return the jobs of killed workers of this machine to the queue and remove their scratch folders."""
@@ -162,11 +163,11 @@ class Worker:
             job = self.queue.claim(
                 self.name, lease_seconds=self.settings.lease_seconds, max_failures=self.settings.max_failures
             )
-            if job is None and time.monotonic() - self._reclaimed_at > _RECLAIM_SECONDS:
+            if job is None and time.monotonic() - self._reclaimed_at > self.delays.reclaim_seconds:
                 self._reclaim_dead_workers()
         except QueueUnavailable as error:
             logger.warning("the queue does not answer: %s", error)
-            self._stop.wait(RETRY_SECONDS)
+            self._stop.wait(self.delays.queue_seconds)
             return
         if job is None:
             self._stop.wait(self.settings.poll_seconds)
@@ -206,7 +207,9 @@ class Worker:
 
     def _work(self, job: Job) -> None:
         folder = self._folder / f"{job.id}-{job.attempt}"
-        attempt = Attempt(self.settings, self.queue, self.files, self.executor, job, folder, self.ratios, self._stop)
+        attempt = Attempt(
+            self.settings, self.queue, self.files, self.executor, job, folder, self.ratios, self._stop, self.delays
+        )
         logger.info("attempt %d of %s begins", job.attempt, job.id)
         try:
             folder.mkdir()
@@ -220,14 +223,14 @@ class Worker:
         except Exception as error:  # of the store, or a bug: the worker must go on with other jobs
             if is_full(error):
                 attempt.release(f"the disk is full: {error}")
-                self._stop.wait(_DISK_FULL_SECONDS)
+                self._stop.wait(self.delays.disk_full_seconds)
                 return
             if self._stop.is_set():
                 attempt.release(f"the worker is stopping, after {type(error).__name__}")
                 return
             logger.exception("attempt %d of %s failed in the worker", job.attempt, job.id)
             attempt.fail("storage_error", f"its files could not be stored or read ({type(error).__name__})")
-            self._stop.wait(min(RETRY_SECONDS, self.settings.lease_seconds))
+            self._stop.wait(min(self.delays.queue_seconds, self.settings.lease_seconds))
         finally:
             self._attempt = None
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import pusa
 
 from pusa import zoo
-from pusa.cli import main
 from pusa.events import Note
 from pusa.generate import prompt_hints as words
 from pusa.generate.prompt_hints import UnknownWord, unknown_words
@@ -30,10 +29,6 @@ def model(tmp_path: Path) -> str:
     card = {"title": "knows little", "defaults": {}, "words": WORDS}
     (tmp_path / "small" / "pusa.json").write_text(json.dumps(card))
     return str(tmp_path / "small")
-
-
-def pusa(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
 
 
 def test_a_prompt_in_the_models_words_has_no_unknown_ones(model: str) -> None:
@@ -112,7 +107,7 @@ def test_many_words_run_on_in_a_paragraph(model: str) -> None:
     assert "  thing0, thing1, thing2, " in pusa("models", "show", model, "--words").stdout
 
 
-def test_a_model_without_a_list_says_so() -> None:
+def test_a_model_without_a_word_list_is_refused() -> None:
     result = pusa("models", "show", "tiny", "--words")
     assert result.exit_code == 2
     assert "tiny comes without a list of words: write what you like" in result.stderr

@@ -1,11 +1,10 @@
-"""A server for benchmarks and tests: the real one, or the same app and worker with the fake engine in its child.
+"""Run a server in a process of its own: the real one, or the same app and worker with the fake engine in its child.
 
-python benchmarks/_server.py        # the latter; settings as `pusa serve` reads them from PUSA_...
+python tests/support/server_process.py        # the latter; settings as `pusa serve` reads them from PUSA_...
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Self
 
 import httpx
 import psutil
+from ports import free_port
 
 FOLDER = Path(__file__).resolve().parent
 FAKE_ENGINE = "fake_engine:FakeEngine"
@@ -25,7 +25,7 @@ class ServerProcess:
 
     Args:
         data: its data folder; what it logs is in ``server.log`` beside it.
-        fake: with the fake engine, whose prompts are JSON.
+        fake: use the fake engine, whose prompts are JSON.
         settings: of `ServerSettings`, as text.
     """
 
@@ -38,33 +38,40 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [str(FOLDER / "_server.py")] if self.fake else ["-m", "pusa", "serve"]
-        self._process = started(command, self._settings, self.log)
+        command = [str(Path(__file__).resolve())] if self.fake else ["-m", "pusa", "serve"]
+        self._process = start_python(command, self._settings, self.log)
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait(self) -> None:
+        """Wait until the process has ended."""
+        assert self._process is not None
+        self._process.wait()
+
     def rss_mb(self) -> float:
-        """Of the process that answers requests, without the child that holds the model."""
+        """Return the memory of the process that answers requests, without the child that holds the model."""
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
     def cpu_seconds(self) -> float:
-        """That this process has used, without its children."""
+        """Return the CPU time of this process, without its children."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
     def wait_until_alive(self, timeout_seconds: float = 120.0) -> float:
-        """Until ``/health`` answers; the seconds since `start` was called are about what is returned.
+        """Wait until ``/health`` answers and return the seconds that took.
 
-        Raises:
-            RuntimeError: it ended, or says nothing; with the end of its log.
+        Raises RuntimeError, with the end of the log, if the server ended or does not answer in time.
         """
         start = time.monotonic()
         while time.monotonic() - start < timeout_seconds:
-            assert self._process is not None
-            if self._process.poll() is not None:
+            if not self.is_running:
                 break
             try:
                 if httpx.get(f"{self.url}/health", timeout=2.0).is_success:
@@ -74,7 +81,7 @@ class ServerProcess:
         raise RuntimeError(f"the server does not answer:\n{self.log.read_text(errors='replace')[-3000:]}")
 
     def stop(self, timeout_seconds: float = 60.0) -> int:
-        """Ask it to end, as systemd would; its exit status."""
+        """Send SIGTERM, as systemd would, and return the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -89,12 +96,12 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             self.stop()
 
 
-def started(arguments: Sequence[str], settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Python with these arguments and settings (of `ServerSettings`, as text), in a session of its own."""
+def start_python(arguments: Sequence[str], settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start Python with these arguments and settings (of `ServerSettings`, as text) in a new session."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, *arguments],
@@ -106,22 +113,15 @@ def started(arguments: Sequence[str], settings: Mapping[str, str], log: Path) ->
         )
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """This process's, with these settings and no others."""
+    """Return this process's environment with these settings and no others, and this folder among Python's paths."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("PUSA_")}
     paths = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     return outer | {"PYTHONPATH": paths} | {f"PUSA_{name.upper()}": value for name, value in settings.items()}
 
 
 def serve_fake() -> None:
-    """The app as it is, with a `LocalExecutor` whose child runs the fake engine."""
+    """Serve the app with a `LocalExecutor` whose child runs the fake engine."""
     import uvicorn
 
     from pusa.server.app import create_app

@@ -1,11 +1,11 @@
-"""An engine that is quick and can misbehave: for tests and benchmarks of everything around the model.
+"""Stand in for the engine: quick, and able to misbehave, for tests and benchmarks of everything around the model.
 
 Its steps are a chain of hashes, with a checkpoint after every few of them; the video shows the last hash in coloured
-frames. So a run that lost or repeated a step makes another video. What it does is said by the prompt, as JSON:
+frames. So a run that lost or repeated a step makes another video. The prompt holds its instructions, as JSON:
 
     {"steps": 8, "step_seconds": 0.05, "decode_seconds": 0.0, "at_step": 4, "then": "segfault", "times": 1}
 
-`then` happens right after that step (0: before the first one), in the first `times` attempts (1 unless given):
+`then` happens right after that step (0: before the first one), in the first `times` attempts (default 1):
 "segfault", "kill", "exit", "hang", "raise", "invalid", "out_of_memory", "decode_memory", "disk_full".
 """
 
@@ -51,8 +51,8 @@ class FakeEngine:
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
-        said = json.loads(task.request["prompt"])
-        steps = said.get("steps", 4)
+        instructions = json.loads(task.request["prompt"])
+        steps = instructions.get("steps", 4)
         yield Stage("load")
         state, done = self._state_of(task)
         seed = task.request.get("seed")
@@ -61,10 +61,10 @@ class FakeEngine:
             yield Note("made by a fake")
         yield Stage("denoise")
         began = time.monotonic()
-        if said.get("at_step") == 0:
-            misbehave(said, task)
+        if instructions.get("at_step") == 0:
+            misbehave(instructions, task)
         for step in range(done + 1, steps + 1):
-            time.sleep(said.get("step_seconds", 0.0))
+            time.sleep(instructions.get("step_seconds", 0.0))
             state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
             if step % task.checkpoint_every == 0 or step == steps:
                 write_whole(task.checkpoint, json.dumps({"state": state, "step": step}).encode())
@@ -72,14 +72,14 @@ class FakeEngine:
             yield Step(step, steps, (steps - step) * (time.monotonic() - began) / (step - done))
             if task.preview_seconds:
                 yield Preview(picture(state, 0, "WEBP"))
-            if said.get("at_step") == step:
-                misbehave(said, task)
+            if instructions.get("at_step") == step:
+                misbehave(instructions, task)
             if is_cancelled():
                 yield Cancelled()
                 return
         denoised = time.monotonic()
         yield Stage("decode")
-        time.sleep(said.get("decode_seconds", 0.0))
+        time.sleep(instructions.get("decode_seconds", 0.0))
         video = task.folder / "video.mp4"
         with media.VideoWriter(video, width=WIDTH, height=HEIGHT, metadata={"request": task.request}) as writer:
             for number in range(FRAMES):
@@ -98,10 +98,10 @@ class FakeEngine:
         return kept["state"], kept["step"]
 
 
-def misbehave(said: dict[str, Any], task: Task) -> None:
-    if task.attempt > said.get("times", 1):
+def misbehave(instructions: dict[str, Any], task: Task) -> None:
+    if task.attempt > instructions.get("times", 1):
         return
-    match said["then"]:
+    match instructions["then"]:
         case "segfault":
             ctypes.string_at(0)
         case "kill":
