@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pusa.evaluation.metrics import EQUAL_DB, Figure, rate
-from pusa.mini.evaluation import plots
-from pusa.mini.evaluation.plots import Panel, Series
 from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Results, WeightChanges, format_difference, judge_claims
 from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
+from pusa.training.reports.charts import Panel, Series, write_chart
 
 BEGIN, END = "<!-- results: written by pusa eval paper -->", "<!-- /results -->"
 _ORDER = ("independent", "p 0.8", "p 0.5", "p 0.2", "image-to-video")
@@ -189,7 +188,7 @@ def _curves(results: Results, title: str, measure: str, figure: str, label: str)
         ]
         if len(found) > 1:
             lines.append(_line(regime, found))
-    return Panel(title, "training steps", label, lines) if lines else None
+    return Panel(title, "training steps", lines, label) if lines else None
 
 
 def _sweep(
@@ -207,16 +206,12 @@ def _sweep(
         found = [(x, value) for x, point in sorted(points) if (value := results.figure(point, measure, figure))]
         if len(found) > 1:
             lines.append(_line(name, found))
-    return Panel(title, x_label, label, lines, log_x) if lines else None
+    return Panel(title, x_label, lines, label, log_x) if lines else None
 
 
 def _line(name: str, found: Sequence[tuple[float, Figure]]) -> Series:
-    return Series(
-        name,
-        [x for x, _ in found],
-        [value["value"] for _, value in found],
-        [value["error"] for _, value in found],
-    )
+    points = [(x, value["value"]) for x, value in found]
+    return Series(name, points, [value["error"] for _, value in found], dots=True)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -233,7 +228,7 @@ def write(report: dict[str, Any], out: Path, page: Path | None) -> None:
     """Write plots and ``paper.md`` to `out`, and both into the page if one is given."""
     for name, panels in report["panels"].items():
         restored = [Panel(**{**panel, "series": [Series(**line) for line in panel["series"]]}) for panel in panels]
-        (out / f"{name}.svg").write_text(plots.figure(restored))
+        write_chart(restored, out / f"{name}.svg", columns=2)
     (out / "paper.md").write_text(markdown(report, "."))
     if page is None:
         return

@@ -26,6 +26,7 @@ from pusa.fsutil import sha256_of
 from pusa.mini.paper import points, report, training
 from pusa.mini.paper.points import STEPS, Point
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
+from pusa.training.reports.charts import load_figure_class
 
 PLAN_FILE, REPORT_FILE = "plan.json", "paper.json"
 REFERENCES = "references"
@@ -212,6 +213,7 @@ def run(
         FileNotFoundError: there is no base in `work`.
         ValueError: `out` holds results of another base or of other `steps` or `clips`, these are no multiples of 4, or
             `page` has no marks.
+        RuntimeError: matplotlib is not installed.
     """
     import torch
 
@@ -221,6 +223,7 @@ def run(
             raise ValueError(f"{name}={value} is no multiple of 4")
     if page is not None:
         report.check_page(page)
+    load_figure_class()  # now, as the charts come last
     out = work / "paper" if out is None else out
     processes = processes or (1 if torch.cuda.is_available() else 2)
     began = time.monotonic()

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pusa.media.previews import write_picture
 from pusa.mini.world.pictures import CREDITS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.training.reports import read_metrics
-from pusa.training.reports.curves import Curve, Panel, draw
+from pusa.training.reports.charts import Panel, Series, loss_series, points_of, write_chart
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 
@@ -18,21 +17,18 @@ CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 def write_card(work: Path, target: Path) -> None:
     """Write ``README.md`` and ``curves.png`` into `target` from what the recipe has left in `work`."""
     report = json.loads((work / "report.json").read_text())
-    stages = {name: _curve(work / f"{name}.jsonl") for name in ("vae", "base")}
-    vta = read_metrics(work / "vta")
-    adapted = [(float(e["step"]), float(e["loss"])) for e in vta if "loss" in e]
-    held_out = [(float(e["step"]), float(e["held_out_loss"])) for e in vta if "held_out_loss" in e]
-    panels = [Panel(f"{name}: loss", "step", [Curve("training", stages[name], smooth=True)]) for name in stages]
-    curves = [Curve("training", adapted, smooth=True), Curve("held out", held_out, dots=True)]
-    write_picture(draw([*panels, Panel("VTA: loss", "step", curves)]), target / CURVES_FILE)
-    steps = {**{name: int(points[-1][0]) for name, points in stages.items()}, "vta": int(adapted[-1][0])}
+    stages = {
+        name: [Series("training", points_of(_read_lines(work / f"{name}.jsonl"), "loss"), smooth=True)]
+        for name in ("vae", "base")
+    }
+    stages["VTA"] = loss_series(read_metrics(work / "vta"))
+    write_chart([Panel(f"{name}: loss", "step", series) for name, series in stages.items()], target / CURVES_FILE)
+    steps = {name.lower(): int(series[0].points[-1][0]) for name, series in stages.items()}
     (target / CARD_FILE).write_text("\n".join(_card(report, steps)) + "\n")
 
 
-def _curve(path: Path) -> list[tuple[float, float]]:
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    by_step = {entry["step"]: entry["loss"] for entry in entries}  # a run that went on repeats some steps
-    return sorted(by_step.items())
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:

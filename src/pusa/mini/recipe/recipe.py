@@ -32,6 +32,7 @@ from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.training.distributed import connect_processes
 from pusa.training.export import export_run
+from pusa.training.reports.charts import load_figure_class
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor
 
 def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
     """Run the unfinished stages up to and including `until`; write the model to ``work/model``."""
+    if until == STAGES[-1]:
+        load_figure_class()  # now, as the charts of the card come last
     work.mkdir(parents=True, exist_ok=True)
     sprites, photographs = load_pictures(work, pack, things=budget.things)
     motion_frames = budget.frames - 1

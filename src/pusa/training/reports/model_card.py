@@ -10,11 +10,10 @@ from typing import Any
 
 from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
-from pusa.media.previews import write_picture
 from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
-from pusa.training.reports.curves import draw, panels_of
+from pusa.training.reports.charts import panels_of, write_chart
 from pusa.training.reports.validation import VALIDATION_FOLDER
 from pusa.training.run import RUN_FILE
 
@@ -300,7 +299,7 @@ def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Ite
     title = "## Curves"
     if len(config.model.experts) > 1:
         path, title = path.with_stem(f"{path.stem}_{expert}"), f"## Curves of `{expert}`"
-    write_picture(draw(panels_of(metrics)), path)
+    write_chart(panels_of(metrics), path)
     yield from (title, "", f"![losses over steps, and held-out error by noise level]({path.name})", "")
     evaluated = [entry for entry in metrics if entry.get("held_out_loss") is not None]
     if len(evaluated) > 1:
