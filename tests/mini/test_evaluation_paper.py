@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -198,9 +198,6 @@ def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
     return warm * (1 - (1 - schedule.floor) * min(done, 1.0))
 
 
-# ---- moving average ------------------------------------------------------------------------------------------------
-
-
 class MovingAverage:
     """Average the trained weights over steps: ``average += (1 - decay) * (weight - average)``.
 
@@ -217,8 +214,8 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Move the averages towards the weights after step number `step`."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.averages.items():
-            local(average).lerp_(local(self.parameters[name].detach()), weight)
+        averages = [local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.parameters.values()], weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -240,3 +237,54 @@ class MovingAverage:
         for module in self.model.modules():
             if isinstance(module, FSDPModule):  # a pass without gradients leaves the root's weights gathered
                 module.reshard()
+
+
+class Updater:
+    """Update weights from their gradients: the optimizers at scaled rates, and a moving average of the weights.
+
+    Args:
+        parameters: the trained parameters of `model` by name.
+        ema_decay: of the moving average; None: no average.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        ema_decay: float | None,
+    ) -> None:
+        self.parameters, self.optimizers = parameters, optimizers
+        self.average = MovingAverage(model, parameters, ema_decay) if ema_decay else None
+        self._rates = [group["lr"] for group in self._groups()]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients that there are."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def scale_rates(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its first value."""
+        for group, rate in zip(self._groups(), self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """List the optimizers' groups as they are now: loading a state replaces them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Scale longer gradients down to `max_norm`; return the norm before, without waiting for the device."""
+        return nn.utils.clip_grad_norm_(self.parameters.values(), float("inf") if max_norm is None else max_norm)
+
+    def update(self, step: int) -> None:
+        """Take step number `step` of every optimizer and of the average."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average is not None:
+            self.average.update(step)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None

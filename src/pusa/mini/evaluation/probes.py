@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pusa.mini.recipe.loop import ConvMuon, precision
+from pusa.mini.recipe.loop import precision
+from pusa.mini.recipe.muon import ConvMuon
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
 from pusa.mini.world.world import TEXTURE, Scenes, World, draw_scenes

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pusa.mini.recipe.loop import precision, rank, world_size
+from pusa.mini.recipe.loop import precision
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import encode_video
+from pusa.training.distributed import connect_processes
 
 _SHARD_CLIPS = 64
 _DRAWN_PIXELS = 64 * 128**2  # of a frame of all clips that are drawn at once on a card
@@ -164,7 +164,8 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
 def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:
     """Draw and encode clips into `folder`, 64 a file; processes share the work, and existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(rank(), plan.shards, world_size()):
+    processes = connect_processes()
+    for shard in range(processes.rank, plan.shards, processes.world):
         path = folder / f"{shard:04d}.safetensors"
         if path.exists():
             continue
@@ -173,8 +174,7 @@ def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPla
         drawn = {f"{_SCENES}{name}": column for name, column in vars(scenes).items()}
         save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
-    if dist.is_initialized():
-        dist.barrier()
+    processes.wait()
     return load_latents(folder, things=plan.things, held_out=plan.held_out, shards=plan.shards)
 
 

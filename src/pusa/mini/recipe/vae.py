@@ -14,7 +14,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
-from pusa.mini.recipe.loop import ConvMuon, fit, precision
+from pusa.mini.recipe.loop import fit, precision
+from pusa.mini.recipe.muon import ConvMuon
 from pusa.mini.world.world import World, draw_scenes
 from pusa.models.vae import channels_last
 
@@ -84,7 +85,7 @@ def train_vae(
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
         return reconstruction_loss(decoded.float(), video, 1 + 2 * alpha) + _KL_WEIGHT * kl
 
-    def schedule(progress: float, step: int) -> float:
+    def schedule(step: int, progress: float) -> float:
         warm = min((step + 1) / 40, 1.0)
         if progress < _IMAGE_SHARE:
             return warm

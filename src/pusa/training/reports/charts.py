@@ -119,7 +119,7 @@ def _draw_series(axes: Any, series: Series, colour: str) -> None:
     ]
     if not finite:
         return
-    xs, ys, bars = zip(*finite, strict=True)
+    xs, ys, bars = map(list, zip(*finite, strict=True))
     if series.smooth:
         axes.plot(xs, ys, color=colour, alpha=_PALE, linewidth=1)
         ys = [y for _, y in smoothed(list(zip(xs, ys, strict=True)))]
