@@ -5,7 +5,7 @@ import hashlib
 import json
 import queue
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
@@ -19,9 +19,12 @@ from torch.nn.functional import cosine_similarity
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
 from pusa.events import Note, Report, Stage, Step
+from pusa.media import to_uint8
+from pusa.media.previews import spread
 from pusa.models.text_encoder import identity_of_module
-from pusa.models.vae import encode_video
+from pusa.models.vae import decode_chunks, encode_video
 from pusa.pipeline import PusaPipeline
+from pusa.positions import frames_of
 
 T = TypeVar("T")
 
@@ -125,6 +128,28 @@ def identity_of_vae(vae: AutoencoderKLWan) -> str:
         digest.update(f"{name}:{list(parameter.shape)};".encode())
         digest.update(sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def decode_spread(
+    vae: AutoencoderKLWan, latents: Tensor, count: int, write: Callable[[np.ndarray], object] = lambda frames: None
+) -> tuple[list[int], np.ndarray]:
+    """Decode latents ``[1, C, F, h, w]`` and keep at most `count` frames, evenly spread from the first to the last.
+
+    Args:
+        write: receives all frames in turn, uint8 ``[n, H, W, 3]``.
+
+    Returns:
+        The numbers of the frames that are kept, and these, uint8 ``[count, H, W, 3]``.
+    """
+    numbers = spread(frames_of(latents.shape[2], vae.config.scale_factor_temporal), count)
+    kept: list[np.ndarray] = []
+    at = 0
+    for chunk in decode_chunks(vae, latents):
+        frames = to_uint8(chunk)
+        write(frames)
+        kept += [frames[number - at] for number in numbers if at <= number < at + len(frames)]
+        at += len(frames)
+    return numbers, np.stack(kept)
 
 
 class ClipEncoder:

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pusa.mini.recipe.loop import precision
 from pusa.mini.recipe.muon import ConvMuon
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
 from pusa.mini.world.world import TEXTURE, Scenes, World, draw_scenes
@@ -90,7 +91,7 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(Columns):
     """Probabilities that the probes predict for B clips, and features ``[B, 128]``.
 
     `things` is ``[B, L, T + 1]`` for each of L frames, `places` ``[B, P + 1]``, `motions` and `cameras` of the clip.
@@ -124,11 +125,6 @@ class Predictions:
     def camera(self) -> Tensor:
         return self.cameras.argmax(dim=1)
 
-    @classmethod
-    def cat(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """Concatenate the predictions of several batches."""
-        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
-
 
 DIRECTIONS = torch.tensor([list(MOTIONS).index(name) for name in ("left", "right", "up", "down")])
 
@@ -142,17 +138,17 @@ class Probes:
     @torch.no_grad()
     def classify_frames(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
-        features, thing, place = self.frame(_resized(frames, FRAME_SIZE))
+        features, thing, place = self.frame(resized(frames, FRAME_SIZE))
         return features, thing.softmax(1), place.softmax(1)
 
     @torch.no_grad()
     def classify(self, video: Tensor) -> Predictions:
         """Classify clips ``[B, 3, F, H, W]`` in -1..1, each one whole motion long."""
-        chosen = video[:, :, _spread(video.shape[2], CLASSIFIED_FRAMES)].float()
+        chosen = video[:, :, moments(video.shape[2], CLASSIFIED_FRAMES)].float()
         features, things, places = self.classify_frames(chosen.transpose(1, 2).flatten(0, 1))
         per_clip = (len(video), -1)
-        moving = video[:, :, _spread(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
-        small = _resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
+        moving = video[:, :, moments(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
+        small = resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
         motion_features, motions, cameras = self.motion(small)
         return Predictions(
             things=things.unflatten(0, per_clip),
@@ -186,12 +182,13 @@ class Probes:
         return cls(frame, motion, things)
 
 
-def _spread(frames: int, count: int) -> list[int]:
-    """Choose `count` frames, evenly from the first to the last."""
-    return [round(i * (frames - 1) / (count - 1)) for i in range(count)]
+def moments(frames: int, count: int) -> Tensor:
+    """Choose `count` of `frames` frames, evenly from the first to the last; of fewer frames some twice."""
+    return torch.linspace(0, frames - 1, count, dtype=torch.float64).round().long()
 
 
-def _resized(frames: Tensor, size: int) -> Tensor:
+def resized(frames: Tensor, size: int) -> Tensor:
+    """Scale frames ``[N, C, H, W]`` to `size` pixels, both ways."""
     if frames.shape[-2:] == (size, size):
         return frames
     return F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -260,23 +257,13 @@ def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> 
 
 
 @dataclass(frozen=True)
-class _Frames:
+class _Frames(Columns):
     """Frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and whether the thing counts, ``[N]`` each."""
 
     pixels: Tensor
     thing: Tensor
     place: Tensor
     thing_counts: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, chosen: Tensor) -> "_Frames":
-        return _Frames(**{name: column[chosen] for name, column in vars(self).items()})
-
-    @staticmethod
-    def cat(parts: "list[_Frames]") -> "_Frames":
-        return _Frames(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
@@ -294,7 +281,7 @@ def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int,
 
 def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
     """Flatten video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]`` to labelled frames."""
-    pixels = _resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
+    pixels = resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
     place = scenes.place.clamp(max=TEXTURE)[:, None].expand(-1, video.shape[2]).flatten()
     return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
 

@@ -20,6 +20,7 @@ from pusa.lora.adapters import adapter_names
 from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Predictions, Probes, train_probes
 from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
 from pusa.mini.world.world import Scenes, World, draw_scenes
@@ -34,19 +35,13 @@ _REFERENCE_CLIPS = 256
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(Columns):
     """Real clips: their scenes, pixels, latents and reconstructions by the VAE."""
 
     scenes: Scenes
     video: Tensor  # [B, 3, F, H, W] in -1..1, in steps of one grey level
     latents: Tensor  # [B, C, f, h, w]
     rebuilt: Tensor  # as video
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-    def __getitem__(self, chosen: slice | Tensor) -> "Clips":
-        return Clips(**{name: values[chosen] for name, values in vars(self).items()})
 
 
 class Evaluator:

@@ -25,6 +25,7 @@ from pusa.mini.paper.training import BATCH, SEED, Plan, adapter_path, load_base,
 from pusa.mini.recipe.base import SHIFT, TextToVideo
 from pusa.mini.recipe.clips import load_latents
 from pusa.mini.recipe.loop import precision
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions
@@ -72,7 +73,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Clips:
+class HeldOutClips(Columns):
     """Held-out clips ``[N, C, F, h, w]`` with their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
 
     The camera never moves. `still`: the thing does not move either, so that the first frame says all of the rest.
@@ -85,15 +86,12 @@ class Clips:
     place: Tensor
     still: Tensor
 
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def batches(self, size: int) -> "Iterator[Clips]":
+    def batches(self, size: int) -> "Iterator[HeldOutClips]":
         for start in range(0, len(self), size):
-            yield Clips(**{name: column[start : start + size] for name, column in vars(self).items()})
+            yield self[start : start + size]
 
 
-def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> tuple[Clips, Clips]:
+def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> tuple[HeldOutClips, HeldOutClips]:
     """Choose `count` clips to generate from, at most half of them still, and others for the losses."""
     data = load_latents(work / "held_out", things=things_of(work), held_out=True)
     names, scenes = list(MOTIONS), data.scenes
@@ -111,13 +109,13 @@ def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> 
             raise ValueError(f"{work / 'held_out'} has {len(found)} fitting clips and {wanted} are needed")
     texts = captions(scenes)
 
-    def pick(indices: Tensor) -> Clips:
+    def pick(indices: Tensor) -> HeldOutClips:
         latents = data.latents[indices].float()
         noise = [torch.randn(latents.shape[1:], generator=generator_of(SEED, "noise", i)) for i in indices.tolist()]
         with torch.no_grad():
             embeds = base.embed([texts[i] for i in indices.tolist()])
         columns = (scenes.thing[indices], scenes.place[indices], is_still[indices])
-        return Clips(latents, torch.stack(noise), embeds, *columns)
+        return HeldOutClips(latents, torch.stack(noise), embeds, *columns)
 
     return pick(chosen), pick(others)
 
@@ -205,8 +203,8 @@ class Judge:
     out: Path
     plan: Plan
     base: TextToVideo = field(init=False)
-    clips: Clips = field(init=False)
-    loss_clips: Clips = field(init=False)
+    clips: HeldOutClips = field(init=False)
+    loss_clips: HeldOutClips = field(init=False)
     empty: Tensor = field(init=False)
     untouched: dict[str, Tensor] = field(init=False, default_factory=dict)
 

@@ -12,8 +12,10 @@ from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Results, WeightChang
 from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
 from pusa.training.reports.charts import Panel, Series, write_chart
+from pusa.training.reports.model_card import markdown_table
 
 BEGIN, END = "<!-- results: written by pusa eval paper -->", "<!-- /results -->"
+_CLAIM_HEAD = ["claim", "compared", "found", "verdict"]
 _ORDER = ("independent", "p 0.8", "p 0.5", "p 0.2", "image-to-video")
 
 
@@ -253,12 +255,12 @@ def markdown(report: dict[str, Any], pictures: str) -> str:
         "",
         "### Does it agree?",
         "",
-        *_as_markdown([["claim", "compared", "found", "verdict"], *_claim_rows(report["claims"])]),
+        *markdown_table(_CLAIM_HEAD, _claim_rows(report["claims"])),
         "",
         *(f"![{name}]({pictures}/{name}.svg)\n" for name in report["panels"]),
     ]
     for title, table in report["tables"].items():
-        lines += [f"### {title}", "", *_as_markdown(table), ""]
+        lines += [f"### {title}", "", *markdown_table(table[0], table[1:]), ""]
     if report["left_out"]:
         lines += [f"No time was left for: {', '.join(report['left_out'])}.", ""]
     return "\n".join(lines)
@@ -266,7 +268,7 @@ def markdown(report: dict[str, Any], pictures: str) -> str:
 
 def as_text(report: dict[str, Any]) -> str:
     """Format all tables for a terminal."""
-    claims = [["claim", "compared", "found", "verdict"], *_claim_rows(report["claims"])]
+    claims = [_CLAIM_HEAD, *_claim_rows(report["claims"])]
     blocks = []
     for title, table in {"Claims": claims, **report["tables"]}.items():
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
@@ -282,8 +284,3 @@ def _claim_rows(claims: Sequence[dict[str, str]]) -> Table:
         rows.append(["" if claim == before else claim, finding["compared"], finding["found"], finding["verdict"]])
         before = claim
     return rows
-
-
-def _as_markdown(table: Table) -> list[str]:
-    head, *rows = [f"| {' | '.join(row)} |" for row in table]
-    return [head, "|" + "---|" * len(table[0]), *rows]

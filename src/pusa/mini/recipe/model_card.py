@@ -1,7 +1,7 @@
 """Write the model card of the embedded model from the files of its recipe: data, licences, curves, measurements."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.training.reports import read_metrics
 from pusa.training.reports.charts import Panel, Series, loss_series, points_of, write_chart
+from pusa.training.reports.model_card import markdown_table
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 
@@ -32,7 +33,21 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
-    budget, vae, strength = report["budget"], report["vae"], report["strength"]
+    yield from _model_and_data(report["budget"])
+    yield from _recipe(report["budget"], steps)
+    yield from _measurements(report)
+    yield from (
+        "",
+        "## Limits",
+        "",
+        "- Words outside its list mean nothing to it; it knows no people, no letters, no numbers.",
+        "- A photograph of yours can be panned and zoomed; what is in it will not move by itself.",
+        "- Fast motion blurs: four frames share a latent frame.",
+        "- Clips longer than it was trained on are made by chaining.",
+    )
+
+
+def _model_and_data(budget: Mapping[str, Any]) -> Iterator[str]:
     size, frames = budget["size"], budget["frames"]
     yield from (
         "# The embedded model",
@@ -50,15 +65,20 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "twelve is never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the "
         f"transformer the first {budget['things']}. Its pictures:",
         "",
-        *_table(("what", "source", "licence"), CREDITS),
+        *markdown_table(("what", "source", "licence"), CREDITS),
         "",
         "The weights are under the licence of this package. Third-party notices are in `THIRD_PARTY.md`.",
         "",
+    )
+
+
+def _recipe(budget: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
+    yield from (
         "## Recipe",
         "",
         "`pusa mini train FOLDER`. The stages of these weights:",
         "",
-        *_table(
+        *markdown_table(
             ("stage", "minutes", "steps", "what"),
             (
                 (
@@ -71,7 +91,7 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
                     "base",
                     f"{budget['base_minutes']:g}",
                     steps["base"],
-                    f"text-to-video with one time for the whole clip, {budget['small_size']} then {size} pixels; Muon; "
+                    f"text-to-video with one time for the whole clip, {budget['small_size']} then {budget['size']} pixels; Muon; "
                     f"{budget['layers']} layers of width {32 * budget['heads']}, text encoder trained along",
                 ),
                 (
@@ -86,9 +106,15 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"![Losses of the three stages]({CURVES_FILE})",
         "",
+    )
+
+
+def _measurements(report: Mapping[str, Any]) -> Iterator[str]:
+    vae, strength = report["vae"], report["strength"]
+    yield from (
         "## Measured",
         "",
-        *_table(
+        *markdown_table(
             ("", "all frames", "first frame"),
             (
                 ("VAE, PSNR on combinations never drawn", *_decibels(vae, "held_out")),
@@ -106,13 +132,6 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         *_strengths(strength["sweep"]),
         "",
         "`pusa eval mini` measures how good it is at every task, on clips that were never drawn for training.",
-        "",
-        "## Limits",
-        "",
-        "- Words outside its list mean nothing to it; it knows no people, no letters, no numbers.",
-        "- A photograph of yours can be panned and zoomed; what is in it will not move by itself.",
-        "- Fast motion blurs: four frames share a latent frame.",
-        "- Clips longer than it was trained on are made by chaining.",
     )
 
 
@@ -123,11 +142,4 @@ def _decibels(vae: Mapping[str, float], name: str) -> tuple[str, str]:
 def _strengths(sweep: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     names = list(next(iter(sweep.values())))
     rows = ((strength, *(f"{scores[name]:.2f}" for name in names)) for strength, scores in sweep.items())
-    yield from _table(("strength", *(name.replace("_", " ") for name in names)), rows)
-
-
-def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(str(cell) for cell in row)} |"
+    yield from markdown_table(("strength", *(name.replace("_", " ") for name in names)), rows)

@@ -49,7 +49,7 @@ def write_card(run_folder: str | Path) -> Path:
     return path
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     yield f"| {' | '.join(head)} |" if any(head) else "|" + " |" * len(head)
     yield f"|{'---|' * len(head)}"
@@ -126,7 +126,7 @@ def _files(folder: Path, config: TrainConfig) -> Iterator[str]:
         else:
             rows.append((f"`{name}`", f"the adapter, {path.stat().st_size / 1e6:,.1f} MB{noise}"))
     rows.append(("`config.json`", "the configuration: `pusa train config.json` trains it again"))
-    yield from table(("file", "what"), rows)
+    yield from markdown_table(("file", "what"), rows)
 
 
 def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
@@ -230,7 +230,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         rows[f"training{label}"] = _spent(metrics, fact)
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     rows["made with"] = f"{versions}, Python {first['python']}"
-    yield from table(("", ""), rows.items())
+    yield from markdown_table(("", ""), rows.items())
     yield ""
 
 
@@ -308,7 +308,7 @@ def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Ite
             (f"step {entry['step']:,}", f"{entry['held_out_loss']:.4f}", _number(entry["held_out_error"]))
             for entry in (first, last)
         )
-        yield from table(("held out", "loss", "squared error"), rows)
+        yield from markdown_table(("held out", "loss", "squared error"), rows)
         yield ""
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,9 +20,9 @@ from torch import Tensor
 from pusa import media
 from pusa.conditions import PusaCondition, fit_image, pixels
 from pusa.data.dataset import LatentDataset
+from pusa.data.encoding import decode_spread
 from pusa.lora.adapters import lora_layers
-from pusa.media.previews import Strip, spread, strip_sheet, write_picture
-from pusa.models.vae import decode_chunks
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.checkpoint import random_states, restore_random_states
@@ -104,21 +103,17 @@ def validate(
     unknown = set(settings.tasks) - set(TASKS)
     if unknown or not settings.tasks:
         raise ValueError(f"tasks={list(settings.tasks)}: give some of {', '.join(TASKS)}")
+    rows: list[Strip] = []
+    written: list[Path] = []
+    place = folder / f"step-{step:08d}"
     with _evaluation_mode(pipe, settings.alpha), torch.no_grad():
         clips = _clips(pipe, prompts, images, videos, latents, settings)
-        rows: list[Strip] = []
-        written: list[Path] = []
-        place = folder / f"step-{step:08d}"
-        if writes:
-            place.mkdir(parents=True, exist_ok=True)
         for number, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
-            arguments = _arguments(pipe, clip, settings, number)
             text: dict[str, Any] = {"prompt": prompt, "negative_prompt": ""}
             if prompt_embeds is not None:
-                text = {
-                    "prompt_embeds": prompt_embeds[number : number + 1],
-                    "negative_prompt_embeds": negative_prompt_embeds,
-                }
+                embeds = prompt_embeds[number : number + 1]
+                text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_prompt_embeds}
+            arguments = text | _arguments(pipe, clip, settings, number)
             if writes and clip is not None and clip.shape[1] > 1:
                 strip = _decode(pipe, clip[None], None, settings)
                 rows.append(replace(strip, label=f"{number + 1}. {prompt} (the clip)"))
@@ -127,13 +122,12 @@ def validate(
                 if conditions is None:
                     continue
                 with compute_context():
-                    video_latents = pipe(**text, **arguments, conditions=conditions).frames
+                    generated = pipe(**arguments, conditions=conditions).frames
                 if writes:
-                    path = place / f"{number + 1}-{task}.mp4"
-                    strip = _decode(pipe, video_latents, path, settings)
-                    held = {frame for c in conditions for frame in _frames_held(pipe, c, video_latents.shape[2])}
+                    written.append(place / f"{number + 1}-{task}.mp4")
+                    strip = _decode(pipe, generated, written[-1], settings)
+                    held = {frame for c in conditions for frame in _frames_held(pipe, c, generated.shape[2])}
                     rows.append(replace(strip, label=f"{number + 1}. {prompt} ({task})", held=held))
-                    written.append(path)
     if not rows:
         return []
     picture = strip_sheet(rows, columns=settings.columns, title=f"step {step}; outlined frames were given")
@@ -236,19 +230,14 @@ def _frames_held(pipe: Any, condition: PusaCondition, length: int) -> range:
 
 def _decode(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSettings) -> Strip:
     """Decode ``[1, C, F, h, w]``, write the video to `path` unless None, and return the frames for the sheet."""
-    numbers = spread(frames_of(latents.shape[2], pipe.vae_scale_factor_temporal), settings.columns)
-    height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
-    kept: list[np.ndarray] = []
-    at = 0
-    writing = nullcontext() if path is None else media.VideoWriter(path, width=width, height=height, fps=settings.fps)
-    with writing as writer:
-        for chunk in decode_chunks(pipe.vae, latents):
-            frames = media.to_uint8(chunk)
-            if writer is not None:
-                writer.write(frames)
-            kept += [frames[number - at] for number in numbers if at <= number < at + len(frames)]
-            at += len(frames)
-    return Strip("", np.stack(kept), numbers)
+    if path is None:
+        numbers, frames = decode_spread(pipe.vae, latents, settings.columns)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
+        with media.VideoWriter(path, width=width, height=height, fps=settings.fps) as writer:
+            numbers, frames = decode_spread(pipe.vae, latents, settings.columns, writer.write)
+    return Strip("", frames, numbers)
 
 
 # ---- while training --------------------------------------------------------------------------------------------------
