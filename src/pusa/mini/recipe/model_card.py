@@ -91,8 +91,9 @@ def _recipe(budget: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str
                     "base",
                     f"{budget['base_minutes']:g}",
                     steps["base"],
-                    f"text-to-video with one time for the whole clip, {budget['small_size']} then {budget['size']} pixels; Muon; "
-                    f"{budget['layers']} layers of width {32 * budget['heads']}, text encoder trained along",
+                    "text-to-video with one time for the whole clip, "
+                    f"{budget['small_size']} then {budget['size']} pixels; Muon; {budget['layers']} layers of width "
+                    f"{32 * budget['heads']}, text encoder trained along",
                 ),
                 (
                     "VTA",
