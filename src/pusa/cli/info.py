@@ -154,8 +154,8 @@ def check_model(source: str) -> None:
     """Raise MissingModelError for a source that is neither in the zoo, nor a folder, nor a possible name of the Hub."""
     from pusa import zoo
 
-    known = source == "mini" or zoo.find(source) is not None  # for mini, `generate` knows what to do
-    if not known and not Path(source).expanduser().is_dir() and source.count("/") != 1:
+    in_zoo = source == "mini" or zoo.find(source) is not None  # `generate` reports a package without mini's weights
+    if not in_zoo and not Path(source).expanduser().is_dir() and source.count("/") != 1:
         find_model(source)
 
 

@@ -74,7 +74,7 @@ def train(work: Path, budget: str, until: str, pack: Path | None, processes: int
         process.wait()
         raise click.Abort from None
     if code:
-        raise RuntimeError(f"the recipe ended with exit code {code}; what went wrong is said above")
+        raise RuntimeError(f"the recipe ended with exit code {code}; its messages are above")
     click.echo(f"{work / 'model'}" if until == _STAGES[-1] else f"{work}: done up to stage {until}")
 
 

@@ -155,8 +155,8 @@ def build_conditions(
     shared = numbers if numbers and len(numbers) == 1 else None
     images = [parse_keyframe(text) for text in ([f"{image}@0"] if image else []) + list(keyframes)]
     conditions = [
-        condition("image", file, positions=[position], noise=own or shared, **image_knobs)
-        for file, position, own in images
+        condition("image", file, positions=[position], noise=keyframe_noise or shared, **image_knobs)
+        for file, position, keyframe_noise in images
     ]
     places = parse_positions(positions) if positions is not None else None
     return conditions + [condition("video", file, positions=places, noise=numbers, **image_knobs) for file in videos]

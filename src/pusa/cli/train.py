@@ -21,7 +21,7 @@ _LAYOUTS = ("comfyui", "diffusers", "original")
 
 
 class _TrainGroup(Group):
-    """A group whose first command may be left out: ``pusa train CONFIG`` is ``pusa train run CONFIG``."""
+    """Take the command `run` where none is named: ``pusa train CONFIG`` is ``pusa train run CONFIG``."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

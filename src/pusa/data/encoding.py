@@ -24,12 +24,25 @@ from pusa.media.previews import spread
 from pusa.models.text_encoder import identity_of_module
 from pusa.models.vae import decode_chunks, encode_video
 from pusa.pipeline import PusaPipeline
-from pusa.positions import frames_of
+from pusa.positions import frames_of, nearest_of
+from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 
 T = TypeVar("T")
 
 _SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another encoder's are unrelated
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
+
+
+def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int]) -> None:
+    """Raise ValueError unless sizes (width, height) are multiples of 16 and lengths 4n + 1 frames."""
+    for size in sizes:
+        if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
+            sides = "x".join(str(nearest_of(side, SIZE_MULTIPLE)) for side in size)
+            raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {SIZE_MULTIPLE}; give {sides}")
+    for count in lengths:
+        if count < 1 or count % FRAMES_PER_LATENT != 1:
+            near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)
+            raise ValueError(f"frames={count}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
 
 
 class StageProgress:

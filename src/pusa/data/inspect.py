@@ -26,7 +26,7 @@ from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.media.previews import Strip, grid, spread, strip_sheet, write_picture
-from pusa.resources import readable
+from pusa.resources import readable, readable_time
 
 logger = logging.getLogger(__name__)
 
@@ -315,17 +315,8 @@ def _short(value: float) -> str:
 def page(facts: dict[str, Any], strips: list[Strip]) -> str:
     """Render the page as one self-contained HTML file. The template escapes captions and names."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"bytes": readable, "duration": duration, "uri": as_uri}
+    environment.filters |= {"bytes": readable, "duration": readable_time, "uri": as_uri}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(strips=strips, **facts)
-
-
-def duration(seconds: float) -> str:
-    """Format seconds: ``2 h 5 min``, ``3 min 20 s`` or ``8.0 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def as_uri(strip: Strip) -> str:

@@ -261,7 +261,7 @@ class Updater:
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The gradients that there are."""
+        """The gradients of this step; parameters that took no part have none."""
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
     def scale_rates(self, factor: float) -> None:

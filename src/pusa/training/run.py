@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
+from pusa.resources import readable_time
 from pusa.training.batches import Batch, BatchPlan, Data, Loader, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
@@ -278,10 +279,7 @@ class Run:
         done = self._share_done()
         if not 0 < done < 1:
             return ""
-        left = self.progress.seconds * (1 - done) / done
-        if left < 120:
-            return f"  {left:.0f} s left"
-        return f"  {left / 60:.0f} min left" if left < 5400 else f"  {left / 3600:.1f} h left"
+        return f"  {readable_time(self.progress.seconds * (1 - done) / done)} left"
 
     def _evaluate(self) -> None:
         """Log the held-out loss, by level and frame too; of the moving average if there is one."""

@@ -44,7 +44,7 @@ Table = dict[str, Row]
 
 @dataclass
 class Part:
-    """The results of a part: tables by title, and rows of a contact sheet."""
+    """Hold the results of a part: tables by title, and rows of a contact sheet."""
 
     tables: dict[str, Table] = field(default_factory=dict)
     strips: list[Strip] = field(default_factory=list)

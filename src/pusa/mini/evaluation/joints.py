@@ -31,7 +31,7 @@ STAYING = ("still", "bounce", "spin", "swing", "orbit")
 
 @dataclass
 class JoinResult:
-    """A table, and videos with their labels, uint8 ``[F, H, W, 3]``."""
+    """Hold a table, and videos with their labels, uint8 ``[F, H, W, 3]``."""
 
     title: str
     table: dict[str, dict[str, Figure]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ _BATCH = 64
 
 
 class FrameProbe(nn.Module):
-    """Frames ``[N, 3, 64, 64]`` in -1..1 to features ``[N, 64]``, things ``[N, T + 1]``, places ``[N, P + 1]``.
+    """Map frames ``[N, 3, 64, 64]`` in -1..1 to features ``[N, 64]``, things ``[N, T + 1]``, places ``[N, P + 1]``.
 
     The last thing is another one or none, the last place a picture.
     """
@@ -58,7 +58,7 @@ class FrameProbe(nn.Module):
 
 
 class MotionProbe(nn.Module):
-    """Clips ``[N, 9, 3, 48, 48]`` in -1..1 to features ``[N, 64]``, motions ``[N, 12]`` and cameras ``[N, 5]``."""
+    """Map clips ``[N, 9, 3, 48, 48]`` in -1..1 to features ``[N, 64]``, motions ``[N, 12]``, cameras ``[N, 5]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def _pooled(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Predictions(Columns):
-    """Probabilities that the probes predict for B clips, and features ``[B, 128]``.
+    """Hold the probabilities that the probes predict for B clips, and features ``[B, 128]``.
 
     `things` is ``[B, L, T + 1]`` for each of L frames, `places` ``[B, P + 1]``, `motions` and `cameras` of the clip.
     """
@@ -130,7 +130,7 @@ DIRECTIONS = torch.tensor([list(MOTIONS).index(name) for name in ("left", "right
 
 
 class Probes:
-    """The two probes, trained; `things` is how many of `THINGS` they know."""
+    """Classify clips by the two trained probes; `things` is how many of `THINGS` they know."""
 
     def __init__(self, frame: FrameProbe, motion: MotionProbe, things: int) -> None:
         self.frame, self.motion, self.things = frame.eval(), motion.eval(), things
@@ -258,7 +258,7 @@ def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> 
 
 @dataclass(frozen=True)
 class _Frames(Columns):
-    """Frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and whether the thing counts, ``[N]`` each."""
+    """Hold frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and True if the thing counts, ``[N]`` each."""
 
     pixels: Tensor
     thing: Tensor

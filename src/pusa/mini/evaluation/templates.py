@@ -34,7 +34,7 @@ _PLACE_SPREAD, _SCALE_SPREAD, _ANGLE_SPREAD, _VISIBLE_SPREAD = 0.12, 0.12, 0.35,
 
 @dataclass(frozen=True)
 class Track(Columns):
-    """A thing in B clips at L moments, ``[B, L]`` each.
+    """Hold the placements of a thing in B clips at L moments, ``[B, L]`` each.
 
     Centre `x`, `y` and half size `scale` in halves of the frame, `angle` in radians, `score` in 0..1; `density` is how
     much of the squared difference from its surroundings the sprite explains, for its size.

@@ -49,7 +49,7 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One adapter (or none) under one setting of the sampler, and its measures.
+    """Describe one adapter (or none) under one setting of the sampler, and its measures.
 
     `measures`: "losses"; "image", image-to-video without a caption; "caption", with one; "text", text-to-video.
     """
@@ -74,7 +74,9 @@ class Point:
 
 @dataclass(frozen=True)
 class HeldOutClips(Columns):
-    """Held-out clips ``[N, C, F, h, w]`` with their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
+    """Hold clips ``[N, C, F, h, w]`` that training never saw, and what belongs to them.
+
+    That is their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
 
     The camera never moves. `still`: the thing does not move either, so that the first frame says all of the rest.
     """

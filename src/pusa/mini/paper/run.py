@@ -66,7 +66,7 @@ def points_of(plan: Plan) -> list[Point]:
 
 @dataclass(frozen=True)
 class PaperJob:
-    """A part that writes the file `result`; it can start once the files `needs` exist, and takes about `seconds`.
+    """Describe a part that writes the file `result`, can start once the files `needs` exist, and takes about `seconds`.
 
     A job that `must` run does so however late it is, and time is reserved for it: the trainings and their last points.
     """

@@ -53,7 +53,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TextToVideo(nn.Module):
-    """The transformer and the text encoder, which train together, and their tokenizer.
+    """Hold the transformer and the text encoder, which train together, and their tokenizer.
 
     Args:
         heads: of attention.

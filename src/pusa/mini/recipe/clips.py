@@ -26,7 +26,7 @@ _SCENES = "scenes."  # before the names of their columns in a file
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch of B clips for one step.
+    """Hold a batch of B clips for one step.
 
     Attributes:
         latents: fp32 ``[B, 16, F, h, w]``, normalised.
@@ -40,7 +40,7 @@ class Sample:
 
 
 class ClipCache:
-    """Clips as normalised latents, with the masks of their things and the tokens of several wordings of their captions.
+    """Hold clips as normalised latents, the masks of their things and the tokens of several wordings of their captions.
 
     Args:
         latents: bf16 ``[N, 16, F, h, w]``.
@@ -86,7 +86,7 @@ class ClipCache:
 
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: int = _CAPTION_TOKENS) -> Tensor:
-    """Token ids ``[B, length]``, zeros (the padding token) behind each text.
+    """Tokenise texts to ids ``[B, length]``, zeros (the padding token) behind each text.
 
     Bypasses transformers, which takes longer over each text than the tokenizer itself: the recipe for a data-centre GPU
     has half a million texts.

@@ -20,7 +20,7 @@ _EPS = 1e-7
 
 
 class BatchedMuon(Optimizer):
-    """Muon (Nesterov) over matrices; one Newton-Schulz iteration for all of one shape.
+    """Optimise matrices by Muon (Nesterov), with one Newton-Schulz iteration for all of one shape.
 
     The same numbers as `torch.optim.Muon` with ``adjust_lr_fn="original"``, up to the rounding of the iteration, which
     is computed in bf16 where the device does that itself.
@@ -84,7 +84,7 @@ class BatchedMuon(Optimizer):
 
 
 class ConvMuon(BatchedMuon):
-    """Muon for convolution kernels, seen as matrices ``[out, in * taps]``.
+    """Optimise convolution kernels by Muon, as matrices ``[out, in * taps]``.
 
     Args:
         kernels: weights in channels-last memory, so that the matrices are views of them.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Columns:
-    """A base of dataclasses whose fields are tensors, or further `Columns`, of one length."""
+    """Index and join dataclasses whose fields are tensors, or further `Columns`, of one length."""
 
     def __len__(self) -> int:
         return len(next(iter(vars(self).values())))

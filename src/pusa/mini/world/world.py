@@ -35,8 +35,9 @@ _THING_BEFORE_PICTURE_SHARE, _MOVING_CAMERA_SHARE = 0.3, 0.3
 
 @dataclass(frozen=True)
 class Scenes(Columns):
-    """The scenes of B clips, ``[B]`` integers each; -1 in `thing` or `second` is none; `jitter` ``[B, 20]`` in 0..1.
+    """Hold the scenes of B clips, ``[B]`` integers each, and their `jitter`, ``[B, 20]`` in 0..1.
 
+    In `thing` and `second`, -1 is none.
     `place` is an index into `PLACES`, or `TEXTURE` or `PHOTOGRAPH`; `wording` picks among synonyms.
     """
 
