@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pusa import media
-from pusa.conditions import PusaCondition, fit_image, pixels
+from pusa.conditions import PusaCondition
 from pusa.data.dataset import LatentDataset
 from pusa.data.encoding import decode_spread
 from pusa.lora.adapters import lora_layers
@@ -69,8 +69,6 @@ def validate(
     *,
     step: int,
     prompts: Sequence[str],
-    images: Sequence[Any] | None = None,
-    videos: Sequence[Any] | None = None,
     latents: Sequence[Tensor] | None = None,
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
@@ -85,8 +83,8 @@ def validate(
         folder: gets ``step-00000100/1-text-to-video.mp4`` and so on, and the contact sheet ``step-00000100.jpg``.
         step: of the training.
         prompts: one for each clip.
-        images, videos, latents: conditions, one for each prompt; at most one kind. Images allow image-to-video,
-            videos (as in `PusaCondition`) and normalised latents ``[C, F, h, w]`` all tasks, nothing text-to-video.
+        latents: normalised ``[C, F, h, w]``, one for each prompt: a picture's allow image-to-video, a clip's all tasks.
+            None: text-to-video alone.
         prompt_embeds, negative_prompt_embeds: ``[n, L, D]`` and ``[1, L, D]``, where there is no text encoder.
         compute_context: entered around each call of the pipeline, for autocast; encoding and decoding, in the VAE's
             own dtype, stay outside.
@@ -103,11 +101,13 @@ def validate(
     unknown = set(settings.tasks) - set(TASKS)
     if unknown or not settings.tasks:
         raise ValueError(f"tasks={list(settings.tasks)}: give some of {', '.join(TASKS)}")
+    clips: list[Tensor | None] = [None] * len(prompts) if latents is None else list(latents)
+    if len(clips) != len(prompts):
+        raise ValueError(f"{len(clips)} latents for {len(prompts)} prompts: give one for each")
     rows: list[Strip] = []
     written: list[Path] = []
     place = folder / f"step-{step:08d}"
     with _evaluation_mode(pipe, settings.alpha), torch.no_grad():
-        clips = _clips(pipe, prompts, images, videos, latents, settings)
         for number, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
             text: dict[str, Any] = {"prompt": prompt, "negative_prompt": ""}
             if prompt_embeds is not None:
@@ -155,36 +155,6 @@ def _evaluation_mode(pipe: Any, alpha: float) -> Iterator[None]:
         pipe._progress_bar_config = bars
         model.train(was_training)
         restore_random_states(states)
-
-
-def _clips(
-    pipe: Any,
-    prompts: Sequence[str],
-    images: Sequence[Any] | None,
-    videos: Sequence[Any] | None,
-    latents: Sequence[Tensor] | None,
-    settings: ValidationSettings,
-) -> list[Tensor | None]:
-    """Encode the condition of each prompt to latents ``[C, f, h, w]``, one frame for an image; None without one."""
-    sources = {name: v for name, v in (("images", images), ("videos", videos), ("latents", latents)) if v is not None}
-    if len(sources) > 1:
-        raise ValueError(f"give one of images, videos and latents, not {' and '.join(sources)}")
-    for name, values in sources.items():
-        if len(values) != len(prompts):
-            raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one for each")
-    if latents is not None:
-        return list(latents)
-    clips = [[image] for image in images] if images is not None else [list(v) for v in videos or ()]
-    if not clips:
-        return [None] * len(prompts)
-    defaults = pipe.defaults
-    width, height = settings.width or defaults.width, settings.height or defaults.height
-    longest = settings.num_frames or defaults.num_frames
-    encoded: list[Tensor | None] = []
-    for frames in clips:
-        count = (min(len(frames), longest) - 1) // 4 * 4 + 1
-        encoded.append(pipe.encode_frames(pixels([fit_image(frame, width, height) for frame in frames[:count]]))[0])
-    return encoded
 
 
 def _arguments(pipe: Any, clip: Tensor | None, settings: ValidationSettings, number: int) -> dict[str, Any]:
