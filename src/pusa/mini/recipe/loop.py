@@ -73,17 +73,8 @@ def fit(
     def progress() -> float:
         return step / steps if steps is not None else elapsed / seconds
 
-    def mean_loss() -> float:
-        """Return the mean loss since the last call; this waits for the device."""
-        loss = float(torch.stack(losses).mean())
-        losses.clear()
-        if not math.isfinite(loss):
-            raise NotFiniteError(f"the loss is {loss} at step {step}: lower the learning rates")
-        return loss
-
     is_cpu = all(p.device.type == "cpu" for p in parameters.values())
-    losses: list[Tensor] = []
-    report = math.nan
+    losses = LossLog(checkpoint, writes=processes.is_main)
     saved_at = logged_at = elapsed
     started = time.monotonic() - elapsed
     model.train()
@@ -91,33 +82,60 @@ def fit(
         updater.scale_rates(schedule(step, progress()))
         loss = loss_fn(step * processes.world + processes.rank, progress())
         loss.backward()
-        losses.append(loss.detach())
-        processes.average([*updater.gradients, losses[-1]], [])
+        loss = loss.detach()
+        processes.average([*updater.gradients, loss], [])
+        losses.add(loss)
         if is_cpu:
-            report = mean_loss()
+            losses.read(step)
         updater.clip(1.0)
         updater.update(step)
         updater.clear()
         step += 1
         (elapsed,) = processes.mean([time.monotonic() - started])  # every process stops at the same step
-        is_due = elapsed - logged_at > _LOG_SECONDS or progress() >= 1
-        if is_due and losses:
-            report = mean_loss()
-        if is_due and processes.is_main:
-            logger.info("%s: %4.0f s, step %d, loss %.4f", checkpoint.stem, elapsed, step, report)
-            with checkpoint.with_suffix(".jsonl").open("a") as curve:
-                curve.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": report}) + "\n")
-        if is_due:
+        if elapsed - logged_at > _LOG_SECONDS or progress() >= 1:
+            losses.write(step, elapsed)
             logged_at = elapsed
         if elapsed - saved_at > _SAVE_SECONDS:
-            if losses:
-                mean_loss()
+            losses.read(step)
             _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
             saved_at = elapsed
     _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
     if updater.average is not None:
         updater.average.swap()
     model.eval()
+
+
+class LossLog:
+    """Collect the losses of steps, and write their mean to the file ``.jsonl`` beside the checkpoint."""
+
+    def __init__(self, checkpoint: Path, *, writes: bool) -> None:
+        self._checkpoint, self._writes = checkpoint, writes
+        self._losses: list[Tensor] = []
+        self._mean = math.nan
+
+    def add(self, loss: Tensor) -> None:
+        self._losses.append(loss)
+
+    def read(self, step: int) -> None:
+        """Average the losses since the last call; this waits for the device.
+
+        Raises:
+            NotFiniteError: the mean is infinite or no number.
+        """
+        if not self._losses:
+            return
+        self._mean = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not math.isfinite(self._mean):
+            raise NotFiniteError(f"the loss is {self._mean} at step {step}: lower the learning rates")
+
+    def write(self, step: int, elapsed: float) -> None:
+        """Write a line about the steps up to `step`."""
+        self.read(step)
+        if self._writes:
+            logger.info("%s: %4.0f s, step %d, loss %.4f", self._checkpoint.stem, elapsed, step, self._mean)
+            with self._checkpoint.with_suffix(".jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": self._mean}) + "\n")
 
 
 def _save(checkpoint: Path, updater: Updater, step: int, elapsed: float, *, writes: bool) -> None:
