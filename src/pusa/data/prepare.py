@@ -37,6 +37,7 @@ from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
+from pusa.fsutil import replacing
 from pusa.request import SIZE_MULTIPLE
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -112,9 +113,8 @@ class Skipped:
         lines = [
             json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(self.entries, key=itemgetter("source"))
         ]
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(self.path)
+        with replacing(self.path) as part:
+            part.write_text("".join(lines), encoding="utf-8")
 
 
 @dataclass(frozen=True)

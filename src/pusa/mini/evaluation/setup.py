@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from pusa import zoo
 from pusa.conditions import PusaCondition
 from pusa.evaluation.metrics import Figure, frechet_distance, mean, rate
 from pusa.lora.adapters import adapter_names
+from pusa.media import to_uint8
+from pusa.media.previews import Strip
 from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Predictions, Probes, train_probes
 from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
@@ -42,6 +44,28 @@ class Clips(Columns):
     video: Tensor  # [B, 3, F, H, W] in -1..1, in steps of one grey level
     latents: Tensor  # [B, C, f, h, w]
     rebuilt: Tensor  # as video
+
+
+Row = dict[str, Figure]
+Table = dict[str, Row]
+
+
+@dataclass
+class Part:
+    """Hold the results of a part of the evaluation: tables by title, and rows of a contact sheet."""
+
+    tables: dict[str, Table] = field(default_factory=dict)
+    strips: list[Strip] = field(default_factory=list)
+
+    def show(self, labels: Iterable[str], video: Tensor, held: Sequence[int] = ()) -> None:
+        """Add clips ``[B, 3, F, H, W]`` to the sheet; `held` are the frames that the model was given."""
+        for label, clip in zip(labels, video, strict=False):
+            self.strips.append(Strip(label, to_uint8(clip[None]), held=held))
+
+
+def share(clips: int, part: float) -> int:
+    """Return a part of the number of clips, at least 2."""
+    return max(2, round(part * clips))
 
 
 class Evaluator:

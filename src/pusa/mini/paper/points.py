@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pusa.evaluation.metrics import first_jump
+from pusa.fsutil import replacing
 from pusa.lora.layouts import read_lora
 from pusa.mini.paper.training import BATCH, SEED, Plan, adapter_path, load_base, things_of
 from pusa.mini.recipe.base import SHIFT, TextToVideo
@@ -178,9 +179,8 @@ def train_probe(work: Path, out: Path, steps: int) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    part = probe_path(out).with_suffix(".part")
-    save_file(probe.state_dict(), part)
-    part.replace(probe_path(out))
+    with replacing(probe_path(out)) as part:
+        save_file(probe.state_dict(), part)
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.fsutil import sha256_of
+from pusa.fsutil import replacing, sha256_of
 from pusa.mini.paper import points, report, training
 from pusa.mini.paper.points import STEPS, Point
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
@@ -134,9 +134,8 @@ def _measure_references(work: Path, out: Path, plan: Plan, result: Path) -> None
 
 def _write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n")
 
 
 # ---- how much of it ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from pusa.fsutil import replacing
 from pusa.mini.recipe.loop import precision
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import encode_video
@@ -172,8 +173,8 @@ def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPla
         scenes = plan.scenes(shard)
         latents, mask = _encode(vae, world, plan, scenes, batch=8)
         drawn = {f"{_SCENES}{name}": column for name, column in vars(scenes).items()}
-        save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with replacing(path) as part:
+            save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, part)
     processes.wait()
     return load_latents(folder, things=plan.things, held_out=plan.held_out, shards=plan.shards)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pusa.fsutil import replacing
 from pusa.resources import is_bf16_fast
 from pusa.training.distributed import connect_processes
 from pusa.training.model import Updater
@@ -144,9 +145,8 @@ def _save(checkpoint: Path, updater: Updater, step: int, elapsed: float, *, writ
     state = {"step": step, "elapsed": elapsed, "averages": updater.average.averages if updater.average else {}}
     state["parameters"] = {name: p.detach() for name, p in updater.parameters.items()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in updater.optimizers]
-    part = checkpoint.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(checkpoint)
+    with replacing(checkpoint) as part:
+        torch.save(state, part)
 
 
 @torch.no_grad()

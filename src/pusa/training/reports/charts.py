@@ -1,12 +1,13 @@
 """Draw charts of lines with matplotlib, as PNG or SVG."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pusa.fsutil import replacing
 
 _WIDTH, _HEIGHT, _DPI = 560, 320, 100  # pixels of one panel
 _COLOURS = ("#426eb4", "#de6e28", "#3c965a", "#965aaa", "#8a8f2a", "#555555")
@@ -81,10 +82,8 @@ def write_chart(panels: Sequence[Panel], path: Path, *, columns: int | None = No
     for number, panel in enumerate(panels, start=1):
         _draw_panel(figure.add_subplot(rows, columns, number), panel, colours)
     kind = path.suffix.removeprefix(".")
-    part = path.with_name(f".{path.name}.part")
-    with matplotlib.rc_context({"svg.hashsalt": "pusa", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "pusa", "svg.fonttype": "none"}), replacing(path) as part:
         figure.savefig(part, format=kind, metadata={"Date": None} if kind == "svg" else {})
-    os.replace(part, path)
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
+from pusa.fsutil import replacing
 from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
@@ -43,9 +44,8 @@ def write_card(run_folder: str | Path) -> Path:
     }
     text = "\n".join(_card(folder, config, facts)) + "\n"
     path = folder / CARD_FILE
-    part = path.with_suffix(".part")
-    part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     return path
 
 
