@@ -20,7 +20,7 @@ from training_samples import make_config, write_dataset
 from pusa.cli.train import card as command
 from pusa.data.dataset import LatentDataset
 from pusa.models.tiny import components
-from pusa.training.reports.charts import Panel, Series, panels_of, points_of, smoothed, write_chart
+from pusa.training.reports.charts import Panel, Series, panels_of, points_of, smooth, write_chart
 from pusa.training.reports.model_card import write_card
 from pusa.training.reports.validation import ValidationSettings, Validator
 from pusa.training.trainer import train
@@ -148,9 +148,9 @@ def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_smoothing_keeps_a_straight_line_and_calms_noise() -> None:
     line = [(float(x), 3.0 * x) for x in range(100)]
-    assert smoothed(line)[50] == pytest.approx((50, 150))
+    assert smooth(line)[50] == pytest.approx((50, 150))
     noise = np.random.default_rng(0).normal(size=400)
-    calm = [y for _, y in smoothed(list(enumerate(noise.tolist())))]
+    calm = [y for _, y in smooth(list(enumerate(noise.tolist())))]
     assert np.std(calm) < 0.3 * np.std(noise)
 
 

@@ -333,7 +333,7 @@ def _ways(result: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
     from pusa.resources import readable
 
     if not ways:
-        yield "          no knob that is known here makes it fit: take a larger card or a smaller model"
+        yield "          no change of the configuration makes it fit: take a larger card or a smaller model"
         return
     yield "          it would with" if len(ways) == 1 else "          it would with any one of these"
     for way in ways:

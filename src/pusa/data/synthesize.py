@@ -146,7 +146,7 @@ def _synthesize(
             progress = StageProgress(report, "make clips", len(wanted) * settings.steps, done=done)
         for name, k in missing.items():
             caption = prompts[k % len(prompts)]
-            embeds, negative = (_padded(writer.embeds(text), length) for text in (caption, settings.negative_prompt))
+            embeds, negative = (_pad(writer.embeds(text), length) for text in (caption, settings.negative_prompt))
             latents = make_clip(pipe, settings, embeds, negative, seed=settings.seed + k, at_step=progress.advance)
             width, height = settings.size
             writer.add(
@@ -223,6 +223,6 @@ def make_clip(
     ).frames[0]
 
 
-def _padded(embeds: Tensor, length: int) -> Tensor:
+def _pad(embeds: Tensor, length: int) -> Tensor:
     """Pad embeddings ``[L, D]`` with zeros to ``[length, D]``, as the text encoder does."""
     return pad(embeds, (0, 0, 0, length - embeds.shape[0]))

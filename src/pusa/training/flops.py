@@ -27,7 +27,7 @@ _DEFAULTS = {  # of `diffusers.WanTransformer3DModel`
 class Linear:
     """Describe one matrix and how many rows are multiplied with it.
 
-    `reads` tells whether its input needs a gradient: "hidden" always, "frozen" only if all weights are trained (no
+    `reads` names its input: "hidden" always needs a gradient, "frozen" only if all weights are trained (no
     layer before it has a LoRA), "data" never.
     """
 

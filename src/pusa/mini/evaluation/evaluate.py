@@ -239,7 +239,7 @@ def _between_row(evaluator: Evaluator, real: Clips, video: Tensor, fixed: list[i
 
 
 def _middle(evaluator: Evaluator, video: Tensor) -> Tensor:
-    middle = video.shape[2] // 4  # far from all that is given
+    middle = video.shape[2] // 4  # far from every given frame
     return evaluator.thing_in(video[:, :, middle : middle + 3])
 
 

@@ -53,7 +53,7 @@ class FrameProbe(nn.Module):
         self.place = nn.Linear(_FEATURES, len(PLACES) + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.features(_pooled(self.body(frames.contiguous(memory_format=torch.channels_last))))
+        features = self.features(_pool(self.body(frames.contiguous(memory_format=torch.channels_last))))
         return features, self.thing(F.relu(features)), self.place(F.relu(features))
 
 
@@ -71,7 +71,7 @@ class MotionProbe(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stacked = clips.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # [N, 27, 48, 48]
-        features = self.features(_pooled(self.body(stacked)))
+        features = self.features(_pool(self.body(stacked)))
         return features, self.motion(F.relu(features)), self.camera(F.relu(features))
 
 
@@ -83,7 +83,7 @@ def _conv(before: int, after: int, kernel: int, stride: int = 2) -> tuple[nn.Mod
     )
 
 
-def _pooled(maps: Tensor) -> Tensor:
+def _pool(maps: Tensor) -> Tensor:
     return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
@@ -138,7 +138,7 @@ class Probes:
     @torch.no_grad()
     def classify_frames(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
-        features, thing, place = self.frame(resized(frames, FRAME_SIZE))
+        features, thing, place = self.frame(resize(frames, FRAME_SIZE))
         return features, thing.softmax(1), place.softmax(1)
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class Probes:
         features, things, places = self.classify_frames(chosen.transpose(1, 2).flatten(0, 1))
         per_clip = (len(video), -1)
         moving = video[:, :, moments(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
-        small = resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
+        small = resize(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
         motion_features, motions, cameras = self.motion(small)
         return Predictions(
             things=things.unflatten(0, per_clip),
@@ -187,7 +187,7 @@ def moments(frames: int, count: int) -> Tensor:
     return torch.linspace(0, frames - 1, count, dtype=torch.float64).round().long()
 
 
-def resized(frames: Tensor, size: int) -> Tensor:
+def resize(frames: Tensor, size: int) -> Tensor:
     """Scale frames ``[N, C, H, W]`` to `size` pixels, both ways."""
     if frames.shape[-2:] == (size, size):
         return frames
@@ -220,10 +220,10 @@ def train_probes(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         frame, motion = FrameProbe(things), MotionProbe()
-        drawn = _drawn_frames(world, things, count=8 * frame_steps, seed=seed)
-        reconstructed = _reconstructed_frames(world, vae, things, size, clips=max(8, frame_steps // 4), seed=seed)
+        drawn = _draw_frames(world, things, count=8 * frame_steps, seed=seed)
+        reconstructed = _reconstruct_frames(world, vae, things, size, clips=max(8, frame_steps // 4), seed=seed)
         _fit(frame, _frame_losses(frame, drawn, reconstructed), frame_steps, "frame probe")
-        clips = _drawn_clips(world, count=7 * motion_steps, seed=seed)
+        clips = _draw_clips(world, count=7 * motion_steps, seed=seed)
         _fit(motion, _motion_losses(motion, *clips), motion_steps, "motion probe")
     return Probes(frame, motion, things)
 
@@ -266,7 +266,7 @@ class _Frames(Columns):
     thing_counts: Tensor
 
 
-def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
+def _render(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
     """Render a video, and for each of its frames the thing and 1 if it counts in the loss, ``[B, F, 2]``.
 
     A thing that has faded or left is none, and one that nearly has counts as neither.
@@ -279,14 +279,14 @@ def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int,
     return video, torch.stack([thing, counts.long()], dim=2)
 
 
-def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
+def _label(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
     """Flatten video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]`` to labelled frames."""
-    pixels = resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
+    pixels = resize(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
     place = scenes.place.clamp(max=TEXTURE)[:, None].expand(-1, video.shape[2]).flatten()
     return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
 
 
-def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
+def _draw_mixed_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     """Draw scenes mostly of known things, a fifth of any that the world has."""
     known_scenes, any_scenes = (
         draw_scenes(count, seed, things=things),
@@ -300,31 +300,31 @@ def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     return Scenes(**columns)
 
 
-def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
+def _draw_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
     """Draw single frames at random moments of clips."""
     parts = []
     for number in range(0, count, 16):
-        scenes = _some_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
+        scenes = _draw_mixed_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, world.motion_frames + 1, ()))
-        parts.append(_labelled(*_rendered(world, scenes, things, 1, FRAME_SIZE, start), scenes))
+        parts.append(_label(*_render(world, scenes, things, 1, FRAME_SIZE, start), scenes))
     return _Frames.cat(parts)
 
 
 @torch.no_grad()
-def _reconstructed_frames(
+def _reconstruct_frames(
     world: World, vae: AutoencoderKLWan, things: int, size: int, *, clips: int, seed: int
 ) -> _Frames:
     """Reconstruct short drawn clips by the VAE, half of them from slightly noisy latents, as a model's are."""
     began = time.monotonic()
     parts = []
     for number in range(0, clips, 8):
-        scenes = _some_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
+        scenes = _draw_mixed_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, max(1, world.motion_frames - 3), ()))
-        video, labels = _rendered(world, scenes, things, 5, size, start)
+        video, labels = _render(world, scenes, things, 5, size, start)
         latents = encode_video(vae, video)
         latents[::2] += 0.25 * torch.rand(len(latents[::2]), 1, 1, 1, 1) * torch.randn_like(latents[::2])
         rebuilt = decode_video(vae, latents).float()
-        parts.append(_labelled(rebuilt[:, :, ::2], labels[:, ::2], scenes))
+        parts.append(_label(rebuilt[:, :, ::2], labels[:, ::2], scenes))
     logger.info("%d clips reconstructed in %.0f s", clips, time.monotonic() - began)
     return _Frames.cat(parts)
 
@@ -337,7 +337,7 @@ def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> 
             for pool, count in ((reconstructed, _BATCH // 3), (drawn, _BATCH - _BATCH // 3))
         ]
         batch = _Frames.cat(some)
-        pixels, hue_is_true = recolour(_shifted(batch.pixels, 6))
+        pixels, hue_is_true = recolour(_shift(batch.pixels, 6))
         with precision(torch.device("cpu")):
             _, thing, place = probe(degrade(pixels))
         thing_loss = F.cross_entropy(thing.float(), batch.thing, reduction="none", label_smoothing=0.05)
@@ -345,7 +345,7 @@ def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> 
         yield (thing_loss * batch.thing_counts).mean() + 0.4 * (place_loss * hue_is_true).mean()
 
 
-def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
+def _draw_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
     """Draw clips of any things at the moments that the motion probe sees: uint8 ``[N, 9, 3, 48, 48]``."""
     coarse = copy.copy(world)
     coarse.motion_frames = MOTION_FRAMES - 1
@@ -359,7 +359,7 @@ def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes
 
 def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterator[Tensor]:
     """Yield losses of batches, half of whose clips are mirrored, which swaps left and right."""
-    other_motion, other_camera = (_mirrored(list(names)) for names in (MOTIONS, CAMERAS))
+    other_motion, other_camera = (_mirror(list(names)) for names in (MOTIONS, CAMERAS))
     moves = (scenes.thing >= 0) & (scenes.second < 0)
     while True:
         chosen = torch.randint(len(clips), (_BATCH,))
@@ -376,13 +376,13 @@ def _motion_losses(probe: MotionProbe, clips: Tensor, scenes: Scenes) -> Iterato
         yield (motion_loss * moves[chosen]).mean() + 0.5 * camera_loss
 
 
-def _mirrored(names: list[str]) -> Tensor:
+def _mirror(names: list[str]) -> Tensor:
     """Map each name to the index of its mirror image."""
     other = {"left": "right", "right": "left"}
     return torch.tensor([names.index(other.get(name, name)) for name in names])
 
 
-def _shifted(pictures: Tensor, most: int) -> Tensor:
+def _shift(pictures: Tensor, most: int) -> Tensor:
     """Shift all pictures by the same random offset of at most `most` pixels."""
     size = pictures.shape[-1]
     padded = F.pad(pictures, (most, most, most, most), mode="reflect")

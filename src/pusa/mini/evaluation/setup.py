@@ -75,7 +75,7 @@ class Evaluator:
         pipe: the model, its adapter attached if it has one.
         model: its name or folder, which gives its size, length and other defaults (`pusa.zoo.defaults_of`).
         world: draws the real clips; one motion takes as many frames as a clip has.
-        probes: they know the things that the model knows.
+        probes: trained to tell the model's things apart.
 
     Raises:
         ValueError: the model's frames are no squares, as the world's are.

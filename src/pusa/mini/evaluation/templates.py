@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pusa.mini.evaluation.probes import moments, resized
+from pusa.mini.evaluation.probes import moments, resize
 from pusa.mini.world.columns import Columns
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import camera_view, motion_path
@@ -57,12 +57,12 @@ class Matcher:
 
     def __init__(self, sprites: Tensor) -> None:
         # Sampled sparsely, fine detail would be noise: about one pixel of the frame for one of the sprite.
-        self._coarse, self._fine = (_with_rim(resized(sprites[:, :4], size)) for size in (18, 30))
+        self._coarse, self._fine = (_with_rim(resize(sprites[:, :4], size)) for size in (18, 30))
         self._width = 1 + 2 * _MARGIN
 
     @cached_property
     def distinctness(self) -> Tensor:
-        """Measure how much each sprite changes when rotated, ``[T]`` in 0..1: a ball's angle tells little."""
+        """Measure how much each sprite changes when rotated, ``[T]`` in 0..1: a ball looks alike at all angles."""
         return torch.stack([self._distinctness(sprite) for sprite in self._fine])
 
     @torch.no_grad()
@@ -74,12 +74,12 @@ class Matcher:
         for index in thing.unique():
             chosen = (thing == index).nonzero().flatten()
             some = frames[chosen].flatten(0, 1)
-            small, large = (resized(some, size) for size in (_COARSE, _FINE))
+            small, large = (resize(some, size) for size in (_COARSE, _FINE))
             scores, places = self._search(int(index), small)  # [2, N], [2, N, 4]
             mirrored = (
                 scores.unflatten(1, (-1, SEARCHED_FRAMES)).sum(2).argmax(0).repeat_interleave(SEARCHED_FRAMES)
             )  # [N]
-            best = self._refined(int(index), large, places[mirrored, torch.arange(len(some))], mirrored)
+            best = self._refine(int(index), large, places[mirrored, torch.arange(len(some))], mirrored)
             found[chosen] = best.unflatten(0, (-1, SEARCHED_FRAMES))
         return Track(*found.unbind(-1))
 
@@ -132,7 +132,7 @@ class Matcher:
         place = torch.stack([x, y, torch.full_like(x, scale), turn], dim=-1).flatten(0, 2)
         return place, windows.permute(2, 3, 0, 1, 4, 5).flatten(0, 2).flatten(2)
 
-    def _refined(self, thing: int, frames: Tensor, place: Tensor, mirrored: Tensor) -> Tensor:
+    def _refine(self, thing: int, frames: Tensor, place: Tensor, mirrored: Tensor) -> Tensor:
         """Refine `place` ``[N, 4]`` by random steps of decreasing length: placement, score and density ``[N, 6]``."""
         generator = torch.Generator().manual_seed(0)
         count = len(frames)
@@ -241,7 +241,7 @@ def motion_of(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
     Args:
         track: of `Matcher.track`.
         camera: what the camera does, ``[B]`` indices into `CAMERAS`; the thing's own motion is what remains.
-        distinctness: ``[B]``, of the things (`Matcher.distinctness`): the angle of a ball tells nothing.
+        distinctness: ``[B]``, of the things (`Matcher.distinctness`): weights of the angle, which a ball has none of.
     """
     return _misfits(track, camera, distinctness).argmin(dim=1)
 

@@ -79,7 +79,7 @@ class HeldOutClips(Columns):
 
     That is their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
 
-    The camera never moves. `still`: the thing does not move either, so that the first frame says all of the rest.
+    The camera never moves. In `still` clips the thing does not move either, so that all frames are like the first.
     """
 
     latents: Tensor

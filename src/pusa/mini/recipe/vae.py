@@ -1,7 +1,7 @@
 """Train the VAE of the small model (stage 1), an `AutoencoderKLWan` with the options of Wan2.2's, 2.7 M parameters.
 
-First as an image model, then, its kernels already inflated in time, on short windows of video: much better than video
-alone in the same time.
+It trains as an image model first and then, as its kernels are inflated in time from the start, on short windows of
+video, which is much better than video alone in the same time.
 """
 
 import math

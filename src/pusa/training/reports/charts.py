@@ -121,14 +121,14 @@ def _draw_series(axes: Any, series: Series, colour: str) -> None:
     xs, ys, bars = map(list, zip(*finite, strict=True))
     if series.smooth:
         axes.plot(xs, ys, color=colour, alpha=_PALE, linewidth=1)
-        ys = [y for _, y in smoothed(list(zip(xs, ys, strict=True)))]
+        ys = [y for _, y in smooth(list(zip(xs, ys, strict=True)))]
     if any(bars):
         axes.errorbar(xs, ys, bars, color=colour, fmt="none", elinewidth=1)
     marker = "o" if series.dots or len(xs) == 1 else None
     axes.plot(xs, ys, color=colour, linewidth=2, marker=marker, markersize=5, label=series.name)
 
 
-def smoothed(points: Points) -> list[tuple[float, float]]:
+def smooth(points: Points) -> list[tuple[float, float]]:
     """Replace each y by the mean over a twentieth of the points to either side."""
     reach = max(1, len(points) // 20)
     return [(x, fmean(y for _, y in points[max(0, i - reach) : i + reach + 1])) for i, (x, _) in enumerate(points)]

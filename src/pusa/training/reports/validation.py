@@ -250,12 +250,12 @@ class Validator:
         chosen = indices[: config.report.validate_clips]
         self._prompts = [source.clips[index].caption for index in chosen]
         self._latents = [source.latents(index) for index in chosen]
-        self._embeds = torch.stack([_padded(source.embeds(i), source.max_sequence_length) for i in chosen])
+        self._embeds = torch.stack([_pad(source.embeds(i), source.max_sequence_length) for i in chosen])
         self._negative: Tensor | None = None
         self._settings = settings
         self._pipe: Any = None
         if settings is None or settings.guidance > 1:
-            self._negative = _padded(source.empty_embeds, source.max_sequence_length)[None]
+            self._negative = _pad(source.empty_embeds, source.max_sequence_length)[None]
 
     def __call__(self, step: int, model: Any) -> Path | None:
         """Generate the videos of a step. Every process must call it; the first writes and returns the contact sheet."""
@@ -318,5 +318,5 @@ def _settings_of(pipe: Any) -> ValidationSettings:
     return ValidationSettings(steps=pipe.defaults.steps, guidance=pipe.defaults.guidance, fps=pipe.defaults.fps)
 
 
-def _padded(embeds: Tensor, length: int) -> Tensor:
+def _pad(embeds: Tensor, length: int) -> Tensor:
     return F.pad(embeds, (0, 0, 0, length - len(embeds)))
