@@ -160,7 +160,7 @@ def prepare(
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         folder = Path(source).expanduser()
-        if not folder.exists() and sources.is_hub_id(source):
+        if not folder.exists() and zoo.is_hub_id(source):
             report_or_stop(Stage("download"))
             folder = sources.download(str(source))
         if is_original(folder):

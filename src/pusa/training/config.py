@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
 
 from pusa.fields import StrictModel, bound, explain, knob, shown
+from pusa.zoo import is_hub_id
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"  # in a run's folder
@@ -322,8 +323,7 @@ class TrainConfig(StrictModel):
 
 def public_name(source: str) -> str:
     """Return a Hub id or zoo name unchanged and a folder's own name without its path."""
-    is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
-    return Path(source).name if is_folder else source
+    return source if is_hub_id(source) and not Path(source).exists() else Path(source).name
 
 
 # ---- files and overrides -------------------------------------------------------------------------------------------

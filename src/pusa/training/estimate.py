@@ -105,7 +105,7 @@ def load_base(source: str) -> BaseModel:
         return BaseModel(zoo_model.transformer, text_tokens)
     if folder.is_dir():
         read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
-    elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
+    elif zoo.is_hub_id(source):
         from huggingface_hub import hf_hub_download
 
         parts = ("transformer", "vae")

@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ContextParallelConfig
@@ -24,6 +24,7 @@ from pusa.training.distributed import Processes
 logger = logging.getLogger(__name__)
 
 ADAPTER = "pusa"
+P = TypeVar("P", bound=Tensor)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -159,8 +160,7 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
     matrices: list[Tensor] = []
     if config.name == "muon":
         matrices = [p for name, p in parameters.items() if p.ndim == 2 and name.startswith("blocks.")]
-    chosen = {id(matrix) for matrix in matrices}
-    rest = [p for p in parameters.values() if id(p) not in chosen]
+    rest = without(parameters.values(), matrices)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         if not hasattr(torch.optim, "Muon"):
@@ -179,6 +179,12 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
             )
         )
     return optimizers
+
+
+def without(parameters: Iterable[P], chosen: Iterable[Tensor]) -> list[P]:
+    """List the parameters that are not among the chosen ones."""
+    chosen_ids = {id(parameter) for parameter in chosen}
+    return [parameter for parameter in parameters if id(parameter) not in chosen_ids]
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:

@@ -28,6 +28,7 @@ from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
 from pusa.mini.world.world import TEXTURE, Scenes, World, draw_scenes
 from pusa.models.vae import decode_video, encode_video
+from pusa.training.model import without
 
 logger = logging.getLogger(__name__)
 
@@ -235,8 +236,7 @@ def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> 
     for kernel in kernels:
         kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
     module.train()
-    chosen = {id(kernel) for kernel in kernels}
-    rest = [p for p in module.parameters() if id(p) not in chosen]
+    rest = without(module.parameters(), kernels)
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
         (ConvMuon(kernels, lr=0.02, momentum=0.9, weight_decay=0.0), 0.02),
         (torch.optim.AdamW(rest, lr=4e-3, weight_decay=0.02), 4e-3),

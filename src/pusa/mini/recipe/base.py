@@ -27,7 +27,7 @@ from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.scheduler import shifted
 from pusa.training.config import ScheduleConfig
 from pusa.training.distributed import connect_processes
-from pusa.training.model import lr_factor
+from pusa.training.model import lr_factor, without
 
 MAX_SEQUENCE_LENGTH = 64
 SHIFT = 3.0
@@ -249,8 +249,7 @@ def train_base(
         model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
     loss_fn = BaseLoss(model, small, full, schedule, objective)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
-    chosen = {id(matrix) for matrix in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = without(model.parameters(), matrices)
     optimizers = [
         BatchedMuon(matrices, lr=schedule.rate),
         torch.optim.AdamW(

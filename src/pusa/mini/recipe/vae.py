@@ -18,6 +18,7 @@ from pusa.mini.recipe.loop import fit, precision
 from pusa.mini.recipe.muon import ConvMuon
 from pusa.mini.world.world import World, draw_scenes
 from pusa.models.vae import channels_last
+from pusa.training.model import without
 
 CONFIG = {
     "base_dim": 32,
@@ -65,8 +66,7 @@ def train_vae(
     torch.manual_seed(0)
     vae = make_vae().to(world.device)
     kernels = [m.weight for m in vae.modules() if isinstance(m, nn.Conv3d | nn.Conv2d)]
-    chosen = {id(kernel) for kernel in kernels}
-    rest = [p for p in vae.parameters() if id(p) not in chosen]
+    rest = without(vae.parameters(), kernels)
     optimizers = [
         ConvMuon(kernels, lr=0.018, momentum=0.9, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=0.018 / 8, betas=(0.9, 0.97), weight_decay=0.0),
