@@ -118,7 +118,7 @@ def test_a_third_of_a_turn_of_the_hue_makes_green_of_red_and_grey_stays() -> Non
 
 def test_mirroring_exchanges_left_and_right_only() -> None:
     names = list(MOTIONS)
-    other = probes._mirrored(names)
+    other = probes._mirror(names)
     assert [names[i] for i in other[[names.index("left"), names.index("right"), names.index("up")]]] == [
         "right",
         "left",
