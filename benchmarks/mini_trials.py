@@ -26,6 +26,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pusa.evaluation.metrics import psnr, sharpness
+from pusa.media import to_uint8
 from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.evaluation.templates import Matcher
 from pusa.mini.recipe.base import (
@@ -39,7 +40,7 @@ from pusa.mini.recipe.base import (
 )
 from pusa.mini.recipe.clips import ClipCache, ClipPlan, cache_clips
 from pusa.mini.recipe.recipe import load_pictures
-from pusa.mini.recipe.samples import ClipGenerator, as_uint8
+from pusa.mini.recipe.samples import ClipGenerator
 from pusa.mini.world.world import World, captions
 from pusa.models.vae import channels_last
 from pusa.pipeline import PusaPipeline
@@ -145,9 +146,9 @@ class Trials:
         scores["i2v_sprite_match_at_end"] = float(matcher.track(from_pictures, scenes.thing).score[:, -1].mean())
         sharp = sharpness(from_pictures)
         scores["i2v_sharpness_kept"] = float((sharp[:, -1] / sharp[:, 0]).mean())
-        strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, from_captions, strict=True)]
+        strips = [Strip(text, to_uint8(clip)) for text, clip in zip(texts, from_captions, strict=True)]
         strips += [
-            Strip(f"{t} (its picture)", as_uint8(c), held=[0]) for t, c in zip(texts, from_pictures, strict=True)
+            Strip(f"{t} (its picture)", to_uint8(c), held=[0]) for t, c in zip(texts, from_pictures, strict=True)
         ]
         picture = strip_sheet(strips, columns=7, cell_width=96, title=f"{name}, {self.options.steps} steps")
         write_picture(picture, self.work / f"{name}-{self.options.steps}.jpg")

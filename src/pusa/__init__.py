@@ -3,8 +3,9 @@
 The package imports its public names on first use, so that `import pusa` and `pusa --help` load no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pusa.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pusa.conditions import PusaCondition
@@ -33,10 +34,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'pusa' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,10 @@
-"""Flush files to disk, hash them, and recognise a full disk."""
+"""Flush, replace and hash files, and recognise a full disk."""
 
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
@@ -22,6 +24,14 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write to, and rename it in the end: `path` never holds half a file."""
+    part = path.with_name(f".{path.name}.part")
+    yield part
+    part.replace(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -28,6 +28,13 @@ def readable(count: float) -> str:
     return f"{count / GB:.0f} GB" if count >= 10 * GB else f"{count / GB:.1f} GB"
 
 
+def readable_time(seconds: float) -> str:
+    """Format seconds: ``2 h 5 min``, ``3 min 20 s`` or ``8 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def free_memory_bytes() -> int:
     """Measure free RAM and swap, or what a container's limit leaves (the kernel kills what exceeds it)."""
     free = psutil.virtual_memory().available + psutil.swap_memory().free

@@ -295,3 +295,8 @@ def describe_fit(model: ZooModel) -> str:
         verdict = "yes" if model.resident_bytes < resources.GB else "on the CPU only, very slowly"
     here = f"{readable(gpu)} and {readable(ram)}" if gpu else f"no GPU, {readable(ram)} of RAM"
     return f"needs {readable(gpu_need)} of GPU memory and {readable(ram_need)} of RAM; here {here}: {verdict}"
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Detect names of the form ``owner/name``, which may be a model or a dataset on the Hub."""
+    return isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))

@@ -132,8 +132,8 @@ def test_the_page_needs_no_other_file(folder, tmp_path):
 def test_the_sheet_has_a_strip_for_each_clip_from_still_to_lively(folder, tmp_path):
     page, _ = shown(folder, tmp_path / "look.html", clips=3, frames=2)
     sheet = Image.open(tmp_path / "look.png")
-    strip_width, strip_height = 2 * 144 + 4, 96 + 46  # two frames, enlarged threefold, and two lines of text
-    assert sheet.size == (2 * (strip_width + 20) + 20, 2 * (strip_height + 20) + 20)
+    height = 20 + 240 * 32 // 48 + 6  # a line of text, two frames of 240 pixels side by side, a gap
+    assert sheet.size == (2 * (240 + 6) + 6, 6 + 20 + 3 * height)
     motions = [float(value) for value in re.findall(r"motion (\d\.\d\d),", page)]
     assert motions == sorted(motions)
     assert len(motions) == 2  # the third is a picture

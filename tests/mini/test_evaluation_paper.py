@@ -16,7 +16,6 @@ from safetensors.torch import save_file, save_model
 
 from pusa.cli.eval import paper as command
 from pusa.lora.layouts import write_lora
-from pusa.mini.evaluation import plots
 from pusa.mini.paper import claims as paper_claims
 from pusa.mini.paper import points as paper_points
 from pusa.mini.paper import report as paper_report
@@ -420,37 +419,3 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_two_processes_share_the_work(work: Path, tmp_path: Path) -> None:
     report = paper.run(work, tmp_path, minutes=0.5, say=lambda line: None)
     assert report["plan"]["clips"] >= BATCH
-
-
-# ---- plots -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_figure_has_a_mark_for_each_point_and_one_colour_for_each_name() -> None:
-    line = plots.Series("a & b", (1, 2, 4), (0.1, 0.2, 0.15), (0.01, None, 0.02))
-    level = plots.Series("level", (), (0.3,), dashed=True)
-    panel = plots.Panel("Title", "x", "y", (line, level), log_x=True)
-    root = ET.fromstring(plots.figure([panel, panel]))
-    marks = [node for node in root.iter() if node.tag.endswith("circle")]
-    assert len(marks) == 6
-    assert {node.get("fill") for node in marks} == {plots.COLOURS[0]}
-    first, second, third = (float(node.get("cx", "nan")) for node in marks[:3])
-    assert second - first == pytest.approx(third - second, abs=0.2)  # equal factors, equal distances
-    heights = [float(node.get("cy", "nan")) for node in marks[:3]]
-    assert heights[1] < heights[2] < heights[0]
-    assert any("a & b" in (node.text or "") for node in root.iter())
-
-
-def test_a_figure_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one panel"):
-        plots.figure([])
-    bad = plots.Panel("Bad", "x", "y", (plots.Series("a", (1.0,), (float("nan"),)),))
-    with pytest.raises(ValueError, match="'Bad' has no points, or some that are not finite"):
-        plots.figure([bad])
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 11), (0.151, 0.162), (5, 5), (0, 0)])
-def test_ticks_are_few_and_hold_the_range(low: float, high: float) -> None:
-    ticks = plots.ticks_of(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 2 <= len(ticks) <= 8

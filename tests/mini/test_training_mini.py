@@ -14,7 +14,7 @@ from pusa.evaluation.metrics import psnr
 from pusa.lora.layouts import read_lora
 from pusa.mini.recipe import card, recipe
 from pusa.mini.recipe.base import BaseSchedule
-from pusa.mini.recipe.loop import NotFiniteError, fit, warm_then_cool
+from pusa.mini.recipe.loop import NotFiniteError, fit
 from pusa.mini.world import pictures
 from pusa.mini.world.world import captions, draw_scenes
 
@@ -27,6 +27,11 @@ BUDGET = dataclasses.replace(
     compiled=False,  # test_card.py compiles
 )
 CARD_BUDGET = dataclasses.replace(card.CARD_BUDGETS["card-rehearsal"], size=16, small_size=16)
+
+
+def cool_down(step: int, progress: float) -> float:
+    return min(1.0, 2 - 2 * progress)
+
 
 STRENGTH = {"best": 1.2, "factor": 1.2 / 1.4, "sweep": {"1": {"jump": 1.5}, "1.2": {"jump": 1.25}}}
 
@@ -137,7 +142,7 @@ def test_the_loop_takes_so_many_steps_and_says_the_mean_loss_since_the_last_line
     def loss_fn(seed: int, progress: float) -> torch.Tensor:
         return model.weight.sum() * 0 + seed
 
-    fit(loss_fn, model, [], steps=5, schedule=warm_then_cool(1, 0.5), checkpoint=tmp_path / "loop.pt")
+    fit(loss_fn, model, [], steps=5, schedule=cool_down, checkpoint=tmp_path / "loop.pt")
     line = json.loads((tmp_path / "loop.jsonl").read_text())
     assert (line["step"], line["loss"]) == (5, 4.0)
 
@@ -158,7 +163,7 @@ def test_the_loop_goes_on_where_it_was_and_averages_the_weights(tmp_path: Path) 
             model,
             [optimizer],
             seconds=seconds,
-            schedule=warm_then_cool(1, 0.5),
+            schedule=cool_down,
             checkpoint=tmp_path / "loop.pt",
             ema_decay=0.9,
         )
@@ -179,7 +184,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
             model,
             [],
             seconds=1,
-            schedule=warm_then_cool(1, 0.5),
+            schedule=cool_down,
             checkpoint=tmp_path / "loop.pt",
         )
 

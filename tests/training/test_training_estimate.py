@@ -292,7 +292,7 @@ def test_a_budget_of_seconds_is_kept() -> None:
 
 @contextmanager
 def cli(*words: str) -> Iterator[Any]:
-    from pusa.cli.estimate import estimate as command
+    from pusa.cli.train import estimate as command
 
     result = CliRunner().invoke(command, list(words))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
@@ -325,7 +325,7 @@ def test_the_rate_of_this_processor_is_measured() -> None:
 
 
 def test_an_unknown_card_is_refused_with_those_there_are() -> None:
-    from pusa.cli.estimate import estimate as command
+    from pusa.cli.train import estimate as command
 
     result = CliRunner().invoke(command, ["mini-vta", "--gpu", "z9"])
     assert str(result.exception) == f"--gpu 'z9' is not known: take the nearest of {', '.join(GPUS)}, or cpu"
@@ -333,7 +333,7 @@ def test_an_unknown_card_is_refused_with_those_there_are() -> None:
 
 def test_an_estimate_needs_no_torch() -> None:
     code = (
-        "import sys; from pusa.cli.estimate import estimate; "
+        "import sys; from pusa.cli.train import estimate; "
         "estimate(['wan2.1-14b-vta', '--gpu', 'h200'], standalone_mode=False); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

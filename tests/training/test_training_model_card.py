@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from training_samples import make_config, write_dataset
 from pusa.cli.train import card as command
 from pusa.data.dataset import LatentDataset
 from pusa.models.tiny import components
-from pusa.training.reports.curves import Curve, Panel, draw, panels_of, smoothed
+from pusa.training.reports.charts import Panel, Series, panels_of, points_of, smooth, write_chart
 from pusa.training.reports.model_card import write_card
 from pusa.training.reports.validation import ValidationSettings, Validator
 from pusa.training.trainer import train
@@ -147,10 +148,14 @@ def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_smoothing_keeps_a_straight_line_and_calms_noise() -> None:
     line = [(float(x), 3.0 * x) for x in range(100)]
-    assert smoothed(line)[50] == pytest.approx((50, 150))
+    assert smooth(line)[50] == pytest.approx((50, 150))
     noise = np.random.default_rng(0).normal(size=400)
-    calm = [y for _, y in smoothed(list(enumerate(noise.tolist())))]
+    calm = [y for _, y in smooth(list(enumerate(noise.tolist())))]
     assert np.std(calm) < 0.3 * np.std(noise)
+
+
+def drawn(path: Path, *panels: Panel) -> Image.Image:
+    return Image.open(write_chart(panels, path / "chart.png")).convert("RGB")
 
 
 def blue(picture: Image.Image) -> np.ndarray:
@@ -158,39 +163,64 @@ def blue(picture: Image.Image) -> np.ndarray:
     return np.argwhere(abs(np.asarray(picture).astype(int) - np.array([66, 110, 180])).sum(-1) < 60)
 
 
-def test_a_falling_curve_falls_on_the_picture() -> None:
-    picture = draw([Panel("loss", "step", [Curve("", [(step, 1 / (1 + step)) for step in range(50)])])])
+def test_a_falling_curve_falls_on_the_picture(tmp_path: Path) -> None:
+    picture = drawn(tmp_path, Panel("loss", "step", [Series("", [(step, 1 / (1 + step)) for step in range(50)])]))
     points = blue(picture)
     points = points[points[:, 0] > 60]  # below the legend
     left, right = points[points[:, 1] < 200], points[points[:, 1] > 400]
     assert left[:, 0].min() < right[:, 0].min() - 100
 
 
-def test_what_is_not_finite_or_not_there_is_left_out() -> None:
+def test_what_is_not_finite_or_not_there_is_left_out(tmp_path: Path) -> None:
     metrics = [
         {"step": 1, "loss": 1.0},
         {"step": 2, "loss": None},
         {"step": 2, "held_out_loss": 0.5, "held_out_error_by_level": {"0.0": 0.1, "0.9": None}},
     ]
     loss, levels = panels_of(metrics)
-    assert [list(curve.points) for curve in loss.curves] == [[(1.0, 1.0)], [(2.0, 0.5)]]
-    assert [list(curve.points) for curve in levels.curves] == [[(0.05, 0.1)]]
+    assert [list(series.points) for series in loss.series] == [[(1.0, 1.0)], [(2.0, 0.5)]]
+    assert [list(series.points) for series in levels.series] == [[(0.05, 0.1)]]
     assert levels.x_range == (0, 1)
-    assert draw([loss, levels]).size == (1120, 320)
-    assert draw([Panel("", "", [Curve("", [(0.0, math.nan)])])]).size == (560, 320)
+    assert drawn(tmp_path, loss, levels).size == (1120, 320)
+    assert drawn(tmp_path, Panel("", "", [Series("", [(0.0, math.nan)])])).size == (560, 320)
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(ValueError, match="at least one panel"):
+        write_chart([], tmp_path / "chart.png")
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_a_resume_repeated_counts_once() -> None:
+    entries = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert points_of(entries, "loss") == [(1.0, 3.0), (2.0, 1.0)]
+
+
+def test_a_chart_as_svg_says_what_it_shows_and_has_a_mark_for_each_point(tmp_path: Path) -> None:
+    line = Series("a & b", [(1, 0.1), (2, 0.2), (4, 0.15)], (0.01, None, 0.02), dots=True)
+    panel = Panel("Title", "x", [line], "y", log_x=True)
+    chart = write_chart([panel, panel], tmp_path / "chart.svg", columns=1)
+    first = chart.read_bytes()
+    root = ET.fromstring(first)
+    assert {"Title", "x", "y", "a & b", "1", "2", "4"} <= {(node.text or "").strip() for node in root.iter()}
+    marks = [node for node in root.iter() if node.get("style", "").startswith("fill: #426eb4")]
+    assert len(marks) == 2 * (3 + 1)  # the points, and one in the legend
+    places = [(float(node.get("x", "nan")), float(node.get("y", "nan"))) for node in marks[:3]]
+    (a, high), (b, low), (c, middle) = places
+    assert b - a == pytest.approx(c - b, abs=0.2)  # equal factors, equal distances
+    assert low < middle < high
+    assert write_chart([panel, panel], chart, columns=1).read_bytes() == first
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RuntimeError) as error:
-        draw([Panel("loss", "step", [])])
-    assert str(error.value) == "curves need matplotlib, which is not installed: pip install 'pusa[train]'"
+        write_chart([Panel("loss", "step", [])], tmp_path / "chart.png")
+    message = "charts need matplotlib, which is not installed: pip install 'pusa[train]' or 'pusa[eval]'"
+    assert str(error.value) == message
 
 
-def test_equal_values_make_equal_pictures_and_others_do_not() -> None:
+def test_equal_values_make_equal_pictures_and_others_do_not(tmp_path: Path) -> None:
     def picture(seed: int) -> bytes:
         values = torch.randn(30, generator=torch.Generator().manual_seed(seed)).tolist()
-        return draw([Panel("loss", "step", [Curve("a", list(enumerate(values)), smooth=True)])]).tobytes()
+        return drawn(tmp_path, Panel("loss", "step", [Series("a", list(enumerate(values)), smooth=True)])).tobytes()
 
     assert picture(0) == picture(0)
     assert picture(0) != picture(1)

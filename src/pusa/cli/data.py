@@ -82,15 +82,13 @@ def prepare(
     output: str,
     model: str,
     sizes: tuple[str, ...],
-    frames: tuple[int, ...],
-    fps: float | None,
     clips_per_video: str,
-    stride_seconds: float | None,
     captions: Path | None,
     caption: str | None,
     workers: int | None,
     dtype: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Encode videos and pictures with captions.
 
@@ -109,15 +107,8 @@ def prepare(
     from pusa.data.prepare import ClipSettings
     from pusa.data.prepare import prepare as start
 
-    settings = ClipSettings(
-        model=model,
-        sizes=chosen_sizes,
-        frames=frames,
-        fps=fps,
-        clips_per_video=_clips_per_video(clips_per_video),
-        stride_seconds=stride_seconds,
-        dtype=_torch_dtype(dtype),
-    )
+    count, torch_dtype = _clips_per_video(clips_per_video), _torch_dtype(dtype)
+    settings = ClipSettings(model=model, sizes=chosen_sizes, clips_per_video=count, dtype=torch_dtype, **options)
     _show(
         lambda stop: start(
             source, Path(output), settings, captions=captions, caption=caption, workers=workers, stop=stop
@@ -142,7 +133,7 @@ def prepare(
     "--guidance", type=click.FloatRange(1), help="Guidance scale. [default: 5; the default of a model in the package]"
 )
 @click.option("--shift", type=click.FloatRange(0, min_open=True), help="Flow shift. [default: the model's]")
-@click.option("--negative", metavar="TEXT", help="What to avoid. [default: the model's]")
+@click.option("--negative", "negative_prompt", metavar="TEXT", help="What to avoid. [default: the model's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Clip k is made from seed + k.")
 @_dtype
 @json_option
@@ -153,15 +144,9 @@ def synthesize(
     count: int | None,
     part: str,
     size: str | None,
-    frames: int | None,
-    fps: float | None,
-    steps: int,
-    guidance: float | None,
-    shift: float | None,
-    negative: str | None,
-    seed: int,
     dtype: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Let the base model make the clips.
 
@@ -176,18 +161,7 @@ def synthesize(
     from pusa.data.synthesize import SynthesisSettings
     from pusa.data.synthesize import synthesize as start
 
-    settings = SynthesisSettings(
-        model=model,
-        size=chosen_size,
-        frames=frames,
-        fps=fps,
-        steps=steps,
-        guidance=guidance,
-        shift=shift,
-        negative_prompt=negative,
-        seed=seed,
-        dtype=_torch_dtype(dtype),
-    )
+    settings = SynthesisSettings(model=model, size=chosen_size, dtype=_torch_dtype(dtype), **options)
     lines = read_prompts(prompts)
     _show(lambda stop: start(lines, Path(output), settings, count=count, part=chosen_part, stop=stop), as_json)
 

@@ -36,7 +36,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write lines 
 
 
 class Command(click.Command):
-    """A command with ``--debug``."""
+    """Add ``--debug`` to a command."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group with ``--debug``, some of whose commands are imported only when they are used.
+    """Add ``--debug`` to a group, and import some of its commands only when they are used.
 
     Args:
         lazy: ``"module:attribute"`` by the command's name.

@@ -26,8 +26,8 @@ def mini() -> None:
     default="cpu",
     show_default=True,
     help="cpu: two cores, about two hours, 96 pixels. gpu: one large GPU, about 25 minutes, 128 pixels. card: one "
-    "data-centre GPU, eight minutes, 128 pixels, the VAE of the package kept. The rehearsals go through all stages of "
-    "one way or the other with a toy.",
+    "data-centre GPU, eight minutes, 128 pixels, the VAE of the package kept. A rehearsal runs all stages of cpu and "
+    "gpu, or of card, with a toy model.",
 )
 @click.option(
     "--seconds",
@@ -74,7 +74,7 @@ def train(work: Path, budget: str, until: str, pack: Path | None, processes: int
         process.wait()
         raise click.Abort from None
     if code:
-        raise RuntimeError(f"the recipe ended with exit code {code}; what went wrong is said above")
+        raise RuntimeError(f"the recipe ended with exit code {code}; its messages are above")
     click.echo(f"{work / 'model'}" if until == _STAGES[-1] else f"{work}: done up to stage {until}")
 
 

@@ -207,4 +207,4 @@ def output_path(output: str | None, name: str) -> Path:
 
     from pusa.media import VideoWriter
 
-    return VideoWriter(output, width=16, height=16).path  # knows the formats, and writes nothing before it is entered
+    return VideoWriter(output, width=16, height=16).path  # checks the format, and writes nothing before it is entered

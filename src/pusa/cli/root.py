@@ -40,7 +40,7 @@ _EXIT_CODES = (
 
 
 class _Main(Group):
-    """The group of all commands, which reports an error in one line on stderr and by the exit code.
+    """Group all commands, and report an error in one line on stderr and by the exit code.
 
     With ``--debug`` the traceback precedes it; with ``--json`` the error is also a line on stdout.
     """

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pusa.events import Done, Event, Events, Note, Stage, Step
+from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
 
@@ -113,9 +114,4 @@ class _Bar:
 
 def time_left(seconds: float | None) -> str:
     """Format ``, 3 min 20 s left``; empty if unknown."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    words = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f", {words} left"
+    return "" if seconds is None else f", {readable_time(seconds)} left"

@@ -31,7 +31,7 @@ _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin
 
 
 class SettingsCommand(Command):
-    """A command with an option for each setting, made when its help or its arguments are read."""
+    """Give a command an option for each setting, made when its help or its arguments are read."""
 
     is_worker = False
 
@@ -45,7 +45,7 @@ class SettingsCommand(Command):
 
 
 class WorkerCommand(SettingsCommand):
-    """A command with an option for each setting that concerns a worker."""
+    """Give a command an option for each setting that concerns a worker."""
 
     is_worker = True
 

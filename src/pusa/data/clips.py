@@ -39,7 +39,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Scan:
-    """Task: probe a file; `index` is the caller's."""
+    """Ask a worker to probe a file; `index` is the caller's number of it."""
 
     index: int
     content: Content
@@ -47,7 +47,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Cut:
-    """Task: decode clips from one file, all of `frames` frames and `size` (width, height).
+    """Ask a worker to decode clips from one file, all of `frames` frames and `size` (width, height).
 
     `starts` are frame numbers at `fps`, in order; clips may overlap.
     """

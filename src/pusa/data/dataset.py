@@ -282,7 +282,7 @@ def _stores(folder: Path) -> list[ClipFolder]:
         return [ShardFolder(part) for part in parts]
     if is_original(folder):
         return [OriginalFolder(folder)]
-    return [ShardFolder(folder)]  # says what is missing
+    return [ShardFolder(folder)]  # whose error names what is missing
 
 
 def _check_compatible(first: ClipFolder, other: ClipFolder) -> None:

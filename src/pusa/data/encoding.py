@@ -5,7 +5,7 @@ import hashlib
 import json
 import queue
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
@@ -19,14 +19,30 @@ from torch.nn.functional import cosine_similarity
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
 from pusa.events import Note, Report, Stage, Step
+from pusa.media import to_uint8
+from pusa.media.previews import spread
 from pusa.models.text_encoder import identity_of_module
-from pusa.models.vae import encode_video
+from pusa.models.vae import decode_chunks, encode_video
 from pusa.pipeline import PusaPipeline
+from pusa.positions import frames_of, nearest_of
+from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 
 T = TypeVar("T")
 
 _SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another encoder's are unrelated
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
+
+
+def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int]) -> None:
+    """Raise ValueError unless sizes (width, height) are multiples of 16 and lengths 4n + 1 frames."""
+    for size in sizes:
+        if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
+            sides = "x".join(str(nearest_of(side, SIZE_MULTIPLE)) for side in size)
+            raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {SIZE_MULTIPLE}; give {sides}")
+    for count in lengths:
+        if count < 1 or count % FRAMES_PER_LATENT != 1:
+            near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)
+            raise ValueError(f"frames={count}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
 
 
 class StageProgress:
@@ -125,6 +141,28 @@ def identity_of_vae(vae: AutoencoderKLWan) -> str:
         digest.update(f"{name}:{list(parameter.shape)};".encode())
         digest.update(sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def decode_spread(
+    vae: AutoencoderKLWan, latents: Tensor, count: int, write: Callable[[np.ndarray], object] = lambda frames: None
+) -> tuple[list[int], np.ndarray]:
+    """Decode latents ``[1, C, F, h, w]`` and keep at most `count` frames, evenly spread from the first to the last.
+
+    Args:
+        write: receives all frames in turn, uint8 ``[n, H, W, 3]``.
+
+    Returns:
+        The numbers of the frames that are kept, and these, uint8 ``[count, H, W, 3]``.
+    """
+    numbers = spread(frames_of(latents.shape[2], vae.config.scale_factor_temporal), count)
+    kept: list[np.ndarray] = []
+    at = 0
+    for chunk in decode_chunks(vae, latents):
+        frames = to_uint8(chunk)
+        write(frames)
+        kept += [frames[number - at] for number in numbers if at <= number < at + len(frames)]
+        at += len(frames)
+    return numbers, np.stack(kept)
 
 
 class ClipEncoder:

@@ -17,30 +17,24 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pusa.data.dataset import ClipInfo, LatentDataset
-from pusa.data.encoding import StageProgress, devices, load_vae
+from pusa.data.encoding import StageProgress, decode_spread, devices, load_vae
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
-from pusa.media import to_uint8
-from pusa.media.previews import BACKGROUND, draw_label, grid
-from pusa.models.vae import decode_chunks
-from pusa.resources import readable
+from pusa.media.previews import Strip, grid, spread, strip_sheet, write_picture
+from pusa.resources import readable, readable_time
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = Path(__file__).with_name("inspect.html")
+TEMPLATE = Path(__file__).parent / "templates" / "inspect.html"
 _MEASURED_CLIPS = 4000  # enough for medians and histograms; each must be read from disk
 _THUMBNAIL_SIDE = 240  # pixels
 _STILL, _BLURRED = 0.35, 0.7  # shares of the median motion and detail
 _GAP = 4  # pixels between frames
-_MARGIN = 20  # pixels around the clips of a contact sheet
-_TEXT_HEIGHT = 46  # pixels of the two lines below a clip
-_FAINT = (148, 155, 168)
 _NAMES = 5  # clips named in a note
 _COMMON = (
     "a an and are as at be been being but by for from had has have he her his in into is it its of on or over she so "
@@ -72,34 +66,6 @@ def measure(latents: Tensor) -> Measures:
     blurred = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     variance = (z - z.mean(dim=(2, 3), keepdim=True)).square().mean()
     return Measures(motion, float((z - blurred).square().mean() / variance.clamp(min=1e-9)))
-
-
-@dataclass(frozen=True)
-class ClipStrip:
-    """Hold frames of one clip, in order and of one size, and its measures."""
-
-    clip: ClipInfo
-    motion: float | None
-    detail: float
-    frames: list[Image.Image]
-
-    @property
-    def caption(self) -> str:
-        """The line below the strip: ``fox.mp4 at 2.50 s: 81 frames, motion 0.31, detail 0.52``."""
-        start = f" at {self.clip.start_seconds:.2f} s" if self.clip.start_seconds else ""
-        parts = [f"{self.clip.frames} frames" if self.clip.frames > 1 else "picture"]
-        parts += [] if self.motion is None else [f"motion {self.motion:.2f}"]
-        return f"{self.clip.source or self.clip.id}{start}: {', '.join([*parts, f'detail {self.detail:.2f}'])}"
-
-    def image(self) -> Image.Image:
-        """Join the frames side by side."""
-        return grid(self.frames, len(self.frames), gap=_GAP)
-
-    def as_uri(self) -> str:
-        """Encode the image as a JPEG ``data:`` URI."""
-        buffer = io.BytesIO()
-        self.image().save(buffer, "JPEG", quality=85)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def inspect(
@@ -144,7 +110,8 @@ def inspect(
         report(Done({"page": output}))
         if strips:
             sheet = output.with_suffix(".png")
-            contact_sheet(strips).save(sheet)
+            title = f"{data.folders[0].resolve().name}, from still to lively"
+            write_picture(strip_sheet(strips, columns=frames, cell_width=_THUMBNAIL_SIDE, title=title), sheet)
             report(Done({"contact_sheet": sheet}))
 
     return as_events(run)
@@ -163,7 +130,7 @@ def _measure_clips(data: LatentDataset, report: Report) -> dict[int, Measures]:
 
 def _strips(
     data: LatentDataset, measures: dict[int, Measures], count: int, frames: int, model: str, report: Report
-) -> Iterator[ClipStrip]:
+) -> Iterator[Strip]:
     """Decode frames of clips, evenly spread over their order by motion."""
     try:
         if not model:
@@ -174,36 +141,21 @@ def _strips(
         report(Note(f"no pictures, for the VAE cannot be loaded: {error}"))
         return
     order = sorted(measures, key=lambda index: (measures[index].motion or 0.0, index))
-    count = min(count, len(order))
-    chosen = [order[number * (len(order) - 1) // max(1, count - 1)] for number in range(count)]
+    chosen = [order[place] for place in spread(len(order), count)]
     progress = StageProgress(report, "decode", len(chosen))
     for index in chosen:
+        numbers, pixels = decode_spread(vae, data.latents(index)[None], frames)
         clip = data.clips[index]
-        yield ClipStrip(
-            clip, measures[index].motion, measures[index].detail, _thumbnails(vae, data.latents(index), frames)
-        )
+        yield Strip(clip.caption, pixels, numbers, title=describe_clip(clip, measures[index]))
         progress.advance()
 
 
-def _thumbnails(vae: AutoencoderKLWan, latents: Tensor, count: int) -> list[Image.Image]:
-    """Decode ``[C, F, h, w]`` and keep `count` frames, evenly spread from the first to the last."""
-    total = 4 * latents.shape[1] - 3
-    indices = {round(number * (total - 1) / max(1, count - 1)) for number in range(min(count, total))}
-    images: list[Image.Image] = []
-    number = 0
-    for chunk in decode_chunks(vae, latents[None]):
-        for offset, frame in enumerate(to_uint8(chunk)):
-            if number + offset in indices:
-                images.append(_thumbnail(Image.fromarray(frame)))
-        number += chunk.shape[2]
-    return images
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    """Scale the longest side to `_THUMBNAIL_SIDE`, at most threefold, so that clips of small models can be seen."""
-    scale = min(_THUMBNAIL_SIDE / max(image.size), 3.0)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+def describe_clip(clip: ClipInfo, measures: Measures) -> str:
+    """Format a line about a clip: ``fox.mp4 at 2.50 s: 81 frames, motion 0.31, detail 0.52``."""
+    start = f" at {clip.start_seconds:.2f} s" if clip.start_seconds else ""
+    parts = [f"{clip.frames} frames" if clip.frames > 1 else "picture"]
+    parts += [] if measures.motion is None else [f"motion {measures.motion:.2f}"]
+    return f"{clip.source or clip.id}{start}: {', '.join([*parts, f'detail {measures.detail:.2f}'])}"
 
 
 def _read_skipped(path: Path) -> list[dict[str, str]]:
@@ -357,33 +309,25 @@ def _short(value: float) -> str:
     return f"{value:.3g}"
 
 
-# ---- page and contact sheet ------------------------------------------------------------------------------------------
+# ---- page -----------------------------------------------------------------------------------------------------------
 
 
-def page(facts: dict[str, Any], strips: list[ClipStrip]) -> str:
+def page(facts: dict[str, Any], strips: list[Strip]) -> str:
     """Render the page as one self-contained HTML file. The template escapes captions and names."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"bytes": readable, "duration": duration}
+    environment.filters |= {"bytes": readable, "duration": readable_time, "uri": as_uri}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(strips=strips, **facts)
 
 
-def duration(seconds: float) -> str:
-    """Format seconds: ``2 h 5 min``, ``3 min 20 s`` or ``8.0 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+def as_uri(strip: Strip) -> str:
+    """Join the frames of a strip side by side as a JPEG ``data:`` URI.
 
-
-def contact_sheet(strips: list[ClipStrip], *, columns: int = 2) -> Image.Image:
-    """Arrange strips in columns, each with its caption, name and measures below it."""
-    images = [strip.image() for strip in strips]
-    width = max(image.width for image in images)
-    cells = []
-    for strip, image in zip(strips, images, strict=True):
-        cell = ImageOps.expand(image, (0, 0, width - image.width, _TEXT_HEIGHT), BACKGROUND)
-        draw_label(cell, (0, image.height + 6), strip.clip.caption, width, sizes=(15,))
-        draw_label(cell, (0, image.height + 26), strip.caption, width, sizes=(13,), colour=_FAINT)
-        cells.append(cell)
-    return grid(cells, columns, gap=_MARGIN, margin=_MARGIN)
+    Their longest side becomes 240 pixels, but at most threefold, so that clips of small models can be seen.
+    """
+    height, width = strip.frames.shape[1:3]
+    scale = min(_THUMBNAIL_SIDE / max(width, height), 3.0)
+    size = max(1, round(scale * width)), max(1, round(scale * height))
+    frames = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in strip.frames]
+    buffer = io.BytesIO()
+    grid(frames, len(frames), gap=_GAP).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

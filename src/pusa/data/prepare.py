@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from math import isqrt
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pusa.data.encoding import (
     ClipEncoder,
     StageProgress,
     add_prompts,
+    check_clip_shape,
     devices,
     identity_of_vae,
     load_vae,
@@ -35,8 +37,8 @@ from pusa.data.original import OriginalFolder, is_original
 from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
-from pusa.positions import nearest_of
-from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
+from pusa.fsutil import replacing
+from pusa.request import SIZE_MULTIPLE
 
 SKIPPED_FILE = "skipped.jsonl"
 _MAX_WORKERS = 8
@@ -66,14 +68,7 @@ class ClipSettings:
     dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        for size in self.sizes:
-            if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
-                sides = "x".join(str(nearest_of(side, SIZE_MULTIPLE)) for side in size)
-                raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {SIZE_MULTIPLE}; give {sides}")
-        for count in self.frames:
-            if count < 1 or count % FRAMES_PER_LATENT != 1:
-                near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)
-                raise ValueError(f"frames={count}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
+        check_clip_shape(self.sizes, self.frames)
         for name in ("fps", "clips_per_video", "stride_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -115,10 +110,11 @@ class Skipped:
         return sum("duplicate_of" in entry for entry in self.entries)
 
     def write(self) -> None:
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(self.entries, key=_source_of)]
-        part = self.path.with_name(f".{self.path.name}.part")
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(self.path)
+        lines = [
+            json.dumps(entry, ensure_ascii=False) + "\n" for entry in sorted(self.entries, key=itemgetter("source"))
+        ]
+        with replacing(self.path) as part:
+            part.write_text("".join(lines), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def prepare(
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         folder = Path(source).expanduser()
-        if not folder.exists() and sources.is_hub_id(source):
+        if not folder.exists() and zoo.is_hub_id(source):
             report_or_stop(Stage("download"))
             folder = sources.download(str(source))
         if is_original(folder):
@@ -274,13 +270,11 @@ def _plan(
         enlarged += size[0] > media.width or size[1] > media.height
         ids = {start: _clip_id(media, start, frames, size, settings.fps) for start in starts}
         plan.append(FilePlan(item, media, size, frames, ids))
-    for count, what in ((enlarged, "smaller than their clips: they are enlarged"), (repeated, _REPEATED)):
-        if count:
-            report(Note(f"{count} of {len(plan)} files are {what}"))
+    if enlarged:
+        report(Note(f"{enlarged} of {len(plan)} files are smaller than their clips: they are enlarged"))
+    if repeated:
+        report(Note(f"{repeated} of {len(plan)} files are slower than the clips' frame rate: frames are repeated"))
     return plan
-
-
-_REPEATED = "slower than the clips' frame rate: frames are repeated"
 
 
 def _clip_id(media: Media, start: int, frames: int, size: Size, fps: float) -> str:
@@ -425,7 +419,3 @@ def _summary(writer: DatasetWriter, skipped: Skipped) -> str:
 def reasons_of(entries: Iterable[Mapping[str, str]]) -> Counter[str]:
     """Count the reasons why files were left out, without the numbers in them; duplicates do not count."""
     return Counter(re.sub(r" \([^)]*\)", "", entry["reason"]) for entry in entries if "duplicate_of" not in entry)
-
-
-def _source_of(entry: Mapping[str, str]) -> str:
-    return entry["source"]

@@ -226,11 +226,6 @@ def _is_saved_dataset(folder: Path) -> bool:
     )
 
 
-def is_hub_id(source: str | Path) -> bool:
-    """Detect names of the form ``owner/name``, which may be a dataset on the Hub."""
-    return isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
 def download(source: str) -> Path:
     """Download a dataset from the Hub and return its folder.
 

@@ -17,11 +17,9 @@ from torch.nn.functional import pad
 
 from pusa import resources, zoo
 from pusa.data.dataset import DatasetWriter
-from pusa.data.encoding import StageProgress, add_prompts, identity_of_vae, load_vae
+from pusa.data.encoding import StageProgress, add_prompts, check_clip_shape, identity_of_vae, load_vae
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.pipeline import PusaPipeline
-from pusa.positions import nearest_of
-from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
 
 _WAN_GUIDANCE = 5.0
 
@@ -61,11 +59,7 @@ class SynthesisSettings:
         defaults = zoo.defaults_of(self.model)
         width, height = self.size or (defaults.width, defaults.height)
         frames = self.frames or defaults.num_frames
-        if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in (width, height)):
-            raise ValueError(f"size {width}x{height}: sides are multiples of {SIZE_MULTIPLE}")
-        if frames % FRAMES_PER_LATENT != 1:
-            near = nearest_of(max(1, frames), FRAMES_PER_LATENT, 1)
-            raise ValueError(f"frames={frames}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
+        check_clip_shape([(width, height)], [frames])
         zoo_model = zoo.find(self.model)
         guidance = self.guidance or (defaults.guidance if zoo_model and zoo_model.hub_id is None else _WAN_GUIDANCE)
         if self.steps < 1 or guidance < 1:
@@ -152,7 +146,7 @@ def _synthesize(
             progress = StageProgress(report, "make clips", len(wanted) * settings.steps, done=done)
         for name, k in missing.items():
             caption = prompts[k % len(prompts)]
-            embeds, negative = (_padded(writer.embeds(text), length) for text in (caption, settings.negative_prompt))
+            embeds, negative = (_pad(writer.embeds(text), length) for text in (caption, settings.negative_prompt))
             latents = make_clip(pipe, settings, embeds, negative, seed=settings.seed + k, at_step=progress.advance)
             width, height = settings.size
             writer.add(
@@ -229,6 +223,6 @@ def make_clip(
     ).frames[0]
 
 
-def _padded(embeds: Tensor, length: int) -> Tensor:
+def _pad(embeds: Tensor, length: int) -> Tensor:
     """Pad embeddings ``[L, D]`` with zeros to ``[length, D]``, as the text encoder does."""
     return pad(embeds, (0, 0, 0, length - embeds.shape[0]))

@@ -121,7 +121,7 @@ class Workers(Generic[T]):
             start_new_session=True,  # the parent alone handles Ctrl-C
         )
         child_connection.close()  # so that the pipe closes when the worker ends
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; `recv` will tell
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which `recv` reports
             connection.send(self._work)
             connection.send(task)
         self._busy[connection] = process, task

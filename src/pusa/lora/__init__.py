@@ -1,7 +1,8 @@
 """Load, scale, merge and export LoRAs on a Wan pipeline. The package imports its names on first use."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pusa.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pusa.lora.operations import (
@@ -16,8 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_lora", "export_lora", "load_pusa", "merge_lora", "set_alpha", "unload_lora", "unmerge_lora"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("pusa.lora.operations"), name)
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "pusa.lora.operations"))

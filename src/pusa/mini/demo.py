@@ -36,7 +36,7 @@ _OUTLINE = (255, 150, 30)
 
 @dataclass(frozen=True)
 class Clip:
-    """A video to generate: the file's name, its title for people, and the request without model and seed."""
+    """Describe a video to generate: its file's name, its title for people, its request without model and seed."""
 
     name: str
     title: str

@@ -6,13 +6,14 @@ run can be checked, and its cost estimated, on a machine that could never train 
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
 
 from pusa.fields import StrictModel, bound, explain, field, shown
+from pusa.zoo import is_hub_id
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"  # in a run's folder
@@ -322,8 +323,7 @@ class TrainConfig(StrictModel):
 
 def public_name(source: str) -> str:
     """Return a Hub id or zoo name unchanged and a folder's own name without its path."""
-    is_folder = source.count("/") != 1 or source.startswith((".", "/", "~")) or Path(source).exists()
-    return Path(source).name if is_folder else source
+    return source if is_hub_id(source) and not Path(source).exists() else Path(source).name
 
 
 # ---- files and overrides -------------------------------------------------------------------------------------------
@@ -350,17 +350,30 @@ def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any]
     values = _read(source)
     pairs = overrides.items() if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
     for name, value in pairs:
-        *sections, field = name.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"{name} is unknown: {section} has no fields of its own")
-        place[field] = value
+        set_field(values, name, value)
         for one, other in _EXCLUSIVE:
             if name == one and value is not None:
                 values[other] = None
     return config_from(values)
+
+
+def set_field(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set ``section.field`` in nested values. Raises ValueError for a section that is a field."""
+    *sections, field = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{name} is unknown: {section} has no fields of its own")
+    values[field] = value
+
+
+def leaves(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of nested values, named ``section.field``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, separator, f"{prefix}{name}{separator}")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:

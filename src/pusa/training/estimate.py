@@ -11,7 +11,7 @@ from typing import Any
 
 from pusa import zoo
 from pusa.models import files
-from pusa.training.config import TrainConfig, config_from
+from pusa.training.config import TrainConfig, config_from, set_field
 from pusa.training.flops import Flops, Memory, Workload, flops, memory
 
 _GIB = 2**30
@@ -105,7 +105,7 @@ def load_base(source: str) -> BaseModel:
         return BaseModel(zoo_model.transformer, text_tokens)
     if folder.is_dir():
         read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
-    elif source.count("/") == 1 and not source.startswith((".", "~", "/")):
+    elif zoo.is_hub_id(source):
         from huggingface_hub import hf_hub_download
 
         parts = ("transformer", "vae")
@@ -314,11 +314,7 @@ def _options(config: TrainConfig, base: BaseModel, cards: int) -> Iterator[list[
 def _remedy(config: TrainConfig, base: BaseModel, overrides: Mapping[str, Any], cards: int) -> Remedy | None:
     values = config.model_dump()
     for name, value in overrides.items():
-        *sections, field = name.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[field] = value
+        set_field(values, name, value)
     try:
         return Remedy(overrides, cards, memory_of(config_from(values), base, cards).peak)
     except ValueError:  # this number of cards cannot share the clips of a step

@@ -27,7 +27,7 @@ _DEFAULTS = {  # of `diffusers.WanTransformer3DModel`
 class Linear:
     """Describe one matrix and how many rows are multiplied with it.
 
-    `reads` tells whether its input needs a gradient: "hidden" always, "frozen" only if all weights are trained (no
+    `reads` names its input: "hidden" always needs a gradient, "frozen" only if all weights are trained (no
     layer before it has a LoRA), "data" never.
     """
 
@@ -115,7 +115,7 @@ class Workload:
 
     @property
     def frame_rows(self) -> int:
-        """Timesteps that are embedded."""
+        """Embedded timesteps of one card and pass."""
         return self.clips * (self.timesteps or self.grid[0] // self["patch_size"][0])
 
     @property
@@ -273,7 +273,7 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """Bytes that are in use all the time."""
+        """Bytes in use through the whole step."""
         return self.weights + self.adapter + self.optimizer + self.ema
 
 

@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ContextParallelConfig
@@ -24,6 +24,7 @@ from pusa.training.distributed import Processes
 logger = logging.getLogger(__name__)
 
 ADAPTER = "pusa"
+P = TypeVar("P", bound=Tensor)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -159,8 +160,7 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
     matrices: list[Tensor] = []
     if config.name == "muon":
         matrices = [p for name, p in parameters.items() if p.ndim == 2 and name.startswith("blocks.")]
-    chosen = {id(matrix) for matrix in matrices}
-    rest = [p for p in parameters.values() if id(p) not in chosen]
+    rest = without(parameters.values(), matrices)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         if not hasattr(torch.optim, "Muon"):
@@ -181,6 +181,12 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
     return optimizers
 
 
+def without(parameters: Iterable[P], chosen: Iterable[Tensor]) -> list[P]:
+    """List the parameters that are not among the chosen ones."""
+    chosen_ids = {id(parameter) for parameter in chosen}
+    return [parameter for parameter in parameters if id(parameter) not in chosen_ids]
+
+
 def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
     """Compute the factor of the learning rates at a step.
 
@@ -196,9 +202,6 @@ def lr_factor(schedule: ScheduleConfig, step: int, progress: float) -> float:
     else:
         done = 0.5 * (1 - math.cos(math.pi * progress))
     return warm * (1 - (1 - schedule.floor) * min(done, 1.0))
-
-
-# ---- moving average ------------------------------------------------------------------------------------------------
 
 
 class MovingAverage:
@@ -217,8 +220,8 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Move the averages towards the weights after step number `step`."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.averages.items():
-            local(average).lerp_(local(self.parameters[name].detach()), weight)
+        averages = [local(average) for average in self.averages.values()]
+        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.parameters.values()], weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -240,3 +243,54 @@ class MovingAverage:
         for module in self.model.modules():
             if isinstance(module, FSDPModule):  # a pass without gradients leaves the root's weights gathered
                 module.reshard()
+
+
+class Updater:
+    """Update weights from their gradients: the optimizers at scaled rates, and a moving average of the weights.
+
+    Args:
+        parameters: the trained parameters of `model` by name.
+        ema_decay: of the moving average; None: no average.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        ema_decay: float | None,
+    ) -> None:
+        self.parameters, self.optimizers = parameters, optimizers
+        self.average = MovingAverage(model, parameters, ema_decay) if ema_decay else None
+        self._rates = [group["lr"] for group in self._groups()]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients of this step; parameters that took no part have none."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def scale_rates(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its first value."""
+        for group, rate in zip(self._groups(), self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """List the optimizers' groups as they are now: loading a state replaces them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def clip(self, max_norm: float | None) -> Tensor:
+        """Scale longer gradients down to `max_norm`; return the norm before, without waiting for the device."""
+        return nn.utils.clip_grad_norm_(self.parameters.values(), float("inf") if max_norm is None else max_norm)
+
+    def update(self, step: int) -> None:
+        """Take step number `step` of every optimizer and of the average."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average is not None:
+            self.average.update(step)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None

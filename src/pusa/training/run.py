@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
+from pusa.resources import readable_time
 from pusa.training.batches import Batch, BatchPlan, Data, Loader, Reader, held_out_batches
 from pusa.training.checkpoint import (
     Tensors,
@@ -33,7 +34,7 @@ from pusa.training.checkpoint import (
 from pusa.training.config import Expert, TrainConfig
 from pusa.training.distributed import Processes
 from pusa.training.export import write_result
-from pusa.training.model import MovingAverage, kernels, lr_factor, make_optimizers, precision
+from pusa.training.model import Updater, kernels, lr_factor, make_optimizers, precision
 from pusa.training.objective import LossBins, add_noise, frame_errors, velocity_target, weighted_loss
 from pusa.training.reports import Reporter
 
@@ -101,9 +102,9 @@ class Run:
         self.plan = BatchPlan(context.training.buckets, config, context.processes.data_parallel)
         self.reader = Reader(context.training, config, noise_range)
         self.held_out = Reader(context.held_out, config, noise_range)
-        self.optimizers = make_optimizers(parameters, config.optimizer)
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.average = MovingAverage(model, parameters, config.ema_decay) if config.ema_decay else None
+        optimizers = make_optimizers(parameters, config.optimizer)
+        self.updater = Updater(model, parameters, optimizers, ema_decay=config.ema_decay)
+        self.average = self.updater.average
         self.progress = RunProgress()
         self.frames = max(shape[1] for data in (context.training, context.held_out) for shape in data.buckets)
         self.bins = LossBins(self.frames)
@@ -184,10 +185,7 @@ class Run:
         """Take one optimizer step. Returns True if a process received a signal to stop."""
         began, waited = time.monotonic(), loader.waited_seconds
         processes, progress = self.processes, self.progress
-        scale = lr_factor(self.config.schedule, progress.step, self._share_done())
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
+        self.updater.scale_rates(lr_factor(self.config.schedule, progress.step, self._share_done()))
         loss, clips = 0.0, 0
         with kernels(self.config, self.model):
             for _ in range(self.plan.accumulation):
@@ -203,22 +201,18 @@ class Run:
         if self.config.parallel.fsdp:  # FSDP has reduced the gradients itself
             loss, stop, spent, lost = processes.mean(numbers)
         else:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            loss, stop, spent, lost = processes.average(gradients, numbers)
+            loss, stop, spent, lost = processes.average(self.updater.gradients, numbers)
         agreed = time.monotonic()
-        norm = self._clipped_norm()
+        clipped = self.updater.clip(self.config.optimizer.max_gradient_norm)
+        norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         if math.isfinite(loss) and math.isfinite(norm):
-            for optimizer in self.optimizers:
-                optimizer.step()
-            if self.average is not None:
-                self.average.update(progress.step)
+            self.updater.update(progress.step)
             progress.skipped_in_row = 0
             self.losses.append(loss)
             self.norms.append(norm)
         else:
             self._skip(loss, norm)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.updater.clear()
         progress.step += 1
         progress.clips += clips * processes.data_parallel
         progress.seconds += spent
@@ -232,12 +226,6 @@ class Run:
             velocity = self.model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
         errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
         return weighted_loss(errors, batch.sigmas, self.config.objective), errors
-
-    def _clipped_norm(self) -> float:
-        """Clip the gradient to the limit and return its norm before."""
-        limit = self.config.optimizer.max_gradient_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), float("inf") if limit is None else limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _skip(self, loss: float, norm: float) -> None:
         progress = self.progress
@@ -269,7 +257,7 @@ class Run:
             "loss": _mean(self.losses),
             "error": bins.mean(),
             "gradient_norm": _mean(self.norms),
-            "learning_rate": self.optimizers[-1].param_groups[0]["lr"],
+            "learning_rate": self.updater.optimizers[-1].param_groups[0]["lr"],
             "seconds": progress.seconds,
             "clips": progress.clips,
             "clips_per_second": (progress.clips - clips) / spent,
@@ -291,10 +279,7 @@ class Run:
         done = self._share_done()
         if not 0 < done < 1:
             return ""
-        left = self.progress.seconds * (1 - done) / done
-        if left < 120:
-            return f"  {left:.0f} s left"
-        return f"  {left / 60:.0f} min left" if left < 5400 else f"  {left / 3600:.1f} h left"
+        return f"  {readable_time(self.progress.seconds * (1 - done) / done)} left"
 
     def _evaluate(self) -> None:
         """Log the held-out loss, by level and frame too; of the moving average if there is one."""
@@ -357,7 +342,7 @@ class Run:
         tensors = {
             "weights": self.parameters.items(),
             "average": self.average.averages.items() if self.average is not None else (),
-            "optimizer": optimizer_tensors(self.optimizers, self.parameters),
+            "optimizer": optimizer_tensors(self.updater.optimizers, self.parameters),
         }
         write_checkpoint(
             self.context.expert_folder,
@@ -376,7 +361,7 @@ class Run:
         weights = Tensors(checkpoint, "weights")
         for name, parameter in self.parameters.items():
             weights.into(name, parameter)
-        restore_optimizers(self.optimizers, self.parameters, Tensors(checkpoint, "optimizer"))
+        restore_optimizers(self.updater.optimizers, self.parameters, Tensors(checkpoint, "optimizer"))
         if self.average is not None:
             averages = Tensors(checkpoint, "average")
             for name, average in self.average.averages.items():

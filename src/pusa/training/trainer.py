@@ -28,10 +28,11 @@ from typing import Any
 
 import torch
 
+from pusa.fsutil import replacing
 from pusa.resources import is_bf16_fast
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
-from pusa.training.config import CONFIG_FILE, TrainConfig, load_config
+from pusa.training.config import CONFIG_FILE, TrainConfig, leaves, load_config
 from pusa.training.distributed import Processes, connect_processes
 from pusa.training.export import result_path
 from pusa.training.model import load_transformer, prepare
@@ -119,24 +120,15 @@ def _open_folder(folder: Path, config: TrainConfig, processes: Processes, *, res
     if not processes.is_main:
         return
     if before is not None:
-        old, new = (dict(_leaves(json.loads(c.model_dump_json(exclude={"output"})))) for c in (before, config))
+        old, new = (dict(leaves(json.loads(c.model_dump_json(exclude={"output"})))) for c in (before, config))
         changes = [
             f"{name} was {old.get(name)} and is {new.get(name)}" for name in old | new if old.get(name) != new.get(name)
         ]
         if changes:
             logger.warning("the configuration has changed since the run began: %s", "; ".join(changes))
     folder.mkdir(parents=True, exist_ok=True)
-    part = stored.with_suffix(".part")
-    part.write_text(config.to_json())
-    part.replace(stored)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    with replacing(stored) as part:
+        part.write_text(config.to_json())
 
 
 def _read_dataset(config: TrainConfig) -> Data:

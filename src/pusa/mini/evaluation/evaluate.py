@@ -8,8 +8,7 @@ are fixed: the same model gives the same figures.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
-from pusa.evaluation.metrics import Figure, drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
-from pusa.media import to_uint8
-from pusa.media.previews import Strip, strip_sheet, write_picture
+from pusa.evaluation.metrics import drift, first_jump, mean, psnr, rate, ratio, sharpness, unevenness
+from pusa.media.previews import strip_sheet, write_picture
 from pusa.mini.evaluation import joints
 from pusa.mini.evaluation.photographs import PhotographWorld
 from pusa.mini.evaluation.probes import DISTORTIONS
 from pusa.mini.evaluation.report import as_markdown
-from pusa.mini.evaluation.setup import Clips, Evaluator, image_of
+from pusa.mini.evaluation.setup import Clips, Evaluator, Part, Row, Table, image_of, share
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions, draw_scenes
 from pusa.positions import frames_of, latent_frames
@@ -37,22 +35,6 @@ CLIPS = 32
 REAL = "real clips through the VAE"
 _LASTING = tuple(name for name in MOTIONS if name != "fade")  # the thing is still visible at the end
 _STRIPS = 8  # clips in a contact sheet
-
-Row = dict[str, Figure]
-Table = dict[str, Row]
-
-
-@dataclass
-class Part:
-    """The results of a part: tables by title, and rows of a contact sheet."""
-
-    tables: dict[str, Table] = field(default_factory=dict)
-    strips: list[Strip] = field(default_factory=list)
-
-    def show(self, labels: Iterable[str], video: Tensor, held: Sequence[int] = ()) -> None:
-        """Add clips ``[B, 3, F, H, W]`` to the sheet; `held` are the frames that the model was given."""
-        for label, clip in zip(labels, video, strict=False):
-            self.strips.append(Strip(label, to_uint8(clip[None]), held=held))
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -129,7 +111,7 @@ def text_to_video(evaluator: Evaluator, clips: int, *, steps: Sequence[int], **_
 def image_to_video(evaluator: Evaluator, clips: int, *, photographs: PhotographWorld | None = None, **_: Any) -> Part:
     """Measure clips from the first frames of held-out clips and of photographs, with and without captions."""
     part = Part()
-    real = evaluator.real(evaluator.scenes(_share(clips, 0.4), seed=71, held_out=True, motions=_LASTING))
+    real = evaluator.real(evaluator.scenes(share(clips, 0.4), seed=71, held_out=True, motions=_LASTING))
     table: Table = {REAL: _kept_row(evaluator, real, real.latents, real.rebuilt)}
     for name, texts, noise, adapted in _ways(evaluator, captions(real.scenes)):
         latents = _from_first_frames(evaluator, real, texts, noise, adapted)
@@ -138,7 +120,7 @@ def image_to_video(evaluator: Evaluator, clips: int, *, photographs: PhotographW
         part.show((f"{name}: {text or 'no caption'}" for text in texts[: _STRIPS // 2]), video, held=[0])
     part.tables["image to video, held-out clips"] = table
     if photographs is not None:
-        pictures = photographs.clips(evaluator, _share(clips, 0.4))
+        pictures = photographs.clips(evaluator, share(clips, 0.4))
         table = {REAL: _photograph_row(evaluator, photographs, pictures, pictures.latents, pictures.rebuilt)}
         for name, texts, noise, adapted in _ways(evaluator, captions(pictures.scenes)):
             latents = _from_first_frames(evaluator, pictures, texts, noise, adapted)
@@ -221,7 +203,7 @@ def _keyframes(evaluator: Evaluator, clips: int, title: str, *, places: tuple[in
     part = Part()
     count = latent_frames(evaluator.defaults.num_frames)
     fixed = [frames_of(place % count + 1) - 1 for place in places]  # the last of the frames that a place stands for
-    real = evaluator.real(evaluator.scenes(_share(clips, 0.25), seed=seed, held_out=True, motions=_LASTING))
+    real = evaluator.real(evaluator.scenes(share(clips, 0.25), seed=seed, held_out=True, motions=_LASTING))
     texts = captions(real.scenes)
     conditions = [
         [
@@ -257,31 +239,8 @@ def _between_row(evaluator: Evaluator, real: Clips, video: Tensor, fixed: list[i
 
 
 def _middle(evaluator: Evaluator, video: Tensor) -> Tensor:
-    middle = video.shape[2] // 4  # far from all that is given
+    middle = video.shape[2] // 4  # far from every given frame
     return evaluator.thing_in(video[:, :, middle : middle + 3])
-
-
-def extension(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
-    """Measure five successive extensions of held-out clips."""
-    return _part_of(joints.extension(evaluator, _share(clips, 0.1), out))
-
-
-def transition(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
-    """Measure transitions from one held-out clip to another."""
-    return _part_of(joints.transition(evaluator, _share(clips, 0.1), out))
-
-
-def loop(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
-    """Measure clips whose end runs into their beginning."""
-    return _part_of(joints.loop(evaluator, _share(clips, 0.1), out))
-
-
-def _part_of(result: joints.JoinResult) -> Part:
-    return Part({result.title: result.table}, [Strip(label, frames) for label, frames in result.videos])
-
-
-def _share(clips: int, share: float) -> int:
-    return max(2, round(share * clips))
 
 
 PARTS: dict[str, Callable[..., Part]] = {
@@ -291,9 +250,9 @@ PARTS: dict[str, Callable[..., Part]] = {
     "i2v": image_to_video,
     "start-end": start_end,
     "keyframes": keyframes,
-    "extension": extension,
-    "transition": transition,
-    "loop": loop,
+    "extension": joints.extension,
+    "transition": joints.transition,
+    "loop": joints.loop,
 }
 
 

@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pusa.mini.recipe.loop import ConvMuon, precision
+from pusa.mini.recipe.loop import precision
+from pusa.mini.recipe.muon import ConvMuon
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, THINGS
 from pusa.mini.world.world import TEXTURE, Scenes, World, draw_scenes
 from pusa.models.vae import decode_video, encode_video
+from pusa.training.model import without
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ _BATCH = 64
 
 
 class FrameProbe(nn.Module):
-    """Frames ``[N, 3, 64, 64]`` in -1..1 to features ``[N, 64]``, things ``[N, T + 1]``, places ``[N, P + 1]``.
+    """Map frames ``[N, 3, 64, 64]`` in -1..1 to features ``[N, 64]``, things ``[N, T + 1]``, places ``[N, P + 1]``.
 
     The last thing is another one or none, the last place a picture.
     """
@@ -51,12 +54,12 @@ class FrameProbe(nn.Module):
         self.place = nn.Linear(_FEATURES, len(PLACES) + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        features = self.features(_pooled(self.body(frames.contiguous(memory_format=torch.channels_last))))
+        features = self.features(_pool(self.body(frames.contiguous(memory_format=torch.channels_last))))
         return features, self.thing(F.relu(features)), self.place(F.relu(features))
 
 
 class MotionProbe(nn.Module):
-    """Clips ``[N, 9, 3, 48, 48]`` in -1..1 to features ``[N, 64]``, motions ``[N, 12]`` and cameras ``[N, 5]``."""
+    """Map clips ``[N, 9, 3, 48, 48]`` in -1..1 to features ``[N, 64]``, motions ``[N, 12]``, cameras ``[N, 5]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class MotionProbe(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stacked = clips.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # [N, 27, 48, 48]
-        features = self.features(_pooled(self.body(stacked)))
+        features = self.features(_pool(self.body(stacked)))
         return features, self.motion(F.relu(features)), self.camera(F.relu(features))
 
 
@@ -81,7 +84,7 @@ def _conv(before: int, after: int, kernel: int, stride: int = 2) -> tuple[nn.Mod
     )
 
 
-def _pooled(maps: Tensor) -> Tensor:
+def _pool(maps: Tensor) -> Tensor:
     return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
 
@@ -89,8 +92,8 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Probabilities that the probes predict for B clips, and features ``[B, 128]``.
+class Predictions(Columns):
+    """Hold the probabilities that the probes predict for B clips, and features ``[B, 128]``.
 
     `things` is ``[B, L, T + 1]`` for each of L frames, `places` ``[B, P + 1]``, `motions` and `cameras` of the clip.
     """
@@ -123,17 +126,12 @@ class Predictions:
     def camera(self) -> Tensor:
         return self.cameras.argmax(dim=1)
 
-    @classmethod
-    def cat(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """Concatenate the predictions of several batches."""
-        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
-
 
 DIRECTIONS = torch.tensor([list(MOTIONS).index(name) for name in ("left", "right", "up", "down")])
 
 
 class Probes:
-    """The two probes, trained; `things` is how many of `THINGS` they know."""
+    """Classify clips by the two trained probes; `things` is how many of `THINGS` they know."""
 
     def __init__(self, frame: FrameProbe, motion: MotionProbe, things: int) -> None:
         self.frame, self.motion, self.things = frame.eval(), motion.eval(), things
@@ -141,17 +139,17 @@ class Probes:
     @torch.no_grad()
     def classify_frames(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute features, thing and place probabilities of frames ``[N, 3, H, W]`` in -1..1."""
-        features, thing, place = self.frame(_resized(frames, FRAME_SIZE))
+        features, thing, place = self.frame(resize(frames, FRAME_SIZE))
         return features, thing.softmax(1), place.softmax(1)
 
     @torch.no_grad()
     def classify(self, video: Tensor) -> Predictions:
         """Classify clips ``[B, 3, F, H, W]`` in -1..1, each one whole motion long."""
-        chosen = video[:, :, _spread(video.shape[2], CLASSIFIED_FRAMES)].float()
+        chosen = video[:, :, moments(video.shape[2], CLASSIFIED_FRAMES)].float()
         features, things, places = self.classify_frames(chosen.transpose(1, 2).flatten(0, 1))
         per_clip = (len(video), -1)
-        moving = video[:, :, _spread(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
-        small = _resized(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
+        moving = video[:, :, moments(video.shape[2], MOTION_FRAMES)].float().transpose(1, 2)  # [B, 9, 3, H, W]
+        small = resize(moving.flatten(0, 1), MOTION_SIZE).unflatten(0, (len(video), MOTION_FRAMES))
         motion_features, motions, cameras = self.motion(small)
         return Predictions(
             things=things.unflatten(0, per_clip),
@@ -185,12 +183,13 @@ class Probes:
         return cls(frame, motion, things)
 
 
-def _spread(frames: int, count: int) -> list[int]:
-    """Choose `count` frames, evenly from the first to the last."""
-    return [round(i * (frames - 1) / (count - 1)) for i in range(count)]
+def moments(frames: int, count: int) -> Tensor:
+    """Choose `count` of `frames` frames, evenly from the first to the last; of fewer frames some twice."""
+    return torch.linspace(0, frames - 1, count, dtype=torch.float64).round().long()
 
 
-def _resized(frames: Tensor, size: int) -> Tensor:
+def resize(frames: Tensor, size: int) -> Tensor:
+    """Scale frames ``[N, C, H, W]`` to `size` pixels, both ways."""
     if frames.shape[-2:] == (size, size):
         return frames
     return F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -222,10 +221,10 @@ def train_probes(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         frame, motion = FrameProbe(things), MotionProbe()
-        drawn = _drawn_frames(world, things, count=8 * frame_steps, seed=seed)
-        reconstructed = _reconstructed_frames(world, vae, things, size, clips=max(8, frame_steps // 4), seed=seed)
+        drawn = _draw_frames(world, things, count=8 * frame_steps, seed=seed)
+        reconstructed = _reconstruct_frames(world, vae, things, size, clips=max(8, frame_steps // 4), seed=seed)
         _fit(frame, _frame_losses(frame, drawn, reconstructed), frame_steps, "frame probe")
-        clips = _drawn_clips(world, count=7 * motion_steps, seed=seed)
+        clips = _draw_clips(world, count=7 * motion_steps, seed=seed)
         _fit(motion, _motion_losses(motion, *clips), motion_steps, "motion probe")
     return Probes(frame, motion, things)
 
@@ -237,8 +236,7 @@ def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> 
     for kernel in kernels:
         kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
     module.train()
-    chosen = {id(kernel) for kernel in kernels}
-    rest = [p for p in module.parameters() if id(p) not in chosen]
+    rest = without(module.parameters(), kernels)
     optimizers: list[tuple[torch.optim.Optimizer, float]] = [
         (ConvMuon(kernels, lr=0.02, momentum=0.9, weight_decay=0.0), 0.02),
         (torch.optim.AdamW(rest, lr=4e-3, weight_decay=0.02), 4e-3),
@@ -259,26 +257,16 @@ def _fit(module: nn.Module, losses: Iterator[Tensor], steps: int, name: str) -> 
 
 
 @dataclass(frozen=True)
-class _Frames:
-    """Frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and whether the thing counts, ``[N]`` each."""
+class _Frames(Columns):
+    """Hold frames ``[N, 3, 64, 64]`` in -1..1 with thing, place, and True if the thing counts, ``[N]`` each."""
 
     pixels: Tensor
     thing: Tensor
     place: Tensor
     thing_counts: Tensor
 
-    def __len__(self) -> int:
-        return len(self.pixels)
 
-    def __getitem__(self, chosen: Tensor) -> "_Frames":
-        return _Frames(**{name: column[chosen] for name, column in vars(self).items()})
-
-    @staticmethod
-    def cat(parts: "list[_Frames]") -> "_Frames":
-        return _Frames(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
-
-
-def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
+def _render(world: World, scenes: Scenes, things: int, frames: int, size: int, start: int) -> tuple[Tensor, Tensor]:
     """Render a video, and for each of its frames the thing and 1 if it counts in the loss, ``[B, F, 2]``.
 
     A thing that has faded or left is none, and one that nearly has counts as neither.
@@ -291,14 +279,14 @@ def _rendered(world: World, scenes: Scenes, things: int, frames: int, size: int,
     return video, torch.stack([thing, counts.long()], dim=2)
 
 
-def _labelled(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
+def _label(video: Tensor, labels: Tensor, scenes: Scenes) -> _Frames:
     """Flatten video ``[B, 3, F, H, W]`` and labels ``[B, F, 2]`` to labelled frames."""
-    pixels = _resized(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
+    pixels = resize(video.transpose(1, 2).flatten(0, 1).float(), FRAME_SIZE)
     place = scenes.place.clamp(max=TEXTURE)[:, None].expand(-1, video.shape[2]).flatten()
     return _Frames(pixels, labels[..., 0].flatten(), place, labels[..., 1].flatten().bool())
 
 
-def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
+def _draw_mixed_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     """Draw scenes mostly of known things, a fifth of any that the world has."""
     known_scenes, any_scenes = (
         draw_scenes(count, seed, things=things),
@@ -312,31 +300,31 @@ def _some_scenes(world: World, count: int, seed: int, things: int) -> Scenes:
     return Scenes(**columns)
 
 
-def _drawn_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
+def _draw_frames(world: World, things: int, *, count: int, seed: int) -> _Frames:
     """Draw single frames at random moments of clips."""
     parts = []
     for number in range(0, count, 16):
-        scenes = _some_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
+        scenes = _draw_mixed_scenes(world, 16, 500_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, world.motion_frames + 1, ()))
-        parts.append(_labelled(*_rendered(world, scenes, things, 1, FRAME_SIZE, start), scenes))
+        parts.append(_label(*_render(world, scenes, things, 1, FRAME_SIZE, start), scenes))
     return _Frames.cat(parts)
 
 
 @torch.no_grad()
-def _reconstructed_frames(
+def _reconstruct_frames(
     world: World, vae: AutoencoderKLWan, things: int, size: int, *, clips: int, seed: int
 ) -> _Frames:
     """Reconstruct short drawn clips by the VAE, half of them from slightly noisy latents, as a model's are."""
     began = time.monotonic()
     parts = []
     for number in range(0, clips, 8):
-        scenes = _some_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
+        scenes = _draw_mixed_scenes(world, 8, 900_000_000 + seed + 2 * number, things)
         start = int(torch.randint(0, max(1, world.motion_frames - 3), ()))
-        video, labels = _rendered(world, scenes, things, 5, size, start)
+        video, labels = _render(world, scenes, things, 5, size, start)
         latents = encode_video(vae, video)
         latents[::2] += 0.25 * torch.rand(len(latents[::2]), 1, 1, 1, 1) * torch.randn_like(latents[::2])
         rebuilt = decode_video(vae, latents).float()
-        parts.append(_labelled(rebuilt[:, :, ::2], labels[:, ::2], scenes))
+        parts.append(_label(rebuilt[:, :, ::2], labels[:, ::2], scenes))
     logger.info("%d clips reconstructed in %.0f s", clips, time.monotonic() - began)
     return _Frames.cat(parts)
 
@@ -349,7 +337,7 @@ def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> 
             for pool, count in ((reconstructed, _BATCH // 3), (drawn, _BATCH - _BATCH // 3))
         ]
         batch = _Frames.cat(some)
-        pixels, hue_is_true = recolour(_shifted(batch.pixels, 6))
+        pixels, hue_is_true = recolour(_shift(batch.pixels, 6))
         with precision(torch.device("cpu")):
             _, thing, place = probe(degrade(pixels))
         thing_loss = F.cross_entropy(thing.float(), batch.thing, reduction="none", label_smoothing=0.05)
@@ -357,7 +345,7 @@ def _frame_losses(probe: FrameProbe, drawn: _Frames, reconstructed: _Frames) -> 
         yield (thing_loss * batch.thing_counts).mean() + 0.4 * (place_loss * hue_is_true).mean()
 
 
-def _drawn_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
+def _draw_clips(world: World, *, count: int, seed: int) -> tuple[Tensor, Scenes]:
     """Draw clips of any things at the moments that the motion probe sees: uint8 ``[N, 9, 3, 48, 48]``."""
     coarse = copy.copy(world)
     coarse.motion_frames = MOTION_FRAMES - 1
@@ -394,7 +382,7 @@ def mirror_indices(names: list[str]) -> Tensor:
     return torch.tensor([names.index(other.get(name, name)) for name in names])
 
 
-def _shifted(pictures: Tensor, most: int) -> Tensor:
+def _shift(pictures: Tensor, most: int) -> Tensor:
     """Shift all pictures by the same random offset of at most `most` pixels."""
     size = pictures.shape[-1]
     padded = F.pad(pictures, (most, most, most, most), mode="reflect")

@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from pusa import zoo
 from pusa.conditions import PusaCondition
 from pusa.evaluation.metrics import Figure, frechet_distance, mean, rate
 from pusa.lora.adapters import adapter_names
+from pusa.media import to_uint8
+from pusa.media.previews import Strip
 from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Predictions, Probes, train_probes
 from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
 from pusa.mini.world.world import Scenes, World, draw_scenes
@@ -34,7 +37,7 @@ REFERENCE_CLIPS = 256
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(Columns):
     """Real clips: their scenes, pixels, latents and reconstructions by the VAE."""
 
     scenes: Scenes
@@ -42,11 +45,27 @@ class Clips:
     latents: Tensor  # [B, C, f, h, w]
     rebuilt: Tensor  # as video
 
-    def __len__(self) -> int:
-        return len(self.video)
 
-    def __getitem__(self, chosen: slice | Tensor) -> "Clips":
-        return Clips(**{name: values[chosen] for name, values in vars(self).items()})
+Row = dict[str, Figure]
+Table = dict[str, Row]
+
+
+@dataclass
+class Part:
+    """Hold the results of a part of the evaluation: tables by title, and rows of a contact sheet."""
+
+    tables: dict[str, Table] = field(default_factory=dict)
+    strips: list[Strip] = field(default_factory=list)
+
+    def show(self, labels: Iterable[str], video: Tensor, held: Sequence[int] = ()) -> None:
+        """Add clips ``[B, 3, F, H, W]`` to the sheet; `held` are the frames that the model was given."""
+        for label, clip in zip(labels, video, strict=False):
+            self.strips.append(Strip(label, to_uint8(clip[None]), held=held))
+
+
+def share(clips: int, part: float) -> int:
+    """Return a part of the number of clips, at least 2."""
+    return max(2, round(part * clips))
 
 
 class Evaluator:
@@ -56,7 +75,7 @@ class Evaluator:
         pipe: the model, its adapter attached if it has one.
         model: its name or folder, which gives its size, length and other defaults (`pusa.zoo.defaults_of`).
         world: draws the real clips; one motion takes as many frames as a clip has.
-        probes: they know the things that the model knows.
+        probes: trained to tell the model's things apart.
 
     Raises:
         ValueError: the model's frames are no squares, as the world's are.

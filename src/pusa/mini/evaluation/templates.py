@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pusa.mini.evaluation.probes import moments, resize
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import camera_view, motion_path
 
@@ -31,8 +33,8 @@ _PLACE_SPREAD, _SCALE_SPREAD, _ANGLE_SPREAD, _VISIBLE_SPREAD = 0.12, 0.12, 0.35,
 
 
 @dataclass(frozen=True)
-class Track:
-    """A thing in B clips at L moments, ``[B, L]`` each.
+class Track(Columns):
+    """Hold the placements of a thing in B clips at L moments, ``[B, L]`` each.
 
     Centre `x`, `y` and half size `scale` in halves of the frame, `angle` in radians, `score` in 0..1; `density` is how
     much of the squared difference from its surroundings the sprite explains, for its size.
@@ -45,9 +47,6 @@ class Track:
     score: Tensor
     density: Tensor
 
-    def __getitem__(self, chosen: Tensor | slice) -> "Track":
-        return Track(**{name: values[chosen] for name, values in vars(self).items()})
-
 
 class Matcher:
     """Match sprites with frames.
@@ -58,29 +57,29 @@ class Matcher:
 
     def __init__(self, sprites: Tensor) -> None:
         # Sampled sparsely, fine detail would be noise: about one pixel of the frame for one of the sprite.
-        self._coarse, self._fine = (_with_rim(_resized(sprites[:, :4], size)) for size in (18, 30))
+        self._coarse, self._fine = (_with_rim(resize(sprites[:, :4], size)) for size in (18, 30))
         self._width = 1 + 2 * _MARGIN
 
     @cached_property
     def distinctness(self) -> Tensor:
-        """Measure how much each sprite changes when rotated, ``[T]`` in 0..1: a ball's angle tells little."""
+        """Measure how much each sprite changes when rotated, ``[T]`` in 0..1: a ball looks alike at all angles."""
         return torch.stack([self._distinctness(sprite) for sprite in self._fine])
 
     @torch.no_grad()
     def track(self, video: Tensor, thing: Tensor) -> Track:
         """Follow thing ``[B]`` through video ``[B, 3, F, H, W]`` in -1..1; each clip shows it one way round."""
-        moments = [round(i * (video.shape[2] - 1) / (SEARCHED_FRAMES - 1)) for i in range(SEARCHED_FRAMES)]
-        frames = (video[:, :, moments].float().transpose(1, 2) + 1) / 2  # [B, L, 3, H, W]
+        searched = video[:, :, moments(video.shape[2], SEARCHED_FRAMES)]
+        frames = (searched.float().transpose(1, 2) + 1) / 2  # [B, L, 3, H, W]
         found = torch.empty(len(video), SEARCHED_FRAMES, 6)
         for index in thing.unique():
             chosen = (thing == index).nonzero().flatten()
             some = frames[chosen].flatten(0, 1)
-            small, large = (_resized(some, size) for size in (_COARSE, _FINE))
+            small, large = (resize(some, size) for size in (_COARSE, _FINE))
             scores, places = self._search(int(index), small)  # [2, N], [2, N, 4]
             mirrored = (
                 scores.unflatten(1, (-1, SEARCHED_FRAMES)).sum(2).argmax(0).repeat_interleave(SEARCHED_FRAMES)
             )  # [N]
-            best = self._refined(int(index), large, places[mirrored, torch.arange(len(some))], mirrored)
+            best = self._refine(int(index), large, places[mirrored, torch.arange(len(some))], mirrored)
             found[chosen] = best.unflatten(0, (-1, SEARCHED_FRAMES))
         return Track(*found.unbind(-1))
 
@@ -133,7 +132,7 @@ class Matcher:
         place = torch.stack([x, y, torch.full_like(x, scale), turn], dim=-1).flatten(0, 2)
         return place, windows.permute(2, 3, 0, 1, 4, 5).flatten(0, 2).flatten(2)
 
-    def _refined(self, thing: int, frames: Tensor, place: Tensor, mirrored: Tensor) -> Tensor:
+    def _refine(self, thing: int, frames: Tensor, place: Tensor, mirrored: Tensor) -> Tensor:
         """Refine `place` ``[N, 4]`` by random steps of decreasing length: placement, score and density ``[N, 6]``."""
         generator = torch.Generator().manual_seed(0)
         count = len(frames)
@@ -197,10 +196,6 @@ class Matcher:
         return (error / (inside * (image - middle).square()).sum()).amin().clamp(0, 1)
 
 
-def _resized(frames: Tensor, size: int) -> Tensor:
-    return F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False)
-
-
 def _with_rim(sprites: Tensor) -> Tensor:
     """Add a margin to sprites ``[T, 4, S, S]``, and the rim around each as a fifth channel."""
     pad, reach = round(_MARGIN * sprites.shape[-1]), round(_RIM * sprites.shape[-1])
@@ -246,7 +241,7 @@ def motion_of(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
     Args:
         track: of `Matcher.track`.
         camera: what the camera does, ``[B]`` indices into `CAMERAS`; the thing's own motion is what remains.
-        distinctness: ``[B]``, of the things (`Matcher.distinctness`): the angle of a ball tells nothing.
+        distinctness: ``[B]``, of the things (`Matcher.distinctness`): weights of the angle, which a ball has none of.
     """
     return _misfits(track, camera, distinctness).argmin(dim=1)
 
@@ -274,12 +269,12 @@ def _in_the_world(track: Track, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _misfits(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
     """Compute the mean squared distance from the nearest path of each motion, in spreads: ``[B, len(MOTIONS)]``."""
     phases = 16
-    moments = torch.linspace(0, 1, SEARCHED_FRAMES)
+    times = torch.linspace(0, 1, SEARCHED_FRAMES)
     x, y, size = (values[:, None, None] for values in _in_the_world(track, camera))  # [B, 1, 1, L]
     jitter = torch.full((len(MOTIONS), phases, 20), 0.5)
     jitter[:, :, 8] = torch.arange(phases) / phases  # the speed of some motions, the phase of others
     motion = torch.arange(len(MOTIONS)).repeat_interleave(phases)
-    paths = motion_path(motion, moments, jitter.flatten(0, 1).unsqueeze(-1))
+    paths = motion_path(motion, times, jitter.flatten(0, 1).unsqueeze(-1))
     px, py, pscale, pangle, popacity = (
         values.expand(-1, SEARCHED_FRAMES).unflatten(0, (len(MOTIONS), phases)) for values in paths
     )

@@ -37,7 +37,7 @@ WeightChanges = dict[str, dict[str, dict[str, float]]]
 
 
 class Results:
-    """All measurements so far, by point."""
+    """Read all measurements so far, by point."""
 
     def __init__(self, out: Path, plan: Plan) -> None:
         self.plan = plan
@@ -104,7 +104,7 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison that a claim of the paper implies, its measured difference and the verdict."""
+    """Hold one comparison that a claim of the paper implies, its measured difference and the verdict."""
 
     claim: str
     compared: str

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pusa.evaluation.metrics import first_jump
+from pusa.fsutil import replacing
 from pusa.lora.layouts import read_lora
 from pusa.mini.paper.training import BATCH, SEED, Plan, adapter_path, load_base, things_of
 from pusa.mini.recipe.base import SHIFT, TextToVideo
 from pusa.mini.recipe.clips import load_latents
 from pusa.mini.recipe.loop import precision
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import captions
@@ -48,7 +50,7 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One adapter (or none) under one setting of the sampler, and its measures.
+    """Describe one adapter (or none) under one setting of the sampler, and its measures.
 
     `measures`: "losses"; "image", image-to-video without a caption; "caption", with one; "text", text-to-video.
     """
@@ -72,10 +74,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Clips:
-    """Held-out clips ``[N, C, F, h, w]`` with their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
+class HeldOutClips(Columns):
+    """Hold clips ``[N, C, F, h, w]`` that training never saw, and what belongs to them.
 
-    The camera never moves. `still`: the thing does not move either, so that the first frame says all of the rest.
+    That is their noise, embeddings ``[N, L, D]``, things and places ``[N]``.
+
+    The camera never moves. In `still` clips the thing does not move either, so that all frames are like the first.
     """
 
     latents: Tensor
@@ -85,15 +89,12 @@ class Clips:
     place: Tensor
     still: Tensor
 
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def batches(self, size: int) -> "Iterator[Clips]":
+    def batches(self, size: int) -> "Iterator[HeldOutClips]":
         for start in range(0, len(self), size):
-            yield Clips(**{name: column[start : start + size] for name, column in vars(self).items()})
+            yield self[start : start + size]
 
 
-def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> tuple[Clips, Clips]:
+def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> tuple[HeldOutClips, HeldOutClips]:
     """Choose `count` clips to generate from, at most half of them still, and others for the losses."""
     data = load_latents(work / "held_out", things=things_of(work), held_out=True)
     names, scenes = list(MOTIONS), data.scenes
@@ -111,13 +112,13 @@ def choose_clips(work: Path, base: TextToVideo, count: int, loss_count: int) -> 
             raise ValueError(f"{work / 'held_out'} has {len(found)} fitting clips and {wanted} are needed")
     texts = captions(scenes)
 
-    def pick(indices: Tensor) -> Clips:
+    def pick(indices: Tensor) -> HeldOutClips:
         latents = data.latents[indices].float()
         noise = [torch.randn(latents.shape[1:], generator=generator_of(SEED, "noise", i)) for i in indices.tolist()]
         with torch.no_grad():
             embeds = base.embed([texts[i] for i in indices.tolist()])
         columns = (scenes.thing[indices], scenes.place[indices], is_still[indices])
-        return Clips(latents, torch.stack(noise), embeds, *columns)
+        return HeldOutClips(latents, torch.stack(noise), embeds, *columns)
 
     return pick(chosen), pick(others)
 
@@ -178,9 +179,8 @@ def train_probe(work: Path, out: Path, steps: int) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    part = probe_path(out).with_suffix(".part")
-    save_file(probe.state_dict(), part)
-    part.replace(probe_path(out))
+    with replacing(probe_path(out)) as part:
+        save_file(probe.state_dict(), part)
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ class Judge:
     out: Path
     plan: Plan
     base: TextToVideo = field(init=False)
-    clips: Clips = field(init=False)
-    loss_clips: Clips = field(init=False)
+    clips: HeldOutClips = field(init=False)
+    loss_clips: HeldOutClips = field(init=False)
     empty: Tensor = field(init=False)
     untouched: dict[str, Tensor] = field(init=False, default_factory=dict)
 

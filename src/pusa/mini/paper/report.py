@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pusa.evaluation.metrics import EQUAL_DB, Figure, rate
-from pusa.mini.evaluation import plots
-from pusa.mini.evaluation.plots import Panel, Series
 from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Results, WeightChanges, format_difference, judge_claims
 from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
+from pusa.training.reports.charts import Panel, Series, write_chart
+from pusa.training.reports.model_card import markdown_table
 
 BEGIN, END = "<!-- results: written by pusa eval paper -->", "<!-- /results -->"
+_CLAIM_HEAD = ["claim", "compared", "found", "verdict"]
 _ORDER = ("independent", "p 0.8", "p 0.5", "p 0.2", "image-to-video")
 
 
@@ -189,7 +190,7 @@ def _curves(results: Results, title: str, measure: str, figure: str, label: str)
         ]
         if len(found) > 1:
             lines.append(_line(regime, found))
-    return Panel(title, "training steps", label, lines) if lines else None
+    return Panel(title, "training steps", lines, label) if lines else None
 
 
 def _sweep(
@@ -207,16 +208,12 @@ def _sweep(
         found = [(x, value) for x, point in sorted(points) if (value := results.figure(point, measure, figure))]
         if len(found) > 1:
             lines.append(_line(name, found))
-    return Panel(title, x_label, label, lines, log_x) if lines else None
+    return Panel(title, x_label, lines, label, log_x) if lines else None
 
 
 def _line(name: str, found: Sequence[tuple[float, Figure]]) -> Series:
-    return Series(
-        name,
-        [x for x, _ in found],
-        [value["value"] for _, value in found],
-        [value["error"] for _, value in found],
-    )
+    points = [(x, value["value"]) for x, value in found]
+    return Series(name, points, [value["error"] for _, value in found], dots=True)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -233,7 +230,7 @@ def write(report: dict[str, Any], out: Path, page: Path | None) -> None:
     """Write plots and ``paper.md`` to `out`, and both into the page if one is given."""
     for name, panels in report["panels"].items():
         restored = [Panel(**{**panel, "series": [Series(**line) for line in panel["series"]]}) for panel in panels]
-        (out / f"{name}.svg").write_text(plots.figure(restored))
+        write_chart(restored, out / f"{name}.svg", columns=2)
     (out / "paper.md").write_text(markdown(report, "."))
     if page is None:
         return
@@ -258,12 +255,12 @@ def markdown(report: dict[str, Any], pictures: str) -> str:
         "",
         "### Does it agree?",
         "",
-        *_as_markdown([["claim", "compared", "found", "verdict"], *_claim_rows(report["claims"])]),
+        *markdown_table(_CLAIM_HEAD, _claim_rows(report["claims"])),
         "",
         *(f"![{name}]({pictures}/{name}.svg)\n" for name in report["panels"]),
     ]
     for title, table in report["tables"].items():
-        lines += [f"### {title}", "", *_as_markdown(table), ""]
+        lines += [f"### {title}", "", *markdown_table(table[0], table[1:]), ""]
     if report["left_out"]:
         lines += [f"No time was left for: {', '.join(report['left_out'])}.", ""]
     return "\n".join(lines)
@@ -271,7 +268,7 @@ def markdown(report: dict[str, Any], pictures: str) -> str:
 
 def as_text(report: dict[str, Any]) -> str:
     """Format all tables for a terminal."""
-    claims = [["claim", "compared", "found", "verdict"], *_claim_rows(report["claims"])]
+    claims = [_CLAIM_HEAD, *_claim_rows(report["claims"])]
     blocks = []
     for title, table in {"Claims": claims, **report["tables"]}.items():
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
@@ -287,8 +284,3 @@ def _claim_rows(claims: Sequence[dict[str, str]]) -> Table:
         rows.append(["" if claim == before else claim, finding["compared"], finding["found"], finding["verdict"]])
         before = claim
     return rows
-
-
-def _as_markdown(table: Table) -> list[str]:
-    head, *rows = [f"| {' | '.join(row)} |" for row in table]
-    return [head, "|" + "---|" * len(table[0]), *rows]

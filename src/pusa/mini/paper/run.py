@@ -14,7 +14,7 @@ import multiprocessing
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.fsutil import sha256_of
+from pusa.fsutil import replacing, sha256_of
 from pusa.mini.paper import points, report, training
 from pusa.mini.paper.points import STEPS, Point
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
+from pusa.training.reports.charts import load_figure_class
 
 PLAN_FILE, REPORT_FILE = "plan.json", "paper.json"
 REFERENCES = "references"
@@ -64,8 +65,8 @@ def points_of(plan: Plan) -> list[Point]:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A part that writes the file `result`; it can start once the files `needs` exist, and takes about `seconds`.
+class PaperJob:
+    """Describe a part that writes the file `result`, can start once the files `needs` exist, and takes about `seconds`.
 
     A job that `must` run does so however late it is, and time is reserved for it: the trainings and their last points.
     """
@@ -82,11 +83,13 @@ class Job:
         return all(path.exists() for path in self.needs)
 
 
-def jobs_of(work: Path, out: Path, plan: Plan, *, seconds_per_step: float, seconds_per_forward: float) -> list[Job]:
+def jobs_of(
+    work: Path, out: Path, plan: Plan, *, seconds_per_step: float, seconds_per_forward: float
+) -> list[PaperJob]:
     """List the jobs in order of importance; a process takes the first one that is ready."""
     adapter = partial(training.adapter_path, out)
     jobs = [
-        Job(
+        PaperJob(
             f"train {regime}",
             adapter(regime, plan.steps),
             partial(training.train_regime, work, out, plan, regime),
@@ -99,12 +102,12 @@ def jobs_of(work: Path, out: Path, plan: Plan, *, seconds_per_step: float, secon
     probe = points.probe_path(out)
     result = result_path(out, REFERENCES)
     references = partial(_measure_references, work, out, plan, result)
-    jobs.append(Job(REFERENCES, result, references, needs=(probe,), must=True))
+    jobs.append(PaperJob(REFERENCES, result, references, needs=(probe,), must=True))
     for point in points_of(plan):
         needs = [probe] if point.regime is None else [probe, adapter(point.regime, point.step)]
         result = result_path(out, point.name)
         jobs.append(
-            Job(
+            PaperJob(
                 point.name,
                 result,
                 partial(_measure, work, out, plan, point, result),
@@ -131,9 +134,8 @@ def _measure_references(work: Path, out: Path, plan: Plan, result: Path) -> None
 
 def _write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=1) + "\n")
 
 
 # ---- how much of it ------------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ def run(
         FileNotFoundError: there is no base in `work`.
         ValueError: `out` holds results of another base or of other `steps` or `clips`, these are no multiples of 4, or
             `page` has no marks.
+        RuntimeError: matplotlib is not installed.
     """
     import torch
 
@@ -238,18 +241,12 @@ def run(
             raise ValueError(f"{name}={value} is no multiple of 4")
     if page is not None:
         report.check_page(page)
+    load_figure_class()  # now, as the charts come last
     out = work / "paper" if out is None else out
     processes = processes or (1 if torch.cuda.is_available() else 2)
     began = time.monotonic()
     fingerprint = _fingerprint(work)
-    stored = json.loads((out / PLAN_FILE).read_text()) if (out / PLAN_FILE).is_file() else None
-    if stored is not None and stored["base"] != fingerprint:
-        raise ValueError(f"{out} holds results of another base: name another folder with --out")
-    for name, value in explicit.items():
-        if stored is not None and stored["plan"][name] != value:
-            raise ValueError(
-                f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
-            )
+    stored = _read_plan(out, fingerprint, explicit)
     out.mkdir(parents=True, exist_ok=True)
     threads = 1 if processes > 1 else torch.get_num_threads()
     with ExitStack() as stack:
@@ -280,10 +277,29 @@ def run(
     return results
 
 
-def _run_jobs(jobs: list[Job], pools: list[Executor], *, deadline: float, began: float, say: Log) -> list[str]:
+def _read_plan(out: Path, fingerprint: str, explicit: Mapping[str, int]) -> dict[str, Any] | None:
+    """Read the plan of an earlier call; None if there was none.
+
+    Raises:
+        ValueError: it is of another base, or its steps or clips are not the explicit ones.
+    """
+    if not (out / PLAN_FILE).is_file():
+        return None
+    stored = json.loads((out / PLAN_FILE).read_text())
+    if stored["base"] != fingerprint:
+        raise ValueError(f"{out} holds results of another base: name another folder with --out")
+    for name, value in explicit.items():
+        if stored["plan"][name] != value:
+            raise ValueError(
+                f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
+            )
+    return stored
+
+
+def _run_jobs(jobs: list[PaperJob], pools: list[Executor], *, deadline: float, began: float, say: Log) -> list[str]:
     """Run the jobs; the first pool trains before it measures, the others only measure. Return the jobs left out."""
     pending = [job for job in jobs if not job.result.exists()]
-    running: dict[Future[None], tuple[int, Job]] = {}
+    running: dict[Future[None], tuple[int, PaperJob]] = {}
     left_out: list[str] = []
     while pending or running:
         reserved = _reserved_seconds([*pending, *(job for _, job in running.values())], len(pools))
@@ -306,13 +322,13 @@ def _run_jobs(jobs: list[Job], pools: list[Executor], *, deadline: float, began:
     return left_out
 
 
-def _reserved_seconds(jobs: list[Job], pools: int) -> float:
+def _reserved_seconds(jobs: list[PaperJob], pools: int) -> float:
     """Estimate the time of the jobs that must run, if one pool does all the training."""
     training_seconds = sum(job.seconds for job in jobs if job.trains)
     return max(training_seconds, sum(job.seconds for job in jobs if job.must) / pools)
 
 
-def _available_jobs(pending: list[Job], *, trains: bool) -> Iterator[Job]:
+def _available_jobs(pending: list[PaperJob], *, trains: bool) -> Iterator[PaperJob]:
     """Yield the jobs that a pool may take, in its order."""
     if trains:
         yield from (job for job in pending if job.trains)

@@ -42,7 +42,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Plan:
-    """The amount of work.
+    """Set the amount of work.
 
     Optimizer `steps` per training (a multiple of `CURVE`), `clips` generated per point and `loss_clips` for the losses
     (multiples of `BATCH`).
@@ -78,7 +78,7 @@ def things_of(work: Path) -> int:
 
 
 class CaptionedLatents:
-    """Cached clips in memory as a dataset of the trainer; each clip keeps one caption."""
+    """Serve cached clips in memory as a dataset of the trainer; each clip keeps one caption."""
 
     def __init__(self, latents: Tensor, embeds: Tensor, empty_embeds: Tensor) -> None:
         self._latents, self._embeds = latents, embeds

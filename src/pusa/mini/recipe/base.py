@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -20,11 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pusa.mini.recipe.clips import ClipCache
-from pusa.mini.recipe.loop import fit, precision, spent_seconds, warm_then_cool, world_size
+from pusa.mini.recipe.loop import fit, precision, spent_seconds
 from pusa.mini.recipe.muon import BatchedMuon
 from pusa.mini.world.world import captions, draw_scenes
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.scheduler import shifted
+from pusa.training.config import ScheduleConfig
+from pusa.training.distributed import connect_processes
+from pusa.training.model import lr_factor, without
 
 MAX_SEQUENCE_LENGTH = 64
 SHIFT = 3.0
@@ -50,7 +53,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TextToVideo(nn.Module):
-    """The transformer and the text encoder, which train together, and their tokenizer.
+    """Hold the transformer and the text encoder, which train together, and their tokenizer.
 
     Args:
         heads: of attention.
@@ -246,14 +249,14 @@ def train_base(
         model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
     loss_fn = BaseLoss(model, small, full, schedule, objective)
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
-    chosen = {id(matrix) for matrix in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = without(model.parameters(), matrices)
     optimizers = [
         BatchedMuon(matrices, lr=schedule.rate),
         torch.optim.AdamW(
             rest, lr=schedule.adam_rate or schedule.rate / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=True
         ),
     ]
+    rates = ScheduleConfig(warmup_steps=schedule.warm_steps, cooldown_share=1 - schedule.cool_from, floor=0.02)
     seconds = math.inf if schedule.seconds is None else schedule.seconds
     if schedule.deadline is not None:
         loss_fn.warm_up()
@@ -264,7 +267,7 @@ def train_base(
         optimizers,
         seconds=seconds,
         steps=schedule.steps,
-        schedule=warm_then_cool(schedule.warm_steps, schedule.cool_from, floor=0.02),
+        schedule=partial(lr_factor, rates),
         checkpoint=checkpoint,
         ema_decay=schedule.ema_decay,
     )
@@ -289,6 +292,7 @@ class BaseLoss:
         is_tokenised: bool = False,
     ) -> None:
         self.model, self.full, self.schedule, self.objective = model, full, schedule, objective
+        self.processes = connect_processes().world
         self.small = small or full
         self.small_share = schedule.small_share if small is not None else 0.0
         for clips in {id(self.small): self.small, id(full): full}.values():
@@ -298,7 +302,7 @@ class BaseLoss:
     def __call__(self, seed: int, progress: float) -> Tensor:
         torch.manual_seed(seed)
         data = self.small if progress < self.small_share else self.full
-        step = seed // world_size()  # the same on every process, so that none waits for a longer clip
+        step = seed // self.processes  # the same on every process, so that none waits for a longer clip
         longest = data.latents.shape[2]
         is_short = self.schedule.short_share > 0 and (progress < self.schedule.short_share or step % 3 == 0)
         frames = (longest + 1) // 2 if is_short else longest

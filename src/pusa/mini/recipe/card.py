@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
-from pusa.mini.recipe.clips import ClipCache, ClipPlan, draw_clips
-from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
+from pusa.mini.recipe.clips import ClipCache, draw_clips
+from pusa.mini.recipe.folder import LORA_FILE, Report, Sizes, describe_folder, write_folder
 from pusa.mini.recipe.loop import NotFiniteError
 from pusa.mini.recipe.samples import ALPHA, ClipGenerator, find_alpha, write_sheets
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
@@ -45,9 +45,9 @@ from pusa.zoo import MINI_FOLDER
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CardBudget:
-    """Set sizes in pixels and frames, and times in seconds.
+@dataclass(frozen=True, kw_only=True)
+class CardBudget(Sizes):
+    """Set sizes, and times in seconds.
 
     Attributes:
         seconds: time of all stages together.
@@ -57,17 +57,7 @@ class CardBudget:
         sheet_clips: numbers of clips on the sheets, from captions and from pictures.
     """
 
-    size: int
-    small_size: int
-    frames: int
-    things: int
-    heads: int
-    head_channels: int
-    layers: int
-    clips: int
-    small_clips: int
-    picture_share: float
-    objective: BaseObjective
+    picture_share: float = 1 / 3
     schedule: BaseSchedule
     seconds: float
     small_clips_seconds: float
@@ -77,7 +67,6 @@ class CardBudget:
     vta_clips: int
     vta: VtaPlan
     strengths: tuple[float, ...]
-    sweep_clips: int
     sheet_clips: tuple[int, int]
 
 
@@ -98,7 +87,6 @@ CARD_BUDGETS = {
         layers=8,
         clips=98_304,
         small_clips=131_072,
-        picture_share=1 / 3,
         objective=_OBJECTIVE,
         schedule=BaseSchedule(
             batch_tokens=36_864,
@@ -119,7 +107,6 @@ CARD_BUDGETS = {
         vta_clips=8192,
         vta=VtaPlan(rank=64, batch_frames=256, workers=8, deterministic=False, reports=False),
         strengths=(0.7, 1.0, 1.4, 1.7),
-        sweep_clips=8,
         sheet_clips=(32, 8),
     ),
     # a rehearsal of the same code on a CPU; its model is useless
@@ -129,11 +116,9 @@ CARD_BUDGETS = {
         frames=9,
         things=4,
         heads=1,
-        head_channels=32,
         layers=1,
         clips=64,
         small_clips=64,
-        picture_share=1 / 3,
         objective=_OBJECTIVE,
         schedule=BaseSchedule(batch_tokens=96, small_share=0.4, short_share=0.0, rate=1.5e-2, cool_from=0.4),
         seconds=30,
@@ -222,13 +207,7 @@ def _draw(
     clock: Clock, budget: CardBudget, vae: AutoencoderKLWan, world: World
 ) -> tuple[ClipCache | None, ClipCache, ClipCache]:
     """Draw small, full and held-out clips; without small ones if the time allowed too few, which would be memorised."""
-    full = ClipPlan(
-        clips=budget.clips,
-        size=budget.size,
-        frames=budget.frames,
-        things=budget.things,
-        picture_share=budget.picture_share,
-    )
+    full = budget.clip_plan(budget.picture_share)
     small = replace(full, clips=budget.small_clips, size=budget.small_size)
     held_out = replace(full, clips=128, held_out=True, picture_share=None)
     drawn = {}
@@ -308,9 +287,7 @@ def _train_base(
 
 def _new_base(budget: CardBudget, tokenizer: PreTrainedTokenizerFast | None = None) -> TextToVideo:
     torch.manual_seed(0)
-    return TextToVideo(
-        heads=budget.heads, layers=budget.layers, head_channels=budget.head_channels, tokenizer=tokenizer
-    )
+    return budget.make_base(tokenizer)
 
 
 def _throughput(base: TextToVideo, budget: CardBudget, work: Path, full: ClipCache) -> dict[str, Any]:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pusa.mini.recipe.loop import precision, rank, world_size
+from pusa.fsutil import replacing
+from pusa.mini.recipe.loop import precision
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import encode_video
+from pusa.training.distributed import connect_processes
 
 _SHARD_CLIPS = 64
 _DRAWN_PIXELS = 64 * 128**2  # of a frame of all clips that are drawn at once on a card
@@ -26,7 +27,7 @@ _SCENES = "scenes."  # before the names of their columns in a file
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch of B clips for one step.
+    """Hold a batch of B clips for one step.
 
     Attributes:
         latents: fp32 ``[B, 16, F, h, w]``, normalised.
@@ -40,7 +41,7 @@ class Sample:
 
 
 class ClipCache:
-    """Clips as normalised latents, with the masks of their things and the tokens of several wordings of their captions.
+    """Hold clips as normalised latents, the masks of their things and the tokens of several wordings of their captions.
 
     Args:
         latents: bf16 ``[N, 16, F, h, w]``.
@@ -86,7 +87,7 @@ class ClipCache:
 
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, texts: list[str], *, length: int = _CAPTION_TOKENS) -> Tensor:
-    """Token ids ``[B, length]``, zeros (the padding token) behind each text.
+    """Tokenise texts to ids ``[B, length]``, zeros (the padding token) behind each text.
 
     Bypasses transformers, which takes longer over each text than the tokenizer itself: the recipe for a data-centre GPU
     has half a million texts.
@@ -164,17 +165,17 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
 def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:
     """Draw and encode clips into `folder`, 64 a file; processes share the work, and existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(rank(), plan.shards, world_size()):
+    processes = connect_processes()
+    for shard in range(processes.rank, plan.shards, processes.world):
         path = folder / f"{shard:04d}.safetensors"
         if path.exists():
             continue
         scenes = plan.scenes(shard)
         latents, mask = _encode(vae, world, plan, scenes, batch=8)
         drawn = {f"{_SCENES}{name}": column for name, column in vars(scenes).items()}
-        save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
-    if dist.is_initialized():
-        dist.barrier()
+        with replacing(path) as part:
+            save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, part)
+    processes.wait()
     return load_latents(folder, things=plan.things, held_out=plan.held_out, shards=plan.shards)
 
 

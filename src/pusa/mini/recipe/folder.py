@@ -3,14 +3,16 @@
 import copy
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from transformers import PreTrainedTokenizerFast
 
-from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, SHIFT, TextToVideo
+from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, SHIFT, BaseObjective, TextToVideo
+from pusa.mini.recipe.clips import ClipPlan
 from pusa.mini.recipe.samples import ALPHA, GUIDANCE, STEPS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
@@ -23,15 +25,39 @@ LORA_FILE = "pusa_lora.safetensors"
 _SHARD_SIZE = "13MB"  # no file of a package above 14 MB
 
 
-class Sizes(Protocol):
-    """The sizes of a budget that ``pusa.json`` states."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Set the sizes of a model and of the clips that train it.
 
-    @property
-    def size(self) -> int: ...
-    @property
-    def frames(self) -> int: ...
-    @property
-    def things(self) -> int: ...
+    Attributes:
+        size, small_size: of the clips, in pixels, both ways; training begins with small ones.
+        frames: of a clip, 4n + 1.
+        things: the transformer learns so many, the first ones of `THINGS`.
+        clips, small_clips: number of clips of each size.
+        sweep_clips: number of clips for each alpha that is tried.
+    """
+
+    size: int
+    small_size: int
+    frames: int
+    things: int
+    heads: int
+    layers: int
+    head_channels: int = 32
+    clips: int
+    small_clips: int
+    objective: BaseObjective = field(default_factory=BaseObjective)
+    sweep_clips: int = 8
+
+    def make_base(self, tokenizer: PreTrainedTokenizerFast | None = None) -> TextToVideo:
+        """Make the transformer and text encoder with random weights; without a tokenizer, learn one."""
+        return TextToVideo(heads=self.heads, layers=self.layers, head_channels=self.head_channels, tokenizer=tokenizer)
+
+    def clip_plan(self, picture_share: float | None = None) -> ClipPlan:
+        """Plan the clips of the full size."""
+        return ClipPlan(
+            clips=self.clips, size=self.size, frames=self.frames, things=self.things, picture_share=picture_share
+        )
 
 
 class Report:

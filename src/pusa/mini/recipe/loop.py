@@ -1,7 +1,8 @@
 """Run the training loop of the VAE and base stages: timed, resumable, in one process or several.
 
 Under ``torchrun`` every process draws its own samples and the loop averages gradients (gloo); on a CPU two processes of
-one thread are faster than one process of two.
+one thread are faster than one process of two. The loop of `pusa.training.run` reads the loss after every step and its
+clips from a dataset; here the host runs ahead of the device, and clips are drawn as they are needed.
 """
 
 import json
@@ -13,31 +14,22 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pusa.mini.recipe.muon import BatchedMuon
+from pusa.fsutil import replacing
 from pusa.resources import is_bf16_fast
+from pusa.training.distributed import connect_processes
+from pusa.training.model import Updater
 
 logger = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 60.0
 _LOG_SECONDS = 20.0
-Schedule = Callable[[float, int], float]
 
 
 class NotFiniteError(RuntimeError):
-    """The loss is infinite or no number."""
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """Report a loss that is infinite or no number."""
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:
@@ -47,43 +39,6 @@ def precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16, enabled=is_bf16_fast(device.type))
 
 
-class ConvMuon(BatchedMuon):
-    """Muon for convolution kernels, seen as matrices ``[out, in * taps]``.
-
-    Args:
-        kernels: weights in channels-last memory, so that the matrices are views of them.
-        options: as for `BatchedMuon`.
-    """
-
-    def __init__(self, kernels: Sequence[Tensor], **options: float) -> None:
-        self.kernels = list(kernels)
-        matrices = [nn.Parameter(self._matrix(kernel.data)) for kernel in self.kernels]
-        for kernel, matrix in zip(self.kernels, matrices, strict=True):
-            if kernel.data_ptr() != matrix.data_ptr():
-                raise ValueError(f"a kernel of shape {list(kernel.shape)} is not in channels-last memory")
-        super().__init__(matrices, **options)  # type: ignore[arg-type]
-
-    @staticmethod
-    def _matrix(kernel: Tensor) -> Tensor:
-        return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
-            matrix.grad = None if kernel.grad is None else self._matrix(kernel.grad)
-        return super().step(closure)
-
-
-def warm_then_cool(warm_steps: int, cool_from: float, floor: float = 0.0) -> Schedule:
-    """Make a schedule of learning rates: linearly up over `warm_steps`, down to `floor` from `cool_from` on."""
-
-    def factor(progress: float, step: int) -> float:
-        cooling = max(0.0, (progress - cool_from) / (1 - cool_from))
-        return min((step + 1) / warm_steps, 1.0) * (1 - (1 - floor) * cooling)
-
-    return factor
-
-
 def fit(
     loss_fn: Callable[[int, float], Tensor],
     model: nn.Module,
@@ -91,7 +46,7 @@ def fit(
     *,
     seconds: float = math.inf,
     steps: int | None = None,
-    schedule: Schedule,
+    schedule: Callable[[int, float], float],
     checkpoint: Path,
     ema_decay: float | None = None,
 ) -> None:
@@ -103,7 +58,7 @@ def fit(
         loss_fn: maps a seed (different for every step and process) and the progress in 0..1 to a loss.
         model: the model to train; only parameters that require gradients are saved.
         optimizers: over the model's parameters; `schedule` scales their learning rates.
-        schedule: maps progress and step to a factor.
+        schedule: maps step and progress to a factor.
         checkpoint: a file, written once a minute and at the end; training continues from it if it exists. Beside it a
             file ``.jsonl`` gets step, seconds and loss every 20 seconds.
         ema_decay: decay of the moving average of the weights, with which the model ends; None: no average.
@@ -111,118 +66,103 @@ def fit(
     Raises:
         NotFiniteError: the loss is infinite or no number.
     """
+    processes = connect_processes()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    averages = {name: p.detach().clone() for name, p in parameters.items()} if ema_decay is not None else {}
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    step, elapsed = 0, 0.0
-    if checkpoint.exists():
-        step, elapsed, averages = _restore(checkpoint, parameters, optimizers)
-
-    def save() -> None:
-        state = {"step": step, "elapsed": elapsed, "averages": averages}
-        state["parameters"] = {name: p.detach() for name, p in parameters.items()}
-        state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-        if rank() == 0:
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+    updater = Updater(model, parameters, optimizers, ema_decay=ema_decay)
+    step, elapsed = _restore(checkpoint, updater) if checkpoint.exists() else (0, 0.0)
 
     def progress() -> float:
         return step / steps if steps is not None else elapsed / seconds
 
-    def mean_loss() -> float:
-        """Return the mean loss since the last call; this waits for the device."""
-        loss = float(torch.stack(losses).mean())
-        losses.clear()
-        if not math.isfinite(loss):
-            raise NotFiniteError(f"the loss is {loss} at step {step}: lower the learning rates")
-        return loss
-
-    is_cpu = next(iter(parameters.values())).device.type == "cpu" if parameters else True
-    losses: list[Tensor] = []
-    report = math.nan
+    is_cpu = all(p.device.type == "cpu" for p in parameters.values())
+    losses = LossLog(checkpoint, writes=processes.is_main)
     saved_at = logged_at = elapsed
     started = time.monotonic() - elapsed
     model.train()
     while progress() < 1:
-        factor = schedule(progress(), step)
-        for optimizer, group_rates in zip(optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
-                group["lr"] = rate * factor
-        model.zero_grad()
-        loss = loss_fn(step * world_size() + rank(), progress())
+        updater.scale_rates(schedule(step, progress()))
+        loss = loss_fn(step * processes.world + processes.rank, progress())
         loss.backward()
-        losses.append(loss.detach())
-        _average_gradients([p.grad for p in parameters.values() if p.grad is not None], losses)
+        loss = loss.detach()
+        processes.average([*updater.gradients, loss], [])
+        losses.add(loss)
         if is_cpu:
-            report = mean_loss()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        if averages:
-            # A short memory at first: the average of 100 steps must not hold the weights of the first ten.
-            decay = min(ema_decay or 0.0, (1 + step) / (10 + step))
-            update = get_ema_multi_avg_fn(decay)
-            update(list(averages.values()), [p.detach() for p in parameters.values()], step)
+            losses.read(step)
+        updater.clip(1.0)
+        updater.update(step)
+        updater.clear()
         step += 1
-        elapsed = _mean_over_processes(time.monotonic() - started)  # every process stops at the same step
-        is_due = elapsed - logged_at > _LOG_SECONDS or progress() >= 1
-        if is_due and losses:
-            report = mean_loss()
-        if is_due and rank() == 0:
-            logger.info("%s: %4.0f s, step %d, loss %.4f", checkpoint.stem, elapsed, step, report)
-            with checkpoint.with_suffix(".jsonl").open("a") as curve:
-                curve.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": report}) + "\n")
-        if is_due:
+        (elapsed,) = processes.mean([time.monotonic() - started])  # every process stops at the same step
+        if elapsed - logged_at > _LOG_SECONDS or progress() >= 1:
+            losses.write(step, elapsed)
             logged_at = elapsed
         if elapsed - saved_at > _SAVE_SECONDS:
-            if losses:
-                mean_loss()
-            save()
+            losses.read(step)
+            _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
             saved_at = elapsed
-    save()
-    with torch.no_grad():
-        for name, average in averages.items():
-            parameters[name].copy_(average)
+    _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
+    if updater.average is not None:
+        updater.average.swap()
     model.eval()
 
 
+class LossLog:
+    """Collect the losses of steps, and write their mean to the file ``.jsonl`` beside the checkpoint."""
+
+    def __init__(self, checkpoint: Path, *, writes: bool) -> None:
+        self._checkpoint, self._writes = checkpoint, writes
+        self._losses: list[Tensor] = []
+        self._mean = math.nan
+
+    def add(self, loss: Tensor) -> None:
+        self._losses.append(loss)
+
+    def read(self, step: int) -> None:
+        """Average the losses since the last call; this waits for the device.
+
+        Raises:
+            NotFiniteError: the mean is infinite or no number.
+        """
+        if not self._losses:
+            return
+        self._mean = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not math.isfinite(self._mean):
+            raise NotFiniteError(f"the loss is {self._mean} at step {step}: lower the learning rates")
+
+    def write(self, step: int, elapsed: float) -> None:
+        """Write a line about the steps up to `step`."""
+        self.read(step)
+        if self._writes:
+            logger.info("%s: %4.0f s, step %d, loss %.4f", self._checkpoint.stem, elapsed, step, self._mean)
+            with self._checkpoint.with_suffix(".jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": round(elapsed), "loss": self._mean}) + "\n")
+
+
+def _save(checkpoint: Path, updater: Updater, step: int, elapsed: float, *, writes: bool) -> None:
+    if not writes:
+        return
+    state = {"step": step, "elapsed": elapsed, "averages": updater.average.averages if updater.average else {}}
+    state["parameters"] = {name: p.detach() for name, p in updater.parameters.items()}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in updater.optimizers]
+    with replacing(checkpoint) as part:
+        torch.save(state, part)
+
+
 @torch.no_grad()
-def _restore(
-    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizers: Sequence[Optimizer]
-) -> tuple[int, float, dict[str, Tensor]]:
-    """Load parameters and optimizers from a checkpoint, in place; return its step, seconds and averages."""
+def _restore(checkpoint: Path, updater: Updater) -> tuple[int, float]:
+    """Load weights, averages and optimizers from a checkpoint, in place; return its step and seconds."""
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    for name, parameter in parameters.items():
+    for name, parameter in updater.parameters.items():
         parameter.copy_(state["parameters"][name])
-    averages = {name: average.to(parameters[name].device) for name, average in state["averages"].items()}
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+    if updater.average is not None:
+        for name, average in updater.average.averages.items():
+            average.copy_(state["averages"][name])
+    for optimizer, saved in zip(updater.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return state["step"], state["elapsed"], averages
+    return state["step"], state["elapsed"]
 
 
 def spent_seconds(checkpoint: Path) -> float:
     """Read the seconds that a run has spent so far; 0 if it left no checkpoint."""
     return torch.load(checkpoint, weights_only=True, map_location="cpu")["elapsed"] if checkpoint.exists() else 0.0
-
-
-def _average_gradients(gradients: Sequence[Tensor], losses: list[Tensor]) -> None:
-    """Average gradients and the last loss over processes in place."""
-    if world_size() == 1:
-        return
-    flat = torch.cat([*(g.reshape(-1) for g in gradients), losses[-1].reshape(1)])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    at = 0
-    for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
-    losses[-1] = flat[-1]
-
-
-def _mean_over_processes(seconds: float) -> float:
-    """Average `seconds` over processes."""
-    if world_size() == 1:
-        return seconds
-    mean = torch.tensor([seconds])
-    dist.all_reduce(mean)
-    return float(mean) / world_size()

@@ -1,16 +1,16 @@
 """Write the model card of the embedded model from the files of its recipe: data, licences, curves, measurements."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pusa.media.previews import write_picture
 from pusa.mini.world.pictures import CREDITS
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.training.reports import read_metrics
-from pusa.training.reports.curves import Curve, Panel, draw
+from pusa.training.reports.charts import Panel, Series, loss_series, points_of, write_chart
+from pusa.training.reports.model_card import markdown_table
 
 CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 
@@ -18,25 +18,36 @@ CARD_FILE, CURVES_FILE = "README.md", "curves.png"
 def write_card(work: Path, target: Path) -> None:
     """Write ``README.md`` and ``curves.png`` into `target` from what the recipe has left in `work`."""
     report = json.loads((work / "report.json").read_text())
-    stages = {name: _curve(work / f"{name}.jsonl") for name in ("vae", "base")}
-    vta = read_metrics(work / "vta")
-    adapted = [(float(e["step"]), float(e["loss"])) for e in vta if "loss" in e]
-    held_out = [(float(e["step"]), float(e["held_out_loss"])) for e in vta if "held_out_loss" in e]
-    panels = [Panel(f"{name}: loss", "step", [Curve("training", stages[name], smooth=True)]) for name in stages]
-    curves = [Curve("training", adapted, smooth=True), Curve("held out", held_out, dots=True)]
-    write_picture(draw([*panels, Panel("VTA: loss", "step", curves)]), target / CURVES_FILE)
-    steps = {**{name: int(points[-1][0]) for name, points in stages.items()}, "vta": int(adapted[-1][0])}
+    stages = {
+        name: [Series("training", points_of(_read_lines(work / f"{name}.jsonl"), "loss"), smooth=True)]
+        for name in ("vae", "base")
+    }
+    stages["VTA"] = loss_series(read_metrics(work / "vta"))
+    write_chart([Panel(f"{name}: loss", "step", series) for name, series in stages.items()], target / CURVES_FILE)
+    steps = {name.lower(): int(series[0].points[-1][0]) for name, series in stages.items()}
     (target / CARD_FILE).write_text("\n".join(_card(report, steps)) + "\n")
 
 
-def _curve(path: Path) -> list[tuple[float, float]]:
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    by_step = {entry["step"]: entry["loss"] for entry in entries}  # a run that went on repeats some steps
-    return sorted(by_step.items())
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
-    budget, vae, strength = report["budget"], report["vae"], report["strength"]
+    yield from _model_and_data(report["budget"])
+    yield from _recipe(report["budget"], steps)
+    yield from _measurements(report)
+    yield from (
+        "",
+        "## Limits",
+        "",
+        "- Words outside its list mean nothing to it; it knows no people, no letters, no numbers.",
+        "- A photograph of yours can be panned and zoomed; what is in it will not move by itself.",
+        "- Fast motion blurs: four frames share a latent frame.",
+        "- Clips longer than it was trained on are made by chaining.",
+    )
+
+
+def _model_and_data(budget: Mapping[str, Any]) -> Iterator[str]:
     size, frames = budget["size"], budget["frames"]
     yield from (
         "# The embedded model",
@@ -54,15 +65,20 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "twelve is never drawn for training. The VAE saw all hundred things of `pusa.mini.world.vocabulary`, the "
         f"transformer the first {budget['things']}. Its pictures:",
         "",
-        *_table(("what", "source", "licence"), CREDITS),
+        *markdown_table(("what", "source", "licence"), CREDITS),
         "",
         "The weights are under the licence of this package. Third-party notices are in `THIRD_PARTY.md`.",
         "",
+    )
+
+
+def _recipe(budget: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
+    yield from (
         "## Recipe",
         "",
         "`pusa mini train FOLDER`. The stages of these weights:",
         "",
-        *_table(
+        *markdown_table(
             ("stage", "minutes", "steps", "what"),
             (
                 (
@@ -75,8 +91,9 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
                     "base",
                     f"{budget['base_minutes']:g}",
                     steps["base"],
-                    f"text-to-video with one time for the whole clip, {budget['small_size']} then {size} pixels; Muon; "
-                    f"{budget['layers']} layers of width {32 * budget['heads']}, text encoder trained along",
+                    "text-to-video with one time for the whole clip, "
+                    f"{budget['small_size']} then {budget['size']} pixels; Muon; {budget['layers']} layers of width "
+                    f"{32 * budget['heads']}, text encoder trained along",
                 ),
                 (
                     "VTA",
@@ -90,9 +107,15 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         "",
         f"![Losses of the three stages]({CURVES_FILE})",
         "",
+    )
+
+
+def _measurements(report: Mapping[str, Any]) -> Iterator[str]:
+    vae, strength = report["vae"], report["strength"]
+    yield from (
         "## Measured",
         "",
-        *_table(
+        *markdown_table(
             ("", "all frames", "first frame"),
             (
                 ("VAE, PSNR on combinations never drawn", *_decibels(vae, "held_out")),
@@ -110,13 +133,6 @@ def _card(report: Mapping[str, Any], steps: Mapping[str, int]) -> Iterator[str]:
         *_strengths(strength["sweep"]),
         "",
         "`pusa eval mini` measures how good it is at every task, on clips that were never drawn for training.",
-        "",
-        "## Limits",
-        "",
-        "- Words outside its list mean nothing to it; it knows no people, no letters, no numbers.",
-        "- A photograph of yours can be panned and zoomed; what is in it will not move by itself.",
-        "- Fast motion blurs: four frames share a latent frame.",
-        "- Clips longer than it was trained on are made by chaining.",
     )
 
 
@@ -127,11 +143,4 @@ def _decibels(vae: Mapping[str, float], name: str) -> tuple[str, str]:
 def _strengths(sweep: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     names = list(next(iter(sweep.values())))
     rows = ((strength, *(f"{scores[name]:.2f}" for name in names)) for strength, scores in sweep.items())
-    yield from _table(("strength", *(name.replace("_", " ") for name in names)), rows)
-
-
-def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(str(cell) for cell in row)} |"
+    yield from markdown_table(("strength", *(name.replace("_", " ") for name in names)), rows)

@@ -5,11 +5,11 @@ in which time a data-centre card could take the whole step.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pusa.resources import is_bf16_fast
@@ -20,7 +20,7 @@ _EPS = 1e-7
 
 
 class BatchedMuon(Optimizer):
-    """Muon (Nesterov) over matrices; one Newton-Schulz iteration for all of one shape.
+    """Optimise matrices by Muon (Nesterov), with one Newton-Schulz iteration for all of one shape.
 
     The same numbers as `torch.optim.Muon` with ``adjust_lr_fn="original"``, up to the rounding of the iteration, which
     is computed in bf16 where the device does that itself.
@@ -81,6 +81,33 @@ class BatchedMuon(Optimizer):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
         torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)
+
+
+class ConvMuon(BatchedMuon):
+    """Optimise convolution kernels by Muon, as matrices ``[out, in * taps]``.
+
+    Args:
+        kernels: weights in channels-last memory, so that the matrices are views of them.
+        options: as for `BatchedMuon`.
+    """
+
+    def __init__(self, kernels: Sequence[Tensor], **options: float) -> None:
+        self.kernels = list(kernels)
+        matrices = [nn.Parameter(self._matrix(kernel.data)) for kernel in self.kernels]
+        for kernel, matrix in zip(self.kernels, matrices, strict=True):
+            if kernel.data_ptr() != matrix.data_ptr():
+                raise ValueError(f"a kernel of shape {list(kernel.shape)} is not in channels-last memory")
+        super().__init__(matrices, **options)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _matrix(kernel: Tensor) -> Tensor:
+        return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if kernel.grad is None else self._matrix(kernel.grad)
+        return super().step(closure)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -1,12 +1,12 @@
 """Train the embedded model from scratch and write a folder for `PusaPipeline.from_pretrained`.
 
 ``pusa mini train`` starts the recipe, in one process on a GPU and in two on a CPU. Run it again after an interruption:
-it skips finished stages and resumes a broken one. A `Budget` sets all sizes and times.
+it skips finished stages and resumes a broken one. A `RecipeBudget` sets all sizes and times.
 """
 
 import argparse
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +14,14 @@ import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_model, save_model
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from pusa.evaluation.metrics import psnr
 from pusa.mini.recipe import card
-from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
-from pusa.mini.recipe.clips import ClipPlan, cache_clips
-from pusa.mini.recipe.folder import LORA_FILE, Report, describe_folder, write_folder
-from pusa.mini.recipe.loop import precision, rank
+from pusa.mini.recipe.base import BaseSchedule, held_out_loss, train_base
+from pusa.mini.recipe.clips import ClipCache, cache_clips
+from pusa.mini.recipe.folder import LORA_FILE, Report, Sizes, describe_folder, write_folder
+from pusa.mini.recipe.loop import precision
 from pusa.mini.recipe.model_card import write_card
 from pusa.mini.recipe.samples import ClipGenerator, find_alpha
 from pusa.mini.recipe.vae import normalise, train_vae
@@ -32,44 +33,32 @@ from pusa.models.vae import channels_last, decode_video, encode_video
 from pusa.pipeline import PusaPipeline
 from pusa.training.distributed import connect_processes
 from pusa.training.export import export_run
+from pusa.training.reports.charts import load_figure_class
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("vae", "base", "vta", "export")
+_BASE_FILE = "base.safetensors"
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Set sizes in pixels and frames, and times in minutes; the transformer learns the first `things` of `THINGS`."""
+@dataclass(frozen=True, kw_only=True)
+class RecipeBudget(Sizes):
+    """Set sizes, and times in minutes."""
 
-    size: int
-    small_size: int
-    frames: int
-    things: int
-    heads: int
-    layers: int
     vae_minutes: float
     vae_gate_db: float
     base_minutes: float
     vta_minutes: float
-    clips: int
-    small_clips: int
     batch_tokens: int
-    sweep_clips: int = 8
     rank: int = 16
-    objective: BaseObjective = field(default_factory=BaseObjective)
     compiled: bool = True
     vae_images: int = 16
     vae_window_frames: int = 20
 
-    @property
-    def latent_frames(self) -> int:
-        return (self.frames - 1) // 4 + 1
-
 
 BUDGETS = {
     # three commands of under ten minutes: --until vae, --until base, and the rest
-    "gpu": Budget(
+    "gpu": RecipeBudget(
         size=128,
         small_size=64,
         frames=81,
@@ -86,7 +75,7 @@ BUDGETS = {
         vae_images=64,
         vae_window_frames=80,
     ),
-    "cpu": Budget(
+    "cpu": RecipeBudget(
         size=96,
         small_size=64,
         frames=33,
@@ -102,7 +91,7 @@ BUDGETS = {
         batch_tokens=2_880,
     ),
     # a rehearsal of everything, in a few minutes; its model is useless
-    "rehearsal": Budget(
+    "rehearsal": RecipeBudget(
         size=64,
         small_size=64,
         frames=17,
@@ -128,9 +117,10 @@ def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor
         ValueError: the pack has too few sprites.
     """
     if pack is None:
-        if rank() == 0:
+        processes = connect_processes()
+        if processes.is_main:
             pictures.fetch(work / "pictures")
-        _wait()
+        processes.wait()
         return pictures.load_sprites(work / "pictures"), pictures.load_photographs(work / "pictures")
     sprites, photographs = picture_pack.load_pack(pack)
     if len(sprites) < things:
@@ -138,14 +128,49 @@ def load_pictures(work: Path, pack: Path | None, *, things: int) -> tuple[Tensor
     return sprites, photographs
 
 
-def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None) -> None:
-    """Run the unfinished stages up to and including `until`; write the model to ``work/model``."""
+def run(
+    work: Path, budget: RecipeBudget, *, until: str = STAGES[-1], device: torch.device, pack: Path | None = None
+) -> None:
+    """Run the unfinished stages up to and including `until`; write the model to ``work/model``.
+
+    Raises:
+        RuntimeError: matplotlib, which draws the charts of the last stage, is not installed.
+    """
+    if until == STAGES[-1]:
+        load_figure_class()
     work.mkdir(parents=True, exist_ok=True)
     sprites, photographs = load_pictures(work, pack, things=budget.things)
-    motion_frames = budget.frames - 1
-    world = World(sprites, photographs, motion_frames=motion_frames, device=device)
+    world = World(sprites, photographs, motion_frames=budget.frames - 1, device=device)
     report = Report(work / "report.json", budget)
+    vae = _run_vae_stage(work, budget, world, report)
+    if until == "vae":
+        return
+    plan = budget.clip_plan()
+    full = cache_clips(vae, world, work / "latents", plan)
+    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=256, held_out=True))
+    if not (work / _BASE_FILE).exists():
+        small = cache_clips(
+            vae, world, work / "small_latents", replace(plan, clips=budget.small_clips, size=budget.small_size)
+        )
+        _run_base_stage(work, budget, small.to(device), full.to(device), held_out, report)
+    if until == "base":
+        return
+    base = budget.make_base()  # anew: the one that was trained is compiled
+    load_model(base, work / _BASE_FILE)
+    if not (work / "vta" / "adapter.safetensors").exists():
+        dataset = write_dataset(base, full, work / "dataset", size=budget.size)
+        frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, plan=VtaPlan(frames, rank=budget.rank))
+    processes = connect_processes()
+    if until == STAGES[-1] and processes.is_main:
+        cpu_world = world if device.type == "cpu" else World(sprites, photographs, motion_frames=budget.frames - 1)
+        _run_export_stage(work, budget, vae, base.tokenizer, cpu_world, report)
+    processes.wait()
 
+
+def _run_vae_stage(work: Path, budget: RecipeBudget, world: World, report: Report) -> AutoencoderKLWan:
+    """Train the VAE, unless it is there, and measure it; return it on the world's device."""
+    processes = connect_processes()
     if not (work / "vae" / "config.json").exists():
         vae = train_vae(
             world,
@@ -156,62 +181,57 @@ def run(work: Path, budget: Budget, *, until: str = STAGES[-1], device: torch.de
             window_frames=budget.vae_window_frames,
         )
         normalise(vae, world, size=budget.size)
-        if rank() == 0:
+        if processes.is_main:
             vae.save_pretrained(work / "vae")
-    _wait()
-    vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae")).to(device)
-    if rank() == 0 and "vae" not in report:
+    processes.wait()
+    vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae")).to(world.device)
+    if processes.is_main and "vae" not in report:
         scores = measure_vae(vae, world, size=budget.size, frames=budget.frames)
         report.add("vae", scores)
         if scores["held_out_db"] < budget.vae_gate_db:
             logger.warning("the VAE reaches %.1f dB, not %.0f", scores["held_out_db"], budget.vae_gate_db)
-    if until == "vae":
-        return
+    return vae
 
-    plan = ClipPlan(clips=budget.clips, size=budget.size, frames=budget.frames, things=budget.things)
-    full = cache_clips(vae, world, work / "latents", plan)
-    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=256, held_out=True))
-    base_file = work / "base.safetensors"
-    if not base_file.exists():
-        torch.manual_seed(0)
-        base = TextToVideo(heads=budget.heads, layers=budget.layers).to(device)
-        plan = replace(plan, clips=budget.small_clips, size=budget.small_size)
-        small = cache_clips(vae, world, work / "small_latents", plan)
-        logger.info("%d small and %d full clips", len(small), len(full))
-        schedule = BaseSchedule(
-            seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens, compiled=budget.compiled
-        )
-        train_base(base, small.to(device), full.to(device), work / "base.pt", schedule, budget.objective)
-        if rank() == 0:
-            report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
-            save_model(base.to("cpu"), str(base_file))
-    _wait()
-    if until == "base":
-        return
-    base = TextToVideo(heads=budget.heads, layers=budget.layers)  # anew: the one that was trained is compiled
-    load_model(base, base_file)
-    if not (work / "vta" / "adapter.safetensors").exists():
-        dataset = write_dataset(base, full, work / "dataset", size=budget.size)
-        frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
-        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, plan=VtaPlan(frames, rank=budget.rank))
-    if until == "vta":
-        return
-    if rank() == 0:
-        base = TextToVideo(heads=budget.heads, layers=budget.layers, tokenizer=base.tokenizer)  # without the adapter
-        load_model(base, base_file)
-        write_folder(work / "model", vae, base, budget)
-        lora = work / "model" / LORA_FILE
-        export_run(work / "vta", lora)
-        describe_folder(work / "model", budget, with_adapter=True)
-        if "strength" not in report:
-            generator = ClipGenerator(
-                PusaPipeline.from_pretrained(work / "model"), size=budget.size, frames=budget.frames
-            )
-            cpu_world = world if device.type == "cpu" else World(sprites, photographs, motion_frames=motion_frames)
-            report.add("strength", find_alpha(generator, cpu_world, things=budget.things, clips=budget.sweep_clips))
-        export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
-        write_card(work, work)
-    _wait()
+
+def _run_base_stage(
+    work: Path, budget: RecipeBudget, small: ClipCache, full: ClipCache, held_out: ClipCache, report: Report
+) -> None:
+    """Train the base and write it to the working folder."""
+    torch.manual_seed(0)
+    base = budget.make_base().to(full.latents.device)
+    logger.info("%d small and %d full clips", len(small), len(full))
+    schedule = BaseSchedule(
+        seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens, compiled=budget.compiled
+    )
+    train_base(base, small, full, work / "base.pt", schedule, budget.objective)
+    processes = connect_processes()
+    if processes.is_main:
+        report.add("base", {"held_out_loss": held_out_loss(base, held_out)})
+        save_model(base.to("cpu"), str(work / _BASE_FILE))
+    processes.wait()
+
+
+def _run_export_stage(
+    work: Path,
+    budget: RecipeBudget,
+    vae: AutoencoderKLWan,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    report: Report,
+) -> None:
+    """Write the model folder, choose the alpha of its adapter, and write the card."""
+    base = budget.make_base(tokenizer)  # without the adapter
+    load_model(base, work / _BASE_FILE)
+    write_folder(work / "model", vae, base, budget)
+    lora = work / "model" / LORA_FILE
+    export_run(work / "vta", lora)
+    describe_folder(work / "model", budget, with_adapter=True)
+    if "strength" not in report:
+        pipe = PusaPipeline.from_pretrained(work / "model")
+        generator = ClipGenerator(pipe, size=budget.size, frames=budget.frames)
+        report.add("strength", find_alpha(generator, world, things=budget.things, clips=budget.sweep_clips))
+    export_run(work / "vta", lora, scale=report.content["strength"]["factor"], dtype=torch.bfloat16)
+    write_card(work, work)
 
 
 @torch.no_grad()
@@ -234,11 +254,6 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
         scores[f"{name}_db"] = float(db.mean())
         scores[f"{name}_first_frame_db"] = float(db[:, 0].mean())
     return scores
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def main() -> None:

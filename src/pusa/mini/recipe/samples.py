@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition
+from pusa.media import to_uint8
 from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
 from pusa.mini.world.vocabulary import MOTIONS
@@ -134,22 +135,17 @@ def write_sheets(
     scenes = _sheet_scenes(max(from_captions, from_pictures), things)
     texts = captions(scenes)
     video, _ = generator.generate(texts[:from_captions], _SHEET_SEED)
-    strips = [Strip(text, as_uint8(clip)) for text, clip in zip(texts, video, strict=False)]
+    strips = [Strip(text, to_uint8(clip)) for text, clip in zip(texts, video, strict=False)]
     paths = [write_picture(_sheet(strips, "text to video, unpicked"), folder / "text-to-video.jpg")]
     truth, first = generator.first_latents(world, scenes[:from_pictures])
     strips = []
     for number, text in enumerate(texts[:from_pictures]):
-        strips.append(Strip(f"the true clip: {text}", as_uint8(truth[number])))
+        strips.append(Strip(f"the true clip: {text}", to_uint8(truth[number])))
         for words in (text, ""):
             video, _ = generator.generate([words], _SHEET_SEED + number, first=first[number : number + 1])
-            strips.append(Strip(words or "without a caption", as_uint8(video[0]), held=[0]))
+            strips.append(Strip(words or "without a caption", to_uint8(video[0]), held=[0]))
     paths.append(write_picture(_sheet(strips, "image to video, unpicked"), folder / "image-to-video.jpg"))
     return paths
-
-
-def as_uint8(clip: Tensor) -> Any:
-    """Convert a clip ``[3, F, H, W]`` in -1..1 to a numpy array, uint8 ``[F, H, W, 3]``."""
-    return ((clip.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
 
 
 def _sheet_scenes(count: int, things: int) -> Scenes:

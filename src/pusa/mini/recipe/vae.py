@@ -1,7 +1,7 @@
 """Train the VAE of the small model (stage 1), an `AutoencoderKLWan` with the options of Wan2.2's, 2.7 M parameters.
 
-First as an image model, then, its kernels already inflated in time, on short windows of video: much better than video
-alone in the same time.
+It trains as an image model first and then, as its kernels are inflated in time from the start, on short windows of
+video, which is much better than video alone in the same time.
 """
 
 import math
@@ -14,9 +14,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
-from pusa.mini.recipe.loop import ConvMuon, fit, precision
+from pusa.mini.recipe.loop import fit, precision
+from pusa.mini.recipe.muon import ConvMuon
 from pusa.mini.world.world import World, draw_scenes
 from pusa.models.vae import channels_last
+from pusa.training.model import without
 
 CONFIG = {
     "base_dim": 32,
@@ -64,8 +66,7 @@ def train_vae(
     torch.manual_seed(0)
     vae = make_vae().to(world.device)
     kernels = [m.weight for m in vae.modules() if isinstance(m, nn.Conv3d | nn.Conv2d)]
-    chosen = {id(kernel) for kernel in kernels}
-    rest = [p for p in vae.parameters() if id(p) not in chosen]
+    rest = without(vae.parameters(), kernels)
     optimizers = [
         ConvMuon(kernels, lr=0.018, momentum=0.9, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=0.018 / 8, betas=(0.9, 0.97), weight_decay=0.0),
@@ -84,7 +85,7 @@ def train_vae(
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
         return reconstruction_loss(decoded.float(), video, 1 + 2 * alpha) + _KL_WEIGHT * kl
 
-    def schedule(progress: float, step: int) -> float:
+    def schedule(step: int, progress: float) -> float:
         warm = min((step + 1) / 40, 1.0)
         if progress < _IMAGE_SHARE:
             return warm

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from pusa.data.dataset import LatentDataset
 from pusa.data.writer import DatasetWriter
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, TextToVideo
 from pusa.mini.recipe.clips import ClipCache
-from pusa.mini.recipe.loop import rank
 from pusa.mini.world.world import captions
 from pusa.training.config import load_config
 from pusa.training.distributed import connect_processes
@@ -46,7 +44,8 @@ class VtaPlan:
 
 def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int) -> LatentDataset:
     """Write clips with captions and their embeddings as a dataset, in the format of `pusa data prepare`."""
-    if rank() == 0 and not (folder / "dataset.json").exists():
+    processes = connect_processes()
+    if processes.is_main and not (folder / "dataset.json").exists():
         part = folder.with_name(folder.name + ".part")
         texts = captions(data.scenes)
         with (
@@ -64,8 +63,7 @@ def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int
                 if name not in writer:
                     writer.add(name, latents, text, fps=16, height=size, width=size, frames=frames)
         part.replace(folder)
-    if dist.is_initialized():
-        dist.barrier()
+    processes.wait()
     return LatentDataset(folder)
 
 

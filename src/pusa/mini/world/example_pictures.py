@@ -9,10 +9,8 @@ package ships none, as training has seen those that may be given away.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from pusa.mini.world import pictures
@@ -44,8 +42,10 @@ def main() -> None:
     world = World(pictures.load_sprites(options.cache, size=SIZE), torch.zeros(1, 3, CANVAS, CANVAS), variants=2)
     options.output.mkdir(parents=True, exist_ok=True)
     for name, (thing, motion, place, frame) in _SCENES.items():
-        _image(draw_scene(world, thing, motion, place, frame)).save(options.output / f"{name}.png", optimize=True)
-    _image(paint_view()).save(options.output / "view.jpg", quality=92)
+        pictures.as_image(draw_scene(world, thing, motion, place, frame)).save(
+            options.output / f"{name}.png", optimize=True
+        )
+    pictures.as_image(paint_view()).save(options.output / "view.jpg", quality=92)
 
 
 def draw_scene(world: World, thing: str, motion: str, place: str, frame: int) -> Tensor:
@@ -125,10 +125,6 @@ def paint_view(seed: int = 4) -> Tensor:
     picture = picture * (1.04 - 0.5 * ((x - 0.5) ** 2 + (y - 0.5) ** 2))  # and a lens is darker at its rim
     small = F.interpolate(picture[None], (SIZE, SIZE), mode="area")[0]
     return (small + 0.012 * torch.randn(small.shape, generator=generator)).clamp(0, 1)
-
-
-def _image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().numpy().astype(np.uint8))
 
 
 if __name__ == "__main__":

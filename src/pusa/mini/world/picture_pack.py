@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.fsutil import replacing
 from pusa.mini.world import pictures
 from pusa.mini.world.scenery import CANVAS
 from pusa.mini.world.vocabulary import THINGS
@@ -43,7 +44,9 @@ def make_pack(cache: Path, path: Path) -> None:
         FileNotFoundError: a picture is missing. ValueError: the pack would be larger than `LARGEST_BYTES`.
     """
     sprites = pictures.load_sprites(cache, size=SPRITE_SIZE, things=PACKED_THINGS)
-    panoramas = {f"panorama {number:02d}": _image(p) for number, p in enumerate(pictures.load_panoramas(cache))}
+    panoramas = {
+        f"panorama {number:02d}": pictures.as_image(p) for number, p in enumerate(pictures.load_panoramas(cache))
+    }
     photographs = {f"photograph {name}": _smaller(image) for name, image in pictures.open_photographs(cache)}
     sources = [*cache.glob("*.tgz"), *cache.glob("*.deb")]
     hashes = {source.name: hashlib.sha256(source.read_bytes()).hexdigest() for source in sorted(sources)}
@@ -80,9 +83,8 @@ def write_pack(
         "sources": dict(sources or {}),
         "sha256": _digest(tensors),
     }
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"pusa": json.dumps(about, ensure_ascii=False)})  # one entry: they have no order
-    part.replace(path)
+    with replacing(path) as part:  # one entry of metadata: they have no order
+        save_file(tensors, part, metadata={"pusa": json.dumps(about, ensure_ascii=False)})
 
 
 def load_pack(path: Path) -> tuple[Tensor, Tensor]:
@@ -182,7 +184,3 @@ def _smaller(image: Image.Image) -> Image.Image:
     ratio = min(1.0, _SHORT_SIDE / min(image.size))
     size = (round(ratio * image.width), round(ratio * image.height))
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())

@@ -177,3 +177,8 @@ def load_panoramas(cache: Path) -> Iterator[Tensor]:
             glare = F.max_pool2d((shown.amax(0) > 3).float()[None], 9, stride=1, padding=4)
             ringing = F.max_pool2d((shown.amin(0) < 0.002).float()[None], 3, stride=1, padding=1)
             yield torch.where(glare * ringing > 0, torch.ones(()), shown.clamp(0, 1) ** (1 / 2.2))
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """Convert a picture ``[3, H, W]`` in 0..1 to an image."""
+    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())

@@ -15,7 +15,7 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Place:
-    """A sky from top to bottom, layers of ground before each other, a disc in the sky, dots anywhere.
+    """Describe a sky from top to bottom, layers of ground before each other, a disc in the sky, dots anywhere.
 
     A layer is its colour, the height of its upper edge (-1 top, 1 bottom) and how hilly that edge is.
     """

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pusa.mini.world.columns import Columns
 from pusa.mini.world.scenery import PLACES, paint_places, paint_textures
 from pusa.mini.world.vocabulary import (
     BEFORE_PICTURE_WORDS,
@@ -33,9 +34,10 @@ _THING_BEFORE_PICTURE_SHARE, _MOVING_CAMERA_SHARE = 0.3, 0.3
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """The scenes of B clips, ``[B]`` integers each; -1 in `thing` or `second` is none; `jitter` ``[B, 20]`` in 0..1.
+class Scenes(Columns):
+    """Hold the scenes of B clips, ``[B]`` integers each, and their `jitter`, ``[B, 20]`` in 0..1.
 
+    In `thing` and `second`, -1 is none.
     `place` is an index into `PLACES`, or `TEXTURE` or `PHOTOGRAPH`; `wording` picks among synonyms.
     """
 
@@ -47,19 +49,6 @@ class Scenes:
     second_motion: Tensor
     wording: Tensor
     jitter: Tensor
-
-    def __len__(self) -> int:
-        return len(self.thing)
-
-    def __getitem__(self, chosen: Tensor | slice) -> "Scenes":
-        return Scenes(**{name: column[chosen] for name, column in vars(self).items()})
-
-    def to(self, device: torch.device | str) -> "Scenes":
-        return Scenes(**{name: column.to(device) for name, column in vars(self).items()})
-
-    @staticmethod
-    def cat(parts: "list[Scenes]") -> "Scenes":
-        return Scenes(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def is_held_out(thing: Tensor, motion: Tensor, place: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
-from pusa.training.config import TrainConfig
+from pusa.fsutil import replacing
+from pusa.training.config import TrainConfig, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,8 @@ class Reporter:
         self._path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= first_step]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(json.dumps(entry) + "\n" for entry in kept) if first_step else "")
-        part.replace(self._path)
+        with replacing(self._path) as part:
+            part.write_text("".join(json.dumps(entry) + "\n" for entry in kept) if first_step else "")
         self._file = self._path.open("a")
         self._trackers = _trackers(folder, config, first_step)
 
@@ -44,7 +44,7 @@ class Reporter:
         self._file.write(json.dumps({"step": step, **_json_values(values)}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
-            tracker.log(dict(_flat(values)), step=step)
+            tracker.log({k: v for k, v in leaves(values, "/") if isinstance(v, int | float)}, step=step)
 
     def show(self, step: int, picture: Path) -> None:
         """Show an image beside the tracker's curves."""
@@ -100,11 +100,3 @@ def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {name: plain(value) for name, value in values.items()}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value

@@ -10,11 +10,11 @@ from typing import Any
 
 from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
-from pusa.media.previews import write_picture
+from pusa.fsutil import replacing
 from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
-from pusa.training.reports.curves import draw, panels_of
+from pusa.training.reports.charts import panels_of, write_chart
 from pusa.training.reports.validation import VALIDATION_FOLDER
 from pusa.training.run import RUN_FILE
 
@@ -44,13 +44,12 @@ def write_card(run_folder: str | Path) -> Path:
     }
     text = "\n".join(_card(folder, config, facts)) + "\n"
     path = folder / CARD_FILE
-    part = path.with_suffix(".part")
-    part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     return path
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     yield f"| {' | '.join(head)} |" if any(head) else "|" + " |" * len(head)
     yield f"|{'---|' * len(head)}"
@@ -127,7 +126,7 @@ def _files(folder: Path, config: TrainConfig) -> Iterator[str]:
         else:
             rows.append((f"`{name}`", f"the adapter, {path.stat().st_size / 1e6:,.1f} MB{noise}"))
     rows.append(("`config.json`", "the configuration: `pusa train config.json` trains it again"))
-    yield from table(("file", "what"), rows)
+    yield from markdown_table(("file", "what"), rows)
 
 
 def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
@@ -231,7 +230,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         rows[f"training{label}"] = _spent(metrics, fact)
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     rows["made with"] = f"{versions}, Python {first['python']}"
-    yield from table(("", ""), rows.items())
+    yield from markdown_table(("", ""), rows.items())
     yield ""
 
 
@@ -300,7 +299,7 @@ def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Ite
     title = "## Curves"
     if len(config.model.experts) > 1:
         path, title = path.with_stem(f"{path.stem}_{expert}"), f"## Curves of `{expert}`"
-    write_picture(draw(panels_of(metrics)), path)
+    write_chart(panels_of(metrics), path)
     yield from (title, "", f"![losses over steps, and held-out error by noise level]({path.name})", "")
     evaluated = [entry for entry in metrics if entry.get("held_out_loss") is not None]
     if len(evaluated) > 1:
@@ -309,7 +308,7 @@ def _curves(folder: Path, config: TrainConfig, expert: str, facts: Facts) -> Ite
             (f"step {entry['step']:,}", f"{entry['held_out_loss']:.4f}", _number(entry["held_out_error"]))
             for entry in (first, last)
         )
-        yield from table(("held out", "loss", "squared error"), rows)
+        yield from markdown_table(("held out", "loss", "squared error"), rows)
         yield ""
 
 

@@ -13,17 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pusa import media
-from pusa.conditions import PusaCondition, fit_image, pixels
+from pusa.conditions import PusaCondition
 from pusa.data.dataset import LatentDataset
+from pusa.data.encoding import decode_spread
 from pusa.lora.adapters import lora_layers
-from pusa.media.previews import Strip, spread, strip_sheet, write_picture
-from pusa.models.vae import decode_chunks
+from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.positions import frames_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.checkpoint import random_states, restore_random_states
@@ -70,8 +69,6 @@ def validate(
     *,
     step: int,
     prompts: Sequence[str],
-    images: Sequence[Any] | None = None,
-    videos: Sequence[Any] | None = None,
     latents: Sequence[Tensor] | None = None,
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
@@ -86,8 +83,8 @@ def validate(
         folder: gets ``step-00000100/1-text-to-video.mp4`` and so on, and the contact sheet ``step-00000100.jpg``.
         step: of the training.
         prompts: one for each clip.
-        images, videos, latents: conditions, one for each prompt; at most one kind. Images allow image-to-video,
-            videos (as in `PusaCondition`) and normalised latents ``[C, F, h, w]`` all tasks, nothing text-to-video.
+        latents: normalised ``[C, F, h, w]``, one for each prompt: a picture's allow image-to-video, a clip's all tasks.
+            None: text-to-video alone.
         prompt_embeds, negative_prompt_embeds: ``[n, L, D]`` and ``[1, L, D]``, where there is no text encoder.
         compute_context: entered around each call of the pipeline, for autocast; encoding and decoding, in the VAE's
             own dtype, stay outside.
@@ -104,21 +101,19 @@ def validate(
     unknown = set(settings.tasks) - set(TASKS)
     if unknown or not settings.tasks:
         raise ValueError(f"tasks={list(settings.tasks)}: give some of {', '.join(TASKS)}")
+    clips: list[Tensor | None] = [None] * len(prompts) if latents is None else list(latents)
+    if len(clips) != len(prompts):
+        raise ValueError(f"{len(clips)} latents for {len(prompts)} prompts: give one for each")
+    rows: list[Strip] = []
+    written: list[Path] = []
+    place = folder / f"step-{step:08d}"
     with _evaluation_mode(pipe, settings.alpha), torch.no_grad():
-        clips = _clips(pipe, prompts, images, videos, latents, settings)
-        rows: list[Strip] = []
-        written: list[Path] = []
-        place = folder / f"step-{step:08d}"
-        if writes:
-            place.mkdir(parents=True, exist_ok=True)
         for number, (prompt, clip) in enumerate(zip(prompts, clips, strict=True)):
-            arguments = _arguments(pipe, clip, settings, number)
             text: dict[str, Any] = {"prompt": prompt, "negative_prompt": ""}
             if prompt_embeds is not None:
-                text = {
-                    "prompt_embeds": prompt_embeds[number : number + 1],
-                    "negative_prompt_embeds": negative_prompt_embeds,
-                }
+                embeds = prompt_embeds[number : number + 1]
+                text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative_prompt_embeds}
+            arguments = text | _arguments(pipe, clip, settings, number)
             if writes and clip is not None and clip.shape[1] > 1:
                 strip = _decode(pipe, clip[None], None, settings)
                 rows.append(replace(strip, label=f"{number + 1}. {prompt} (the clip)"))
@@ -127,13 +122,12 @@ def validate(
                 if conditions is None:
                     continue
                 with compute_context():
-                    video_latents = pipe(**text, **arguments, conditions=conditions).frames
+                    generated = pipe(**arguments, conditions=conditions).frames
                 if writes:
-                    path = place / f"{number + 1}-{task}.mp4"
-                    strip = _decode(pipe, video_latents, path, settings)
-                    held = {frame for c in conditions for frame in _frames_held(pipe, c, video_latents.shape[2])}
+                    written.append(place / f"{number + 1}-{task}.mp4")
+                    strip = _decode(pipe, generated, written[-1], settings)
+                    held = {frame for c in conditions for frame in _frames_held(pipe, c, generated.shape[2])}
                     rows.append(replace(strip, label=f"{number + 1}. {prompt} ({task})", held=held))
-                    written.append(path)
     if not rows:
         return []
     picture = strip_sheet(rows, columns=settings.columns, title=f"step {step}; outlined frames were given")
@@ -161,36 +155,6 @@ def _evaluation_mode(pipe: Any, alpha: float) -> Iterator[None]:
         pipe._progress_bar_config = bars
         model.train(was_training)
         restore_random_states(states)
-
-
-def _clips(
-    pipe: Any,
-    prompts: Sequence[str],
-    images: Sequence[Any] | None,
-    videos: Sequence[Any] | None,
-    latents: Sequence[Tensor] | None,
-    settings: ValidationSettings,
-) -> list[Tensor | None]:
-    """Encode the condition of each prompt to latents ``[C, f, h, w]``, one frame for an image; None without one."""
-    sources = {name: v for name, v in (("images", images), ("videos", videos), ("latents", latents)) if v is not None}
-    if len(sources) > 1:
-        raise ValueError(f"give one of images, videos and latents, not {' and '.join(sources)}")
-    for name, values in sources.items():
-        if len(values) != len(prompts):
-            raise ValueError(f"{len(values)} {name} for {len(prompts)} prompts: give one for each")
-    if latents is not None:
-        return list(latents)
-    clips = [[image] for image in images] if images is not None else [list(v) for v in videos or ()]
-    if not clips:
-        return [None] * len(prompts)
-    defaults = pipe.defaults
-    width, height = settings.width or defaults.width, settings.height or defaults.height
-    longest = settings.num_frames or defaults.num_frames
-    encoded: list[Tensor | None] = []
-    for frames in clips:
-        count = (min(len(frames), longest) - 1) // 4 * 4 + 1
-        encoded.append(pipe.encode_frames(pixels([fit_image(frame, width, height) for frame in frames[:count]]))[0])
-    return encoded
 
 
 def _arguments(pipe: Any, clip: Tensor | None, settings: ValidationSettings, number: int) -> dict[str, Any]:
@@ -236,19 +200,14 @@ def _frames_held(pipe: Any, condition: PusaCondition, length: int) -> range:
 
 def _decode(pipe: Any, latents: Tensor, path: Path | None, settings: ValidationSettings) -> Strip:
     """Decode ``[1, C, F, h, w]``, write the video to `path` unless None, and return the frames for the sheet."""
-    numbers = spread(frames_of(latents.shape[2], pipe.vae_scale_factor_temporal), settings.columns)
-    height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
-    kept: list[np.ndarray] = []
-    at = 0
-    writing = nullcontext() if path is None else media.VideoWriter(path, width=width, height=height, fps=settings.fps)
-    with writing as writer:
-        for chunk in decode_chunks(pipe.vae, latents):
-            frames = media.to_uint8(chunk)
-            if writer is not None:
-                writer.write(frames)
-            kept += [frames[number - at] for number in numbers if at <= number < at + len(frames)]
-            at += len(frames)
-    return Strip("", np.stack(kept), numbers)
+    if path is None:
+        numbers, frames = decode_spread(pipe.vae, latents, settings.columns)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = (pipe.vae_scale_factor_spatial * side for side in latents.shape[3:])
+        with media.VideoWriter(path, width=width, height=height, fps=settings.fps) as writer:
+            numbers, frames = decode_spread(pipe.vae, latents, settings.columns, writer.write)
+    return Strip("", frames, numbers)
 
 
 # ---- while training --------------------------------------------------------------------------------------------------
@@ -291,12 +250,12 @@ class Validator:
         chosen = indices[: config.report.validate_clips]
         self._prompts = [source.clips[index].caption for index in chosen]
         self._latents = [source.latents(index) for index in chosen]
-        self._embeds = torch.stack([_padded(source.embeds(i), source.max_sequence_length) for i in chosen])
+        self._embeds = torch.stack([_pad(source.embeds(i), source.max_sequence_length) for i in chosen])
         self._negative: Tensor | None = None
         self._settings = settings
         self._pipe: Any = None
         if settings is None or settings.guidance > 1:
-            self._negative = _padded(source.empty_embeds, source.max_sequence_length)[None]
+            self._negative = _pad(source.empty_embeds, source.max_sequence_length)[None]
 
     def __call__(self, step: int, model: Any) -> Path | None:
         """Generate the videos of a step. Every process must call it; the first writes and returns the contact sheet."""
@@ -359,5 +318,5 @@ def _settings_of(pipe: Any) -> ValidationSettings:
     return ValidationSettings(steps=pipe.defaults.steps, guidance=pipe.defaults.guidance, fps=pipe.defaults.fps)
 
 
-def _padded(embeds: Tensor, length: int) -> Tensor:
+def _pad(embeds: Tensor, length: int) -> Tensor:
     return F.pad(embeds, (0, 0, 0, length - len(embeds)))
