@@ -24,6 +24,20 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def private_folder(path: Path) -> Path:
+    """Create a folder that only this user may enter, with its parents, and close an existing one of this user."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if os.name == "posix" and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        path.chmod(status.st_mode & 0o700)
+    return path
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=private_opener)`; a new one may be read by this user alone."""
+    return os.open(path, flags, 0o600)
+
+
 def sha256_of(path: Path) -> str:
     """Hash a file's content; return hexadecimal digits."""
     with path.open("rb") as file:

@@ -13,7 +13,8 @@ from api_samples import Served, png, refusal, serving
 
 from pusa.server.errors import ServiceError
 from pusa.server.http import urls
-from pusa.server.http.middleware import ApiKeys, HostCheck
+from pusa.server.http.keys import ApiKeys
+from pusa.server.http.middleware import HostCheck
 from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
