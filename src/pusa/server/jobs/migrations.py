@@ -16,8 +16,8 @@ _VERSION_2 = (
     "CREATE INDEX jobs_waiting ON jobs (status, priority DESC, turn, seq)",
     "CREATE INDEX jobs_of_owner_by_status ON jobs (owner, status, seq)",
     "CREATE INDEX jobs_expiry ON jobs (status, expires_at)",
-    "CREATE TABLE job_files (seq BIGINT NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE, key TEXT NOT NULL, "
-    "kind TEXT NOT NULL, size_bytes BIGINT, sha256 TEXT, PRIMARY KEY (seq, key))",
+    "CREATE TABLE job_files (seq BIGINT NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, size_bytes BIGINT, "
+    "sha256 TEXT, PRIMARY KEY (seq, key), FOREIGN KEY (seq) REFERENCES jobs (seq) ON DELETE CASCADE)",
     "CREATE INDEX job_files_by_key ON job_files (key)",
     "CREATE TABLE deleted_jobs (id TEXT NOT NULL PRIMARY KEY, seq BIGINT NOT NULL, owner TEXT NOT NULL, "
     "deleted_at DOUBLE PRECISION NOT NULL)",

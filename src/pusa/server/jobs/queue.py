@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
@@ -57,6 +57,9 @@ __all__ = [
 ]
 
 MAX_FAILURES = 3  # attempts in a row without progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _table = database.jobs
 _c = _table.c
@@ -144,8 +147,7 @@ class JobQueue:
     @retried
     def get(self, id: str, owner: str | None = None) -> Job | None:
         """Return the job if it exists and belongs to this owner (None: to anyone)."""
-        with self._engine.connect() as connection:
-            return reading.find(connection, id, owner)
+        return self._read(reading.find, id, owner)
 
     @retried
     def page(
@@ -157,25 +159,16 @@ class JobQueue:
         order: Literal["asc", "desc"] = "desc",
         statuses: Collection[Status] | None = None,
     ) -> tuple[list[Job], bool]:
-        """List jobs in order of arrival ("desc": the newest first) and tell whether there are more.
+        """List jobs in order of arrival ("desc": the newest first), all or in some statuses; tell whether more follow.
 
-        Args:
-            after: id of the last job of the page before; it may have been deleted in the last day.
-            statuses: list only jobs in these; None lists all.
-
-        Raises KeyError for an `after` that does not exist.
+        Raises KeyError for an `after` that neither exists nor was deleted in the last day.
         """
-        with self._engine.connect() as connection:
-            return reading.page(connection, owner, after, limit, order == "desc", statuses)
+        return self._read(reading.page, owner, after, limit, order == "desc", statuses)
 
     @retried
     def read_changes(self, known: Mapping[str, Job]) -> tuple[list[Job], list[str]]:
-        """Read those of some jobs, given by id, that have changed, and the ids of those that were deleted.
-
-        Every change of an unfinished job changes one of a few columns: a worker's changes extend the lease.
-        """
-        with self._engine.connect() as connection:
-            return reading.changes(connection, known)
+        """Read those of some jobs, given by id, that have changed, and the ids of those that were deleted."""
+        return self._read(reading.changes, known)
 
     @retried
     def cancel(self, id: str, owner: str | None = None) -> Job:
@@ -195,10 +188,7 @@ class JobQueue:
     def delete(self, id: str, owner: str | None = None, *, ended_at: float | None = None) -> Job:
         """Delete the row and return its last state; the worker of a running job loses its lease.
 
-        Args:
-            ended_at: delete it only if it ended then (`completed_at`).
-
-        Raises KeyError for a job that does not exist.
+        Raises KeyError for a job that does not exist, or did not end at `ended_at` if that is given.
         """
         this = [_c.id == id, *owned_by(owner), *([] if ended_at is None else [_c.completed_at == ended_at])]
         with transaction(self._engine) as connection:
@@ -222,11 +212,7 @@ class JobQueue:
     ) -> Job:
         """Queue an ended job once more, from the beginning and with the same seed; one in another status stays.
 
-        Args:
-            statuses: those in which it is queued again.
-            note: added to its notes.
-            total_limit, key_limit: see `submit`.
-
+        `statuses` are those in which it is queued again, `note` joins its notes, the limits are those of `submit`.
         Raises KeyError for a job that does not exist, and QueueFull.
         """
         with transaction(self._engine, exclusive=True) as connection:
@@ -242,26 +228,22 @@ class JobQueue:
     @retried
     def position(self, id: str) -> int:
         """Count the waiting jobs ahead of this one; 0 for the next, and for a job that does not wait."""
-        with self._engine.connect() as connection:
-            return reading.position(connection, id)
+        return self._read(reading.position, id)
 
     @retried
     def counts(self) -> dict[Status, int]:
         """Count the jobs of each status; the time grows with the number of jobs, see `count_unfinished`."""
-        with self._engine.connect() as connection:
-            return reading.count(connection, get_args(Status))
+        return self._read(reading.count, get_args(Status))
 
     @retried
     def count_unfinished(self) -> dict[Status, int]:
         """Count the jobs that wait and run."""
-        with self._engine.connect() as connection:
-            return reading.count(connection, UNFINISHED)
+        return self._read(reading.count, UNFINISHED)
 
     @retried
     def seconds_per_job(self) -> float | None:
         """Return the median time from first claim to end of recently completed jobs; None before the first."""
-        with self._engine.connect() as connection:
-            return admission.median_seconds(connection)
+        return self._read(admission.median_seconds)
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
 
@@ -335,9 +317,11 @@ class JobQueue:
         }
         values = {name: value for name, value in values.items() if value is not None}
         digests = {checkpoint: checkpoint_digest} if checkpoint and checkpoint_digest else {}
-        record = None if checkpoint is None else partial(records.record_files, kind="checkpoint", keys=[checkpoint])
+        record = None
+        if checkpoint is not None:
+            record = partial(records.record_files, kind="checkpoint", keys=[checkpoint], digests=digests)
         values["lease_until"] = self._clock() + lease_seconds
-        return bool(self._fenced(job, _c.cancel_requested, record and partial(record, digests=digests), **values))
+        return bool(self._fenced(job, _c.cancel_requested, record, **values))
 
     @retried
     def drop_checkpoint(self, job: Job, note: str) -> None:
@@ -448,8 +432,7 @@ class JobQueue:
     def workers(self, *, seen_within_seconds: float | None = None) -> list[WorkerRecord]:
         """List the workers by name, or only those recorded within the last seconds."""
         since = None if seen_within_seconds is None else self._clock() - seen_within_seconds
-        with self._engine.connect() as connection:
-            return workers.read(connection, since)
+        return self._read(workers.read, since)
 
     # ---- Housekeeping ------------------------------------------------------------------------------------------------
 
@@ -457,8 +440,7 @@ class JobQueue:
     def expired(self, now: float, *, unfinished_before: float | None = None, limit: int = 100) -> list[Job]:
         """List expired jobs, the oldest first: `expires_at` has passed, or they failed or were cancelled before
         `unfinished_before` (unix seconds; None: these are kept)."""
-        with self._engine.connect() as connection:
-            return reading.expired(connection, now, unfinished_before, limit)
+        return self._read(reading.expired, now, unfinished_before, limit)
 
     @retried
     def forget_deleted(self, before: float, *, limit: int = 1000) -> int:
@@ -469,20 +451,22 @@ class JobQueue:
     @retried
     def keys_in_use(self, keys: Collection[str]) -> set[str]:
         """Return those keys of the FileStore that a row names, and those of the previews of unfinished jobs."""
-        with self._engine.connect() as connection:
-            return records.find_used(connection, keys)
+        return self._read(records.find_used, keys)
 
     @retried
     def digest(self, id: str, key: str) -> FileDigest | None:
         """Return what a file of a job must be; None if that was not recorded."""
-        with self._engine.connect() as connection:
-            return records.find_digest(connection, id, key)
+        return self._read(records.find_digest, id, key)
 
     # ---- Helpers -----------------------------------------------------------------------------------------------------
 
-    def _note_change(self) -> None:
+    def _read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._engine.connect() as connection:
+            return query(connection, *args, **kwargs)
+
+    def _note_change(self, count: int = 1) -> None:
         with self._lock:
-            self._changes += 1
+            self._changes += count
 
     def _fenced(
         self,
@@ -512,6 +496,5 @@ class JobQueue:
     def _requeue(self, leases: list[Condition], max_failures: int) -> int:
         with transaction(self._engine, exclusive=True) as connection:
             count = admission.requeue(connection, leases, max_failures, self._clock())
-        if count:
-            self._note_change()
+        self._note_change(count)
         return count
