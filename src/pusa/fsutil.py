@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
@@ -29,7 +30,8 @@ def private_folder(path: Path) -> Path:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.stat()
     if os.name == "posix" and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        path.chmod(status.st_mode & 0o700)
+        with suppress(PermissionError):  # file systems without modes
+            path.chmod(status.st_mode & 0o700)
     return path
 
 

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -331,7 +331,7 @@ class VideoService:
             async for snapshot in snapshots:
                 yield snapshot.job
 
-    async def follow(self, job: Job) -> AsyncIterator[Snapshot]:
+    async def follow(self, job: Job) -> AsyncGenerator[Snapshot, None]:
         """Yield snapshots of a job, just read, like `watch`; they share what is made of them with other followers.
 
         Raises ServiceError (429) at the first step if its owner follows too many.

@@ -8,7 +8,7 @@
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,7 @@ def event(name: str, data: Any) -> str:
 
 async def events(
     first: Snapshot | None,
-    snapshots: AsyncIterator[Snapshot],
+    snapshots: AsyncGenerator[Snapshot, None],
     to_json: Callable[[Job], Awaitable[dict[str, Any]]],
     preview: Callable[[Job], Awaitable[bytes | None]],
     is_stopping: Callable[[], bool],
@@ -83,6 +83,7 @@ async def events(
         pending.cancel()
         with suppress(asyncio.CancelledError, ServiceError):
             await pending
+        await snapshots.aclose()
     if last is not None and last.ended:
         reason = "completed" if last.status == "completed" else "failed"
     yield f"id: {number + 1}\n" + event("end", {"reason": reason or ("shutdown" if is_stopping() else "deleted")})

@@ -204,7 +204,7 @@ def _sqlite_engine(url: URL) -> Engine:
             f"{path} is on a shared file system ({file_system}), where SQLite's locks do not hold: use a local disk, "
             "or PostgreSQL for several machines"
         )
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the files beside it the same mode
+    _create_file(path)
     uri = f"file:{quote(str(path))}?mode=rw"  # a file that has vanished is an error, not a new and empty queue
     engine = sa.create_engine(
         url,
@@ -242,6 +242,19 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _create_file(path: Path) -> None:
+    """Create an empty SQLite file that only this user may read; SQLite gives the files beside it the same mode.
+
+    An existing one is not opened: closing it would drop the locks that other connections of this process hold.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise QueueUnavailable(f"{path} cannot be used: {error.strerror}") from error
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:

@@ -61,8 +61,7 @@ MAX_FAILURES = 3  # attempts in a row without progress
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_table = database.jobs
-_c = _table.c
+_c = database.jobs.c
 
 
 class JobQueue:
@@ -192,7 +191,7 @@ class JobQueue:
         """
         this = [_c.id == id, *owned_by(owner), *([] if ended_at is None else [_c.completed_at == ended_at])]
         with transaction(self._engine) as connection:
-            row = connection.execute(_table.delete().where(*this).returning(_table)).one_or_none()
+            row = connection.execute(database.jobs.delete().where(*this).returning(database.jobs)).one_or_none()
             if row is None:
                 raise KeyError(id)
             records.record_deleted(connection, id, row.seq, row.owner, self._clock())

@@ -12,6 +12,7 @@ from pusa.server.jobs.job import Condition, Job, Status, job_from_row, owned_by
 
 _table = database.jobs
 _c = _table.c
+_MOST_IDS = 10_000  # in one statement: databases have a limit
 
 # Every change of an unfinished job changes one of these: a worker's changes extend the lease.
 _SEEN = (_c.id, _c.status, _c.attempt, _c.lease_until, _c.cancel_requested, _c.not_before)
@@ -48,10 +49,15 @@ def page(
 
 def changes(connection: Connection, known: Mapping[str, Job]) -> tuple[list[Job], list[str]]:
     """Read what has changed, see `JobQueue.read_changes`."""
-    rows = connection.execute(sa.select(*_SEEN).where(_c.id.in_(list(known)))).all()
-    changed = [row.id for row in rows if any(getattr(known[row.id], c.name) != row._mapping[c] for c in _SEEN)]
-    whole = connection.execute(sa.select(_table).where(_c.id.in_(changed))) if changed else ()
-    return [job_from_row(row) for row in whole], list(set(known).difference(row.id for row in rows))
+    changed: list[Job] = []
+    deleted, ids = set(known), list(known)
+    for start in range(0, len(ids), _MOST_IDS):
+        rows = connection.execute(sa.select(*_SEEN).where(_c.id.in_(ids[start : start + _MOST_IDS]))).all()
+        deleted.difference_update(row.id for row in rows)
+        new = [row.id for row in rows if any(getattr(known[row.id], c.name) != row._mapping[c] for c in _SEEN)]
+        if new:
+            changed += map(job_from_row, connection.execute(sa.select(_table).where(_c.id.in_(new))))
+    return changed, list(deleted)
 
 
 def any_of(connection: Connection, *groups: Sequence[Condition]) -> tuple[bool, ...]:

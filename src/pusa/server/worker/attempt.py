@@ -225,11 +225,11 @@ class Attempt:
 
     def _keep_checkpoint(self, path: Path, step: int) -> None:
         """Write a checkpoint to the store, then to the row; then remove the one of an earlier attempt."""
-        if not path.exists():
-            return  # the engine has finished meanwhile and removed it
         kept = self.folder / f"kept-{step}{path.suffix}"
-        with suppress(FileExistsError):
-            os.link(path, kept)  # the engine replaces its file at any moment
+        try:
+            os.link(path, kept)  # the engine replaces or removes its file at any moment
+        except FileNotFoundError:
+            return
         digest = FileDigest.of(kept)
         # A key of its own: until the row names it the earlier checkpoint must stay as the row describes it.
         key = f"checkpoints/{self.job.id}/{self.job.attempt}-{step}{path.suffix}"
