@@ -26,7 +26,7 @@ UNITS = sorted(DEPLOY.glob("*.service"))
 
 
 def options_of(command: str) -> set[str]:
-    found = main.commands[command]  # type: ignore[attr-defined]
+    found = main.get_command(click.Context(main), command)  # type: ignore[attr-defined]
     return {name for parameter in found.get_params(click.Context(found)) for name in parameter.opts}
 
 

@@ -13,8 +13,8 @@ __all__ = ["JobFeed", "Snapshot"]
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.1  # between two looks at this process' change counter, for up to 200 followers
-_SECONDS_PER_FOLLOWER = 0.0005  # the interval that keeps the cost of waking all of them flat
+_LOOK_SECONDS = 0.1  # between two looks at this process' change counter, for up to 100 followers
+_SECONDS_PER_FOLLOWER = 0.001  # beyond them, so that waking all of them costs a tenth of a core at most
 _DATABASE_SECONDS = 1.0  # between two reads of the database, for changes by other processes
 
 

@@ -124,7 +124,7 @@ class AccessMiddleware:
         silent_seconds: float = 30.0,
         wrong_keys: WrongKeys | None = None,
     ) -> None:
-        self.wrong_keys = wrong_keys or WrongKeys()
+        self.wrong_keys = WrongKeys() if wrong_keys is None else wrong_keys
         self.app, self.keys, self.hosts, self.max_body_bytes = app, keys, hosts, max_body_bytes
         self.silent_seconds = silent_seconds
 
