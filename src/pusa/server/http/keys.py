@@ -29,8 +29,8 @@ class ApiKeys:
         self._file, self._look_seconds = file, look_seconds
         self._looked_at, self._stamp = time.monotonic(), _stamp(file)
         from_file = () if file is None else read_keys(file)
-        self._fixed = [key for key in keys if key not in from_file]
-        self._digests = _digests((*self._fixed, *from_file))
+        self._fixed = _digests(key for key in keys if key not in from_file)  # a dump of memory shows no key
+        self._digests = (*self._fixed, *_digests(from_file))
 
     def __bool__(self) -> bool:
         return bool(self._digests)
@@ -72,7 +72,7 @@ class ApiKeys:
         except (OSError, ValueError) as error:
             logger.error("the API keys stay as they were: %s", error)
             return
-        self._digests = _digests((*self._fixed, *keys))
+        self._digests = (*self._fixed, *_digests(keys))
         logger.info("the file of API keys was read again: %d keys are valid", len(self._digests))
 
 
