@@ -182,7 +182,7 @@ def test_settings_and_options_of_a_page_are_there(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()
     for variable in re.findall(r"\bPUSA_([A-Z_]+)\b", text):
         assert variable.lower() in ServerSettings.model_fields or variable in ("CONFIG", "API_KEY"), variable
-    commands = {name: main.commands[name] for name in ("serve", "worker")}  # type: ignore[attr-defined]
+    commands = {name: main.get_command(click.Context(main), name) for name in ("serve", "worker")}
     for name, rest in re.findall(r"\bpusa (serve|worker)((?: +--?[a-z-]+(?: [^-\s`]\S*)?)*)", text):
         there = {o for p in commands[name].get_params(click.Context(commands[name])) for o in p.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= there
