@@ -8,7 +8,8 @@ A server (`pusa serve`, with a worker in it) and a worker beside it (`pusa worke
 of requests of a few kinds (words, a picture, a long video of several windows, a loop) and send one again, under the
 same Idempotency-Key, for as long as they get no answer. Meanwhile SIGKILL hits one of four processes, drawn at random,
 at a random moment: the server, the child that holds its model, the worker, or that one's child. Whatever was killed is
-started again. In the end, when all is done:
+started again. Instead of a kill one in ten of them is stopped (SIGSTOP) for some seconds, once in a while for longer
+than its lease, and one in ten times a bit of a stored checkpoint is flipped. In the end, when all is done:
 
     lost        accepted jobs (the client has got an id) that are not completed
     corrupt     videos that cannot be decoded, or differ by a byte from one that was made without interruption
@@ -46,8 +47,10 @@ from pusa.server.jobs.queue import Job, JobQueue
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings, load_settings
 
+STOPPED_SHARE = DAMAGED_SHARE = 0.1  # of the harms that are no kills
 VICTIMS = ("server", "server's child", "worker", "worker's child")
 CLIENTS = 3
+LEASE_SECONDS = 20
 WAITING_JOBS = 6  # that the clients keep in the queue
 _START_SECONDS = 300.0  # for a process to be there again; a machine may be busy
 _END_SECONDS = 1800.0  # for the last jobs
@@ -167,12 +170,45 @@ class Processes:
             self._start_worker()
         return True
 
+    def pause(self, victim: str, seconds: float) -> bool:
+        """Stop it for some seconds, as a machine that swaps does; whether it was there."""
+        assert self._worker is not None
+        parent = psutil.Process(self.server.pid if victim.startswith("server") else self._worker.pid)
+        found = _children(parent.pid) if victim.endswith("child") else [parent]
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+                threading.Timer(seconds, _resume, [process]).start()
+        return bool(found)
+
     def stop(self) -> None:
         """In good order."""
         assert self._worker is not None
         self._worker.send_signal(signal.SIGTERM)
         self.server.stop()
         self._worker.wait(60)
+
+
+def _resume(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.resume()
+
+
+def damage_checkpoint(files: FileStore, chance: random.Random) -> bool:
+    """Flip one bit of a stored checkpoint; whether there was one."""
+    keys = sorted(key for key, _ in files.keys("checkpoints"))
+    if not keys:
+        return False
+    path = files.local(chance.choice(keys))
+    assert path is not None
+    with suppress(FileNotFoundError), path.open("r+b") as file:  # replaced by a later one
+        position = chance.randrange(max(1, path.stat().st_size))
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 1 << chance.randrange(8)]) if byte else b"")
+        return bool(byte)
+    return False
 
 
 def _children(parent: int) -> list[psutil.Process]:
@@ -206,7 +242,8 @@ def run(
     settings = {
         "model": "tiny" if engine == "tiny" else "fake",
         "studio": "0",
-        "lease_seconds": "20",
+        "lease_seconds": str(LEASE_SECONDS),
+        "backoff_seconds": "0.1",
         "poll_seconds": "0.1",
         "checkpoint_steps": "2",
         "checkpoint_seconds": "0",
@@ -223,13 +260,20 @@ def run(
     clients = Clients(processes.server.url, kinds_of(engine, every_seconds / 20), seed)
     clients.start(lambda: queue.counts()["queued"])
     killed: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     began = time.monotonic()
     try:
         _until(lambda: queue.counts()["completed"] >= 1, _START_SECONDS, "the first job is not completed")
         while sum(killed.values()) < kills:
             time.sleep(chance.uniform(0.1, 1.9) * every_seconds)
-            victim = chance.choice(VICTIMS)
-            killed[victim] += processes.kill(victim)
+            victim, harm = chance.choice(VICTIMS), chance.random()
+            if harm < STOPPED_SHARE:
+                seconds = chance.uniform(1.0, 5.0) if chance.random() < 0.8 else 1.3 * LEASE_SECONDS
+                others["stopped"] += processes.pause(victim, seconds)
+            elif harm < STOPPED_SHARE + DAMAGED_SHARE:
+                others["checkpoints damaged"] += damage_checkpoint(files, chance)
+            else:
+                killed[victim] += processes.kill(victim)
         clients.stop()
         _until(lambda: not any(queue.counts()[s] for s in ("queued", "in_progress")), _END_SECONDS, "jobs do not end")
     finally:
@@ -247,6 +291,8 @@ def run(
         "database": "postgresql" if database and database.startswith("postgresql") else "sqlite",
         "kills": sum(killed.values()),
         "killed": dict(killed),
+        "others": dict(others),
+        "restarted_from_the_beginning": sum(any("damaged" in note for note in job.notes) for job in jobs.values()),
         "seconds": round(took_seconds, 1),
         "accepted": len(clients.accepted),
         "sent_again": clients.sent_again,
@@ -348,6 +394,8 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         ("kills", f"{result['kills']} in {result['seconds']:.0f} s, on {result['database']}", ""),
         *((f"  of the {name}", str(count), "") for name, count in sorted(result["killed"].items())),
+        *((name, str(count), "") for name, count in sorted(result["others"].items())),
+        ("jobs begun anew after damage", str(result["restarted_from_the_beginning"]), ""),
         ("requests sent again", str(result["sent_again"]), ""),
         ("attempts", f"{result['attempts']} (at most {result['most_attempts']} for a job)", ""),
         ("jobs that were interrupted", str(result["interrupted"]), ""),

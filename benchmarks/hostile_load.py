@@ -169,6 +169,31 @@ def _state(one: socket.socket) -> str:
     return answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else "closed"
 
 
+def half_uploads(count: int, size: int) -> Case:
+    """Uploads whose first MiB comes, and the rest never: what they say, and how many are refused at once."""
+    head = (
+        "POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"Authorization: Bearer {KEY}\r\nContent-Length: {size}\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="input_reference"; filename="a"\r\n\r\n'
+    )
+    return held(count, head.encode() + bytes(MIB))
+
+
+def wrong_keys(count: int) -> Case:
+    """Guess keys, and ask with the right one in between, which must never be refused."""
+
+    def run(url: str, _: float) -> Counter[str]:
+        found: Counter[str] = Counter()
+        with httpx.Client(base_url=url, timeout=60.0, trust_env=False) as client:
+            for number in range(count):
+                key = KEY if number % 10 == 9 else f"wrong-{number}"
+                answer = client.get("/v1/videos", headers={"authorization": f"Bearer {key}"})
+                found[f"{'right' if key == KEY else 'wrong'} key: {answer.status_code}"] += 1
+        return found
+
+    return run
+
+
 def lists(size: int) -> bytes:
     return b"[" + b"[]," * (size // 3) + b"[]]"
 
@@ -191,12 +216,17 @@ CASES: dict[str, Case] = {
     "47 MiB of base64 as JSON": json_body(
         lambda: text(b"QUJD", 47 * MIB, b"input_reference", b"data:image/png;base64,")
     ),
+    "12 requests of 47 MiB of base64 at once": several(
+        json_body(lambda: text(b"QUJD", 47 * MIB, b"input_reference", b"data:image/png;base64,")), 12
+    ),
     "47 MiB of escapes as JSON": json_body(lambda: text(b"\\u4e00", 47 * MIB)),
     "8 requests of 8 MiB of [] at once": several(json_body(lambda: lists(8 * MIB)), 8),
     "8 MiB of [] for the page": json_body(
         lambda: b'{"fn_index": 0, "data": ' + lists(8 * MIB) + b"}", "/gradio_api/run/predict"
     ),
     "64 MiB of line breaks in a file": file_body(lambda: b"\r\n" * (32 * MIB)),
+    "200 halves of uploads of 120 MiB": half_uploads(200, 120 * MIB),
+    "40 wrong keys": wrong_keys(40),
     "1,300 idle connections": held(1300),
     "900 halves of a head": held(900, _HEAD),
     "300 heads, byte by byte": held(300, _HEAD, b"X"),

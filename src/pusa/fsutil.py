@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota error
@@ -32,6 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     yield part
     part.replace(path)
+
+
+def private_folder(path: Path) -> Path:
+    """Create a folder that only this user may enter, with its parents, and close an existing one of this user."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if os.name == "posix" and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        with suppress(PermissionError):  # file systems without modes
+            path.chmod(status.st_mode & 0o700)
+    return path
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=private_opener)`; a new one may be read by this user alone."""
+    return os.open(path, flags, 0o600)
 
 
 def sha256_of(path: Path) -> str:

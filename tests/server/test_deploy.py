@@ -145,6 +145,21 @@ def test_a_unit_runs_a_command_of_ours_and_is_hardened(unit: Path) -> None:
     assert service["User"] == "pusa"
     assert service["ProtectSystem"] == "strict"
     assert int(service["LimitNOFILE"]) == connections._MAX_FILES
+    assert {"MemoryMax", "CPUWeight", "TasksMax", "LimitCORE"} <= set(service)
+
+
+def test_every_container_has_limits_of_memory_cpus_processes_and_files(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert {"mem_limit", "cpus", "pids_limit", "ulimits"} <= set(service)
+
+
+def test_every_image_can_be_pinned_by_its_digest(compose: dict[str, Any]) -> None:
+    guide = (ROOT / "docs/deployment.md").read_text()
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    assert re.findall(r"^FROM (\S+)", dockerfile, re.M) == ["${PYTHON_IMAGE}"] * 2
+    assert compose["services"]["database"]["image"] == "${POSTGRES_IMAGE:-postgres:17}"
+    for name in ("PYTHON_IMAGE", "POSTGRES_IMAGE"):
+        assert f"echo {name}=" in guide
 
 
 def test_a_container_may_open_as_many_files_as_the_server_takes(compose: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ def quick_settings(folder: Path, **changes: Any) -> ServerSettings:
         "checkpoint_seconds": 0.0,
         "preview_seconds": 0.0,
         "cancel_seconds": 1.0,
+        "backoff_seconds": 0.0,
     }
     return ServerSettings.model_validate(quick | changes)
 

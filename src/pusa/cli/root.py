@@ -98,6 +98,7 @@ def _line(error: object) -> str:
     lazy={
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
+        "jobs": "pusa.cli.jobs:jobs",
         "mini": "pusa.cli.mini:mini",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",

@@ -99,6 +99,7 @@ def worker(config: str | None, **options: Any) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop.set())
     logging.getLogger("pusa.server.worker.worker").info("working for %s", settings.model)
+    _close_new_files(settings)
     run_worker(settings, stop)
 
 
@@ -142,6 +143,12 @@ def bind_listener(settings: "ServerSettings") -> socket.socket:
     return listener
 
 
+def _close_new_files(settings: "ServerSettings") -> None:
+    """Let only this user read new files, unless they go to a folder of their own, which machines may share."""
+    if settings.files is None:
+        os.umask(0o077)
+
+
 def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     """Serve until a signal ends it."""
     import uvicorn
@@ -149,6 +156,7 @@ def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     from pusa.server.app import create_app
     from pusa.server.connections import raise_file_limit, uvicorn_options
 
+    _close_new_files(settings)
     options = uvicorn_options(settings, raise_file_limit())
     app = create_app(settings, studio_later=True)
 

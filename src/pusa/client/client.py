@@ -193,9 +193,21 @@ class AsyncPusaClient:
                 raise WaitTimeoutError(f"{video_id} has not ended after {timeout_seconds:g} seconds; it goes on")
             await self._sleep(min(max(pause, 0.05), LONGEST_PAUSE_SECONDS))
 
-    async def page(self, *, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc") -> Page:
-        """Return at most `limit` videos after the id `after`, newest first unless `order` is ``asc``."""
-        query = {"limit": limit, "order": order} | ({"after": after} if after else {})
+    async def page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        status: str | None = None,
+    ) -> Page:
+        """Return at most `limit` videos after the id `after`, newest first unless `order` is ``asc``.
+
+        Args:
+            status: ``queued``, ``in_progress``, ``completed`` or ``failed``; None for all.
+        """
+        given = {"after": after, "status": status}
+        query = {"limit": limit, "order": order} | {name: value for name, value in given.items() if value}
         answer = (await self._request("GET", "/v1/videos", params=query)).json()
         data = tuple(typed(Video, item) for item in answer["data"])
         last = answer.get("last_id") or (data[-1].id if data else None)
@@ -229,6 +241,10 @@ class AsyncPusaClient:
     async def cancel(self, video_id: str) -> Video:
         """Cancel a job that waits or runs; one that ended stays as it is."""
         return video_of(await self._request("POST", f"/v1/videos/{video_id}/cancel"))
+
+    async def retry(self, video_id: str) -> Video:
+        """Make a failed or cancelled job once more, from the beginning, with the same inputs and seed."""
+        return video_of(await self._request("POST", f"/v1/videos/{video_id}/retry"))
 
     async def delete(self, video_id: str) -> None:
         """Delete a job and its files, and cancel it if it runs."""
@@ -296,15 +312,17 @@ class AsyncPusaClient:
                 raise WaitTimeoutError(f"the server is not ready after {timeout_seconds:g} seconds: {state_text}")
             await self._sleep(0.5)
 
-    async def list(self, *, page_size: int = 20, order: Literal["asc", "desc"] = "desc") -> AsyncIterator[Video]:
-        """Iterate over all videos, page by page, newest first unless `order` is ``asc``."""
-        page = await self.page(limit=page_size, order=order)
+    async def list(
+        self, *, page_size: int = 20, order: Literal["asc", "desc"] = "desc", status: str | None = None
+    ) -> AsyncIterator[Video]:
+        """Iterate over all videos, page by page, newest first unless `order` is ``asc``; see `page`."""
+        page = await self.page(limit=page_size, order=order, status=status)
         while True:
             for video in page.data:
                 yield video
             if not page.has_more:
                 return
-            page = await self.page(after=page.last_id, limit=page_size, order=order)
+            page = await self.page(after=page.last_id, limit=page_size, order=order, status=status)
 
     async def events(self, video_id: str) -> AsyncIterator[Event]:
         """Iterate over what happens to a job until it ends or is deleted; reconnect when the connection is lost."""
@@ -450,6 +468,7 @@ class PusaClient:
     extend = _blocking(AsyncPusaClient.extend)
     edit = _blocking(AsyncPusaClient.edit)
     cancel = _blocking(AsyncPusaClient.cancel)
+    retry = _blocking(AsyncPusaClient.retry)
     delete = _blocking(AsyncPusaClient.delete)
     download = _blocking(AsyncPusaClient.download)
     models = _blocking(AsyncPusaClient.models)

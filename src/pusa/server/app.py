@@ -14,17 +14,20 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from pusa import __version__
+from pusa.fsutil import private_folder
 from pusa.server import errors
 from pusa.server.http import api, openapi
-from pusa.server.http.middleware import AccessMiddleware, ApiKeys, HostCheck
+from pusa.server.http.keys import ApiKeys
+from pusa.server.http.middleware import AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
 from pusa.server.http.schemas import Health, Ready
 from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
-from pusa.server.service import VideoService, in_thread
+from pusa.server.service import ServiceError, VideoService, in_thread
 from pusa.server.settings import ServerSettings
+from pusa.server.submit import DAMAGED
 from pusa.server.worker.executor import Executor
 from pusa.server.worker.worker import Worker, make_executor
 
@@ -58,7 +61,8 @@ def create_app(
     Raises:
         ValueError, SchemaError, QueueUnavailable: the database or the file store cannot be used.
     """
-    settings.scratch_folder.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data_folder)
+    settings.scratch_folder.mkdir(mode=0o700, exist_ok=True)
     queue = queue or JobQueue(settings.database_url)
     files = files or FileStore(settings.files_url)
     service = VideoService(settings, queue, files)
@@ -98,7 +102,8 @@ def create_app(
     app.router.default = root_page
     app.add_middleware(
         AccessMiddleware,
-        keys=ApiKeys(settings.api_keys),
+        keys=ApiKeys(settings.api_keys, settings.keys_file),
+        wrong_keys=service.wrong_keys,
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
         silent_seconds=settings.silent_seconds,
@@ -143,6 +148,7 @@ class _BackgroundThreads:
             scratch=settings.scratch_folder,
             scratch_seconds=settings.job_seconds + 3600,
             max_failures=settings.max_failures,
+            clock=service.clock,
         )
         self._housekeeping.start()
         threading.Thread(target=service.submitter.prober.warm, name="warm-probe", daemon=True).start()
@@ -177,8 +183,11 @@ class _BackgroundThreads:
 
 
 def _add_server_routes(app: FastAPI, service: VideoService, metrics: Metrics, settings: ServerSettings) -> None:
-    @app.get("/health", summary="Alive", response_model=Health)
+    @app.get("/health", summary="Alive", response_model=Health, responses=openapi.errors(503))
     async def health() -> Health:
+        """While the process runs, but for a queue that only its operator can repair."""
+        if service.queue.fault() is not None:
+            raise ServiceError(503, "queue_unavailable", DAMAGED, headers={"retry-after": "30"})
         return Health(version=app.version)
 
     @app.get(

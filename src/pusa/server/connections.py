@@ -138,14 +138,27 @@ class Connections:
     def _counted_address(self, host: str) -> str:
         """Return the address or network that a client counts for; "" if it is exempt."""
         try:
-            address = ipaddress.ip_address(host.partition("%")[0])
+            address = _ip_address(host)
         except ValueError:  # a socket file
             return ""
-        address = getattr(address, "ipv4_mapped", None) or address
         is_many = any(address in network for network in self._uncounted if network.version == address.version)
         if self._all_uncounted or is_many or address.is_loopback:
             return ""
-        return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+        return client_network(host)
+
+
+def client_network(host: str) -> str:
+    """Return what counts as one client: an IPv4 address, an IPv6 client's /64 network, or a host that is neither."""
+    try:
+        address = _ip_address(host)
+    except ValueError:
+        return host
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:

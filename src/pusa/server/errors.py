@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
 from pusa.fsutil import is_full
+from pusa.server.jobs.store import StorageUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,9 @@ def respond(error: Exception) -> JSONResponse:
         return error_response(
             507, "the server's disk is full: delete videos that are not needed, or tell its operator", code="disk_full"
         )
+    if isinstance(error, StorageUnavailableError):
+        logger.error("%s", error)
+        return error_response(503, str(error.strerror), code="storage_unavailable", headers={"retry-after": "30"})
     logger.error("a request ended in an unexpected error", exc_info=error)
     return error_response(500, "something went wrong in the server: its log says what", code="internal_error")
 
@@ -120,7 +124,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     def methods(request: Request) -> str:
         """List the methods of all routes at this path; Starlette lists those of the first route only."""
         found = (route for route in (*routes, *app.routes) if route.matches(request.scope)[0] is not Match.NONE)
-        return ", ".join(sorted({method for route in found for method in getattr(route, "methods", None) or ()}))
+        names = {method for route in found for method in getattr(route, "methods", None) or ()}
+        return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
 
     async def service_error(_: Request, error: Exception) -> JSONResponse:
         return respond(error)

@@ -14,7 +14,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pusa.server.jobs.queue import Job
@@ -131,3 +131,6 @@ class _Gauges(Collector):
             family = GaugeMetricFamily(name, help, labels=["model_name"])
             family.add_metric([state.model], value)
             yield family
+        wrong = CounterMetricFamily("pusa:wrong_api_keys", "Requests with a wrong API key.")
+        wrong.add_metric([], self._service.wrong_keys.total)
+        yield wrong

@@ -3,28 +3,37 @@
 Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
-import asyncio
 import hashlib
+import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from pusa.defaults import GenerationDefaults
+from pusa.server.clock import TrustedClock
 from pusa.server.errors import ServiceError
+from pusa.server.feed import JobFeed, Snapshot
+from pusa.server.http.keys import WrongKeys
 from pusa.server.http.schemas import ID_PATTERN
 from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
 from pusa.server.jobs.housekeeping import remove_files
-from pusa.server.jobs.queue import Job, JobQueue
+from pusa.server.jobs.integrity import FileIntegrity
+from pusa.server.jobs.queue import Job, JobQueue, QueueFull, Status
 from pusa.server.jobs.store import FileStore
+from pusa.server.readiness import ServerState, read_readiness
+from pusa.server.reservations import Arrival, DiskSpace, TextMemory
 from pusa.server.settings import ServerSettings
-from pusa.server.submit import JobSubmitter, in_thread, model_name
+from pusa.server.submit import JobSubmitter, in_thread, model_name, queue_full
 from pusa.server.uploads import Spool, Upload
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Content",
@@ -40,8 +49,6 @@ __all__ = [
 
 Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
-_COUNTER_SECONDS = 0.1  # between two reads of this process' change counter
-_DATABASE_SECONDS = 1.0  # between two reads of the database, for changes by other processes
 _PACE_SECONDS = 1.0  # for which the mean duration of a job is cached
 _MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
 
@@ -65,20 +72,6 @@ class Content:
     etag: str
 
 
-@dataclass(frozen=True)
-class ServerState:
-    """State of the workers: `ready` once one of them has the model in memory, else how far loading is."""
-
-    ready: bool
-    stage: str
-    percent: float
-    model: str
-    message: str
-    queued: int = 0
-    running: int = 0
-    workers: int = 0
-
-
 class VideoService:
     """All operations on jobs that clients have. Every refusal is a `ServiceError`.
 
@@ -91,6 +84,13 @@ class VideoService:
         self.submitter = JobSubmitter(settings, queue, files)
         self.spool = Spool(settings.scratch_folder / "uploads")
         self.started_at = int(time.time())
+        self.clock = TrustedClock()
+        self.feed = JobFeed(queue, lambda: self.is_stopping)
+        self.integrity = FileIntegrity(queue, files)
+        self.wrong_keys = WrongKeys()
+        self._disk = DiskSpace(settings.min_free_bytes)
+        self._text_memory = TextMemory(settings.max_text_memory_bytes)
+        self._streams: Counter[str] = Counter()  # open event streams by owner
         self._seconds_per_job, self._pace_read_at = 1.0, float("-inf")
         self.is_stopping = False
         """Set when the server begins to stop: `watch` ends."""
@@ -109,6 +109,14 @@ class VideoService:
         """End every `watch` and the child process that probes uploads."""
         self.is_stopping = True
         self.submitter.prober.close()
+
+    def arrival(self, length: int | None, *folders: Path) -> Arrival:
+        """Reserve space for a request's body, in the spool and in `folders` (the store by default); in a thread.
+
+        Raises StorageFullError and StorageUnavailableError.
+        """
+        targets = folders or ((self.files.folder,) if self.files.folder else ())
+        return Arrival(self._disk, self._text_memory, (self.spool.folder, *targets), length)
 
     async def create(self, request: Mapping[str, Any], uploads: Mapping[str, Upload], **options: Any) -> Job:
         """Store a request as a job; arguments and errors are those of `JobSubmitter.create`."""
@@ -250,6 +258,8 @@ class VideoService:
                     raise ServiceError(404, "file_gone", f"a file of {id} is not kept any more: send it anew") from None
                 if self.files.local(key) is None:
                     copies.append(path)
+                if not await in_thread(self.integrity.is_intact, id, key):
+                    raise await self._damaged(id, key)
                 uploads[name] = Upload(name=f"{key.rpartition('/')[2]} of {id}", path=path)
             yield uploads
         finally:
@@ -272,17 +282,20 @@ class VideoService:
         after: str | None = None,
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
+        statuses: Collection[Status] | None = None,
     ) -> tuple[list[Job], bool]:
         """Read a page of jobs, by default the newest first, and whether more follow.
 
         Args:
             after: id of the last job of the page before; None begins.
+            statuses: only jobs in these; None: all.
 
         Raises:
             ServiceError: 400 for an unknown `after`.
         """
         try:
-            return await in_thread(partial(self.queue.page, owner, after=after, limit=limit, order=order))
+            page = partial(self.queue.page, owner, after=after, limit=limit, order=order, statuses=statuses)
+            return await in_thread(page)
         except KeyError:
             raise invalid_value(
                 f"after={str(after)[:60]!r} is no video: take last_id of a page before", "after"
@@ -314,20 +327,32 @@ class VideoService:
 
         Raises ServiceError (404) at the first step if there is no such job.
         """
-        job = await self.get(id, owner)
-        yield job
-        while not job.ended and not self.is_stopping:
-            seen = self.queue.change_count()
-            waited = 0.0
-            while self.queue.change_count() == seen and waited < _DATABASE_SECONDS and not self.is_stopping:
-                await asyncio.sleep(_COUNTER_SECONDS)
-                waited += _COUNTER_SECONDS
-            now = await in_thread(self.queue.get, id, owner)
-            if now is None:
-                return
-            if now != job:
-                job = now
-                yield job
+        async with aclosing(self.feed.follow(await self.get(id, owner))) as snapshots:
+            async for snapshot in snapshots:
+                yield snapshot.job
+
+    async def follow(self, job: Job) -> AsyncGenerator[Snapshot, None]:
+        """Yield snapshots of a job, just read, like `watch`; they share what is made of them with other followers.
+
+        Raises ServiceError (429) at the first step if its owner follows too many.
+        """
+        limit = self.settings.key_stream_limit
+        if job.owner and self._streams[job.owner] >= limit:
+            raise ServiceError(
+                429,
+                "too_many_streams",
+                f"your key follows {limit} videos at once, which is the limit: close a stream, or poll",
+                headers={"retry-after": "5"},
+            )
+        self._streams[job.owner] += 1
+        try:
+            async with aclosing(self.feed.follow(job)) as snapshots:
+                async for snapshot in snapshots:
+                    yield snapshot
+        finally:
+            self._streams[job.owner] -= 1
+            if not self._streams[job.owner]:
+                del self._streams[job.owner]
 
     async def content(self, id: str, variant: Variant = "video", owner: str | None = "") -> Content:
         """Find a file of a completed job.
@@ -340,6 +365,8 @@ class VideoService:
         suffix = key[key.rfind(".") :]
         try:
             size = await in_thread(self.files.size, key)
+            if not await in_thread(self.integrity.is_intact, id, key):
+                raise await self._damaged(id, key)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"the {variant} of {id} is not kept any more") from None
         return Content(
@@ -351,11 +378,25 @@ class VideoService:
             etag=hashlib.sha256(key.encode()).hexdigest()[:32],  # the file of a key never changes
         )
 
+    async def _damaged(self, id: str, key: str) -> ServiceError:
+        """Have a job with a damaged result made again; return the error that says so."""
+        logger.error("%s of %s is damaged: its size or sha256 is not what was stored", key, id)
+        if key.startswith("inputs/"):
+            return ServiceError(409, "file_damaged", f"an input of {id} is damaged on the server's disk: send it anew")
+        note = "a file of it was damaged on the server's disk, so it was made again"
+        completed: tuple[Status] = ("completed",)
+        await in_thread(partial(self.queue.restart, id, statuses=completed, note=note))
+        message = f"a file of {id} was damaged on the server's disk and is made again: wait until it is completed"
+        return ServiceError(409, "file_damaged", message)
+
     async def preview(self, id: str, owner: str | None = "") -> bytes | None:
         """Read the latest preview of a running job, a WebP image; None if there is none."""
-        await self.get(id, owner)
+        return await self.preview_of(await self.get(id, owner))
+
+    async def preview_of(self, job: Job) -> bytes | None:
+        """Read the latest preview of a job that was just read, like `preview`."""
         try:
-            return await in_thread(self.files.get_bytes, f"previews/{id}.webp")
+            return await in_thread(self.files.get_bytes, f"previews/{job.id}.webp")
         except FileNotFoundError:
             return None
 
@@ -368,6 +409,24 @@ class VideoService:
             return await in_thread(self.queue.cancel, id, owner)
         except KeyError:
             raise _not_found(id) from None
+
+    async def retry(self, id: str, owner: str | None = "") -> Job:
+        """Queue a failed or cancelled job once more, from the beginning, with the same inputs and seed.
+
+        Raises:
+            ServiceError: 404 if there is no such job, 409 if it has not failed, 429 if the queue is full.
+        """
+        await self.get(id, owner)
+        total, per_key = self.settings.queue_limit, self.settings.key_queue_limit if owner else None
+        try:
+            job = await in_thread(partial(self.queue.restart, id, owner, total_limit=total, key_limit=per_key))
+        except KeyError:
+            raise _not_found(id) from None
+        except QueueFull as full:
+            raise queue_full(full) from None
+        if job.status not in ("queued", "in_progress"):
+            raise ServiceError(409, "not_failed", f"{id} is {job.status}: only a failed video can be made once more")
+        return job
 
     async def delete(self, id: str, owner: str | None = "") -> Job:
         """Remove a job and its files; a running job is stopped."""
@@ -383,33 +442,7 @@ class VideoService:
 
     def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
-        counts = self.queue.counts()
-        workers = self.queue.workers(seen_within_seconds=max(2 * self.settings.lease_seconds, 10.0))
-        states = [worker.state for worker in workers]
-        best = max(states, key=lambda state: (bool(state.get("ready")), state.get("percent") or 0.0), default={})
-        is_ready = bool(best.get("ready"))
-        stage = str(best.get("stage") or "starting") if states or self.settings.workers else "no worker"
-        stage = "starting" if stage == "stopped" else stage
-        return ServerState(
-            ready=is_ready,
-            stage=stage,
-            percent=100.0 if is_ready else float(best.get("percent") or 0.0),
-            model=self.model,
-            message=_readiness_message(is_ready, stage, best),
-            queued=counts["queued"],
-            running=counts["in_progress"],
-            workers=len(workers),
-        )
-
-
-def _readiness_message(is_ready: bool, stage: str, state: Mapping[str, Any]) -> str:
-    if is_ready:
-        return "ready"
-    if stage == "no worker":
-        return "no worker is there: jobs are accepted and wait; start one with `pusa worker`"
-    if state.get("error"):
-        return f"the model cannot be loaded: {state['error']}"
-    return "the model is being loaded; jobs are accepted and wait"
+        return read_readiness(self.queue, self.settings, self.model)
 
 
 def is_video_id(text: str) -> bool:

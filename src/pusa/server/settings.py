@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,6 +120,13 @@ class ServerSettings(StrictModel):
     max_failures: int = field(
         3, "Attempts in a row that get no further than the last checkpoint before a job fails.", ge=1, le=100
     )
+    backoff_seconds: float = field(
+        2.0,
+        "Pause before a failed attempt is repeated; it doubles with each one in a row that gets no further.",
+        unit="seconds",
+        ge=0,
+        le=3600,
+    )
     checkpoint_steps: int = field(
         5, "Denoising steps between two checkpoints, from which a job goes on after a crash.", ge=1, le=200
     )
@@ -159,6 +166,7 @@ class ServerSettings(StrictModel):
     # Limits for clients
     queue_limit: int = field(100, "Jobs that may wait or run at once; more are answered with 429.", ge=1, le=1_000_000)
     key_queue_limit: int = field(20, "The same for each API key.", ge=1, le=1_000_000)
+    key_stream_limit: int = field(200, "Event streams of one API key at once.", ge=1, le=60_000)
     retry_window_seconds: float = field(
         600.0,
         "How long a request that a client sends again after a lost answer is known to be the same.",
@@ -191,6 +199,13 @@ class ServerSettings(StrictModel):
         le=3600,
     )
     max_body_bytes: int = field(128 * _MIB, "Of a request, with its uploads.", unit="bytes", ge=1024, le=2**40)
+    max_text_memory_bytes: int = field(
+        256 * _MIB,
+        "Memory for the bodies of all requests that hold files in base64; more are answered with 503.",
+        unit="bytes",
+        ge=64 * _MIB,
+        le=2**40,
+    )
     max_uploads: int = field(16, "Files in a request.", ge=1, le=64)
     max_upload_pixels: int = field(
         36_000_000, "Of an uploaded image or a frame of a video.", unit="pixels", ge=256, le=2**30
@@ -214,12 +229,7 @@ class ServerSettings(StrictModel):
 
     @model_validator(mode="after")
     def _check_access(self) -> "ServerSettings":
-        short = [len(key) for key in self.api_keys if len(key) < MIN_KEY_LENGTH]
-        if short:  # the message must not contain the key
-            raise ValueError(
-                f"an API key has {short[0]} characters and needs {MIN_KEY_LENGTH}: "
-                "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
-            )
+        _check_length(self.api_keys)
         if not (self.api_keys or self.insecure or self.is_loopback):
             raise ValueError(
                 f"host={self.host} can be reached by others and there is no API key: set PUSA_API_KEYS or "
@@ -236,6 +246,11 @@ class ServerSettings(StrictModel):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
+
+    @property
+    def keys_file(self) -> Path | None:
+        """File of API keys, which is read again when it changes."""
+        return None if self.api_keys_file is None else Path(self.api_keys_file).expanduser()
 
     @property
     def data_folder(self) -> Path:
@@ -292,7 +307,7 @@ def load_settings(
     keys_file = values.get("api_keys_file")
     if isinstance(keys_file, str):
         keys = values.get("api_keys") or ()
-        values["api_keys"] = [*([keys] if isinstance(keys, str) else keys), *_read_keys(Path(keys_file).expanduser())]
+        values["api_keys"] = [*([keys] if isinstance(keys, str) else keys), *read_keys(Path(keys_file).expanduser())]
     try:
         return ServerSettings.model_validate(values)
     except ValidationError as error:
@@ -349,11 +364,28 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
-def _read_keys(path: Path) -> list[str]:
+def read_keys(path: Path) -> list[str]:
+    """Read a file with one API key a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no key, or one that is too short.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"api_keys_file={shown(str(path))} is not there: check its name and who may read it")
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
     keys = [line for line in lines if line]
     if not keys:
         raise ValueError(f"api_keys_file={shown(str(path))} holds no key: write one a line")
+    _check_length(keys)
     return keys
+
+
+def _check_length(keys: Sequence[str]) -> None:
+    """Raise ValueError for a key that is too short; the message must not contain it."""
+    short = [len(key) for key in keys if len(key) < MIN_KEY_LENGTH]
+    if short:
+        raise ValueError(
+            f"an API key has {short[0]} characters and needs {MIN_KEY_LENGTH}: "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
+        )

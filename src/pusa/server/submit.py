@@ -18,12 +18,11 @@ from pydantic import ValidationError
 
 from pusa import zoo
 from pusa.defaults import GenerationDefaults
-from pusa.fsutil import sha256_of
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
-from pusa.server.jobs.queue import Job, JobQueue, NewJob, QueueFull, QueueUnavailable, new_id
+from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamaged, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
@@ -32,6 +31,10 @@ from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, dis
 logger = logging.getLogger(__name__)
 
 _ARTICLES = {"image": "an image", "video": "a video"}
+
+DAMAGED = (
+    "the queue's database is damaged or gone: its operator restores a backup (docs/deployment.md, Backup and restore)"
+)
 
 T = TypeVar("T")
 
@@ -116,7 +119,8 @@ class JobSubmitter:
         uploads = await self.probe(uploads)
         checked = self._validate(request, uploads)
         resolved = self._resolve(checked, uploads)
-        digests = {name: await in_thread(sha256_of, upload.path) for name, upload in uploads.items()}
+        stated = {name: await in_thread(FileDigest.of, upload.path) for name, upload in uploads.items()}
+        digests = {name: digest.sha256 for name, digest in stated.items()}
         fingerprint = _fingerprint(checked, digests)
         id = new_id()
         keys = {
@@ -149,7 +153,8 @@ class JobSubmitter:
             traceparent=traceparent,
         )
         with log_context(job=id):
-            job = await self._store(new, {keys[name]: upload.path for name, upload in uploads.items()}, is_retry)
+            inputs = {keys[name]: (upload.path, stated[name]) for name, upload in uploads.items()}
+            job = await self._store(new, inputs, is_retry)
         if job.id != id and job.fingerprint != fingerprint:
             raise ServiceError(
                 422,
@@ -158,25 +163,24 @@ class JobSubmitter:
             )
         return job
 
-    async def _store(self, new: NewJob, inputs: Mapping[str, Path], is_retry: bool) -> Job:
+    async def _store(self, new: NewJob, inputs: Mapping[str, tuple[Path, FileDigest]], is_retry: bool) -> Job:
         """Copy the inputs to the store, then add the row; without a new row the copies are removed."""
         settings = self.settings
         is_new = False
         try:
-            for key, path in inputs.items():
+            for key, (path, _) in inputs.items():
                 await in_thread(self.files.put_file, key, path)
             submit = partial(
                 self.queue.submit,
                 new,
+                digests={key: digest for key, (_, digest) in inputs.items()},
                 total_limit=settings.queue_limit,
                 key_limit=settings.key_queue_limit if new.owner else None,
                 same_fingerprint_seconds=settings.retry_window_seconds if is_retry else None,
             )
             job, is_new = await in_thread(submit)
         except QueueFull as full:
-            wait_ms = round(full.retry_after_seconds * 1000)
-            wait = {"retry-after": str(max(1, round(full.retry_after_seconds))), "retry-after-ms": str(wait_ms)}
-            raise ServiceError(429, "queue_full", str(full), headers=wait) from None
+            raise queue_full(full) from None
         finally:
             if not is_new and inputs:
                 await in_thread(self.files.delete_prefix, f"inputs/{new.id}")
@@ -235,13 +239,20 @@ class JobSubmitter:
         return resolved
 
 
+def queue_full(full: QueueFull) -> ServiceError:
+    """Convert the queue's refusal to an error that says when to come again."""
+    wait_ms = round(full.retry_after_seconds * 1000)
+    wait = {"retry-after": str(max(1, round(full.retry_after_seconds))), "retry-after-ms": str(wait_ms)}
+    return ServiceError(429, "queue_full", str(full), headers=wait)
+
+
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Call a blocking function in a thread. Raises ServiceError (503) if the queue cannot be reached."""
     try:
         return await anyio.to_thread.run_sync(partial(function, *arguments))
     except QueueUnavailable as error:
         logger.error("the queue cannot be reached: %s", error)
-        message = "the queue cannot be reached at the moment: try again"
+        message = DAMAGED if isinstance(error, QueueDamaged) else "the queue cannot be reached at the moment: try again"
         raise ServiceError(503, "queue_unavailable", message, headers={"retry-after": "5"}) from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pusa.server.errors import ServiceError
+from pusa.server.jobs.store import StorageUnavailableError
 
 _PROBE_COMMAND = ("-m", "pusa.server.probe")
 PROBES_AT_ONCE = 2  # each may use a core
@@ -184,8 +185,15 @@ class Spool:
 
     @property
     def folder(self) -> Path:
-        """The folder, created if missing: housekeeping removes it with the leftovers of a killed server."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """The folder, created if missing, with the one above it.
+
+        Raises StorageUnavailableError if the folder above both is gone.
+        """
+        try:
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            raise StorageUnavailableError from None
         return self._folder
 
     def new(self) -> Path:

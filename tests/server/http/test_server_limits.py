@@ -15,7 +15,8 @@ from api_samples import Served, png, refusal, serving
 
 from pusa.server.errors import ServiceError
 from pusa.server.http import urls
-from pusa.server.http.middleware import ApiKeys, HostCheck
+from pusa.server.http.keys import ApiKeys
+from pusa.server.http.middleware import HostCheck
 from pusa.server.http.sse import events
 from pusa.server.jobs.job import Job
 from pusa.server.jobs.store import FileStore, StorageFullError

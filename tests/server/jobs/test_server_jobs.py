@@ -528,7 +528,7 @@ def test_what_has_expired_and_what_is_in_use(queue, clock):
     running = claimed(queue)
     queue.heartbeat(running, lease_seconds=900, checkpoint="checkpoints/2/1.safetensors", checkpoint_step=1)
     assert running.id == waiting.id
-    assert queue.keys_in_use() == {
+    used = {
         "inputs/0/0.png",
         "inputs/1/0.png",
         "inputs/2/0.png",
@@ -536,6 +536,8 @@ def test_what_has_expired_and_what_is_in_use(queue, clock):
         "checkpoints/2/1.safetensors",
         f"previews/{waiting.id}.webp",
     }
+    unused = {"inputs/3/0.png", "checkpoints/2/0.safetensors", f"previews/{done.id}.webp"}
+    assert queue.keys_in_use(used | unused) == used
     now = clock.now
     assert queue.expired(now + 49) == []
     assert [job.id for job in queue.expired(now + 50)] == [done.id]

@@ -55,6 +55,7 @@ class Expected:
     priority: int
     key: str | None
     seq: int
+    turn: int
     status: str = "queued"
     attempt: int = 0
     failures: int = 0
@@ -111,7 +112,13 @@ class QueueMachine(RuleBasedStateMachine):
 
     def waiting(self, models: tuple[str, ...] | None = None) -> list[Expected]:
         found = [e for e in self.expected.values() if e.status == "queued" and (models is None or e.model in models)]
-        return sorted(found, key=lambda e: (-e.priority, e.seq))
+        return sorted(found, key=lambda e: (-e.priority, e.turn, e.seq))
+
+    def next_turn(self, owner: str) -> int:
+        """After the owner's other unfinished jobs, and after the job whose turn it is."""
+        running, waiting = [e.turn for e in self.running()], [e.turn for e in self.waiting()]
+        own = [e.turn for e in self.expected.values() if e.owner == owner and e.status not in ENDED]
+        return 1 + max(0, *running, min(waiting, default=1) - 1, *own)
 
     def known_id(self, which: int) -> str:
         """A job's, or one that nobody has."""
@@ -157,7 +164,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert job.id == known[0].id
         else:
             assert not full
-            self.expected[new.id] = Expected(new.id, owner, model, priority, key, next(self.numbers))
+            turn = self.next_turn(owner)
+            self.expected[new.id] = Expected(new.id, owner, model, priority, key, next(self.numbers), turn)
 
     @precondition(lambda self: len(self.expected) > 3)
     @rule(which=WHICH)

@@ -232,6 +232,23 @@ def test_an_upload_that_is_refused_has_ended(site: Site, monkeypatch: pytest.Mon
     assert '"done"' in told.text
 
 
+def test_an_upload_reserves_its_space_before_it_comes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, page = site.app.state.service._disk, site.pages[0]
+    taken: list[int] = []
+    take = disk.take
+    monkeypatch.setattr(disk, "take", lambda folders, size: taken.extend([len(folders), size]) or take(folders, size))
+    path = page.upload("small.png", png())
+    assert taken[0] == 2  # the spool and the visitors' folder
+    assert taken[1] > Path(path).stat().st_size
+    assert disk.reserved_bytes == 0
+    monkeypatch.setattr(disk, "minimum_bytes", 2**62)
+    files = {"files": ("a.png", png())}
+    assert (
+        refusal(site.client.post("/gradio_api/upload", files=files, headers=page.headers), 507)["code"] == "disk_full"
+    )
+    assert disk.reserved_bytes == 0
+
+
 def test_an_upload_of_yesterday_is_removed(site: Site) -> None:
     page = site.pages[0]
     old, new = (Path(page.upload(name, png(grey=9))) for name in ("old.png", "new.png"))

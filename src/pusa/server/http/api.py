@@ -24,12 +24,12 @@ from pusa.server.http.schemas import (
     ModelList,
     RemixVideo,
     VideoDeleted,
-    VideoError,
     VideoList,
     VideoObject,
 )
 from pusa.server.http.sse import events
-from pusa.server.jobs.queue import Job
+from pusa.server.http.video import video_from_job
+from pusa.server.jobs.queue import Job, Status
 from pusa.server.service import Variant, VideoService, in_thread
 
 _RESERVED = ("characters", "edits", "extensions", "sync")
@@ -94,43 +94,6 @@ def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, A
 
 
 Options = Annotated[dict[str, Any], Depends(submit_options)]
-
-
-# ---- jobs as JSON ----------------------------------------------------------------------------------------------------
-
-
-def video_from_job(job: Job, position: int | None = None) -> VideoObject:
-    """Convert a job for clients. Typed clients know four statuses: ``cancelled`` becomes the code of a failure."""
-    error = None
-    if job.status == "cancelled":
-        error = VideoError(code="cancelled", message="it was cancelled")
-    elif job.status == "failed":
-        error = VideoError(code=job.error_code or "internal_error", message=job.error_message or "it failed")
-    timings = dict(job.timings)
-    return VideoObject(
-        id=job.id,
-        model=job.model,
-        status="failed" if job.status == "cancelled" else job.status,
-        progress=100 if job.status == "completed" else max(0, min(99, int(job.progress))),
-        created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
-        prompt=job.prompt,
-        remixed_from_video_id=job.parent,
-        seconds=job.seconds,
-        size=job.size,
-        error=error,
-        stage=job.stage,
-        step=job.step,
-        steps=job.steps,
-        seconds_left=None if job.seconds_left is None else round(job.seconds_left, 1),
-        queue_position=position,
-        notes=list(job.notes),
-        seed=job.request.get("seed"),
-        peak_memory_mb=timings.pop("peak_memory_mb", None),
-        stage_durations=timings,
-        inference_time_s=round(sum(s for stage, s in timings.items() if stage != "queue"), 4) if timings else None,
-    )
 
 
 async def _video_response(service: VideoService, job: Job) -> JSONResponse:
@@ -368,8 +331,14 @@ async def list_videos(
     after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
     limit: Annotated[int, BeforeValidator(_parse_if_text), Query(description="Videos on a page.", ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
+    status: Annotated[
+        Literal["queued", "in_progress", "completed", "failed"] | None, Query(description="Only videos in this status.")
+    ] = None,
 ) -> VideoList:
-    jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order)
+    statuses: tuple[Status, ...] | None = None if status is None else (status,)
+    if status == "failed":
+        statuses = ("failed", "cancelled")  # which clients see as failed
+    jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order, statuses=statuses)
     videos = [video_from_job(job) for job in jobs]
     return VideoList(
         data=videos,
@@ -409,6 +378,17 @@ async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
     return await _video_response(service, await service.cancel(id, owner))
 
 
+@router.post(
+    "/videos/{id:video}/retry",
+    response_model=VideoObject,
+    responses=openapi.errors(404, 409, 429, 503),
+    summary="Make a failed video once more",
+)
+async def retry_video(id: Id, service: Service, owner: Owner) -> Response:
+    """Queues a failed or cancelled job again, from the beginning, with the same inputs, settings and seed."""
+    return await _video_response(service, await service.retry(id, owner))
+
+
 @router.get(
     "/videos/{id:video}/content",
     responses={
@@ -435,25 +415,21 @@ async def get_content(
     "/videos/{id:video}/events",
     responses={
         200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}},
-        **openapi.errors(404, 503),
+        **openapi.errors(404, 429, 503),
     },
     response_class=StreamingResponse,
     summary="Follow a video",
 )
 async def follow(id: Id, service: Service, owner: Owner) -> Response:
     """Sends `video` at every change, `preview` with an image of the video so far, and `end`."""
-    await service.get(id, owner)
+    job = await service.get(id, owner)
 
     async def to_json(job: Job) -> dict[str, Any]:
         return video_from_job(job, await service.position(job)).model_dump()
 
-    async def preview(job: Job) -> bytes | None:
-        try:
-            return await service.preview(job.id, owner)
-        except ServiceError:
-            return None
-
-    stream = events(service.watch(id, owner), to_json, preview, lambda: service.is_stopping)
+    snapshots = service.follow(job)
+    first = await anext(snapshots, None)  # a refusal must come before the stream begins
+    stream = events(first, snapshots, to_json, service.preview_of, lambda: service.is_stopping)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 

@@ -18,8 +18,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from pusa.fsutil import private_opener
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import BASE64, BodyBudget, parse_json
+from pusa.server.reservations import Arrival
 from pusa.server.uploads import Spool, Upload
 
 MAX_FIELDS = 200
@@ -53,8 +55,13 @@ class ParsedBody:
             upload.path.unlink(missing_ok=True)
 
 
-async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_bytes: int) -> ParsedBody:
+async def read_body(
+    request: Request, spool: Spool, *, max_files: int, max_text_bytes: int, arrival: Arrival | None = None
+) -> ParsedBody:
     """Parse the body by its content type.
+
+    Args:
+        arrival: counts what arrives and is written.
 
     Raises:
         ServiceError: 400 for a body that contradicts its content type or exceeds a count, 413 for more than
@@ -63,16 +70,15 @@ async def read_body(request: Request, spool: Spool, *, max_files: int, max_text_
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     match kind.decode("latin-1").lower():
         case "application/json":
-            return ParsedBody(
-                values=await in_parser_thread(_parse_json_object, await read_bytes(request, max_text_bytes))
-            )
+            body = await read_bytes(request, max_text_bytes, arrival)
+            return ParsedBody(values=await in_parser_thread(_parse_json_object, body))
         case "multipart/form-data":
             boundary = options.get(b"boundary", b"")
             if not 1 <= len(boundary) <= 256:
                 raise ServiceError(400, "invalid_body", "the form has no boundary: send it as multipart/form-data does")
-            return await _Multipart(boundary, spool, max_files, max_text_bytes).read(request.stream())
+            return await _Multipart(boundary, spool, max_files, max_text_bytes, arrival).read(request.stream())
         case "application/x-www-form-urlencoded":
-            body = await read_bytes(request, max_text_bytes)
+            body = await read_bytes(request, max_text_bytes, arrival)
             return ParsedBody(values=await in_parser_thread(parse_urlencoded, body), is_text=True)
         case other:
             shown = f"{other[:60]!r}" if other else "nothing"
@@ -88,13 +94,16 @@ async def in_parser_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await anyio.to_thread.run_sync(partial(function, *arguments), limiter=_PARSING)
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytearray:
+async def read_bytes(request: Request, max_bytes: int, arrival: Arrival | None = None) -> bytearray:
     """Read the body into memory. Raises ServiceError (413) for more than `max_bytes`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise _too_much_text(max_bytes)
+        if arrival is not None:
+            await arrival.received(len(chunk))
+            arrival.hold_text(len(chunk))
     return body
 
 
@@ -122,6 +131,12 @@ def parse_urlencoded(body: bytearray) -> dict[str, Any]:
     The decoder splits a value at every escape, which takes much memory for values that consist of escapes; base64 has
     about two in sixty-four characters.
     """
+    if _IN_JSON.match(body[:100].decode("latin-1")):
+        raise ServiceError(
+            415,
+            "unsupported_media_type",
+            "the body is JSON and its content type says a form: send the header Content-Type: application/json",
+        )
     undecoded = BodyBudget()
     for part in bytes(body).split(b"&", MAX_FIELDS):
         value = part.partition(b"=")[2]
@@ -232,8 +247,11 @@ def _to_list(value: Any) -> Any:
 class _Multipart:
     """Parse a multipart form: text stays in memory, files go to the spool a megabyte at a time."""
 
-    def __init__(self, boundary: bytes, spool: Spool, max_files: int, max_text_bytes: int) -> None:
+    def __init__(
+        self, boundary: bytes, spool: Spool, max_files: int, max_text_bytes: int, arrival: Arrival | None = None
+    ) -> None:
         self.spool, self.max_files, self.max_text_bytes = spool, max_files, max_text_bytes
+        self.arrival = arrival
         self.pairs: list[tuple[str, str]] = []
         self.received = ParsedBody(is_text=True)
         self.ended = False
@@ -261,6 +279,8 @@ class _Multipart:
     async def read(self, stream: AsyncIterator[bytes]) -> ParsedBody:
         try:
             async for chunk in stream:
+                if self.arrival is not None:
+                    await self.arrival.received(len(chunk))
                 await in_parser_thread(self._parser.write, chunk)  # a chunk of many line breaks takes 0.1 s
                 await self._write()
             self._parser.finalize()
@@ -283,6 +303,8 @@ class _Multipart:
     async def _write(self) -> None:
         for path, data in self._to_write:
             await anyio.to_thread.run_sync(partial(_append, path, data))
+            if self.arrival is not None:
+                self.arrival.spooled(len(data))
         self._to_write.clear()
 
     def _on_part_begin(self) -> None:
@@ -334,6 +356,8 @@ class _Multipart:
             self._text_size += end - start
             if self._text_size > self.max_text_bytes:
                 raise _too_much_text(self.max_text_bytes)
+            if self.arrival is not None:
+                self.arrival.hold_text(end - start)
         self._data += data[start:end]
         if self._file is not None and len(self._data) >= _WRITE_BYTES:
             self._flush()
@@ -366,5 +390,5 @@ class _File:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
+    with open(path, "ab", opener=private_opener) as file:
         file.write(data)

@@ -4,16 +4,13 @@ One ASGI middleware outside of all others, so that no route can be reached witho
 exceptions into error responses.
 """
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import re
 import secrets
 import socket
 import time
-from base64 import b64decode
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,8 +20,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.numerals import is_whole, parse_whole
-from pusa.server.connections import ON_REFUSED
+from pusa.server.connections import ON_REFUSED, client_network
 from pusa.server.errors import ServiceError, respond
+from pusa.server.http.keys import ApiKeys, WrongKeys
 from pusa.server.logs import log_context
 
 logger = logging.getLogger(__name__)
@@ -38,45 +36,6 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::[0-9]*)?")
 _DRAINED_BYTES = 16 * 2**20  # read of a refused request's body before its connection is closed
 _MIN_BYTES_PER_SECOND = 1024  # of a body, over the time spent waiting for it
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class ApiKeys:
-    """Identify clients by their API keys. Without keys all clients are one owner, ""."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys))
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def owner(self, presented: str | None) -> str | None:
-        """Return the owner of a key: its sha256, "" if no keys are set, None for a wrong key.
-
-        All keys are compared, in a time that does not depend on the key presented.
-        """
-        if not self._digests:
-            return ""
-        digest = hashlib.sha256((presented or "").encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
-        return digest.hex() if any(matches) else None
-
-    def owner_of(self, headers: Headers) -> str | None:
-        """Return the owner of the key in ``Authorization``: Bearer, or as browsers send it, the password of Basic."""
-        scheme, _, rest = headers.get("authorization", "").partition(" ")
-        match scheme.lower():
-            case "bearer":
-                return self.owner(rest.strip())
-            case "basic":
-                return self.owner(_password(rest))
-            case _:
-                return self.owner(None)
-
-
-def _password(encoded: str) -> str | None:
-    try:
-        return b64decode(encoded, validate=True).decode().partition(":")[2]
-    except ValueError:
-        return None
 
 
 class HostCheck:
@@ -153,6 +112,7 @@ class AccessMiddleware:
         max_body_bytes: limit for a request's body, counted as it arrives, whatever its headers claim.
         silent_seconds: longest pause within a body.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
+        wrong_keys: counts them.
     """
 
     def __init__(
@@ -164,7 +124,9 @@ class AccessMiddleware:
         max_body_bytes: int,
         silent_seconds: float = 30.0,
         drain_seconds: float = 2.0,
+        wrong_keys: WrongKeys | None = None,
     ) -> None:
+        self.wrong_keys = WrongKeys() if wrong_keys is None else wrong_keys
         self.app, self.keys, self.hosts, self.max_body_bytes = app, keys, hosts, max_body_bytes
         self.silent_seconds, self.drain_seconds = silent_seconds, drain_seconds
 
@@ -172,6 +134,8 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the answer to GET without its body, for every route
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         headers = Headers(scope=scope)
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else f"req_{secrets.token_hex(12)}"
@@ -202,7 +166,25 @@ class AccessMiddleware:
                 if "expect" not in headers:  # a client that waits for 100 Continue sends no body
                     scope.get(ON_REFUSED, _do_nothing)()
                     await body.drain(self.drain_seconds)
+                if isinstance(error, ServiceError) and error.status == 401 and "authorization" in headers:
+                    error = await self._slow_down(error, scope)
                 await _error_response(error, scope, headers)(scope, receive, send_with_headers)
+
+    async def _slow_down(self, error: ServiceError, scope: Scope) -> ServiceError:
+        """Wait before a wrong key is refused, the longer the more its address has presented; return the error."""
+        client = scope.get("client")
+        address = client_network(client[0]) if client else ""
+        seconds = self.wrong_keys.count(address)
+        if not seconds:
+            return error
+        if not self.wrong_keys.may_wait(address):
+            message = "your address has presented many wrong API keys: wait before the next one"
+            return ServiceError(429, "too_many_wrong_keys", message, headers={"retry-after": str(round(seconds) or 1)})
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self.wrong_keys.end_wait(address)
+        return error
 
     def _authorize(self, scope: Scope, headers: Headers) -> None:
         state: dict[str, Any] = scope.setdefault("state", {})
@@ -222,6 +204,19 @@ class AccessMiddleware:
         length = headers.get("content-length", "0")
         if is_whole(length) and parse_whole(length) > self.max_body_bytes:
             raise _too_large(self.max_body_bytes)
+
+
+def _without_body(send: Send) -> Send:
+    """Send the head of a response and no body; a stream is broken off."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif message.get("more_body", False):
+            raise ClientDisconnect
+
+    return send_head
 
 
 def _do_nothing() -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -11,10 +12,12 @@ import anyio.to_thread
 from starlette.requests import Request
 
 from pusa.fields import StrictModel
+from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput, UrlReference, VideoReference
+from pusa.server.reservations import Arrival
 from pusa.server.service import VideoService, in_thread, is_video_id
 from pusa.server.uploads import Upload
 
@@ -158,13 +161,35 @@ def _url_and_kind(item: str | UrlReference) -> tuple[str, Literal["image", "vide
 @asynccontextmanager
 async def read_request(request: Request, service: VideoService) -> AsyncIterator[RequestReader]:
     """Parse the body of a request; its files are deleted on leaving."""
-    parsed_body = await read_body(
-        request, service.spool, max_files=service.settings.max_uploads, max_text_bytes=MAX_TEXT_BYTES
-    )
-    reader = RequestReader(service, parsed_body)
+    async with arriving(request, service) as arrival:
+        parsed_body = await read_body(
+            request,
+            service.spool,
+            max_files=service.settings.max_uploads,
+            max_text_bytes=MAX_TEXT_BYTES,
+            arrival=arrival,
+        )
+        reader = RequestReader(service, parsed_body)
+        try:
+            yield reader
+        finally:
+            parsed_body.remove()
+            for upload in reader.inline:
+                upload.path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def arriving(request: Request, service: VideoService, *folders: Path) -> AsyncIterator[Arrival]:
+    """Reserve space for the body of a request until its files are stored or dropped.
+
+    Args:
+        folders: which the files go to from the spool; the store by default.
+
+    Raises StorageFullError if there is too little.
+    """
+    length = request.headers.get("content-length", "")
+    arrival = await in_thread(service.arrival, parse_whole(length) if is_whole(length) else None, *folders)
     try:
-        yield reader
+        yield arrival
     finally:
-        parsed_body.remove()
-        for upload in reader.inline:
-            upload.path.unlink(missing_ok=True)
+        arrival.release()

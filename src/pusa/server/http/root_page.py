@@ -24,6 +24,7 @@ from pusa.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_VERSION = ("/videos/", "/models/")
 _API_PATHS = ("/v1/", "/health/", "/ready/", "/metrics/", "/docs/", "/openapi.json/")
 
 
@@ -98,6 +99,8 @@ class RootPage:
         path = path_of(scope)
         if scope["type"] != "http" or f"{path}/".startswith(_API_PATHS):
             raise HTTPException(404)
+        if f"{path}/".startswith(_WITHOUT_VERSION):
+            raise errors.ServiceError(404, "not_found", f"there is nothing at {path[:100]}: the API is below /v1")
         if self._studio is not None:
             await self._studio(dict(scope), receive, send)
         elif path in ("", "/") and scope["method"] in ("GET", "HEAD"):

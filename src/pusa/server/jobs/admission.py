@@ -1,13 +1,29 @@
-"""Decide whether the queue accepts a job: find an earlier submission of it and enforce the limits."""
+"""Let jobs into the queue: find an earlier submission, enforce the limits, give turns, and let jobs wait once more."""
 
 import statistics
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
-from pusa.server.jobs import database
-from pusa.server.jobs.job import UNFINISHED, Job, NewJob, QueueFull, job_from_row, owned_by
+from pusa.server.jobs import database, records
+from pusa.server.jobs.job import (
+    ENDED,
+    UNFINISHED,
+    Condition,
+    FileDigest,
+    Job,
+    NewJob,
+    QueueFull,
+    by_turn,
+    end_values,
+    job_from_row,
+    owned_by,
+    requeue_values,
+    restart_values,
+)
 
 _RECENT_JOBS = 20  # completed jobs whose median duration predicts the next one's
 _FIRST_JOB_SECONDS = 30.0  # the prediction before any job has completed
@@ -52,8 +68,93 @@ def check_limits(connection: Connection, owner: str, *, total: int | None, per_o
             raise QueueFull(limit, min(max(seconds, 1.0), 3600.0), scope)
 
 
+def next_turn(connection: Connection, owner: str) -> int:
+    """Return the turn of this owner's next job, so that owners run in turns however many jobs each has submitted.
+
+    That is one after the owner's last unfinished job, and after the job whose turn it is now: start-time fair queueing
+    (Goyal, Vin and Cheng, 1996), in which every job has the same weight.
+    """
+
+    def read(turn: Any, *conditions: sa.ColumnElement[bool]) -> int | None:
+        return connection.execute(sa.select(turn).where(*conditions)).scalar()
+
+    last = read(sa.func.max(_c.turn), _c.owner == owner, _c.status.in_(UNFINISHED))
+    running = read(sa.func.max(_c.turn), _c.status == "in_progress")
+    waiting = read(sa.func.min(_c.turn), _c.status == "queued")
+    now = max(running or 0, 0 if waiting is None else waiting - 1)
+    return max(now, last or 0) + 1
+
+
 def median_seconds(connection: Connection) -> float | None:
     """Return the median time from first claim to end of recently completed jobs; None before the first."""
     query = sa.select(_c.started_at, _c.completed_at).where(_c.status == "completed", _c.started_at.is_not(None))
     rows = connection.execute(query.order_by(_c.completed_at.desc()).limit(_RECENT_JOBS)).all()
     return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
+
+
+def insert(connection: Connection, new: NewJob, digests: Mapping[str, FileDigest] | None, now: float) -> Job:
+    """Add the row of a new job and those of its inputs; return it."""
+    values = {f.name: getattr(new, f.name) for f in fields(NewJob)} | {"inputs": list(new.inputs)}
+    values |= {"created_at": now, "turn": next_turn(connection, new.owner)}
+    row = connection.execute(_table.insert().values(**values).returning(_table)).one()
+    records.record_files(connection, row.seq, "input", new.inputs, digests)
+    return job_from_row(row)
+
+
+def claim(
+    connection: Connection, claimable: list[Condition], worker: str, now: float, lease_seconds: float
+) -> Row[Any] | None:
+    """Give the job whose turn it is to a worker; return its row, or None if there is none."""
+    first = sa.select(_c.seq).where(*claimable).order_by(*by_turn()).limit(1)
+    update = _table.update().where(_c.seq == first.with_for_update(skip_locked=True).scalar_subquery())
+    values = {
+        "status": "in_progress",
+        "lease_owner": worker,
+        "lease_until": now + lease_seconds,
+        "attempt": _c.attempt + 1,
+        "progressed": False,
+        "not_before": None,
+        "started_at": sa.func.coalesce(_c.started_at, now),
+    }
+    return connection.execute(update.values(**values).returning(_table)).one_or_none()
+
+
+def cancel(connection: Connection, this: list[Condition], now: float) -> None:
+    """Ask the worker of a running job to stop, and end one that nobody runs."""
+    held = sa.and_(_c.status == "in_progress", _c.lease_until >= now)
+    connection.execute(_table.update().where(*this, held).values(cancel_requested=True))
+    unheld = [_c.status.not_in(ENDED), sa.not_(held)]
+    connection.execute(_table.update().where(*this, *unheld).values(**end_values("cancelled", now)))
+
+
+def restart(connection: Connection, job: Job, note: str | None) -> Job:
+    """Let an ended job wait once more, from the beginning; return it."""
+    notes = [*job.notes, *([note] if note and note not in job.notes else [])]
+    values = restart_values() | {"notes": notes, "turn": next_turn(connection, job.owner)}
+    row = connection.execute(_table.update().where(_c.seq == job.seq).values(**values).returning(_table)).one()
+    records.record_files(connection, job.seq, "result", ())
+    return job_from_row(row)
+
+
+def requeue(connection: Connection, leases: list[Condition], max_failures: int, now: float) -> int:
+    """Let running jobs whose workers are gone wait once more, or end them; return how many there are.
+
+    Args:
+        leases: select them.
+        max_failures: attempts in a row without a new checkpoint after which a job fails.
+    """
+    failures = sa.case((_c.progressed, 0), else_=_c.failures + 1)
+    lost = {
+        "error_code": "worker_lost",
+        "error_message": f"its worker ended {max_failures} times in a row without getting further; the last time "
+        "unexpectedly: see the worker's log, or try a smaller video",
+    }
+    steps: tuple[tuple[list[Condition], dict[str, Any]], ...] = (
+        ([_c.cancel_requested], end_values("cancelled", now)),
+        ([failures >= max_failures], end_values("failed", now) | lost),
+        ([], requeue_values()),
+    )
+    return sum(
+        connection.execute(_table.update().where(*leases, *also).values(**values, failures=failures)).rowcount
+        for also, values in steps
+    )

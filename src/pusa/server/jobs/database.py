@@ -5,6 +5,7 @@ a PostgreSQL server has ``synchronous_commit=off``, each connection switches it 
 """
 
 import functools
+import json
 import logging
 import os
 import sqlite3
@@ -14,10 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from pusa.server.jobs.migrations import MIGRATIONS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +30,8 @@ BUSY_SECONDS = 30  # timeout of a connection that waits for another one's write
 RETRY_SECONDS = 0.5  # delay before a statement whose connection broke is retried
 _WRITING = "pusa_writing"
 _ADVISORY_LOCK = 0x50555341  # "PUSA": PostgreSQL's lock for transactions that must be serialised
+_RESTORE = "stop the server and restore a backup (docs/deployment.md, Backup and restore)"
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "fuse.sshfs", "fuse.glusterfs", "lustre"}
 
 logger = logging.getLogger(__name__)
@@ -33,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 class QueueUnavailable(Exception):  # noqa: N818 (a state that passes, as QueueFull)
     """Report that the database cannot be reached or stays busy; the same call may succeed later."""
+
+
+class QueueDamaged(QueueUnavailable):
+    """Report that the database's file is damaged or gone: no call succeeds until an operator has restored it."""
 
 
 class SchemaError(Exception):
@@ -94,15 +104,38 @@ jobs = sa.Table(
     sa.Column("timings", _json, nullable=False, default=dict),
     sa.Column("error_code", sa.Text),
     sa.Column("error_message", sa.Text),
+    sa.Column("turn", sa.BigInteger, nullable=False, default=0),  # owners take turns, see `admission.next_turn`
+    sa.Column("not_before", sa.Double),  # a failed attempt is repeated no earlier
     sa.UniqueConstraint("owner", "idempotency_key", name="jobs_idempotency"),  # NULLs differ from one another
     sqlite_autoincrement=True,
 )
-sa.Index("jobs_waiting", jobs.c.status, jobs.c.priority.desc(), jobs.c.seq)
+sa.Index("jobs_waiting", jobs.c.status, jobs.c.priority.desc(), jobs.c.turn, jobs.c.seq)
 sa.Index("jobs_by_end", jobs.c.status, jobs.c.completed_at)
 sa.Index("jobs_of_owner", jobs.c.owner, jobs.c.seq)
-sa.Index("jobs_of_owner_by_status", jobs.c.owner, jobs.c.status)
+sa.Index("jobs_of_owner_by_status", jobs.c.owner, jobs.c.status, jobs.c.seq)
 sa.Index("jobs_fingerprint", jobs.c.owner, jobs.c.fingerprint, jobs.c.created_at)
-sa.Index("jobs_expiry", jobs.c.expires_at)
+sa.Index("jobs_expiry", jobs.c.status, jobs.c.expires_at)
+
+job_files = sa.Table(  # the files that a row of `jobs` names, to find the jobs of a file and to know a damaged one
+    "job_files",
+    _metadata,
+    sa.Column("seq", _id, sa.ForeignKey("jobs.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),  # input, result or checkpoint
+    sa.Column("size_bytes", sa.BigInteger),  # NULL, as the next: stored before version 2
+    sa.Column("sha256", sa.Text),
+)
+sa.Index("job_files_by_key", job_files.c.key)
+
+deleted_jobs = sa.Table(  # where a page that begins after a deleted job begins
+    "deleted_jobs",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("deleted_at", sa.Double, nullable=False),
+)
+sa.Index("deleted_jobs_by_time", deleted_jobs.c.deleted_at)
 
 workers = sa.Table(
     "workers",
@@ -112,29 +145,33 @@ workers = sa.Table(
     sa.Column("state", _json, nullable=False),
 )
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
-"""Migrations by version: the n-th (from 1) turns version n of the tables into version n + 1."""
 
-
-def connect(url: str) -> Engine:
+def connect(url: str, *, check: bool = True) -> Engine:
     """Open a database; create its tables or migrate them to this program's version.
 
     Args:
         url: ``sqlite:///relative.sqlite``, ``sqlite:////absolute.sqlite`` or ``postgresql://user@host/name``.
+        check: read a whole SQLite file first to find damaged pages (a second for some 500 MB).
 
     Raises:
         ValueError: the URL names another kind of database, or a place where SQLite loses data.
         SchemaError: a newer version has written the tables.
-        QueueUnavailable: the database cannot be reached.
+        QueueUnavailable: the database cannot be reached; `QueueDamaged` if its file is damaged.
     """
     parsed = _parse_url(url)
-    engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    engine = _sqlite_engine(parsed) if is_sqlite else _postgresql_engine(parsed)
     try:
+        if check and is_sqlite:
+            _quick_check(engine)
         with transaction(engine, exclusive=True) as connection:
             _create_or_migrate(connection)
     except SQLAlchemyError as error:
         engine.dispose()
-        raise QueueUnavailable(f"{parsed.render_as_string()} cannot be used: {_first_line(error)}") from error
+        message = f"{parsed.render_as_string()} cannot be used: {_first_line(error)}"
+        if is_damage(error):
+            raise QueueDamaged(f"{message}; {_RESTORE}") from error
+        raise QueueUnavailable(message) from error
     except BaseException:
         engine.dispose()
         raise
@@ -159,22 +196,32 @@ def _parse_url(url: str) -> URL:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    path = Path(str(url.database))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(str(url.database)).absolute()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (kind := file_system(path.parent)) in _SHARED_FILE_SYSTEMS:
         raise ValueError(
             f"{path} is on a shared file system ({kind}), where SQLite's locks do not hold: use a local disk, "
             "or PostgreSQL for several machines"
         )
+    _create_file(path)
+    uri = f"file:{quote(str(path))}?mode=rw"  # a file that has vanished is an error, not a new and empty queue
     engine = sa.create_engine(
         url,
-        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},  # a connection serves one thread at a time
+        # a connection serves one thread at a time
+        creator=lambda: sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False),
         pool_size=8,
         max_overflow=64,
     )
 
+    @sa.event.listens_for(engine, "checkout")
+    def check_file(connection: Any, record: Any, proxy: Any) -> None:
+        # SQLite goes on writing to a file that was removed: accepted jobs would be lost with the process.
+        if record.info["file"] != _file_identity(path):
+            raise sa.exc.DisconnectionError(f"{path} was removed or replaced")
+
     @sa.event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, record: Any) -> None:
+        record.info["file"] = _file_identity(path)
         connection.isolation_level = None  # `begin` below starts transactions, not Python's module
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
@@ -194,6 +241,43 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _create_file(path: Path) -> None:
+    """Create an empty SQLite file that only this user may read; SQLite gives the files beside it the same mode.
+
+    An existing one is not opened: closing it would drop the locks that other connections of this process hold.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise QueueUnavailable(f"{path} cannot be used: {error.strerror}") from error
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def missing_file(engine: Engine) -> str | None:
+    """Return the reason if a SQLite file has vanished with its folder or disk; else None."""
+    if engine.dialect.name != "sqlite" or _file_identity(Path(str(engine.url.database))) is not None:
+        return None
+    return f"the file of the job database is gone: mount its disk again, or {_RESTORE}"
+
+
+def _quick_check(engine: Engine) -> None:
+    """Raise QueueDamaged if a page of a SQLite file is damaged."""
+    with engine.connect() as connection:
+        answer = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+    if answer != "ok":
+        raise QueueDamaged(f"{engine.url.render_as_string()} is damaged ({answer.splitlines()[0]}): {_RESTORE}")
 
 
 def _switch_to_wal(cursor: Any) -> str:
@@ -288,11 +372,17 @@ def _translate_errors(method: Callable[Concatenate[Any, P], T], attempts: int) -
         for left in range(attempts - 1, -1, -1):
             try:
                 return method(self, *args, **kwargs)
-            except sa.exc.OperationalError as error:
-                if not left or self.engine.dialect.name == "sqlite":  # SQLite has waited for BUSY_SECONDS already
+            except (sa.exc.DatabaseError, json.JSONDecodeError) as error:
+                if is_damage(error):
+                    self.damage = f"the job database is damaged ({_first_line(error)}): {_RESTORE}"
+                    raise QueueDamaged(self.damage) from error
+                if not isinstance(error, sa.exc.OperationalError | sa.exc.InternalError):
+                    raise
+                # SQLite has waited for BUSY_SECONDS already
+                if not left or isinstance(error, sa.exc.InternalError) or self.engine.dialect.name == "sqlite":
                     raise QueueUnavailable(f"the job database does not answer: {_first_line(error)}") from error
                 logger.warning("the job database broke off (%s): retrying", _first_line(error))
-            except (sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError) as error:
+            except (sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
                 raise QueueUnavailable(f"the job database does not answer: {_first_line(error)}") from error
             time.sleep(RETRY_SECONDS)
         raise AssertionError("unreachable")
@@ -300,7 +390,15 @@ def _translate_errors(method: Callable[Concatenate[Any, P], T], attempts: int) -
     return translated
 
 
-def _first_line(error: SQLAlchemyError) -> str:
+def is_damage(error: Exception) -> bool:
+    """Return True for a damaged page of SQLite, and for a value that is no longer JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return True
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) or 0
+    return code & 0xFF in _DAMAGE  # without the extended code
+
+
+def _first_line(error: Exception) -> str:
     """Return the database's own message, without the statement and its values, which may be prompts."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]

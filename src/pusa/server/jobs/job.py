@@ -2,11 +2,13 @@
 
 import uuid
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
+from pusa.fsutil import sha256_of
 from pusa.server.jobs import database
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -17,6 +19,19 @@ ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
 def new_id() -> str:
     """Draw a random job id: ``video_`` and 32 hexadecimal digits."""
     return f"video_{uuid.uuid4().hex}"
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Hold what a stored file must be: its size and the sha256 of its content in hexadecimal digits."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileDigest":
+        """Read a local file."""
+        return cls(path.stat().st_size, sha256_of(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,9 @@ class Job(NewJob):
 
     `seq` is the order of arrival, `attempt` the fencing token, `failures` counts attempts in a row without
     progress. `checkpoint` is a key of the FileStore with `checkpoint_step` steps done; `results` are keys by kind
-    (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known.
+    (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known. Owners take
+    turns: of the waiting jobs with the highest priority the one with the lowest `turn` runs first. After a failed
+    attempt a job waits until `not_before`.
     """
 
     seq: int
@@ -77,6 +94,8 @@ class Job(NewJob):
     timings: dict[str, float] = field(default_factory=dict)
     error_code: str | None = None
     error_message: str | None = None
+    turn: int = 0
+    not_before: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -157,10 +176,38 @@ def _without_lease(status: Status) -> dict[str, Any]:
 
 def end_values(status: Status, now: float) -> dict[str, Any]:
     """Return the values of a row whose job ends."""
-    cleared = {"cancel_requested": False, "checkpoint": None, "error_code": None, "error_message": None}
-    return _without_lease(status) | cleared | {"completed_at": now}
+    error = {"error_code": None, "error_message": None}
+    cleared = {"cancel_requested": False, "checkpoint": None, "not_before": None}
+    return _without_lease(status) | cleared | error | {"completed_at": now}
 
 
-def requeue_values() -> dict[str, Any]:
+def requeue_values(not_before: float | None = None) -> dict[str, Any]:
     """Return the values of a row whose job waits for another attempt, which continues from the checkpoint."""
-    return _without_lease("queued")
+    return _without_lease("queued") | {"not_before": not_before}
+
+
+def restart_values() -> dict[str, Any]:
+    """Return the values of a row whose ended job is made again from the beginning."""
+    begun = {"step": 0, "progress": 0.0, "checkpoint_step": 0, "failures": 0, "started_at": None}
+    ended = {"completed_at": None, "expires_at": None, "error_code": None, "error_message": None}
+    return requeue_values() | begun | ended | {"results": {}, "timings": {}}
+
+
+def step_values(step: int) -> dict[str, Any]:
+    """Return the values of a row whose checkpoint is now at this step; beyond the last one that is progress."""
+    is_further = _c.checkpoint_step < step
+    return {
+        "checkpoint_step": step,
+        "failures": sa.case((is_further, 0), else_=_c.failures),
+        "progressed": sa.case((is_further, sa.true()), else_=_c.progressed),
+    }
+
+
+def waiting(now: float) -> list[Condition]:
+    """Select the jobs that a worker may claim now."""
+    return [_c.status == "queued", sa.or_(_c.not_before.is_(None), _c.not_before <= now)]
+
+
+def by_turn() -> tuple[sa.ColumnElement[Any], ...]:
+    """Order waiting jobs as workers claim them."""
+    return _c.priority.desc(), _c.turn, _c.seq

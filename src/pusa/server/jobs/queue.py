@@ -9,17 +9,19 @@ job that reaches the limit fails.
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from pusa.server.jobs import admission, database
-from pusa.server.jobs.database import QueueUnavailable, SchemaError, not_retried, retried, transaction
+from pusa.server.jobs import admission, database, fencing, reading, records, workers
+from pusa.server.jobs.database import QueueDamaged, QueueUnavailable, SchemaError, not_retried, retried, transaction
 from pusa.server.jobs.job import (
     ENDED,
+    UNFINISHED,
     Condition,
+    FileDigest,
     Job,
     LeaseLost,
     NewJob,
@@ -27,22 +29,25 @@ from pusa.server.jobs.job import (
     Status,
     WorkerRecord,
     end_values,
-    held_by,
     job_from_row,
     new_id,
     overdue,
     owned_by,
     requeue_values,
+    step_values,
     storable,
+    waiting,
 )
 
 __all__ = [
     "ENDED",
     "MAX_FAILURES",
+    "FileDigest",
     "Job",
     "JobQueue",
     "LeaseLost",
     "NewJob",
+    "QueueDamaged",
     "QueueFull",
     "QueueUnavailable",
     "SchemaError",
@@ -53,8 +58,10 @@ __all__ = [
 
 MAX_FAILURES = 3  # attempts in a row without progress
 
-_table, _worker_table = database.jobs, database.workers
-_c = _table.c
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_c = database.jobs.c
 
 
 class JobQueue:
@@ -63,18 +70,21 @@ class JobQueue:
     Every method raises `QueueUnavailable` if the database cannot be reached or stays busy.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, check: bool = True) -> None:
         """Open the database and create its tables if it has none.
 
         Args:
             url: ``sqlite:///FILE`` on a local disk, or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
             clock: returns unix seconds. Machines compare leases, so their clocks must agree to a few seconds.
+            check: read a whole SQLite file first to find damaged pages.
 
         Raises:
             ValueError: the URL is of another kind, or names a file on a network share.
             SchemaError: the tables are newer than this program.
+            QueueDamaged: the file of the database is damaged.
         """
-        self.engine = database.connect(url)
+        self.damage: str | None = None
+        self.engine = database.connect(url, check=check)
         self._clock = clock
         self._changes = 0
         self._lock = threading.Lock()
@@ -85,6 +95,10 @@ class JobQueue:
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         self.engine.dispose()
+
+    def fault(self) -> str | None:
+        """Return what an operator must repair: a damaged file, until this program restarts, or a vanished one."""
+        return self.damage or database.missing_file(self.engine)
 
     def change_count(self) -> int:
         """Return a number that grows with every change this object makes, for readers that poll."""
@@ -97,6 +111,7 @@ class JobQueue:
         self,
         new: NewJob,
         *,
+        digests: Mapping[str, FileDigest] | None = None,
         total_limit: int | None = None,
         key_limit: int | None = None,
         same_fingerprint_seconds: float | None = None,
@@ -104,6 +119,7 @@ class JobQueue:
         """Accept a job; it is on disk when this returns.
 
         Args:
+            digests: of the inputs, by key.
             total_limit: maximum number of unfinished jobs.
             key_limit: the same for this owner.
             same_fingerprint_seconds: a job of this owner with the same fingerprint, at most this old, counts as the
@@ -117,22 +133,20 @@ class JobQueue:
             QueueFull: one of the limits is reached.
         """
         now = self._clock()
+        since = None if same_fingerprint_seconds is None else now - same_fingerprint_seconds
         with transaction(self.engine, exclusive=True) as connection:
-            since = None if same_fingerprint_seconds is None else now - same_fingerprint_seconds
             earlier = admission.find_earlier(connection, new, fingerprint_since=since)
             if earlier is not None:
                 return earlier, earlier.id == new.id  # the same id: the first try of this very call
             admission.check_limits(connection, new.owner, total=total_limit, per_owner=key_limit)
-            values = {f.name: getattr(new, f.name) for f in fields(NewJob)} | {"inputs": list(new.inputs)}
-            row = connection.execute(_table.insert().values(**values, created_at=now).returning(_table)).one()
+            job = admission.insert(connection, new, digests, now)
         self._note_change()
-        return job_from_row(row), True
+        return job, True
 
     @retried
     def get(self, id: str, owner: str | None = None) -> Job | None:
         """Return the job if it exists and belongs to this owner (None: to anyone)."""
-        with self.engine.connect() as connection:
-            return self._find(connection, id, owner)
+        return self._read(reading.find, id, owner)
 
     @retried
     def page(
@@ -142,21 +156,18 @@ class JobQueue:
         after: str | None = None,
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
+        statuses: Collection[Status] | None = None,
     ) -> tuple[list[Job], bool]:
-        """List jobs in order of arrival ("desc": the newest first) and tell whether there are more.
+        """List jobs in order of arrival ("desc": the newest first), all or in some statuses; tell whether more follow.
 
-        Raises KeyError for an `after` that does not exist.
+        Raises KeyError for an `after` that neither exists nor was deleted in the last day.
         """
-        query = sa.select(_table).where(*owned_by(owner))
-        query = query.order_by(_c.seq.asc() if order == "asc" else _c.seq.desc()).limit(limit + 1)
-        with self.engine.connect() as connection:
-            if after is not None:
-                last = connection.execute(sa.select(_c.seq).where(_c.id == after, *owned_by(owner))).scalar()
-                if last is None:
-                    raise KeyError(after)
-                query = query.where(_c.seq > last if order == "asc" else _c.seq < last)
-            rows = connection.execute(query).all()
-        return [job_from_row(row) for row in rows[:limit]], len(rows) > limit
+        return self._read(reading.page, owner, after, limit, order == "desc", statuses)
+
+    @retried
+    def read_changes(self, known: Mapping[str, Job]) -> tuple[list[Job], list[str]]:
+        """Read those of some jobs, given by id, that have changed, and the ids of those that were deleted."""
+        return self._read(reading.changes, known)
 
     @retried
     def cancel(self, id: str, owner: str | None = None) -> Job:
@@ -164,62 +175,74 @@ class JobQueue:
 
         Raises KeyError for a job that does not exist.
         """
-        now = self._clock()
-        this = [_c.id == id, *owned_by(owner)]
-        held = sa.and_(_c.status == "in_progress", _c.lease_until >= now)
         with transaction(self.engine) as connection:
-            connection.execute(_table.update().where(*this, held).values(cancel_requested=True))
-            connection.execute(
-                _table.update()
-                .where(*this, _c.status.not_in(ENDED), sa.not_(held))
-                .values(**end_values("cancelled", now))
-            )
-            job = self._find(connection, id, owner)
+            admission.cancel(connection, [_c.id == id, *owned_by(owner)], self._clock())
+            job = reading.find(connection, id, owner)
         if job is None:
             raise KeyError(id)
         self._note_change()
         return job
 
     @retried
-    def delete(self, id: str, owner: str | None = None) -> Job:
+    def delete(self, id: str, owner: str | None = None, *, ended_at: float | None = None) -> Job:
         """Delete the row and return its last state; the worker of a running job loses its lease.
 
-        Raises KeyError for a job that does not exist.
+        Raises KeyError for a job that does not exist, or did not end at `ended_at` if that is given.
         """
+        this = [_c.id == id, *owned_by(owner), *([] if ended_at is None else [_c.completed_at == ended_at])]
         with transaction(self.engine) as connection:
-            deletion = _table.delete().where(_c.id == id, *owned_by(owner)).returning(_table)
-            row = connection.execute(deletion).one_or_none()
-        if row is None:
-            raise KeyError(id)
+            row = connection.execute(database.jobs.delete().where(*this).returning(database.jobs)).one_or_none()
+            if row is None:
+                raise KeyError(id)
+            records.record_deleted(connection, id, row.seq, row.owner, self._clock())
         self._note_change()
         return job_from_row(row)
 
     @retried
+    def restart(
+        self,
+        id: str,
+        owner: str | None = None,
+        *,
+        statuses: Collection[Status] = ("failed", "cancelled"),
+        note: str | None = None,
+        total_limit: int | None = None,
+        key_limit: int | None = None,
+    ) -> Job:
+        """Queue an ended job once more, from the beginning and with the same seed; one in another status stays.
+
+        `statuses` are those in which it is queued again, `note` joins its notes, the limits are those of `submit`.
+        Raises KeyError for a job that does not exist, and QueueFull.
+        """
+        with transaction(self.engine, exclusive=True) as connection:
+            job = reading.find(connection, id, owner)
+            if job is None:
+                raise KeyError(id)
+            if job.status in statuses:
+                admission.check_limits(connection, job.owner, total=total_limit, per_owner=key_limit)
+                job = admission.restart(connection, job, note)
+        self._note_change()
+        return job
+
+    @retried
     def position(self, id: str) -> int:
         """Count the waiting jobs ahead of this one; 0 for the next, and for a job that does not wait."""
-        this = _table.alias("this")
-        before = sa.or_(_c.priority > this.c.priority, sa.and_(_c.priority == this.c.priority, _c.seq < this.c.seq))
-        ahead = (
-            sa.select(sa.func.count())
-            .select_from(this.join(_table, before))
-            .where(this.c.id == id, this.c.status == "queued", _c.status == "queued")
-        )
-        with self.engine.connect() as connection:
-            return connection.execute(ahead).scalar_one()
+        return self._read(reading.position, id)
 
     @retried
     def counts(self) -> dict[Status, int]:
-        """Count the jobs of each status."""
-        counts: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
-        with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(_c.status, sa.func.count()).group_by(_c.status))
-            return counts | {row[0]: row[1] for row in rows}
+        """Count the jobs of each status; the time grows with the number of jobs, see `count_unfinished`."""
+        return self._read(reading.count, get_args(Status))
+
+    @retried
+    def count_unfinished(self) -> dict[Status, int]:
+        """Count the jobs that wait and run."""
+        return self._read(reading.count, UNFINISHED)
 
     @retried
     def seconds_per_job(self) -> float | None:
         """Return the median time from first claim to end of recently completed jobs; None before the first."""
-        with self.engine.connect() as connection:
-            return admission.median_seconds(connection)
+        return self._read(admission.median_seconds)
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
 
@@ -241,29 +264,15 @@ class JobQueue:
             models: claim only jobs of these models.
         """
         now = self._clock()
-        waiting = [_c.status == "queued"] + ([] if models is None else [_c.model.in_(list(models))])
-        lookup = sa.select(sa.exists().where(*waiting), sa.exists().where(*overdue(now)))
+        claimable = waiting(now) + ([] if models is None else [_c.model.in_(list(models))])
         with self.engine.connect() as connection:  # most polls find nothing and must not block writers
-            anything_waits, anything_is_overdue = connection.execute(lookup).one()
+            anything_waits, anything_is_overdue = reading.any_of(connection, claimable, overdue(now))
         if anything_is_overdue:
             self.recover_overdue(max_failures=max_failures)
         elif not anything_waits:
             return None
-        first = sa.select(_c.seq).where(*waiting).order_by(_c.priority.desc(), _c.seq).limit(1)
         with transaction(self.engine) as connection:
-            row = connection.execute(
-                _table.update()
-                .where(_c.seq == first.with_for_update(skip_locked=True).scalar_subquery())
-                .values(
-                    status="in_progress",
-                    lease_owner=worker,
-                    lease_until=now + lease_seconds,
-                    attempt=_c.attempt + 1,
-                    progressed=False,
-                    started_at=sa.func.coalesce(_c.started_at, now),
-                )
-                .returning(_table)
-            ).one_or_none()
+            row = admission.claim(connection, claimable, worker, now, lease_seconds)
         self._note_change()
         return None if row is None else job_from_row(row)
 
@@ -280,6 +289,7 @@ class JobQueue:
         seconds_left: float | None = None,
         checkpoint: str | None = None,
         checkpoint_step: int | None = None,
+        checkpoint_digest: FileDigest | None = None,
         resolved: Mapping[str, Any] | None = None,
         notes: Collection[str] | None = None,
     ) -> bool:
@@ -293,30 +303,44 @@ class JobQueue:
         Raises:
             LeaseLost: the worker must stop and drop its result.
         """
-        columns = {
+        values = {
             "stage": stage,
             "step": step,
             "steps": steps,
             "progress": progress,
             "seconds_left": seconds_left,
             "checkpoint": checkpoint,
-            "checkpoint_step": checkpoint_step,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
+            **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
-        values: dict[str, Any] = {name: value for name, value in columns.items() if value is not None}
-        if checkpoint_step is not None:
-            values["failures"] = sa.case((_c.checkpoint_step < checkpoint_step, 0), else_=_c.failures)
-            values["progressed"] = sa.case((_c.checkpoint_step < checkpoint_step, sa.true()), else_=_c.progressed)
-        return bool(self._fenced(job, _c.cancel_requested, lease_until=self._clock() + lease_seconds, **values))
+        values = {name: value for name, value in values.items() if value is not None}
+        digests = {checkpoint: checkpoint_digest} if checkpoint and checkpoint_digest else {}
+        record = None
+        if checkpoint is not None:
+            record = partial(records.record_files, kind="checkpoint", keys=[checkpoint], digests=digests)
+        values["lease_until"] = self._clock() + lease_seconds
+        return bool(self._fenced(job, _c.cancel_requested, record, **values))
+
+    @retried
+    def drop_checkpoint(self, job: Job, note: str) -> None:
+        """Let the job start from the beginning, as its checkpoint cannot be used; `note` says why. Raises LeaseLost."""
+        self._fenced(job, checkpoint=None, checkpoint_step=0, notes=[*job.notes, note])
 
     @retried
     def finish(
-        self, job: Job, *, results: Mapping[str, str], timings: Mapping[str, float], expires_at: float | None = None
+        self,
+        job: Job,
+        *,
+        results: Mapping[str, str],
+        timings: Mapping[str, float],
+        expires_at: float | None = None,
+        digests: Mapping[str, FileDigest] | None = None,
     ) -> None:
-        """Complete the job, whose files must be in the store by now. Raises LeaseLost."""
+        """Complete the job, whose files must be in the store by now; `digests` are theirs by key. Raises LeaseLost."""
         values = end_values("completed", self._clock()) | {"results": dict(results), "timings": dict(timings)}
-        self._fenced(job, **values, expires_at=expires_at, progress=100.0)
+        record = partial(records.record_files, kind="result", keys=results.values(), digests=digests)
+        self._fenced(job, _c.status, record, **values, expires_at=expires_at, progress=100.0)
 
     @retried
     def fail(
@@ -327,7 +351,9 @@ class JobQueue:
         *,
         retry: bool,
         max_failures: int = MAX_FAILURES,
+        retry_seconds: float = 0.0,
         results: Mapping[str, str] | None = None,
+        digests: Mapping[str, FileDigest] | None = None,
     ) -> Status:
         """Fail the attempt, and the job unless another attempt may succeed. Raises LeaseLost.
 
@@ -336,23 +362,23 @@ class JobQueue:
             message: error message for people; characters that cannot be stored are replaced.
             retry: another attempt may succeed.
             max_failures: attempts in a row without a new checkpoint after which the job fails.
-            results: keys of files to keep if the job fails, such as its denoised latents.
+            retry_seconds: pause before the next attempt; doubles with each failure in a row, up to 32 times as long.
+            results: keys of files to keep if the job fails, such as its denoised latents; `digests` are theirs by key.
 
         Returns:
             "queued" or "failed"; "cancelled" instead of "queued" if the job is to be cancelled.
         """
         error = {"error_code": code, "error_message": storable(message)}
-
-        def outcome(row: Row[Any]) -> dict[str, Any]:
-            failures = 0 if row.progressed else row.failures + 1
-            if not retry or failures >= max_failures:
-                files = {} if results is None else {"results": dict(results)}
-                return end_values("failed", self._clock()) | error | files | {"failures": failures}
-            if row.cancel_requested:
-                return end_values("cancelled", self._clock())
-            return requeue_values() | error | {"failures": failures}
-
-        return self._end_attempt(job, outcome)
+        files = {} if results is None else {"results": dict(results)}
+        outcome = partial(
+            fencing.after_failure,
+            now=self._clock(),
+            error=error,
+            files=files,
+            max_failures=max_failures if retry else 0,
+            retry_seconds=retry_seconds,
+        )
+        return self._end_attempt(job, outcome, digests)
 
     @retried
     def confirm_cancel(self, job: Job) -> None:
@@ -390,28 +416,22 @@ class JobQueue:
     @retried
     def record_worker(self, name: str, state: Mapping[str, Any]) -> None:
         """Record that a worker is alive, and its state (plain JSON)."""
-        values = {"seen_at": self._clock(), "state": dict(state)}
-        update = _worker_table.update().where(_worker_table.c.name == name).values(**values)
         with transaction(self.engine, exclusive=True) as connection:
-            if not connection.execute(update).rowcount:
-                connection.execute(_worker_table.insert().values(name=name, **values))
+            workers.record(connection, name, state, self._clock())
         self._note_change()
 
     @retried
     def forget_worker(self, name: str) -> None:
         """Remove the record of a worker that has stopped or has long been silent."""
         with transaction(self.engine) as connection:
-            connection.execute(_worker_table.delete().where(_worker_table.c.name == name))
+            workers.forget(connection, name)
         self._note_change()
 
     @retried
     def workers(self, *, seen_within_seconds: float | None = None) -> list[WorkerRecord]:
         """List the workers by name, or only those recorded within the last seconds."""
-        query = sa.select(_worker_table).order_by(_worker_table.c.name)
-        if seen_within_seconds is not None:
-            query = query.where(_worker_table.c.seen_at >= self._clock() - seen_within_seconds)
-        with self.engine.connect() as connection:
-            return [WorkerRecord(**row._mapping) for row in connection.execute(query)]
+        since = None if seen_within_seconds is None else self._clock() - seen_within_seconds
+        return self._read(workers.read, since)
 
     # ---- Housekeeping ------------------------------------------------------------------------------------------------
 
@@ -419,80 +439,61 @@ class JobQueue:
     def expired(self, now: float, *, unfinished_before: float | None = None, limit: int = 100) -> list[Job]:
         """List expired jobs, the oldest first: `expires_at` has passed, or they failed or were cancelled before
         `unfinished_before` (unix seconds; None: these are kept)."""
-        expired = [sa.and_(_c.status == "completed", _c.expires_at <= now)]
-        if unfinished_before is not None:
-            expired.append(sa.and_(_c.status.in_(("failed", "cancelled")), _c.completed_at < unfinished_before))
-        query = sa.select(_table).where(sa.or_(*expired)).order_by(_c.seq).limit(limit)
-        with self.engine.connect() as connection:
-            return [job_from_row(row) for row in connection.execute(query)]
+        return self._read(reading.expired, now, unfinished_before, limit)
 
     @retried
-    def keys_in_use(self) -> set[str]:
-        """Return every key of the FileStore that a row names, and the previews of unfinished jobs."""
-        used: set[str] = set()
-        columns = sa.select(_c.id, _c.status, _c.inputs, _c.results, _c.checkpoint)
-        with self.engine.connect() as connection:
-            for row in connection.execute(columns):
-                used.update(row.inputs, row.results.values(), [row.checkpoint] if row.checkpoint else [])
-                if row.status not in ENDED:
-                    used.add(f"previews/{row.id}.webp")
-        return used
+    def forget_deleted(self, before: float, *, limit: int = 1000) -> int:
+        """Forget jobs deleted before a time (unix seconds), after which no page begins any more; return how many."""
+        with transaction(self.engine) as connection:
+            return records.forget_deleted(connection, before, limit)
+
+    @retried
+    def keys_in_use(self, keys: Collection[str]) -> set[str]:
+        """Return those keys of the FileStore that a row names, and those of the previews of unfinished jobs."""
+        return self._read(records.find_used, keys)
+
+    @retried
+    def digest(self, id: str, key: str) -> FileDigest | None:
+        """Return what a file of a job must be; None if that was not recorded."""
+        return self._read(records.find_digest, id, key)
 
     # ---- Helpers -----------------------------------------------------------------------------------------------------
 
-    def _note_change(self) -> None:
+    def _read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.engine.connect() as connection:
+            return query(connection, *args, **kwargs)
+
+    def _note_change(self, count: int = 1) -> None:
         with self._lock:
-            self._changes += 1
+            self._changes += count
 
-    def _find(self, connection: Connection, id: str, owner: str | None) -> Job | None:
-        row = connection.execute(sa.select(_table).where(_c.id == id, *owned_by(owner))).one_or_none()
-        return None if row is None else job_from_row(row)
-
-    def _fenced(self, job: Job, returning: sa.ColumnElement[Any] = _c.status, **values: Any) -> Any:
-        """Update the row if this attempt still holds its lease; return a column of the updated row."""
-        update = _table.update().where(*held_by(job)).values(**values).returning(returning)
+    def _fenced(
+        self,
+        job: Job,
+        returning: sa.ColumnElement[Any] = _c.status,
+        also: Callable[[Connection, int], None] | None = None,
+        **values: Any,
+    ) -> Any:
+        """Update the row if this attempt still holds its lease, and then do `also`; return a column of the row."""
         with transaction(self.engine) as connection:
-            updated = connection.execute(update).one_or_none()
-            new = self._repeated_status(connection, job, (values.get("status"),)) if updated is None else updated[0]
+            new = fencing.update(connection, job, values, returning, also)
         self._note_change()
         return new
 
-    def _end_attempt(self, job: Job, outcome: Callable[[Row[Any]], dict[str, Any]]) -> Status:
+    def _end_attempt(
+        self,
+        job: Job,
+        outcome: Callable[[Row[Any]], dict[str, Any]],
+        digests: Mapping[str, FileDigest] | None = None,
+    ) -> Status:
         """End an attempt with values that `outcome` computes from its locked row; return the new status."""
         with transaction(self.engine) as connection:
-            row = connection.execute(sa.select(_table).where(*held_by(job)).with_for_update()).one_or_none()
-            if row is None:
-                return self._repeated_status(connection, job, ("queued", "failed", "cancelled"))
-            values = outcome(row)
-            connection.execute(_table.update().where(_c.seq == row.seq).values(**values))
+            status = fencing.end(connection, job, outcome, digests)
         self._note_change()
-        return values["status"]
-
-    def _repeated_status(self, connection: Connection, job: Job, expected: tuple[str | None, ...]) -> Status:
-        """Return the status if this attempt has ended in an expected one (a retried call); else raise LeaseLost."""
-        row = connection.execute(sa.select(_c.status, _c.attempt).where(_c.id == job.id)).one_or_none()
-        if row is None or row.attempt != job.attempt or row.status not in expected:
-            raise LeaseLost(job)
-        return row.status
+        return status
 
     def _requeue(self, leases: list[Condition], max_failures: int) -> int:
-        now = self._clock()
-        failures = sa.case((_c.progressed, 0), else_=_c.failures + 1)
-        lost = {
-            "error_code": "worker_lost",
-            "error_message": f"its worker ended {max_failures} times in a row without getting further; the last time "
-            "unexpectedly: see the worker's log, or try a smaller video",
-        }
-        steps: tuple[tuple[list[Condition], dict[str, Any]], ...] = (
-            ([_c.cancel_requested], end_values("cancelled", now)),
-            ([failures >= max_failures], end_values("failed", now) | lost),
-            ([], requeue_values()),
-        )
         with transaction(self.engine, exclusive=True) as connection:
-            count = sum(
-                connection.execute(_table.update().where(*leases, *also).values(**values, failures=failures)).rowcount
-                for also, values in steps
-            )
-        if count:
-            self._note_change()
+            count = admission.requeue(connection, leases, max_failures, self._clock())
+        self._note_change(count)
         return count

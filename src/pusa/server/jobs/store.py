@@ -9,16 +9,15 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from pusa.fsutil import flush, is_full
+from pusa.fsutil import flush, is_full, private_opener
 
-__all__ = ["FileStore", "StorageFullError"]
+__all__ = ["FileStore", "StorageFullError", "StorageUnavailableError", "full_disk"]
 
 _KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no part begins with a dot
 _PARTIAL = ".part-"  # prefix of files being written; no key begins so
@@ -40,6 +39,22 @@ class StorageFullError(OSError):
     """Report that the disk, or the quota on it, is full; no partial file is left."""
 
 
+def full_disk(free_bytes: int, minimum_bytes: int) -> StorageFullError:
+    """Build the error for a disk that has too little space left."""
+    return StorageFullError(
+        errno.ENOSPC,
+        f"{max(0, free_bytes) >> 20} MiB of disk are free and {minimum_bytes >> 20} MiB are to stay so: "
+        "delete videos, or add space",
+    )
+
+
+class StorageUnavailableError(OSError):
+    """Report that the folder of the files has vanished, as with a disk that is no longer mounted."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOENT, "the folder of the server's files is gone: mount its disk again, or restore it")
+
+
 class FileStore:
     """Store files by key. A file is complete or absent, and survives a power cut once `put_*` has returned."""
 
@@ -57,7 +72,7 @@ class FileStore:
         self._root = url.removeprefix("file://")
         if "://" not in self._root:
             self._folder: Path | None = Path(self._root).expanduser().resolve()
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return
         self._folder = None
         from fsspec.core import url_to_fs
@@ -104,6 +119,14 @@ class FileStore:
     def size(self, key: str) -> int:
         """Return a file's size in bytes. Raises FileNotFoundError."""
         return self._path(key).stat().st_size if self._folder else int(self._fs.info(self._remote(key))["size"])
+
+    def stamp(self, key: str) -> object:
+        """Return a value that differs once a file has been written anew. Raises FileNotFoundError."""
+        if not self._folder:
+            info = self._fs.info(self._remote(key))
+            return info["size"], _modified_at(info), info.get("ETag")
+        status = self._path(key).stat()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file() if self._folder else bool(self._fs.isfile(self._remote(key)))
@@ -154,7 +177,7 @@ class FileStore:
 
     def remove_unfinished(self, before: float) -> int:
         """Remove partial files of killed processes, last written before a time (unix seconds); return how many."""
-        found = list(self._local_files("") if self._folder else self._remote_files(""))
+        found = self._local_files("") if self._folder else self._remote_files("")
         partial = [name for name, at in found if name.rpartition("/")[2].startswith(_PARTIAL) and at < before]
         for name in partial:
             with suppress(FileNotFoundError):
@@ -163,6 +186,11 @@ class FileStore:
                 else:
                     self._fs.rm_file(f"{self._root}/{name}")
         return len(partial)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a local store; None for a remote one."""
+        return self._folder
 
     def free_bytes(self) -> int | None:
         """Return the free bytes of the disk; None for a remote store."""
@@ -200,7 +228,7 @@ class FileStore:
         for left in range(9, -1, -1):
             self._make_folder(path.parent)
             try:
-                return path.open("xb")
+                return open(path, "xb", opener=private_opener)
             except FileNotFoundError:
                 if not left:
                     raise
@@ -210,9 +238,11 @@ class FileStore:
         """Create a folder and its parents durably: flush each one's parent."""
         if folder.is_dir():
             return
+        if folder == self._folder:  # made at the start: what is written now would hide the disk that is to return
+            raise StorageUnavailableError
         self._make_folder(folder.parent)
         with suppress(FileNotFoundError):  # see `_create`
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             flush(folder.parent)
 
     def _put_remote(self, key: str, upload: Callable[[str], Any]) -> None:
@@ -233,13 +263,10 @@ class FileStore:
 
     def _local_files(self, prefix: str) -> Iterator[tuple[str, float]]:
         assert self._folder
-        for folder, _, names in os.walk(self._path(prefix) if prefix else self._folder):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(FileNotFoundError):
-                    status = path.lstat()
-                    if stat.S_ISREG(status.st_mode):
-                        yield path.relative_to(self._folder).as_posix(), status.st_mtime
+        start = len(self._folder.as_posix().rstrip("/")) + 1
+        for entry in _files_below(self._path(prefix) if prefix else self._folder):
+            with suppress(FileNotFoundError):
+                yield Path(entry.path).as_posix()[start:], entry.stat(follow_symlinks=False).st_mtime
 
     def _remote_files(self, prefix: str) -> Iterator[tuple[str, float]]:
         try:
@@ -257,6 +284,16 @@ class FileStore:
 
     def _remote(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}"
+
+
+def _files_below(folder: str | Path) -> Iterator["os.DirEntry[str]"]:
+    """List the files below a folder one by one: a store may have millions."""
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_below(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                yield entry
 
 
 def _checked(key: str) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shutil
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
-from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
+from pusa.server.jobs.queue import FileDigest, Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor
@@ -33,6 +34,10 @@ class Delays:
     store_seconds: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0, 32.0)  # between tries to reach the store
     disk_full_seconds: float = 15.0  # after a full disk; the job waits with its checkpoint
     reclaim_seconds: float = 5.0  # between two searches of an idle worker for dead workers of this machine
+
+
+class _DamagedInputError(Exception):
+    """Report that an input is not what was stored."""
 
 
 class Attempt:
@@ -133,6 +138,9 @@ class Attempt:
         except FileNotFoundError:
             yield Error("invalid_request", "an input of this job is no longer stored: send it again", retry=False)
             return
+        except _DamagedInputError:
+            yield Error("input_damaged", "an input of this job is damaged on the disk: send it again", retry=False)
+            return
         messages = self.executor.run(task)
         try:
             yield from messages
@@ -144,10 +152,7 @@ class Attempt:
         """Make the task, with its inputs and its checkpoint (if any) on this machine."""
         job = self.job
         if job.checkpoint is not None:
-            key = job.checkpoint
-            with suppress(FileNotFoundError):
-                stored = self._retry_store(lambda: self.files.fetch(key, self.folder))
-                shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
+            self._fetch_checkpoint(job.checkpoint)
         return Task(
             job_id=job.id,
             attempt=job.attempt,
@@ -159,9 +164,37 @@ class Attempt:
             preview_seconds=self.settings.preview_seconds,
         )
 
+    def _fetch_checkpoint(self, key: str) -> None:
+        """Fetch the checkpoint; without an intact one start the job from the beginning, with a note."""
+        try:
+            stored = self._retry_store(lambda: self.files.fetch(key, self.folder))
+            if self._is_intact(key, stored):
+                shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
+                return
+            problem = "was damaged"
+        except FileNotFoundError:
+            problem = "was gone"
+        note = f"its checkpoint of step {self.job.checkpoint_step} {problem}: it was made again from the beginning"
+        logger.error("%s of %s %s", key, self.job.id, problem)
+        self._retry_queue(lambda: self.queue.drop_checkpoint(self.job, note))
+        self.notes.append(note)
+        self.checkpoint = None
+        self.progress = AttemptProgress(self.ratios, 0.0)
+        self._try_optional("checkpoint", lambda: self.files.delete(key))
+
+    def _is_intact(self, key: str, path: Path) -> bool:
+        """Compare a fetched file of this job with what was recorded of it."""
+        expected = self._retry_queue(lambda: self.queue.digest(self.job.id, key))
+        return expected is None or FileDigest.of(path) == expected
+
     def _input(self, key: str) -> Path:
-        """Fetch an input under its own name, which the video's metadata holds, whatever the store is."""
+        """Fetch an input under its own name, which the video's metadata holds, whatever the store is.
+
+        Raises _DamagedInputError.
+        """
         path = self._retry_store(lambda: self.files.fetch(key, self.folder))
+        if not self._is_intact(key, path):
+            raise _DamagedInputError
         name = key.rpartition("/")[2]
         return path if path.name == name else path.rename(self.folder / name)
 
@@ -203,12 +236,19 @@ class Attempt:
 
     def _keep_checkpoint(self, path: Path, step: int) -> None:
         """Write a checkpoint to the store, then to the row; then remove the one of an earlier attempt."""
-        if not path.exists():
-            return  # the engine has finished meanwhile and removed it
-        key = f"checkpoints/{self.job.id}/{self.job.attempt}{path.suffix}"
-        if not self._try_optional("checkpoint", lambda: self.files.put_file(key, path)):
+        kept = self.folder / f"kept-{step}{path.suffix}"
+        try:
+            os.link(path, kept)  # the engine replaces or removes its file at any moment
+        except FileNotFoundError:
             return
-        self.heartbeat(checkpoint=key, checkpoint_step=step)
+        digest = FileDigest.of(kept)
+        # A key of its own: until the row names it the earlier checkpoint must stay as the row describes it.
+        key = f"checkpoints/{self.job.id}/{self.job.attempt}-{step}{path.suffix}"
+        is_stored = self._try_optional("checkpoint", lambda: self.files.put_file(key, kept))
+        kept.unlink()
+        if not is_stored:
+            return
+        self.heartbeat(checkpoint=key, checkpoint_step=step, checkpoint_digest=digest)
         if self._pending:
             return  # the row still names the earlier one
         earlier, self.checkpoint = self.checkpoint, key
@@ -241,6 +281,7 @@ class Attempt:
 
     def _finish(self, files: Mapping[str, Path], timings: Mapping[str, float]) -> None:
         results = {kind: f"{self._results_prefix}/{path.name}" for kind, path in files.items()}
+        digests = {results[kind]: FileDigest.of(path) for kind, path in files.items()}
         for kind, path in files.items():
             self._retry_store(partial(self.files.put_file, results[kind], path))
             if self.lease_lost:
@@ -253,6 +294,7 @@ class Attempt:
                 results=results,
                 timings={**timings, "queue": round(waited, 4)},
                 expires_at=None if keep_seconds is None else time.time() + keep_seconds,
+                digests=digests,
             )
         )
         self.ratios.learn(timings)
@@ -265,9 +307,10 @@ class Attempt:
             return
         if error.code == "disk_full":
             raise StorageFullError(errno.ENOSPC, error.message)
-        results = {}
+        results, digests = {}, {}
         if error.latents is not None:
             results["latents"] = f"{self._results_prefix}/latents.safetensors"
+            digests[results["latents"]] = FileDigest.of(error.latents)
             self._retry_store(partial(self.files.put_file, results["latents"], error.latents))
         message = error.message
         if results:
@@ -279,7 +322,9 @@ class Attempt:
                 message,
                 retry=error.retry,
                 max_failures=self.settings.max_failures,
+                retry_seconds=self.settings.backoff_seconds,
                 results=results or None,
+                digests=digests,
             )
         )
         attempt = f"attempt {self.job.attempt} of {self.job.id}"
@@ -296,7 +341,14 @@ class Attempt:
     def fail(self, code: str, message: str) -> None:
         """Report a failure that another attempt may avoid, if the queue answers."""
         with suppress(LeaseLost, QueueUnavailable):
-            self.queue.fail(self.job, code, message, retry=True, max_failures=self.settings.max_failures)
+            self.queue.fail(
+                self.job,
+                code,
+                message,
+                retry=True,
+                max_failures=self.settings.max_failures,
+                retry_seconds=self.settings.backoff_seconds,
+            )
 
     def _handle_cancelled(self) -> None:
         """End an attempt whose task was cancelled, by the reason for which `supervise` cancelled it."""

@@ -20,7 +20,7 @@ def on_this_machine(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
 
 def main() -> int:
     """Return 0 if a worker is alive, else 1 with a line on stderr. Read the settings as `pusa worker` does."""
-    queue = JobQueue(load_settings().database_url)
+    queue = JobQueue(load_settings().database_url, check=False)
     try:
         alive = on_this_machine(queue.workers(seen_within_seconds=SEEN_WITHIN_SECONDS))
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from pusa.fsutil import is_full
+from pusa.fsutil import is_full, private_folder
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
@@ -263,6 +263,7 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
 
 def run_worker(settings: ServerSettings, stop: threading.Event) -> None:
     """Run `settings.workers` workers (at least one) in this process until `stop` is set, for ``pusa worker``."""
+    private_folder(settings.data_folder)
     queue, files = JobQueue(settings.database_url), FileStore(settings.files_url)
     workers = [Worker(settings, queue, files, make_executor(settings)) for _ in range(max(1, settings.workers))]
     threads = [threading.Thread(target=worker.run, args=(stop,), name=worker.name) for worker in workers]

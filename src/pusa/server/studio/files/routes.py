@@ -17,7 +17,7 @@ from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import ParsedBody, read_body
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
-from pusa.server.jobs.housekeeping import check_space
+from pusa.server.http.references import arriving
 from pusa.server.service import Content, VideoService, in_thread
 from pusa.server.studio.files.uploads import Arriving, Progress, VisitorFiles
 from pusa.server.studio.routes import owner_of
@@ -52,15 +52,19 @@ def file_router(files: VisitorFiles, service: VideoService) -> APIRouter:
     async def upload(request: Request, upload_id: UploadId | None = None) -> JSONResponse:
         """Store the files of a form and return their paths in order."""
         owner, settings = owner_of(request), service.settings
-        await in_thread(check_space, service.files, settings.min_free_bytes, files.disk)
         counting = _Counting(request.scope, request.receive)
         counting.arriving = None if upload_id is None else progress.of(owner, upload_id)
         received = ParsedBody()
         try:
-            received = await read_body(
-                counting, service.spool, max_files=settings.max_uploads, max_text_bytes=MAX_PLAIN_BYTES
-            )
-            return JSONResponse(await in_thread(_move_all, received, owner, files))
+            async with arriving(request, service, files.disk) as arrival:
+                received = await read_body(
+                    counting,
+                    service.spool,
+                    max_files=settings.max_uploads,
+                    max_text_bytes=MAX_PLAIN_BYTES,
+                    arrival=arrival,
+                )
+                return JSONResponse(await in_thread(_move_all, received, owner, files))
         finally:
             received.remove()
             if counting.arriving is not None:

@@ -10,11 +10,12 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pusa.server.clock import TrustedClock
 from pusa.server.errors import ServiceError
 
 KEEP_SECONDS = 86_400.0
@@ -32,8 +33,9 @@ class VisitorFiles:
     An `owner` stands for an API key; "" for everyone on a server without keys.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] | None = None) -> None:
         self.folder = folder.absolute() / "visitors"
+        self._clock = clock or TrustedClock()
         self._swept_at = float("-inf")
 
     def new(self, owner: str, name: str) -> Path:
@@ -80,7 +82,7 @@ class VisitorFiles:
 
     def remove_old(self, seconds: float) -> None:
         """Remove files older than `seconds`."""
-        before = time.time() - seconds
+        before = self._clock() - seconds
         for folder in self._each():
             with suppress(FileNotFoundError):
                 if folder.stat().st_mtime < before:

@@ -1,0 +1,82 @@
+"""Record the files that jobs name, and the places of deleted jobs, inside the transactions of `JobQueue`."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pusa.server.jobs import database
+from pusa.server.jobs.job import UNFINISHED, FileDigest
+
+Kind = Literal["input", "result", "checkpoint"]
+
+_files, _deleted, _jobs = database.job_files, database.deleted_jobs, database.jobs
+_BATCH = 500  # keys in one query
+_PREVIEW = "previews/{}.webp"
+
+
+def record_files(
+    connection: Connection, seq: int, kind: Kind, keys: Iterable[str], digests: Mapping[str, FileDigest] | None = None
+) -> None:
+    """Replace the records of a job's files of one kind; a key without a digest is not checked when it is read."""
+    digests = digests or {}
+    connection.execute(_files.delete().where(_files.c.seq == seq, _files.c.kind == kind))
+    rows = []
+    for key in dict.fromkeys(keys):
+        digest = digests.get(key)
+        rows.append(
+            {
+                "seq": seq,
+                "key": key,
+                "kind": kind,
+                "size_bytes": digest and digest.size_bytes,
+                "sha256": digest and digest.sha256,
+            }
+        )
+    if rows:
+        connection.execute(_files.insert(), rows)
+
+
+def find_digest(connection: Connection, id: str, key: str) -> FileDigest | None:
+    """Return the digest of a job's file; None if it was recorded without one, or is not recorded."""
+    query = sa.select(_files.c.size_bytes, _files.c.sha256).join(_jobs, _jobs.c.seq == _files.c.seq)
+    row = connection.execute(query.where(_jobs.c.id == id, _files.c.key == key)).one_or_none()
+    return None if row is None or row.sha256 is None else FileDigest(row.size_bytes, row.sha256)
+
+
+def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Return those keys that a row names, and those of the previews of unfinished jobs."""
+    used: set[str] = set()
+    ordered = sorted(keys)
+    for start in range(0, len(ordered), _BATCH):
+        batch = ordered[start : start + _BATCH]
+        named = sa.or_(_files.c.kind != "checkpoint", _jobs.c.checkpoint == _files.c.key)
+        query = sa.select(_files.c.key).join(_jobs, _jobs.c.seq == _files.c.seq)
+        used.update(connection.execute(query.where(_files.c.key.in_(batch), named)).scalars())
+        ids = [key.removeprefix("previews/").removesuffix(".webp") for key in batch if key.startswith("previews/")]
+        unfinished = sa.select(_jobs.c.id).where(_jobs.c.id.in_(ids), _jobs.c.status.in_(UNFINISHED))
+        used.update(_PREVIEW.format(id) for id in connection.execute(unfinished).scalars())
+    return used
+
+
+def record_deleted(connection: Connection, id: str, seq: int, owner: str, now: float) -> None:
+    """Remember the place of a deleted job in the list."""
+    connection.execute(_deleted.delete().where(_deleted.c.id == id))
+    connection.execute(_deleted.insert().values(id=id, seq=seq, owner=owner, deleted_at=now))
+
+
+def find_place(connection: Connection, id: str, owner: str | None) -> int | None:
+    """Return the `seq` of a job of this owner (None: of anyone) that exists or was deleted lately."""
+    for table in (_jobs, _deleted):
+        query = sa.select(table.c.seq).where(table.c.id == id)
+        query = query if owner is None else query.where(table.c.owner == owner)
+        if (seq := connection.execute(query).scalar()) is not None:
+            return int(seq)
+    return None
+
+
+def forget_deleted(connection: Connection, before: float, limit: int) -> int:
+    """Forget the places of jobs that were deleted before a time (unix seconds), at most `limit`; return how many."""
+    oldest = sa.select(_deleted.c.id).where(_deleted.c.deleted_at < before).order_by(_deleted.c.deleted_at).limit(limit)
+    return connection.execute(_deleted.delete().where(_deleted.c.id.in_(oldest))).rowcount
