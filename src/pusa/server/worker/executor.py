@@ -299,7 +299,8 @@ class _Process(Child):
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env), start_new_session=True
         )
         self.state = replace(self.state, pids=(self._process.pid,))
-        threading.Thread(target=self._listen, name="pusa-child", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="pusa-child", daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -332,7 +333,7 @@ class _Process(Child):
         self._process.kill()
 
     def end(self) -> None:
-        """Close the input, which makes the process end by itself; kill it after a moment."""
+        """Close the input, which makes the process end by itself; kill it after a moment. The state is final then."""
         self._is_ending = True
         self._close_input()
         try:
@@ -340,6 +341,7 @@ class _Process(Child):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(_CLOSE_SECONDS)
 
     def describe_end(self) -> str:
         code = self._process.wait()
