@@ -114,7 +114,9 @@ def _message(error: Any, name: str, field: dict[str, Any], siblings: list[str]) 
         case "value_error":
             return str(context["error"])
         case "greater_than_equal" | "less_than_equal":
-            return f"{assignment} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
+            message = f"{assignment} is outside {bound(field['minimum'])}..{bound(field['maximum'])}"
+            means_default = value == -1 and "unset" in field  # as other programs take it
+            return f"{message}: leave it out: {field['unset']}" if means_default else message
         case "extra_forbidden":
             last = name.rsplit(".", 1)[-1]  # a long one is no typing error, and takes long to compare
             close = difflib.get_close_matches(last, siblings, n=1) if len(last) <= _LONGEST_NAME else []

@@ -28,10 +28,12 @@ class Input:
 
     def size(self) -> tuple[int, int]:
         """Return width and height in pixels. Raises MediaError."""
-        if self.spec.kind == "image":
-            return media.read_image(self.source).size
-        video = media.probe_video(self.source)
-        return video.width, video.height
+        info = self.probe()
+        return info.width, info.height
+
+    def probe(self) -> media.ImageInfo | media.VideoInfo:
+        """Read size and notes. Raises MediaError for content that cannot be read."""
+        return media.probe_image(self.source) if self.spec.kind == "image" else media.probe_video(self.source)
 
     @property
     def size_bytes(self) -> int:
@@ -57,13 +59,17 @@ def find(spec: ConditionSpec, carried: Mapping[str, bytes]) -> Input:
     return Input(spec, path, sha256)
 
 
-def check(inputs: Sequence[Input]) -> None:
-    """Raise MediaError for an input that cannot be read, before a model is loaded."""
+def check(inputs: Sequence[Input]) -> list[str]:
+    """Return a note for each thing that reading the inputs converts or leaves out.
+
+    Raises MediaError for an input that cannot be read, before a model is loaded.
+    """
+    notes = []
     for entry in inputs:
-        if entry.spec.kind == "image":
-            media.read_image(entry.source)
-        else:
-            media.probe_video(entry.source)
+        info = entry.probe()
+        texts = [*info.notes, *(["its sound is left out"] if getattr(info, "has_audio", False) else [])]
+        notes += [f"{Path(entry.spec.file).name}: {text}" for text in texts]
+    return notes
 
 
 def embed(inputs: Sequence[Input]) -> dict[str, str]:

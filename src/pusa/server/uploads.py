@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from pusa.media import DEFAULT_LIMITS
 from pusa.server.errors import ServiceError
 
 _PROBE_COMMAND = ("-m", "pusa.server.probe")
@@ -57,10 +58,13 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLimits:
-    """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`."""
+    """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`.
+
+    `max_pixels` is the area of a picture; that of a video's frame has the default of `MediaLimits` above it.
+    """
 
     max_bytes: int = 512 * 2**20
-    max_pixels: int = 36_000_000
+    max_pixels: int = 110_000_000
     max_frames: int = 20_000
     max_seconds: float = 1200.0
     max_decode_seconds: float = 10.0
@@ -145,6 +149,8 @@ class Prober:
 
     def _run(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
         limits = asdict(self.limits)
+        limits["max_picture_pixels"] = limits["max_pixels"]
+        limits["max_pixels"] = min(limits["max_pixels"], DEFAULT_LIMITS.max_pixels)
         task = {
             "files": [[str(upload.path), upload.expected_kind] for upload in uploads],
             "memory_bytes": limits.pop("memory_bytes"),
