@@ -1,6 +1,6 @@
 """Decode videos to frames with their times, within `MediaLimits`.
 
-FFmpeg (PyAV) decodes everything but WebP, which Pillow does. Frames come out as a player shows them: upright,
+FFmpeg (PyAV) decodes everything but WebP and AVIF, which Pillow does. Frames come out as a player shows them: upright,
 progressive, in sRGB, transparency on white. Opening a file imports PyAV: without it, training and everything else that
 opens no video still runs.
 """
@@ -42,6 +42,7 @@ _CODECS = (
     "apng,av1,dnxhd,ffv1,gif,h264,hevc,libdav1d,libvpx,libvpx-vp9,mjpeg,mpeg1video,mpeg2video,mpeg4,prores,theora,"
     "vp8,vp9"
 )
+_PILLOW = ("WEBP", "AVIF")
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones drop transparency
 _IO_BUFFER_BYTES = 256 * 1024
 _TICKS_PER_SECOND = 1_000_000  # of a duration that a container names, in FFmpeg
@@ -95,7 +96,7 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
             way_out = "pass it as an image" if media.kind.holds == "picture" else f"give {VIDEOS}"
             raise MediaError(f"{media.name} is {media.kind.name}, not a video; {way_out}")
         check_complete(media)
-        with WebPDecoder(media, limits) if media.kind.decoder == "WEBP" else FFmpegDecoder(media, limits) as decoder:
+        with (PillowDecoder if media.kind.decoder in _PILLOW else FFmpegDecoder)(media, limits) as decoder:
             yield decoder
 
 
@@ -191,7 +192,7 @@ class Decoder(ABC):
 
 
 class FFmpegDecoder(Decoder):
-    """Decode everything but WebP with PyAV. Frames are `av.VideoFrame`, progressive."""
+    """Decode with PyAV. Frames are `av.VideoFrame`, progressive."""
 
     def _open(self) -> None:
         container = self._enter(open_container(self.media, self.limits))
@@ -207,7 +208,9 @@ class FFmpegDecoder(Decoder):
             container = self._enter(open_container(self.media, self.limits))
             stream = self._video_stream(container)
         self._interval, self._pixel_aspect = 1 / rate, stream.sample_aspect_ratio or Fraction(1)
-        self._stated_seconds = seconds if stream.duration or not container.streams.audio else None
+        # These state no duration of a frame, or a wrong one; the last one is held until the end.
+        keeps_last = self.media.kind.decoder in ("avi", "matroska") and not container.streams.audio
+        self._least_end = seconds if keeps_last else Fraction(0)
         self._is_interlaced = False
         self._orientation: Orientation | None = None
         self._decoded = self._progressive(self._decode_all(container, stream))
@@ -258,7 +261,7 @@ class FFmpegDecoder(Decoder):
         if stream.metadata.get("alpha_mode") == "1" and context.name in _ALPHA_DECODERS:
             context = self._alpha_context(_ALPHA_DECODERS[context.name])
         for packet in container.demux(stream):
-            for frame in context.decode(packet if packet.size else None):
+            for frame in context.decode(packet):
                 check_pixels(self.media.name, *self._upright_size(frame), self.limits.max_pixels)
                 yield frame
 
@@ -300,6 +303,7 @@ class FFmpegDecoder(Decoder):
                 seconds = self._interval
             self.end_seconds = now + seconds
             yield now, frame
+        self.end_seconds = max(self.end_seconds, self._least_end)
 
     def _upright_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         width = max(1, round(frame.width * self._pixel_aspect))  # anamorphic video is widened to square pixels
@@ -372,13 +376,21 @@ class Orientation:
         return image[:: -1 if self.flips_rows else 1, :: -1 if self.flips_columns else 1]
 
 
-class WebPDecoder(Decoder):
-    """Decode animated WebP, which FFmpeg cannot, with Pillow, one frame at a time. Frames are Pillow images."""
+class PillowDecoder(Decoder):
+    """Decode animated WebP and AVIF with Pillow: FFmpeg reads no WebP, and no transparency of AVIF.
+
+    Decodes one frame at a time; frames are Pillow images.
+    """
 
     def _open(self) -> None:
-        durations_ms = [ms or 100 for ms in _webp_durations_ms(self.media)] or [100]  # browsers show 0 ms for 100 ms
+        is_webp = self.media.kind.decoder == "WEBP"
+        durations_ms = _webp_durations_ms(self.media) if is_webp else []
         self._image: Image.Image = self._enter(open_picture(self.media, self.limits.max_pixels))
         frames = getattr(self._image, "n_frames", 1)
+        self._check_length(frames, 0.0)
+        if not is_webp:
+            durations_ms = list(self._read_durations_ms(frames))
+        durations_ms = [ms or 100 for ms in durations_ms] or [100]  # browsers show 0 ms for 100 ms
         if frames != len(durations_ms):
             raise MediaError(f"{self.media.name}: {len(durations_ms)} of {frames} frames are there; export it again")
         self._starts_ms = [0, *accumulate(durations_ms)]
@@ -391,10 +403,16 @@ class WebPDecoder(Decoder):
             fps=1000 * frames / self._starts_ms[-1],
             frames=frames,
             seconds=self._starts_ms[-1] / 1000,
-            codec="webp",
+            codec="webp" if is_webp else "av1",
             has_audio=False,
             notes=notes,
         )
+
+    def _read_durations_ms(self, frames: int) -> Iterator[int]:
+        for index in range(frames):
+            self._image.seek(index)
+            self._image.load()
+            yield round(self._image.info.get("duration", 0))
 
     def _decode(self) -> Iterator[tuple[Fraction, Image.Image]]:
         for index in range(self.info.frames):
@@ -419,7 +437,10 @@ def _header_seconds(container: InputContainer, stream: VideoStream) -> Fraction 
     if stream.duration is not None and stream.duration > 0 and stream.time_base:
         return stream.duration * stream.time_base
     if container.duration is not None and container.duration > 0:
-        return Fraction(container.duration, _TICKS_PER_SECOND)
+        ticks = container.duration
+        if container.format.name.startswith("matroska"):  # there it is the time of the end
+            ticks -= max(container.start_time or 0, 0)
+        return Fraction(ticks, _TICKS_PER_SECOND)
     return None
 
 

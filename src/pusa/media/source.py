@@ -66,7 +66,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
         (rb"RIFF....WEBP", Kind("a WebP picture", "both", "WEBP")),
         (rb"BM.{4}\0\0\0\0", Kind("a BMP picture", "picture", "BMP")),
         (rb"GIF8[79]a", Kind("a GIF animation", "video", "gif")),
-        (rb"....ftyp(....){0,12}avis", Kind("an animated AVIF", "both", "AVIF", "mov")),
+        (rb"....ftyp(....){0,12}avis", Kind("an animated AVIF", "both", "AVIF")),
         (rb"....ftyp(....){0,12}avif", Kind("an AVIF picture", "picture", "AVIF")),
         (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", Kind("a HEIC picture", "picture", "HEIF")),
         (rb"....ftypM4A", Kind("an M4A sound file", "other")),
@@ -226,7 +226,7 @@ def check_complete(media: OpenSource) -> None:
     MPEG, MPEG-TS and Ogg are streams that may end anywhere. Leaves `media.file` at its start.
     """
     match media.kind.demuxer or media.kind.decoder:
-        case "mov":
+        case "mov" | "AVIF":
             end = _mp4_end(media)
         case "avi" | "WEBP":
             end = 8 + int.from_bytes(media.file.read(8)[4:], "little")
