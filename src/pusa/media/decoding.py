@@ -258,7 +258,8 @@ class FFmpegDecoder(Decoder):
 
     def _decode_all(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         context = stream.codec_context
-        if stream.metadata.get("alpha_mode") == "1" and context.name in _ALPHA_DECODERS:
+        tags = {key.lower(): value for key, value in stream.metadata.items()}  # muxers differ in case
+        if tags.get("alpha_mode") == "1" and context.name in _ALPHA_DECODERS:
             context = self._alpha_context(_ALPHA_DECODERS[context.name])
         for packet in container.demux(stream):
             for frame in context.decode(packet):
