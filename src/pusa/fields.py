@@ -104,7 +104,7 @@ def _explain_one(error: Any, schema: dict[str, Any]) -> str:
             field = field.get("properties", {}).get(part, {})
             if "$ref" in field:
                 field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-    return where + _message(error, name, _without_null(field), list(siblings.get("properties", ())))
+    return where + _message(error, name, field | _without_null(field), list(siblings.get("properties", ())))
 
 
 def _message(error: Any, name: str, field: dict[str, Any], siblings: list[str]) -> str:

@@ -17,6 +17,7 @@ from color_samples import (
     linear,
     patches,
     pq,
+    profile_of,
     srgb,
 )
 from media_samples import encode, grey_levels, levels_of, moving_gradient, picture_bytes
@@ -93,6 +94,16 @@ def test_an_animated_png_is_a_video_and_a_picture() -> None:
     assert read_image(data).getpixel((0, 0)) == (40, 40, 40)
     with pytest.raises(MediaError, match="is cut short"):
         read_video(data[:-30])
+
+
+def test_frames_that_an_edit_list_hides_are_not_counted() -> None:
+    levels = grey_levels([4 * i for i in range(60)])
+    video = encode(levels, container="mp4", codec="libx264", pixels="yuv420p",
+                   times_ms=[40 * i - 1200 for i in range(60)])  # fmt: skip
+    info = probe_video(video)
+    assert (info.frames, info.seconds) == (30, pytest.approx(1.2, abs=0.01))
+    assert len(read_video(video)) == 30
+    assert abs(levels_of(read_video(video))[0] - 120) <= 2
 
 
 # ---- turned and mirrored
@@ -307,21 +318,6 @@ def test_anamorphic_mpeg2_gets_square_pixels() -> None:
 
 
 # ---- pictures
-
-
-def profile_of(primaries: str) -> bytes:
-    """An ICC profile of primaries that Pillow cannot make: sRGB's with other colours of red, green and blue."""
-    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    to_d50 = np.array([[1.0478, 0.0229, -0.0501], [0.0295, 0.9905, -0.0171], [-0.0092, 0.0150, 0.7521]])
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    matrix = to_d50 @ to_xyz @ np.linalg.inv({"P3": TO_P3, "BT.2020": TO_BT2020}[primaries])
-    for number in range(int.from_bytes(content[128:132], "big")):
-        entry = content[132 + 12 * number : 144 + 12 * number]
-        if (column := (b"rXYZ", b"gXYZ", b"bXYZ").index(entry[:4]) if entry[1:4] == b"XYZ" else -1) >= 0:
-            at = int.from_bytes(entry[4:8], "big") + 8
-            values = (matrix[:, column] * 65536).round().astype(int).tolist()
-            content[at : at + 12] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
-    return bytes(content)
 
 
 @pytest.mark.parametrize("gamut", ["P3", "BT.2020"])

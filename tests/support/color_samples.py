@@ -5,6 +5,7 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import ImageCms
 
 CHART = np.array(
     [
@@ -88,3 +89,18 @@ def patches(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     rows, columns = [height * (2 * r + 1) // 6 for r in range(3)], [width * (2 * c + 1) // 8 for c in range(4)]
     return image[rows][:, columns].astype(np.float64)
+
+
+def profile_of(primaries: str) -> bytes:
+    """An ICC profile of primaries that Pillow cannot make: sRGB's with other colours of red, green and blue."""
+    content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    to_d50 = np.array([[1.0478, 0.0229, -0.0501], [0.0295, 0.9905, -0.0171], [-0.0092, 0.0150, 0.7521]])
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    matrix = to_d50 @ to_xyz @ np.linalg.inv({"P3": TO_P3, "BT.2020": TO_BT2020}[primaries])
+    for number in range(int.from_bytes(content[128:132], "big")):
+        entry = content[132 + 12 * number : 144 + 12 * number]
+        if (column := (b"rXYZ", b"gXYZ", b"bXYZ").index(entry[:4]) if entry[1:4] == b"XYZ" else -1) >= 0:
+            at = int.from_bytes(entry[4:8], "big") + 8
+            values = (matrix[:, column] * 65536).round().astype(int).tolist()
+            content[at : at + 12] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+    return bytes(content)
