@@ -103,6 +103,12 @@ def test_info_of_our_video_says_how_it_was_made(tmp_path):
     assert re.search(r"^  prompt +a fox$", pusa("info", "out.mp4").stdout, re.MULTILINE)
 
 
+def test_info_says_what_reading_converts(tmp_path):
+    Image.new("RGBA", (8, 6)).save(tmp_path / "clear.png")
+    facts = {"kind": "a PNG picture", "size": "8x6", "notes": ["its transparency is shown on white"]}
+    assert json.loads(pusa("info", tmp_path / "clear.png", "--json").stdout) == facts
+
+
 def test_info_of_a_picture_and_of_latents(picture, tmp_path):
     assert json.loads(pusa("info", picture, "--json").stdout) == {"kind": "a PNG picture", "size": "8x8"}
     made_from = json.dumps({"request": {"prompt": "a fox"}})

@@ -47,7 +47,7 @@ def _describe_media(path: Path) -> dict[str, Any]:
     made_from = {"request": stored["request"]} if "request" in stored else {}
     facts = asdict(probe_image(path) if kind.holds == "picture" else probe_video(path))
     size, notes = f"{facts.pop('width')}x{facts.pop('height')}", list(facts.pop("notes"))
-    return {"kind": kind.name, "size": size, **facts, "notes": notes, **made_from}
+    return {"kind": kind.name, "size": size, **facts, **({"notes": notes} if notes else {}), **made_from}
 
 
 # --- weights and latents
