@@ -38,7 +38,7 @@ from pusa.media import (
 READERS: list[Callable[..., object]] = [read_image, probe_video, read_video, read_metadata, thumbnail, contact_sheet]
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP")
 FRAMES = moving_gradient(8)[:, :48, :64]
-VIDEOS = ("mp4", "gif", "webp", "webm", "mkv", "avi", "mov", "ts")
+VIDEOS = ("mp4", "gif", "webp", "webm", "mkv", "avi", "mov", "ts", "apng", "avif")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made["avi"] = encode(FRAMES, container="avi", codec="mjpeg", pixels="yuvj420p")
     made["mov"] = encode(FRAMES, container="mov", codec="prores_ks", pixels="yuv422p10le")
     made["ts"] = encode(FRAMES, container="mpegts", codec="mpeg2video", pixels="yuv420p")
+    first, *others = (Image.fromarray(frame) for frame in FRAMES)
+    for kind, name in (("apng", "PNG"), ("avif", "AVIF")):
+        made[kind] = picture_bytes(first, name, save_all=True, append_images=others, duration=40)
     assert set(made) == {*PICTURES, *VIDEOS}
     return made
 

@@ -109,7 +109,7 @@ def open_picture(media: OpenSource, max_pixels: int, *, decoder: str | None = No
     decoder = decoder or media.kind.decoder
     _find_decoder(media, decoder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the stricter one
+        warnings.simplefilter("ignore")  # of bombs, where our own limit is the stricter one, and of damage
         try:
             image = Image.open(media.file, formats=(decoder,))
         except Image.DecompressionBombError as error:

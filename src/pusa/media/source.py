@@ -234,7 +234,7 @@ def check_complete(media: OpenSource) -> None:
             end = _matroska_end(media)
         case "gif" | "apng" as demuxer:
             media.file.seek(max(0, media.size_bytes - 512))
-            mark = b"\0;" if demuxer == "gif" else b"IEND"  # of GIF, the end of the last block and the trailer
+            mark = b"\0;" if demuxer == "gif" else b"IEND\xaeB`\x82"  # the end of the last block, and the trailer
             if mark not in media.file.read():
                 raise MediaError(f"{media.name}: is cut short (its end mark is missing); copy or download it again")
             end = media.size_bytes
