@@ -200,7 +200,7 @@ class FFmpegDecoder(Decoder):
         rate = next((rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate > 0), _SILENT_RATE)
         frames, seconds = stream.frames, _header_seconds(container, stream)
         # A browser's MediaRecorder writes no duration, and a trimmed MP4 counts the frames that its edit list hides.
-        if seconds is None or (self.media.kind.decoder == "mov" and abs(frames - seconds * rate) > 1):
+        if seconds is None or (self.media.kind.decoder == "mov" and frames and abs(frames - seconds * rate) > 1):
             frames, measured = _measure(container, stream, 1 / rate)  # reads all packets
             seconds = measured if seconds is None else seconds
             self._resources.close()

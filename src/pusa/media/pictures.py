@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
@@ -34,6 +34,7 @@ _PROFILED = {  # by an ICC profile's colour space: the mode to convert from, and
     "CMYK": ("CMYK", ("CMYK",)),
 }
 TRANSPARENCY_NOTE = "its transparency is shown on white"
+_WEBP_ANIMATED, _WEBP_TRANSPARENT = 0x02, 0x10
 _SAME_COLOR = 2  # of 255; a profile that changes less is sRGB by another name
 _GRID = 7  # colours per channel to compare a profile with sRGB
 
@@ -89,7 +90,7 @@ def is_transparent(image: Image.Image) -> bool:
 
 def on_white(image: Image.Image) -> Image.Image:
     """Convert a picture of mode RGB or RGBA to RGB, transparency on white."""
-    if image.mode == "RGBA":
+    if is_transparent(image):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
@@ -111,13 +112,27 @@ def open_picture(media: OpenSource, max_pixels: int, *, decoder: str | None = No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of bombs, where our own limit is the stricter one, and of damage
         try:
-            image = Image.open(media.file, formats=(decoder,))
+            image = Image.open(_flag_transparency(media.file) if decoder == "WEBP" else media.file, formats=(decoder,))
         except Image.DecompressionBombError as error:
             most = max_pixels / 1e6
             raise MediaError(f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down") from error
     with image:
         check_pixels(media.name, image.width, image.height, max_pixels)
         yield image
+
+
+def _flag_transparency(file: BinaryIO) -> BinaryIO:
+    """Return an animated WebP with its flag of transparency set; any other file as it is.
+
+    Writers leave the flag out where all frames are opaque, though they may not cover the canvas, which is transparent.
+    """
+    head = file.read(21)
+    file.seek(0)
+    if len(head) < 21 or head[12:16] != b"VP8X" or not head[20] & _WEBP_ANIMATED:
+        return file
+    content = bytearray(file.read())
+    content[20] |= _WEBP_TRANSPARENT
+    return io.BytesIO(content)
 
 
 def _find_decoder(media: OpenSource, decoder: str) -> None:
