@@ -367,7 +367,10 @@ def test_transparent_pictures_say_so() -> None:
         assert probe_image(data).notes == ("its transparency is shown on white",)
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "1")])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "1"), ("PNG", "P"), ("PNG", "LA"), ("PNG", "I;16")],
+)
 def test_a_large_picture_is_read_at_a_part_of_its_size(kind: str, mode: str) -> None:
     picture = Image.fromarray(chart_pixels(CHART / 255, 600, 400, depth=8)).convert(mode)
     exif = Image.Exif()

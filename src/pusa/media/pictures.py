@@ -74,11 +74,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        profile = image.info.get("icc_profile")
-        image = Image.fromarray(_eight_bit(np.asarray(image), image.mode))
-        image.info["icc_profile"] = profile
-    image, notes = _apply_profile(image)
+    image, notes = _apply_profile(_eight_bit(image))
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode), notes
 
@@ -181,6 +177,7 @@ def _reduced(image: Image.Image, max_pixels: int) -> Image.Image:
         factor = ceil(sqrt(image.width * image.height / max_pixels))
     if factor == 1:
         return image.copy()
+    image = _eight_bit(image)
     if image.mode in ("1", "P", "PA"):
         image = image.convert("L" if image.mode == "1" else "RGBA" if image.has_transparency_data else "RGB")
     return image.reduce(factor)
@@ -195,16 +192,20 @@ def _check_jpeg_scans(media: OpenSource) -> None:
         )
 
 
-def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale the pixels of a mode I;16, I or F to uint8."""
-    if mode == "F":
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale a picture of mode I;16, I or F to mode L; return any other as it is."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
         values = np.nan_to_num(values)
-    largest = values.max()
-    if mode == "F":
-        scale = 255 if largest <= 1 else 1 if largest <= 255 else 1 / 257
-        return (values * scale).round().clip(0, 255).astype(np.uint8)
-    shift = 0 if mode == "I" and largest <= 255 else 8
-    return (values >> shift).clip(0, 255).astype(np.uint8)
+        largest = values.max()
+        scaled = (values * (255 if largest <= 1 else 1 if largest <= 255 else 1 / 257)).round()
+    else:
+        scaled = values >> (0 if image.mode == "I" and values.max() <= 255 else 8)
+    grey = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    grey.info["icc_profile"] = image.info.get("icc_profile")
+    return grey
 
 
 # ---- colour profiles -------------------------------------------------------------------------------------------------
