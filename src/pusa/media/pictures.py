@@ -204,7 +204,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     else:
         scaled = values >> (0 if image.mode == "I" and values.max() <= 255 else 8)
     grey = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
-    grey.info["icc_profile"] = image.info.get("icc_profile")
+    grey.info = {name: value for name, value in image.info.items() if name != "transparency"}  # that is of 16 bits
     return grey
 
 
