@@ -10,7 +10,7 @@ import resource
 import sys
 from typing import Any, BinaryIO
 
-from pusa.media import MediaError, MediaLimits, probe_image, probe_video
+from pusa.media import DEFAULT_LIMITS, MediaError, MediaLimits, probe_image, probe_video
 from pusa.media.source import open_source
 
 _SUFFIXES = {
@@ -91,7 +91,9 @@ def main() -> None:
     if not line:  # the server ended, or closed its spare child
         return
     task = json.loads(line)
-    limits = MediaLimits(**task["limits"])
+    pixels = task["limits"].pop("max_pixels")
+    frame_pixels = min(pixels, DEFAULT_LIMITS.max_pixels)
+    limits = MediaLimits(max_pixels=frame_pixels, max_picture_pixels=pixels, **task["limits"])
     confine(task["memory_bytes"], task["cpu_seconds"])
     for path, expected_kind in task["files"]:
         try:

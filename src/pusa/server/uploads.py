@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pusa.media import DEFAULT_LIMITS
 from pusa.server.errors import ServiceError
 
 _PROBE_COMMAND = ("-m", "pusa.server.probe")
@@ -149,8 +148,6 @@ class Prober:
 
     def _run(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
         limits = asdict(self.limits)
-        limits["max_picture_pixels"] = limits["max_pixels"]
-        limits["max_pixels"] = min(limits["max_pixels"], DEFAULT_LIMITS.max_pixels)
         task = {
             "files": [[str(upload.path), upload.expected_kind] for upload in uploads],
             "memory_bytes": limits.pop("memory_bytes"),
