@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from color_samples import CHART, TO_P3, chart_pixels, linear, patches, profile_of, srgb
+from PIL import Image, ImageCms
 
 from pusa.conditions import PusaCondition, fit_image, place
 from pusa.models.vae import encode_video
@@ -241,3 +242,41 @@ def test_pictures_may_be_pil_arrays_or_tensors():
         assert np.array_equal(np.asarray(fit_image(image, 48, 32)), array)
     with pytest.raises(TypeError, match="give a PIL image, an array or a tensor"):
         fit_image("cat.png", 48, 32)
+
+
+def test_16_bit_and_float_pictures_keep_their_grey():
+    grey = np.full((8, 8), 128)
+    pictures = {
+        "I;16": Image.fromarray((grey * 257).astype(np.uint16)),
+        "I;16B": Image.frombytes("I;16B", (8, 8), (grey * 257).astype(">u2").tobytes()),
+        "I": Image.fromarray((grey * 257).astype(np.int32)),
+        "I of 8 bits": Image.new("L", (8, 8), 128).convert("I"),
+        "F": Image.fromarray((grey / 255).astype(np.float32)),
+        "F of 8 bits": Image.new("L", (8, 8), 128).convert("F"),
+        "F of 16 bits": Image.fromarray((grey * 257).astype(np.float32)),
+        "LA": Image.new("LA", (8, 8), (128, 255)),
+        "uint16": np.full((8, 8, 3), 128 * 257, np.uint16),
+        "float16": np.full((8, 8, 3), 128 / 255, np.float16),
+        "torch.uint16": torch.full((3, 8, 8), 128 * 257, dtype=torch.int32).to(torch.uint16),
+        "torch.bfloat16": torch.full((3, 8, 8), 128 / 255, dtype=torch.bfloat16),
+    }
+    for name, picture in pictures.items():
+        shown = np.asarray(fit_image(picture, 16, 16)).astype(int)
+        assert np.abs(shown - 128).max() <= 1, name
+    with pytest.raises(TypeError, match=r"an image of int64: give uint8 .*, uint16 .* or floats"):
+        fit_image(np.full((8, 8, 3), 5), 16, 16)
+
+
+def test_a_profile_is_applied_to_a_picture_of_pillow_which_stays_as_it_is():
+    coded = srgb((linear(CHART) @ TO_P3.T).clip(0, 1))
+    wide = Image.fromarray(chart_pixels(coded, 160, 96, depth=8))
+    wide.info["icc_profile"] = profile_of("P3")
+    assert np.abs(patches(np.asarray(fit_image(wide, 160, 96))) - CHART).mean() <= 4
+    assert wide.info["icc_profile"] == profile_of("P3")
+    image = Image.new("L", (8, 8), 100)
+    image.info["icc_profile"] = b"damaged"
+    assert np.asarray(fit_image(image, 8, 8)).max() == 100
+    assert image.info["icc_profile"] == b"damaged"
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    image.info["icc_profile"] = lab  # the profile of another kind of picture
+    assert np.asarray(fit_image(image, 8, 8)).max() == 100

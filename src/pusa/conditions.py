@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pusa.media.pictures import on_white, to_srgb
 from pusa.numerals import check_noise_multiplier
 from pusa.positions import Index, latent_frames, latent_index_of
 
@@ -28,7 +29,8 @@ class PusaCondition:
     """An image, a video or latents at a position of the clip, and how far the model may depart from it.
 
     Exactly one of:
-        image: PIL image, uint8 or 0..1 float array ``[H, W, 3 or 4]``, or tensor ``[3, H, W]`` (uint8 or 0..1).
+        image: PIL image of any mode (see `pusa.media.to_srgb`), or an array ``[H, W, 3 or 4]`` or a tensor
+            ``[3 or 4, H, W]`` of uint8, uint16 or 0..1 floats.
         video: a sequence of such images, an array ``[n, H, W, 3]`` or a tensor ``[n, 3, H, W]``.
         latents: ``[C, f, h, w]``, encoded and normalised, of the clip's latent size.
 
@@ -88,17 +90,13 @@ class PusaCondition:
 
 
 def fit_image(image: Any, width: int, height: int, fit: Fit = "crop") -> Image.Image:
-    """Resize an image to RGB of `width` x `height` (Lanczos), rotated by its EXIF data, transparency on white.
+    """Resize an image to sRGB of `width` x `height` (Lanczos), rotated by its EXIF data, transparency on white.
 
     Args:
         image: as in `PusaCondition`.
         fit: ``crop`` covers and cuts the edges, ``letterbox`` shows all of it on black, ``stretch`` distorts.
     """
-    image = ImageOps.exif_transpose(_to_pil(image))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = on_white(to_srgb(_to_pil(image))[0])
     size, lanczos = (width, height), Image.Resampling.LANCZOS
     if fit == "crop":
         return ImageOps.fit(image, size, lanczos)
@@ -119,9 +117,11 @@ def _to_pil(image: Any) -> Image.Image:
         raise TypeError(f"an image of type {type(image).__name__}: give a PIL image, an array or a tensor")
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"an image array of shape {list(image.shape)}: give [H, W, 3] or [H, W, 4]")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
         if not np.issubdtype(image.dtype, np.floating):
-            raise TypeError(f"an image of {image.dtype}: give uint8 (0..255) or floats (0..1)")
+            raise TypeError(f"an image of {image.dtype}: give uint8 (0..255), uint16 (0..65535) or floats (0..1)")
         if not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"an image of floats from {image.min():g} to {image.max():g}: give values in 0..1")
         image = (image * 255).round().astype(np.uint8)

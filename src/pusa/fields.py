@@ -104,7 +104,7 @@ def _explain_one(error: Any, model_schema: dict[str, Any]) -> str:
             schema = schema.get("properties", {}).get(part, {})
             if "$ref" in schema:
                 schema = model_schema["$defs"][schema["$ref"].rsplit("/", 1)[1]]
-    return where + _message(error, name, _without_null(schema), list(siblings.get("properties", ())))
+    return where + _message(error, name, schema | _without_null(schema), list(siblings.get("properties", ())))
 
 
 def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str]) -> str:
@@ -114,7 +114,9 @@ def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str])
         case "value_error":
             return str(context["error"])
         case "greater_than_equal" | "less_than_equal":
-            return f"{assignment} is outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+            message = f"{assignment} is outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+            means_default = value == -1 and "unset" in schema  # as other programs take it
+            return f"{message}: leave it out: {schema['unset']}" if means_default else message
         case "extra_forbidden":
             last = name.rsplit(".", 1)[-1]  # a long one is no typing error, and takes long to compare
             close = difflib.get_close_matches(last, siblings, n=1) if len(last) <= _LONGEST_NAME else []

@@ -285,7 +285,7 @@ class GenerationRequest(StrictModel):
     )
     lora: list[FileReference] = field([], "LoRA file to load instead of the model's own.", max_length=8)
     seed: int | None = field(
-        None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
+        None, "The same seed gives the same video.", unset="one is drawn, and stored in the file", ge=0, le=2**63 - 1
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import pusa
+from PIL import Image
 from safetensors.numpy import save_file
 
 from pusa.cli.options import build_conditions
@@ -84,6 +85,12 @@ def test_info_of_our_video_says_how_it_was_made(tmp_path):
         7,
     )
     assert re.search(r"^  prompt +a fox$", pusa("info", "out.mp4").stdout, re.MULTILINE)
+
+
+def test_info_says_what_reading_converts(tmp_path):
+    Image.new("RGBA", (8, 6)).save(tmp_path / "clear.png")
+    facts = {"kind": "a PNG picture", "size": "8x6", "notes": ["its transparency is shown on white"]}
+    assert json.loads(pusa("info", tmp_path / "clear.png", "--json").stdout) == facts
 
 
 def test_info_of_a_picture_and_of_latents(picture, tmp_path):

@@ -38,7 +38,7 @@ from pusa.media import (
 READERS: list[Callable[..., object]] = [read_image, probe_video, read_video, read_metadata, thumbnail, contact_sheet]
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP")
 FRAMES = moving_gradient(8)[:, :48, :64]
-VIDEOS = ("mp4", "gif", "webp", "webm", "mkv", "avi", "mov", "ts")
+VIDEOS = ("mp4", "gif", "webp", "webm", "mkv", "avi", "mov", "ts", "apng", "avif")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     made["avi"] = encode(FRAMES, container="avi", codec="mjpeg", pixels="yuvj420p")
     made["mov"] = encode(FRAMES, container="mov", codec="prores_ks", pixels="yuv422p10le")
     made["ts"] = encode(FRAMES, container="mpegts", codec="mpeg2video", pixels="yuv420p")
+    first, *others = (Image.fromarray(frame) for frame in FRAMES)
+    for kind, name in (("apng", "PNG"), ("avif", "AVIF")):
+        made[kind] = picture_bytes(first, name, save_all=True, append_images=others, duration=40)
     assert set(made) == {*PICTURES, *VIDEOS}
     return made
 
@@ -151,7 +154,7 @@ def test_a_picture_bomb_is_refused_unopened(tmp_path: Path) -> None:
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "bomb.png: 12000x12000 is 144 megapixels, the limit is 36; scale" in refusal(read_image, path)
+        assert "bomb.png: 12000x12000 is 144 megapixels, the limit is 110; scale" in refusal(read_image, path)
     assert time.monotonic() - started < 1
 
 
@@ -163,7 +166,7 @@ def test_a_huge_size_in_a_header_is_refused(samples: dict[str, bytes]) -> None:
     jpeg = bytearray(samples["JPEG"])
     size = jpeg.find(b"\xff\xc0") + 5
     jpeg[size : size + 4] = (65_000).to_bytes(2, "big") * 2
-    assert "is far above the limit of 36 megapixels; scale it down" in refusal(read_image, bytes(jpeg))
+    assert "is far above the limit of 110 megapixels; scale it down" in refusal(read_image, bytes(jpeg))
 
 
 def test_a_video_that_grows_in_mid_stream_is_refused() -> None:
@@ -211,7 +214,9 @@ def archive() -> bytes:
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n" * 9, "a playlist"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n" * 9, "a playlist"),
         (b"the quick brown fox\n" * 40, "text"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0" + bytes(99), "an AVIF or HEIC picture"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0" + bytes(99), "a HEIC picture"),
+        (b"FLV\x01" + bytes(99), "a Flash video (FLV), which is not read here; convert it to MP4"),
+        (b"\x30\x26\xb2\x75" + bytes(99), "a Windows Media video (WMV), which is not read here; convert it to MP4"),
         (b"\x7fELF\x02\x01\x01" + bytes(99), "of no kind known here"),
         (b"\0", "of no kind known here"),
     ],
@@ -383,6 +388,7 @@ def test_default_limits_are_those_of_the_documentation() -> None:
         MediaLimits(
             max_bytes=512 * 2**20,
             max_pixels=36_000_000,
+            max_picture_pixels=110_000_000,
             max_frames=20_000,
             max_seconds=1200,
             max_decode_seconds=120,

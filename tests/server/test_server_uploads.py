@@ -79,6 +79,18 @@ def test_files_that_are_neither_or_damaged_are_refused_by_name_and_without_paths
         assert str(tmp_path) not in refused.value.message
 
 
+def test_phone_pictures_avif_and_animated_pngs_are_taken(prober: Prober, tmp_path: Path) -> None:
+    phone, avif, animated = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.new("1", (8064, 6048)).save(phone, "PNG")
+    Image.new("RGB", (64, 32)).save(avif, "AVIF")
+    Image.new("L", (32, 32)).save(animated, "PNG", save_all=True, append_images=[Image.new("L", (32, 32), 9)])
+    files = [upload(tmp_path, file.getvalue()) for file in (phone, avif, animated)]
+    infos = prober.probe(files)
+    assert [(i.kind, i.suffix, i.width, i.frames) for i in infos] == [
+        ("image", ".png", 8064, 1), ("image", ".avif", 64, 1), ("video", ".png", 32, 2)
+    ]  # fmt: skip
+
+
 def test_limits_are_those_of_the_operator(tmp_path: Path) -> None:
     prober = Prober(ProbeLimits(max_pixels=100 * 100, max_seconds=0.5, max_bytes=50_000, wall_seconds=60))
     flat = np.zeros((FRAMES, 64, 64, 3), np.uint8)

@@ -42,20 +42,21 @@ def encode(
     times_ms: list[int] | None = None,
     fps: int = 25,
     options: dict[str, str] | None = None,
+    stream: dict[str, str] | None = None,
 ) -> bytes:
-    """A video by somebody else: any container and codec, any time stamps."""
+    """A video by somebody else: any container and codec and their options, any time stamps."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=options or {}) as output:
-        stream = output.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pixels
+        track = output.add_stream(codec, rate=fps, options=stream or {})
+        track.width, track.height, track.pix_fmt = frames.shape[2], frames.shape[1], pixels
         if times_ms:
-            stream.codec_context.time_base = Fraction(1, 1000)
+            track.codec_context.time_base = Fraction(1, 1000)
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)
             if times_ms:
                 picture.pts, picture.time_base = times_ms[index], Fraction(1, 1000)
-            output.mux(stream.encode(picture))
-        output.mux(stream.encode(None))
+            output.mux(track.encode(picture))
+        output.mux(track.encode(None))
     return buffer.getvalue()
 
 

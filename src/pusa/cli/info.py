@@ -36,7 +36,7 @@ def describe(file: str) -> dict[str, Any]:
 
 
 def _describe_media(path: Path) -> dict[str, Any]:
-    from pusa.media import MediaError, probe_video, read_image, read_metadata
+    from pusa.media import MediaError, probe_image, probe_video, read_metadata
     from pusa.media.source import DEFAULT_LIMITS, open_source
 
     with open_source(path, limits=DEFAULT_LIMITS, what="file") as media:
@@ -45,12 +45,9 @@ def _describe_media(path: Path) -> dict[str, Any]:
         raise MediaError(f"{media.name} is {kind.name}: info knows videos, pictures, LoRAs, checkpoints and latents")
     stored = read_metadata(path) or {}
     made_from = {"request": stored["request"]} if "request" in stored else {}
-    if kind.holds == "picture":
-        image = read_image(path)
-        return {"kind": kind.name, "size": f"{image.width}x{image.height}", **made_from}
-    video = asdict(probe_video(path))
-    size = f"{video.pop('width')}x{video.pop('height')}"
-    return {"kind": kind.name, "size": size, **video, **made_from}
+    facts = asdict(probe_image(path) if kind.holds == "picture" else probe_video(path))
+    size, notes = f"{facts.pop('width')}x{facts.pop('height')}", list(facts.pop("notes"))
+    return {"kind": kind.name, "size": size, **facts, **({"notes": notes} if notes else {}), **made_from}
 
 
 # --- weights and latents

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pusa.media import MediaLimits, iter_video, probe_video, read_image
+from pusa.media import MediaLimits, iter_video, probe_image, probe_video, read_image
+from pusa.media.pictures import on_white
 from pusa.media.source import open_source
 
 LIMITS = MediaLimits(
@@ -86,10 +87,11 @@ def scan(content: Content) -> Media:
     with open_source(content, limits=LIMITS, what="file") as media:
         holds = media.kind.holds
         sha256 = hashlib.file_digest(media.file, "sha256").hexdigest()  # type: ignore[arg-type]
-    if holds == "both":  # WebP: animated or not
+    if holds == "both":  # animated or not
         holds = "video" if probe_video(content, limits=LIMITS).frames > 1 else "picture"
     if holds == "picture":
-        width, height = read_image(content, limits=LIMITS).size
+        picture = probe_image(content, limits=LIMITS)
+        width, height = picture.width, picture.height
         return Media(sha256, "image", width, height)
     info = probe_video(content, limits=LIMITS)
     return Media(sha256, "video", info.width, info.height, info.fps, info.seconds)
@@ -127,7 +129,8 @@ def clip_starts(
 def cut(task: Cut) -> Iterator[DecodedClip]:
     """Decode the clips of a task in one pass. Raises as `work` does."""
     if task.kind == "image":
-        yield DecodedClip(0, _cover(np.asarray(_opaque(read_image(task.content, limits=LIMITS))), task.size)[None])
+        picture = on_white(read_image(task.content, limits=LIMITS))
+        yield DecodedClip(0, _cover(np.asarray(picture), task.size)[None])
         return
     width, height = task.size
     first = task.starts[0]
@@ -152,13 +155,6 @@ def cut(task: Cut) -> Iterator[DecodedClip]:
         f"ends after {number + 1} frames at {task.fps:g} fps, fewer than its header says: "
         f"{len(filling) + len(waiting)} clips are not whole"
     )
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Blend transparency over white."""
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _cover(frame: np.ndarray, size: Size) -> np.ndarray:

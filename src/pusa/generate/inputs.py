@@ -50,13 +50,21 @@ def find(condition: ResolvedCondition, carried: Mapping[str, bytes]) -> Input:
 
 def frame_size(condition: ConditionSpec, carried: Mapping[str, bytes]) -> tuple[int, int]:
     """Return width and height of a condition's content in pixels. Raises FileNotFoundError, MediaError."""
-    return _frame_size(condition, _content_of(condition, carried))
+    info = _probe(condition, _content_of(condition, carried))
+    return info.width, info.height
 
 
-def check(inputs: Sequence[Input]) -> None:
-    """Raise MediaError for an input that cannot be read, before a model is loaded."""
+def check(inputs: Sequence[Input]) -> list[str]:
+    """Return a note for each thing that reading the inputs converts or leaves out.
+
+    Raises MediaError for an input that cannot be read, before a model is loaded.
+    """
+    notes = []
     for entry in inputs:
-        _frame_size(entry.condition, entry.content)
+        info = _probe(entry.condition, entry.content)
+        texts = [*info.notes, *(["its sound is left out"] if getattr(info, "has_audio", False) else [])]
+        notes += [f"{Path(entry.condition.file).name}: {text}" for text in texts]
+    return notes
 
 
 def _content_of(condition: ConditionSpec, carried: Mapping[str, bytes]) -> Path | bytes:
@@ -68,11 +76,9 @@ def _content_of(condition: ConditionSpec, carried: Mapping[str, bytes]) -> Path 
     return path
 
 
-def _frame_size(condition: ConditionSpec, content: Path | bytes) -> tuple[int, int]:
-    if condition.kind == "image":
-        return media.read_image(_source(content)).size
-    video = media.probe_video(_source(content))
-    return video.width, video.height
+def _probe(condition: ConditionSpec, content: Path | bytes) -> media.ImageInfo | media.VideoInfo:
+    source = _source(content)
+    return media.probe_image(source) if condition.kind == "image" else media.probe_video(source)
 
 
 def _source(content: Path | bytes) -> Path | BytesIO:

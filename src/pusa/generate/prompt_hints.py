@@ -8,13 +8,19 @@ module needs no torch.
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from pusa import zoo
 from pusa.events import UnknownWord
 
 _MAX_NAMED = 4  # unknown words in one sentence
 _MAX_NEAREST = 2
+_MAX_LOST = 50  # characters of what is cut off, in a note
+_MAX_WORD = 30  # characters; a longer stretch without a blank is no word, or of a language without blanks
 
 # Grammar and filler words of captions, which change no picture.
 _GRAMMAR = """
@@ -156,12 +162,13 @@ def unknown_words(prompt: str, model: str | Path) -> list[UnknownWord]:
     """List the words of a prompt that a model was not trained on, each once, in order.
 
     Args:
-        prompt: any text.
+        prompt: any text; what is beyond the tokens that the model reads is left out.
         model: see `vocabulary`; a model that reads any text has no unknown words.
     """
     phrases = [phrase for groups in vocabulary(model).values() for group in groups for phrase in group]
     if not phrases:
         return []
+    prompt = _part_read(prompt, model)
     by_word: dict[str, list[str]] = {}  # known word -> the phrases that contain it
     for phrase in sorted(phrases, key=len):
         for word in _words(phrase):
@@ -169,6 +176,45 @@ def unknown_words(prompt: str, model: str | Path) -> list[UnknownWord]:
     known, grammar = {_stem(word) for word in by_word}, set(_GRAMMAR.split())
     unknown = dict.fromkeys(word for word in _words(prompt) if _stem(word) not in known and word not in grammar)
     return [UnknownWord(word, tuple(_nearest(word, by_word, set(phrases)))) for word in unknown]
+
+
+def cut_note(name: str, text: str, tokenizer: Any, limit: int) -> str | None:
+    """Write a sentence about a text of more than `limit` tokens, with the first words lost; None for a shorter one.
+
+    Args:
+        name: of the text, such as "prompt".
+        tokenizer: of the model, from transformers.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    count = len(encoded["input_ids"])
+    if count <= limit:
+        return None
+    lost = text[_end_of_part(text, encoded["offset_mapping"], limit) :].strip()
+    named = lost if len(lost) <= _MAX_LOST else lost[:_MAX_LOST].rsplit(" ", 1)[0] + " ..."
+    return f"the {name} has {count} tokens, the limit is {limit}: it is cut before {named!r}; shorten it to keep that"
+
+
+def _part_read(prompt: str, model: str | Path) -> str:
+    """Return the part of a prompt that a model in a folder with a tokenizer reads; all of it for other models."""
+    entry = zoo.find(model)
+    file = entry.folder / "tokenizer" / "tokenizer.json" if entry and entry.folder else None
+    if entry is None or file is None or not file.is_file():
+        return prompt
+    encoded = _tokenizer(file).encode(prompt)
+    limit = entry.defaults.max_sequence_length
+    return prompt[: _end_of_part(prompt, encoded.offsets, limit)] if len(encoded.ids) > limit else prompt
+
+
+@cache
+def _tokenizer(file: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(file))
+
+
+def _end_of_part(text: str, offsets: Sequence[tuple[int, int]], limit: int) -> int:
+    """Find where the first word begins that `limit` tokens, of which the last marks the end, do not hold whole."""
+    end = offsets[limit - 1][0]
+    start_of_word = max(text.rfind(blank, 0, end) for blank in " \n\t") + 1
+    return end if text[end].isspace() or end - start_of_word > _MAX_WORD else start_of_word
 
 
 def hint(unknown: Sequence[UnknownWord], model: str) -> str:

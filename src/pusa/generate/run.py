@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -80,8 +81,10 @@ def generate(
             "inputs": inputs.embed(sources),
         }
         writer = _writer(output, resolved, metadata)  # reject what cannot be written or read before any work
-        inputs.check(sources)
+        notes = inputs.check(sources)
         report(Resolved(resolved.model_dump(mode="json")))
+        for note in notes:
+            report(Note(note))
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
@@ -91,12 +94,15 @@ def generate(
         pipe = _configure(pipeline or load_pipeline(resolved.model, tuple(request.lora)), resolved)
         if request.alpha and not _has_pusa(pipe):
             report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
+        max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
+        for note in _cut_notes(resolved, pipe.tokenizer, max_sequence_length):
+            report(Note(note))
         tasks = Tasks(
             resolved,
             sources,
             pipe,
             report_or_stop,
-            max_sequence_length=zoo.defaults_of(resolved.model).max_sequence_length,
+            max_sequence_length=max_sequence_length,
             previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
             checkpoint=saved,
         )
@@ -149,6 +155,13 @@ def _resolve(
         hint = prompt_hints.hint(unknown, request.model)
         report(Note(hint, tuple(unknown)))
     return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources
+
+
+def _cut_notes(request: ResolvedRequest, tokenizer: Any, max_sequence_length: int) -> Iterator[str]:
+    texts = {"prompt": request.prompt} | ({"negative prompt": request.negative_prompt} if request.guidance > 1 else {})
+    for name, text in texts.items():
+        if note := prompt_hints.cut_note(name, prompt_clean(text), tokenizer, max_sequence_length):
+            yield note
 
 
 def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest, dict[str, bytes]]:

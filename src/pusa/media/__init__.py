@@ -1,13 +1,15 @@
 """Read pictures and videos safely, and write videos with their request inside."""
 
 from pusa.media.decoding import VideoInfo
+from pusa.media.pictures import ImageInfo, probe_image, read_image, to_srgb
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
-from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video
+from pusa.media.reading import iter_video, probe_video, read_metadata, read_video
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "ImageInfo",
     "MediaError",
     "MediaLimits",
     "Source",
@@ -16,11 +18,13 @@ __all__ = [
     "contact_sheet",
     "discard_unfinished",
     "iter_video",
+    "probe_image",
     "probe_video",
     "read_image",
     "read_metadata",
     "read_video",
     "sprite_sheet",
     "thumbnail",
+    "to_srgb",
     "to_uint8",
 ]

@@ -1,13 +1,13 @@
 """Decode videos to frames with their times, within `MediaLimits`.
 
-FFmpeg (PyAV) decodes everything but WebP, which Pillow does. Opening a file imports PyAV: without it, training and
-everything else that opens no video still runs.
+FFmpeg (PyAV) decodes everything but WebP and AVIF, which Pillow does. Frames come out as a player shows them: upright,
+progressive, in sRGB, transparency on white. Opening a file imports PyAV: without it, training and everything else that
+opens no video still runs.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pusa.media.color import FrameConverter, color_space_of, shows_transparency
+from pusa.media.pictures import TRANSPARENCY_NOTE, check_pixels, is_transparent, on_white, open_picture, to_srgb
 from pusa.media.source import (
     VIDEOS,
     MediaError,
@@ -37,8 +39,11 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _CODECS = (
-    "av1,dnxhd,ffv1,gif,h264,hevc,libdav1d,libvpx,libvpx-vp9,mjpeg,mpeg1video,mpeg2video,mpeg4,prores,theora,vp8,vp9"
+    "apng,av1,dnxhd,ffv1,gif,h264,hevc,libdav1d,libvpx,libvpx-vp9,mjpeg,mpeg1video,mpeg2video,mpeg4,prores,theora,"
+    "vp8,vp9"
 )
+_PILLOW = ("WEBP", "AVIF")
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones drop transparency
 _IO_BUFFER_BYTES = 256 * 1024
 _TICKS_PER_SECOND = 1_000_000  # of a duration that a container names, in FFmpeg
 _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame rate
@@ -46,7 +51,10 @@ _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame r
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts from a video's header: pixels as displayed (upright); `frames` is an estimate where no count is stored."""
+    """Facts from a video's header: pixels as displayed (upright); `frames` is an estimate where no count is stored.
+
+    `fps` is the average. `notes` say what reading the video converts.
+    """
 
     width: int
     height: int
@@ -55,30 +63,7 @@ class VideoInfo:
     seconds: float
     codec: str
     has_audio: bool
-
-
-def check_pixels(name: str, width: int, height: int, limits: MediaLimits) -> None:
-    """Raise MediaError unless a picture of width x height pixels is within `limits.max_pixels`."""
-    if width * height > limits.max_pixels:
-        raise MediaError(
-            f"{name}: {width}x{height} is {width * height / 1e6:.4g} megapixels,"
-            f" the limit is {limits.max_pixels / 1e6:.4g}; scale it down first"
-        )
-
-
-@contextmanager
-def open_picture(media: OpenSource, limits: MediaLimits, *, decoder: str | None = None) -> Iterator[Image.Image]:
-    """Open `media` with Pillow and check its size; no pixel is decoded yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the stricter one
-        try:
-            image = Image.open(media.file, formats=(decoder or media.kind.decoder,))
-        except Image.DecompressionBombError as error:
-            most = limits.max_pixels / 1e6
-            raise MediaError(f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down") from error
-    with image:
-        check_pixels(media.name, image.width, image.height, limits)
-        yield image
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -89,7 +74,7 @@ def open_container(media: OpenSource, limits: MediaLimits) -> Iterator[InputCont
     container = av.open(
         media.file,
         "r",
-        format=media.kind.decoder,
+        format=media.kind.demuxer or media.kind.decoder,
         options={
             "codec_whitelist": _CODECS,
             "protocol_whitelist": "none",
@@ -111,7 +96,7 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
             way_out = "pass it as an image" if media.kind.holds == "picture" else f"give {VIDEOS}"
             raise MediaError(f"{media.name} is {media.kind.name}, not a video; {way_out}")
         check_complete(media)
-        with WebPDecoder(media, limits) if media.kind.decoder == "WEBP" else FFmpegDecoder(media, limits) as decoder:
+        with (PillowDecoder if media.kind.decoder in _PILLOW else FFmpegDecoder)(media, limits) as decoder:
             yield decoder
 
 
@@ -119,8 +104,8 @@ class Decoder(ABC):
     """One open video. Call `frames` once; its frames are opaque, and `rgb` converts those that are needed."""
 
     info: VideoInfo
-    last_frame_seconds: Fraction
-    """Duration of the last frame."""
+    end_seconds: Fraction
+    """Time at which the display of the last frame that `frames` has yielded ends."""
 
     def __init__(self, media: OpenSource, limits: MediaLimits):
         self.media = media
@@ -207,30 +192,40 @@ class Decoder(ABC):
 
 
 class FFmpegDecoder(Decoder):
-    """Decode everything but WebP with PyAV. Frames are `av.VideoFrame`."""
+    """Decode with PyAV. Frames are `av.VideoFrame`, progressive."""
 
     def _open(self) -> None:
-        from av.video.reformatter import VideoReformatter
-
         container = self._enter(open_container(self.media, self.limits))
         stream = self._video_stream(container)
         rate = next((rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate > 0), _SILENT_RATE)
         frames, seconds = stream.frames, _header_seconds(container, stream)
-        if seconds is None:  # a browser's MediaRecorder writes no duration: read all packets, then start again
-            frames, seconds = _measure(container, stream, 1 / rate)
+        # A browser's MediaRecorder writes no duration, and a trimmed MP4 counts the frames that its edit list hides.
+        if seconds is None or (self.media.kind.decoder == "mov" and frames and abs(frames - seconds * rate) > 1):
+            frames, measured = _measure(container, stream, 1 / rate)  # reads all packets
+            seconds = measured if seconds is None else seconds
             self._resources.close()
             self.media.file.seek(0)
             container = self._enter(open_container(self.media, self.limits))
             stream = self._video_stream(container)
-        self._scaler = VideoReformatter()
-        self._pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
-        self._decoded = self._decode_all(container, stream)
+        self._interval, self._pixel_aspect = 1 / rate, stream.sample_aspect_ratio or Fraction(1)
+        # These state no duration of a frame, or a wrong one; the last one is held until the end.
+        keeps_last = self.media.kind.decoder in ("avi", "matroska") and not container.streams.audio
+        self._least_end = seconds if keeps_last else Fraction(0)
+        self._is_interlaced = False
+        self._orientation: Orientation | None = None
+        self._decoded = self._progressive(self._decode_all(container, stream))
         first = next(self._decoded, None)
         if first is None:
             raise MediaError(f"{self.media.name}: holds no frame that can be decoded; export it again")
         self._first = first
-        self.last_frame_seconds = 1 / rate
+        space = color_space_of(first, self.media.name)
+        self._converter = FrameConverter(space)
         width, height = self._upright_size(first)
+        notes = (
+            space.note,
+            "it is interlaced and was deinterlaced" if self._is_interlaced else None,
+            TRANSPARENCY_NOTE if shows_transparency(first) else None,
+        )
         self.info = VideoInfo(
             width=width,
             height=height,
@@ -239,6 +234,7 @@ class FFmpegDecoder(Decoder):
             seconds=float(seconds),
             codec=stream.codec_context.codec.canonical_name,
             has_audio=bool(container.streams.audio),
+            notes=tuple(note for note in notes if note),
         )
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
@@ -256,65 +252,174 @@ class FFmpegDecoder(Decoder):
             raise MediaError(
                 f"{self.media.name}: its frame size is unreadable or above {most}; export it again, smaller"
             )
-        check_pixels(self.media.name, context.width, context.height, self.limits)
+        check_pixels(self.media.name, context.width, context.height, self.limits.max_pixels)
         context.options = {"max_pixels": str(self.limits.max_pixels)}  # the size may change in mid-stream
         return streams[0]
 
     def _decode_all(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+        context = stream.codec_context
+        tags = {key.lower(): value for key, value in stream.metadata.items()}  # muxers differ in case
+        if tags.get("alpha_mode") == "1" and context.name in _ALPHA_DECODERS:
+            context = self._alpha_context(_ALPHA_DECODERS[context.name])
         for packet in container.demux(stream):
-            for frame in packet.decode():
-                check_pixels(self.media.name, *self._upright_size(frame), self.limits)
+            for frame in context.decode(packet):
+                check_pixels(self.media.name, *self._upright_size(frame), self.limits.max_pixels)
                 yield frame
 
+    def _alpha_context(self, decoder: str) -> Any:
+        from av.video.codeccontext import VideoCodecContext
+
+        context = VideoCodecContext.create(decoder, "r")
+        context.options = {"max_pixels": str(self.limits.max_pixels)}
+        return context
+
+    def _progressive(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """Deinterlace from the first interlaced frame on."""
+        deinterlacer = None
+        for frame in frames:
+            if deinterlacer is not None and not deinterlacer.fits(frame):
+                yield from deinterlacer.push(None)
+                deinterlacer = None
+            if deinterlacer is None and frame.interlaced_frame:
+                self._is_interlaced = True
+                deinterlacer = _Deinterlacer(frame)
+            if deinterlacer is None:
+                yield frame
+            else:
+                yield from deinterlacer.push(frame)
+        if deinterlacer is not None:
+            yield from deinterlacer.push(None)
+
     def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        zero, now = None, -self.last_frame_seconds
+        zero, self.end_seconds = None, Fraction(0)
         for frame in chain([self._first], self._decoded):
-            now += self.last_frame_seconds
+            now = self.end_seconds
             if frame.pts is not None and frame.time_base:
                 stamp = frame.pts * frame.time_base
                 zero = stamp - now if zero is None else zero
                 now = stamp - zero
+            if frame.duration and frame.time_base:
+                seconds = frame.duration * frame.time_base
+            else:
+                seconds = self._interval
+            self.end_seconds = now + seconds
             yield now, frame
+        self.end_seconds = max(self.end_seconds, self._least_end)
 
     def _upright_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         width = max(1, round(frame.width * self._pixel_aspect))  # anamorphic video is widened to square pixels
-        return (frame.height, width) if _quarter_turns(frame) % 2 else (width, frame.height)
+        self._orientation = self._orientation or Orientation.of(frame)
+        return (frame.height, width) if self._orientation.is_transposed else (width, frame.height)
 
     def _rgb(self, frame: av.VideoFrame, fit: tuple[int, int] | None) -> np.ndarray:
-        turns = _quarter_turns(frame)
         size = self._upright_size(frame)
         smaller = covering_size(size, fit)
-        width, height = smaller[::-1] if turns % 2 else smaller
-        interpolation = "BICUBIC" if size == smaller else "LANCZOS"
-        rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=interpolation)
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))  # [H, W, 3]
+        assert self._orientation is not None
+        width, height = smaller[::-1] if self._orientation.is_transposed else smaller
+        rgb = self._converter.rgb(frame, width, height, "BICUBIC" if size == smaller else "LANCZOS")
+        return np.ascontiguousarray(self._orientation.apply(rgb))  # [H, W, 3]
 
 
-class WebPDecoder(Decoder):
-    """Decode animated WebP, which FFmpeg cannot, with Pillow, one frame at a time. Frames are Pillow images."""
+class _Deinterlacer:
+    """Make a progressive frame of each interlaced one, for frames of one size and format."""
+
+    def __init__(self, frame: av.VideoFrame):
+        import av
+
+        self._frame_of = frame.width, frame.height, frame.format.name
+        self._graph = av.filter.Graph()
+        source = self._graph.add(
+            "buffer",
+            video_size=f"{frame.width}x{frame.height}",
+            pix_fmt=frame.format.name,
+            time_base=str(frame.time_base or Fraction(1, 1000)),
+            pixel_aspect="1/1",
+        )
+        deinterlace = self._graph.add("bwdif", "mode=send_frame:deint=interlaced")
+        self._graph.link_nodes(source, deinterlace, self._graph.add("buffersink"))
+        self._graph.configure()
+
+    def fits(self, frame: av.VideoFrame) -> bool:
+        return self._frame_of == (frame.width, frame.height, frame.format.name)
+
+    def push(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        """Give the next frame, None at the end, and yield those that are ready, in order."""
+        import av
+
+        self._graph.push(frame)
+        while True:
+            try:
+                yield self._graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Say how stored frames are turned and mirrored for display: transposed first, then flipped."""
+
+    is_transposed: bool
+    flips_rows: bool
+    flips_columns: bool
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """Read the display matrix of a frame, which maps x to a * x + c * y and y to b * x + d * y."""
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else np.frombuffer(data, np.int32)[:5].tolist()
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, d < 0, a < 0)
+        return cls(True, b < 0, c < 0)
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Return a view of an image [H, W, 3] as displayed."""
+        image = image.swapaxes(0, 1) if self.is_transposed else image
+        return image[:: -1 if self.flips_rows else 1, :: -1 if self.flips_columns else 1]
+
+
+class PillowDecoder(Decoder):
+    """Decode animated WebP and AVIF with Pillow: FFmpeg reads no WebP, and no transparency of AVIF.
+
+    Decodes one frame at a time; frames are Pillow images.
+    """
 
     def _open(self) -> None:
-        durations_ms = [ms or 100 for ms in _webp_durations_ms(self.media)] or [100]  # browsers show 0 ms for 100 ms
-        self._image: Image.Image = self._enter(open_picture(self.media, self.limits))
+        is_webp = self.media.kind.decoder == "WEBP"
+        durations_ms = _webp_durations_ms(self.media) if is_webp else []
+        self._image: Image.Image = self._enter(open_picture(self.media, self.limits.max_pixels))
         frames = getattr(self._image, "n_frames", 1)
+        self._check_length(frames, 0.0)
+        if not is_webp:
+            durations_ms = list(self._read_durations_ms(frames))
+        durations_ms = [ms or 100 for ms in durations_ms] or [100]  # browsers show 0 ms for 100 ms
         if frames != len(durations_ms):
             raise MediaError(f"{self.media.name}: {len(durations_ms)} of {frames} frames are there; export it again")
         self._starts_ms = [0, *accumulate(durations_ms)]
-        self.last_frame_seconds = Fraction(durations_ms[-1], 1000)
+        opened, notes = to_srgb(self._image)
+        if is_transparent(opened):
+            notes = (*notes, TRANSPARENCY_NOTE)
         self.info = VideoInfo(
             width=self._image.width,
             height=self._image.height,
             fps=1000 * frames / self._starts_ms[-1],
             frames=frames,
             seconds=self._starts_ms[-1] / 1000,
-            codec="webp",
+            codec="webp" if is_webp else "av1",
             has_audio=False,
+            notes=notes,
         )
+
+    def _read_durations_ms(self, frames: int) -> Iterator[int]:
+        for index in range(frames):
+            self._image.seek(index)
+            self._image.load()
+            yield round(self._image.info.get("duration", 0))
 
     def _decode(self) -> Iterator[tuple[Fraction, Image.Image]]:
         for index in range(self.info.frames):
             self._image.seek(index)
-            yield Fraction(self._starts_ms[index], 1000), self._image.convert("RGB")
+            self.end_seconds = Fraction(self._starts_ms[index + 1], 1000)
+            yield Fraction(self._starts_ms[index], 1000), on_white(to_srgb(self._image)[0])
 
     def _rgb(self, frame: Image.Image, fit: tuple[int, int] | None) -> np.ndarray:
         size = covering_size(frame.size, fit)
@@ -329,30 +434,28 @@ def covering_size(size: tuple[int, int], fit: tuple[int, int] | None) -> tuple[i
     return (ceil(size[0] * scale), ceil(size[1] * scale)) if scale < 1 else size
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4  # counterclockwise, as np.rot90 turns
-
-
 def _header_seconds(container: InputContainer, stream: VideoStream) -> Fraction | None:
     if stream.duration is not None and stream.duration > 0 and stream.time_base:
         return stream.duration * stream.time_base
     if container.duration is not None and container.duration > 0:
-        return Fraction(container.duration, _TICKS_PER_SECOND)
+        ticks = container.duration
+        if container.format.name.startswith("matroska"):  # there it is the time of the end
+            ticks -= max(container.start_time or 0, 0)
+        return Fraction(ticks, _TICKS_PER_SECOND)
     return None
 
 
-def _measure(container: InputContainer, stream: VideoStream, frame_seconds: Fraction) -> tuple[int, Fraction]:
-    first = last = None
-    frames = 0
+def _measure(container: InputContainer, stream: VideoStream, interval: Fraction) -> tuple[int, Fraction]:
+    """Read all packets; return the number of frames shown and the time from the first to the end of the last."""
+    frames, starts, end = 0, [], Fraction(0)
     for packet in container.demux(stream):
-        if packet.size:
-            frames += 1
-        if packet.pts is not None:
-            first = packet.pts if first is None else min(first, packet.pts)
-            last = packet.pts if last is None else max(last, packet.pts)
-    if first is None or last is None or not stream.time_base:
-        return frames, frames * frame_seconds
-    return frames, (last - first) * stream.time_base + frame_seconds
+        if packet.size == 0 or packet.is_discard:
+            continue
+        frames += 1
+        if packet.pts is not None and packet.time_base:
+            starts.append(packet.pts * packet.time_base)
+            end = max(end, starts[-1] + (packet.duration * packet.time_base if packet.duration else interval))
+    return frames, end - min(starts) if starts else frames * interval
 
 
 def _webp_durations_ms(media: OpenSource) -> list[int]:

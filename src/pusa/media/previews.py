@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pusa.media.reading import first_picture, iter_video, probe_video, read_image
+from pusa.media.pictures import read_image
+from pusa.media.reading import first_picture, iter_video, probe_video
 from pusa.media.source import DEFAULT_LIMITS, MAX_FPS, MediaLimits, Source
 
 BACKGROUND, TEXT = (24, 24, 24), (235, 235, 235)

@@ -1,23 +1,22 @@
-"""Read pictures and videos upright, within limits, at the frame rate of the model."""
+"""Read videos as a player shows them, within limits, at the frame rate of the model."""
 
 import json
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags
 
-from pusa.media.decoding import Decoder, VideoInfo, open_container, open_picture, open_video
+from pusa.media.decoding import Decoder, VideoInfo, open_container, open_video
+from pusa.media.pictures import open_picture
 from pusa.media.source import (
     DEFAULT_LIMITS,
     MAX_FPS,
-    PICTURES,
     MediaError,
     MediaLimits,
     OpenSource,
@@ -26,44 +25,7 @@ from pusa.media.source import (
     wrap_decoder_errors,
 )
 
-_JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
-_MAX_JPEG_SCANS = 100  # encoders write about ten; 3 MB of tiny scans over a large picture cost minutes
 _TIME_STAMP_SECONDS = Fraction(1, 1000)  # Matroska rounds to these
-
-_T = TypeVar("_T")
-
-
-def read_image(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read a PNG, JPEG, WebP or BMP picture (of an animation its first frame), upright, as RGB or RGBA.
-
-    The size is checked before a pixel is decoded, the EXIF orientation is applied, 16-bit grey becomes 8-bit. Raises
-    MediaError for anything that is not such a picture or exceeds `limits`, FileNotFoundError for a missing file.
-    """
-    with open_source(source, limits=limits, what="picture") as media:
-        if media.kind.holds not in ("picture", "both"):
-            way_out = "pass it as a video" if media.kind.holds == "video" else f"convert it to {PICTURES}"
-            raise MediaError(f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}")
-        with wrap_decoder_errors(media.name, media.kind):
-            if media.kind.decoder == "JPEG":
-                _check_jpeg_scans(media)
-            with open_picture(media, limits) as image:
-                return _eight_bit(ImageOps.exif_transpose(image))
-
-
-def _check_jpeg_scans(media: OpenSource) -> None:
-    scans = len(_JPEG_SCAN.findall(media.file.read()))
-    media.file.seek(0)
-    if scans > _MAX_JPEG_SCANS:
-        raise MediaError(
-            f"{media.name}: has {scans} JPEG scans, the limit is {_MAX_JPEG_SCANS}; save it again as PNG or plain JPEG"
-        )
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips instead of scaling
-        grey = np.asarray(image).astype(np.int64) >> 8  # [H, W]
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def probe_video(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoInfo:
@@ -86,9 +48,9 @@ def iter_video(
 ) -> Iterator[np.ndarray]:
     """Yield a video's frames, uint8 [H, W, 3], one at a time, upright and of one size.
 
-    fps: None yields the frames as stored. A number yields, for each time start + k / fps, the stored frame nearest to
-        it (the earlier of two equally near): frames are repeated or left out, never blended, and a variable frame
-        rate becomes a constant one.
+    fps: None yields the frames as stored. A number yields, for each time start + k / fps, the frame shown then: each
+        is held until the next one begins, however long. At a constant frame rate that is the nearest one (the earlier
+        of two equally near). Frames are repeated or left out, never blended.
     start_seconds: exact to the frame; what lies before is decoded and dropped.
     fit: (width, height) in pixels; larger frames are scaled down while decoding until they just cover this size.
 
@@ -152,7 +114,7 @@ def first_picture(folder: Path) -> Path:
 
 def _stored_text(media: OpenSource, limits: MediaLimits) -> str:
     if media.kind.holds in ("picture", "both") or media.kind.decoder == "gif":
-        with open_picture(media, limits, decoder=media.kind.decoder.upper()) as image:
+        with open_picture(media, limits.max_picture_pixels, decoder=media.kind.decoder.upper()) as image:
             comment = image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription) or ""
             return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
     with open_container(media, limits) as container:
@@ -201,7 +163,7 @@ def _select(
         selected: Iterator[Any] = (frame for seconds, frame in decoder.frames() if seconds >= earliest)
     else:
         step = 1 / Fraction(fps)
-        selected = _nearest(decoder.frames(), step, start, decoder.last_frame_seconds)
+        selected = _shown(decoder, step, start)
     number = 0
     for number, frame in enumerate(islice(selected, max_frames), start=1):
         if number > decoder.limits.max_frames:
@@ -214,19 +176,23 @@ def _select(
         raise MediaError(f"start_seconds={start_seconds:g} is past the end of {name} ({seconds:g} s long)")
 
 
-def _nearest(
-    timed: Iterator[tuple[Fraction, _T]], step: Fraction, start: Fraction, last_frame_seconds: Fraction
-) -> Iterator[_T]:
-    wanted = start
-    shown: tuple[Fraction, _T] | None = None
-    for time, frame in timed:
+def _shown(decoder: Decoder, step: Fraction, start: Fraction) -> Iterator[Any]:
+    """Yield the frame that is shown at each time start + k * step.
+
+    A frame gives way up to half a frame before the next one begins (half the smallest interval so far, of the video or
+    of the output): at a constant rate that picks the nearest frame, and rounded time stamps do not shift any.
+    """
+    wanted, interval = start, step
+    shown: tuple[Fraction, Any] | None = None
+    for time, frame in decoder.frames():
         if shown is not None:
-            while wanted - shown[0] <= time - wanted:
+            interval = min(interval, (time - shown[0]) or interval)
+            while wanted <= time - interval / 2:
                 yield shown[1]
                 wanted += step
         shown = time, frame
     if shown is not None:
-        end = shown[0] + last_frame_seconds - step / 10  # a file's rounded time stamps must not add a frame at the end
+        end = decoder.end_seconds - step / 10  # a file's rounded time stamps must not add a frame at the end
         while wanted < end:
             yield shown[1]
             wanted += step

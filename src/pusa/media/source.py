@@ -25,13 +25,15 @@ class MediaError(ValueError):
 class MediaLimits:
     """Limit the cost of one input. Readers refuse anything above, before they decode wherever the header suffices.
 
-    `max_bytes` is the encoded size, `max_pixels` the area of one picture or frame, `max_frames` and `max_seconds` the
-    length of a video, `max_decode_seconds` the time spent in decoders (not in the code that consumes the frames), and
+    `max_bytes` is the encoded size, `max_pixels` the area of one frame, `max_picture_pixels` that of one picture (a
+    picture above `max_pixels` is read at a half, a third, ... of its size), `max_frames` and `max_seconds` the length
+    of a video, `max_decode_seconds` the time spent in decoders (not in the code that consumes the frames), and
     `max_decoded_bytes` what a call that returns all frames at once may return.
     """
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 36_000_000  # one 8K frame
+    max_picture_pixels: int = 110_000_000  # the largest sensors of phones
     max_frames: int = 20_000
     max_seconds: float = 1200.0
     max_decode_seconds: float = 120.0
@@ -43,13 +45,18 @@ DEFAULT_LIMITS = MediaLimits()
 
 @dataclass(frozen=True)
 class Kind:
-    """A file format that first bytes announce; `decoder` is the Pillow format or the FFmpeg demuxer to use."""
+    """A file format that first bytes announce.
+
+    `decoder` is the Pillow format, or the FFmpeg demuxer of a video; `demuxer` is the latter for what holds both.
+    """
 
     name: str
     holds: Literal["picture", "video", "both", "other"]
     decoder: str = ""
+    demuxer: str = ""
 
 
+_ANIMATED_PNG = Kind("an animated PNG", "both", "PNG", "apng")
 _MP4 = Kind("an MP4 or MOV video", "video", "mov")
 _SIGNATURES: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
     (re.compile(pattern, re.DOTALL), kind)
@@ -59,7 +66,9 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
         (rb"RIFF....WEBP", Kind("a WebP picture", "both", "WEBP")),
         (rb"BM.{4}\0\0\0\0", Kind("a BMP picture", "picture", "BMP")),
         (rb"GIF8[79]a", Kind("a GIF animation", "video", "gif")),
-        (rb"....ftyp(avif|avis|heic|heix|hevc|mif1|msf1)", Kind("an AVIF or HEIC picture", "other")),
+        (rb"....ftyp(....){0,12}avis", Kind("an animated AVIF", "both", "AVIF")),
+        (rb"....ftyp(....){0,12}avif", Kind("an AVIF picture", "picture", "AVIF")),
+        (rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", Kind("a HEIC picture", "picture", "HEIF")),
         (rb"....ftypM4A", Kind("an M4A sound file", "other")),
         (rb"....(ftyp|moov|mdat|wide|free|skip|pnot)", _MP4),
         (rb"\x1a\x45\xdf\xa3", Kind("a WebM or Matroska video", "video", "matroska")),
@@ -75,18 +84,33 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
         (rb"\s*(<\?xml[^>]*>\s*)?<svg", Kind("an SVG drawing", "other")),
         (rb"\s*<(!doctype|!DOCTYPE|html|HTML|\?xml)", Kind("a web page", "other")),
         (rb"#EXTM3U|ffconcat", Kind("a playlist", "other")),
-        (rb"FLV\x01|\x30\x26\xb2\x75", Kind("an FLV or WMV video", "other")),
+        (rb"FLV\x01", Kind("a Flash video (FLV)", "video")),
+        (rb"\x30\x26\xb2\x75", Kind("a Windows Media video (WMV)", "video")),
         (rb"[\t\n\r\x20-\x7e]{16,}$", Kind("text", "other")),
     )
 )
 _UNKNOWN = Kind("of no kind known here", "other")
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"styp", b"mfra")
+_MP4_BOXES = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"free",
+    b"skip",
+    b"wide",
+    b"uuid",
+    b"sidx",
+    b"styp",
+    b"mfra",
+    b"meta",
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: "C:" is a drive
 _SNIFFED_BYTES = 256
+_MAX_PNG_CHUNKS = 1000  # before the picture
 
 MAX_FPS = 1000
-PICTURES = "PNG, JPEG, WebP or BMP"
-VIDEOS = "MP4, MOV, WebM, MKV, AVI, MPEG, Ogg, GIF or WebP"
+PICTURES = "PNG, JPEG, WebP, AVIF, HEIC or BMP"
+VIDEOS = "MP4, MOV, WebM, MKV, AVI, MPEG, Ogg, GIF, WebP or animated PNG"
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,24 @@ def _identify(file: BinaryIO, name: str, limits: MediaLimits) -> OpenSource:
     head = file.read(_SNIFFED_BYTES)
     file.seek(0)
     kind = next((kind for pattern, kind in _SIGNATURES if pattern.match(head)), _UNKNOWN)
+    if kind.decoder == "PNG" and _is_animated_png(file):
+        kind = _ANIMATED_PNG
+    if kind.holds == "video" and not kind.decoder:
+        raise MediaError(f"{name} is {kind.name}, which is not read here; convert it to MP4")
     return OpenSource(file, name, kind, size_bytes)
+
+
+def _is_animated_png(file: BinaryIO) -> bool:
+    """Look for the animation's header, which precedes the picture. Leaves `file` at its start."""
+    name = b""
+    file.seek(8)
+    for _ in range(_MAX_PNG_CHUNKS):
+        length, name = int.from_bytes(file.read(4), "big"), file.read(4)
+        if name in (b"acTL", b"IDAT", b""):
+            break
+        file.seek(length + 4, io.SEEK_CUR)  # and the check sum
+    file.seek(0)
+    return name == b"acTL"
 
 
 @contextmanager
@@ -184,16 +225,17 @@ def check_complete(media: OpenSource) -> None:
 
     MPEG, MPEG-TS and Ogg are streams that may end anywhere. Leaves `media.file` at its start.
     """
-    match media.kind.decoder:
-        case "mov":
+    match media.kind.demuxer or media.kind.decoder:
+        case "mov" | "AVIF":
             end = _mp4_end(media)
         case "avi" | "WEBP":
             end = 8 + int.from_bytes(media.file.read(8)[4:], "little")
         case "matroska":
             end = _matroska_end(media)
-        case "gif":
+        case "gif" | "apng" as demuxer:
             media.file.seek(max(0, media.size_bytes - 512))
-            if b"\0;" not in media.file.read():  # the end of the last block and the trailer
+            mark = b"\0;" if demuxer == "gif" else b"IEND\xaeB`\x82"  # the end of the last block, and the trailer
+            if mark not in media.file.read():
                 raise MediaError(f"{media.name}: is cut short (its end mark is missing); copy or download it again")
             end = media.size_bytes
         case _:

@@ -10,7 +10,7 @@ import resource
 import sys
 from typing import Any, BinaryIO
 
-from pusa.media import MediaError, MediaLimits, probe_video, read_image
+from pusa.media import DEFAULT_LIMITS, MediaError, MediaLimits, probe_image, probe_video
 from pusa.media.source import open_source
 
 _SUFFIXES = {
@@ -18,6 +18,8 @@ _SUFFIXES = {
     "JPEG": ".jpg",
     "WEBP": ".webp",
     "BMP": ".bmp",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
     "gif": ".gif",
     "mov": ".mp4",
     "matroska": ".mkv",
@@ -47,7 +49,7 @@ def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -
 
     Args:
         file: open for reading; messages call it "the picture" or "the video", since its path must not leak.
-        expected_kind: "image", "video" or None; decides for formats that may be either (WebP).
+        expected_kind: "image", "video" or None; decides for formats that may be either (WebP, PNG, AVIF).
 
     Raises:
         MediaError: the file is neither, is damaged or exceeds a limit.
@@ -59,7 +61,7 @@ def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -
         expected_kind = "video" if _is_animated(file, limits) else "image"
         file.seek(0)
     if expected_kind == "image" or (expected_kind is None and kind.holds != "video"):
-        image = read_image(file, limits=limits)
+        image = probe_image(file, limits=limits)
         size = {"width": image.width, "height": image.height, "frames": 1, "fps": None, "seconds": 0.0}
         return {"kind": "image", "suffix": _SUFFIXES[kind.decoder], **size}
     video = probe_video(file, limits=limits)
@@ -89,7 +91,9 @@ def main() -> None:
     if not line:  # the server ended, or closed its spare child
         return
     task = json.loads(line)
-    limits = MediaLimits(**task["limits"])
+    pixels = task["limits"].pop("max_pixels")
+    frame_pixels = min(pixels, DEFAULT_LIMITS.max_pixels)
+    limits = MediaLimits(max_pixels=frame_pixels, max_picture_pixels=pixels, **task["limits"])
     confine(task["memory_bytes"], task["cpu_seconds"])
     for path, expected_kind in task["files"]:
         try:

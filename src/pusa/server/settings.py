@@ -208,7 +208,11 @@ class ServerSettings(StrictModel):
     )
     max_uploads: int = field(16, "Files in a request.", ge=1, le=64)
     max_upload_pixels: int = field(
-        36_000_000, "Of an uploaded image or a frame of a video.", unit="pixels", ge=256, le=2**30
+        110_000_000,
+        "Of an uploaded image; of a frame of a video, at most 36000000 of them.",
+        unit="pixels",
+        ge=256,
+        le=2**30,
     )
     max_upload_seconds: float = field(120.0, "Length of an uploaded video.", unit="seconds", ge=0.1, le=86_400)
     max_upload_frames: int = field(4801, "Frames of an uploaded video.", ge=1, le=1_000_000)

@@ -58,10 +58,13 @@ class Upload:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeLimits:
-    """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`."""
+    """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`.
+
+    `max_pixels` is the area of a picture; that of a video's frame has the default of `MediaLimits` above it.
+    """
 
     max_bytes: int = 512 * 2**20
-    max_pixels: int = 36_000_000
+    max_pixels: int = 110_000_000
     max_frames: int = 20_000
     max_seconds: float = 1200.0
     max_decode_seconds: float = 10.0

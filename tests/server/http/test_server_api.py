@@ -193,6 +193,11 @@ def test_every_field_reaches_the_request_under_its_published_name(server: Served
     assert (video["size"], video["seconds"], video["seed"]) == ("96x64", "1.12", 5)
 
 
+@pytest.mark.parametrize("size", ["96x64", "96X64", "96×64", "96*64"])
+def test_a_size_may_have_any_sign_of_multiplication(server: Served, size: str) -> None:
+    assert server.create(size=size)["size"] == "96x64"
+
+
 def test_num_frames_wins_over_seconds_and_width_over_size(server: Served) -> None:
     asked = server.job(server.create(seconds="3", num_frames=5, size="128x128", width=96)["id"]).request
     assert (asked["frames"], asked["width"], asked["height"]) == (5, 96, 128)
@@ -296,6 +301,7 @@ def test_two_videos_are_joined(server: Served, video_file: Path) -> None:
         ({"prompt": "\u0000"}, "prompt", "valid text"),
         ({"seconds": "soon"}, "seconds", "soon"),
         ({"size": "wide"}, "size", "wide"),
+        ({"seed": -1}, "seed", "leave it out: one is drawn"),
         ({"num_inference_steps": "4"}, "num_inference_steps", "whole number"),
         ({"num_inference_steps": 0}, "num_inference_steps", "1..200"),
         ({"guidance_scale": 1e9}, "guidance_scale", "1..20"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from pusa.fields import StrictModel, field
 from pusa.request import GenerationRequest, Multiplier, PositionField, Text
 
-SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×][1-9][0-9]{0,3}$"
+SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
 LIST_PATTERN = r"^[-0-9a-z.,\s]{1,4096}$"
 ID_PATTERN = r"^video_[0-9a-f]{32}$"

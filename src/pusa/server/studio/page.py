@@ -13,7 +13,7 @@ from pusa.server.studio.forms import TABS, Form, FormDefaults
 from pusa.server.studio.texts import choice, t
 from pusa.server.studio.timeline import timeline, timeline_value
 
-_IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
+_IMAGES = [".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif", ".bmp"]
 
 
 def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
