@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import psutil
 from _common import table
-from _server import ServerProcess
+from _support import ServerProcess
 
 STREAMS = (0, 300, 1000)
 WAITING_JOBS = 50

@@ -60,12 +60,12 @@ SELECT seq, 'results/' || id || '/1/thumbnail.webp', 'result' FROM jobs WHERE st
 
 def fill(queue: JobQueue, jobs: int) -> None:
     """Insert ended jobs in SQL, and let twenty wait."""
-    dialect = queue._engine.dialect.name
+    dialect = queue.engine.dialect.name
     statement = _FILL.format(jobs=jobs, now=_NOW, **_WORDS[dialect])
-    with queue._engine.begin() as connection:
+    with queue.engine.begin() as connection:
         connection.execute(sa.text(statement), {"request": json.dumps(_REQUEST)})
         connection.execute(sa.text(_FILES))
-    with queue._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with queue.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
     for _ in range(WAITING):
         queue.submit(new_job())

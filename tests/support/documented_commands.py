@@ -257,8 +257,10 @@ def _check_docker(arguments: list[str], folder: Path) -> None:
     up = parser.add_subparsers(parser_class=argparse.ArgumentParser, required=True).add_parser("up")
     up.add_argument("--build", action="store_true")
     up.add_argument("--detach", action="store_true")
+    if arguments[:1] == ["pull"] and len(arguments) == 2:
+        return
     if arguments[:1] != ["compose"]:
-        raise CommandError("docker is used with compose")
+        raise CommandError("docker is used with compose, and to pull one image")
     options, unknown = parser.parse_known_args(arguments[1:])
     missing = [name for name in options.file or ["compose.yaml"] if not (folder / name).is_file()]
     if unknown or missing:

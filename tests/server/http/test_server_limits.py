@@ -4,21 +4,21 @@ import asyncio
 import base64
 import errno
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import httpx
 import pytest
 from api_samples import Served, png, refusal, serving
 
 from pusa.server.errors import ServiceError
+from pusa.server.feed import Snapshot
 from pusa.server.http import urls
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import HostCheck
 from pusa.server.http.sse import events
-from pusa.server.jobs.job import Job
 from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
@@ -312,18 +312,20 @@ def _answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[httpx.Reque
 
 
 def test_a_stream_without_changes_is_kept_alive() -> None:
-    async def unchanging() -> AsyncIterator[Job]:
+    async def unchanging() -> AsyncGenerator[Snapshot, None]:
         await asyncio.sleep(3600)
         yield pytest.fail("nothing changed")
 
     async def first_lines() -> list[str]:
-        no_json = no_preview = AsyncMock(return_value=None)
-        stream = events(unchanging(), no_json, no_preview, lambda: False, keep_alive_seconds=0.01)
-        lines = [await anext(stream) for _ in range(3)]
+        waiting = Snapshot(Mock(status="queued", ended=False))
+        to_json, no_preview = AsyncMock(return_value={}), AsyncMock(return_value=None)
+        stream = events(waiting, unchanging(), to_json, no_preview, lambda: False, keep_alive_seconds=0.01)
+        lines = [await anext(stream) for _ in range(4)]
         await stream.aclose()
         return lines
 
-    assert asyncio.run(first_lines()) == ["retry: 2000\n\n", ": still here\n\n", ": still here\n\n"]
+    first = ["retry: 2000\n\n", "id: 1\nevent: video\ndata: {}\n\n"]
+    assert asyncio.run(first_lines()) == [*first, ": still here\n\n", ": still here\n\n"]
 
 
 def test_a_stream_ends_when_the_server_does(tmp_path: Path) -> None:
