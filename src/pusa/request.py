@@ -297,7 +297,15 @@ class GenerationRequest(StrictModel):
     alpha_2: float | None = knob(
         None, "Alpha of the low-noise expert of Wan2.2.", unset="the model's, or as alpha", ge=0.1, le=5
     )
-    lora: list[FileReference] = knob([], "LoRA file to load instead of the model's own.", max_length=8)
+    lora: list[FileReference] = knob(
+        [],
+        "LoRA to load instead of the model's own: a file, or with a strength FILE@1.2. Wan2.2's files go to the expert "
+        "that their names tell, or high=FILE,low=FILE.",
+        max_length=8,
+    )
+    lora_layers: Literal["all", "fitting"] = knob(
+        "all", "Which layers of a LoRA must fit: all, or all but those that only image-to-video models have."
+    )
     seed: int | None = knob(
         None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
     )

@@ -136,6 +136,7 @@ def _run(
     as_json: bool,
     name: str | None = None,
     carried: dict[str, bytes] | None = None,
+    made_with: dict[str, Any] | None = None,
 ) -> None:
     path = output_path(output, name or request.prompt)
     for spec in request.conditions:
@@ -150,7 +151,7 @@ def _run(
 
     from pusa.generate import generate
 
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried), as_json)
+    _show(lambda stop: generate(request, path, stop=stop, carried=carried, made_with=made_with), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -280,7 +281,8 @@ def replay(video: str, output: str | None, as_json: bool) -> None:
 
     request, carried = read_request(metadata)
     request = with_files_found(request, carried, beside=file.parent)
-    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried)
+    weights = (metadata or {}).get("weights")
+    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried, made_with=weights)
 
 
 @main.command(epilog=_EXIT_CODES)

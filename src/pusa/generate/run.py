@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pusa import __version__, media, resources, zoo
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, prompt_hints
+from pusa.generate import inputs, loras, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.progress import Previews
@@ -39,6 +39,7 @@ def generate(
     stop: Callable[[], bool] = lambda: False,
     pipeline: PusaPipeline | None = None,
     carried: Mapping[str, bytes] | None = None,
+    made_with: Mapping[str, Any] | None = None,
     preview_every: int = 0,
     preview_seconds: float = 0.0,
     checkpoint: Path | None = None,
@@ -53,6 +54,7 @@ def generate(
         stop: called between steps and between frames; True ends the run, and no file is left.
         pipeline: a loaded pipeline; None loads the request's model and keeps it for the next request.
         carried: contents by sha256, for conditions whose files may not exist any more (see `read_request`).
+        made_with: ``weights`` in the metadata of a video that is made again; a note tells which of them have changed.
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
@@ -73,7 +75,7 @@ def generate(
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
-        metadata = {
+        metadata: dict[str, Any] = {
             "pusa": __version__,
             "request": inputs.strip_folders(resolved).model_dump(mode="json"),
             "inputs": inputs.embed(sources),
@@ -81,15 +83,30 @@ def generate(
         writer = _writer(output, resolved, metadata)  # reject what cannot be written or read before any work
         inputs.check(sources)
         report(Resolved(resolved.model_dump(mode="json")))
+        report(Stage("load"))
+        resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
+        pipe = _configure(resident, resolved)
+        if pipeline is None:
+            metadata["weights"] = loras.hashes(resolved.model, _local_folder(resolved.model), resident.loras)
+            writer = _writer(output, resolved, metadata)
+        for note in [
+            *(loras.notes(resolved, resident.loras) if request.lora else ()),
+            *loras.changes(made_with or {}, metadata.get("weights", {})),
+        ]:
+            report(Note(note))
+        if request.alpha and not loras.has_pusa(pipe):
+            report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
         saved = None
         if checkpoint is not None:
-            saved = DenoisingCheckpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
+            saved = DenoisingCheckpoint(
+                checkpoint,
+                resolved,
+                every=checkpoint_every,
+                seconds=checkpoint_seconds,
+                weights=metadata.get("weights"),
+            )
             if reason := saved.read():
                 report(Note(reason))
-        report(Stage("load"))
-        pipe = _configure(pipeline or load_pipeline(resolved.model, tuple(request.lora)), resolved)
-        if request.alpha and not _has_pusa(pipe):
-            report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
             resolved,
             sources,
@@ -190,7 +207,13 @@ def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-_resident: dict[tuple[str, tuple[str, ...]], PusaPipeline] = {}  # only the last one: models are large
+
+class _Resident(NamedTuple):
+    pipe: PusaPipeline
+    loras: loras.Loras
+
+
+_resident: dict[tuple[Any, ...], _Resident] = {}  # only the last one: models are large
 
 
 def _with_available_model(request: GenerationRequest, report: Report) -> GenerationRequest:
@@ -202,25 +225,38 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     return request.model_copy(update={"model": model})
 
 
-def load_pipeline(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:
-    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded."""
-    key = model, loras
+def load_pipeline(model: str, sources: tuple[str, ...] = (), layers: Literal["all", "fitting"] = "all") -> PusaPipeline:
+    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
+
+    Files that have changed since are read again.
+    """
+    key = model, sources, layers, loras.stats_of(_local_folder(model), sources)
     if key not in _resident:
         _resident.clear()
-        _resident[key] = _load(model, loras)
-    return _resident[key]
+        _resident[key] = _load(model, sources, layers)
+    return _resident[key].pipe
 
 
-def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
+def _load_resident(request: ResolvedRequest) -> _Resident:
+    load_pipeline(request.model, tuple(request.lora), request.lora_layers)
+    return next(iter(_resident.values()))
+
+
+def _local_folder(model: str) -> Path | None:
+    entry = zoo.find(model)
+    folder = entry.folder if entry and entry.folder else Path(model).expanduser()
+    return folder if folder.is_dir() and (entry is None or entry.folder) else None
+
+
+def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
     entry = zoo.find(model)
     in_package = entry is not None and entry.hub_id is None
     # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
     pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
-    sources: list[Any] = list(loras)
-    if not sources and entry and entry.lora and not _has_pusa(pipe):
+    sources: list[Any] = list(lora_sources)
+    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
         sources = [entry.lora.fetch()]
-    for number, source in enumerate(sources):
-        pipe.load_pusa(source, alpha=1.0, adapter_name="pusa" if number == 0 else f"lora_{number}")
+    attached = loras.attach(pipe, sources, layers)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
@@ -230,19 +266,14 @@ def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
         else:
             resources.check_gpu(max(sizes_bytes), model)
             pipe.enable_model_cpu_offload()
-    return pipe
+    return _Resident(pipe, attached)
 
 
-def _configure(pipe: PusaPipeline, request: ResolvedRequest) -> PusaPipeline:
+def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
+    pipe = resident.pipe
     pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
-    if _has_pusa(pipe):
-        second = {} if pipe.transformer_2 is None else {"transformer_2": request.alpha_2 or request.alpha}
-        pipe.set_alpha({"transformer": request.alpha, **second})
+    loras.set_alphas(pipe, request, resident.loras)
     return pipe
-
-
-def _has_pusa(pipe: PusaPipeline) -> bool:
-    return any("pusa" in names for names in pipe.get_list_adapters().values())
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pusa.lora.sources import public_name
 from pusa.server.errors import ServiceError
 from pusa.server.http.schemas import ID_PATTERN
 from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
@@ -132,7 +133,7 @@ class VideoService:
             request["prompt"] = prompt
         if vary_seed:
             request["seed"] = secrets.randbits(32)
-        request["lora"] = [Path(source).name for source in request.get("lora") or []]
+        request["lora"] = [public_name(source) for source in request.get("lora") or []]
         names = {key: f"input_{number}" for number, key in enumerate(old.inputs)}
         request["conditions"] = [
             {**condition, "file": names[condition["file"]], "sha256": None} for condition in request["conditions"]
