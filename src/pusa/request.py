@@ -303,8 +303,10 @@ class GenerationRequest(StrictModel):
         "that their names tell, or high=FILE,low=FILE.",
         max_length=8,
     )
-    lora_layers: Literal["all", "fitting"] = knob(
-        "all", "Which layers of a LoRA must fit: all, or all but those that only image-to-video models have."
+    lora_layers: Literal["all", "fitting"] | None = knob(
+        None,
+        "Which layers of a LoRA must fit: all, or all but those that only image-to-video models have.",
+        unset="all",
     )
     seed: int | None = knob(
         None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
@@ -355,6 +357,7 @@ class GenerationRequest(StrictModel):
             "alpha": self.alpha or preset_alpha(self.preset, first_alpha),
             "alpha_2": self.alpha_2
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
+            "lora_layers": self.lora_layers or "all",
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
         }
         resolved = ResolvedRequest(**{**dict(self), **values})
@@ -418,6 +421,7 @@ class ResolvedRequest(GenerationRequest):
         guidance: float
         shift: float
         alpha: float
+        lora_layers: Literal["all", "fitting"]
         seed: int
 
 

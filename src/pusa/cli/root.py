@@ -151,7 +151,8 @@ def _run(
 
     from pusa.generate import generate
 
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried, made_with=made_with), as_json)
+    options: dict[str, Any] = {"made_with": made_with} if made_with else {}
+    _show(lambda stop: generate(request, path, stop=stop, carried=carried, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
