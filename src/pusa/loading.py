@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
@@ -75,6 +75,9 @@ def load_pipeline(
         if files.is_original(folder):
             pipe = cls(**original.load_components(folder, dtype=dtype, skip=replaced) | kwargs)
         else:
+            scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+            if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
+                kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
             model = zoo.find(source)
             with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
                 pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)

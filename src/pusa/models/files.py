@@ -243,7 +243,7 @@ def describe_single_file(path: Path) -> str:
             return f"{path}: {error}: get it again, and give a model's folder"
         found = next((kind for pattern, kind in kinds if re.search(pattern, keys, re.MULTILINE)), found)
     elif path.suffix == ".gguf":
-        found = "a single GGUF file, which is not read here"
+        found = "a single GGUF file"
     elif ORIGINAL_VAE in path.name or ORIGINAL_TEXT_ENCODER in path.name:
         part = "VAE" if ORIGINAL_VAE in path.name else "text encoder"
         found = f"a single-file checkpoint of the {part}"

@@ -86,8 +86,8 @@ def check_tensors(model: torch.nn.Module, tensors: Tensors, where: str) -> None:
         faults.append(f"{len(others)} have another shape (first: {first} is {shape}, not {shapes[first]})")
     if faults:
         raise WrongArchitectureError(
-            f"{where} is not exactly its checkpoint: {'; '.join(faults)} (config.json and weights of different models, or "
-            "a file that is not whole)"
+            f"{where} is not exactly its checkpoint: {'; '.join(faults)} (config.json and weights of "
+            "different models, or a file that is not whole)"
         )
 
 
@@ -191,6 +191,18 @@ def check_together(parts: Mapping[str, Any], boundary_ratio: float | None) -> No
             raise ValueError(
                 f"{part} has {value} {what} and {with_part} has {with_value}: they are of different models"
             )
+
+
+def check_experts(experts: Collection[str], boundary_ratio: float | None) -> None:
+    """Raise ValueError unless a pipeline has the transformers that its boundary, or the lack of one, needs."""
+    if boundary_ratio is None and "transformer" not in experts:
+        raise ValueError("there is no `transformer`: give the pipeline one")
+    absent = {"transformer", "transformer_2"} - set(experts)
+    if boundary_ratio is not None and absent:
+        raise ValueError(
+            f"boundary_ratio={boundary_ratio:g} needs two transformers and {min(absent)} is not here: give it, or "
+            "register_to_config(boundary_ratio=None) to run `transformer` alone"
+        )
 
 
 def _pairs(parts: Mapping[str, Any], experts: list[str]) -> Iterator[tuple[tuple[str, Any], tuple[str, Any], str]]:
