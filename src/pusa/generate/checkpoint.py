@@ -92,6 +92,11 @@ class DenoisingCheckpoint:
             return None, 0
         return self.windows[window], self.steps_of_last if window == len(self.windows) - 1 else self.steps
 
+    def is_due(self, steps_done: int) -> bool:
+        """Tell if `save` will write the file after `steps_done` steps of a window."""
+        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
+        return not is_early or steps_done >= self.steps
+
     def save(self, window: int, latents: Tensor, steps_done: int, generator: torch.Generator) -> bool:
         """Write the file durably and atomically if it is due; return True if it was.
 
@@ -99,8 +104,7 @@ class DenoisingCheckpoint:
             window: number of the window; the earlier ones are finished.
             latents: the window's latents after `steps_done` of its steps, ``[1, C, F, h, w]``.
         """
-        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
-        if is_early and steps_done < self.steps:
+        if not self.is_due(steps_done):
             return False
         self.windows[window:] = [latents.detach().float().cpu()]
         self.steps_of_last = steps_done

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pusa.fsutil import FileStat, fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
-from pusa.lora.placement import PlacedFile, Source, place_loras
+from pusa.lora.placement import PlacedFile, Source, find_files, place_loras
 from pusa.lora.sources import EXPERTS, NOISE_OF, parse_lora
 from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
@@ -25,6 +25,13 @@ def attach(pipe: PusaPipeline, sources: Sequence[Source], layers: Literal["all",
         paths = {expert: file.path for expert, file in files.items()}
         pipe.load_pusa(paths, alpha=strengths, adapter_name=name, layers=layers)
     return loras
+
+
+def check_files(sources: Iterable[str]) -> None:
+    """Find, or download, the files of sources before a large model is loaded. Raises as `attach`."""
+    for source in sources:
+        for text in parse_lora(source).files.values():
+            find_files(text)
 
 
 def has_pusa(pipe: PusaPipeline) -> bool:
@@ -78,17 +85,19 @@ def stats_of(model: Path | None, sources: Iterable[str]) -> tuple[FileStat, ...]
     return tuple(stat for path in paths for stat in stat_of(path))
 
 
-def hashes(model: str, folder: Path | None, loras: Loras) -> dict[str, Any]:
-    """Hash the weights a video is made with: the model's folder, if it is on this machine, and each LoRA file."""
+def hashes(source: str, folder: Path | None, loras: Loras) -> dict[str, Any]:
+    """Hash the weights a video is made with: the model's folder, or else its Hub id and revision, and each LoRA."""
     files = [{"file": file.path.name, "sha256": fingerprint_of(file.path)} for lora in loras for file in lora.values()]
-    return {"model": {"sha256": fingerprint_of(folder)} if folder else {"source": model}, "lora": files}
+    return {"model": {"sha256": fingerprint_of(folder)} if folder else {"source": source}, "lora": files}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Write a line for each model or LoRA that is another one than `hashes` returned before."""
-    old, new = (weights.get("model", {}).get("sha256") for weights in (before, now))
-    if old and new and old != new:
-        yield f"the model is another one than this video was made with (sha256 {new[:12]}..., was {old[:12]}...)"
+    old, new = (weights.get("model", {}) for weights in (before, now))
+    for key, name in (("sha256", "sha256 "), ("source", "")):
+        if key in old and key in new and old[key] != new[key]:
+            was, is_now = (weights[key][:12] + "..." if name else weights[key] for weights in (old, new))
+            yield f"the model is another one than this video was made with ({name}{is_now}, was {was})"
     old_files, new_files = before.get("lora", []), now.get("lora", [])
     for was, file in zip(old_files, new_files, strict=False):
         if was["sha256"] != file["sha256"]:

@@ -24,7 +24,8 @@ from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
-from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
+from pusa.models.finite import check_decoded, is_finite
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
@@ -69,7 +70,9 @@ def generate(
 
     Raises:
         ValueError, FileNotFoundError: a name, an input, a position or a size is invalid; before any denoising.
-        DecodeMemoryError: decoding ran out of memory; the latents are saved beside `output`, for `decode`.
+        NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
+        DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
+            names the file. DecodeMemoryError: because memory ran out.
     """
 
     def run(report: Report) -> None:
@@ -87,7 +90,9 @@ def generate(
         resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
         pipe = _configure(resident, resolved)
         if pipeline is None:
-            metadata["weights"] = loras.hashes(resolved.model, _local_folder(resolved.model), resident.loras)
+            identity = getattr(pipe, "text_encoder_identity", None) or ""
+            source = identity if "@" in identity else resolved.model  # of a Hub model its id and revision
+            metadata["weights"] = loras.hashes(source, _local_folder(resolved.model), resident.loras)
             writer = _writer(output, resolved, metadata)
         for note in [
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
@@ -136,6 +141,8 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         z, metadata = load_latents(latents)
+        if not is_finite(z):
+            raise ValueError(f"{latents} holds NaN or infinity: denoise the video again")
         request = GenerationRequest.model_validate(metadata["request"])
         writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
         report(Stage("load"))
@@ -249,6 +256,7 @@ def _local_folder(model: str) -> Path | None:
 
 
 def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
+    loras.check_files(lora_sources)
     entry = zoo.find(model)
     in_package = entry is not None and entry.hub_id is None
     # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
@@ -300,13 +308,63 @@ def _write(
     """Decode and write the video chunk by chunk, so that memory does not grow with its length."""
     saved = writer.path.with_suffix(".latents.safetensors")
     existed = saved.exists()
-    with writer:
-        for frame in _output_frames(plan, _decoded(plan.pieces, pipe, saved, metadata, report)):
-            if stop():
-                raise RunEnded
-            writer.write(frame)
+    with TemporaryFile() as file:  # on disk, so that memory does not grow with the video
+        pieces = _Pieces(plan.pieces, file, report)
+        try:
+            with writer:
+                for frame in _output_frames(plan, _decoded(pieces, pipe, lambda z: save_latents(saved, z, metadata))):
+                    if stop():
+                        raise RunEnded
+                    writer.write(frame)
+        except Exception as error:  # no fault of decoding or writing may cost hours of denoising
+            if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
+                raise
+            latents = pieces.read_back()
+            try:
+                save_latents(saved, latents, metadata)
+            except OSError:  # a full disk
+                raise error from None
+            kind = DecodeMemoryError if isinstance(error, DecodeMemoryError) else DecodeError
+            reason = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+            message = f"{reason}; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
+            raise kind(message, latents) from error
     if not existed:
         saved.unlink(missing_ok=True)
+
+
+class _Pieces:
+    """Iterate over pieces of latents as they are denoised, and keep them in a file.
+
+    Attributes:
+        denoised: how many pieces there have been.
+        is_denoising: the next piece is being made, so that an error is not one of decoding.
+        are_all_denoised: no piece is left to make.
+    """
+
+    def __init__(self, pieces: Iterable[Tensor], file: IO[bytes], report: Report) -> None:
+        self._pieces, self._file, self._report = pieces, file, report
+        self.denoised, self.is_denoising = 0, False
+        self.are_all_denoised = isinstance(pieces, list)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.is_denoising = True
+        for piece in self._pieces:
+            self.is_denoising = False
+            np.save(self._file, piece.cpu().numpy())
+            self.denoised += 1
+            self._report(Stage("decode"))
+            yield piece
+            self.is_denoising = True
+        self.is_denoising = False
+
+    def read_back(self) -> Tensor:
+        """Return all pieces so far as one, ``[1, C, F, h, w]``."""
+        end = self._file.tell()
+        self._file.seek(0)
+        pieces = []
+        while self._file.tell() < end:
+            pieces.append(torch.from_numpy(np.load(self._file)))
+        return torch.cat(pieces, dim=2)
 
 
 def _output_frames(plan: OutputPlan, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -352,46 +410,26 @@ def _add(frame: np.ndarray, difference: Any) -> np.ndarray:
     return (frame + difference).round().clip(0, 255).astype(np.uint8)
 
 
-def _decoded(
-    pieces: Iterable[Tensor], pipe: PusaPipeline, saved: Path, metadata: dict[str, Any], report: Report
-) -> Iterator[np.ndarray]:
-    """Yield the frames of each piece as soon as it is denoised; save the latents if decoding runs out of memory."""
+def _decoded(pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None]) -> Iterator[np.ndarray]:
+    """Yield the frames of each piece as soon as it is denoised.
+
+    If decoding runs out of memory, save the latents, and decode them again in ways that need less.
+    """
     frames_shown = 0
-    is_decoding = False
-
-    with TemporaryFile() as denoised:  # on disk, so that memory does not grow with the video
-
-        def read_pieces() -> Iterator[Tensor]:
-            nonlocal is_decoding
-            for piece in pieces:
-                np.save(denoised, piece.cpu().numpy())
-                report(Stage("decode"))
-                is_decoding = True
-                yield piece
-                is_decoding = False
-
-        try:
-            for chunk in decode_chunks(pipe.vae, read_pieces()):
-                yield media.to_uint8(chunk)
-                frames_shown += chunk.shape[2]
-            return
-        except RuntimeError as error:
-            if not is_decoding or not is_out_of_memory(error):
-                raise
-        latents = torch.cat(list(_read_back(denoised)), dim=2)
-    save_latents(saved, latents, metadata)
-    message = f"out of memory while decoding; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
-    if not isinstance(pieces, list):  # the remaining pieces are not denoised yet
-        raise DecodeMemoryError(message, latents)
+    try:
+        for chunk in decode_chunks(pipe.vae, pieces):
+            yield media.to_uint8(check_decoded(chunk))
+            frames_shown += chunk.shape[2]
+        return
+    except RuntimeError as error:
+        if pieces.is_denoising or not is_out_of_memory(error):
+            raise
+    latents = pieces.read_back()
+    save(latents)
+    if not pieces.are_all_denoised:
+        raise DecodeMemoryError("out of memory while decoding", latents)
     try:
         frames = decode_video(pipe.vae, latents)
     except DecodeMemoryError as error:
-        raise DecodeMemoryError(message, latents) from error
-    yield media.to_uint8(frames[:, :, frames_shown:])
-
-
-def _read_back(file: IO[bytes]) -> Iterator[Tensor]:
-    end = file.tell()
-    file.seek(0)
-    while file.tell() < end:
-        yield torch.from_numpy(np.load(file))
+        raise DecodeMemoryError("out of memory while decoding", latents) from error
+    yield media.to_uint8(check_decoded(frames[:, :, frames_shown:]))
