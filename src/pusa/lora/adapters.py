@@ -8,6 +8,7 @@ CPU.
 import logging
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -192,7 +193,7 @@ def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
     owners = [*modules.values(), *([pipeline] if isinstance(pipeline, DiffusionPipeline) else [])]
     states = [state_of(model) for model in models]  # made before they are kept, as an attribute of their models
     containers: list[Any] = [vars(owner) for owner in [*owners, *states]]
-    containers += [v for owner in containers for v in owner.values() if isinstance(v, dict | list)]
+    containers += [v for owner in containers for v in owner.values() if type(v) in (dict, list, OrderedDict)]
     kept = [(container, copy(container)) for container in containers]
     trainable = {id(p) for model in models for p in model.parameters() if p.requires_grad}
     try:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.models.files import DamagedFileError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 
 Layout = Literal["comfyui", "diffusers", "original"]
@@ -204,7 +205,7 @@ def read_lora(path: Path, expert: str | None = None, *, shapes_only: bool = Fals
         return lora
     for name, values in [*lora.deltas.items(), *((name, half) for name, pair in lora.pairs.items() for half in pair)]:
         if values.numel() and not all(bool(bound.isfinite()) for bound in values.aminmax()):
-            raise ValueError(f"{path.name} holds NaN or infinity, first in {name}: it is damaged, get it again")
+            raise DamagedFileError(f"{path.name} holds NaN or infinity, first in {name}: it is damaged, get it again")
     return lora
 
 

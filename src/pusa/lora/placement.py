@@ -86,7 +86,7 @@ def place_lora(experts: Collection[str], source: Source) -> dict[str, PlacedFile
     placed = {}
     for expert, text in named.items():
         reference = parse_lora(text)  # a mapping may hold FILE@STRENGTH, too
-        files = _find_files(reference.files.get("", text))
+        files = find_files(reference.files.get("", text))
         strength = strengths.get(expert, reference.strengths.get(""))
         placed[expert] = PlacedFile(files.get("") or files[expert], strength, "as given")
     return placed
@@ -94,7 +94,7 @@ def place_lora(experts: Collection[str], source: Source) -> dict[str, PlacedFile
 
 def _place_unnamed(experts: Collection[str], source: str, strength: float | None) -> dict[str, PlacedFile]:
     """Find the files of a source that names no expert, and choose the experts."""
-    files = _find_files(source)
+    files = find_files(source)
     if "" not in files:
         if files.keys() - set(experts):
             names = " and ".join(path.name for path in files.values())
@@ -122,7 +122,7 @@ def _place_unnamed(experts: Collection[str], source: str, strength: float | None
 # ---- files ----
 
 
-def _find_files(source: str | os.PathLike[str]) -> dict[str, Path]:
+def find_files(source: str | os.PathLike[str]) -> dict[str, Path]:
     """Find the LoRA file of a source, under the key "", or a Wan2.2 pair, under "transformer" and "transformer_2".
 
     A source is a file, a folder, or on the Hub `owner/repo`, `owner/repo/folder` or `owner/repo/file.safetensors`. The
@@ -174,7 +174,7 @@ def _from_hub(repo: str, inside: str) -> dict[str, Path]:
     except Exception as error:  # its class depends on the Hub client's HTTP library
         raise FileNotFoundError(f"{where!r} is not on this machine, and the Hub did not give it: {error}") from error
     if cached is not None:
-        return _find_files(cached / inside)
+        return find_files(cached / inside)
     chosen = _choose(names, where)
     configs = [name for name in names if name.rpartition("/")[2] == "adapter_config.json"]  # PEFT's scale
     paths = {name: Path(hub.hf_hub_download(repo, name)) for name in [*chosen.values(), *configs]}

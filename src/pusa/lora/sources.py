@@ -61,8 +61,8 @@ def parse_lora(text: str, exists: Callable[[str], bool] | None = None) -> LoraRe
         ValueError: one expert is named twice, a file is missing after ``=``, or a strength is no number.
     """
     exists = exists or _is_on_this_machine
-    if exists(text) or _KEY.match(text) is None:
-        file, strength = _split_strength(text, exists)
+    file, strength = _split_strength(text, exists)
+    if exists(file) or _KEY.match(text) is None:
         return LoraReference({"": file}, {} if strength is None else {"": strength})
     files: dict[str, str] = {}
     strengths: dict[str, float] = {}
