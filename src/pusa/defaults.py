@@ -1,8 +1,13 @@
-"""Default size, length and sampling of a model."""
+"""Default size, length and sampling of a model, and the sizes that it can make."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from pusa.positions import latent_frames, nearest_of
+
+logger = logging.getLogger(__name__)
 
 WAN_NEGATIVE_PROMPT = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
@@ -46,3 +51,52 @@ class GenerationDefaults:
 
 
 WAN_DEFAULTS = GenerationDefaults()
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Size of one video, rounded to the model's grid; `shape` is that of its latents, ``(C, F, h, w)``."""
+
+    height: int
+    width: int
+    num_frames: int
+    shape: tuple[int, int, int, int]
+
+
+def clip_size(
+    defaults: GenerationDefaults,
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+    *,
+    channels: int,
+    patch: int,
+    spatial_factor: int,
+    temporal_factor: int,
+) -> ClipSize:
+    """Fill in a size from `defaults`, and round it to whole patches and latent frames, with a warning.
+
+    Args:
+        channels: latent channels.
+        patch: latent pixels that the transformer takes as one token, along a side.
+        spatial_factor, temporal_factor: pixels and frames to a latent one.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    multiple = spatial_factor * patch
+    height = _rounded("height", defaults.height if height is None else height, multiple)
+    width = _rounded("width", defaults.width if width is None else width, multiple)
+    num_frames = _rounded("num_frames", defaults.num_frames if num_frames is None else num_frames, temporal_factor, 1)
+    frames = latent_frames(num_frames, temporal_factor)
+    return ClipSize(height, width, num_frames, (channels, frames, height // spatial_factor, width // spatial_factor))
+
+
+def _rounded(name: str, value: int, multiple: int, offset: int = 0) -> int:
+    if value < 1:
+        raise ValueError(f"{name}={value} is below 1")
+    rounded = nearest_of(value, multiple, offset)
+    if rounded != value:
+        rule = f"{multiple}n + {offset}" if offset else f"a multiple of {multiple}"
+        logger.warning("%s=%d becomes %d: it must be %s", name, value, rounded, rule)
+    return rounded

@@ -1,9 +1,9 @@
-"""Flush, replace and hash files, and recognise a full disk."""
+"""Flush, replace and hash files, tell if they changed, and recognise a full disk."""
 
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,3 +53,52 @@ def sha256_of(path: Path) -> str:
     """Hash a file's content; return hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+FileStat = tuple[str, int, int, int, int]
+
+_MODEL_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json", ".model", ".txt"}
+_WHOLE_BYTES = 1 << 28  # larger files of a folder are hashed at samples
+_SAMPLE_BYTES, _SAMPLES = 1 << 16, 256
+
+
+def stat_of(path: Path) -> tuple[FileStat, ...]:
+    """List path, inode, size and times of a file, or of a model folder's files; empty if there is none.
+
+    Any write to a file, or another one in its place, changes the list.
+    """
+    found = [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix in _MODEL_SUFFIXES)
+    stats = [(file, file.stat()) for file in found if file.is_file()]
+    return tuple((str(file), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file, s in stats)
+
+
+_hashes: dict[tuple[FileStat, ...], str] = {}  # of files as they were
+
+
+def fingerprint_of(path: Path) -> str:
+    """Hash a file (its SHA-256) or a model folder; return hexadecimal digits.
+
+    In a folder, files count with their names, and those above 256 MB by 256 samples of 64 KiB: a model of 60 GB takes
+    seconds. What has not changed since the last call is not read again.
+    """
+    stats = stat_of(path)
+    if stats not in _hashes:
+        _hashes[stats] = _hash_folder(path, stats) if path.is_dir() else sha256_of(path)
+    return _hashes[stats]
+
+
+def _hash_folder(folder: Path, stats: Iterable[FileStat]) -> str:
+    digest = hashlib.sha256()
+    for name, _, size_bytes, *_ in stats:
+        file = Path(name)
+        digest.update(f"{file.relative_to(folder).as_posix()}:{size_bytes};".encode())
+        if size_bytes <= _WHOLE_BYTES:
+            digest.update(sha256_of(file).encode())
+            continue
+        with file.open("rb") as stream:
+            for sample in range(_SAMPLES):
+                stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from pusa import resources, zoo
-from pusa.models import files, original, tiny
+from pusa.models import files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
@@ -60,22 +60,30 @@ def load_pipeline(
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
     if str(source) == "tiny":
-        parts = tiny.components(dtype=dtype or {})
-        identity = identity_of_module(parts["text_encoder"], parts["tokenizer"])
-        pipe = cls(**parts | kwargs)
+        components = tiny.components(dtype=dtype or {})
+        identity = identity_of_module(components["text_encoder"], components["tokenizer"])
+        pipe = cls(**components | kwargs)
     else:
         hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         replaced = [name for name in COMPONENTS if name in kwargs]
         options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
         folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
         fills_ram = kwargs.keys().isdisjoint(("device_map", "quantization_config"))  # otherwise not bf16 or fp32 in RAM
-        dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=fills_ram)
+        _check_together(folder, kwargs)
+        variant = kwargs.get("variant")
+        dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=fills_ram, variant=variant)
         if files.is_original(folder):
             pipe = cls(**original.load_components(folder, dtype=dtype, skip=replaced) | kwargs)
         else:
+            scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+            if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
+                kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
             model = zoo.find(source)
             with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
                 pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
+            for part in parts.PARTS:
+                if part not in kwargs and getattr(pipe, part, None) is not None:
+                    _release_files(getattr(pipe, part))
             if "vae" not in kwargs and pipe.vae is not None and pipe.vae.dtype == torch.bfloat16:
                 channels_last(pipe.vae)
         identity = revision or _identity(folder)
@@ -94,6 +102,15 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+def _release_files(model: torch.nn.Module) -> None:
+    """Copy the few weights that a model in bf16 or fp16 keeps in fp32: as views they keep their file mapped, whole."""
+    plain = [p for p in model.parameters() if type(p) is torch.nn.Parameter and p.device.type == "cpu"]
+    in_fp32 = [p for p in plain if p.dtype == torch.float32]
+    if len(in_fp32) < len(plain):
+        for parameter in in_fp32:
+            parameter.data = parameter.data.clone()
 
 
 def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub: Any) -> UMT5EncoderModel:
@@ -123,6 +140,8 @@ def _fetch(
     if folder.is_dir():
         return folder, None
     hub_id = model.hub_id if model and model.hub_id else str(source)
+    if Path(source).expanduser().is_file():
+        raise ValueError(files.describe_single_file(Path(source).expanduser()))
     if "/" not in hub_id:
         zoo.get(hub_id)  # raises
     if hub_id.count("/") != 1 or hub_id.startswith((".", "~", "/")):
@@ -144,6 +163,7 @@ def _check_folder(
     skip: Collection[str],
     dtype: "DType | None",
     check_ram: bool = True,
+    variant: str | None = None,
 ) -> DType:
     """Check files, architecture and memory for a folder before it is read; return the dtype to load it in."""
     missing = files.missing_files(folder, skip=skip)
@@ -151,6 +171,8 @@ def _check_folder(
         raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
     model = zoo.find(source)
     _check_architecture(folder, model, skip=skip)
+    if not files.is_original(folder):  # the original's parts are checked as they are mapped
+        parts.check_checkpoints(folder, skip=skip, variant=variant)
     counts = files.parameter_counts(folder, skip=skip)
     if dtype is None:
         is_ours = model is not None and model.folder is not None
@@ -158,6 +180,28 @@ def _check_folder(
     if check_ram:
         resources.check_ram(resources.weight_bytes(counts, dtype), str(source))
     return dtype
+
+
+def _check_together(folder: Path, kwargs: Mapping[str, Any]) -> None:
+    """Check the configurations of a folder's parts, and of those that replace them, against each other."""
+    if files.is_original(folder):
+        return
+    index = files.read_json(folder / "model_index.json")
+    configs: dict[str, Any] = {}
+    for part in parts.PARTS:
+        if part in kwargs:
+            config = getattr(kwargs[part], "config", None)
+        else:
+            config = files.read_json(folder / part / "config.json") if (index.get(part) or [None])[0] else None
+        if config:
+            configs[part] = config
+    boundary = kwargs.get("boundary_ratio", index.get("boundary_ratio"))
+    parts.check_together(configs, boundary)
+    if boundary is not None and "transformer" in configs and "transformer_2" not in {**configs, **kwargs}:
+        raise ValueError(
+            f"{folder.name} has boundary_ratio={boundary:g} and no transformer_2 to take over there: add its folder, "
+            "or give boundary_ratio=None to run one transformer alone"
+        )
 
 
 def _check_hub(hub_id: str, options: Mapping[str, Any]) -> None:
@@ -185,7 +229,7 @@ def _check_architecture(folder: Path, model: ZooModel | None, *, skip: Collectio
     if files.is_original(folder):
         for component, place in files.original_experts(folder).items():
             if component not in skip:
-                original.transformer_config(place)
+                original.empty_transformer(place)
     else:
         for component in ("transformer", "transformer_2"):
             if component in files.diffusers_components(folder) and component not in skip:
@@ -203,7 +247,7 @@ def _check_config(config: Mapping[str, Any], model: ZooModel | None, where: str)
 def _identity(folder: Path) -> str | None:
     """Hash the text encoder and tokenizer in a folder; None if one of them is not there."""
     if files.is_original(folder):
-        parts = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER), folder / files.ORIGINAL_TOKENIZER]
+        places = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER), folder / files.ORIGINAL_TOKENIZER]
     else:
-        parts = [folder / "text_encoder", folder / "tokenizer"]
-    return identity_of_files(parts) if all(part.exists() for part in parts) else None
+        places = [folder / "text_encoder", folder / "tokenizer"]
+    return identity_of_files(places) if all(place.exists() for place in places) else None

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,19 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from pusa.conditions import Placement, PusaCondition, place
-from pusa.defaults import WAN_DEFAULTS, GenerationDefaults
+from pusa.defaults import WAN_DEFAULTS, ClipSize, GenerationDefaults, clip_size
 from pusa.lora import operations as lora
+from pusa.lora.sources import EXPERTS
+from pusa.models.finite import FiniteSteps, NotFiniteError, check_decoded, is_finite
+from pusa.models.parts import PARTS, check_experts, check_together
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.positions import latent_frames, nearest_of
-from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.scheduler import check_scheduler, check_table, from_other
 
 logger = logging.getLogger(__name__)
 
 Conditions = Sequence[PusaCondition] | Sequence[Sequence[PusaCondition]]
-
-
-@dataclass(frozen=True)
-class _ClipSize:
-    """Size of one video, rounded to the model's grid; `shape` is that of its latents, ``(C, F, h, w)``."""
-
-    height: int
-    width: int
-    num_frames: int
-    shape: tuple[int, int, int, int]
 
 
 class PusaPipeline(WanPipeline):
@@ -49,7 +41,8 @@ class PusaPipeline(WanPipeline):
 
     The constructor takes stock components: it turns transformers into `PusaWanTransformer3DModel` in place and replaces
     other schedulers by `PusaFlowMatchEulerScheduler` (with the shift of a flow-matching Euler one, else the original's
-    5). `save_pretrained` writes a folder that plain diffusers loads too.
+    5, and a warning); one assigned later must be of that class. `save_pretrained` writes a folder that plain diffusers
+    loads too.
 
     Attributes:
         defaults: values for the arguments that a call leaves None: Wan's, or those of the model loaded.
@@ -75,13 +68,23 @@ class PusaPipeline(WanPipeline):
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             vae=vae,
-            scheduler=_pusa_scheduler(scheduler),
+            scheduler=from_other(scheduler),
             transformer=transformer,
             transformer_2=transformer_2,
             boundary_ratio=boundary_ratio,
             expand_timesteps=expand_timesteps,
         )
         self.defaults: GenerationDefaults = WAN_DEFAULTS
+        check_together(self._configs(), boundary_ratio)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scheduler":
+            check_scheduler(value)
+        super().__setattr__(name, value)
+
+    def _configs(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in PARTS}
+        return {name: part.config for name, part in found.items() if part is not None and hasattr(part, "config")}
 
     _callback_tensor_inputs = [*WanPipeline._callback_tensor_inputs, "denoised"]  # noqa: RUF012 (as in diffusers)
 
@@ -198,6 +201,7 @@ class PusaPipeline(WanPipeline):
 
         Raises:
             ValueError, TypeError: an argument or a condition does not fit; see `PusaCondition` and `place`.
+            NotFiniteError: NaN or infinity; it names the step and the transformer, the text encoder or the VAE.
             DecodeMemoryError: decoding ran out of memory; it carries the denoised latents.
         """
         # 1. Check inputs
@@ -209,7 +213,8 @@ class PusaPipeline(WanPipeline):
         prompts = [prompt] if isinstance(prompt, str) else prompt
         num_prompts = len(prompts) if prompts is not None else prompt_embeds.shape[0]  # type: ignore[union-attr]
         batch_size = num_prompts * num_videos_per_prompt
-        self._check_call((batch_size, *size.shape), num_videos_per_prompt, output_type, latents, start_step)
+        shape, tensors = (batch_size, *size.shape), (latents, prompt_embeds, negative_prompt_embeds)
+        self._check_call(shape, num_videos_per_prompt, output_type, *tensors, start_step)
         self._set_guidance(guidance_scale, guidance_scale_2)
         self._attention_kwargs, self._interrupt = attention_kwargs, False
 
@@ -260,6 +265,7 @@ class PusaPipeline(WanPipeline):
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
         }
+        self._finite = FiniteSteps(start_step, steps)
         with self.progress_bar(total=steps - start_step) as progress:
             for k in range(start_step, steps):
                 if self.interrupt:
@@ -268,6 +274,7 @@ class PusaPipeline(WanPipeline):
                 x = tensors["latents"]
                 v = self._velocity(k, **tensors)
                 tensors["latents"] = scheduler.step(v, t, x, return_dict=False)[0]
+                self._finite.record(tensors["latents"], self._expert(k)[0])
                 if callback is not None:
                     visible = dict(tensors)
                     if "denoised" in callback_tensors:
@@ -276,14 +283,24 @@ class PusaPipeline(WanPipeline):
                     tensors |= {name: changed[name] for name in tensors.keys() & changed.keys()}
                 progress.update()
         self._current_timestep = None
+        self.check_finite()
         return tensors["latents"]
+
+    def check_finite(self) -> None:
+        """Raise NotFiniteError for the first step so far whose latents are not finite.
+
+        A call does so at its end: a callback that copies latents does it earlier, at the price of one wait for the
+        device.
+        """
+        self._finite.check()
 
     def _velocity(
         self, k: int, latents: Tensor, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None
     ) -> Tensor:
         """Predict the guided velocity at step k, ``[B, C, F, h, w]``."""
         sigma = float(self.scheduler.sigmas[k])
-        model, guidance = self._expert(sigma)
+        expert, guidance = self._expert(k)
+        model = getattr(self, expert)
         x = latents.to(model.dtype)
         timesteps = self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2])  # [B, F]
 
@@ -303,12 +320,12 @@ class PusaPipeline(WanPipeline):
         v_uncond = predict("uncond", negative_prompt_embeds)
         return v_uncond + guidance * (v - v_uncond)
 
-    def _expert(self, sigma: float) -> tuple[PusaWanTransformer3DModel, float]:
-        """Choose the transformer and its guidance scale by the base grid's sigma, as Wan2.2 does."""
-        boundary = self.config.boundary_ratio
-        if boundary is None or sigma >= boundary:
-            return self.transformer, self._guidance_scale
-        return self.transformer_2, self._guidance_scale_2
+    def _expert(self, k: int) -> tuple[str, float]:
+        """Choose the transformer and its guidance scale by the base grid's timestep at step k, as Wan2.2 does."""
+        boundary, scale = self.config.boundary_ratio, self.scheduler.config.num_train_timesteps
+        if boundary is None or float(self.scheduler.sigmas[k] * scale) >= boundary * scale:
+            return "transformer", self._guidance_scale
+        return "transformer_2", self._guidance_scale_2
 
     @torch.no_grad()
     def encode_frames(self, video: Tensor) -> Tensor:
@@ -317,7 +334,9 @@ class PusaPipeline(WanPipeline):
 
     def decode(self, latents: Tensor, output_type: str = "np") -> Any:
         """Decode normalised latents ``[B, C, F, h, w]`` to frames of `output_type`; see `vae.decode_video`."""
-        return self.video_processor.postprocess_video(decode_video(self.vae, latents), output_type=output_type)
+        return self.video_processor.postprocess_video(
+            check_decoded(decode_video(self.vae, latents), latents), output_type=output_type
+        )
 
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield frames ``[B, 3, n, H, W]`` in -1..1 as soon as they are decoded; see `vae.decode_chunks`."""
@@ -325,16 +344,16 @@ class PusaPipeline(WanPipeline):
 
     # ---- preparation -------------------------------------------------------------------------------------------
 
-    def _resolve_size(self, height: int | None, width: int | None, num_frames: int | None) -> _ClipSize:
+    def _resolve_size(self, height: int | None, width: int | None, num_frames: int | None) -> ClipSize:
         """Fill in the size from `defaults`, and round it to whole patches and latent frames."""
         model = (self.transformer or self.transformer_2).config
-        scale, factor = self.vae_scale_factor_spatial, self.vae_scale_factor_temporal
-        multiple = scale * model.patch_size[1]
-        height = _rounded("height", self.defaults.height if height is None else height, multiple)
-        width = _rounded("width", self.defaults.width if width is None else width, multiple)
-        num_frames = _rounded("num_frames", self.defaults.num_frames if num_frames is None else num_frames, factor, 1)
-        shape = model.in_channels, latent_frames(num_frames, factor), height // scale, width // scale
-        return _ClipSize(height, width, num_frames, shape)
+        return clip_size(
+            self.defaults, height, width, num_frames,
+            channels=model.in_channels,
+            patch=model.patch_size[1],
+            spatial_factor=self.vae_scale_factor_spatial,
+            temporal_factor=self.vae_scale_factor_temporal,
+        )  # fmt: skip
 
     def _check_call(
         self,
@@ -342,8 +361,12 @@ class PusaPipeline(WanPipeline):
         num_videos_per_prompt: int,
         output_type: str,
         latents: Tensor | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
         start_step: int,
     ) -> None:
+        check_together(self._configs(), self.config.boundary_ratio)
+        check_experts([name for name in EXPERTS if getattr(self, name) is not None], self.config.boundary_ratio)
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt={num_videos_per_prompt} is below 1")
         if output_type not in ("np", "pt", "pil", "latent"):
@@ -352,6 +375,9 @@ class PusaPipeline(WanPipeline):
             raise ValueError(f"start_step={start_step} needs the latents that were reached there")
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"latents of shape {list(latents.shape)}: this call needs {list(shape)}")
+        given = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        if bad := next((name for name, value in given.items() if value is not None and not is_finite(value)), None):
+            raise ValueError(f"{bad} holds NaN or infinity: give others")
 
     def _set_guidance(self, scale: float | None, scale_2: float | None) -> None:
         self._guidance_scale = self.defaults.guidance if scale is None else scale
@@ -362,7 +388,7 @@ class PusaPipeline(WanPipeline):
         conditions: Conditions | None,
         num_prompts: int,
         num_videos_per_prompt: int,
-        size: _ClipSize,
+        size: ClipSize,
         fps: float | None,
     ) -> Placement | None:
         """Encode conditions to latents ``[B or 1, C, F, h, w]`` and noise multipliers ``[B or 1, F]``."""
@@ -388,6 +414,10 @@ class PusaPipeline(WanPipeline):
             )
             for one in lists
         ]
+        if not all(is_finite(placement.latents) for placement in placements):
+            raise NotFiniteError(
+                "the latents of a condition hold NaN or infinity: load the VAE in fp32, or give others", "vae"
+            )
         repeats = num_videos_per_prompt if per_prompt else 1
         return Placement(
             latents=torch.stack([p.latents for p in placements]).repeat_interleave(repeats, 0),
@@ -424,7 +454,7 @@ class PusaPipeline(WanPipeline):
         )
         if frame_sigmas is not None:
             table = torch.as_tensor(frame_sigmas).float()
-            self._check_table(table, batch_size, frames)
+            check_table(self.scheduler, table, batch_size, frames, self.config.boundary_ratio)
             free = (
                 torch.ones(frames, dtype=torch.bool) if placement is None else (placement.noise_multipliers == 1).all(0)
             )
@@ -436,22 +466,6 @@ class PusaPipeline(WanPipeline):
         steps = len(self.scheduler.timesteps)
         if not 0 <= start_step <= steps:
             raise ValueError(f"start_step={start_step} is outside 0..{steps}")
-
-    def _check_table(self, table: Tensor, batch_size: int, frames: int) -> None:
-        _, table_videos, table_frames = self.scheduler.frame_sigmas.shape
-        if table_videos not in (1, batch_size):
-            raise ValueError(f"frame_sigmas is for {table_videos} videos, this call makes {batch_size}")
-        if table_frames not in (1, frames):
-            raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {frames}")
-        boundary = self.config.boundary_ratio
-        if boundary is not None:
-            rows = table[:-1].flatten(1)
-            lowest = torch.where(rows > 0, rows, 1.0).amin(1)  # finished frames need no expert
-            if bool(((rows.amax(1) >= boundary) & (lowest < boundary)).any()):
-                raise ValueError(
-                    "frame_sigmas has frames on both sides of the boundary between the two experts at one step: "
-                    "waves need a model with one transformer"
-                )
 
     def _encode_prompts(
         self,
@@ -477,22 +491,8 @@ class PusaPipeline(WanPipeline):
             embeds if source is None else source.to(self._execution_device).repeat_interleave(num_videos_per_prompt, 0)
             for embeds, source in zip(encoded, sources, strict=True)
         )
+        if not all(is_finite(embeds) for embeds in (positive, negative) if embeds is not None):
+            raise NotFiniteError(
+                "the text_encoder has computed NaN or infinity: load it in bf16 or fp32", "text_encoder"
+            )
         return positive, negative if self.do_classifier_free_guidance else None
-
-
-def _rounded(name: str, value: int, multiple: int, offset: int = 0) -> int:
-    if value < 1:
-        raise ValueError(f"{name}={value} is below 1")
-    rounded = nearest_of(value, multiple, offset)
-    if rounded != value:
-        rule = f"{multiple}n + {offset}" if offset else f"a multiple of {multiple}"
-        logger.warning("%s=%d becomes %d: it must be %s", name, value, rounded, rule)
-    return rounded
-
-
-def _pusa_scheduler(scheduler: SchedulerMixin) -> PusaFlowMatchEulerScheduler:
-    if isinstance(scheduler, PusaFlowMatchEulerScheduler):
-        return scheduler
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return PusaFlowMatchEulerScheduler(shift=scheduler.config.shift)
-    return PusaFlowMatchEulerScheduler()

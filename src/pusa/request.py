@@ -283,7 +283,17 @@ class GenerationRequest(StrictModel):
     alpha_2: float | None = field(
         None, "Alpha of the low-noise expert of Wan2.2.", unset="the model's, or as alpha", ge=0.1, le=5
     )
-    lora: list[FileReference] = field([], "LoRA file to load instead of the model's own.", max_length=8)
+    lora: list[FileReference] = field(
+        [],
+        "LoRA to load instead of the model's own: a file, or with a strength FILE@1.2. Wan2.2's files go to the expert "
+        "that their names tell, or high=FILE,low=FILE.",
+        max_length=8,
+    )
+    lora_layers: Literal["all", "fitting"] | None = field(
+        None,
+        "Which layers of a LoRA must fit: all, or all but those that only image-to-video models have.",
+        unset="all",
+    )
     seed: int | None = field(
         None, "The same seed gives the same video.", unset="one is drawn, and stored in the file", ge=0, le=2**63 - 1
     )
@@ -333,6 +343,7 @@ class GenerationRequest(StrictModel):
             "alpha": self.alpha or preset_alpha(self.preset, first_alpha),
             "alpha_2": self.alpha_2
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
+            "lora_layers": self.lora_layers or "all",
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
         }
         resolved = ResolvedRequest(**{**dict(self), **values})
@@ -400,6 +411,7 @@ class ResolvedRequest(GenerationRequest):
         guidance: float
         shift: float
         alpha: float
+        lora_layers: Literal["all", "fitting"]
         seed: int
 
     @model_validator(mode="after")

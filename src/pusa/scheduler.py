@@ -7,7 +7,9 @@ multiplier m scales a column (Pusa V1.0, arXiv 2507.16116, Algorithm 1 and appen
 """
 
 import json
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -16,6 +18,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from pusa.numerals import check_noise_multiplier
+
+logger = logging.getLogger(__name__)
 
 
 def shifted(sigmas: Tensor, shift: float) -> Tensor:
@@ -234,6 +238,77 @@ class PusaFlowMatchEulerScheduler(SchedulerMixin, ConfigMixin):
         """Count steps from `begin_index` on, without comparing timesteps (no device synchronisation)."""
         self._begin_index = begin_index
         self._step_index = self._velocity_before = None
+
+
+def from_other(scheduler: SchedulerMixin) -> PusaFlowMatchEulerScheduler:
+    """Make a scheduler of this package in place of any other: with the shift of a flow-matching Euler one, else 5.
+
+    A warning tells what another one would have done and this one does not.
+    """
+    if isinstance(scheduler, PusaFlowMatchEulerScheduler):
+        return scheduler
+    name, config = type(scheduler).__name__, scheduler.config
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        ours = PusaFlowMatchEulerScheduler(shift=config.shift)
+        lost = sorted(option for option in _UNSUPPORTED if config.get(option))
+        if lost:
+            logger.warning("%s of %s is not supported here and has no effect", ", ".join(lost), name)
+        return ours
+    shift = config.get("flow_shift") or config.get("shift")
+    theirs = f", not {shift:g}" if isinstance(shift, int | float) and shift != 5 else ""
+    logger.warning(
+        "%s has one sigma for all frames: PusaFlowMatchEulerScheduler takes its place, with shift 5%s (give one with "
+        "shift=... for another)",
+        *(name, theirs),
+    )
+    return PusaFlowMatchEulerScheduler()
+
+
+_UNSUPPORTED = (
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise TypeError for a scheduler that cannot sample with one sigma per latent frame."""
+    if not isinstance(scheduler, PusaFlowMatchEulerScheduler):
+        config = getattr(scheduler, "config", {})
+        shift = config.get("flow_shift") or config.get("shift") or 5
+        example = f"PusaFlowMatchEulerScheduler(shift={shift:g})" if isinstance(shift, int | float) else "one"
+        raise TypeError(
+            f"scheduler is a {type(scheduler).__name__}, which has one sigma for all frames; this pipeline needs one "
+            f"per latent frame: give {example} (solver_order=2 for a second-order one)"
+        )
+
+
+def check_table(
+    scheduler: PusaFlowMatchEulerScheduler, table: Tensor, videos: int, frames: int, boundary_ratio: float | None
+) -> None:
+    """Check that a table ``[N + 1, F]`` or ``[N + 1, B, F]``, set in a scheduler, fits a call.
+
+    Raises:
+        ValueError: another number of videos or latent frames, or both experts of Wan2.2 at one step.
+    """
+    _, table_videos, table_frames = scheduler.frame_sigmas.shape
+    if table_videos not in (1, videos):
+        raise ValueError(f"frame_sigmas is for {table_videos} videos, this call makes {videos}")
+    if table_frames not in (1, frames):
+        raise ValueError(f"frame_sigmas has {table_frames} latent frames, this video has {frames}")
+    if boundary_ratio is not None:
+        scale = scheduler.config.num_train_timesteps
+        rows, boundary = table[:-1].flatten(1) * scale, boundary_ratio * scale
+        lowest = torch.where(rows > 0, rows, float(scale)).amin(1)  # finished frames need no expert
+        if bool(((rows.amax(1) >= boundary) & (lowest < boundary)).any()):
+            raise ValueError(
+                "frame_sigmas has frames on both sides of the boundary between the two experts at one step: "
+                "waves need a model with one transformer"
+            )
 
 
 def _over_latents(rows: Tensor) -> Tensor:

@@ -126,6 +126,24 @@ def test_models_and_loras_are_called_by_the_operators_names(tmp_path: Path) -> N
     assert model_name("someone/something") == "someone/something"
 
 
+def test_clients_write_strengths_and_experts_with_the_operators_names(tmp_path: Path) -> None:
+    high, low = str(tmp_path / "secret" / "a_high.safetensors"), str(tmp_path / "secret" / "a_low.safetensors")
+    service = make(tmp_path, lora=[f"high={high},low={low}@1.3"])
+    job = run(service.create({"prompt": "x"}, {}))
+    assert job.request["lora"] == [f"high={high},low={low}@1.3"]
+    for asked, stored in (
+        ("a_low.safetensors@0.5", f"{low}@0.5"),
+        ("high=a_low.safetensors,low=a_high.safetensors@2", f"high={low},low={high}@2"),
+    ):
+        job = run(service.create({"prompt": "x", "lora": [asked]}, {}))
+        assert job.request["lora"] == [stored]
+        assert run(service.rerun(job.id)).request["lora"] == [stored]
+    for wrong in (f"low={low}", "low=other,high=a_low.safetensors", f"{high}@1"):
+        with pytest.raises(ServiceError, match="is not offered: there are high=a_high") as refused:
+            run(service.create({"prompt": "x", "lora": [wrong]}, {}))
+        assert refused.value.code == "lora_not_found"
+
+
 def test_an_upright_picture_makes_an_upright_video(service: VideoService, tmp_path: Path) -> None:
     path = tmp_path / "upright.png"
     path.write_bytes(png(64, 96))

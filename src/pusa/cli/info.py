@@ -152,13 +152,17 @@ def check_model(source: str) -> None:
     from pusa import zoo
 
     is_listed = source == "mini" or zoo.find(source) is not None  # for mini, `generate` knows what to do
-    if not is_listed and not Path(source).expanduser().is_dir() and source.count("/") != 1:
+    path = Path(source).expanduser()
+    if path.is_file() or (not is_listed and not path.is_dir() and source.count("/") != 1):
         find_model(source)
 
 
 def find_model(name: str) -> "ZooModel":
     from pusa import zoo
+    from pusa.models import files
 
+    if Path(name).expanduser().is_file():
+        raise ValueError(files.describe_single_file(Path(name).expanduser()))
     try:
         return zoo.find(name) or zoo.get(name)
     except ValueError as error:

@@ -137,6 +137,7 @@ def _run(
     as_json: bool,
     name: str | None = None,
     carried: dict[str, bytes] | None = None,
+    made_with: dict[str, Any] | None = None,
 ) -> None:
     path = output_path(output, name or request.prompt)
     for spec in request.conditions:
@@ -151,7 +152,8 @@ def _run(
 
     from pusa.generate import generate
 
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried), as_json)
+    options: dict[str, Any] = {"made_with": made_with} if made_with else {}
+    _show(lambda stop: generate(request, path, stop=stop, carried=carried, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -281,7 +283,8 @@ def replay(video: str, output: str | None, as_json: bool) -> None:
 
     request, carried = read_request(metadata)
     request = with_files_found(request, carried, beside=file.parent)
-    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried)
+    weights = (metadata or {}).get("weights")
+    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried, made_with=weights)
 
 
 @main.command(epilog=_EXIT_CODES)

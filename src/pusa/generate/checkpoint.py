@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,15 +22,16 @@ from pusa.fsutil import flush
 from pusa.request import ResolvedRequest
 
 
-def request_key(request: ResolvedRequest) -> str:
+def request_key(request: ResolvedRequest, weights: Mapping[str, Any] | None = None) -> str:
     """Compute a key that two requests share exactly if they make the same video, whatever their files' names.
 
-    Conditions are compared by `sha256`, which must be set. Another version of this package makes another key.
+    Conditions are compared by `sha256`, which must be set. Another version of this package makes another key, and so do
+    other `weights` (hashes of the model's and the LoRAs' files).
     """
     values = request.model_dump(mode="json")
     for condition in values["conditions"]:
         del condition["file"]
-    return hashlib.sha256(json.dumps([__version__, values], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, values, weights], sort_keys=True).encode()).hexdigest()
 
 
 class DenoisingCheckpoint:
@@ -41,6 +44,7 @@ class DenoisingCheckpoint:
         request: the request of the run.
         every: steps between two writes; the last step of a window is always written.
         seconds: minimum time between two writes, except for the last step of a window.
+        weights: hashes of the files that the run is made with.
 
     Attributes:
         windows: latents of the windows begun, fp32 ``[1, C, F, h, w]`` on the CPU, kept until the end: a window of 81
@@ -49,10 +53,18 @@ class DenoisingCheckpoint:
         generator_state: uint8 state after drawing the noise of the last window; None before that.
     """
 
-    def __init__(self, path: Path, request: ResolvedRequest, *, every: int = 4, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        request: ResolvedRequest,
+        *,
+        every: int = 4,
+        seconds: float = 0.0,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
         if every < 1:
             raise ValueError(f"checkpoint_every={every} is below 1")
-        self.path, self.key, self.every, self.steps = path, request_key(request), every, request.steps
+        self.path, self.key, self.every, self.steps = path, request_key(request, weights), every, request.steps
         self.seconds, self.written_at = seconds, time.monotonic()
         self.windows: list[Tensor] = []
         self.steps_of_last = 0
@@ -80,6 +92,11 @@ class DenoisingCheckpoint:
             return None, 0
         return self.windows[window], self.steps_of_last if window == len(self.windows) - 1 else self.steps
 
+    def is_due(self, steps_done: int) -> bool:
+        """Tell if `save` will write the file after `steps_done` steps of a window."""
+        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
+        return not is_early or steps_done >= self.steps
+
     def save(self, window: int, latents: Tensor, steps_done: int, generator: torch.Generator) -> bool:
         """Write the file durably and atomically if it is due; return True if it was.
 
@@ -87,8 +104,7 @@ class DenoisingCheckpoint:
             window: number of the window; the earlier ones are finished.
             latents: the window's latents after `steps_done` of its steps, ``[1, C, F, h, w]``.
         """
-        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
-        if is_early and steps_done < self.steps:
+        if not self.is_due(steps_done):
             return False
         self.windows[window:] = [latents.detach().float().cpu()]
         self.steps_of_last = steps_done

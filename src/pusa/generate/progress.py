@@ -64,17 +64,23 @@ class Previews:
         self._report, self._every, self._seconds = report, every, seconds
         self._shown_at = float("-inf")
 
-    def show(self, pipe: PusaPipeline, denoised: Tensor, step: int) -> None:
-        """Report a preview of predicted clean latents ``[1, C, F, h, w]`` if it is due after `step` steps."""
+    def is_due(self, step: int) -> bool:
+        """Tell if `show` will show one after `step` steps."""
         is_early = time.monotonic() - self._shown_at < self._seconds
-        if not self._every or step % self._every or is_early:
-            return
+        return bool(self._every) and step % self._every == 0 and not is_early
+
+    def show(self, pipe: PusaPipeline, denoised: Tensor) -> None:
+        """Report a preview of predicted clean latents ``[1, C, F, h, w]``; if that fails, it is the last one."""
         middle = denoised.shape[2] // 2
         try:
             frame = media.to_uint8(decode_video(pipe.vae, denoised[:, :, middle : middle + 1]))[0]
         except DecodeMemoryError:
             self._every = 0
             self._report(Note("no previews: there is no memory for them"))
+            return
+        except (RuntimeError, ValueError) as error:  # the video is not lost yet: its own decoding tells
+            self._every = 0
+            self._report(Note(f"no previews: {error}"))
             return
         self._shown_at = time.monotonic()
         image = BytesIO()

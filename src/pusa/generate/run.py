@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from pusa import __version__, media, resources, zoo
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, prompt_hints
+from pusa.generate import inputs, loras, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
-from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
+from pusa.models.finite import check_decoded, is_finite
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
@@ -41,6 +42,7 @@ def generate(
     stop: Callable[[], bool] = lambda: False,
     pipeline: PusaPipeline | None = None,
     carried: Mapping[str, bytes] | None = None,
+    made_with: Mapping[str, Any] | None = None,
     preview_every: int = 0,
     preview_seconds: float = 0.0,
     checkpoint: Path | None = None,
@@ -55,6 +57,7 @@ def generate(
         stop: called between steps and between frames; True ends the run, and no file is left.
         pipeline: a loaded pipeline; None loads the request's model and keeps it for the next request.
         carried: contents by sha256, for conditions whose files may not exist any more (see `read_request`).
+        made_with: ``weights`` in the metadata of a video that is made again; a note tells which of them have changed.
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
@@ -69,13 +72,15 @@ def generate(
 
     Raises:
         ValueError, FileNotFoundError: a name, an input, a position or a size is invalid; before any denoising.
-        DecodeMemoryError: decoding ran out of memory; the latents are saved beside `output`, for `decode`.
+        NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
+        DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
+            names the file. DecodeMemoryError: because memory ran out.
     """
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
-        metadata = {
+        metadata: dict[str, Any] = {
             "pusa": __version__,
             "request": inputs.strip_folders(resolved).model_dump(mode="json"),
             "inputs": inputs.embed(sources),
@@ -83,20 +88,35 @@ def generate(
         writer = _writer(output, resolved, metadata)  # reject what cannot be written or read before any work
         notes = inputs.check(sources)
         report(Resolved(resolved.model_dump(mode="json")))
+        report(Stage("load"))
+        resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
+        pipe = _configure(resident, resolved)
+        if pipeline is None:
+            identity = getattr(pipe, "text_encoder_identity", None) or ""
+            source = identity if "@" in identity else resolved.model  # of a Hub model its id and revision
+            metadata["weights"] = loras.hashes(source, _local_folder(resolved.model), resident.loras)
+            writer = _writer(output, resolved, metadata)
+        max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
+        notes += [
+            *(loras.notes(resolved, resident.loras) if request.lora else ()),
+            *loras.changes(made_with or {}, metadata.get("weights", {})),
+            *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
+        ]
+        if request.alpha and not loras.has_pusa(pipe):
+            notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
         for note in notes:
             report(Note(note))
         saved = None
         if checkpoint is not None:
-            saved = DenoisingCheckpoint(checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds)
+            saved = DenoisingCheckpoint(
+                checkpoint,
+                resolved,
+                every=checkpoint_every,
+                seconds=checkpoint_seconds,
+                weights=metadata.get("weights"),
+            )
             if reason := saved.read():
                 report(Note(reason))
-        report(Stage("load"))
-        pipe = _configure(pipeline or load_pipeline(resolved.model, tuple(request.lora)), resolved)
-        if request.alpha and not _has_pusa(pipe):
-            report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
-        max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
-        for note in _cut_notes(resolved, pipe.tokenizer, max_sequence_length):
-            report(Note(note))
         tasks = Tasks(
             resolved,
             sources,
@@ -126,6 +146,8 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         z, metadata = load_latents(latents)
+        if not is_finite(z):
+            raise ValueError(f"{latents} holds NaN or infinity: denoise the video again")
         request = GenerationRequest.model_validate(metadata["request"])
         writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
         report(Stage("load"))
@@ -204,7 +226,13 @@ def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-_resident: dict[tuple[str, tuple[str, ...]], PusaPipeline] = {}  # only the last one: models are large
+
+class _Resident(NamedTuple):
+    pipe: PusaPipeline
+    loras: loras.Loras
+
+
+_resident: dict[tuple[Any, ...], _Resident] = {}  # only the last one: models are large
 
 
 def _with_available_model(request: GenerationRequest, report: Report) -> GenerationRequest:
@@ -216,25 +244,39 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     return request.model_copy(update={"model": model})
 
 
-def load_pipeline(model: str, loras: tuple[str, ...] = ()) -> PusaPipeline:
-    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded."""
-    key = model, loras
+def load_pipeline(model: str, sources: tuple[str, ...] = (), layers: Literal["all", "fitting"] = "all") -> PusaPipeline:
+    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
+
+    Files that have changed since are read again.
+    """
+    key = model, sources, layers, loras.stats_of(_local_folder(model), sources)
     if key not in _resident:
         _resident.clear()
-        _resident[key] = _load(model, loras)
-    return _resident[key]
+        _resident[key] = _load(model, sources, layers)
+    return _resident[key].pipe
 
 
-def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
+def _load_resident(request: ResolvedRequest) -> _Resident:
+    load_pipeline(request.model, tuple(request.lora), request.lora_layers)
+    return next(iter(_resident.values()))
+
+
+def _local_folder(model: str) -> Path | None:
+    entry = zoo.find(model)
+    folder = entry.folder if entry and entry.folder else Path(model).expanduser()
+    return folder if folder.is_dir() and (entry is None or entry.folder) else None
+
+
+def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
+    loras.check_files(lora_sources)
     entry = zoo.find(model)
     in_package = entry is not None and entry.hub_id is None
     # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
     pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
-    sources: list[Any] = list(loras)
-    if not sources and entry and entry.lora and not _has_pusa(pipe):
+    sources: list[Any] = list(lora_sources)
+    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
         sources = [entry.lora.fetch()]
-    for number, source in enumerate(sources):
-        pipe.load_pusa(source, alpha=1.0, adapter_name="pusa" if number == 0 else f"lora_{number}")
+    attached = loras.attach(pipe, sources, layers)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
@@ -244,19 +286,14 @@ def _load(model: str, loras: tuple[str, ...]) -> PusaPipeline:
         else:
             resources.check_gpu(max(sizes_bytes), model)
             pipe.enable_model_cpu_offload()
-    return pipe
+    return _Resident(pipe, attached)
 
 
-def _configure(pipe: PusaPipeline, request: ResolvedRequest) -> PusaPipeline:
+def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
+    pipe = resident.pipe
     pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
-    if _has_pusa(pipe):
-        second = {} if pipe.transformer_2 is None else {"transformer_2": request.alpha_2 or request.alpha}
-        pipe.set_alpha({"transformer": request.alpha, **second})
+    loras.set_alphas(pipe, request, resident.loras)
     return pipe
-
-
-def _has_pusa(pipe: PusaPipeline) -> bool:
-    return any("pusa" in names for names in pipe.get_list_adapters().values())
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -283,13 +320,63 @@ def _write(
     """Decode and write the video chunk by chunk, so that memory does not grow with its length."""
     saved = writer.path.with_suffix(".latents.safetensors")
     existed = saved.exists()
-    with writer:
-        for frame in output_frames(plan, _decoded(plan.pieces, pipe, saved, metadata, report)):
-            if stop():
-                raise RunEnded
-            writer.write(frame)
+    with TemporaryFile() as file:  # on disk, so that memory does not grow with the video
+        pieces = _Pieces(plan.pieces, file, report)
+        try:
+            with writer:
+                for frame in output_frames(plan, _decoded(pieces, pipe, lambda z: save_latents(saved, z, metadata))):
+                    if stop():
+                        raise RunEnded
+                    writer.write(frame)
+        except Exception as error:  # no fault of decoding or writing may cost hours of denoising
+            if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
+                raise
+            latents = pieces.read_back()
+            try:
+                save_latents(saved, latents, metadata)
+            except OSError:  # a full disk
+                raise error from None
+            kind = DecodeMemoryError if isinstance(error, DecodeMemoryError) else DecodeError
+            reason = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+            message = f"{reason}; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
+            raise kind(message, latents) from error
     if not existed:
         saved.unlink(missing_ok=True)
+
+
+class _Pieces:
+    """Iterate over pieces of latents as they are denoised, and keep them in a file.
+
+    Attributes:
+        denoised: how many pieces there have been.
+        is_denoising: the next piece is being made, so that an error is not one of decoding.
+        are_all_denoised: no piece is left to make.
+    """
+
+    def __init__(self, pieces: Iterable[Tensor], file: IO[bytes], report: Report) -> None:
+        self._pieces, self._file, self._report = pieces, file, report
+        self.denoised, self.is_denoising = 0, False
+        self.are_all_denoised = isinstance(pieces, list)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.is_denoising = True
+        for piece in self._pieces:
+            self.is_denoising = False
+            np.save(self._file, piece.cpu().numpy())
+            self.denoised += 1
+            self._report(Stage("decode"))
+            yield piece
+            self.is_denoising = True
+        self.is_denoising = False
+
+    def read_back(self) -> Tensor:
+        """Return all pieces so far as one, ``[1, C, F, h, w]``."""
+        end = self._file.tell()
+        self._file.seek(0)
+        pieces = []
+        while self._file.tell() < end:
+            pieces.append(torch.from_numpy(np.load(self._file)))
+        return torch.cat(pieces, dim=2)
 
 
 def output_frames(plan: OutputPlan, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -335,46 +422,26 @@ def _add(frame: np.ndarray, difference: Any) -> np.ndarray:
     return (frame + difference).round().clip(0, 255).astype(np.uint8)
 
 
-def _decoded(
-    pieces: Iterable[Tensor], pipe: PusaPipeline, saved: Path, metadata: dict[str, Any], report: Report
-) -> Iterator[np.ndarray]:
-    """Yield the frames of each piece as soon as it is denoised; save the latents if decoding runs out of memory."""
+def _decoded(pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None]) -> Iterator[np.ndarray]:
+    """Yield the frames of each piece as soon as it is denoised.
+
+    If decoding runs out of memory, save the latents, and decode them again in ways that need less.
+    """
     frames_shown = 0
-    is_decoding = False
-
-    with TemporaryFile() as denoised:  # on disk, so that memory does not grow with the video
-
-        def read_pieces() -> Iterator[Tensor]:
-            nonlocal is_decoding
-            for piece in pieces:
-                np.save(denoised, piece.cpu().numpy())
-                report(Stage("decode"))
-                is_decoding = True
-                yield piece
-                is_decoding = False
-
-        try:
-            for chunk in decode_chunks(pipe.vae, read_pieces()):
-                yield media.to_uint8(chunk)
-                frames_shown += chunk.shape[2]
-            return
-        except RuntimeError as error:
-            if not is_decoding or not is_out_of_memory(error):
-                raise
-        latents = torch.cat(list(_read_back(denoised)), dim=2)
-    save_latents(saved, latents, metadata)
-    message = f"out of memory while decoding; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
-    if not isinstance(pieces, list):  # the remaining pieces are not denoised yet
-        raise DecodeMemoryError(message, latents)
+    try:
+        for chunk in decode_chunks(pipe.vae, pieces):
+            yield media.to_uint8(check_decoded(chunk))
+            frames_shown += chunk.shape[2]
+        return
+    except RuntimeError as error:
+        if pieces.is_denoising or not is_out_of_memory(error):
+            raise
+    latents = pieces.read_back()
+    save(latents)
+    if not pieces.are_all_denoised:
+        raise DecodeMemoryError("out of memory while decoding", latents)
     try:
         frames = decode_video(pipe.vae, latents)
     except DecodeMemoryError as error:
-        raise DecodeMemoryError(message, latents) from error
-    yield media.to_uint8(frames[:, :, frames_shown:])
-
-
-def _read_back(file: IO[bytes]) -> Iterator[Tensor]:
-    end = file.tell()
-    file.seek(0)
-    while file.tell() < end:
-        yield torch.from_numpy(np.load(file))
+        raise DecodeMemoryError("out of memory while decoding", latents) from error
+    yield media.to_uint8(check_decoded(frames[:, :, frames_shown:]))

@@ -19,8 +19,9 @@ from pusa.events import Checkpoint, Report
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.progress import DenoisingProgress, Previews
+from pusa.models.finite import check_decoded
 from pusa.models.prompt_cache import PromptCache, default_folder, encode_prompts
-from pusa.models.vae import decode_video
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_video
 from pusa.pipeline import PusaPipeline
 from pusa.positions import frames_of, latent_frames
 from pusa.request import ResolvedRequest
@@ -126,7 +127,13 @@ class Tasks:
                 beginning = piece[:, :, : self.overlap + 1] if beginning.ndim == 1 else beginning
                 end = (piece if end.ndim == 1 else torch.cat([end, piece], 2))[:, :, -self.overlap :]
                 yield piece
-            first_frames = media.to_uint8(decode_video(self.pipe.vae, beginning))[: 4 * self.overlap]
+            try:
+                decoded = check_decoded(decode_video(self.pipe.vae, beginning), beginning)
+            except DecodeMemoryError:
+                raise
+            except RuntimeError as error:  # marked as one of decoding, as it comes while pieces are made
+                raise DecodeError(str(error), beginning) from error
+            first_frames = media.to_uint8(decoded)[: 4 * self.overlap]
             ends = [PusaCondition(latents=end[0]), _window_end_condition(first_frames, 0.0, "crop")]
             yield self._denoise(self.window, ends)[:, :, self.overlap :]
 
@@ -236,12 +243,16 @@ class Tasks:
 
     def _after_step(self, pipe: PusaPipeline, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
         steps_done = self.progress.count_step()
+        shows = self.previews.is_due(steps_done)
+        if shows or (self.checkpoint is not None and self.checkpoint.is_due(step + 1)):
+            pipe.check_finite()  # where the latents are copied anyway
         if self.checkpoint is not None and self.checkpoint.save(
             self.progress.windows_begun - 1, tensors["latents"], step + 1, self.generator
         ):
             self.report(Checkpoint(self.checkpoint.path, steps_done))
         self.progress.report_step()
-        self.previews.show(pipe, tensors["denoised"], steps_done)
+        if shows:
+            self.previews.show(pipe, tensors["denoised"])
         return {}
 
 

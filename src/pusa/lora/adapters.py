@@ -8,8 +8,10 @@ CPU.
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,7 @@ from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pusa.lora.layouts import LoraFile, Pair, fold
+from pusa.lora.layouts import LoraFile, Pair, fold, unknown_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,21 @@ def check_fits(model: Any, lora: LoraFile) -> None:
             f"this transformer has width {width} and {blocks} blocks ({lora.path.name})"
         )
     misfits = {layer: reason for layer in layers if (reason := _misfit(model, lora, layer))}
-    if misfits and guess.image_to_video:
+    if misfits and (guess.vace or guess.image_to_video):
         layer, reason = next(iter(misfits.items()))
+        kind = "VACE" if guess.vace else "image-to-video Wan"
+        fitting = lora.without_image_layers()
+        way_out = any(_misfit(model, fitting, name) for name in fitting.layers)
         raise ValueError(
-            f"{lora.path.name} was made for image-to-video Wan and this transformer is text-to-video: "
+            f"{lora.path.name} was made for {kind} and this transformer is text-to-video: "
             f"{len(misfits)} of {len(layers)} layers do not match; first: {layer} ({reason})"
+            + ("" if way_out else '; layers="fitting" (--lora-layers fitting) leaves those out')
+        )
+    prefix = next(filter(None, map(unknown_prefix, misfits)), "")
+    if prefix:
+        raise ValueError(
+            f"{lora.path.name} has Wan's names behind the unknown prefix {prefix!r} in {len(misfits)} of {len(layers)} "
+            f"layers (first: {next(iter(misfits))}): rename its keys, for diffusion_model. in place of {prefix}"
         )
     if misfits:
         layer, reason = next(iter(misfits.items()))
@@ -119,10 +131,18 @@ def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
         if name not in lora.deltas:
             continue
         parameter = getattr(module, name.rpartition(".")[2], None)
-        if parameter is None or parameter.shape != lora.deltas[name].shape:
+        if parameter is None or _without_leading_ones(parameter) != _without_leading_ones(lora.deltas[name]):
             actual = "absent" if parameter is None else list(parameter.shape)
             return f"its {name.rpartition('.')[2]} is {actual}, the difference {list(lora.deltas[name].shape)}"
     return ""
+
+
+def _without_leading_ones(tensor: Tensor) -> list[int]:
+    """Return a shape without the 1s at its beginning, which converters drop from Wan's modulation ``[1, 6, D]``."""
+    shape = list(tensor.shape)
+    while shape[:1] == [1]:
+        del shape[0]
+    return shape
 
 
 # ---- attached adapters ---------------------------------------------------------------------------------------------
@@ -157,6 +177,40 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
     rewrite(model)
     if state.merged:
         enable(model, False)
+
+
+@contextmanager
+def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
+    """Put models and the pipeline's offloading back as they were, bit for bit, if the body raises.
+
+    PEFT and diffusers change modules as they go and leave them half changed when they fail: this keeps, and puts back,
+    every module's attributes and children. Parameters that were rewritten get their untouched values back.
+    """
+    models = list(models)
+    parts = getattr(pipeline, "components", {}).values()
+    roots = [*models, *(part for part in parts if isinstance(part, nn.Module))]
+    modules = {id(module): module for root in roots for module in root.modules()}
+    owners = [*modules.values(), *([pipeline] if isinstance(pipeline, DiffusionPipeline) else [])]
+    states = [state_of(model) for model in models]  # made before they are kept, as an attribute of their models
+    containers: list[Any] = [vars(owner) for owner in [*owners, *states]]
+    containers += [v for owner in containers for v in owner.values() if type(v) in (dict, list, OrderedDict)]
+    kept = [(container, copy(container)) for container in containers]
+    trainable = {id(p) for model in models for p in model.parameters() if p.requires_grad}
+    try:
+        yield
+    except BaseException:
+        rewritten = [dict(state.untouched) for state in states]
+        for container, before in kept:
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
+        with torch.no_grad():
+            for model, state, values in zip(models, states, rewritten, strict=True):
+                for name in values.keys() - state.untouched.keys():
+                    _parameter(model, name).copy_(values[name])
+                rewrite(model)
+                for parameter in model.parameters():
+                    parameter.requires_grad_(id(parameter) in trainable)
+        raise
 
 
 def detach(model: Any, adapter_name: str) -> None:

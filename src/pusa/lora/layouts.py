@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.models.files import DamagedFileError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 
 Layout = Literal["comfyui", "diffusers", "original"]
@@ -23,24 +24,38 @@ Pair = tuple[Tensor, Tensor]  # A [rank, in], B [out, rank]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
-_KOHYA_NAMES = {name.replace(".", "_"): name for name in BLOCK_NAMES | MODEL_NAMES}
+_NAMES = BLOCK_NAMES | MODEL_NAMES
+_FLAT_NAMES = {name.replace(".", "_"): name for name in (*_NAMES.values(), *_NAMES)}  # kohya's, of either convention
 _ORIGINAL_BLOCK_NAMES = {other: name for name, other in BLOCK_NAMES.items()}
 _ORIGINAL_MODEL_NAMES = {other: name for name, other in MODEL_NAMES.items()}
+_PATCH = (1, 2, 2)  # of all published models
 _IMAGE_NAMES = ("attn2.add_k_proj", "attn2.add_v_proj", "attn2.norm_added_k", "condition_embedder.image_embedder")
 
 _PREFIXES = {
     "base_model.model.": "peft",
     "lora_unet_": "kohya",
+    "lora_transformer_": "kohya",
+    "lycoris_": "kohya",
     "model.diffusion_model.": "comfyui",
     "diffusion_model.": "comfyui",
     "transformer.": "diffusers",
+    "transformer_2.": "diffusers",
+    "unet.": "diffusers",
     "pipe.dit.": "original",
+    "dit.": "original",
+    "model.": "original",
     "module.": "original",
+    "_orig_mod.": "original",  # of a compiled model
 }
+_SECOND_EXPERT = re.compile(r"(?:base_model\.model\.)?transformer_2\.")
+_MATRIX = r"(?:lora[._](?:(?P<a>A|down)|(?P<b>B|up)))"
 _KEY = re.compile(
-    r"(?P<layer>.+)\.(?:(?P<part>alpha|diff|diff_b)|lora_(?:(?P<a>A|down)|(?P<b>B|up))(?:\.[^.]+)?\.weight"
-    r"|(?P<bias>lora_B)(?:\.[^.]+)?\.bias)"
+    r"(?P<layer>.+?)(?:(?:\.|_lora\.)(?P<part>alpha|diff|diff_b|diff_m)"
+    rf"|(?:\.{_MATRIX}|(?:_lora|\.lora_linear_layer)\.(?:(?P<old_a>down)|(?P<old_b>up)))(?:\.[^.]+)?\.weight"
+    r"|\.(?P<bias>lora_B)(?:\.[^.]+)?\.bias)"
 )
+_OTHER_KINDS = re.compile(r"dora_scale|magnitude_vector|lokr_|hada_|oft_")
+_SCALES = re.compile(r"(scale_weight|weight_scale|scaled_fp8|comfy_quant)$")
 
 _OTHER_MODELS = (
     (r"individual_token_refiner|img_attn_qkv|txt_attn_qkv", "HunyuanVideo"),
@@ -50,6 +65,7 @@ _OTHER_MODELS = (
     (r"joint_blocks|attn.add_q_proj|attn_add_q_proj", "Stable Diffusion 3 or Qwen-Image"),
     (r"transformer_blocks", "LTX-Video or CogVideoX"),
 )
+_WAN_BLOCK = re.compile(r"(?P<prefix>.*?)\bblocks[._]\d+[._](?P<name>.+)")
 _WAN_SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
 
 
@@ -61,12 +77,13 @@ class ModelGuess:
     width: int = 0
     blocks: int = 0
     image_to_video: bool = False
+    vace: bool = False
 
     def __str__(self) -> str:
         if self.family != "Wan":
             return self.family
         size = _WAN_SIZES.get((self.width, self.blocks), "")
-        task = "image-to-video" if self.image_to_video else ""
+        task = "VACE" if self.vace else "image-to-video" if self.image_to_video else ""
         shape = f"(width {self.width or 'unknown'}, {self.blocks} blocks)"
         return " ".join(part for part in ("Wan", size, task, shape) if part)
 
@@ -93,9 +110,10 @@ class LoraFile:
 
     Attributes:
         pairs: module name -> A `[rank, in]` and B `[out, rank]`, with the file's alpha / rank folded into B.
-        deltas: parameter name -> difference of the whole parameter (`diff`, `diff_b`).
+        deltas: parameter name -> difference of the whole parameter (`diff`, `diff_b`, `diff_m`).
         unknown_keys: keys that are neither.
         has_alpha: the file has its own alphas.
+        left_out: image-to-video layers that `without_image_layers` removed.
     """
 
     path: Path
@@ -106,6 +124,7 @@ class LoraFile:
     unknown_keys: list[str]
     has_alpha: bool
     metadata: dict[str, str]
+    left_out: tuple[str, ...] = ()
 
     @property
     def layers(self) -> set[str]:
@@ -115,6 +134,25 @@ class LoraFile:
     @property
     def ranks(self) -> tuple[int, ...]:
         return tuple(sorted({a.shape[0] for a, _ in self.pairs.values()}))
+
+    def without_image_layers(self) -> "LoraFile":
+        """Return the file without the layers that only image-to-video models have."""
+        names = {name for name in self.layers if _is_image_layer(name)}
+        if any(delta.shape[1] == 36 for name, delta in self.deltas.items() if name == "patch_embedding.weight"):
+            names.add("patch_embedding")
+        pair = self.pairs.get("patch_embedding")
+        if pair is not None and pair[0][0].numel() == 36 * math.prod(_PATCH):
+            names.add("patch_embedding")
+        return replace(
+            self,
+            pairs={name: pair for name, pair in self.pairs.items() if name not in names},
+            deltas={name: delta for name, delta in self.deltas.items() if name.rpartition(".")[0] not in names},
+            left_out=tuple(sorted(names)),
+        )
+
+
+def _is_image_layer(name: str) -> bool:
+    return any(part in name for part in _IMAGE_NAMES)
 
 
 def to_diffusers(name: str) -> str:
@@ -140,28 +178,53 @@ def fold(b: Tensor, scale: float) -> Tensor:
     return narrow if torch.equal(narrow.float(), scaled) else scaled
 
 
-def read_lora(path: Path) -> LoraFile:
+def read_lora(path: Path, expert: str | None = None, *, shapes_only: bool = False) -> LoraFile:
     """Read a LoRA file of any layout.
 
     Layouts: Wan's own names (the official `pusa_v1.pt`), ComfyUI (`diffusion_model.`), diffusers (`transformer.`), PEFT
-    (`base_model.model.`) and kohya (`lora_unet_`); `lora_A/B` or `lora_down/up`; with or without `.alpha`; `diff` and
-    `diff_b`. Without an alpha the scale is 1, as in PEFT and ComfyUI (Pusa's `load_lora_lightx2v` takes 1 / rank, which
-    leaves a rank-256 file almost off). Pickles are read by `torch.load(weights_only=True)`, which runs no code.
+    (`base_model.model.`) and kohya (`lora_unet_`); `lora_A/B`, `lora_down/up` or `lora.down/up`; with or without
+    `.alpha`; `diff`, `diff_b` and `diff_m` (of the modulation). Without an alpha the scale is 1, as in PEFT and ComfyUI
+    (Pusa's `load_lora_lightx2v` takes 1 / rank, which leaves a rank-256 file almost off). fp8 becomes bf16, which holds
+    all its values. Pickles are read by `torch.load(weights_only=True)`, which runs no code.
+
+    Args:
+        expert: "transformer" or "transformer_2": of a file with keys of both (see `experts_of_keys`), read its own.
+        shapes_only: read no matrices: they stay on the meta device, and are not searched for NaN.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no LoRA, is damaged or of an unsupported kind, or is a pickle that holds code.
+        ValueError: the file is no LoRA, is damaged or of an unsupported kind, holds NaN or infinity, or is a pickle
+            that holds code.
     """
-    tensors, metadata = _read_tensors(path, shapes_only=False)
-    return _parse(path, tensors, metadata)
+    tensors, metadata = _read_tensors(path, shapes_only=shapes_only)
+    if expert is not None and len(_experts_of(tensors)) > 1:
+        second = expert == "transformer_2"
+        tensors = {key: value for key, value in tensors.items() if bool(_SECOND_EXPERT.match(key)) == second}
+    lora = _parse(path, tensors, metadata)
+    if shapes_only:
+        return lora
+    for name, values in [*lora.deltas.items(), *((name, half) for name, pair in lora.pairs.items() for half in pair)]:
+        if values.numel() and not all(bool(bound.isfinite()) for bound in values.aminmax()):
+            raise DamagedFileError(f"{path.name} holds NaN or infinity, first in {name}: it is damaged, get it again")
+    return lora
+
+
+def experts_of_keys(path: Path) -> set[str]:
+    """Return the experts of Wan2.2 that a file's keys name (`transformer_2.`); empty if all keys are of one kind."""
+    keys = _read_tensors(path, shapes_only=True)[0] if path.suffix == ".safetensors" else {}
+    return _experts_of(keys)
+
+
+def _experts_of(keys: Iterable[str]) -> set[str]:
+    found = {"transformer_2" if _SECOND_EXPERT.match(key) else "transformer" for key in keys}
+    return found if "transformer_2" in found else set()
 
 
 def describe_lora(path: str | os.PathLike[str]) -> LoraInfo:
     """Summarise a LoRA file from names and shapes alone, without reading its matrices; raise as `read_lora`."""
-    file = Path(path)
-    lora = _parse(file, *_read_tensors(file, shapes_only=True))
+    lora = read_lora(Path(path), "transformer", shapes_only=True)
     return LoraInfo(
-        path=file,
+        path=lora.path,
         layout=lora.layout,
         model=lora.model,
         layers=len(lora.layers),
@@ -175,28 +238,8 @@ def describe_lora(path: str | os.PathLike[str]) -> LoraInfo:
 
 
 def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> LoraFile:
-    parts: dict[str, dict[str, Any]] = {}
-    unknown_keys: list[str] = []
-    layouts: set[str] = set()
-    for key, value in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            unknown_keys.append(key)
-            continue
-        layer, layout = _plain_name(match["layer"])
-        layouts.add(layout)
-        layer = to_diffusers(layer)
-        part = match["part"] or next(name for name in ("a", "b", "bias") if match[name])
-        if part in parts.setdefault(layer, {}):
-            raise ValueError(f"{path.name}: {key!r} repeats what another key says of {layer}")
-        parts[layer][part] = value
-    unsupported = [key for key in unknown_keys if re.search(r"dora_scale|magnitude_vector|lokr_|hada_|oft_", key)]
-    if unsupported:
-        raise ValueError(f"{path.name} is a DoRA, LoKr, LoHa or OFT file ({unsupported[0]!r}); only LoRA is supported")
-    if not any(part.keys() - {"alpha"} for part in parts.values()):
-        first = next(iter(tensors), None)
-        raise ValueError(f"{path.name} holds no LoRA layer (first of {len(tensors)} keys: {first!r})")
-
+    parts, unknown_keys, layouts = _sort_keys(path, tensors)
+    _check_kind(path, tensors, parts, unknown_keys)
     config = _peft_config(path, metadata)
     pairs: dict[str, Pair] = {}
     deltas: dict[str, Tensor] = {}
@@ -230,18 +273,69 @@ def _parse(path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> Lor
     )
 
 
+def _sort_keys(path: Path, tensors: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str], set[str]]:
+    """Sort tensors by layer (diffusers' name) and part; return unknown keys and the layouts of the others, too."""
+    parts: dict[str, dict[str, Any]] = {}
+    unknown_keys: list[str] = []
+    layouts: set[str] = set()
+    for key, value in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            unknown_keys.append(key)
+            continue
+        part = match["part"] or next(name for name in ("a", "b", "old_a", "old_b", "bias") if match[name])
+        layer, layout = _plain_name(match["layer"] + (".modulation" if part == "diff_m" else ""))
+        part = {"diff_m": "diff"}.get(part, part.removeprefix("old_"))
+        layouts.add(layout)
+        layer = to_diffusers(layer)
+        if part in parts.setdefault(layer, {}):
+            raise ValueError(f"{path.name}: {key!r} repeats what another key says of {layer}")
+        parts[layer][part] = value
+    return parts, unknown_keys, layouts
+
+
+def _check_kind(path: Path, tensors: dict[str, Any], parts: dict[str, dict[str, Any]], unknown_keys: list[str]) -> None:
+    """Refuse files that are no LoRA or are one of an unsupported kind; see `read_lora`."""
+    unsupported = [key for key in unknown_keys if _OTHER_KINDS.search(key)]
+    if unsupported:
+        raise ValueError(f"{path.name} is a DoRA, LoKr, LoHa or OFT file ({unsupported[0]!r}); only LoRA is supported")
+    scale = next((key for key in unknown_keys if _SCALES.search(key)), None)
+    if scale:
+        raise ValueError(
+            f"{path.name} is quantised, with scales beside its weights ({scale!r}): get it in bf16 or fp32"
+        )
+    for layer, part in parts.items():
+        values = next((v for name, v in part.items() if name != "alpha" and not v.is_floating_point()), None)
+        if values is not None:
+            kind = str(values.dtype).removeprefix("torch.")
+            raise ValueError(f"{path.name} holds {kind} weights (first: {layer}), not floats: get it in bf16 or fp32")
+    if not any(part.keys() - {"alpha"} for part in parts.values()):
+        first = next(iter(tensors), None)
+        raise ValueError(f"{path.name} holds no LoRA layer (first of {len(tensors)} keys: {first!r})")
+
+
 def _plain_name(layer: str) -> tuple[str, str]:
     """Strip the prefixes that tools put before a layer's name; return the name and the layout they show."""
     layout = ""
     while prefix := next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), None):
         layer, layout = layer.removeprefix(prefix), layout or _PREFIXES[prefix]
-    if layout == "kohya":
-        block = re.fullmatch(r"blocks_(\d+)_(.+)", layer)
-        if block and block[2] in _KOHYA_NAMES:
-            layer = f"blocks.{block[1]}.{_KOHYA_NAMES[block[2]]}"
-        else:
-            layer = _KOHYA_NAMES.get(layer, layer)
+    flat = layer.replace(".processor", "").replace(".", "_")  # kohya joins by underscores, all or some of the names
+    block = re.fullmatch(r"blocks_(\d+)_(.+)", flat)
+    if block and block[2] in _FLAT_NAMES:
+        layer = f"blocks.{block[1]}.{_FLAT_NAMES[block[2]]}"
+    elif block and block[2] in ("attn1_to_out", "attn2_to_out"):  # of attention processors
+        layer = f"blocks.{block[1]}.{block[2][:5]}.to_out.0"
+    else:
+        layer = _FLAT_NAMES.get(flat, layer)
     return layer, layout or ("original" if to_diffusers(layer) != layer else "diffusers")
+
+
+def unknown_prefix(name: str) -> str:
+    """Return what stands before Wan's names in a layer that no known prefix explains; empty if it has none of them."""
+    match = _WAN_BLOCK.fullmatch(name)
+    if match is None or not match["prefix"]:
+        return ""
+    return match["prefix"] if match["name"].replace(".", "_") in _FLAT_NAMES else ""
 
 
 def _scale(alpha: Tensor | float | None, config: dict[str, Any], layer: str, rank: int) -> float:
@@ -271,16 +365,17 @@ def _guess_model(pairs: dict[str, Pair], deltas: dict[str, Tensor], keys: Iterab
     names = [*pairs, *deltas]
     module = re.compile(r"blocks\.(\d+)\.(" + "|".join(map(re.escape, BLOCK_NAMES.values())) + r")(\.weight|\.bias)?")
     blocks = [int(match[1]) for match in map(module.fullmatch, names) if match]
-    if not blocks and not any(name.removesuffix(".weight") in MODEL_NAMES.values() for name in names):
+    vace = any("vace_blocks." in name for name in names)
+    if not blocks and not vace and not any(name.removesuffix(".weight") in MODEL_NAMES.values() for name in names):
+        if any(map(unknown_prefix, names)):
+            return ModelGuess("Wan")
         found = next((model for pattern, model in _OTHER_MODELS if any(re.search(pattern, key) for key in keys)), None)
         return ModelGuess(found or "an unknown model")
     inner = re.compile(r"blocks\.\d+\.(attn1\.\w+|attn1\.to_out\.0|attn2\.to_q|attn2\.to_out\.0|ffn\.net\.0\.proj)")
     width = next((a.shape[1] for name, (a, _) in pairs.items() if inner.fullmatch(name)), 0)
     patch = deltas.get("patch_embedding.weight")
-    image = any(image in name for name in names for image in _IMAGE_NAMES) or (
-        patch is not None and patch.shape[1] == 36
-    )
-    return ModelGuess("Wan", width, max(blocks, default=-1) + 1, image)
+    image = any(map(_is_image_layer, names)) or (patch is not None and patch.shape[1] == 36)
+    return ModelGuess("Wan", width, max(blocks, default=-1) + 1, image, vace)
 
 
 def _read_tensors(path: Path, *, shapes_only: bool) -> tuple[dict[str, Any], dict[str, str]]:
@@ -288,17 +383,26 @@ def _read_tensors(path: Path, *, shapes_only: bool) -> tuple[dict[str, Any], dic
     if not path.is_file():
         raise FileNotFoundError(f"there is no LoRA file {str(path)!r}")
     if path.suffix != ".safetensors":
-        return _read_pickle(path), {}
+        content = _read_pickle(path)
+        return {key: value if shapes_only else _widened(value) for key, value in content.items()}, {}
     try:
         with safe_open(path, framework="pt") as file:
             if not shapes_only:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-            tensors: dict[str, Any] = {}
+                tensors = {key: _widened(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return tensors, file.metadata() or {}
+            tensors = {}
             for key in file.keys():  # noqa: SIM118
                 tensors[key] = file.get_tensor(key) if key.endswith(".alpha") else _on_meta(file.get_slice(key))
             return tensors, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
+
+
+def _widened(value: Any) -> Any:
+    """Convert an fp8 tensor to bf16, which holds all values of both formats exactly; return others unchanged."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1:
+        return value.to(torch.bfloat16)
+    return value
 
 
 _DTYPES = {
@@ -308,6 +412,10 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 
 

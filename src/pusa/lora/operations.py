@@ -8,13 +8,12 @@ going back to an alpha gives the same output bit for bit. Merging starts from th
 import logging
 import math
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +28,14 @@ from pusa.lora.adapters import (
     enable,
     lora_layers,
     plan_rewrite,
+    restored_on_failure,
     rewrite,
     state_of,
     width_of,
 )
-from pusa.lora.layouts import WEIGHT_SUFFIXES, Layout, LoraInfo, Pair, describe_lora, read_lora, write_lora
+from pusa.lora.layouts import Layout, LoraInfo, Pair, describe_lora, read_lora, write_lora
+from pusa.lora.placement import Source, place_lora
+from pusa.lora.sources import EXPERTS
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +51,8 @@ __all__ = [
     "unmerge_lora",
 ]
 
-Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 Alpha = float | Mapping[str, float]
 
-EXPERTS = ("transformer", "transformer_2")
 _PAIR_SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
 
 
@@ -71,49 +71,67 @@ class ExportReport:
     worst_layer: str
 
 
-def load_pusa(pipeline: Any, source: Source, *, alpha: Alpha = 1.4, adapter_name: str = "pusa") -> int:
+def load_pusa(
+    pipeline: Any,
+    source: Source,
+    *,
+    alpha: Alpha = 1.4,
+    adapter_name: str = "pusa",
+    layers: Literal["all", "fitting"] = "all",
+) -> int:
     """Attach a LoRA of any known layout (see `pusa.lora.layouts.read_lora`) as an adapter.
 
     Several LoRAs can be attached under different names (Pusa at 1.4, a 4-step LoRA at 1.0); a new one replaces that of
-    its name. All files are read and checked before any is attached.
+    its name. All files are read and checked before any is attached, and a failure leaves the model as it was.
 
     Args:
         pipeline: `PusaPipeline`, `WanPipeline`, or a Wan transformer alone.
-        source: a file, a folder, a Hub id (`owner/repo[/folder][/file]`), or one of these per expert:
-            `{"transformer": high, "transformer_2": low}`. In a folder, a high/low-noise pair goes to its
-            experts; a single file goes to every expert.
-        alpha: the factor in `weight + alpha * (B @ A)`; one number or one per expert. Pusa V1.0's default is 1.4.
+        source: a file, a folder, a Hub id (`owner/repo[/folder][/file]`), with a strength if wanted (`FILE@1.2`), or
+            one of these per expert: `{"transformer": high, "transformer_2": low}` or `"high=FILE,low=FILE"`. In a
+            folder, a high/low-noise pair goes to its experts. A single file goes to the expert that its name tells
+            (`pusa.lora.sources.expert_of`), else to every expert.
+        alpha: the factor in `weight + alpha * (B @ A)`; one number or one per expert. Pusa V1.0's default is 1.4. A
+            strength in the source comes before it.
         adapter_name: name for `set_alpha` and `export_lora`.
+        layers: "all" must fit; "fitting" leaves out those that only image-to-video models have.
 
     Returns:
         The number of layers adapted, over all experts.
 
     Raises:
         FileNotFoundError: there is no such file, folder or Hub repository.
-        ValueError: the file is no LoRA, holds code, was made for another model, or matches it only in part.
+        ValueError: the file is no LoRA, holds code, NaN or infinity, was made for another model, or matches it only in
+            part.
     """
     models = _experts(pipeline)
     if not adapter_name or "." in adapter_name:
         raise ValueError(f"adapter_name={adapter_name!r} must be a name without dots")
-    files = _assign(models, source)
-    alphas = _per_expert(alpha, files)
+    if layers not in ("all", "fitting"):
+        raise ValueError(f"layers={layers!r} is neither 'all' nor 'fitting'")
+    files = place_lora(models, source)
+    wanted = alpha if isinstance(alpha, Mapping) else dict.fromkeys(files, alpha)
+    strengths = {expert: file.strength for expert, file in files.items() if file.strength is not None}
+    alphas = _per_expert({**wanted, **strengths}, files)
     if alphas.keys() != files.keys():
         raise ValueError(f"alpha names {', '.join(alphas)}; the LoRA goes to {', '.join(files)}")
-    loras = {path: read_lora(path) for path in set(files.values())}
-    for expert, path in files.items():
-        check_fits(models[expert], loras[path])
+    loras = {expert: read_lora(file.path, expert) for expert, file in files.items()}
+    if layers == "fitting":
+        loras = {expert: lora.without_image_layers() for expert, lora in loras.items()}
+    for expert, lora in loras.items():
+        check_fits(models[expert], lora)
 
     total = 0
-    for expert, path in files.items():
-        lora, model = loras[path], models[expert]
-        attach(pipeline, model, lora, adapter_name, alphas[expert])
-        count = len(lora.layers)
-        ranks = ", ".join(map(str, lora.ranks)) or "none"
-        logger.info(
-            "%s: %d of %d layers of %s adapted as %r (rank %s, alpha %g)",
-            *(expert, count, count, path.name, adapter_name, ranks, alphas[expert]),
-        )
-        total += count
+    with restored_on_failure(pipeline, models.values()):
+        for expert, lora in loras.items():
+            attach(pipeline, models[expert], lora, adapter_name, alphas[expert])
+            count = len(lora.layers)
+            ranks = ", ".join(map(str, lora.ranks)) or "none"
+            logger.info(
+                "%s: %d of %d layers of %s adapted as %r (rank %s, alpha %g)%s",
+                *(expert, count, count + len(lora.left_out), lora.path.name, adapter_name, ranks, alphas[expert]),
+                files[expert].reason and f", {files[expert].reason}",
+            )
+            total += count
     return total
 
 
@@ -253,7 +271,7 @@ def export_lora(
     )
 
 
-# ---- which experts, which files ------------------------------------------------------------------------------------
+# ---- experts and alphas ------------------------------------------------------------------------------------
 
 
 def _experts(pipeline: Any) -> dict[str, Any]:
@@ -263,26 +281,6 @@ def _experts(pipeline: Any) -> dict[str, Any]:
     if not models:
         raise TypeError(f"a {type(pipeline).__name__} has no transformer to adapt")
     return models
-
-
-def _assign(models: Mapping[str, Any], source: Source) -> dict[str, Path]:
-    """Find the file of each expert."""
-    if isinstance(source, Mapping):
-        if not source or source.keys() - models.keys():
-            raise ValueError(f"source names {', '.join(source) or 'nothing'}; this pipeline has {', '.join(models)}")
-        files_of = {expert: _find_files(part) for expert, part in source.items()}
-        return {expert: files.get("") or files[expert] for expert, files in files_of.items()}
-    files = _find_files(source)
-    if "" in files:
-        if len(models) > 1:
-            logger.info("one LoRA file for both experts: %s", files[""].name)
-        return dict.fromkeys(models, files[""])
-    if files.keys() - models.keys():
-        names = " and ".join(path.name for path in files.values())
-        raise ValueError(
-            f"{str(source)!r} is a Wan2.2 pair ({names}) and this pipeline has one transformer: name a file"
-        )
-    return files
 
 
 def _per_expert(alpha: Alpha, experts: Collection[str]) -> dict[str, float]:
@@ -298,65 +296,6 @@ def _per_expert(alpha: Alpha, experts: Collection[str]) -> dict[str, float]:
 def _unknown_adapter(pipeline: Any, adapter_name: str) -> ValueError:
     loaded = sorted({name for model in _experts(pipeline).values() for name in adapter_names(model)})
     return ValueError(f"no LoRA is attached as {adapter_name!r}; attached: {', '.join(loaded) or 'none'}")
-
-
-def _find_files(source: str | os.PathLike[str]) -> dict[str, Path]:
-    """Find the LoRA file of a source, under the key "", or a Wan2.2 pair, under "transformer" and "transformer_2".
-
-    A source is a file, a folder, or on the Hub `owner/repo`, `owner/repo/folder` or `owner/repo/file.safetensors`. The
-    two files of a pair have `high` and `low` in their names (the high-noise expert is `transformer`).
-
-    Raises:
-        FileNotFoundError: the source is neither on this machine nor on the Hub.
-        ValueError: a folder holds no LoRA, or several that are not a pair.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return {"": path}
-    if path.is_dir():
-        chosen = _choose([entry.name for entry in sorted(path.iterdir())], str(source))
-        return {expert: path / name for expert, name in chosen.items()}
-    parts = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?", str(source))
-    if not parts or parts[1].endswith(WEIGHT_SUFFIXES):
-        raise FileNotFoundError(f"there is no file or folder {str(source)!r}, and it is no Hub id (owner/repo)")
-    return _from_hub(parts[1], (parts[2] or "").strip("/"))
-
-
-def _choose(names: list[str], where: str) -> dict[str, str]:
-    weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
-    weights = [name for name in weights if name.endswith(".safetensors")] or weights
-    if len(weights) == 1:
-        return {"": weights[0]}
-    high, low = ([name for name in weights if re.search(word, Path(name).name.lower())] for word in ("high", "low"))
-    if len(weights) == 2 and len(high) == len(low) == 1 and high != low:
-        return {"transformer": high[0], "transformer_2": low[0]}
-    if not weights:
-        raise ValueError(f"{where!r} holds no LoRA file ({', '.join(WEIGHT_SUFFIXES)})")
-    raise ValueError(f"{where!r} holds {len(weights)} LoRA files; name one of them: {', '.join(weights[:8])}")
-
-
-def _from_hub(repo: str, inside: str) -> dict[str, Path]:
-    """Download LoRA files of a Hub repository; `inside` is a file, a folder or empty. Downloads no other files."""
-    import huggingface_hub as hub
-
-    where = f"{repo}/{inside}".rstrip("/")
-    cached: Path | None = None
-    names: list[str] = []
-    try:
-        if inside.endswith(WEIGHT_SUFFIXES):
-            return {"": Path(hub.hf_hub_download(repo, inside))}
-        if hub.constants.HF_HUB_OFFLINE:
-            cached = Path(hub.snapshot_download(repo, local_files_only=True))
-        else:
-            names = [name for name in hub.list_repo_files(repo) if name.rpartition("/")[0] == inside]
-    except Exception as error:  # its class depends on the Hub client's HTTP library
-        raise FileNotFoundError(f"{where!r} is not on this machine, and the Hub did not give it: {error}") from error
-    if cached is not None:
-        return _find_files(cached / inside)
-    chosen = _choose(names, where)
-    configs = [name for name in names if name.rpartition("/")[2] == "adapter_config.json"]  # PEFT's scale
-    paths = {name: Path(hub.hf_hub_download(repo, name)) for name in [*chosen.values(), *configs]}
-    return {expert: paths[name] for expert, name in chosen.items()}
 
 
 # ---- lower ranks ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,12 @@ class WrongArchitectureError(ValueError):
 
 
 def safetensors_shapes(path: Path) -> dict[str, list[int]]:
-    """Read the shapes of all tensors from the header alone.
+    """Read the shapes of all tensors from the header alone; raise as `safetensors_header`."""
+    return {key: entry["shape"] for key, entry in safetensors_header(path).items()}
+
+
+def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the header: key -> ``dtype``, ``shape`` and ``data_offsets``.
 
     Raises:
         DamagedFileError: no safetensors header, or the file ends before its last tensor (an interrupted download).
@@ -54,7 +59,7 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
     whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size_bytes < whole_bytes:
         raise DamagedFileError(f"{path.name} is cut short: {size_bytes} of {whole_bytes} bytes")
-    return {key: entry["shape"] for key, entry in tensors.items()}
+    return tensors
 
 
 def is_original(folder: Path) -> bool:
@@ -218,3 +223,33 @@ def parameter_counts(folder: Path, *, skip: Collection[str] = ()) -> dict[str, i
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def describe_single_file(path: Path) -> str:
+    """Explain, for an error, that a file given as a model is none, and what it seems to be."""
+    lora = "a LoRA: give it with --lora, or load_pusa, beside a model"
+    kinds: tuple[tuple[str, str], ...] = (
+        (r"lora[._](?:[AB]|up|down)\b|\.diff(?:_b|_m)?$", lora),
+        (r"text_encoders?\..*\n(?:.*\n)*vae\.|vae\..*\n(?:.*\n)*text_encoders?\.", "an all-in-one checkpoint"),
+        (r"patch_embedding\.|condition_embedder\.|time_projection\.", "a single-file checkpoint of the transformer"),
+        (r"token_embedding\.|^(?:.*\.)?shared\.weight|enc\.blk\.", "a single-file checkpoint of the text encoder"),
+        (r"decoder\.(?:conv1|conv_in|middle|mid_block)\.", "a single-file checkpoint of the VAE"),
+    )
+    found = "a single file"
+    if path.suffix == ".safetensors":
+        try:
+            keys = "\n".join(sorted(safetensors_header(path)))
+        except DamagedFileError as error:
+            return f"{path}: {error}: get it again, and give a model's folder"
+        found = next((kind for pattern, kind in kinds if re.search(pattern, keys, re.MULTILINE)), found)
+    elif path.suffix == ".gguf":
+        found = "a single GGUF file"
+    elif ORIGINAL_VAE in path.name or ORIGINAL_TEXT_ENCODER in path.name:
+        part = "VAE" if ORIGINAL_VAE in path.name else "text encoder"
+        found = f"a single-file checkpoint of the {part}"
+    if found == lora:
+        return f"{path} is {lora}"
+    return (
+        f"{path} is {found}, not a folder: give the folder of a whole model (diffusers' or Wan's own layout), a Hub id "
+        "or a name of `pusa models`"
+    )

@@ -6,33 +6,29 @@ folder to diffusers' layout, load it and call `save_pretrained`.
 """
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pusa.models import files
 from pusa.models.files import WrongArchitectureError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
+from pusa.models.parts import Tensors, check_tensors, described, refuse_quantised, tensors_in
+from pusa.models.tensors import load_tensors
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 Value = TypeVar("Value")
 
 WAN22_BOUNDARY_RATIO = 0.875  # of the text-to-video pair: the high-noise expert runs while t >= 875
-
-
-class UnsafeFileError(ValueError):
-    """A pickle holds objects other than tensors."""
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -271,28 +267,6 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read tensors of a ``.safetensors`` or ``.pth`` file to the CPU, mapped from disk; run no code in the file.
-
-    Raises:
-        UnsafeFileError: a pickle that holds more than tensors.
-    """
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UnsafeFileError(
-            f"{path.name} holds more than tensors and was not loaded, because that could run code: get the published "
-            "file, or one in safetensors"
-        ) from error
-    state = state.get("model_state", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UnsafeFileError(f"{path.name} is no state dict: a mapping from names to tensors was expected")
-    return state
-
-
 def weight_dtype(model: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """Choose the dtype of a parameter: diffusers keeps some of Wan's (time embedding, norms, modulation) in fp32."""
     keep = getattr(model, "_keep_in_fp32_modules", None) or ()
@@ -300,61 +274,87 @@ def weight_dtype(model: torch.nn.Module, name: str, dtype: torch.dtype) -> torch
 
 
 def _fill(model: torch.nn.Module, parts: Iterable[dict[str, Tensor]], dtype: torch.dtype) -> None:
-    """Load weights into a model on the meta device, part by part."""
+    """Load weights, checked before, into a model on the meta device, part by part."""
     for part in parts:
-        cast = {key: value.to(weight_dtype(model, key, dtype)) for key, value in part.items()}
-        try:
-            unexpected = model.load_state_dict(cast, strict=False, assign=True).unexpected_keys
-        except RuntimeError as error:  # shapes
-            raise WrongArchitectureError(f"the weights do not fit a {type(model).__name__}: {error}") from error
-        if unexpected:
-            raise WrongArchitectureError(f"{type(model).__name__} has no {', '.join(unexpected[:3])}")
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if absent:
-        raise WrongArchitectureError(f"{len(absent)} weights are in no file: {', '.join(absent[:3])}")
+        # Copies: one view of 12 MB would keep a mapped file of 5 GB in memory.
+        cast = {key: value.to(weight_dtype(model, key, dtype), copy=True) for key, value in part.items()}
+        model.load_state_dict(cast, strict=False, assign=True)
     model.eval()
 
 
-def transformer_config(folder: Path) -> dict[str, Any]:
-    """Derive the configuration of the expert in a folder from the headers of its shards and, if any, ``config.json``.
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the part's name before an error of its checkpoint, and explain a missing tensor."""
+    try:
+        yield
+    except WrongArchitectureError as error:
+        raise WrongArchitectureError(f"{where}: {error}") from error
+    except KeyError as error:
+        raise WrongArchitectureError(
+            f"{where} is not exactly its checkpoint: weights are in no file: {error.args[0]}, ..."
+        ) from error
+
+
+def _shapes(tensors: Tensors) -> dict[str, Sequence[int]]:
+    return {key: shape for key, (shape, _) in tensors.items()}
+
+
+def empty_transformer(folder: Path) -> WanTransformer3DModel:
+    """Build the expert in a folder without its weights, from the headers of its shards and, if any, ``config.json``.
 
     Raises:
-        WrongArchitectureError: see `config_from_keys`.
+        WrongArchitectureError: see `config_from_keys`; or its shards have not exactly the model's tensors.
     """
+    where = f"the transformer in {folder.name}"
     config = files.read_json(folder / "config.json")
     if config.get("model_type", "t2v") != "t2v":
         raise WrongArchitectureError(
             f"config.json says model_type={config['model_type']!r}: Pusa needs a text-to-video base ('t2v')"
         )
-    paths = files.transformer_shards(folder)
-    shapes = {key: shape for path in paths for key, shape in files.safetensors_shapes(path).items()}
-    return config_from_keys(shapes, num_heads=config.get("num_heads"))
+    tensors = tensors_in(files.transformer_shards(folder))
+    refuse_quantised(tensors, where)
+    with _named(where):
+        model_config = config_from_keys(_shapes(tensors), num_heads=config.get("num_heads"))
+    with init_empty_weights():
+        model = WanTransformer3DModel(**model_config)
+    check_tensors(model, transformer_to_diffusers(tensors), where)
+    return model
 
 
 def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """Load one expert, holding at most one shard in memory beside its weights."""
-    with init_empty_weights():
-        model = WanTransformer3DModel(**transformer_config(folder))
-    paths = files.transformer_shards(folder)
-    _fill(model, (transformer_to_diffusers(load_tensors(path)) for path in paths), dtype)
+    model = empty_transformer(folder)
+    _fill(model, (transformer_to_diffusers(load_tensors(path)) for path in files.transformer_shards(folder)), dtype)
     return model
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
     """Load the Wan2.1 VAE."""
-    tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_VAE))
+    path = files.original_weights(folder, files.ORIGINAL_VAE)
+    where, weights = f"the vae in {path.name}", load_tensors(path)
+    tensors = described(weights)
+    refuse_quantised(tensors, where)
+    with _named(where):
+        config = vae_config_from_keys(_shapes(tensors))
     with init_empty_weights():
-        vae = AutoencoderKLWan(**vae_config_from_keys({key: value.shape for key, value in tensors.items()}))
-    _fill(vae, [vae_to_diffusers(tensors)], dtype)
+        vae = AutoencoderKLWan(**config)
+    check_tensors(vae, vae_to_diffusers(tensors), where)
+    _fill(vae, [vae_to_diffusers(weights)], dtype)
     return vae
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
     """Load the UMT5 encoder; transformers ties its embeddings."""
-    tensors = load_tensors(files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER))
-    config = text_encoder_config_from_keys({key: value.shape for key, value in tensors.items()})
+    path = files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER)
+    where, weights = f"the text_encoder in {path.name}", load_tensors(path)
+    tensors = described(weights)
+    refuse_quantised(tensors, where)
+    with _named(where):
+        config = text_encoder_config_from_keys(_shapes(tensors))
+    with torch.device("meta"):
+        check_tensors(UMT5EncoderModel(config), text_encoder_to_transformers(tensors), where)
     return UMT5EncoderModel.from_pretrained(
-        None, config=config, state_dict=text_encoder_to_transformers(tensors), dtype=dtype
+        None, config=config, state_dict=text_encoder_to_transformers(weights), dtype=dtype
     )
 
 
@@ -370,11 +370,11 @@ def load_components(folder: Path, *, dtype: DType, skip: Collection[str] = ()) -
         Arguments of the pipeline class.
 
     Raises:
-        WrongArchitectureError, UnsafeFileError: see `config_from_keys` and `load_tensors`.
+        WrongArchitectureError, UnsafeFileError: see `empty_transformer` and `load_tensors`.
     """
     experts = files.original_experts(folder)
-    loaders = {component: (load_transformer, place) for component, place in experts.items()}
-    loaders |= {"vae": (load_vae, folder), "text_encoder": (load_text_encoder, folder)}
+    loaders: dict[str, Any] = {"vae": (load_vae, folder), "text_encoder": (load_text_encoder, folder)}
+    loaders |= {component: (load_transformer, place) for component, place in experts.items()}  # the largest last
     components: dict[str, Any] = {
         component: load(place, dtype_of(component, dtype))
         for component, (load, place) in loaders.items()

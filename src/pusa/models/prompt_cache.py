@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.models.finite import NotFiniteError, is_finite
 from pusa.models.text_encoder import identity_of_module
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,9 @@ class PromptCache:
         except SafetensorError as error:
             logger.warning("%s is damaged (%s): the prompt is encoded again", path, error)
             return None
+        if not is_finite(rows):
+            logger.warning("%s holds NaN or infinity: the prompt is encoded again", path)
+            return None
         return torch.cat([rows, rows.new_zeros(length - rows.shape[0], rows.shape[1])])
 
     def put(self, key: str, prompt_embeds: Tensor) -> None:
@@ -116,6 +120,7 @@ def encode_prompts(
 
     Raises:
         PromptNotCachedError: a prompt is not cached, and there is no text encoder.
+        NotFiniteError: the text encoder has computed NaN or infinity.
         ValueError: the numbers of prompts and negative prompts differ.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -148,6 +153,10 @@ def encode_prompts(
             embeds, _ = pipe.encode_prompt(
                 [text], do_classifier_free_guidance=False, max_sequence_length=max_sequence_length, dtype=dtype
             )
+            if not is_finite(embeds):
+                raise NotFiniteError(
+                    "the text_encoder has computed NaN or infinity: load it in bf16 or fp32", "text_encoder"
+                )
             embeds_of[text] = embeds[0]
             cache.put(keys[text], embeds[0])
     finally:

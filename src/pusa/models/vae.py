@@ -19,12 +19,16 @@ from pusa.positions import frames_of
 logger = logging.getLogger(__name__)
 
 
-class DecodeMemoryError(RuntimeError):
-    """Decoding ran out of memory, even tile by tile; `latents` holds the denoised latents (CPU, normalised)."""
+class DecodeError(RuntimeError):
+    """Decoding failed; `latents` holds the denoised latents (CPU, normalised)."""
 
     def __init__(self, message: str, latents: Tensor) -> None:
         super().__init__(message)
         self.latents = latents
+
+
+class DecodeMemoryError(DecodeError):
+    """Decoding ran out of memory, even tile by tile."""
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from pusa.defaults import GenerationDefaults
+from pusa.lora.sources import public_name
 from pusa.server.clock import TrustedClock
 from pusa.server.errors import ServiceError
 from pusa.server.feed import JobFeed, Snapshot
@@ -140,7 +141,7 @@ class VideoService:
             request["prompt"] = prompt
         if vary_seed:
             request["seed"] = secrets.randbits(32)
-        request["lora"] = [Path(source).name for source in request.get("lora") or []]
+        request["lora"] = [public_name(source) for source in request.get("lora") or []]
         names = {key: f"input_{number}" for number, key in enumerate(old.inputs)}
         request["conditions"] = [
             {**condition, "file": names[condition["file"]], "sha256": None} for condition in request["conditions"]

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from pusa import zoo
 from pusa.defaults import GenerationDefaults
+from pusa.lora.sources import parse_lora, public_name
 from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
@@ -63,7 +64,9 @@ class JobSubmitter:
         )
         self._probing = anyio.CapacityLimiter(PROBES_AT_ONCE)  # probes may take long: they must not use up all threads
         self.model = model_name(settings.model)
-        self.loras = {Path(source).name: source for source in settings.lora}
+        self.loras = {public_name(source): source for source in settings.lora}
+        sources = [file for source in settings.lora for file in parse_lora(source).files.values()]
+        self._lora_files = {Path(file).name: file for file in sources}
 
     @cached_property
     def defaults(self) -> GenerationDefaults:
@@ -215,10 +218,17 @@ class JobSubmitter:
         return checked
 
     def _lora_source(self, name: str) -> str:
-        if name not in self.loras:
+        """Replace public names by sources, also in ``NAME@1.2`` and ``high=NAME,low=NAME``."""
+        if name in self.loras:
+            return self.loras[name]
+        try:
+            reference = parse_lora(name, exists=self._lora_files.__contains__)
+        except ValueError as error:
+            raise invalid_value(str(error), "lora") from None
+        if unknown := next((file for file in reference.files.values() if file not in self._lora_files), None):
             choices = f"there are {', '.join(self.loras)}" if self.loras else "this server offers none"
-            raise ServiceError(400, "lora_not_found", f"LoRA {str(name)[:60]!r} is not offered: {choices}", "lora")
-        return self.loras[name]
+            raise ServiceError(400, "lora_not_found", f"LoRA {unknown[:60]!r} is not offered: {choices}", "lora")
+        return str(reference.with_files(self._lora_files.__getitem__))
 
     def _resolve(self, request: GenerationRequest, uploads: Mapping[str, Upload]) -> ResolvedRequest:
         """Fill what a request leaves open. Raises ServiceError (400) for more than the operator's limits allow."""

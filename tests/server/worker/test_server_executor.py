@@ -17,7 +17,9 @@ from server_samples import fake_executor, request, wait_until
 
 from pusa import media
 from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
-from pusa.models.vae import DecodeMemoryError
+from pusa.models.files import DamagedFileError, WrongArchitectureError
+from pusa.models.finite import NotFiniteError
+from pusa.models.vae import DecodeError, DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.worker.engine_process import (
     PusaEngine,
@@ -222,6 +224,14 @@ def test_importing_the_worker_loads_no_torch():
         (DecodeMemoryError("no", torch.zeros(1)), "out_of_memory", False),
         (OSError(28, "No space left on device"), "disk_full", True),
         (RuntimeError("CUDA error: device-side assert triggered"), "internal_error", True),
+        (NotFiniteError("the transformer has computed NaN", "transformer"), "internal_error", False),
+        (
+            DecodeError("the vae has decoded NaN; the denoised latents are in x", torch.zeros(1)),
+            "internal_error",
+            False,
+        ),
+        (DamagedFileError("x.safetensors holds NaN or infinity"), "internal_error", False),
+        (WrongArchitectureError("the vae is not exactly its checkpoint"), "internal_error", False),
     ],
 )
 def test_errors_by_what_can_be_done_about_them(error, code, retry, tmp_path):

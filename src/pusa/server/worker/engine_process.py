@@ -24,6 +24,7 @@ import psutil
 
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
+from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
 from pusa.server.logs import configure_logging, log_context
 from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, ModelReady, Task
 
@@ -224,16 +225,25 @@ def error_message(error: BaseException, task: Task) -> Error:
     text = _without_paths(error, task)
     if is_full(error):
         return Error("disk_full", "the worker's disk is full", retry=True)
+    if isinstance(error, DamagedFileError | MissingFilesError | WrongArchitectureError):  # of the operator's model
+        return Error("internal_error", text, retry=False)
     if isinstance(error, ValueError | FileNotFoundError):
         return Error("invalid_request", text, retry=False)
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourcesError":
         return Error("out_of_memory", text or "not enough memory", retry=False)
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from pusa.models.vae import DecodeMemoryError, is_out_of_memory
+        from pusa.models.finite import NotFiniteError
+        from pusa.models.vae import DecodeError, DecodeMemoryError, is_out_of_memory
 
-        if isinstance(error, DecodeMemoryError):
+        if isinstance(error, DecodeError):
             latents = next(iter(task.folder.glob("*.latents.safetensors")), None)
-            return Error("out_of_memory", "out of memory while decoding", retry=False, latents=latents)
+            if isinstance(error, DecodeMemoryError):
+                return Error("out_of_memory", "out of memory while decoding", retry=False, latents=latents)
+            if error.__cause__ is not None and is_full(error.__cause__):
+                return Error("disk_full", "the worker's disk is full", retry=True, latents=latents)
+            return Error("internal_error", text.partition("; the denoised latents")[0], retry=False, latents=latents)
+        if isinstance(error, NotFiniteError):  # the same weights would do it again
+            return Error("internal_error", text, retry=False)
         if is_out_of_memory(error):
             advice = "out of memory: ask for a smaller size, fewer frames or a shorter window"
             return Error("out_of_memory", advice, retry=False)

@@ -1,0 +1,107 @@
+"""Attach the LoRAs of a request to a pipeline, and tell which file got which strength on which expert."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pusa.fsutil import FileStat, fingerprint_of, stat_of
+from pusa.lora.adapters import adapter_names
+from pusa.lora.layouts import read_lora
+from pusa.lora.placement import PlacedFile, Source, find_files, place_loras
+from pusa.lora.sources import EXPERTS, NOISE_OF, parse_lora
+from pusa.pipeline import PusaPipeline
+from pusa.request import ResolvedRequest
+
+Loras = list[dict[str, PlacedFile]]
+
+
+def attach(pipe: PusaPipeline, sources: Sequence[Source], layers: Literal["all", "fitting"]) -> Loras:
+    """Attach LoRAs, the first as "pusa"; return their files by expert. Raises as `pusa.lora.load_pusa`."""
+    experts = [name for name in EXPERTS if getattr(pipe, name) is not None]
+    loras = place_loras(experts, sources)
+    for number, files in enumerate(loras):
+        strengths = {expert: 1.0 if file.strength is None else file.strength for expert, file in files.items()}
+        name = "pusa" if number == 0 else f"lora_{number}"
+        paths = {expert: file.path for expert, file in files.items()}
+        pipe.load_pusa(paths, alpha=strengths, adapter_name=name, layers=layers)
+    return loras
+
+
+def check_files(sources: Iterable[str]) -> None:
+    """Find, or download, the files of sources before a large model is loaded. Raises as `attach`."""
+    for source in sources:
+        for text in parse_lora(source).files.values():
+            find_files(text)
+
+
+def has_pusa(pipe: PusaPipeline) -> bool:
+    """Tell if an adapter follows the request's alpha."""
+    return bool(_experts_with_pusa(pipe))
+
+
+def set_alphas(pipe: PusaPipeline, request: ResolvedRequest, loras: Loras) -> None:
+    """Set the first LoRA, or the model's own, to the request's alphas, save where its source has a strength."""
+    alphas = _alphas(request, loras)
+    if experts := _experts_with_pusa(pipe):
+        pipe.set_alpha({expert: alphas[expert] for expert in experts})
+
+
+def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
+    """Write a line for each file: its strength, its expert, and what of it was left out."""
+    alphas = _alphas(request, loras)
+    for number, files in enumerate(loras):
+        for expert, file in files.items():
+            strength = file.strength if file.strength is not None else alphas[expert] if number == 0 else 1.0
+            noise = f"the {NOISE_OF[expert]}-noise expert ({expert})"
+            place = noise if len(files) > 1 or expert != "transformer" or file.reason == "by its name" else expert
+            left_out: tuple[str, ...] = ()
+            if request.lora_layers == "fitting":
+                left_out = read_lora(file.path, expert, shapes_only=True).without_image_layers().left_out
+            yield (
+                f"LoRA {file.path.name}: strength {strength:g} on {place}"
+                + (f", {file.reason}" if file.reason else "")
+                + (f"; {len(left_out)} image-to-video layers are left out ({left_out[0]}, ...)" if left_out else "")
+            )
+
+
+def _alphas(request: ResolvedRequest, loras: Loras) -> dict[str, float]:
+    alphas = {"transformer": request.alpha, "transformer_2": request.alpha_2 or request.alpha}
+    first = loras[0] if loras else {}
+    return alphas | {expert: file.strength for expert, file in first.items() if file.strength is not None}
+
+
+def _experts_with_pusa(pipe: PusaPipeline) -> list[str]:
+    models = {name: getattr(pipe, name) for name in EXPERTS}
+    return [name for name, model in models.items() if model is not None and "pusa" in adapter_names(model)]
+
+
+# ---- files that change -----------------------------------------------------------------------------------------------
+
+
+def stats_of(model: Path | None, sources: Iterable[str]) -> tuple[FileStat, ...]:
+    """List what tells if the files of a model and its LoRAs have changed; nothing for those on the Hub."""
+    texts = [text for source in sources for text in parse_lora(source).files.values()]
+    paths = [*([model] if model else []), *(Path(text).expanduser() for text in texts)]
+    return tuple(stat for path in paths for stat in stat_of(path))
+
+
+def hashes(source: str, folder: Path | None, loras: Loras) -> dict[str, Any]:
+    """Hash the weights a video is made with: the model's folder, or else its Hub id and revision, and each LoRA."""
+    files = [{"file": file.path.name, "sha256": fingerprint_of(file.path)} for lora in loras for file in lora.values()]
+    return {"model": {"sha256": fingerprint_of(folder)} if folder else {"source": source}, "lora": files}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Write a line for each model or LoRA that is another one than `hashes` returned before."""
+    old, new = (weights.get("model", {}) for weights in (before, now))
+    for key, name in (("sha256", "sha256 "), ("source", "")):
+        if key in old and key in new and old[key] != new[key]:
+            was, is_now = (weights[key][:12] + "..." if name else weights[key] for weights in (old, new))
+            yield f"the model is another one than this video was made with ({name}{is_now}, was {was})"
+    old_files, new_files = before.get("lora", []), now.get("lora", [])
+    for was, file in zip(old_files, new_files, strict=False):
+        if was["sha256"] != file["sha256"]:
+            yield (
+                f"LoRA {file['file']} is another one than this video was made with (sha256 {file['sha256'][:12]}..., "
+                f"was {was['sha256'][:12]}...)"
+            )
