@@ -2,7 +2,7 @@
 
 from pusa.media.decoding import VideoInfo
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
-from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video
+from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video, read_xmp
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
@@ -20,6 +20,7 @@ __all__ = [
     "read_image",
     "read_metadata",
     "read_video",
+    "read_xmp",
     "sprite_sheet",
     "thumbnail",
     "to_uint8",

@@ -4,6 +4,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from math import isfinite
@@ -27,6 +28,8 @@ from pusa.media.source import (
 )
 
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
+_GIF_XMP = re.compile(rb"!\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe", re.DOTALL)
+_GIF_XMP_BYTES = 2**24  # of a file's start, where it is
 _MAX_JPEG_SCANS = 100  # encoders write about ten; 3 MB of tiny scans over a large picture cost minutes
 _TIME_STAMP_SECONDS = Fraction(1, 1000)  # Matroska rounds to these
 
@@ -128,18 +131,43 @@ def read_metadata(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> di
 
     Raises MediaError for what is neither picture nor video, FileNotFoundError for a missing file.
     """
+    with _open_with_metadata(source, limits) as media:
+        text = _stored_text(media, limits)
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):  # a comment of another program
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def read_xmp(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
+    """Read the XMP packet of a picture or a video (or of the first picture of a folder); empty without one.
+
+    Raises as `read_metadata` does.
+    """
+    with _open_with_metadata(source, limits) as media:
+        packet: bytes | str
+        if media.kind.decoder == "gif":  # Pillow skips the packet
+            found = _GIF_XMP.search(media.file.read(_GIF_XMP_BYTES))
+            packet = found[1] if found else b""
+        elif media.kind.holds in ("picture", "both"):
+            with open_picture(media, limits) as image:
+                packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+        else:
+            with open_container(media, limits) as container:
+                packet = container.metadata.get("xmp", "")
+    return packet.encode() if isinstance(packet, str) else bytes(packet)
+
+
+@contextmanager
+def _open_with_metadata(source: Source, limits: MediaLimits) -> Iterator[OpenSource]:
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         source = first_picture(Path(source))
     with open_source(source, limits=limits, what="file") as media:
         if media.kind.holds == "other":
             raise MediaError(f"{media.name} is {media.kind.name}; only pictures and videos carry a request")
         with wrap_decoder_errors(media.name, media.kind):
-            text = _stored_text(media, limits)
-    try:
-        stored = json.loads(text)
-    except (ValueError, RecursionError):  # a comment of another program
-        return None
-    return stored if isinstance(stored, dict) else None
+            yield media
 
 
 def first_picture(folder: Path) -> Path:
