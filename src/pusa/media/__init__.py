@@ -2,7 +2,7 @@
 
 from pusa.media.decoding import VideoInfo
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
-from pusa.media.reading import iter_video, probe_video, read_image, read_metadata, read_video, read_xmp
+from pusa.media.reading import first_picture, iter_video, probe_video, read_image, read_metadata, read_video, read_xmp
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
@@ -15,6 +15,7 @@ __all__ = [
     "VideoWriter",
     "contact_sheet",
     "discard_unfinished",
+    "first_picture",
     "iter_video",
     "probe_video",
     "read_image",

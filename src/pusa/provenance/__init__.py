@@ -1,0 +1,14 @@
+"""Mark results in ways that machines read: XMP, C2PA manifests and watermarks; read such marks of any file.
+
+xmp            the packet: digital source type, AI system and version, marks of the inputs
+marks          marks that a file carries already
+c2pa           sign a file with a certificate, read and verify its manifests: needs pusa[c2pa]
+certificates   make a root and a signing certificate of one's own
+watermark      embed bits in the frames and detect them; marks of others are registered here
+"""
+
+from pusa.provenance.marks import FileMarks, read_marks
+from pusa.provenance.options import MarkOptions
+from pusa.provenance.xmp import InputMark, Mark
+
+__all__ = ["FileMarks", "InputMark", "Mark", "MarkOptions", "read_marks"]
