@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
 from pydantic import (
     AfterValidator,
@@ -45,6 +45,9 @@ MAX_FRAMES = 4801
 OVERLAP_FRAMES = 13  # 4 latent frames, as Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
 
 Task = Literal["generate", "extend", "transition", "loop"]
+Metadata = Literal["full", "minimal", "off"]
+METADATA: tuple[Metadata, ...] = get_args(Metadata)
+"""From the most that a file tells of itself to the least."""
 
 
 class Preset(NamedTuple):
@@ -300,6 +303,11 @@ class GenerationRequest(StrictModel):
     lora: list[FileReference] = knob([], "LoRA file to load instead of the model's own.", max_length=8)
     seed: int | None = knob(
         None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
+    )
+    metadata: Metadata = knob(
+        "full",
+        "How much the file tells of itself: full (the request and small inputs, to make it again), minimal (made with "
+        "AI, the model, the version) or off (nothing).",
     )
 
     @model_validator(mode="after")

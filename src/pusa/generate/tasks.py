@@ -17,7 +17,7 @@ from pusa import loading, long_video, media
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import Checkpoint, Report
 from pusa.generate.checkpoint import DenoisingCheckpoint
-from pusa.generate.inputs import Input
+from pusa.generate.inputs import Input, frames_used
 from pusa.generate.progress import DenoisingProgress, Previews
 from pusa.models.prompt_cache import PromptCache, default_folder, encode_prompts
 from pusa.models.vae import decode_video
@@ -145,8 +145,8 @@ class Tasks:
         shared: dict[str, Any] = {"noise_multiplier": spec.noise, "encode": spec.encode, "fit": spec.fit}
         if spec.kind == "image":
             return PusaCondition(image=media.read_image(source.source), latent_index=indices[0], **shared)
-        frames_needed = frames_of(max(indices) + 1) if indices else request.frames
-        frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=frames_needed)
+        most_frames = frames_used(spec, request)
+        frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=most_frames)
         return PusaCondition(video=frames, latent_index=indices or 0, **shared)
 
     def _end_condition(self, source: Input) -> PusaCondition:

@@ -184,12 +184,23 @@ class VideoWriter:
         temporary = self._output.path
         files = sorted(temporary.glob("*.png")) if temporary.is_dir() else [temporary]
         if self._seal is not None:
-            for path in files:
-                self._seal(path)
+            self._seal_all(files, self._seal)
         for path in dict.fromkeys((*files, temporary)):
             flush(path)
         os.replace(temporary, self._target)
         flush(self._target.parent)
+
+    def _seal_all(self, files: list[Path], seal: Callable[[Path], None]) -> None:
+        """Sign the files; keep the video under another name where that fails, as after an hour of work it must be."""
+        try:
+            for path in files:
+                seal(path)
+        except RuntimeError as error:
+            kept = self._target.with_name(f"{self._target.stem}.unsigned{self._target.suffix}")
+            if kept.is_dir():
+                raise
+            os.replace(self._output.path, kept)
+            raise RuntimeError(f"{error}; the video is kept, unsigned, as {one_line(kept)}") from error
 
     def _discard(self) -> None:
         """Close the encoder and remove the temporary file, which a rename has already moved away."""

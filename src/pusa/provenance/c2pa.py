@@ -32,11 +32,22 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ingredient:
-    """Name an input of a result: its content, its title, and ``parentOf``, ``componentOf`` or ``inputTo``."""
+    """Describe an input of a result.
 
-    source: Path | BinaryIO
+    Attributes:
+        title: its name.
+        relationship: ``parentOf``, ``componentOf`` or ``inputTo``, in C2PA's words.
+        content_type: as `content_type_of` returns it.
+        sha256: of its content.
+        signed: the file, if it has manifests, which are kept; else None, as c2pa would copy identifiers and addresses
+            from its XMP.
+    """
+
     title: str
     relationship: str
+    content_type: str
+    sha256: str
+    signed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +119,9 @@ class Signer:
             context = c2pa.Context.from_dict(_SETTINGS)
             builder = c2pa.Builder(_manifest(content_type, source_type, system, ingredients, title), context)
             for number, ingredient in enumerate(ingredients):
-                with _opened(ingredient.source) as file:
-                    facts = {
-                        "title": ingredient.title,
-                        "relationship": ingredient.relationship,
-                        "label": _label(number),
-                    }
-                    builder.add_ingredient(facts, content_type_of(ingredient.source), file)
+                if ingredient.signed is not None:
+                    with ingredient.signed.open("rb") as file:
+                        builder.add_ingredient(_facts(number, ingredient), ingredient.content_type, file)
             with path.open("rb") as file, signed.open("w+b") as target:
                 builder.sign(c2pa.Signer.from_info(self._info), content_type, file, target)
             os.replace(signed, path)
@@ -164,12 +171,6 @@ def content_type_of(source: Path | BinaryIO) -> str:
     return _TYPES[decoder]
 
 
-def is_signable(source: Path | BinaryIO) -> bool:
-    """Tell if a file is of a kind that carries manifests."""
-    with open_source(source, limits=DEFAULT_LIMITS, what="file") as opened:
-        return opened.kind.decoder in _TYPES
-
-
 def _import() -> Any:
     try:
         import c2pa
@@ -197,29 +198,20 @@ def _manifest(
         "claim_generator_info": [{"name": "pusa", "version": __version__}],
         "format": content_type,
         **({"title": title} if title else {}),
+        "ingredients": [_facts(n, i) for n, i in enumerate(ingredients) if i.signed is None],
         "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": actions}}],
     }
 
 
+def _facts(number: int, ingredient: Ingredient) -> dict[str, str]:
+    facts = {"title": ingredient.title, "relationship": ingredient.relationship, "label": _label(number)}
+    if ingredient.signed is None:
+        facts |= {"format": ingredient.content_type, "instance_id": f"urn:sha256:{ingredient.sha256}"}
+    return facts
+
+
 def _label(number: int) -> str:
     return f"input_{number}"
-
-
-class _opened:  # noqa: N801 (a context manager, used as a function)
-    """Open a path for reading; a file that is open already stays so, and is rewound."""
-
-    def __init__(self, source: Path | BinaryIO) -> None:
-        self._source = source
-        self._file = source.open("rb") if isinstance(source, Path) else source
-
-    def __enter__(self) -> BinaryIO:
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self._source, Path):
-            self._file.close()
-        else:
-            self._file.seek(0)
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -1,13 +1,13 @@
 """Read the marks that a file carries already, so that a result made from it can keep and reference them."""
 
-import hashlib
 import mmap
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pusa import media
-from pusa.provenance.xmp import GENERATED, InputMark, Mark, read_packet
+from pusa.provenance.xmp import GENERATED, InputMark, Mark, clean_text, read_packet
 
 # The description box of a C2PA manifest store, as JUMBF (ISO/IEC 19566-5) has it in every container.
 _MANIFEST_STORE = b"jumd" + b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
@@ -60,12 +60,24 @@ def read_marks(source: Path | BinaryIO) -> FileMarks:
 
 
 def mark_from_stored(stored: dict[str, Any]) -> Mark:
-    """Make the mark of a file of pusa from the JSON object that is stored in it."""
+    """Make the mark of a file of pusa from the JSON object that is stored in it; invalid values are left out."""
     request = stored.get("request")
     model = stored.get("model") or (request.get("model") if isinstance(request, dict) else None)
-    version = str(stored["pusa"])
-    source_type = str(stored.get("digital_source_type", GENERATED))
-    return Mark(source_type, system_name(model or "unknown"), version, tool=f"pusa {version}")
+    version = clean_text(stored.get("pusa")) or "unknown"
+    return Mark(
+        clean_text(stored.get("digital_source_type")) or GENERATED,
+        system_name(clean_text(model) or "unknown"),
+        version,
+        tool=f"pusa {version}",
+        inputs=tuple(_input_marks(stored.get("input_marks"))),
+    )
+
+
+def _input_marks(values: Any) -> Iterator[InputMark]:
+    names = [field.name for field in fields(InputMark)]
+    for value in values if isinstance(values, list) else ():
+        if isinstance(value, dict):
+            yield InputMark(**{name: clean_text(value.get(name)) for name in names})
 
 
 def system_name(model: str) -> str:
@@ -73,21 +85,11 @@ def system_name(model: str) -> str:
     return f"pusa ({model})"
 
 
-def sha256_of_source(source: Path | BinaryIO) -> str:
-    """Hash a path or a file at its start, which is rewound; return hexadecimal digits."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256(source.read()).hexdigest()
-    source.seek(0)
-    return digest
-
-
 def _has_manifest(source: Path | BinaryIO) -> bool:
     if not isinstance(source, Path):
-        content = source.read()
+        is_inside = _MANIFEST_STORE in source.read()
         source.seek(0)
-        return _MANIFEST_STORE in content
+        return is_inside
     path = media.first_picture(source) if source.is_dir() else source
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(_MANIFEST_STORE) >= 0

@@ -6,6 +6,7 @@ name the AI system and the prompt. The marks of inputs are ingredients, as XMP's
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -141,13 +142,13 @@ def _values(parent: ElementTree.Element, name: str, prefix: str = "Iptc4xmpExt")
     for description in parent.iter(f"{{{_NAMESPACES['rdf']}}}Description"):
         found = description.find(tag)
         values = (description.get(tag), None if found is None else "".join(found.itertext()))
-        yield from (_clean(value) for value in values if value)
+        yield from (clean_text(value) for value in values if value)
 
 
 def _read_ingredients(root: ElementTree.Element) -> Iterator[InputMark]:
     for bag in root.iter(f"{{{_NAMESPACES['xmpMM']}}}Ingredients"):
         for item in bag.iter(f"{{{_NAMESPACES['rdf']}}}li"):
-            values = {child.tag.rpartition("}")[2]: _clean(child.text or "") for child in item}
+            values = {child.tag.rpartition("}")[2]: clean_text(child.text or "") for child in item}
             source_type = values.get("DigitalSourceType", "")
             sha256 = _read_hash(values.get("documentID", ""))
             if source_type.startswith(SOURCE_TYPES) or sha256:
@@ -159,5 +160,6 @@ def _read_ingredients(root: ElementTree.Element) -> Iterator[InputMark]:
                 )
 
 
-def _clean(value: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in value.strip())[:_MAX_TEXT]
+def clean_text(value: Any) -> str:
+    """Reduce a foreign value to one line of at most 200 characters; empty for what is no text."""
+    return "".join(c if c.isprintable() else " " for c in value.strip())[:_MAX_TEXT] if isinstance(value, str) else ""

@@ -247,9 +247,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 def model_name(source: str) -> str:
     """Name a model for clients: by its name in the zoo or on the Hub, or by the last part of a folder."""
     named = zoo.find(source)
-    if named is not None:
-        return named.name
-    return source if not Path(source).expanduser().exists() else Path(source).expanduser().resolve().name
+    return zoo.public_name(source) if named is None else named.name
 
 
 def _with_kind(condition: Mapping[str, Any], uploads: Mapping[str, Upload]) -> dict[str, Any]:
