@@ -44,13 +44,43 @@ def _describe_media(path: Path) -> dict[str, Any]:
     if kind.holds == "other":
         raise MediaError(f"{media.name} is {kind.name}: info knows videos, pictures, LoRAs, checkpoints and latents")
     stored = read_metadata(path) or {}
-    made_from = {"request": stored["request"]} if "request" in stored else {}
+    made_from = {**describe_marks(path), **({"request": stored["request"]} if "request" in stored else {})}
     if kind.holds == "picture":
         image = read_image(path)
         return {"kind": kind.name, "size": f"{image.width}x{image.height}", **made_from}
     video = asdict(probe_video(path))
     size = f"{video.pop('width')}x{video.pop('height')}"
     return {"kind": kind.name, "size": size, **video, **made_from}
+
+
+def describe_marks(path: Path) -> dict[str, Any]:
+    """Return what a picture or a video tells of itself, apart from its request, by name."""
+    from pusa.media import read_tag_names
+    from pusa.provenance.marks import read_marks
+
+    marks = read_marks(path)
+    mark = marks.mark
+    request, carried, watermark = (_as_dict(marks.stored.get(name)) for name in ("request", "inputs", "watermark"))
+    names = {spec.get("sha256"): f"{spec.get('kind')} {spec.get('file')}" for spec in request.get("conditions", ())}
+    facts = {
+        "digital source type": mark and mark.source_type,
+        "AI system": mark and f"{mark.system} {mark.version}".strip(),
+        "marked inputs": [f"{i.source_type or 'content credentials'} {i.system}".strip() for i in mark.inputs]
+        if mark
+        else [],
+        "XMP": "dropped by another program since: `pusa provenance sign` puts it back"
+        if marks.is_packet_missing
+        else None,
+        "content credentials": "yes: see `pusa provenance verify`" if marks.has_manifest else None,
+        "watermark": watermark.get("name"),
+        "carries": [f"{names.get(sha, 'an input')}, {len(text) * 3 // 4000} kB" for sha, text in carried.items()],
+        "other metadata": read_tag_names(path),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 # --- weights and latents

@@ -2,7 +2,16 @@
 
 from pusa.media.decoding import VideoInfo
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
-from pusa.media.reading import first_picture, iter_video, probe_video, read_image, read_metadata, read_video, read_xmp
+from pusa.media.reading import (
+    first_picture,
+    iter_video,
+    probe_video,
+    read_image,
+    read_metadata,
+    read_tag_names,
+    read_video,
+    read_xmp,
+)
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
@@ -20,6 +29,7 @@ __all__ = [
     "probe_video",
     "read_image",
     "read_metadata",
+    "read_tag_names",
     "read_video",
     "read_xmp",
     "sprite_sheet",

@@ -131,9 +131,8 @@ class Mp4Encoder(_FFmpegEncoder):
 
     def close(self) -> None:
         super().close()
-        if xmp := self.output.xmp:  # FFmpeg writes none; a box at the end moves no offset
-            with self.output.path.open("ab") as file:
-                file.write((24 + len(xmp)).to_bytes(4, "big") + b"uuid" + _MP4_XMP + xmp)
+        if self.output.xmp:  # FFmpeg writes none
+            append_mp4_xmp(self.output.path, self.output.xmp)
 
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.output.lossless:
@@ -148,6 +147,12 @@ class Mp4Encoder(_FFmpegEncoder):
             dst_colorspace=Colorspace.ITU709,
             interpolation="AREA",
         )
+
+
+def append_mp4_xmp(path: Path, packet: bytes) -> None:
+    """Append an XMP packet to an MP4 file that has none: a box at the end moves no offset."""
+    with path.open("ab") as file:
+        file.write((24 + len(packet)).to_bytes(4, "big") + b"uuid" + _MP4_XMP + packet)
 
 
 def _movie_timescale(fps: Fraction) -> int:

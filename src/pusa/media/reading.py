@@ -30,6 +30,8 @@ from pusa.media.source import (
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00[\x08\x0a\x0c\x0e][\x01-\x04]")
 _GIF_XMP = re.compile(rb"!\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe", re.DOTALL)
 _GIF_XMP_BYTES = 2**24  # of a file's start, where it is
+_USUAL_TAGS = {"comment", "COMMENT", "xmp", "major_brand", "minor_version", "compatible_brands", "encoder", "language"}
+_USUAL_TAGS |= {"handler_name", "vendor_id", "ENCODER", "DURATION"}
 _MAX_JPEG_SCANS = 100  # encoders write about ten; 3 MB of tiny scans over a large picture cost minutes
 _TIME_STAMP_SECONDS = Fraction(1, 1000)  # Matroska rounds to these
 
@@ -157,6 +159,23 @@ def read_xmp(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
             with open_container(media, limits) as container:
                 packet = container.metadata.get("xmp", "")
     return packet.encode() if isinstance(packet, str) else bytes(packet)
+
+
+def read_tag_names(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> list[str]:
+    """List the names of a file's metadata: EXIF of a picture, with the position and the maker; tags of a video.
+
+    The comment that `VideoWriter` writes and what every file has are left out. Raises as `read_metadata` does.
+    """
+    with _open_with_metadata(source, limits) as media:
+        if media.kind.holds in ("picture", "both") or media.kind.decoder == "gif":
+            with open_picture(media, limits, decoder=media.kind.decoder.upper()) as image:
+                exif = image.getexif()
+                codes = {*exif, *exif.get_ifd(ExifTags.IFD.Exif)} - {ExifTags.Base.ImageDescription}
+                names = {ExifTags.TAGS.get(code, f"EXIF {code}") for code in codes}
+                return sorted(names | ({"ICC profile"} if "icc_profile" in image.info else set()))
+        with open_container(media, limits) as container:
+            tags = {*container.metadata, *(name for stream in container.streams for name in stream.metadata)}
+            return sorted(tags - _USUAL_TAGS)
 
 
 @contextmanager

@@ -6,9 +6,3 @@ c2pa           sign a file with a certificate, read and verify its manifests: ne
 certificates   make a root and a signing certificate of one's own
 watermark      embed bits in the frames and detect them; marks of others are registered here
 """
-
-from pusa.provenance.marks import FileMarks, read_marks
-from pusa.provenance.options import MarkOptions
-from pusa.provenance.xmp import InputMark, Mark
-
-__all__ = ["FileMarks", "InputMark", "Mark", "MarkOptions", "read_marks"]

@@ -55,6 +55,7 @@ _SAME_NAMES = (
     "task",
     "prompt",
     "model",
+    "metadata",
 )
 _FIELD_NAMES = {
     name

@@ -137,15 +137,17 @@ class Attempt:
             with suppress(FileNotFoundError):
                 stored = self._retry_store(lambda: self.files.fetch(key, self.folder))
                 shutil.copyfile(stored, self.folder / CHECKPOINT_FILE)
+        request = dict(job.resolved or job.request)
         return Task(
             job_id=job.id,
             attempt=job.attempt,
-            request=dict(job.resolved or job.request),
+            request={**request, "metadata": self.settings.limit_metadata(request.get("metadata"))},
             folder=self.folder,
             inputs={key: self._input(key) for key in dict.fromkeys(job.inputs)},
             checkpoint_every=self.settings.checkpoint_steps,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             preview_seconds=self.settings.preview_seconds,
+            marks=self.settings.marks,
         )
 
     def _input(self, key: str) -> Path:

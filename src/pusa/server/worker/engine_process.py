@@ -81,6 +81,7 @@ class PusaEngine:
             checkpoint=task.checkpoint,
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
+            marks=task.marks,
         )
         is_done = False
         with closing(events):
@@ -136,8 +137,9 @@ def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:
         "contact_sheet": media.contact_sheet(video),
     }
     files = {kind: folder / f"{kind}.webp" for kind in pictures}
+    xmp = media.read_xmp(video)  # pictures of the video say the same
     for kind, picture in pictures.items():
-        picture.save(files[kind], "WEBP", quality=80)
+        picture.save(files[kind], "WEBP", quality=80, **({"xmp": xmp} if xmp else {}))
     return files
 
 
