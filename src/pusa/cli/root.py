@@ -310,7 +310,7 @@ def replay(
     stored = read_metadata(file)
 
     from pusa.generate import read_request
-    from pusa.generate.marks import watermark_for_replay
+    from pusa.provenance.watermark import watermark_for_replay
 
     request, carried = read_request(stored)
     marks = take_mark_options({**options, "watermark": watermark_for_replay(stored or {}, options["watermark"])})

@@ -88,22 +88,6 @@ def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOpt
     return _marks_from({**stored, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [])
 
 
-def watermark_for_replay(stored: Mapping[str, Any], asked: str | None) -> str | None:
-    """Choose the watermark of a replay: the one asked for ("none" embeds none), else that of the file.
-
-    Raises:
-        ValueError: the file's watermark needs a file that it does not name.
-    """
-    name = (stored.get("watermark") or {}).get("name")
-    if asked is not None or name is None:
-        return None if asked == "none" else asked
-    try:
-        load_watermarker(name)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"its watermark is {name}: {error}; or make it without one: --watermark none") from error
-    return name
-
-
 def _marks_from(
     stored: dict[str, Any], metadata: Metadata, options: MarkOptions, ingredients: Sequence[Any]
 ) -> ResultMarks:

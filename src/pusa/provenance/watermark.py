@@ -7,7 +7,7 @@ in all files of pusa, so that a detector need not know the file; the second half
 import hashlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +84,22 @@ def load_watermarker(text: str) -> Watermarker:
     if name not in _FACTORIES:
         raise ValueError(f"watermark {shown(text)} is unknown: there are {', '.join(sorted(_FACTORIES))}")
     return _FACTORIES[name](argument if colon else None)
+
+
+def watermark_for_replay(stored: Mapping[str, Any], asked: str | None) -> str | None:
+    """Choose the watermark of a replay: the one asked for ("none" embeds none), else that of the file.
+
+    Raises:
+        ValueError: the file's watermark needs a file that it does not name.
+    """
+    name = (stored.get("watermark") or {}).get("name")
+    if asked is not None or name is None:
+        return None if asked == "none" else asked
+    try:
+        load_watermarker(name)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"its watermark is {name}: {error}; or make it without one: --watermark none") from error
+    return name
 
 
 def payload_of(identifier: str, bits: int) -> np.ndarray:

@@ -146,8 +146,8 @@ class GenerationOptions(StrictModel):
     encode: Literal["single", "repeat"] | None = knob(None, "How pictures after the first frame are encoded.")
     metadata: Metadata | None = knob(
         None,
-        "How much the video tells of itself: full (the request and small inputs), minimal (made with AI, the model, the "
-        "version) or off; at most what the operator allows.",
+        "How much the video tells of itself: full (the request and small inputs), minimal (made with AI, the model, "
+        "the version) or off; at most what the operator allows.",
         unset="the operator's",
     )
 
