@@ -304,10 +304,11 @@ class GenerationRequest(StrictModel):
     seed: int | None = knob(
         None, "The same seed gives the same video.", unset="drawn, and stored in the file", ge=0, le=2**63 - 1
     )
-    metadata: Metadata = knob(
-        "full",
+    metadata: Metadata | None = knob(
+        None,
         "How much the file tells of itself: full (the request and small inputs, to make it again), minimal (made with "
         "AI, the model, the version) or off (nothing).",
+        unset="full",
     )
 
     @model_validator(mode="after")
@@ -356,6 +357,7 @@ class GenerationRequest(StrictModel):
             "alpha_2": self.alpha_2
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
+            "metadata": self.metadata or "full",
         }
         resolved = ResolvedRequest(**{**dict(self), **values})
         _check_places(resolved)
@@ -419,6 +421,7 @@ class ResolvedRequest(GenerationRequest):
         shift: float
         alpha: float
         seed: int
+        metadata: Metadata
 
 
 def match_orientation(

@@ -342,4 +342,4 @@ def test_an_upright_photograph_is_carried_upright(home: Path, tmp_path: Path) ->
     from pusa.conditions import fit_image
 
     expected = fit_image(media.read_image(home / "photo.jpg"), 96, 64)
-    assert np.array_equal(np.asarray(Image.open(_file(tmp_path / "copy.png", content))), np.asarray(expected))
+    assert np.array_equal(np.asarray(Image.open(_file(tmp_path / "copy.webp", content))), np.asarray(expected))

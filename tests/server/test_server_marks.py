@@ -107,7 +107,7 @@ def test_a_server_that_cannot_sign_does_not_start(tmp_path: Path) -> None:
 
     options = {"data": str(tmp_path), "sign_cert": "nowhere.pem", "sign_key": "nowhere.pem"}
     needed_module("c2pa", "pip install 'pusa[c2pa]'")
-    with pytest.raises(FileNotFoundError, match="certificate 'nowhere.pem' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"certificate 'nowhere\.pem' does not exist"):
         load_settings_from(None, options)
 
 

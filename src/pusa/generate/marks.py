@@ -12,7 +12,8 @@ from pusa import __version__
 from pusa.events import Note, Report
 from pusa.generate import inputs
 from pusa.generate.inputs import Input
-from pusa.media.source import one_line
+from pusa.media.source import MediaError, one_line
+from pusa.provenance.c2pa import Ingredient, content_type_of
 from pusa.provenance.marks import FileMarks, mark_from_stored, read_marks
 from pusa.provenance.options import MarkOptions
 from pusa.provenance.watermark import Watermarker, embed_stream, load_watermarker, payload_of, payload_text
@@ -32,6 +33,7 @@ class ResultMarks:
         xmp: packet for the file, or empty.
         seal: signs a complete file; None does not sign.
         watermark: embedded in every frame; None embeds none.
+        inputs: the inputs to make the result from.
     """
 
     metadata: dict[str, Any] | None
@@ -40,6 +42,7 @@ class ResultMarks:
     seal: Callable[[Path], None] | None
     watermark: Watermarker | None
     payload: np.ndarray
+    inputs: list[Input]
 
     def embed(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Embed the watermark, if there is one, in frames uint8 ``[n, H, W, 3]`` as they come."""
@@ -58,14 +61,16 @@ def mark_result(
         MediaError: an input cannot be read.
         ValueError, FileNotFoundError, RuntimeError: a watermark or a signature that is asked for is not possible.
     """
-    found = {entry.sha256: read_marks(entry.source) for entry in sources}
+    found = {entry.sha256: _marks_of(entry) for entry in sources}
     _report_lost(request, sources, found, options, report)
     input_marks = {sha: mark for sha, marks in found.items() if (mark := marks.as_input(sha)) is not None}
     copies = {sha: _mark_of_copy(mark) for sha, mark in input_marks.items() if mark.source_type}
+    ingredients = [] if request.metadata == "off" else _ingredients(request, sources, found)
     if request.metadata == "full":
         carried = inputs.carry(sources, request, copies)
-        request_inside, contents = carried.request, carried.contents
+        request_inside, contents, sources = carried.request, carried.contents, carried.inputs
     else:
+        inputs.check(sources)
         request_inside, contents = inputs.without_folders(request), {}
     stored: dict[str, Any] = {
         "pusa": __version__,
@@ -75,8 +80,7 @@ def mark_result(
     }
     if input_marks:
         stored["input_marks"] = [asdict(mark) for mark in input_marks.values()]
-    ingredients = [] if request.metadata == "off" else _ingredients(request, request_inside, sources, found)
-    return _marks_from(stored, request.metadata, options, ingredients)
+    return _marks_from(stored, request.metadata, options, ingredients, sources)
 
 
 def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOptions) -> ResultMarks:
@@ -85,11 +89,15 @@ def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOpt
     Args:
         metadata: how much the file tells.
     """
-    return _marks_from({**stored, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [])
+    return _marks_from({**stored, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [], [])
 
 
 def _marks_from(
-    stored: dict[str, Any], metadata: Metadata, options: MarkOptions, ingredients: Sequence[Any]
+    stored: dict[str, Any],
+    metadata: Metadata,
+    options: MarkOptions,
+    ingredients: Sequence[Ingredient],
+    sources: Sequence[Input],
 ) -> ResultMarks:
     watermark, payload = None, np.zeros(0, np.uint8)
     if options.watermark is not None:
@@ -116,7 +124,16 @@ def _marks_from(
         seal=seal,
         watermark=watermark,
         payload=payload,
+        inputs=list(sources),
     )
+
+
+def _marks_of(entry: Input) -> FileMarks:
+    """Read the marks of an input; none of a damaged one, whose reading reports what is wrong with it."""
+    try:
+        return read_marks(entry.source)
+    except MediaError:
+        return FileMarks(None, has_manifest=False, is_packet_missing=False, stored={})
 
 
 def _mark_of_copy(mark: InputMark) -> Mark:
@@ -152,27 +169,16 @@ def _report_lost(
 
 
 def _ingredients(
-    request: ResolvedRequest,
-    request_inside: ResolvedRequest,
-    sources: Sequence[Input],
-    found: Mapping[str, FileMarks],
-) -> list[Any]:
-    from pusa.provenance.c2pa import Ingredient, content_type_of
-
+    request: ResolvedRequest, sources: Sequence[Input], found: Mapping[str, FileMarks]
+) -> list[Ingredient]:
     ingredients = []
-    for number, (entry, spec) in enumerate(zip(sources, request_inside.conditions, strict=True), start=1):
-        has_manifest = found[entry.sha256].has_manifest
+    for number, entry in enumerate(sources, start=1):
         try:
             content_type = content_type_of(entry.source)
         except ValueError:  # such as Matroska: named by its title and hash alone
             content_type = "application/octet-stream"
-        ingredients.append(
-            Ingredient(
-                title=spec.file if request.metadata == "full" else f"{spec.kind} {number}",
-                relationship=_RELATIONSHIPS.get(request.task, "inputTo"),
-                content_type=content_type,
-                sha256=spec.sha256 or entry.sha256,
-                signed=entry.content if has_manifest and isinstance(entry.content, Path) else None,
-            )
-        )
+        signed = entry.content if found[entry.sha256].has_manifest and isinstance(entry.content, Path) else None
+        name = Path(entry.spec.file).name if request.metadata == "full" else f"{entry.spec.kind} {number}"
+        relationship = _RELATIONSHIPS.get(request.task, "inputTo")
+        ingredients.append(Ingredient(name, relationship, content_type, entry.sha256, signed=signed))
     return ingredients

@@ -79,7 +79,6 @@ def generate(
         report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
         _check_output(output, resolved)  # reject what cannot be written or read before any work
-        inputs.check(sources)
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         writer = _writer(output, resolved, result_marks)
         report(Resolved(resolved.model_dump(mode="json")))
@@ -94,7 +93,7 @@ def generate(
             report(Note(f"alpha {request.alpha:g} has no effect: no LoRA is loaded"))
         tasks = Tasks(
             resolved,
-            sources,
+            result_marks.inputs,
             pipe,
             report_or_stop,
             max_sequence_length=zoo.defaults_of(resolved.model).max_sequence_length,
@@ -137,7 +136,7 @@ def decode(
         if model is not None:
             request = request.model_copy(update={"model": model})
         resolved = request.resolved(zoo.defaults_of(request.model))
-        result_marks = mark_decoded(stored, metadata or request.metadata, marks or MarkOptions())
+        result_marks = mark_decoded(stored, metadata or resolved.metadata, marks or MarkOptions())
         writer = _writer(output, resolved, result_marks)
         report(Stage("load"))
         unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
