@@ -69,6 +69,7 @@ def test_an_operator_who_must_mark_refuses_off(tmp_path: Path) -> None:
         create(service, metadata="off")
     assert create(service, metadata="minimal").request["metadata"] == "minimal"
     assert service.settings.metadata_choices == ["full", "minimal"]
+    assert service.settings.limit_metadata("off") == "minimal"  # of a job that was accepted before
     with pytest.raises(ValueError, match="require_mark and metadata=off exclude each other"):
         ServerSettings(require_mark=True, metadata="off")
     with pytest.raises(ValueError, match="sign_key is missing"):

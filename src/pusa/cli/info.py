@@ -61,7 +61,8 @@ def describe_marks(path: Path) -> dict[str, Any]:
     marks = read_marks(path)
     mark = marks.mark
     request, carried, watermark = (_as_dict(marks.stored.get(name)) for name in ("request", "inputs", "watermark"))
-    names = {spec.get("sha256"): f"{spec.get('kind')} {spec.get('file')}" for spec in request.get("conditions", ())}
+    specs = [_as_dict(spec) for spec in request.get("conditions") or ()]
+    names = {spec.get("sha256"): f"{spec.get('kind')} {spec.get('file')}" for spec in specs}
     facts = {
         "digital source type": mark and mark.source_type,
         "AI system": mark and f"{mark.system} {mark.version}".strip(),

@@ -334,11 +334,15 @@ def decode(
     latents: str, model: str | None, metadata: Metadata | None, output: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make the video of LATENTS, a .safetensors file that a run has saved before decoding."""
-    marks = take_mark_options(options)
     file = find_file(latents, "file")
     path = output_path(output, file.stem.removesuffix(".latents"))
 
     from pusa.generate import decode as decode_latents
+    from pusa.generate import load_latents
+    from pusa.provenance.watermark import watermark_for_replay
+
+    stored = load_latents(file)[1]
+    marks = take_mark_options({**options, "watermark": watermark_for_replay(stored, options["watermark"])})
 
     _show(lambda stop: decode_latents(file, path, stop=stop, model=model, metadata=metadata, marks=marks), as_json)
 

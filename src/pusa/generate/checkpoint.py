@@ -25,7 +25,7 @@ def request_key(request: ResolvedRequest) -> str:
 
     Conditions are compared by `sha256`, which must be set. Another version of this package makes another key.
     """
-    values = request.model_dump(mode="json")
+    values = request.model_dump(mode="json", exclude={"metadata"})
     for condition in values["conditions"]:
         del condition["file"]
     return hashlib.sha256(json.dumps([__version__, values], sort_keys=True).encode()).hexdigest()

@@ -65,10 +65,10 @@ def mark_result(
     _report_lost(request, sources, found, options, report)
     input_marks = {sha: mark for sha, marks in found.items() if (mark := marks.as_input(sha)) is not None}
     copies = {sha: _mark_of_copy(mark) for sha, mark in input_marks.items() if mark.source_type}
-    ingredients = [] if request.metadata == "off" else _ingredients(request, sources, found)
+    used: Sequence[Input] = sources
     if request.metadata == "full":
         carried = inputs.carry(sources, request, copies)
-        request_inside, contents, sources = carried.request, carried.contents, carried.inputs
+        request_inside, contents, used = carried.request, carried.contents, carried.inputs
     else:
         inputs.check(sources)
         request_inside, contents = inputs.without_folders(request), {}
@@ -80,7 +80,8 @@ def mark_result(
     }
     if input_marks:
         stored["input_marks"] = [asdict(mark) for mark in input_marks.values()]
-    return _marks_from(stored, request.metadata, options, ingredients, sources)
+    ingredients = [] if request.metadata == "off" else _ingredients(request, request_inside, sources, found)
+    return _marks_from(stored, request.metadata, options, ingredients, used)
 
 
 def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOptions) -> ResultMarks:
@@ -89,7 +90,8 @@ def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOpt
     Args:
         metadata: how much the file tells.
     """
-    return _marks_from({**stored, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [], [])
+    rest = {name: value for name, value in stored.items() if name != "watermark"}  # that one was not embedded
+    return _marks_from({**rest, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [], [])
 
 
 def _marks_from(
@@ -169,16 +171,20 @@ def _report_lost(
 
 
 def _ingredients(
-    request: ResolvedRequest, sources: Sequence[Input], found: Mapping[str, FileMarks]
+    request: ResolvedRequest,
+    request_inside: ResolvedRequest,
+    sources: Sequence[Input],
+    found: Mapping[str, FileMarks],
 ) -> list[Ingredient]:
+    is_full = request.metadata == "full"
     ingredients = []
-    for number, entry in enumerate(sources, start=1):
+    for number, (entry, spec) in enumerate(zip(sources, request_inside.conditions, strict=True), start=1):
         try:
             content_type = content_type_of(entry.source)
         except ValueError:  # such as Matroska: named by its title and hash alone
             content_type = "application/octet-stream"
         signed = entry.content if found[entry.sha256].has_manifest and isinstance(entry.content, Path) else None
-        name = Path(entry.spec.file).name if request.metadata == "full" else f"{entry.spec.kind} {number}"
+        name, sha256 = (spec.file, spec.sha256 or "") if is_full else (f"{spec.kind} {number}", "")
         relationship = _RELATIONSHIPS.get(request.task, "inputTo")
-        ingredients.append(Ingredient(name, relationship, content_type, entry.sha256, signed=signed))
+        ingredients.append(Ingredient(name, relationship, content_type, sha256, signed=signed))
     return ingredients

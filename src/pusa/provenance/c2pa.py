@@ -38,7 +38,7 @@ class Ingredient:
         title: its name.
         relationship: ``parentOf``, ``componentOf`` or ``inputTo``, in C2PA's words.
         content_type: as `content_type_of` returns it.
-        sha256: of its content.
+        sha256: of its content, or empty.
         signed: the file, if it has manifests, which are kept; else None, as c2pa would copy identifiers and addresses
             from its XMP.
     """
@@ -206,7 +206,9 @@ def _manifest(
 def _facts(number: int, ingredient: Ingredient) -> dict[str, str]:
     facts = {"title": ingredient.title, "relationship": ingredient.relationship, "label": _label(number)}
     if ingredient.signed is None:
-        facts |= {"format": ingredient.content_type, "instance_id": f"urn:sha256:{ingredient.sha256}"}
+        facts["format"] = ingredient.content_type
+        if ingredient.sha256:
+            facts["instance_id"] = f"urn:sha256:{ingredient.sha256}"
     return facts
 
 

@@ -128,8 +128,6 @@ class VideoService:
         """Submit a job once more, with another seed or prompt if wanted; `options` are those of `create`."""
         old = await self.get(id, owner)
         metadata = self.settings.limit_metadata(old.request.get("metadata"))  # the operator may have changed it since
-        if metadata == "off" and self.settings.require_mark:
-            metadata = "minimal"
         request: dict[str, Any] = {**old.request, "model": old.model, "metadata": metadata}
         if prompt is not None:
             request["prompt"] = prompt

@@ -270,8 +270,10 @@ class ServerSettings(StrictModel):
         )
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
-        """Return what a result tells of itself: what a client asks for, and at most what the operator allows."""
-        return max(asked or self.metadata, self.metadata, key=METADATA.index)
+        """Return what a result tells of itself: what a client asks for, within what the operator allows."""
+        least: Metadata = "minimal" if self.require_mark else "off"
+        allowed = max(asked or self.metadata, self.metadata, key=METADATA.index)
+        return min(allowed, least, key=METADATA.index)
 
     @property
     def metadata_choices(self) -> list[Metadata]:

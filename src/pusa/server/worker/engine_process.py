@@ -24,6 +24,7 @@ import psutil
 
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
+from pusa.provenance.options import MarkOptions
 from pusa.server.logs import configure_logging, log_context
 from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, Ready, Task
 
@@ -68,6 +69,7 @@ class PusaEngine:
         from pusa.generate import generate
         from pusa.request import GenerationRequest
 
+        _check_marks(task.marks)
         request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
@@ -103,6 +105,14 @@ class PusaEngine:
         yield Stage("finish")
         files = {"video": video} | _make_pictures(video, task.folder)
         yield Done(files, {**clock.end(), "peak_memory_mb": _peak_memory_mb()})
+
+
+def _check_marks(marks: MarkOptions) -> None:
+    """Raise RuntimeError, without the operator's paths, if this machine cannot sign or watermark."""
+    try:
+        marks.check()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        raise RuntimeError("results cannot be signed or watermarked on this worker: its log says why") from error
 
 
 def rename_files(request: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
