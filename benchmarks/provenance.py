@@ -4,8 +4,9 @@ Cost: a clip is encoded with and without XMP, metadata, a copy of its input and 
 Robustness: a real video is marked, encoded as H.264, scaled and cropped, and read again.
 """
 
+import argparse
 import json
-import sys
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def seconds_of(call: Callable[[], Any], runs: int = RUNS) -> float:
 
 def read_condition(source: Input) -> np.ndarray:
     """Read an image as a condition of the clip: uint8 ``[HEIGHT, WIDTH, 3]``."""
-    return np.asarray(fit_image(media.read_image(source.source), WIDTH, HEIGHT))
+    return np.asarray(fit_image(source.read_image(), WIDTH, HEIGHT))
 
 
 def measure_cost(folder: Path, photograph: Path) -> dict[str, float]:
@@ -74,9 +75,7 @@ def measure_cost(folder: Path, photograph: Path) -> dict[str, float]:
     encoding = seconds_of(encode, 3)
     encode(metadata=metadata, xmp=packet)
     copying = seconds_of(lambda: (carry([source], resolved, {}), read_condition(carried.inputs[0])))
-    reading = seconds_of(
-        lambda: (media.read_image(photograph), read_condition(source))
-    )  # what a run without copies does
+    reading = seconds_of(lambda: (media.read_image(photograph), read_condition(source)))  # the work without a copy
     parts = {
         "read the marks of the input": seconds_of(lambda: read_marks(photograph)),
         "copy it, beside reading it": copying - reading,
@@ -142,19 +141,20 @@ def _cropper(share: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda frames: np.ascontiguousarray(frames[:, top : HEIGHT - top, left : WIDTH - left])
 
 
-def main(what: list[str]) -> None:
+def main() -> None:
     """Run the measurements named, with the inputs in PUSA_SHARED or beside the repository."""
-    import os
-
-    shared = Path(os.environ.get("PUSA_SHARED", Path(__file__).parents[2] / "shared"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", default=["cost", "watermark"], help="cost, watermark")
+    what = parser.parse_args().what
+    inputs = Path(os.environ.get("PUSA_SHARED", Path(__file__).parents[2] / "shared")) / "inputs"
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        if not what or "cost" in what:
-            results["cost"] = measure_cost(Path(folder), shared / "inputs" / "input_image.jpg")
-    if not what or "watermark" in what:
-        results["watermark"] = measure_watermark("rivagan", shared / "inputs" / "input_video.mp4", 8)
+    if "cost" in what:
+        with tempfile.TemporaryDirectory() as folder:
+            results["cost"] = measure_cost(Path(folder), inputs / "input_image.jpg")
+    if "watermark" in what:
+        results["watermark"] = measure_watermark("rivagan", inputs / "input_video.mp4", 8)
     print(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

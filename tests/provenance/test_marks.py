@@ -238,7 +238,7 @@ def test_sign_show_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     stored = {"pusa": "0.1", "digital_source_type": COMPOSITE, "model": "mini"}
     written(tmp_path / "clip.mp4", metadata=stored, xmp=write_packet(Mark(COMPOSITE, "pusa (mini)")))
-    pusa("provenance", "new-cert", "--organization", "Example Studio", "-o", "cert")
+    pusa("provenance", "new-cert", "cert", "--organization", "Example Studio")
     keys = ("--cert", "cert/certificate.pem", "--key", "cert/key.pem")
     assert "none" in pusa("provenance", "verify", "clip.mp4", code=1)
     pusa("provenance", "sign", "clip.mp4", *keys, "-o", "signed.mp4")

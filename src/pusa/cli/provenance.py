@@ -30,21 +30,19 @@ def provenance() -> None:
     """Sign videos and pictures (C2PA), and read what they say about how they were made.
 
     \b
-    A certificate:  pusa provenance new-cert --organization "Example Studio" -o certificate
+    A certificate:  pusa provenance new-cert certificate --organization "Example Studio"
     Sign:           pusa provenance sign video.mp4 --cert certificate/certificate.pem --key certificate/key.pem
     Check:          pusa provenance verify video.mp4 --trust certificate/root.pem
     """
 
 
 @provenance.command("new-cert")
-@click.option(
-    "-o", "--output", metavar="FOLDER", required=True, type=click.Path(path_type=Path), help="Folder to write."
-)
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
 @click.option("--organization", metavar="NAME", required=True, help="The name that is shown as the signer.")
 @click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="Until it expires.")
 @json_option
-def new_cert(output: Path, organization: str, days: int, as_json: bool) -> None:
-    """Make a certificate of one's own to sign with.
+def new_cert(folder: Path, organization: str, days: int, as_json: bool) -> None:
+    """Make a certificate of one's own to sign with, in FOLDER.
 
     Writes certificate.pem and key.pem to sign with, and root.pem for those who want to check. Programs of others call
     it unknown unless they are given root.pem.
@@ -52,7 +50,7 @@ def new_cert(output: Path, organization: str, days: int, as_json: bool) -> None:
     from pusa.provenance.certificates import new_certificate
 
     try:
-        paths = new_certificate(output, organization=organization, days=days)
+        paths = new_certificate(folder, organization=organization, days=days)
     except FileExistsError as error:
         raise ValueError(str(error)) from error
     print_facts({name: str(path) for name, path in paths.items()}, as_json)

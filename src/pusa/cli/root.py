@@ -338,11 +338,8 @@ def decode(
     path = output_path(output, file.stem.removesuffix(".latents"))
 
     from pusa.generate import decode as decode_latents
-    from pusa.generate import load_latents
-    from pusa.provenance.watermark import watermark_for_replay
 
-    stored = load_latents(file)[1]
-    marks = take_mark_options({**options, "watermark": watermark_for_replay(stored, options["watermark"])})
+    marks = take_mark_options(options)
 
     _show(lambda stop: decode_latents(file, path, stop=stop, model=model, metadata=metadata, marks=marks), as_json)
 

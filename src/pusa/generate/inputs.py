@@ -24,11 +24,19 @@ _MOST_COMPRESSION = 16  # lossless; real footage reaches 4
 
 @dataclass(frozen=True)
 class Input:
-    """Hold a condition of a request and its content: a file, or bytes that a video carried."""
+    """Hold a condition of a request and its content: a file, or bytes that a video carried.
+
+    `fitted` has the pixels of an image in the size of the video, where they have been read already.
+    """
 
     spec: ConditionSpec
     content: Path | bytes
     sha256: str
+    fitted: Image.Image | None = None
+
+    def read_image(self) -> Image.Image:
+        """Read the image. Raises MediaError."""
+        return media.read_image(self.source) if self.fitted is None else self.fitted
 
     @property
     def source(self) -> Path | BytesIO:
@@ -105,15 +113,18 @@ def carry(inputs: Sequence[Input], request: ResolvedRequest, marks: Mapping[str,
         spec = entry.spec.model_copy(update={"file": Path(entry.spec.file).name})
         mark = marks.get(entry.sha256)
         xmp = b"" if mark is None else write_packet(mark)
-        copy = (
-            _copy_image(entry, request, xmp) if spec.kind == "image" else _copy_video(entry, request, xmp, free_bytes)
-        )
+        fitted, copy = None, None
+        if spec.kind == "image":
+            fitted = _fit(entry.read_image(), entry, request)
+            copy = _copy_image(fitted, xmp)
+        else:
+            copy = _copy_video(entry, request, xmp, free_bytes)
         sha256 = hashlib.sha256(copy or b"").hexdigest()
         if copy is not None and (sha256 in contents or len(copy) <= free_bytes):
             free_bytes -= 0 if sha256 in contents else len(copy)
             contents[sha256] = base64.b64encode(copy).decode()
             spec = spec.model_copy(update={"sha256": sha256})
-            entry = Input(entry.spec, copy, entry.sha256)
+            entry = Input(entry.spec, copy, entry.sha256, fitted)
         specs.append(spec)
         copies.append(entry)
     return CarriedInputs(without_folders(request).model_copy(update={"conditions": specs}), contents, copies)
@@ -127,11 +138,14 @@ def without_folders(request: ResolvedRequest) -> ResolvedRequest:
     return request.model_copy(update=names)
 
 
-def _copy_image(entry: Input, request: ResolvedRequest, xmp: bytes) -> bytes:
-    image = fit_image(media.read_image(entry.source), request.width, request.height, entry.spec.fit)
+def _fit(frame: Image.Image | np.ndarray, entry: Input, request: ResolvedRequest) -> Image.Image:
+    """Fit a frame to the video, without colour profile and all else that Pillow keeps beside the pixels."""
+    return Image.fromarray(np.asarray(fit_image(frame, request.width, request.height, entry.spec.fit)))
+
+
+def _copy_image(fitted: Image.Image, xmp: bytes) -> bytes:
     buffer = BytesIO()
-    bare = Image.fromarray(np.asarray(image))  # without colour profile and all else that Pillow keeps beside the pixels
-    bare.save(buffer, "WEBP", lossless=True, quality=0, method=0, xmp=xmp)  # half of PNG's time, and smaller
+    fitted.save(buffer, "WEBP", lossless=True, quality=0, method=0, xmp=xmp)  # half of PNG's time, and smaller
     return buffer.getvalue()
 
 
@@ -147,7 +161,7 @@ def _copy_video(entry: Input, request: ResolvedRequest, xmp: bytes, most_bytes: 
         path = Path(folder) / "copy.mp4"
         with media.VideoWriter(path, width=size[0], height=size[1], fps=fps, lossless=True, xmp=xmp) as writer:
             for frame in media.iter_video(entry.source, fps=fps, fit=size, max_frames=most_frames):
-                writer.write(np.asarray(fit_image(frame, *size, entry.spec.fit))[None])
+                writer.write(np.asarray(_fit(frame, entry, request))[None])
         return path.read_bytes() if path.stat().st_size <= most_bytes else None
 
 

@@ -15,8 +15,15 @@ from pusa.generate.inputs import Input
 from pusa.media.source import MediaError, one_line
 from pusa.provenance.c2pa import Ingredient, content_type_of
 from pusa.provenance.marks import FileMarks, mark_from_stored, read_marks
-from pusa.provenance.options import MarkOptions
-from pusa.provenance.watermark import Watermarker, embed_stream, load_watermarker, payload_of, payload_text
+from pusa.provenance.options import NO_WATERMARK, MarkOptions
+from pusa.provenance.watermark import (
+    Watermarker,
+    embed_stream,
+    load_watermarker,
+    payload_of,
+    payload_text,
+    watermark_for_replay,
+)
 from pusa.provenance.xmp import COMPOSITE, GENERATED, InputMark, Mark, write_packet
 from pusa.request import Metadata, ResolvedRequest
 
@@ -90,6 +97,7 @@ def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOpt
     Args:
         metadata: how much the file tells.
     """
+    options = replace(options, watermark=watermark_for_replay(stored, options.watermark))
     rest = {name: value for name, value in stored.items() if name != "watermark"}  # that one was not embedded
     return _marks_from({**rest, "request": {**stored["request"], "metadata": metadata}}, metadata, options, [], [])
 
@@ -102,7 +110,7 @@ def _marks_from(
     sources: Sequence[Input],
 ) -> ResultMarks:
     watermark, payload = None, np.zeros(0, np.uint8)
-    if options.watermark is not None:
+    if options.watermark is not None and options.watermark != NO_WATERMARK:
         watermark = load_watermarker(options.watermark)
         payload = payload_of(json.dumps(stored["request"], sort_keys=True), watermark.bits)
         stored = {**stored, "watermark": {"name": watermark.name, "payload": payload_text(payload)}}

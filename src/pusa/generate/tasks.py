@@ -144,7 +144,7 @@ class Tasks:
         indices = [position.latent_index(request.frames, request.fps) for position in spec.positions]
         shared: dict[str, Any] = {"noise_multiplier": spec.noise, "encode": spec.encode, "fit": spec.fit}
         if spec.kind == "image":
-            return PusaCondition(image=media.read_image(source.source), latent_index=indices[0], **shared)
+            return PusaCondition(image=source.read_image(), latent_index=indices[0], **shared)
         most_frames = frames_used(spec, request)
         frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=most_frames)
         return PusaCondition(video=frames, latent_index=indices or 0, **shared)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pusa.provenance.c2pa import Signer
 
+NO_WATERMARK = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MarkOptions:
@@ -15,7 +17,8 @@ class MarkOptions:
     Attributes:
         sign_cert, sign_key: PEM files of a certificate with its chain and of its private key; None does not sign.
         timestamp_url: address of a time stamp authority; None asks none.
-        watermark: as `pusa.provenance.watermark.load_watermarker` takes it; None embeds none.
+        watermark: as `pusa.provenance.watermark.load_watermarker` takes it. None, and "none" where a file is made again
+            that has one, embed none.
     """
 
     sign_cert: str | None = None
@@ -29,7 +32,7 @@ class MarkOptions:
         Raises ValueError, FileNotFoundError and RuntimeError, with the way out.
         """
         self.signer()
-        if self.watermark is not None:
+        if self.watermark not in (None, NO_WATERMARK):
             from pusa.provenance.watermark import load_watermarker
 
             load_watermarker(self.watermark)

@@ -87,14 +87,14 @@ def load_watermarker(text: str) -> Watermarker:
 
 
 def watermark_for_replay(stored: Mapping[str, Any], asked: str | None) -> str | None:
-    """Choose the watermark of a replay: the one asked for ("none" embeds none), else that of the file.
+    """Choose the watermark of a file that is made again: the one asked for, else that of the file.
 
     Raises:
         ValueError: the file's watermark needs a file that it does not name.
     """
     name = (stored.get("watermark") or {}).get("name")
     if asked is not None or name is None:
-        return None if asked == "none" else asked
+        return asked
     try:
         load_watermarker(name)
     except (ValueError, RuntimeError) as error:
