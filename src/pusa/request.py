@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -47,6 +47,9 @@ MAX_FRAMES = 4801
 OVERLAP_FRAMES = 13  # 4 latent frames, as Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
 
 Task = Literal["generate", "extend", "transition", "loop"]
+Metadata = Literal["full", "minimal", "off"]
+METADATA: tuple[Metadata, ...] = get_args(Metadata)
+"""From the most that a file tells of itself to the least."""
 
 
 class Preset(NamedTuple):
@@ -297,6 +300,12 @@ class GenerationRequest(StrictModel):
     seed: int | None = field(
         None, "The same seed gives the same video.", unset="one is drawn, and stored in the file", ge=0, le=2**63 - 1
     )
+    metadata: Metadata | None = field(
+        None,
+        "How much the file tells of itself: full (the request and small inputs, to make it again), minimal (made with "
+        "AI, the model, the version) or off (nothing).",
+        unset="full",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GenerationRequest":
@@ -345,6 +354,7 @@ class GenerationRequest(StrictModel):
             or (None if self.alpha or not second_alpha else preset_alpha(self.preset, second_alpha)),
             "lora_layers": self.lora_layers or "all",
             "seed": secrets.randbits(32) if self.seed is None else self.seed,
+            "metadata": self.metadata or "full",
         }
         resolved = ResolvedRequest(**{**dict(self), **values})
         _check_places(resolved)
@@ -413,6 +423,7 @@ class ResolvedRequest(GenerationRequest):
         alpha: float
         lora_layers: Literal["all", "fitting"]
         seed: int
+        metadata: Metadata
 
     @model_validator(mode="after")
     def _is_complete(self) -> "ResolvedRequest":

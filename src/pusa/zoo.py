@@ -224,6 +224,13 @@ def find(source: str | Path) -> ZooModel | None:
     return named or read_folder(folder, folder.name)
 
 
+def public_name(source: str) -> str:
+    """Name a model or a LoRA for others: without the folders of this machine, a name of the zoo or the Hub as it is."""
+    path = Path(source).expanduser()
+    is_local = path.is_absolute() or source.startswith((".", "~")) or path.exists()
+    return Path(os.path.abspath(path)).name if is_local else source
+
+
 def with_fallback(source: str) -> str:
     """Replace "mini" by "tiny" where an installation lacks its weights; return other sources unchanged."""
     return "tiny" if source == "mini" and "mini" not in ZOO else source

@@ -38,7 +38,13 @@ class Engine(ModuleType):
         self.closed = 0
 
     def generate(
-        self, request: GenerationRequest, output: Path, *, stop: Callable[[], bool], carried: object = None
+        self,
+        request: GenerationRequest,
+        output: Path,
+        *,
+        stop: Callable[[], bool],
+        carried: object = None,
+        marks: object = None,
     ) -> Iterator[Event]:
         self.asked.append((request, output))
         half = output.with_suffix(".half")

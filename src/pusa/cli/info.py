@@ -44,10 +44,41 @@ def _describe_media(path: Path) -> dict[str, Any]:
     if kind.holds == "other":
         raise MediaError(f"{media.name} is {kind.name}: info knows videos, pictures, LoRAs, checkpoints and latents")
     stored = read_metadata(path) or {}
-    made_from = {"request": stored["request"]} if "request" in stored else {}
     facts = asdict(probe_image(path) if kind.holds == "picture" else probe_video(path))
     size, notes = f"{facts.pop('width')}x{facts.pop('height')}", list(facts.pop("notes"))
+    made_from = {**describe_marks(path), **({"request": stored["request"]} if "request" in stored else {})}
     return {"kind": kind.name, "size": size, **facts, **({"notes": notes} if notes else {}), **made_from}
+
+
+def describe_marks(path: Path) -> dict[str, Any]:
+    """Return what a picture or a video tells of itself, apart from its request, by name."""
+    from pusa.media import read_tag_names
+    from pusa.provenance.marks import read_marks
+
+    marks = read_marks(path)
+    mark = marks.mark
+    request, carried, watermark = (_as_dict(marks.stored.get(name)) for name in ("request", "inputs", "watermark"))
+    specs = [_as_dict(spec) for spec in request.get("conditions") or ()]
+    names = {spec.get("sha256"): f"{spec.get('kind')} {spec.get('file')}" for spec in specs}
+    facts = {
+        "digital source type": mark and mark.source_type,
+        "AI system": mark and f"{mark.system} {mark.version}".strip(),
+        "marked inputs": [f"{i.source_type or 'content credentials'} {i.system}".strip() for i in mark.inputs]
+        if mark
+        else [],
+        "XMP": "dropped by another program since: `pusa provenance sign` puts it back"
+        if marks.is_packet_missing
+        else None,
+        "content credentials": "yes: see `pusa provenance verify`" if marks.has_manifest else None,
+        "watermark": watermark.get("name"),
+        "carries": [f"{names.get(sha, 'an input')}, {len(text) * 3 // 4000} kB" for sha, text in carried.items()],
+        "other metadata": read_tag_names(path),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 # --- weights and latents

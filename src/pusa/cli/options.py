@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import click
 
 from pusa.fields import FieldSpec, field_specs
 from pusa.numerals import parse_number, parse_numbers, parse_size
+from pusa.provenance.options import MarkOptions
 from pusa.request import ConditionSpec, GenerationRequest, Position, Task, parse_positions
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -88,6 +90,51 @@ noise_option = click.option(
     help="How far the model may depart from what is given: 0 keeps it exactly, 1 ignores it. One number, or one for "
     'each latent frame that is kept of a video: "0,0.3,0.4,0.5". [0..1; default: the preset\'s]',
 )
+
+
+mark_options = _apply(
+    [
+        click.option(
+            "--sign-cert",
+            metavar="FILE",
+            envvar="PUSA_SIGN_CERT",
+            type=click.Path(),
+            help="Sign the video (C2PA) with this certificate; `pusa provenance new-cert` makes one.",
+        ),
+        click.option(
+            "--sign-key",
+            metavar="FILE",
+            envvar="PUSA_SIGN_KEY",
+            type=click.Path(),
+            help="The certificate's private key.",
+        ),
+        click.option(
+            "--timestamp-url",
+            metavar="URL",
+            envvar="PUSA_TIMESTAMP_URL",
+            help="Time stamp authority, so that the signature outlives its certificate. [default: none is asked]",
+        ),
+        click.option(
+            "--watermark",
+            metavar="NAME[:FILE]",
+            help="Embed a watermark in the pixels: rivagan, or videoseal:FILE. [default: none]",
+        ),
+    ]
+)
+
+
+def metadata_option(default: str) -> Callable[[C], C]:
+    """Add ``--metadata`` to a command that takes its request from a file, where `default` is its help's default."""
+    field = _REQUEST_FIELDS["metadata"]
+    return click.option("--metadata", type=click.Choice(field.choices), help=f"{field.help} [default: {default}]")
+
+
+def take_mark_options(options: dict[str, Any]) -> MarkOptions:
+    """Remove the values of `mark_options` from `options`, and check them. Raises as `MarkOptions.check` does."""
+    names = [field.name for field in fields(MarkOptions)]
+    marks = MarkOptions(**{name: options.pop(name) for name in names})
+    marks.check()
+    return marks
 
 
 def build_request(task: Task, *, size: str | None, **options: Any) -> GenerationRequest:

@@ -23,15 +23,19 @@ from pusa.cli.options import (
     condition,
     find_file,
     image_options,
+    mark_options,
+    metadata_option,
     noise_option,
     output_path,
     parse_noise,
     request_options,
+    take_mark_options,
     video_options,
     with_files_found,
 )
 from pusa.cli.run import MissingModelError, Start, Stopped, run
-from pusa.request import GenerationRequest, explain
+from pusa.provenance.options import MarkOptions
+from pusa.request import GenerationRequest, Metadata, explain
 
 FAILED, BAD_INPUT, MISSING_MODEL, INTERRUPTED = 1, 2, 3, 130
 _EXIT_CODES = (
@@ -100,6 +104,7 @@ def _line(error: object) -> str:
         "eval": "pusa.cli.eval:evaluation",
         "jobs": "pusa.cli.jobs:jobs",
         "mini": "pusa.cli.mini:mini",
+        "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",
         "train": "pusa.cli.train:train",
@@ -134,6 +139,7 @@ def _run(
     request: GenerationRequest,
     output: str | None,
     *,
+    marks: MarkOptions,
     as_json: bool,
     name: str | None = None,
     carried: dict[str, bytes] | None = None,
@@ -153,7 +159,7 @@ def _run(
     from pusa.generate import generate
 
     options: dict[str, Any] = {"made_with": made_with} if made_with else {}
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried, **options), as_json)
+    _show(lambda stop: generate(request, path, stop=stop, carried=carried, marks=marks, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -175,6 +181,7 @@ def _show(start: Start, as_json: bool) -> None:
 @video_options
 @noise_option
 @request_options()
+@mark_options
 @_output
 @json_option
 def generate(
@@ -198,6 +205,7 @@ def generate(
     Start and end:     pusa generate "a cat slides to the right" --image left.png --keyframe right.png@last
     Complete a video:  pusa generate "a cat spins" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"
     """
+    marks = take_mark_options(options)
     conditions = build_conditions(
         image=image,
         keyframes=keyframes,
@@ -207,7 +215,8 @@ def generate(
         fit=fit,
         encode=encode,
     )
-    _run(build_request("generate", prompt=prompt, conditions=conditions, **options), output, as_json=as_json)
+    request = build_request("generate", prompt=prompt, conditions=conditions, **options)
+    _run(request, output, marks=marks, as_json=as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -215,13 +224,15 @@ def generate(
 @_prompt
 @noise_option
 @request_options()
+@mark_options
 @_output
 @json_option
 def extend(video: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any) -> None:
     """Continue VIDEO after its end."""
+    marks = take_mark_options(options)
     conditions = [condition("video", video, noise=parse_noise(noise))]
     request = build_request("extend", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
+    _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -230,15 +241,17 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, as_js
 @_prompt
 @noise_option
 @request_options()
+@mark_options
 @_output
 @json_option
 def transition(
     first: str, second: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make the video between the end of FIRST and the beginning of SECOND."""
+    marks = take_mark_options(options)
     conditions = [condition("video", file, noise=parse_noise(noise)) for file in (first, second)]
     request = build_request("transition", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, as_json=as_json, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
+    _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -246,6 +259,7 @@ def transition(
 @image_options
 @noise_option
 @request_options()
+@mark_options
 @_output
 @json_option
 def loop(
@@ -260,45 +274,86 @@ def loop(
     **options: Any,
 ) -> None:
     """Make a video from PROMPT whose end runs into its beginning."""
+    marks = take_mark_options(options)
     conditions = build_conditions(image=image, keyframes=keyframes, noise=noise, fit=fit, encode=encode)
-    _run(build_request("loop", prompt=prompt, conditions=conditions, **options), output, as_json=as_json)
+    request = build_request("loop", prompt=prompt, conditions=conditions, **options)
+    _run(request, output, marks=marks, as_json=as_json)
+
+
+_model = click.option(
+    "--model", metavar="MODEL", help="Where the model is, if it was a folder: the file holds its name only."
+)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
+@_model
+@click.option("--lora", metavar="FILE", multiple=True, help="The same for LoRA files. [may be repeated]")
+@metadata_option("that of VIDEO")
+@mark_options
 @_output
 @json_option
-def replay(video: str, output: str | None, as_json: bool) -> None:
+def replay(
+    video: str,
+    model: str | None,
+    lora: tuple[str, ...],
+    metadata: Metadata | None,
+    output: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Make VIDEO again from the request that is stored inside it.
 
     Small images and videos that it was made from are inside, too; large ones have to be where they were, or beside
-    VIDEO.
+    VIDEO. A watermark is embedded again; --watermark none leaves it out.
     """
     from pusa.media import read_metadata
 
     file = Path(video) if Path(video).is_dir() else find_file(video, "video")
-    metadata = read_metadata(file)
+    stored = read_metadata(file)
 
     from pusa.generate import read_request
+    from pusa.provenance.watermark import watermark_for_replay
 
-    request, carried = read_request(metadata)
+    request, carried = read_request(stored)
+    marks = take_mark_options({**options, "watermark": watermark_for_replay(stored or {}, options["watermark"])})
+    changes = {"model": model, "lora": list(lora), "metadata": metadata}
+    request = request.model_copy(update={name: value for name, value in changes.items() if value})
+    for source in request.lora:
+        if not Path(source).expanduser().exists() and "/" not in source:
+            raise MissingModelError(f"LoRA {source!r} is not here: say where it is with --lora FILE")
     request = with_files_found(request, carried, beside=file.parent)
-    weights = (metadata or {}).get("weights")
-    _run(request, output, as_json=as_json, name=f"{file.stem} again", carried=carried, made_with=weights)
+    weights = (stored or {}).get("weights")
+    _run(
+        request,
+        output,
+        marks=marks,
+        as_json=as_json,
+        name=f"{file.stem} again",
+        carried=carried,
+        made_with=weights,
+    )
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("latents", metavar="LATENTS", type=click.Path())
+@_model
+@metadata_option("that of LATENTS")
+@mark_options
 @_output
 @json_option
-def decode(latents: str, output: str | None, as_json: bool) -> None:
+def decode(
+    latents: str, model: str | None, metadata: Metadata | None, output: str | None, as_json: bool, **options: Any
+) -> None:
     """Make the video of LATENTS, a .safetensors file that a run has saved before decoding."""
     file = find_file(latents, "file")
     path = output_path(output, file.stem.removesuffix(".latents"))
 
     from pusa.generate import decode as decode_latents
 
-    _show(lambda stop: decode_latents(file, path, stop=stop), as_json)
+    marks = take_mark_options(options)
+
+    _show(lambda stop: decode_latents(file, path, stop=stop, model=model, metadata=metadata, marks=marks), as_json)
 
 
 @main.command()
@@ -308,10 +363,11 @@ def info(file: str, as_json: bool) -> None:
     """Describe FILE: a video and how it was made, a LoRA, a checkpoint or saved latents."""
     from pusa.cli.info import describe
 
-    _print_facts(describe(file), as_json)
+    print_facts(describe(file), as_json)
 
 
-def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts by their names, one a line, or as a line of JSON."""
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
@@ -340,7 +396,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is None:
         from pusa.cli.info import list_models
 
-        _print_facts(list_models(), as_json)
+        print_facts(list_models(), as_json)
 
 
 @models.command()
@@ -359,7 +415,7 @@ def show(ctx: click.Context, name: str, words: bool, as_json: bool) -> None:
 
     as_json = as_json or (ctx.parent is not None and ctx.parent.params["as_json"])  # pusa models --json show NAME
     if not words:
-        _print_facts(describe_model(name), as_json)
+        print_facts(describe_model(name), as_json)
     elif as_json:
         click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
     else:

@@ -110,6 +110,8 @@ def load_settings_from(config: str | None, options: dict[str, Any]) -> "ServerSe
 
     settings = load_settings(config, options=options)
     configure_logging(settings.log_format, settings.log_level)
+    if settings.workers:  # a signature or a watermark that is not possible is an error now, not after the first job
+        settings.marks.check()
     return settings
 
 

@@ -28,7 +28,7 @@ def request_key(request: ResolvedRequest, weights: Mapping[str, Any] | None = No
     Conditions are compared by `sha256`, which must be set. Another version of this package makes another key, and so do
     other `weights` (hashes of the model's and the LoRAs' files).
     """
-    values = request.model_dump(mode="json")
+    values = request.model_dump(mode="json", exclude={"metadata"})
     for condition in values["conditions"]:
         del condition["file"]
     return hashlib.sha256(json.dumps([__version__, values, weights], sort_keys=True).encode()).hexdigest()

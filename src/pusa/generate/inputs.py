@@ -1,4 +1,4 @@
-"""Find the files of a request, verify their content, and embed small ones in the video."""
+"""Find the files of a request, verify their content, and copy what a video carries of them."""
 
 import base64
 import hashlib
@@ -6,30 +6,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pusa import media
+import numpy as np
+from PIL import Image
+
+from pusa import media, zoo
+from pusa.conditions import fit_image
 from pusa.fsutil import sha256_of
+from pusa.lora.sources import parse_lora
+from pusa.positions import frames_of
+from pusa.provenance.xmp import Mark, write_packet
 from pusa.request import ConditionSpec, ResolvedCondition, ResolvedRequest
 
 MAX_EMBEDDED_BYTES = 2_000_000  # of all inputs together
+_MOST_COMPRESSION = 16  # lossless; real footage reaches 4
 
 
 @dataclass(frozen=True)
 class Input:
-    """Hold a condition of a request and its content: a file, or bytes that a video carried."""
+    """Hold a condition of a request and its content: a file, or bytes that a video carried.
+
+    `fitted` has the pixels of an image in the size of the video, where they have been read already.
+    """
 
     condition: ResolvedCondition
     content: Path | bytes
     sha256: str
+    fitted: Image.Image | None = None
+
+    def read_image(self) -> Image.Image:
+        """Read the image. Raises MediaError."""
+        return media.read_image(self.source) if self.fitted is None else self.fitted
 
     @property
     def source(self) -> Path | BytesIO:
         """Return the content in a form that `pusa.media` reads, from its beginning."""
         return _source(self.content)
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
 def find(condition: ResolvedCondition, carried: Mapping[str, bytes]) -> Input:
@@ -85,25 +98,93 @@ def _source(content: Path | bytes) -> Path | BytesIO:
     return BytesIO(content) if isinstance(content, bytes) else content
 
 
-def embed(inputs: Sequence[Input]) -> dict[str, str]:
-    """Encode as base64, by sha256, as many inputs as fit into a video's metadata, the smallest first."""
-    embedded: dict[str, str] = {}
+@dataclass(frozen=True)
+class CarriedInputs:
+    """Hold what a video carries of its inputs.
+
+    Attributes:
+        request: the request without folders, whose conditions have the sha256 of what is carried.
+        contents: base64 by sha256.
+        inputs: the inputs, those that are carried as their copies, which have the same pixels and are read faster.
+    """
+
+    request: ResolvedRequest
+    contents: dict[str, str]
+    inputs: list[Input]
+
+
+def carry(inputs: Sequence[Input], request: ResolvedRequest, marks: Mapping[str, Mark]) -> CarriedInputs:
+    """Copy as many inputs as fit into a video's metadata: the pixels that the request uses, and nothing else.
+
+    A copy is lossless, upright and fitted to the size of the video, so that a replay sees the same pixels. It has no
+    metadata of its input (position, camera, preview, sound) and nothing that was cut away.
+
+    Args:
+        marks: what marked inputs said about themselves, by the sha256 of the input; their copies say it, too.
+
+    Raises:
+        MediaError: an input cannot be read.
+    """
+    contents: dict[str, str] = {}
+    conditions, copies = [], []
     free_bytes = MAX_EMBEDDED_BYTES
-    for entry in sorted(inputs, key=lambda i: i.size_bytes):
-        if entry.sha256 in embedded:
-            continue
-        if entry.size_bytes > free_bytes:
-            break
-        content = entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
-        embedded[entry.sha256] = base64.b64encode(content).decode()
-        free_bytes -= len(content)
-    return embedded
+    for entry in inputs:
+        condition = entry.condition.model_copy(update={"file": Path(entry.condition.file).name})
+        mark = marks.get(entry.sha256)
+        xmp = b"" if mark is None else write_packet(mark)
+        fitted, copy = None, None
+        if condition.kind == "image":
+            fitted = _fit(entry.read_image(), entry, request)
+            copy = _copy_image(fitted, xmp)
+        else:
+            copy = _copy_video(entry, request, xmp, free_bytes)
+        sha256 = hashlib.sha256(copy or b"").hexdigest()
+        if copy is not None and (sha256 in contents or len(copy) <= free_bytes):
+            free_bytes -= 0 if sha256 in contents else len(copy)
+            contents[sha256] = base64.b64encode(copy).decode()
+            condition = condition.model_copy(update={"sha256": sha256})
+            entry = Input(entry.condition, copy, entry.sha256, fitted)
+        conditions.append(condition)
+        copies.append(entry)
+    return CarriedInputs(without_folders(request).model_copy(update={"conditions": conditions}), contents, copies)
 
 
-def strip_folders(request: ResolvedRequest) -> ResolvedRequest:
-    """Reduce absolute paths to file names, so that a video's metadata tells nothing about the machine."""
-    conditions = [
-        condition.model_copy(update={"file": path.name}) if (path := Path(condition.file)).is_absolute() else condition
-        for condition in request.conditions
-    ]
-    return request.model_copy(update={"conditions": conditions})
+def without_folders(request: ResolvedRequest) -> ResolvedRequest:
+    """Reduce paths to file names, so that a video's metadata tells nothing about the machine."""
+    conditions = [spec.model_copy(update={"file": Path(spec.file).name}) for spec in request.conditions]
+    loras = [str(parse_lora(source).with_files(zoo.public_name)) for source in request.lora]
+    names = {"conditions": conditions, "model": zoo.public_name(request.model), "lora": loras}
+    return request.model_copy(update=names)
+
+
+def _fit(frame: Image.Image | np.ndarray, entry: Input, request: ResolvedRequest) -> Image.Image:
+    """Fit a frame to the video, without colour profile and all else that Pillow keeps beside the pixels."""
+    return Image.fromarray(np.asarray(fit_image(frame, request.width, request.height, entry.condition.fit)))
+
+
+def _copy_image(fitted: Image.Image, xmp: bytes) -> bytes:
+    buffer = BytesIO()
+    fitted.save(buffer, "WEBP", lossless=True, quality=0, method=0, xmp=xmp)  # half of PNG's time, and smaller
+    return buffer.getvalue()
+
+
+def _copy_video(entry: Input, request: ResolvedRequest, xmp: bytes, most_bytes: int) -> bytes | None:
+    """Copy the frames that the request uses; None as soon as they take more than `most_bytes`, or cannot take less."""
+    size, fps = (request.width, request.height), request.fps
+    most_frames = None if request.task in ("extend", "transition") else frames_used(entry.condition, request)
+    video = media.probe_video(entry.source)
+    frames = round(video.seconds * fps) if most_frames is None else min(most_frames, round(video.seconds * fps))
+    if 3 * size[0] * size[1] * frames > _MOST_COMPRESSION * most_bytes:
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "copy.mp4"
+        with media.VideoWriter(path, width=size[0], height=size[1], fps=fps, lossless=True, xmp=xmp) as writer:
+            for frame in media.iter_video(entry.source, fps=fps, fit=size, max_frames=most_frames):
+                writer.write(np.asarray(_fit(frame, entry, request))[None])
+        return path.read_bytes() if path.stat().st_size <= most_bytes else None
+
+
+def frames_used(condition: ResolvedCondition, request: ResolvedRequest) -> int:
+    """Count the frames from the start of a video that a condition can use."""
+    indices = [position.latent_index(request.frames, request.fps) for position in condition.positions]
+    return frames_of(max(indices) + 1) if indices else request.frames

@@ -19,17 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import __version__, media, resources, zoo
+from pusa import media, resources, zoo
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
 from pusa.generate import inputs, loras, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
+from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
 from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
-from pusa.request import GenerationRequest, ResolvedRequest, match_orientation, rounding_notes
+from pusa.provenance.options import MarkOptions
+from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 FADE_FRAMES = 8  # half a second at Wan's rate
@@ -48,6 +50,7 @@ def generate(
     checkpoint: Path | None = None,
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
+    marks: MarkOptions | None = None,
 ) -> Events:
     """Make the video of a request.
 
@@ -65,6 +68,7 @@ def generate(
             A request without a seed differs each time: repeat the resolved request of the first run.
         checkpoint_every: steps between two writes of the checkpoint.
         checkpoint_seconds: minimum time between two writes; the last step of a window is always written.
+        marks: a signature and a watermark, beside the metadata that the request asks for.
 
     Yields:
         Events, see `pusa.events`; the last is ``done`` with the path, unless `stop` ended the run. Closing the
@@ -75,31 +79,31 @@ def generate(
         NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
         DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
             names the file. DecodeMemoryError: because memory ran out.
+        RuntimeError: a signature or a watermark that `marks` asks for is not possible; before any denoising.
     """
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
-        metadata: dict[str, Any] = {
-            "pusa": __version__,
-            "request": inputs.strip_folders(resolved).model_dump(mode="json"),
-            "inputs": inputs.embed(sources),
-        }
-        writer = _writer(output, resolved, metadata)  # reject what cannot be written or read before any work
+        _check_output(output, resolved)  # reject what cannot be written or read before any work
         notes = inputs.check(sources)
+        result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
+        writer = _writer(output, resolved, result_marks)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
         resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
         pipe = _configure(resident, resolved)
+        weights = None
         if pipeline is None:
             identity = getattr(pipe, "text_encoder_identity", None) or ""
             source = identity if "@" in identity else resolved.model  # of a Hub model its id and revision
-            metadata["weights"] = loras.hashes(source, _local_folder(resolved.model), resident.loras)
-            writer = _writer(output, resolved, metadata)
+            weights = loras.hashes(source, _local_folder(resolved.model), resident.loras)
+            result_marks = result_marks.with_weights(weights)
+            writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
         notes += [
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
-            *loras.changes(made_with or {}, metadata.get("weights", {})),
+            *loras.changes(made_with or {}, weights or {}),
             *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
         ]
         if request.alpha and not loras.has_pusa(pipe):
@@ -113,20 +117,20 @@ def generate(
                 resolved,
                 every=checkpoint_every,
                 seconds=checkpoint_seconds,
-                weights=metadata.get("weights"),
+                weights=weights,
             )
             if reason := saved.read():
                 report(Note(reason))
         tasks = Tasks(
             resolved,
-            sources,
+            result_marks.inputs,
             pipe,
             report_or_stop,
             max_sequence_length=max_sequence_length,
             previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
             checkpoint=saved,
         )
-        _write(writer, tasks.plan(), pipe, metadata, report_or_stop, stop)
+        _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
@@ -134,10 +138,22 @@ def generate(
     return as_events(run)
 
 
-def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: False) -> Events:
+def decode(
+    latents: Path,
+    output: Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    model: str | None = None,
+    metadata: Metadata | None = None,
+    marks: MarkOptions | None = None,
+) -> Events:
     """Decode latents that a run has saved because decoding failed; yields and raises as `generate` does.
 
     The video lacks the frames of an input video that the run extends or joins.
+
+    Args:
+        model: its source, where that of the run was a folder, of which the latents hold the name only.
+        metadata: how much the file tells; None takes the request's.
 
     Raises:
         ValueError: the file holds no latents of a run.
@@ -145,17 +161,21 @@ def decode(latents: Path, output: Path, *, stop: Callable[[], bool] = lambda: Fa
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
-        z, metadata = load_latents(latents)
+        z, stored = load_latents(latents)
         if not is_finite(z):
             raise ValueError(f"{latents} holds NaN or infinity: denoise the video again")
-        request = GenerationRequest.model_validate(metadata["request"])
-        writer = _writer(output, request.resolved(zoo.defaults_of(request.model)), metadata)
+        request = GenerationRequest.model_validate(stored["request"])
+        if model is not None:
+            request = request.model_copy(update={"model": model})
+        resolved = request.resolved(zoo.defaults_of(request.model))
+        result_marks = mark_decoded(stored, metadata or resolved.metadata, marks or MarkOptions())
+        writer = _writer(output, resolved, result_marks)
         report(Stage("load"))
         unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
         pipe = PusaPipeline.from_pretrained(request.model, **unused)
         if torch.cuda.is_available():
             pipe.vae.to("cuda")
-        _write(writer, OutputPlan([z]), pipe, metadata, report_or_stop, stop)
+        _write(writer, OutputPlan([z]), pipe, result_marks, report_or_stop, stop)
         report(Done({"video": output}))
 
     return as_events(run)
@@ -195,6 +215,8 @@ def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest,
     Raises:
         ValueError: the metadata holds no request.
     """
+    if metadata and "pusa" in metadata and "request" not in metadata:
+        raise ValueError("it was made with metadata=minimal, so no request is stored inside: it cannot be made again")
     if not metadata or "request" not in metadata:
         raise ValueError("no request is stored inside: only videos made by pusa can be made again")
     carried = {sha256: base64.b64decode(text) for sha256, text in metadata.get("inputs", {}).items()}
@@ -299,21 +321,35 @@ def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def _writer(output: Path, request: ResolvedRequest, metadata: dict[str, Any]) -> media.VideoWriter:
+def _check_output(output: Path, request: ResolvedRequest) -> None:
+    """Raise ValueError, FileNotFoundError or MediaError if this video cannot be written under this name."""
     if (
         output.suffix.lower() == ".png"
         and "%" not in output.name
         and (request.frames > 1 or request.task != "generate")
     ):
         raise ValueError(f"{output} holds one picture: give a folder, %04d.png or .mp4 for a video")
-    return media.VideoWriter(output, width=request.width, height=request.height, fps=request.fps, metadata=metadata)
+    media.VideoWriter(output, width=request.width, height=request.height, fps=request.fps)
+
+
+def _writer(output: Path, request: ResolvedRequest, marks: ResultMarks) -> media.VideoWriter:
+    _check_output(output, request)
+    return media.VideoWriter(
+        output,
+        width=request.width,
+        height=request.height,
+        fps=request.fps,
+        metadata=marks.metadata,
+        xmp=marks.xmp,
+        seal=marks.seal,
+    )
 
 
 def _write(
     writer: media.VideoWriter,
     plan: OutputPlan,
     pipe: PusaPipeline,
-    metadata: dict[str, Any],
+    marks: ResultMarks,
     report: Report,
     stop: Callable[[], bool],
 ) -> None:
@@ -322,18 +358,19 @@ def _write(
     existed = saved.exists()
     with TemporaryFile() as file:  # on disk, so that memory does not grow with the video
         pieces = _Pieces(plan.pieces, file, report)
+        decoded = _decoded(pieces, pipe, lambda z: save_latents(saved, z, marks.for_latents))
         try:
             with writer:
-                for frame in output_frames(plan, _decoded(pieces, pipe, lambda z: save_latents(saved, z, metadata))):
+                for frames in marks.embed(output_frames(plan, decoded)):
                     if stop():
                         raise RunEnded
-                    writer.write(frame)
+                    writer.write(frames)
         except Exception as error:  # no fault of decoding or writing may cost hours of denoising
             if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
                 raise
             latents = pieces.read_back()
             try:
-                save_latents(saved, latents, metadata)
+                save_latents(saved, latents, marks.for_latents)
             except OSError:  # a full disk
                 raise error from None
             kind = DecodeMemoryError if isinstance(error, DecodeMemoryError) else DecodeError

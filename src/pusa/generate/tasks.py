@@ -17,7 +17,7 @@ from pusa import loading, long_video, media
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import Checkpoint, Report
 from pusa.generate.checkpoint import DenoisingCheckpoint
-from pusa.generate.inputs import Input
+from pusa.generate.inputs import Input, frames_used
 from pusa.generate.progress import DenoisingProgress, Previews
 from pusa.models.finite import check_decoded
 from pusa.models.prompt_cache import PromptCache, default_folder, encode_prompts
@@ -154,9 +154,9 @@ class Tasks:
             "fit": condition.fit,
         }
         if condition.kind == "image":
-            return PusaCondition(image=media.read_image(source.source), latent_index=indices[0], **shared)
-        frames_needed = frames_of(max(indices) + 1) if indices else request.frames
-        frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=frames_needed)
+            return PusaCondition(image=source.read_image(), latent_index=indices[0], **shared)
+        most_frames = frames_used(condition, request)
+        frames = media.read_video(source.source, fps=request.fps, fit=self._size, max_frames=most_frames)
         return PusaCondition(video=frames, latent_index=indices or 0, **shared)
 
     def _end_condition(self, source: Input) -> PusaCondition:

@@ -3,7 +3,15 @@
 from pusa.media.decoding import VideoInfo
 from pusa.media.pictures import ImageInfo, probe_image, read_image, to_srgb
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
-from pusa.media.reading import iter_video, probe_video, read_metadata, read_video
+from pusa.media.reading import (
+    first_picture,
+    iter_video,
+    probe_video,
+    read_metadata,
+    read_tag_names,
+    read_video,
+    read_xmp,
+)
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
@@ -17,12 +25,15 @@ __all__ = [
     "VideoWriter",
     "contact_sheet",
     "discard_unfinished",
+    "first_picture",
     "iter_video",
     "probe_image",
     "probe_video",
     "read_image",
     "read_metadata",
+    "read_tag_names",
     "read_video",
+    "read_xmp",
     "sprite_sheet",
     "thumbnail",
     "to_srgb",

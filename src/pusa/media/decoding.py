@@ -79,6 +79,7 @@ def open_container(media: OpenSource, limits: MediaLimits) -> Iterator[InputCont
             "codec_whitelist": _CODECS,
             "protocol_whitelist": "none",
             "max_pixels": str(limits.max_pixels),
+            "export_xmp": "1",  # of MP4 and MOV, as a tag
         },
         metadata_errors="replace",
         buffer_size=_IO_BUFFER_BYTES,

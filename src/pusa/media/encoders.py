@@ -29,12 +29,14 @@ _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _GIF_PALETTE_SIDE = 160
 _PNG_COMPRESSION = 3  # of 9: half the time of the default 6
 _WEBP_QUALITY = 90
-_WEBP_EXIF_FLAG = 0x08
+_WEBP_EXIF_FLAG, _WEBP_XMP_FLAG = 0x08, 0x04
+_MP4_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # Adobe's XMP specification, part 3
+_PNG_XMP = "XML:com.adobe.xmp"
 
 
 @dataclass(frozen=True)
 class Output:
-    """Parameters of an encoder; `text` is ASCII to store in the file, or None."""
+    """Parameters of an encoder; `text` is ASCII to store in the file, or None; `xmp` a packet in UTF-8, or empty."""
 
     path: Path
     width: int
@@ -43,6 +45,7 @@ class Output:
     text: str | None
     crf: int
     lossless: bool
+    xmp: bytes = b""
 
 
 class Encoder(ABC):
@@ -126,6 +129,11 @@ class Mp4Encoder(_FFmpegEncoder):
         context.colorspace = _RGB_MATRIX if output.lossless else _BT709
         context.color_range = _FULL_RANGE if output.lossless else _LIMITED_RANGE
 
+    def close(self) -> None:
+        super().close()
+        if self.output.xmp:  # FFmpeg writes none
+            append_mp4_xmp(self.output.path, self.output.xmp)
+
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.output.lossless:
             return frame
@@ -139,6 +147,12 @@ class Mp4Encoder(_FFmpegEncoder):
             dst_colorspace=Colorspace.ITU709,
             interpolation="AREA",
         )
+
+
+def append_mp4_xmp(path: Path, packet: bytes) -> None:
+    """Append an XMP packet to an MP4 file that has none: a box at the end moves no offset."""
+    with path.open("ab") as file:
+        file.write((24 + len(packet)).to_bytes(4, "big") + b"uuid" + _MP4_XMP + packet)
 
 
 def _movie_timescale(fps: Fraction) -> int:
@@ -165,22 +179,25 @@ class WebPEncoder(_FFmpegEncoder):
 
     def close(self) -> None:
         super().close()
-        if self.output.text is not None:
+        if self.output.text is not None or self.output.xmp:
             path = self.output.path
-            path.write_bytes(_with_exif(path.read_bytes(), self.output))
+            path.write_bytes(_with_metadata(path.read_bytes(), self.output))
 
 
-def _with_exif(webp: bytes, output: Output) -> bytes:
-    """Add `output.text` to a WebP file as its EXIF image description (FFmpeg's muxer stores no text)."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = output.text
-    payload = exif.tobytes().removeprefix(b"Exif\0\0")
+def _with_metadata(webp: bytes, output: Output) -> bytes:
+    """Add `output.text` to a WebP file as its EXIF image description, and `output.xmp` (FFmpeg's muxer stores none)."""
+    flags, added = 0, b""
+    if output.text is not None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = output.text
+        flags, added = _WEBP_EXIF_FLAG, _chunk(b"EXIF", exif.tobytes().removeprefix(b"Exif\0\0"))
+    if output.xmp:
+        flags, added = flags | _WEBP_XMP_FLAG, added + _chunk(b"XMP ", output.xmp)
     chunks = webp[12:]
-    if chunks[:4] != b"VP8X":  # one frame alone is written without the header that can announce EXIF
+    if chunks[:4] != b"VP8X":  # one frame alone is written without the header that can announce metadata
         size = (output.width - 1).to_bytes(3, "little") + (output.height - 1).to_bytes(3, "little")
         chunks = _chunk(b"VP8X", bytes(4) + size) + chunks
-    flags = chunks[8] | _WEBP_EXIF_FLAG
-    body = b"WEBP" + chunks[:8] + bytes([flags]) + chunks[9:] + _chunk(b"EXIF", payload)
+    body = b"WEBP" + chunks[:8] + bytes([chunks[8] | flags]) + chunks[9:] + added
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
@@ -205,6 +222,8 @@ class GifEncoder(Encoder):
         if self.frames == 0:
             info = {"loop": 0, "comment": self.output.text}
             self._file.writelines(GifImagePlugin.getheader(image, info=info)[0])
+            if self.output.xmp:
+                self._file.write(_gif_xmp(self.output.xmp))
         shown = self._hundredths(self.frames + 1) - self._hundredths(self.frames)
         self._file.writelines(GifImagePlugin.getdata(image, duration=10 * shown, include_color_table=True))
         self.frames += 1
@@ -218,6 +237,11 @@ class GifEncoder(Encoder):
 
     def abandon(self) -> None:
         self._file.close()
+
+
+def _gif_xmp(packet: bytes) -> bytes:
+    """Wrap a packet in an application extension whose trailer leads any reader of sub-blocks to its end."""
+    return b"!\xff\x0bXMP DataXMP" + packet + b"\x01" + bytes(range(255, -1, -1)) + b"\0"
 
 
 class PngEncoder(Encoder):
@@ -235,6 +259,8 @@ class PngEncoder(Encoder):
         info = PngImagePlugin.PngInfo()
         if self.output.text is not None and self.frames == 0:
             info.add_text("comment", self.output.text)
+        if self.output.xmp:
+            info.add_itxt(_PNG_XMP, self.output.xmp.decode())
         Image.fromarray(frame).save(path, format="PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """Read videos as a player shows them, within limits, at the frame rate of the model."""
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from math import isfinite
@@ -25,6 +27,10 @@ from pusa.media.source import (
     wrap_decoder_errors,
 )
 
+_GIF_XMP = re.compile(rb"!\xff\x0bXMP DataXMP(.*?)\x01\xff\xfe", re.DOTALL)
+_GIF_XMP_BYTES = 2**24  # of a file's start, where it is
+_USUAL_TAGS = {"comment", "COMMENT", "xmp", "major_brand", "minor_version", "compatible_brands", "encoder", "language"}
+_USUAL_TAGS |= {"handler_name", "vendor_id", "ENCODER", "DURATION"}
 _TIME_STAMP_SECONDS = Fraction(1, 1000)  # Matroska rounds to these
 
 
@@ -90,18 +96,60 @@ def read_metadata(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> di
 
     Raises MediaError for what is neither picture nor video, FileNotFoundError for a missing file.
     """
+    with _open_with_metadata(source, limits) as media:
+        text = _stored_text(media, limits)
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):  # a comment of another program
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def read_xmp(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> bytes:
+    """Read the XMP packet of a picture or a video (or of the first picture of a folder); empty without one.
+
+    Raises as `read_metadata` does.
+    """
+    with _open_with_metadata(source, limits) as media:
+        packet: bytes | str
+        if media.kind.decoder == "gif":  # Pillow skips the packet
+            found = _GIF_XMP.search(media.file.read(_GIF_XMP_BYTES))
+            packet = found[1] if found else b""
+        elif media.kind.holds in ("picture", "both"):
+            with open_picture(media, limits.max_picture_pixels) as image:
+                packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+        else:
+            with open_container(media, limits) as container:
+                packet = container.metadata.get("xmp", "")
+    return packet.encode() if isinstance(packet, str) else bytes(packet)
+
+
+def read_tag_names(source: Source, *, limits: MediaLimits = DEFAULT_LIMITS) -> list[str]:
+    """List the names of a file's metadata: EXIF of a picture, with the position and the maker; tags of a video.
+
+    The comment that `VideoWriter` writes and what every file has are left out. Raises as `read_metadata` does.
+    """
+    with _open_with_metadata(source, limits) as media:
+        if media.kind.holds in ("picture", "both") or media.kind.decoder == "gif":
+            with open_picture(media, limits.max_picture_pixels, decoder=media.kind.decoder.upper()) as image:
+                exif = image.getexif()
+                codes = {*exif, *exif.get_ifd(ExifTags.IFD.Exif)} - {ExifTags.Base.ImageDescription}
+                names = {ExifTags.TAGS.get(code, f"EXIF {code}") for code in codes}
+                return sorted(names | ({"ICC profile"} if "icc_profile" in image.info else set()))
+        with open_container(media, limits) as container:
+            tags = {*container.metadata, *(name for stream in container.streams for name in stream.metadata)}
+            return sorted(tags - _USUAL_TAGS)
+
+
+@contextmanager
+def _open_with_metadata(source: Source, limits: MediaLimits) -> Iterator[OpenSource]:
     if isinstance(source, (str, Path)) and Path(source).is_dir():
         source = first_picture(Path(source))
     with open_source(source, limits=limits, what="file") as media:
         if media.kind.holds == "other":
             raise MediaError(f"{media.name} is {media.kind.name}; only pictures and videos carry a request")
         with wrap_decoder_errors(media.name, media.kind):
-            text = _stored_text(media, limits)
-    try:
-        stored = json.loads(text)
-    except (ValueError, RecursionError):  # a comment of another program
-        return None
-    return stored if isinstance(stored, dict) else None
+            yield media
 
 
 def first_picture(folder: Path) -> Path:

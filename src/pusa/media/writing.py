@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +84,8 @@ class VideoWriter:
         width, height: in pixels.
         fps: frames per second; Wan's models make 16.
         metadata: a JSON object for `read_metadata` (MP4 or GIF comment, WebP EXIF, PNG text of the first frame).
+        xmp: an XMP packet in UTF-8, which goes into the file, or into each picture of a folder.
+        seal: called with each complete file before it gets its name, to sign it; it may replace the file.
         crf: x264's quality, 0..51, lower is better.
         lossless: keep every pixel: MP4 as H.264 RGB, which browsers do not play, or WebP; PNG always does, GIF cannot.
 
@@ -103,6 +106,8 @@ class VideoWriter:
         height: int,
         fps: float | Fraction = 16.0,
         metadata: dict[str, Any] | None = None,
+        xmp: bytes = b"",
+        seal: Callable[[Path], None] | None = None,
         crf: int = 17,
         lossless: bool = False,
     ):
@@ -130,7 +135,9 @@ class VideoWriter:
             text=None if metadata is None else json.dumps(metadata),  # ASCII, which every container keeps as it is
             crf=crf,
             lossless=lossless,
+            xmp=xmp,
         )
+        self._seal = seal
         self._encoder: Encoder | None = None
 
     def __enter__(self) -> Self:
@@ -175,10 +182,25 @@ class VideoWriter:
             raise MediaError(f"{one_line(self.path)}: no frame was written, so there is no video to keep")
         self._encoder.close()
         temporary = self._output.path
-        for path in (*sorted(temporary.glob("*.png")), temporary):
+        files = sorted(temporary.glob("*.png")) if temporary.is_dir() else [temporary]
+        if self._seal is not None:
+            self._seal_all(files, self._seal)
+        for path in dict.fromkeys((*files, temporary)):
             flush(path)
         os.replace(temporary, self._target)
         flush(self._target.parent)
+
+    def _seal_all(self, files: list[Path], seal: Callable[[Path], None]) -> None:
+        """Sign the files; keep the video under another name where that fails, as after an hour of work it must be."""
+        try:
+            for path in files:
+                seal(path)
+        except RuntimeError as error:
+            kept = self._target.with_name(f"{self._target.stem}.unsigned{self._target.suffix}")
+            if kept.is_dir():
+                raise
+            os.replace(self._output.path, kept)
+            raise RuntimeError(f"{error}; the video is kept, unsigned, as {one_line(kept)}") from error
 
     def _discard(self) -> None:
         """Close the encoder and remove the temporary file, which a rename has already moved away."""

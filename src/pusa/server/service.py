@@ -136,7 +136,8 @@ class VideoService:
     ) -> Job:
         """Submit a job once more, with another seed or prompt if wanted; `options` are those of `create`."""
         old = await self.get(id, owner)
-        request: dict[str, Any] = {**old.request, "model": old.model}
+        metadata = self.settings.limit_metadata(old.request.get("metadata"))  # the operator may have changed it since
+        request: dict[str, Any] = {**old.request, "model": old.model, "metadata": metadata}
         if prompt is not None:
             request["prompt"] = prompt
         if vary_seed:

@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
 from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs, shown
+from pusa.provenance.options import MarkOptions
+from pusa.request import METADATA, Metadata
 
 __all__ = ["ServerSettings", "load_settings", "parse_option"]
 
@@ -227,6 +229,27 @@ class ServerSettings(StrictModel):
         (), "Hosts that images may be fetched from by https; data: URLs are always taken.", unset="none"
     )
 
+    # Marks of results
+    metadata: Metadata = field(
+        "full",
+        "The most that a result tells of itself, and what it tells where a client asks for nothing: full (the request "
+        "and small inputs), minimal (made with AI, the model, the version) or off. Clients may ask for less.",
+    )
+    require_mark: bool = field(False, "Refuse requests with metadata=off: every result says that it was made with AI.")
+    sign_cert: str | None = field(
+        None,
+        "Certificate (PEM, with its chain) to sign results with (C2PA), on the machine of each worker.",
+        unset="not signed",
+        min_length=1,
+    )
+    sign_key: str | None = field(None, "The certificate's private key.", unset="none", min_length=1)
+    timestamp_url: str | None = field(
+        None, "Time stamp authority, so that signatures outlive the certificate.", unset="none is asked", min_length=1
+    )
+    watermark: str | None = field(
+        None, "Watermark in the pixels of results: rivagan, or videoseal:FILE.", unset="none", min_length=1
+    )
+
     # Logging
     log_level: Literal["debug", "info", "warning", "error"] = field("info", "What is logged.")
     log_format: Literal["text", "json"] = field("text", "Lines for people, or JSON for programs.")
@@ -240,6 +263,37 @@ class ServerSettings(StrictModel):
                 "api_keys_file, or say insecure if something in front of it lets in whom it may"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_marks(self) -> "ServerSettings":
+        if self.require_mark and self.metadata == "off":
+            raise ValueError("require_mark and metadata=off exclude each other: choose metadata=minimal or full")
+        if (self.sign_cert is None) != (self.sign_key is None):
+            missing = "sign_key" if self.sign_key is None else "sign_cert"
+            raise ValueError(f"{missing} is missing: a certificate and its key are given together")
+        return self
+
+    @property
+    def marks(self) -> MarkOptions:
+        """The signature and the watermark of results."""
+        return MarkOptions(
+            sign_cert=self.sign_cert,
+            sign_key=self.sign_key,
+            timestamp_url=self.timestamp_url,
+            watermark=self.watermark,
+        )
+
+    def limit_metadata(self, asked: Metadata | None) -> Metadata:
+        """Return what a result tells of itself: what a client asks for, within what the operator allows."""
+        least: Metadata = "minimal" if self.require_mark else "off"
+        allowed = max(asked or self.metadata, self.metadata, key=METADATA.index)
+        return min(allowed, least, key=METADATA.index)
+
+    @property
+    def metadata_choices(self) -> list[Metadata]:
+        """What clients may ask for, from the most to the least."""
+        allowed = METADATA[METADATA.index(self.metadata) :]
+        return [choice for choice in allowed if choice != "off" or not self.require_mark]
 
     @property
     def is_loopback(self) -> bool:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import parse_lora, public_name
-from pusa.request import GenerationRequest, ResolvedRequest, match_orientation
+from pusa.request import METADATA, GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
@@ -198,6 +198,7 @@ class JobSubmitter:
             message = f"model {str(values['model'])[:60]!r} is not offered here: there is {self.model}"
             raise ServiceError(400, "model_not_found", message, "model")
         values["model"] = self.settings.model
+        values["metadata"] = self._metadata(values.get("metadata"))
         values["lora"] = [self._lora_source(name) for name in values.get("lora") or self.loras]
         values["conditions"] = [_with_kind(condition, uploads) for condition in values.get("conditions") or []]
         try:
@@ -216,6 +217,19 @@ class JobSubmitter:
             message = f"{display_name(uploads[min(unused)])} is not used: leave it out, or say where it goes"
             raise invalid_value(message, "input_reference")
         return checked
+
+    def _metadata(self, asked: Any) -> Any:
+        """Return how much the result tells. Raises ServiceError (400) for less than the operator requires, or more."""
+        settings = self.settings
+        if asked == "off" and settings.require_mark:
+            message = "metadata=off is not offered here: results say that they were made with AI; ask for minimal"
+            raise invalid_value(message, "metadata")
+        if asked in METADATA and settings.limit_metadata(asked) != asked:
+            message = (
+                f"metadata={asked} tells more than this server allows: ask for {settings.metadata}, or leave it out"
+            )
+            raise invalid_value(message, "metadata")
+        return settings.metadata if asked is None else asked
 
     def _lora_source(self, name: str) -> str:
         """Replace public names by sources, also in ``NAME@1.2`` and ``high=NAME,low=NAME``."""
@@ -269,9 +283,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 def model_name(source: str) -> str:
     """Name a model for clients: by its name in the zoo or on the Hub, or by the last part of a folder."""
     named = zoo.find(source)
-    if named is not None:
-        return named.name
-    return source if not Path(source).expanduser().exists() else Path(source).expanduser().resolve().name
+    return zoo.public_name(source) if named is None else named.name
 
 
 def _with_kind(condition: Mapping[str, Any], uploads: Mapping[str, Upload]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from pusa.fields import StrictModel, field
-from pusa.request import GenerationRequest, Multiplier, PositionField, Text
+from pusa.request import GenerationRequest, Metadata, Multiplier, PositionField, Text
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
@@ -144,6 +144,12 @@ class GenerationOptions(StrictModel):
     )
     fit: Literal["crop", "letterbox", "stretch"] | None = field(None, "How pictures of another shape are fitted.")
     encode: Literal["single", "repeat"] | None = field(None, "How pictures after the first frame are encoded.")
+    metadata: Metadata | None = field(
+        None,
+        "How much the video tells of itself: full (the request and small inputs), minimal (made with AI, the model, "
+        "the version) or off; at most what the operator allows.",
+        unset="the operator's",
+    )
 
 
 class CreateVideo(GenerationOptions):

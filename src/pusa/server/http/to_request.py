@@ -56,6 +56,7 @@ _SAME_NAMES = (
     "task",
     "prompt",
     "model",
+    "metadata",
 )
 _FIELD_NAMES = {
     name

@@ -312,6 +312,7 @@ class Actions:
             "guidance": generation.guidance,
             "shift": generation.shift,
             "overlap": 0,
+            "metadata": self.service.settings.metadata,
         }
 
 

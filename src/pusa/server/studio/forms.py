@@ -70,6 +70,7 @@ class Form:
     overlap: int | None = None
     fps: float | None = None
     fit: str = "crop"
+    metadata: str | None = None
 
     @property
     def task(self) -> Task:
@@ -233,6 +234,7 @@ def build_request(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Pat
         "height": height,
         "seed": read_seed(form.seed),
         "overlap": form.overlap or None,
+        "metadata": form.metadata,
     }
     for name in ("frames", "steps"):  # sliders send whole numbers as 8 or 8.0
         values[name] = None if getattr(form, name) is None else int(getattr(form, name))

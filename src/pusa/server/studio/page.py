@@ -6,6 +6,7 @@ import gradio as gr
 
 from pusa.generate.prompt_hints import vocabulary
 from pusa.server.service import VideoService
+from pusa.server.settings import ServerSettings
 from pusa.server.studio import examples
 from pusa.server.studio.actions import Actions, Parts
 from pusa.server.studio.files.uploads import VisitorFiles
@@ -29,7 +30,7 @@ def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
                 parts["timeline"] = timeline(timeline_value(Form(tab="image"), defaults))
                 _prompt(parts, service)
                 _preset(parts, defaults)
-                _advanced(parts, defaults)
+                _advanced(parts, defaults, service.settings)
                 with gr.Column(elem_id="pusa-submit"):
                     parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
                     parts["problem"] = _custom_part("problem", None)
@@ -215,7 +216,7 @@ def _preset(parts: Parts, defaults: FormDefaults) -> None:
         parts["alpha_2"] = _slider("alpha_2", (0.1, 5, 0.1), defaults.alpha_2)
 
 
-def _advanced(parts: Parts, defaults: FormDefaults) -> None:
+def _advanced(parts: Parts, defaults: FormDefaults, settings: ServerSettings) -> None:
     generation = defaults.generation
     with gr.Accordion(t("advanced"), open=False, elem_id="advanced"):
         parts["negative_prompt"] = gr.Textbox(
@@ -253,3 +254,11 @@ def _advanced(parts: Parts, defaults: FormDefaults) -> None:
                 elem_id="fit",
                 elem_classes="pusa-segments",
             )
+        parts["metadata"] = gr.Radio(
+            [(choice(f"metadata.{name}"), name) for name in settings.metadata_choices],
+            value=settings.metadata,
+            label=t("metadata.label"),
+            info=t("metadata.info"),
+            elem_id="metadata",
+            elem_classes="pusa-segments",
+        )

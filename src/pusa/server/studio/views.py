@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
 from pusa.server.jobs.queue import Job
@@ -53,7 +54,10 @@ def details(job: Job, position: int | None) -> dict[str, Any]:
 
 def settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a request that the page shows, in their order, without those that are not set."""
-    values: dict[str, Any] = {"task": request.get("task", "generate"), "model": request.get("model", "")}
+    values: dict[str, Any] = {
+        "task": request.get("task", "generate"),
+        "model": zoo.public_name(request.get("model") or ""),
+    }
     for name in ("prompt", "negative_prompt"):
         if request.get(name):
             values[name] = request[name]
@@ -87,7 +91,12 @@ def without_keys(request: Mapping[str, Any]) -> dict[str, Any]:
         {**condition, "file": PurePosixPath(str(condition.get("file", ""))).name}
         for condition in request.get("conditions") or []
     ]
-    return {name: value for name, value in {**request, "conditions": conditions}.items() if value not in (None, [])}
+    names = {
+        "model": zoo.public_name(request.get("model") or ""),
+        "lora": [zoo.public_name(source) for source in request.get("lora") or []],
+    }
+    shown = {**request, **names, "conditions": conditions}
+    return {name: value for name, value in shown.items() if value not in (None, [], "")}
 
 
 def _aspect(size: str) -> float:

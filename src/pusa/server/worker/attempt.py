@@ -153,15 +153,17 @@ class Attempt:
         job = self.job
         if job.checkpoint is not None:
             self._fetch_checkpoint(job.checkpoint)
+        request = dict(job.resolved or job.request)
         return Task(
             job_id=job.id,
             attempt=job.attempt,
-            request=dict(job.resolved or job.request),
+            request={**request, "metadata": self.settings.limit_metadata(request.get("metadata"))},
             folder=self.folder,
             inputs={key: self._input(key) for key in dict.fromkeys(job.inputs)},
             checkpoint_every=self.settings.checkpoint_steps,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             preview_seconds=self.settings.preview_seconds,
+            marks=self.settings.marks,
         )
 
     def _fetch_checkpoint(self, key: str) -> None:

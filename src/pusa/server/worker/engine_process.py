@@ -25,6 +25,7 @@ import psutil
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
+from pusa.provenance.options import MarkOptions
 from pusa.server.logs import configure_logging, log_context
 from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, ModelReady, Task
 
@@ -69,6 +70,7 @@ class PusaEngine:
         from pusa.generate import generate
         from pusa.request import GenerationRequest
 
+        _check_marks(task.marks)
         request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
@@ -82,6 +84,7 @@ class PusaEngine:
             checkpoint=task.checkpoint,
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
+            marks=task.marks,
         )
         is_done = False
         with closing(events):
@@ -103,6 +106,14 @@ class PusaEngine:
         yield Stage("finish")
         files = {"video": video} | _make_pictures(video, task.folder)
         yield Done(files, {**clock.end(), "peak_memory_mb": _peak_memory_mb()})
+
+
+def _check_marks(marks: MarkOptions) -> None:
+    """Raise RuntimeError, without the operator's paths, if this machine cannot sign or watermark."""
+    try:
+        marks.check()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        raise RuntimeError("results cannot be signed or watermarked on this worker: its log says why") from error
 
 
 def rename_files(request: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -137,8 +148,9 @@ def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:
         "contact_sheet": media.contact_sheet(video),
     }
     files = {kind: folder / f"{kind}.webp" for kind in pictures}
+    xmp = media.read_xmp(video)  # pictures of the video say the same
     for kind, picture in pictures.items():
-        picture.save(files[kind], "WEBP", quality=80)
+        picture.save(files[kind], "WEBP", quality=80, **({"xmp": xmp} if xmp else {}))
     return files
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.events import Done, Event
+from pusa.provenance.options import MarkOptions
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -28,6 +29,7 @@ class Task:
     checkpoint_every: int = 4  # steps
     checkpoint_seconds: float = 0.0  # minimum time between two
     preview_seconds: float = 0.0  # minimum time between two; 0: none
+    marks: MarkOptions = field(default_factory=MarkOptions)
 
     @property
     def checkpoint(self) -> Path:
