@@ -23,9 +23,9 @@ from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.queue import Job
-from pusa.server.probe import probe_file
 from pusa.server.service import VideoService
-from pusa.server.uploads import Prober, Upload, UploadInfo
+from pusa.server.transfers.probe import probe_file
+from pusa.server.transfers.uploads import Prober, Upload, UploadInfo
 from pusa.server.worker.executor import ExecutorState
 from pusa.server.worker.messages import Cancelled, Error, Message, Task
 from pusa.server.worker.worker import Worker

@@ -102,7 +102,7 @@ def _line(error: object) -> str:
     lazy={
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
-        "jobs": "pusa.cli.jobs:jobs",
+        "jobs": "pusa.cli.serve:jobs",
         "mini": "pusa.cli.mini:mini",
         "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",

@@ -29,10 +29,10 @@ from pusa.server.jobs.integrity import FileIntegrity
 from pusa.server.jobs.queue import Job, JobQueue, QueueFull, Status
 from pusa.server.jobs.store import FileStore
 from pusa.server.readiness import ServerState, read_readiness
-from pusa.server.reservations import Arrival, DiskSpace, TextMemory
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import JobSubmitter, in_thread, model_name, queue_full
-from pusa.server.uploads import Spool, Upload
+from pusa.server.transfers.reservations import Arrival, DiskSpace, TextMemory
+from pusa.server.transfers.uploads import Spool, Upload
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamag
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
-from pusa.server.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, display_name
+from pusa.server.transfers.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, display_name
 
 logger = logging.getLogger(__name__)
 

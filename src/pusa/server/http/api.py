@@ -12,7 +12,6 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
-from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
 from pusa.server.http import openapi, to_request
 from pusa.server.http.references import REFERENCE_FIELDS, RequestReader, read_request
@@ -26,11 +25,12 @@ from pusa.server.http.schemas import (
     VideoDeleted,
     VideoList,
     VideoObject,
+    video_from_job,
 )
 from pusa.server.http.sse import events
-from pusa.server.http.video import video_from_job
 from pusa.server.jobs.queue import Job, Status
 from pusa.server.service import Variant, VideoService, in_thread
+from pusa.server.transfers.downloads import download
 
 _RESERVED = ("characters", "edits", "extensions", "sync")
 

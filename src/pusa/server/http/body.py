@@ -21,8 +21,8 @@ from starlette.requests import Request
 from pusa.fsutil import private_opener
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import BASE64, BodyBudget, parse_json
-from pusa.server.reservations import Arrival
-from pusa.server.uploads import Spool, Upload
+from pusa.server.transfers.reservations import Arrival
+from pusa.server.transfers.uploads import Spool, Upload
 
 MAX_FIELDS = 200
 MAX_NAME_BYTES = 200

@@ -17,9 +17,9 @@ from pusa.server.errors import ServiceError
 from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput, UrlReference, VideoReference
-from pusa.server.reservations import Arrival
 from pusa.server.service import VideoService, in_thread, is_video_id
-from pusa.server.uploads import Upload
+from pusa.server.transfers.reservations import Arrival
+from pusa.server.transfers.uploads import Upload
 
 MAX_TEXT_BYTES = 48 * 2**20
 """Limit for a body outside of file parts, which is held in memory with its images in base64.

@@ -28,7 +28,7 @@ from pusa.server.http.schemas import (
     UrlReference,
     VideoReference,
 )
-from pusa.server.uploads import UploadInfo
+from pusa.server.transfers.uploads import UploadInfo
 
 M = TypeVar("M", bound=StrictModel)
 

@@ -174,7 +174,7 @@ def _picture(label: str, elem_id: str, **options: Any) -> gr.Image:
         interactive=True,
         **options,
     )
-    # Gradio would open the file with every decoder of Pillow: only the prober may (pusa.server.uploads).
+    # Gradio would open the file with every decoder of Pillow: only the prober may (pusa.server.transfers.uploads).
     image.preprocess = _path_of  # type: ignore[assignment]
     return image
 

@@ -13,7 +13,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from pusa.server.downloads import download
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import ParsedBody, read_body
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
@@ -21,6 +20,7 @@ from pusa.server.http.references import arriving
 from pusa.server.service import Content, VideoService, in_thread
 from pusa.server.studio.files.uploads import Arriving, Progress, VisitorFiles
 from pusa.server.studio.routes import owner_of
+from pusa.server.transfers.downloads import download
 
 _LOOK_SECONDS, _WAIT_SECONDS, _STILL_SECONDS = 0.1, 3.0, 15.0
 _FILE_NAME = re.compile(rb'filename="([^"\r\n]{1,300})"')

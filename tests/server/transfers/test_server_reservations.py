@@ -17,7 +17,7 @@ from server_samples import wait_until
 
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.store import StorageFullError, StorageUnavailableError
-from pusa.server.reservations import Arrival, DiskSpace, TextMemory
+from pusa.server.transfers.reservations import Arrival, DiskSpace, TextMemory
 
 MIB = 2**20
 FREE = 400 * MIB

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import _Multipart, parse_brackets
-from pusa.server.uploads import ProbeLimits, Prober, Spool, Upload, UploadInfo, display_name
+from pusa.server.transfers.uploads import ProbeLimits, Prober, Spool, Upload, UploadInfo, display_name
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_refused_uploads_leave_nothing_behind(server: Served) -> None:
 
 def test_the_reader_is_confined_before_it_reads() -> None:
     code = (
-        "import resource; from pusa.server.probe import confine; confine(10**9, 5);"
+        "import resource; from pusa.server.transfers.probe import confine; confine(10**9, 5);"
         "kinds = (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE);"
         "print([resource.getrlimit(kind)[0] for kind in kinds]);"
         "x = bytearray(2 * 10**9)"

@@ -1,4 +1,4 @@
-"""Read the metadata of uploads in a confined child process: ``python -m pusa.server.probe``.
+"""Read the metadata of uploads in a confined child process: ``python -m pusa.server.transfers.probe``.
 
 The process reads one JSON line from its standard input, writes one JSON line for each file, and ends. Untrusted files
 are decoded here and nowhere else in the server, with limits on memory, time and files.
@@ -45,7 +45,7 @@ def confine(memory_bytes: int, cpu_seconds: int) -> None:
 
 
 def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -> dict[str, Any]:
-    """Read the fields of `pusa.server.uploads.UploadInfo`.
+    """Read the fields of `pusa.server.transfers.uploads.UploadInfo`.
 
     Args:
         file: open for reading; messages call it "the picture" or "the video", since its path must not leak.

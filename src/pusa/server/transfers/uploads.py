@@ -14,7 +14,7 @@ from typing import Literal
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.store import StorageUnavailableError
 
-_PROBE_COMMAND = ("-m", "pusa.server.probe")
+_PROBE_COMMAND = ("-m", "pusa.server.transfers.probe")
 PROBES_AT_ONCE = 2  # each may use a core
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 

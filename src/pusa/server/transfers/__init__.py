@@ -1,0 +1,1 @@
+"""Receive, inspect and send the files of requests and results."""
