@@ -193,8 +193,7 @@ class PusaPipeline(WanPipeline):
             fps: frames per second; only positions of conditions in seconds depend on it.
             frame_sigmas: a table ``[N + 1, F]`` of sigmas instead of `num_inference_steps`; see
                 `PusaFlowMatchEulerScheduler.set_timesteps` and `wave_sigmas`. Noise multipliers scale its columns.
-            start_step: resume the same call after this many steps, from the `latents` that `callback_on_step_end` saw
-                there; the result equals the uninterrupted call's to the bit.
+            start_step: resume a call after this many steps, from `latents` that its callback saw: equal to the bit.
 
         Returns:
             `WanPipelineOutput` with `frames`, or a tuple of them.
