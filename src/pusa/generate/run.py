@@ -86,7 +86,8 @@ def generate(
         report_or_stop = report_until_stopped(report, stop)
         resolved, sources = _resolve(request, carried or {}, report)
         _check_output(output, resolved)  # reject what cannot be written or read before any work
-        notes = inputs.check(sources)
+        for note in inputs.check(sources):
+            report(Note(note))
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         writer = _writer(output, resolved, result_marks)
         report(Resolved(resolved.model_dump(mode="json")))
@@ -95,13 +96,11 @@ def generate(
         pipe = _configure(resident, resolved)
         weights = None
         if pipeline is None:
-            identity = getattr(pipe, "text_encoder_identity", None) or ""
-            source = identity if "@" in identity else resolved.model  # of a Hub model its id and revision
-            weights = loras.hashes(source, _local_folder(resolved.model), resident.loras)
+            weights = _weights_of(resident, resolved.model)
             result_marks = result_marks.with_weights(weights)
             writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
-        notes += [
+        notes = [
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
             *loras.changes(made_with or {}, weights or {}),
             *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
@@ -113,11 +112,7 @@ def generate(
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(
-                checkpoint,
-                resolved,
-                every=checkpoint_every,
-                seconds=checkpoint_seconds,
-                weights=weights,
+                checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds, weights=weights
             )
             if reason := saved.read():
                 report(Note(reason))
@@ -309,6 +304,13 @@ def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fit
             resources.check_gpu(max(sizes_bytes), model)
             pipe.enable_model_cpu_offload()
     return _Resident(pipe, attached)
+
+
+def _weights_of(resident: _Resident, model: str) -> dict[str, Any]:
+    """Hash what a loaded model was read from."""
+    identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
+    source = identity if "@" in identity else model  # of a Hub model its id and revision
+    return loras.hashes(source, _local_folder(model), resident.loras)
 
 
 def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
