@@ -113,8 +113,8 @@ def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str])
     match error["type"]:
         case "value_error":
             return str(context["error"])
-        case "greater_than_equal" | "less_than_equal":
-            return f"{assignment} is outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+            return f"{assignment} is {_limits(schema)}"
         case "extra_forbidden":
             last = name.rsplit(".", 1)[-1]  # a long one is no typing error, and takes long to compare
             close = difflib.get_close_matches(last, siblings, n=1) if len(last) <= _LONGEST_NAME else []
@@ -145,6 +145,14 @@ def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str])
             return f"this is not JSON: {context['error']}"
         case _:
             return f"{assignment}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    """Write the limits of a number that broke one: ``outside 1..200``, or ``not above 0 and at most 1``."""
+    if "minimum" in schema and "maximum" in schema:
+        return f"outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return "not " + " and ".join(f"{text} {bound(schema[key])}" for key, text in words.items() if key in schema)
 
 
 def bound(limit: float | None) -> str:

@@ -85,7 +85,7 @@ def test_export_writes_the_layout_of_its_option(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "mini-vta", "optimizer.lr=fast"], "optimizer.lr='fast' is not a number"),
+        (["train", "estimate", "mini-vta", "optimizer.lr=fast"], "optimizer.lr='fast' is not a number"),
         (["train", "mini-vta"], "data.folders is empty: name a folder that `pusa data prepare` has made"),
         (["train", "mini-vta", "data.folders=nowhere"], "nowhere holds no dataset (dataset.json is missing)"),
         (
