@@ -58,6 +58,18 @@ def test_a_run_prints_its_folder_and_leaves_an_adapter(folder: Path) -> None:
     assert "pusa: runs/first holds a run already: go on with --resume" in again.stderr
 
 
+def test_other_data_take_a_flag(folder: Path) -> None:
+    more = ("name=first", "global_batch=null", "batch_frames=null", "data.lengths=[]", "steps=2")
+    assert pusa("train", "mini-vta", *settings(*more)).exit_code == 0
+    write_dataset(folder / "others", clips=9)
+    others = ("train", "runs/first", "--resume", "data.folders=others", "steps=3")
+    refused = pusa(*others)
+    assert refused.exit_code == 2
+    assert "--other-data" in refused.stderr
+    assert pusa(*others, "--other-data").exit_code == 0
+    assert "goes with --resume" in pusa("train", "runs/first", "--other-data").stderr
+
+
 def test_a_configuration_can_be_printed_changed_and_used(folder: Path) -> None:
     (folder / "own.toml").write_text(pusa("train", "configs", "wan2.1-1.3b-vta").stdout)
     result = pusa("train", "own.toml", *settings("name=own", "steps=1", "global_batch=null"))

@@ -436,7 +436,11 @@ def test_a_working_folder_is_filled_from_a_finished_model(tmp_path: Path, tokeni
         assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().to(tensor.dtype)), name
     clips = paper_training.load_latents(folder / "latents", things=THINGS)
     assert clips.latents.shape == (64, 16, FRAMES, SIDE, SIDE)
-    assert lines == ["drawing and encoding 64 clips, and 64 to judge by"]
+    assert lines == [
+        "drawing and encoding 64 clips, and 64 to judge by",
+        "latents: 64 of 64 clips",
+        "held_out: 64 of 64 clips",
+    ]
     held = paper_training.load_latents(folder / "held_out", things=THINGS, held_out=True)
     assert not torch.equal(held.latents, clips.latents)
     before = (folder / "latents" / "0000.safetensors").stat().st_mtime_ns

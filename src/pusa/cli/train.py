@@ -314,10 +314,10 @@ def _lines(config: "TrainConfig", result: "Estimate", paper: "Estimate", ways: l
     yield f"fits      {'yes' if result.fits else 'NO'}: {room}"
     if not result.fits:
         yield from _ways(result, ways)
-    disk, total = _disk(config, result)
+    disk, disk_bytes = _disk(config, result)
     many = f"{disk.checkpoints} checkpoints" if disk.checkpoints > 1 else "one checkpoint"
     yield (
-        f"disk      {readable(total)}: {many} of {readable(disk.checkpoint)}"
+        f"disk      {readable(disk_bytes)}: {many} of {readable(disk.checkpoint)}"
         f"{', one of them being written' if disk.checkpoints > 1 else ''}, and {readable(disk.result)} for the "
         f"result{each}"
     )

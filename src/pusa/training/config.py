@@ -370,14 +370,12 @@ def load_config(
         ValueError: the file cannot be read, a field is unknown or out of its range, or a file that training needs is
             missing; every problem is named, one a line.
     """
-    values, problems = _read(source), []
-    if isinstance(overrides, Mapping):
-        pairs = list(overrides.items())
-    else:
-        pairs = []
-        for text in overrides:
-            with _collecting(problems):
-                pairs.append(_parse_override(text))
+    values = _read(source)
+    problems: list[str] = []
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else []
+    for text in () if isinstance(overrides, Mapping) else overrides:
+        with _collecting(problems):
+            pairs.append(_parse_override(text))
     for name, value in pairs:
         with _collecting(problems):
             set_field(values, name, value)
@@ -454,7 +452,7 @@ def _validate(values: Mapping[str, Any]) -> tuple[TrainConfig | None, list[str]]
         return TrainConfig.model_validate(values), []
     except ValidationError as error:
         problems = explain(error).splitlines()
-        wrong = [one["loc"] for one in error.errors() if one["loc"]]
+        wrong = [tuple(map(str, one["loc"])) for one in error.errors() if one["loc"]]
     if not wrong:
         return None, problems
     remaining = copy.deepcopy(dict(values))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from pusa.mini.world.world import World
 from pusa.models.vae import channels_last
 
 CLIPS, HELD_OUT_CLIPS = 1024, 256
+_REPORTED_CLIPS = 64  # between two lines of progress
 
 
 def load_world(cache: Path, frames: int) -> World:
@@ -66,5 +68,8 @@ def fill_from_model(
     plan = ClipPlan(clips=clips, size=size, frames=entry.defaults.num_frames, things=things)
     say(f"drawing and encoding {clips} clips, and {held_out} to judge by")
     vae = channels_last(vae.eval().requires_grad_(False))
-    cache_clips(vae, world, work / "latents", plan)
-    cache_clips(vae, world, work / "held_out", ClipPlan(**{**vars(plan), "clips": held_out, "held_out": True}))
+    for folder, count, is_held_out in (("latents", clips, False), ("held_out", held_out, True)):
+        for done in range(_REPORTED_CLIPS, count + _REPORTED_CLIPS, _REPORTED_CLIPS):
+            some = replace(plan, clips=min(done, count), held_out=is_held_out)
+            cache_clips(vae, world, work / folder, some)
+            say(f"{folder}: {some.clips} of {count} clips")
