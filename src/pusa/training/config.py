@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, ValidationInfo, model_validator
 
 from pusa import zoo
 from pusa.data.format import holds_dataset, missing_dataset
@@ -47,6 +47,8 @@ _EXCLUSIVE = (
     ("batch_size", "batch_frames"),
     ("batch_frames", "batch_size"),
 )
+
+_FIELDS_ALONE = {"fields": "alone"}  # as the context of a validation: fields are not compared with each other
 
 Several = Annotated[tuple[T, ...], Strict(False), BeforeValidator(_split_commas)]
 NoiseRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_noise_range)]
@@ -272,12 +274,12 @@ class TrainConfig(StrictModel):
         return {**values, **unset}
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if problems := list(self._problems()):
+    def _check(self, info: ValidationInfo) -> "TrainConfig":
+        if info.context is not _FIELDS_ALONE and (problems := list(self.problems())):
             raise ValueError("\n".join(problems))
         return self
 
-    def _problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """Yield what is wrong with fields together, each of which is within its own limits."""
         for one, other in _EXCLUSIVE[::2]:
             if (getattr(self, one) is None) == (getattr(self, other) is None):
@@ -444,31 +446,31 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _validate(values: Mapping[str, Any]) -> tuple[TrainConfig | None, list[str]]:
-    """Validate nested plain values; return the configuration and every problem.
-
-    Fields are compared with each other even if some are wrong by themselves: those then count as left out.
-    """
-    try:
-        return TrainConfig.model_validate(values), []
-    except ValidationError as error:
-        problems = explain(error).splitlines()
-        wrong = [tuple(map(str, one["loc"])) for one in error.errors() if one["loc"]]
-    if not wrong:
-        return None, problems
+    """Validate nested plain values; return every problem, and the configuration without the fields that are wrong."""
     remaining = copy.deepcopy(dict(values))
-    for section, *inside in wrong:
-        inner = remaining.get(section)
+    problems: list[str] = []
+    for _ in range(2):
+        try:
+            config = TrainConfig.model_validate(remaining, context=_FIELDS_ALONE)
+        except ValidationError as error:
+            problems += [line for line in explain(error).splitlines() if line not in problems]
+            _remove_wrong(remaining, [tuple(map(str, one["loc"])) for one in error.errors()])
+        else:
+            return config, [*problems, *config.problems()]
+    return None, problems
+
+
+def _remove_wrong(values: dict[str, Any], wrong: list[tuple[str, ...]]) -> None:
+    """Remove the fields that the paths name, and what says that the exclusive counterpart of one is unset."""
+    for section, *inside in filter(None, wrong):
+        inner = values.get(section)
         if inside and isinstance(inner, dict):
             inner.pop(inside[0], None)
         else:
-            remaining.pop(section, None)
+            values.pop(section, None)
     for one, other in _EXCLUSIVE:
-        if (one,) in wrong and remaining.get(other) is None:
-            remaining.pop(other, None)
-    try:
-        return TrainConfig.model_validate(remaining), problems
-    except ValidationError as error:
-        return None, problems + [line for line in explain(error).splitlines() if line not in problems]
+        if (one,) in wrong and values.get(other) is None:
+            values.pop(other, None)
 
 
 def _read(source: str | Path) -> dict[str, Any]:
