@@ -31,6 +31,7 @@ class Reporter:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        check_tracker(config)  # before any file changes
         self._path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= first_step]
