@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 _LONGEST_NAME = 100
 
 
+class ProblemsError(ValueError):
+    """Name every problem of an input, one a line; all of them are shown."""
+
+
 class StrictModel(BaseModel):
     """Refuse unknown fields, infinities and values of another type (text for a number, true for 1); frozen."""
 

@@ -115,6 +115,15 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
     assert result.stderr.count("\n") == 1
 
 
+def test_every_problem_has_a_line(folder: Path) -> None:
+    result = pusa("train", "mini-vta", "data.folders=nowhere", "optimizer.lr=1e9", "start_from=nofile.pt")
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert [line.split()[0] for line in lines] == ["pusa:"] * 3
+    for part in ("at most 1", "nowhere holds no dataset", "start_from=nofile.pt: there is no such file"):
+        assert any(part in line for line in lines)
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys; from pusa.cli import main\ntry: main(['train', '--help'])\nfinally: print('torch' in sys.modules)"

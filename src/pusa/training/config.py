@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, V
 
 from pusa import zoo
 from pusa.data.format import holds_dataset, missing_dataset
-from pusa.fields import StrictModel, bound, explain, field, shown
+from pusa.fields import ProblemsError, StrictModel, bound, explain, field, shown
 from pusa.zoo import is_hub_id
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -389,7 +389,7 @@ def load_config(
     if needs_files and config is not None:
         problems += missing_files(config)
     if problems or config is None:
-        raise ValueError("\n".join(problems))
+        raise ProblemsError("\n".join(problems))
     return config
 
 
@@ -441,7 +441,7 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     """Validate nested plain values as a configuration. Raises ValueError, which names every problem."""
     config, problems = _validate(values)
     if problems or config is None:
-        raise ValueError("\n".join(problems))
+        raise ProblemsError("\n".join(problems))
     return config
 
 
