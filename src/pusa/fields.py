@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 _LONGEST_NAME = 100
 
 
+class ProblemsError(ValueError):
+    """Name every problem of an input, one a line; all of them are shown."""
+
+
 class StrictModel(BaseModel):
     """Refuse unknown fields, infinities and values of another type (text for a number, true for 1); frozen."""
 
@@ -113,8 +117,8 @@ def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str])
     match error["type"]:
         case "value_error":
             return str(context["error"])
-        case "greater_than_equal" | "less_than_equal":
-            message = f"{assignment} is outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
+            message = f"{assignment} is {_limits(schema)}"
             means_default = value == -1 and "unset" in schema  # as other programs take it
             return f"{message}: leave it out: {schema['unset']}" if means_default else message
         case "extra_forbidden":
@@ -147,6 +151,14 @@ def _message(error: Any, name: str, schema: dict[str, Any], siblings: list[str])
             return f"this is not JSON: {context['error']}"
         case _:
             return f"{assignment}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    """Write the limits of a number that broke one: ``outside 1..200``, or ``not above 0 and at most 1``."""
+    if "minimum" in schema and "maximum" in schema:
+        return f"outside {bound(schema['minimum'])}..{bound(schema['maximum'])}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return "not " + " and ".join(f"{text} {bound(schema[key])}" for key, text in words.items() if key in schema)
 
 
 def bound(limit: float | None) -> str:

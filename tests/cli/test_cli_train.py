@@ -58,6 +58,18 @@ def test_a_run_prints_its_folder_and_leaves_an_adapter(folder: Path) -> None:
     assert "pusa: runs/first holds a run already: go on with --resume" in again.stderr
 
 
+def test_other_data_take_a_flag(folder: Path) -> None:
+    more = ("name=first", "global_batch=null", "batch_frames=null", "data.lengths=[]", "steps=2")
+    assert pusa("train", "mini-vta", *settings(*more)).exit_code == 0
+    write_dataset(folder / "others", clips=9)
+    others = ("train", "runs/first", "--resume", "data.folders=others", "steps=3")
+    refused = pusa(*others)
+    assert refused.exit_code == 2
+    assert "--other-data" in refused.stderr
+    assert pusa(*others, "--other-data").exit_code == 0
+    assert "goes with --resume" in pusa("train", "runs/first", "--other-data").stderr
+
+
 def test_a_configuration_can_be_printed_changed_and_used(folder: Path) -> None:
     (folder / "own.toml").write_text(pusa("train", "configs", "wan2.1-1.3b-vta").stdout)
     result = pusa("train", "own.toml", *settings("name=own", "steps=1", "global_batch=null"))
@@ -85,7 +97,7 @@ def test_export_writes_the_layout_of_its_option(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "mini-vta", "optimizer.lr=fast"], "optimizer.lr='fast' is not a number"),
+        (["train", "estimate", "mini-vta", "optimizer.lr=fast"], "optimizer.lr='fast' is not a number"),
         (["train", "mini-vta"], "data.folders is empty: name a folder that `pusa data prepare` has made"),
         (["train", "mini-vta", "data.folders=nowhere"], "nowhere holds no dataset (dataset.json is missing)"),
         (
@@ -101,6 +113,15 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
     assert result.exit_code == 2
     assert result.stderr.startswith(f"pusa: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_every_problem_has_a_line(folder: Path) -> None:
+    result = pusa("train", "mini-vta", "data.folders=nowhere", "optimizer.lr=1e9", "start_from=nofile.pt")
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert [line.split()[0] for line in lines] == ["pusa:"] * 3
+    for part in ("at most 1", "nowhere holds no dataset", "start_from=nofile.pt: there is no such file"):
+        assert any(part in line for line in lines)
 
 
 def test_help_needs_no_torch() -> None:

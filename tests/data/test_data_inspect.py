@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pusa.data.dataset import DatasetWriter
-from pusa.data.inspect import histogram, inspect, measure
+from pusa import zoo
+from pusa.data.dataset import DatasetWriter, LatentDataset
+from pusa.data.inspect import histogram, inspect, measure, unknown_words
 
 SHAPE = (16, 3, 4, 6)
 
@@ -157,3 +158,21 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
         list(inspect(folder, tmp_path / "nowhere" / "look.html"))
     with pytest.raises(FileNotFoundError, match="holds no dataset"):
         list(inspect(tmp_path / "nowhere", tmp_path / "look.html"))
+
+
+@pytest.mark.skipif("mini" not in zoo.ZOO, reason="the package lacks its weights")
+def test_words_that_the_embedded_model_does_not_know_are_listed(tmp_path):
+    with DatasetWriter(tmp_path / "clips", model="mini", max_sequence_length=8) as writer:
+        for number, caption in enumerate(["a cat spins", "a wombat spins", "a wombat on a trampoline"]):
+            writer.add_prompt(caption, torch.randn(3, 8))
+            writer.add(f"clip-{number}", noise(number), caption, fps=16, width=48, height=32, frames=17)
+        writer.add_prompt("", torch.randn(1, 8))
+    assert unknown_words(LatentDataset(tmp_path / "clips")) == [("wombat", 2), ("trampoline", 1)]
+    page, events = shown(tmp_path / "clips", tmp_path / "look.html", clips=0)
+    notes = [event.message for event in events if event.kind == "note"]
+    assert any("wombat (2), trampoline (1)" in note and "pusa models show mini" in note for note in notes)
+    assert "Words that mini does not know" in page
+
+
+def test_a_model_that_reads_any_text_has_no_unknown_words(folder):
+    assert unknown_words(LatentDataset(folder)) == []

@@ -266,9 +266,39 @@ def test_killed_before_and_after_every_file_it_makes_the_same_dataset(videos, pr
 
 
 def test_a_folder_is_not_mixed_with_other_settings(videos, prepared):
-    changed = ClipSettings(model="tiny", sizes=SETTINGS.sizes, frames=(5,), fps=16)
-    with pytest.raises(ValueError, match=r"was begun with frames=\[5, 9\], not \[5\]"):
+    changed = ClipSettings(model="tiny", sizes=SETTINGS.sizes, frames=SETTINGS.frames, fps=8)
+    with pytest.raises(ValueError, match=r"was begun with fps=16\.0, not 8\.0"):
         made(videos, prepared[0], changed)
+
+
+def test_a_bucket_is_added_and_what_is_there_is_not_encoded_again(tmp_path):
+    source, output = tmp_path / "videos", tmp_path / "clips"
+    source.mkdir()
+    film(source, "a.mp4", "a fox", moving(1, 12))
+    film(source, "b.mp4", "a boat", moving(2, 6))
+    small = ClipSettings(model="tiny", sizes=((32, 32),), frames=(5,), fps=16)
+    before, _ = made(source, output, small)
+    shards = {path.name: path.read_bytes() for path in (output / "latents").iterdir()}
+    (source / "a.txt").write_text("a red fox")
+    large = ClipSettings(model="tiny", sizes=((48, 32),), frames=(5, 9), fps=16)
+    events = list(prepare(source, output, large, workers=0))
+    steps = [event for event in events if event.kind == "step" and event.stage == "encode clips"]
+    assert [event.step for event in steps][-1] == 2  # one new clip of each video
+    data = LatentDataset(output)
+    assert sorted((clip.source, clip.width, clip.frames) for clip in data.clips) == [
+        ("a.mp4", 32, 5),
+        ("a.mp4", 48, 9),
+        ("b.mp4", 32, 5),
+        ("b.mp4", 48, 5),
+    ]
+    assert {clip.caption for clip in data.clips if clip.source == "a.mp4"} == {"a red fox"}  # in both buckets
+    for name, content in shards.items():
+        assert (output / "latents" / name).read_bytes() == content
+    assert {clip.id for clip in before.clips} < {clip.id for clip in data.clips}
+    assert data.facts.settings["sizes"] == [[32, 32], [48, 32]]
+    assert data.facts.settings["frames"] == [5, 9]
+    again, _ = made(source, output, large)
+    assert again.hash == data.hash
 
 
 # --- which frames

@@ -99,7 +99,7 @@ def leaves(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> 
 
 def another(name: str, annotation: Any, value: Any) -> Any:
     """A value of the same kind that the field does not have."""
-    unset = {"output": "elsewhere", "report.validate_on": "pictures", "ema_decay": 0.9}
+    unset = {"output": "elsewhere", "start_from": "pusa_v1.pt", "report.validate_on": "pictures", "ema_decay": 0.9}
     if value is None:
         return unset.get(name, 2)
     if isinstance(value, bool):
@@ -206,3 +206,75 @@ def test_values_of_another_type_are_refused() -> None:
     for message, values in refused.items():
         with pytest.raises(ValueError, match=f"^{message}$"):
             config_from(values)
+
+
+def test_problems_of_every_kind_are_named_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
+        load_config(
+            "mini-vta",
+            [
+                "nonsense",
+                "seconds.more=1",
+                "optimizer.lr=1e9",
+                "method.rnk=1",
+                "data.lengths=[0]",
+                "schedule.shape=cosine",
+                f"data.folders={tmp_path / 'nowhere'}",
+                f"report.validate_on={tmp_path}",
+                "model.source=mni",
+            ],
+            needs_files=True,
+        )
+    lines = str(refused.value).splitlines()
+    for part in (
+        "'nonsense' is not understood",
+        "seconds.more is unknown",
+        "optimizer.lr=1000000000.0 is not above 0 and at most 1",
+        "'method.rnk' is unknown: did you mean",
+        "data.lengths=[0] has a length below 1",
+        "schedule.cooldown_share goes with shape=constant",
+        f"{tmp_path / 'nowhere'} holds no dataset",
+        f"{tmp_path} holds no dataset",
+        "no model is called 'mni': did you mean 'mini'?",
+    ):
+        assert sum(part in line for line in lines) == 1, (part, lines)
+    assert len(lines) == 9
+
+
+def numbers(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[float]]]:
+    """Every number of the configuration with its limits."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numbers(field.annotation, f"{prefix}{name}.")
+        elif limits := [limit for m in field.metadata if (limit := limit_of(m)) is not None]:
+            yield f"{prefix}{name}", limits
+
+
+def limit_of(metadata: Any) -> float | None:
+    return next((getattr(metadata, kind) for kind in ("ge", "gt", "le", "lt") if hasattr(metadata, kind)), None)
+
+
+def test_every_number_out_of_its_limits_is_refused_with_them() -> None:
+    found = dict(numbers(TrainConfig))
+    assert len(found) >= 40
+    for name, limits in found.items():
+        for value in ("-1", "100000000000000000000"):
+            message = refusal(f"{name}={value}")
+            assert message.startswith(f"{name}={value}"), message
+            assert " is outside " in message or " is not " in message, message
+            for limit in limits:
+                assert str(int(limit) if limit == int(limit) else limit) in message, message
+
+
+def test_a_missing_folder_is_named_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys, pusa.cli.root as root\n"
+        "from click.testing import CliRunner\n"
+        "import pusa.training.config as config\n"
+        "try:\n"
+        "    config.load_config('mini-vta', ['data.folders=nowhere'], needs_files=True)\n"
+        "except ValueError as error:\n"
+        "    print(error, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "nowhere holds no dataset (dataset.json is missing): make one with `pusa data` False\n"

@@ -405,6 +405,49 @@ def test_a_checkpoint_of_another_method_is_refused(run: Callable[..., Path]) -> 
     assert list(checkpoints(folder)) == [2]
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": {"rank": 8}}, "resume with the method it was begun with"),
+        ({"method": {"kind": "full"}}, "it was written with other settings"),
+        ({"method": {"targets": ["to_qq"]}}, "do not fit this model"),
+        ({"data": {"folders": []}}, "data.folders is empty"),
+        ({"data": {"folders": ["nowhere"]}}, "nowhere holds no dataset"),
+        ({"report": {"tracker": "wandb"}}, "wandb is not installed"),
+        ({"global_batch": 2, "parallel": {"context_parallel": 2}}, "context_parallel=2"),
+    ],
+)
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
+    run: Callable[..., Path], changes: dict[str, Any], message: str
+) -> None:
+    folder = run("run", steps=2)
+    before = files(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("run", steps=4, resume=True, **changes)
+    assert files(folder) == before
+
+
+def test_a_run_goes_on_with_other_data_only_where_asked(
+    run: Callable[..., Path],
+    configure: Callable[..., TrainConfig],
+    tiny_transformer: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    folder = run("run", steps=2)
+    before = files(folder)
+    others = write_dataset(tmp_path / "others", seed=1, clips=9)
+    config = configure("run", steps=4, data={"folders": [str(others)]})
+    with pytest.raises(ValueError, match=r"up to step 2 .*--other-data"):
+        train(config, transformer=tiny_transformer(), resume=True)
+    assert files(folder) == before
+    train(config, transformer=tiny_transformer(), resume=True, other_data=True)
+    assert list(checkpoints(folder)) == [2, 4]
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,10 @@ def _parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     return parts
 
 
+def _picture_cache() -> Path:
+    return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "pictures"
+
+
 def _steps(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(parse_whole(part) for part in text.split(","))
@@ -97,8 +101,7 @@ def mini(
     from pusa.mini.evaluation.report import as_markdown
     from pusa.mini.evaluation.setup import load_evaluator
 
-    if cache is None:
-        cache = Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "pictures"
+    cache = cache or _picture_cache()
     files = list_photographs(photos) if photos else installed_photographs()
     evaluator = load_evaluator(model, cache, out)
     photographs = PhotographWorld(files, motion_frames=evaluator.world.motion_frames) if files else None
@@ -132,6 +135,26 @@ def mini(
 @click.option("--steps", type=int, help="Of each training, a multiple of 4. [default: as many as fit into the time]")
 @click.option("--clips", type=int, help="Per point, a multiple of 4. [default: as many as fit]")
 @click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, 2**31),
+    multiple=True,
+    default=(0,),
+    show_default="0",
+    help="Of the trainings. Several, --seed 0 --seed 1 --seed 2, are judged together. [may be repeated]",
+)
+@click.option(
+    "--model",
+    help="Fill FOLDER from this model (mini, or a folder its recipe has made) in place of `pusa mini train`: its base "
+    "and VAE, and clips drawn anew.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --model: where the pictures of its world are, or are fetched to. [default: pictures in PUSA_CACHE or "
+    "~/.cache/pusa]",
+)
+@click.option(
     "--page",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A Markdown file with a place for results, into which they are written too.",
@@ -144,10 +167,13 @@ def paper(
     processes: int | None,
     steps: int | None,
     clips: int | None,
+    seeds: tuple[int, ...],
+    model: str | None,
+    cache: Path | None,
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Try the claims of Pusa's paper on the base model that `pusa mini train` has made in FOLDER.
+    """Try the claims of Pusa's paper on the base model that `pusa mini train` has made in FOLDER, or on --model mini.
 
     Trains five adapters that differ in nothing but how times are drawn, measures them and their sampling, and says
     where this small world agrees with the paper. Stop it when you like: the same command goes on where it was.
@@ -155,10 +181,20 @@ def paper(
     from pusa.mini.paper import run as experiment
     from pusa.mini.paper.report import as_text
 
+    if cache is not None and model is None:
+        raise click.UsageError("--cache goes with --model")
     try:
-        report = experiment.run(
+        if model is not None:
+            from pusa.mini.paper.package import fill_from_model, load_world
+
+            pictures = cache or _picture_cache()
+            fill_from_model(
+                model, work, lambda frames: load_world(pictures, frames), say=lambda line: click.echo(line, err=True)
+            )
+        report = experiment.run_seeds(
             work,
             out,
+            seeds=seeds,
             minutes=minutes,
             processes=processes,
             steps=steps,

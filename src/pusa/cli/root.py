@@ -34,6 +34,7 @@ from pusa.cli.options import (
     with_files_found,
 )
 from pusa.cli.run import MissingModelError, Start, Stopped, run
+from pusa.fields import ProblemsError
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, explain
 
@@ -85,6 +86,8 @@ def _outcome(error: Exception) -> tuple[int, str]:
         return INTERRUPTED, str(error) or "stopped, nothing was written"
     if isinstance(error, ValidationError):
         return BAD_INPUT, explain(error)
+    if isinstance(error, ProblemsError):
+        return BAD_INPUT, str(error)
     if isinstance(error, MissingModelError):
         return MISSING_MODEL, _line(error)
     if isinstance(error, ValueError | FileNotFoundError):

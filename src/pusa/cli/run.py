@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from pusa.events import Done, Event, Events, Note, Stage, Step
 from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
+
+SILENCE_SECONDS = 20.0  # of a command that works, where no progress bar can be drawn
 
 _STOPPING = b"\nstopping after this step (Ctrl-C again to stop at once)\n"
 
@@ -69,15 +72,45 @@ def _display(as_json: bool) -> Generator[Callable[[Event], None]]:
     if as_json:
         yield lambda event: click.echo(json.dumps(event.as_json(), ensure_ascii=False))
         return
-    bar = _Bar()
+    bar = _Bar() if sys.stderr.isatty() else _Lines()
     try:
         yield bar.show
     finally:
         bar.close()
 
 
+class _Lines:
+    """Write a line about the current stage to stderr, which is no terminal, every `SILENCE_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        while not self._ended.wait(SILENCE_SECONDS):
+            if self._text:
+                click.echo(self._text, err=True)
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Stage(stage):
+                self._text = f"{stage} ..."
+            case Step(step, steps, seconds_left, stage):
+                self._text = f"{stage} {step}/{steps}{time_left(seconds_left)}"
+            case Note(message):
+                click.echo(message, err=True)
+            case Done():
+                click.echo(str(event.path))
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 class _Bar:
-    """Draw a progress bar for the current stage on stderr, if that is a terminal."""
+    """Draw a progress bar for the current stage on stderr, a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None

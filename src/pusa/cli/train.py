@@ -15,6 +15,7 @@ from pusa.cli.run import Stopped
 
 if TYPE_CHECKING:
     from pusa.training.config import TrainConfig
+    from pusa.training.disk import DiskNeed
     from pusa.training.estimate import Estimate, Gpu, Remedy
 
 _LAYOUTS = ("comfyui", "diffusers", "original")
@@ -67,7 +68,8 @@ _set_option = click.option(
 @_changes
 @_set_option
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; begin if it has none.")
-def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], resume: bool) -> None:
+@click.option("--other-data", is_flag=True, help="With --resume: go on with other data than those it was begun with.")
+def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], resume: bool, other_data: bool) -> None:
     """Train as CONFIG says: the name of a ready configuration, a .toml file, or the folder of a run.
 
     The same command alone, under `accelerate launch -m` and under `torchrun -m`. Ctrl-C and SIGTERM end the run after
@@ -75,7 +77,9 @@ def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], re
     """
     from pusa.training.config import load_config
 
-    train_config = load_config(config, [*changes, *more_changes])
+    if other_data and not resume:
+        raise click.UsageError("--other-data goes with --resume")
+    train_config = load_config(config, [*changes, *more_changes], needs_files=True)
     _show_log()
 
     from pusa.training.trainer import TrainingStoppedError, train
@@ -88,7 +92,7 @@ def run(config: str, changes: tuple[str, ...], more_changes: tuple[str, ...], re
         options["dataset"] = dataset = LatentDataset(train_config.data.folders)
         options["on_validate"] = Validator(train_config, dataset)
     try:
-        folder = train(train_config, resume=resume, **options)
+        folder = train(train_config, resume=resume, other_data=other_data, **options)
     except TrainingStoppedError as error:
         raise Stopped(str(error)) from error
     except KeyboardInterrupt as error:
@@ -209,7 +213,7 @@ def estimate(
     paper = estimates.paper_run(gpu, cards=count, price=price)
     ways = [] if result.fits else estimates.remedies(train_config, base, gpu, cards=count)
     if as_json:
-        click.echo(json.dumps(_as_json(result, paper, ways), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(train_config, result, paper, ways), ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(train_config, result, paper, ways)))
 
@@ -310,6 +314,13 @@ def _lines(config: "TrainConfig", result: "Estimate", paper: "Estimate", ways: l
     yield f"fits      {'yes' if result.fits else 'NO'}: {room}"
     if not result.fits:
         yield from _ways(result, ways)
+    disk, disk_bytes = _disk(config, result)
+    many = f"{disk.checkpoints} checkpoints" if disk.checkpoints > 1 else "one checkpoint"
+    yield (
+        f"disk      {readable(disk_bytes)}: {many} of {readable(disk.checkpoint)}"
+        f"{', one of them being written' if disk.checkpoints > 1 else ''}, and {readable(disk.result)} for the "
+        f"result{each}"
+    )
     yield ""
     speed = f"{result.step_seconds:.3g} s a step at {gpu.share:.0%} of the rate"
     if result.communication_seconds > result.compute_seconds:
@@ -323,6 +334,14 @@ def _lines(config: "TrainConfig", result: "Estimate", paper: "Estimate", ways: l
         f"the paper {PAPER_STEPS} steps of {PAPER_CLIPS} clips at 1280x720, rank 512 (they report about "
         f"${PAPER_DOLLARS}): here {_format_time(paper.hours)}, {paper.gpu_hours:,.0f} card-hours{_format_cost(paper)}"
     )
+
+
+def _disk(config: "TrainConfig", result: "Estimate") -> tuple["DiskNeed", int]:
+    """Return what one transformer's run takes of the disk, and the bytes of all of them."""
+    from pusa.training.disk import disk_need
+
+    need = disk_need(config, result.largest.trained_parameters)
+    return need, need.total * len(config.model.experts)
 
 
 def _format_cost(result: "Estimate") -> str:
@@ -345,8 +364,9 @@ def _ways(result: "Estimate", ways: list["Remedy"]) -> Iterator[str]:
         yield "          (a size is that of the clips: prepare the data so)"
 
 
-def _as_json(result: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
+def _as_json(config: "TrainConfig", result: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dict[str, Any]:
     memory, flops = result.memory, result.flops
+    disk, disk_bytes = _disk(config, result)
     return {
         "gpu": result.gpu.name,
         "count": result.cards,
@@ -356,6 +376,7 @@ def _as_json(result: "Estimate", paper: "Estimate", ways: list["Remedy"]) -> dic
         "parameters": result.largest.parameters,
         "trained_parameters": result.largest.trained_parameters,
         "memory_bytes": vars(memory) | {"usable": result.gpu.usable_bytes},
+        "disk_bytes": vars(disk) | {"total": disk_bytes},
         "fits": result.fits,
         "remedies": [{"set": dict(way.overrides), "count": way.cards, "peak_bytes": way.peak} for way in ways],
         "assumed_share": result.gpu.share,

@@ -5,13 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT, VERSION = "pusa-dataset", 1
 DATASET_FILE, CLIPS_FILE = "dataset.json", "clips.jsonl"
 LATENTS_FOLDER, PROMPTS_FOLDER = "latents", "prompts"
+ORIGINAL_SUFFIX = ".tensors.pth"  # of the training data of Pusa's original code
 
 Shape = tuple[int, int, int, int]
 
@@ -83,17 +85,28 @@ def caption_key(caption: str) -> str:
     return hashlib.sha256(caption.encode()).hexdigest()
 
 
-def without_padding(embeds: Tensor) -> Tensor:
+def without_padding(embeds: "Tensor") -> "Tensor":
     """Drop the zero rows at the end of embeddings ``[n, D]``."""
     filled = embeds.ne(0).any(dim=1).nonzero()
     return embeds[: int(filled.max()) + 1 if len(filled) else 0]
+
+
+def holds_dataset(folder: Path) -> bool:
+    """Detect a dataset, a folder of datasets, or training data of Pusa's original code; loads no torch."""
+    patterns = (DATASET_FILE, f"*/{DATASET_FILE}", f"**/*{ORIGINAL_SUFFIX}")
+    return folder.is_dir() and any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def missing_dataset(folder: Path) -> str:
+    """Write the message about a folder without a dataset."""
+    return f"{folder} holds no dataset ({DATASET_FILE} is missing): make one with `pusa data`"
 
 
 def read_facts(folder: Path) -> DatasetFacts:
     """Read ``dataset.json``. Raises FileNotFoundError or ValueError without a dataset of this version."""
     path = folder / DATASET_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no dataset ({DATASET_FILE} is missing): make one with `pusa data`")
+        raise FileNotFoundError(missing_dataset(folder))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         kind, version = values["format"], values["version"]

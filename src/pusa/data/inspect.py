@@ -25,6 +25,8 @@ from pusa.data.encoding import StageProgress, decode_spread, devices, load_vae
 from pusa.data.format import LATENTS_FOLDER
 from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
+from pusa.generate import prompt_hints
+from pusa.generate.prompt_hints import vocabulary
 from pusa.media.previews import Strip, grid, spread, strip_sheet, write_picture
 from pusa.resources import readable, readable_time
 
@@ -36,6 +38,7 @@ _THUMBNAIL_SIDE = 240  # pixels
 _STILL, _BLURRED = 0.35, 0.7  # shares of the median motion and detail
 _GAP = 4  # pixels between frames
 _NAMES = 5  # clips named in a note
+_UNKNOWN_WORDS = 20  # named in a note; the page has all
 _COMMON = (
     "a an and are as at be been being but by for from had has have he her his in into is it its of on or over she so "
     "that the their them then there they this through to under up was were what which while who with"
@@ -106,7 +109,11 @@ def inspect(
             list(_strips(data, measures, clips, frames, model or data.facts.model, report_or_stop)) if clips else []
         )
         skipped = [entry for one in data.folders for entry in _read_skipped(one / SKIPPED_FILE)]
-        output.write_text(page(_facts(data, measures, skipped), strips), encoding="utf-8")
+        unknown = unknown_words(data)
+        if unknown:
+            report(Note(_unknown_note(unknown, data.facts.model)))
+        facts = _facts(data, measures, skipped, unknown, report_or_stop)
+        output.write_text(page(facts, strips), encoding="utf-8")
         report(Done({"page": output}))
         if strips:
             sheet = output.with_suffix(".png")
@@ -167,10 +174,38 @@ def _read_skipped(path: Path) -> list[dict[str, str]]:
 # ---- contents of the page --------------------------------------------------------------------------------------------
 
 
-def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dict[str, str]]) -> dict[str, Any]:
+def unknown_words(data: LatentDataset) -> list[tuple[str, int]]:
+    """Count in how many clips' captions each word occurs that the model does not know; the most frequent come first.
+
+    Empty for a model that reads any text.
+    """
+    if not data.facts.model or not vocabulary(data.facts.model):
+        return []
+    counts: Counter[str] = Counter()
+    for caption, clips in Counter(clip.caption for clip in data.clips).items():
+        counts.update(dict.fromkeys((one.word for one in prompt_hints.unknown_words(caption, data.facts.model)), clips))
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _unknown_note(unknown: list[tuple[str, int]], model: str) -> str:
+    named = ", ".join(f"{word} ({count})" for word, count in unknown[:_UNKNOWN_WORDS])
+    more = f" and {len(unknown) - _UNKNOWN_WORDS} more" if len(unknown) > _UNKNOWN_WORDS else ""
+    return (
+        f"{len(unknown)} words of captions are not in the vocabulary of {model}, which cannot tell them apart "
+        f"(clips): {named}{more}. `pusa models show {model}` lists its words"
+    )
+
+
+def _facts(
+    data: LatentDataset,
+    measures: dict[int, Measures],
+    skipped: list[dict[str, str]],
+    unknown: list[tuple[str, int]],
+    report: Report,
+) -> dict[str, Any]:
     clips = data.clips
     captions = Counter(clip.caption for clip in clips)
-    tokens = _tokens(data)
+    tokens = _tokens(data, report)
     motions = [m.motion for m in measures.values() if m.motion is not None]
     details = [m.detail for m in measures.values()]
     duplicates = [entry for entry in skipped if "duplicate_of" in entry]
@@ -197,6 +232,7 @@ def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dic
             histogram("Captions", "words", [len(clip.caption.split()) for clip in clips], "words per caption"),
         ],
         "words": _words(captions),
+        "unknown_words": unknown,
         "notes": list(_notes(data, measures, captions, tokens)),
         "duplicates": duplicates,
         "skipped": others,
@@ -204,12 +240,17 @@ def _facts(data: LatentDataset, measures: dict[int, Measures], skipped: list[dic
     }
 
 
-def _tokens(data: LatentDataset) -> dict[str, int]:
+def _tokens(data: LatentDataset, report: Report) -> dict[str, int]:
     """Count the tokens of each caption: the rows of its embeddings."""
     first_clips: dict[str, int] = {}
     for index, clip in enumerate(data.clips):
         first_clips.setdefault(clip.caption, index)
-    return {text: data.embeds(index).shape[0] for text, index in list(first_clips.items())[:_MEASURED_CLIPS]}
+    chosen = list(first_clips.items())[:_MEASURED_CLIPS]
+    progress, tokens = StageProgress(report, "read captions", len(chosen)), {}
+    for text, index in chosen:
+        tokens[text] = data.embeds(index).shape[0]
+        progress.advance()
+    return tokens
 
 
 def _buckets(clips: Sequence[ClipInfo]) -> list[dict[str, Any]]:

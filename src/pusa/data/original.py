@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa.data.format import ClipInfo, DatasetFacts, caption_key, without_padding
+from pusa.data.format import ORIGINAL_SUFFIX, ClipInfo, DatasetFacts, caption_key, without_padding
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)
 
-METADATA_FILE, SUFFIX = "metadata.csv", ".tensors.pth"
+METADATA_FILE = "metadata.csv"
 _NAMES = ("file_name", "video", "file", "path")
 _TEXTS = ("text", "prompt", "caption")
 _FPS = 16.0  # of Wan's models; the layout stores none
@@ -32,7 +32,7 @@ _PIXELS_PER_LATENT = 8
 
 def is_original(folder: Path) -> bool:
     """Detect a folder in the layout of Pusa's original code."""
-    return folder.is_dir() and any(True for _ in folder.rglob(f"*{SUFFIX}"))
+    return folder.is_dir() and any(True for _ in folder.rglob(f"*{ORIGINAL_SUFFIX}"))
 
 
 class OriginalFolder:
@@ -70,7 +70,9 @@ class OriginalFolder:
                 )
             )
         if not self.clips:
-            raise ValueError(f"{folder} has no {SUFFIX} file that can be read: name the folder of {METADATA_FILE}")
+            raise ValueError(
+                f"{folder} has no {ORIGINAL_SUFFIX} file that can be read: name the folder of {METADATA_FILE}"
+            )
         channels = self.clips[0].latent_shape[0]
         self.facts = DatasetFacts(latent_channels=channels, max_sequence_length=length)
 
@@ -95,8 +97,8 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path, str]]:
     for table in tables:
         yield from _rows(folder, table)
     if not tables:
-        for path in sorted(folder.rglob(f"*{SUFFIX}")):
-            yield path.relative_to(folder).as_posix().removesuffix(SUFFIX), path, ""
+        for path in sorted(folder.rglob(f"*{ORIGINAL_SUFFIX}")):
+            yield path.relative_to(folder).as_posix().removesuffix(ORIGINAL_SUFFIX), path, ""
 
 
 def _rows(folder: Path, table: Path) -> Iterator[tuple[str, Path, str]]:
@@ -111,8 +113,8 @@ def _rows(folder: Path, table: Path) -> Iterator[tuple[str, Path, str]]:
         for row in rows:
             name = row[name_column]
             places = [base / parent / name for parent in ("train", "")]
-            if not name.endswith(SUFFIX):
-                places = [place.with_name(place.name + SUFFIX) for place in places]
+            if not name.endswith(ORIGINAL_SUFFIX):
+                places = [place.with_name(place.name + ORIGINAL_SUFFIX) for place in places]
             path = next((place for place in places if place.is_file()), places[0])
             display_name = (base.relative_to(folder) / name).as_posix()
             # Links are not resolved: those of the Hub's cache lead outside.

@@ -144,7 +144,8 @@ def prepare(
         source: see `pusa.data.sources.list_files`; or a folder in the layout of the original's training data, whose
             latents and embeddings are taken over; or a dataset on the Hub that is like one of these.
         output: the dataset's folder.
-        settings: how clips are cut; they must not change when a dataset is continued.
+        settings: how clips are cut. When a dataset is continued, sizes and lengths that are new are added to it as
+            further buckets, whose clips come beside those that are there; other settings must not change.
         captions, caption: see `pusa.data.sources.list_files`.
         workers: processes that decode; 0: none but this one. None: one per core, up to 8.
         stop: called at every step; True ends the run, and finished clips are kept.
@@ -185,6 +186,7 @@ def _prepare(
         model=chosen.model,
         dtype=chosen.dtype,
         settings=chosen.as_json(),
+        growing=("sizes", "frames"),
         max_sequence_length=length,
     )
     with writing as writer, Workers(work, min(count, max(1, len(listing.items)))) as pool:
@@ -195,10 +197,9 @@ def _prepare(
         if not plan:
             raise ValueError(f"none of {len(listing.items)} files can be used: {skipped.path} says why")
         add_prompts(writer, (planned.item.caption for planned in plan), report)
-        for planned in plan:
-            for clip_id in planned.clips.values():
-                if clip_id in writer:
-                    writer.recaption(clip_id, planned.item.caption)  # the caption may have been corrected since
+        captions = {planned.media.sha256: planned.item.caption for planned in plan}
+        for clip in writer:  # of earlier buckets, too: the caption may have been corrected since
+            writer.recaption(clip.id, captions.get(clip.sha256, clip.caption))
         _encode(plan, writer, pool, chosen, skipped, report)
         skipped.write()
         if not len(writer):

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +65,7 @@ class DatasetWriter:
             with `identify`.
         max_sequence_length: tokens of a prompt.
         settings: how the clips are made; stored in `dataset.json`, and must be equal when the folder is opened again.
+        growing: names of settings that are lists and may differ: what is new in them is added to what is stored.
         dtype: of the latents on disk, bf16 or fp32.
         shard_bytes: size of a file of latents.
         flush_seconds: added clips are on disk after so long, even if a file is not full.
@@ -82,6 +83,7 @@ class DatasetWriter:
         text_encoder: str = "",
         max_sequence_length: int = 512,
         settings: Mapping[str, Any] | None = None,
+        growing: Collection[str] = (),
         dtype: torch.dtype = torch.bfloat16,
         shard_bytes: int = 256 * 2**20,
         flush_seconds: float = 120.0,
@@ -114,13 +116,14 @@ class DatasetWriter:
                     max_sequence_length=max_sequence_length,
                     dtype=str(dtype).removeprefix("torch."),
                     settings=None if settings is None else json.loads(json.dumps(settings)),
-                )
+                ),
+                growing,
             )
         except BaseException:
             self._lock.release()
             raise
 
-    def _open(self, facts: DatasetFacts) -> None:
+    def _open(self, facts: DatasetFacts, growing: Collection[str]) -> None:
         """Create the dataset, or check that an existing one has the same facts and recover its manifest."""
         for leftover in self.folder.rglob(".*.part"):
             leftover.unlink()
@@ -129,10 +132,13 @@ class DatasetWriter:
             stored = read_facts(self.folder)
             for name in ("model", "max_sequence_length", "dtype"):
                 self._check_same(name, getattr(stored, name), getattr(facts, name))
-            for name in sorted({*(stored.settings or {}), *(facts.settings or {})}):
-                if facts.settings is not None:
-                    self._check_same(name, (stored.settings or {}).get(name), facts.settings.get(name))
-            self.facts = stored
+            settings = dict(stored.settings or {})
+            for name in sorted({*settings, *(facts.settings or {})}):
+                if facts.settings is not None and name in growing and isinstance(settings.get(name), list):
+                    settings[name] = sorted([*settings[name], *_missing(facts.settings[name], settings[name])])
+                elif facts.settings is not None:
+                    self._check_same(name, settings.get(name), facts.settings.get(name))
+            self.facts = replace(stored, settings=settings) if stored.settings is not None else stored
             self.identify(vae=facts.vae, text_encoder=facts.text_encoder)
         else:
             self._write_facts()
@@ -363,6 +369,10 @@ class DatasetWriter:
         part = path.with_name(f".{path.name}.part")
         part.write_bytes(content)
         rename_flushed(part, path)
+
+
+def _missing(values: list[Any], stored: list[Any]) -> list[Any]:
+    return [value for value in values if value not in stored]
 
 
 def _line(clip: ClipInfo) -> str:

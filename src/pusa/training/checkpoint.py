@@ -11,23 +11,26 @@ Tensors are whole and named, however they were sharded, so that any number of pr
 ends at about 4 GB: no more is gathered at a time. A checkpoint is written under another name and renamed once on disk.
 """
 
+import io
 import json
 import random
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pusa.fsutil import flush
 from pusa.training.config import CheckpointConfig
+from pusa.training.disk import explaining_full_disk
 from pusa.training.distributed import Processes
 from pusa.training.model import local
 
@@ -60,6 +63,7 @@ def write_checkpoint(
     process_state: Mapping[str, Any],
     processes: Processes,
     rule: CheckpointConfig,
+    need_bytes: int,
 ) -> Path:
     """Write a checkpoint and delete those that the rule does not keep. Every process must call it.
 
@@ -68,30 +72,47 @@ def write_checkpoint(
         state: plain values for ``state.json``.
         tensors: (name, tensor) pairs by the prefix of their files' names.
         process_state: tensors and plain values that this process alone will need.
+        need_bytes: about as large will the checkpoint be; only for the message of a full disk.
+
+    Raises:
+        ResourcesError: the disk is full. What was written of this checkpoint is removed; earlier ones are intact.
     """
     target = folder / "checkpoints" / folder_name(step)
     part = target.with_name(f".{target.name}.part")
-    if processes.is_main:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    processes.wait()
-    for prefix, named in tensors.items():
-        _write_tensors(part, prefix, named, writes=processes.is_main)
-    file = part / f"process-{processes.rank:05d}.pt"
-    torch.save({**process_state, "random": random_states()}, file)
-    flush(file)
-    processes.wait()
-    if processes.is_main:
-        (part / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
-        flush(part / STATE_FILE)
-        flush(part)
-        if target.exists():  # an earlier run wrote this step and was resumed from before it
-            shutil.rmtree(target)
-        part.rename(target)
-        flush(target.parent)
-        _prune(folder, rule)
-    processes.wait()
+    with explaining_full_disk(folder, f"the checkpoint of step {step}", need_bytes), _removed_if_broken(part):
+        if processes.is_main:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        processes.wait()
+        for prefix, named in tensors.items():
+            _write_tensors(part, prefix, named, writes=processes.is_main)
+        content = io.BytesIO()  # torch reports a full disk in its own words, Python as such
+        torch.save({**process_state, "random": random_states()}, content)
+        file = part / f"process-{processes.rank:05d}.pt"
+        file.write_bytes(content.getvalue())
+        flush(file)
+        processes.wait()
+        if processes.is_main:
+            (part / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
+            flush(part / STATE_FILE)
+            flush(part)
+            if target.exists():  # an earlier run wrote this step and was resumed from before it
+                shutil.rmtree(target)
+            part.rename(target)
+            flush(target.parent)
+            _prune(folder, rule)
+        processes.wait()
     return target
+
+
+@contextmanager
+def _removed_if_broken(part: Path) -> Iterator[None]:
+    """Remove the unfinished folder after an error: on a full disk it holds what the log and a retry need."""
+    try:
+        yield
+    except (OSError, SafetensorError):
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _prune(folder: Path, rule: CheckpointConfig) -> None:

@@ -4,19 +4,24 @@ A configuration is a TOML file, or the JSON that a run keeps; ready ones are in 
 run can be checked, and its cost estimated, on a machine that could never train it.
 """
 
+import copy
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Strict, ValidationError, ValidationInfo, model_validator
 
-from pusa.fields import StrictModel, bound, explain, field, shown
+from pusa import zoo
+from pusa.data.format import holds_dataset, missing_dataset
+from pusa.fields import ProblemsError, StrictModel, bound, explain, field, shown
 from pusa.zoo import is_hub_id
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"  # in a run's folder
+NO_FOLDERS = "data.folders is empty: name a folder that `pusa data prepare` has made"
 
 Expert = Literal["transformer", "transformer_2"]
 T = TypeVar("T")
@@ -42,6 +47,8 @@ _EXCLUSIVE = (
     ("batch_size", "batch_frames"),
     ("batch_frames", "batch_size"),
 )
+
+_FIELDS_ALONE = {"fields": "alone"}  # as the context of a validation: fields are not compared with each other
 
 Several = Annotated[tuple[T, ...], Strict(False), BeforeValidator(_split_commas)]
 NoiseRange = Annotated[tuple[float, float], Strict(False), AfterValidator(_noise_range)]
@@ -212,6 +219,13 @@ class TrainConfig(StrictModel):
 
     name: str = field("vta", "Name of the run.", pattern=r"^[\w][\w.-]*$", max_length=100)
     output: str | None = field(None, "Folder of the run.", unset="runs/NAME")
+    start_from: str | None = field(
+        None,
+        "An adapter to go on from, at the strength it was trained at: a file in any known layout, a run's folder, a "
+        "Hub id, or a model of the zoo, for its own adapter.",
+        unset="nothing: the adapted model begins as the base",
+        min_length=1,
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     method: MethodConfig = MethodConfig()
@@ -260,23 +274,28 @@ class TrainConfig(StrictModel):
         return {**values, **unset}
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
+    def _check(self, info: ValidationInfo) -> "TrainConfig":
+        if info.context is not _FIELDS_ALONE and (problems := list(self.problems())):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with fields together, each of which is within its own limits."""
         for one, other in _EXCLUSIVE[::2]:
             if (getattr(self, one) is None) == (getattr(self, other) is None):
-                raise ValueError(f"give either {one} or {other}, and null for the other one")
+                yield f"give either {one} or {other}, and null for the other one"
         if self.global_batch is not None and self.batch_frames is not None:
-            raise ValueError("global_batch counts clips of batch_size: it cannot be combined with batch_frames")
-        if self.global_batch is not None and self.batch_size is not None and self.global_batch % self.batch_size:
-            raise ValueError(f"global_batch={self.global_batch} is no multiple of batch_size={self.batch_size}")
+            yield "global_batch counts clips of batch_size: it cannot be combined with batch_frames"
+        elif self.global_batch is not None and self.batch_size is not None and self.global_batch % self.batch_size:
+            yield f"global_batch={self.global_batch} is no multiple of batch_size={self.batch_size}"
         if self.schedule.cooldown_share and self.schedule.shape != "constant":
-            raise ValueError(f"schedule.cooldown_share goes with shape=constant; {self.schedule.shape} falls by itself")
+            yield f"schedule.cooldown_share goes with shape=constant; {self.schedule.shape} falls by itself"
         if self.optimizer.name == "muon" and self.parallel.fsdp:
-            raise ValueError("muon needs whole matrices, which fsdp takes apart: take adamw, or fsdp=false")
+            yield "muon needs whole matrices, which fsdp takes apart: take adamw, or fsdp=false"
         if any(length < 1 for length in self.data.lengths):
-            raise ValueError(f"data.lengths={list(self.data.lengths)} has a length below 1")
+            yield f"data.lengths={list(self.data.lengths)} has a length below 1"
         if self.parallel.context_parallel > 1 and self.model.attention == "math":
-            raise ValueError("attention=math cannot be shared over processes: leave it at auto with context_parallel")
-        return self
+            yield "attention=math cannot be shared over processes: leave it at auto with context_parallel"
 
     @property
     def folder(self) -> Path:
@@ -316,6 +335,8 @@ class TrainConfig(StrictModel):
         values["output"] = None
         values["data"]["folders"] = [Path(name).name for name in self.data.folders]
         values["model"]["source"] = public_name(self.model.source)
+        if self.start_from is not None:
+            values["start_from"] = public_name(self.start_from)
         if self.report.validate_on is not None:
             values["report"]["validate_on"] = Path(self.report.validate_on).name
         return values
@@ -334,7 +355,9 @@ def ready_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.toml"))}
 
 
-def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> TrainConfig:
+def load_config(
+    source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, needs_files: bool = False
+) -> TrainConfig:
     """Read a configuration and change fields of it.
 
     Args:
@@ -342,19 +365,57 @@ def load_config(source: str | Path, overrides: Sequence[str] | Mapping[str, Any]
         overrides: ``section.field=value`` each, the value in JSON (``1e-4``, ``null``, ``[5, 9]``) or plain text; or a
             mapping from ``section.field`` to values. Setting one of two exclusive fields (steps and seconds,
             batch_size and batch_frames) unsets the other.
+        needs_files: the folders and files that training reads must be there, too; see `missing_files`.
 
     Raises:
         FileNotFoundError: no such file or name.
-        ValueError: the file cannot be read, or a field is unknown or out of its range; every problem is named.
+        ValueError: the file cannot be read, a field is unknown or out of its range, or a file that training needs is
+            missing; every problem is named, one a line.
     """
     values = _read(source)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [_parse_override(text) for text in overrides]
+    problems: list[str] = []
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else []
+    for text in () if isinstance(overrides, Mapping) else overrides:
+        with _collecting(problems):
+            pairs.append(_parse_override(text))
     for name, value in pairs:
-        set_field(values, name, value)
-        for one, other in _EXCLUSIVE:
-            if name == one and value is not None:
-                values[other] = None
-    return config_from(values)
+        with _collecting(problems):
+            set_field(values, name, value)
+            for one, other in _EXCLUSIVE:
+                if name == one and value is not None:
+                    values[other] = None
+    config, more = _validate(values)
+    problems += more
+    if needs_files and config is not None:
+        problems += missing_files(config)
+    if problems or config is None:
+        raise ProblemsError("\n".join(problems))
+    return config
+
+
+@contextmanager
+def _collecting(problems: list[str]) -> Iterator[None]:
+    """Append the message of a ValueError to `problems` instead of raising it."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
+
+
+def missing_files(config: TrainConfig) -> list[str]:
+    """List what training would read and is not there, a line each; loads no torch and asks no server."""
+    problems = [] if config.data.folders else [NO_FOLDERS]
+    datasets = [*config.data.folders, *([config.report.validate_on] if config.report.validate_on else [])]
+    problems += [missing_dataset(Path(name)) for name in datasets if not holds_dataset(Path(name).expanduser())]
+    source = config.model.source
+    if not Path(source).expanduser().exists() and not is_hub_id(source):
+        with _collecting(problems):
+            zoo.get(zoo.with_fallback(source))
+    start = config.start_from
+    is_begun = any(config.folder.glob("**/checkpoints/step-*"))  # a resumed run does not read it again
+    if start and not is_begun and not (Path(start).expanduser().exists() or start in zoo.ZOO or is_hub_id(start)):
+        problems.append(f"start_from={start}: there is no such file, folder, Hub id or model of the zoo")
+    return problems
 
 
 def set_field(values: dict[str, Any], name: str, value: Any) -> None:
@@ -378,10 +439,38 @@ def leaves(values: Mapping[str, Any], separator: str = ".", prefix: str = "") ->
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
     """Validate nested plain values as a configuration. Raises ValueError, which names every problem."""
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from error
+    config, problems = _validate(values)
+    if problems or config is None:
+        raise ProblemsError("\n".join(problems))
+    return config
+
+
+def _validate(values: Mapping[str, Any]) -> tuple[TrainConfig | None, list[str]]:
+    """Validate nested plain values; return every problem, and the configuration without the fields that are wrong."""
+    remaining = copy.deepcopy(dict(values))
+    problems: list[str] = []
+    for _ in range(2):
+        try:
+            config = TrainConfig.model_validate(remaining, context=_FIELDS_ALONE)
+        except ValidationError as error:
+            problems += [line for line in explain(error).splitlines() if line not in problems]
+            _remove_wrong(remaining, [tuple(map(str, one["loc"])) for one in error.errors()])
+        else:
+            return config, [*problems, *config.problems()]
+    return None, problems
+
+
+def _remove_wrong(values: dict[str, Any], wrong: list[tuple[str, ...]]) -> None:
+    """Remove the fields that the paths name, and what says that the exclusive counterpart of one is unset."""
+    for section, *inside in filter(None, wrong):
+        inner = values.get(section)
+        if inside and isinstance(inner, dict):
+            inner.pop(inside[0], None)
+        else:
+            values.pop(section, None)
+    for one, other in _EXCLUSIVE:
+        if (one,) in wrong and values.get(other) is None:
+            values.pop(other, None)
 
 
 def _read(source: str | Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pusa.lora.adapters import adapter_names
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.batches import Shape
-from pusa.training.config import MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from pusa.training.config import Expert, MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from pusa.training.distributed import Processes
+from pusa.training.start import begin_full, begin_lora, read_start
 
 logger = logging.getLogger(__name__)
 
@@ -47,35 +48,46 @@ def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DMo
 
 
 def prepare(
-    transformer: Any, config: TrainConfig, processes: Processes, shapes: list[Shape]
+    transformer: Any,
+    config: TrainConfig,
+    processes: Processes,
+    shapes: list[Shape],
+    *,
+    expert: Expert = "transformer",
+    is_begun: bool = False,
 ) -> tuple[Any, dict[str, Tensor]]:
     """Prepare a transformer for training, in place: trained weights in fp32 with gradients, all others frozen.
 
     LoRA's A is drawn from the seed, the same on every process and device, and B is zero, so that the adapted model
-    begins as the base.
+    begins as the base, or as the base with the adapter `config.start_from`.
 
     Args:
         transformer: a Wan transformer without adapters.
         shapes: of the latents it will see.
+        expert: which one it is, for adapters that come in pairs.
+        is_begun: its weights will be those of a checkpoint, so that `start_from` is not read.
 
     Returns:
         The model and its trained parameters by name (`DTensor` where it is sharded).
 
     Raises:
-        ValueError: it has adapters already, no layer has a name in the targets, or context parallelism cannot divide
-            its heads or the clips' tokens.
+        ValueError: it has adapters already, `start_from` does not fit, no layer has a name in the targets, or context
+            parallelism cannot divide its heads or the clips' tokens.
     """
     model: Any = PusaWanTransformer3DModel.from_wan(transformer)
     if adapter_names(model):
         raise ValueError(
             f"the transformer has adapters already ({', '.join(adapter_names(model))}): merge or unload them first"
         )
+    pairs, deltas = ({}, {}) if is_begun else read_start(model, config, expert)
     if config.method.kind == "lora":
         _add_lora(model, config.method, config.seed)
+        begin_lora(model, ADAPTER, pairs, config.method.alpha / config.method.rank)
     else:
         model.requires_grad_(True)
         for parameter in model.parameters():
             parameter.data = parameter.data.float()
+        begin_full(model, pairs, deltas)
     if config.model.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     is_sharded = config.parallel.fsdp and processes.world > 1

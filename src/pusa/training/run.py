@@ -32,15 +32,17 @@ from pusa.training.checkpoint import (
     write_checkpoint,
 )
 from pusa.training.config import Expert, TrainConfig
+from pusa.training.disk import check_disk, disk_need, explaining_full_disk
 from pusa.training.distributed import Processes
 from pusa.training.export import write_result
 from pusa.training.model import Updater, kernels, lr_factor, make_optimizers, precision
 from pusa.training.objective import LossBins, add_noise, frame_errors, velocity_target, weighted_loss
-from pusa.training.reports import Reporter
+from pusa.training.reports import Reporter, check_tracker
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+_SILENCE_SECONDS = 20.0  # at most, while held-out clips are computed
 
 Validate = Callable[[int, Any], Path | None]
 
@@ -93,9 +95,13 @@ class Run:
     Args:
         model: prepared by `pusa.training.model.prepare`.
         parameters: its trained parameters by name.
+        resume: go on from the last checkpoint, if there is one. Nothing is written before `train`.
+
+    Raises:
+        ValueError: the checkpoint does not fit the model, the method or the settings.
     """
 
-    def __init__(self, context: RunContext, model: Any, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, context: RunContext, model: Any, parameters: dict[str, Tensor], *, resume: bool = False) -> None:
         config, noise_range = context.config, context.config.model.experts[context.expert]
         self.context, self.config, self.processes = context, config, context.processes
         self.model, self.parameters = model, parameters
@@ -112,21 +118,28 @@ class Run:
         self.norms: list[float] = []
         self.seconds_before = 0.0  # spent in the last step after processes agreed on its time
         self.reporter: Reporter | None = None
+        self.checkpoint = self._last_checkpoint() if resume else None
+        if self.checkpoint is not None:
+            self._resume_from(self.checkpoint)
+        check_tracker(config)
+        self.disk_need = disk_need(config, sum(p.numel() for p in parameters.values()))
+        check_disk(config, self.disk_need, context.expert_folder)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def train(self, *, resume: bool) -> None:
-        """Train from the last checkpoint, or from the start, and write the result. Raises as `trainer.train`."""
-        checkpoint = self._last_checkpoint() if resume else None
-        if checkpoint is not None:
-            self._resume_from(checkpoint)
+    def train(self) -> None:
+        """Train to the end and write the result. Raises as `trainer.train`."""
+        with explaining_full_disk(self.context.expert_folder, "the log or the result", self.disk_need.result):
+            self._train()
+
+    def _train(self) -> None:
         if self.processes.is_main:
             self.reporter = Reporter(self.context.expert_folder, self.config, self.progress.step)
             self._write_facts()
         try:
             if self.progress.step == 0 and self.config.report.held_out_every:
                 self._evaluate()
-            self._loop(written_step=self.progress.step if checkpoint else None)
+            self._loop(written_step=self.progress.step if self.checkpoint else None)
             if not self._is_done():
                 raise TrainingStoppedError(
                     f"stopped after step {self.progress.step}, whose state is written: go on with --resume"
@@ -286,6 +299,9 @@ class Run:
         if not len(self.held_out.data):
             return
         processes, bins, total = self.processes, LossBins(self.frames), torch.zeros(2)
+        reported = time.monotonic()
+        draws = len(self.held_out.data) * self.config.report.held_out_draws
+        share = math.ceil(draws / processes.data_parallel)
         batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
         with self._evaluation_weights(), torch.no_grad(), kernels(self.config, self.model):
             for batch in batches:
@@ -295,6 +311,9 @@ class Run:
                 for clip in range(batch.counted):
                     loss = weighted_loss(errors[clip : clip + 1], sigmas[clip : clip + 1], self.config.objective)
                     total += torch.stack([loss, torch.ones(())])
+                if self.reporter is not None and time.monotonic() - reported > _SILENCE_SECONDS:
+                    reported = time.monotonic()
+                    logger.info("held-out loss: %d of %d clips here", total[1], share)
         bins.sums = processes.sum(bins.sums)
         loss, count = processes.sum(total).tolist()
         if self.reporter is not None:
@@ -311,6 +330,7 @@ class Run:
         if self.context.on_validate is None:
             return
         states = random_states()
+        logger.info("step %d  making validation videos", self.progress.step)
         with self._evaluation_weights(), torch.no_grad():
             image = self.context.on_validate(self.progress.step, self.model)
         if image is not None and self.reporter is not None:
@@ -352,6 +372,7 @@ class Run:
             process_state={"bins": self.bins.sums, "losses": self.losses, "norms": self.norms},
             processes=self.processes,
             rule=self.config.checkpoint,
+            need_bytes=self.disk_need.checkpoint,
         )
 
     def _resume_from(self, checkpoint: Path) -> None:

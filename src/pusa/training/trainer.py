@@ -32,7 +32,7 @@ from pusa.fsutil import replacing
 from pusa.resources import is_bf16_fast
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
-from pusa.training.config import CONFIG_FILE, TrainConfig, leaves, load_config
+from pusa.training.config import CONFIG_FILE, NO_FOLDERS, TrainConfig, leaves, load_config
 from pusa.training.distributed import Processes, connect_processes
 from pusa.training.export import result_path
 from pusa.training.model import load_transformer, prepare
@@ -50,6 +50,7 @@ def train(
     dataset: Data | None = None,
     on_validate: Validate | None = None,
     resume: bool = False,
+    other_data: bool = False,
 ) -> Path:
     """Train a model. Every process of a run must call this with the same arguments.
 
@@ -63,14 +64,16 @@ def train(
             every process (a sharded model computes only together), without gradients, with the moving average in place
             if there is one. Random numbers that it draws do not change the run. If it returns the path of an image, the
             tracker shows it beside the curves.
-        resume: continue from the last checkpoint in the run's folder; without one, begin.
+        resume: continue from the last checkpoint in the run's folder; without one, begin. A run that cannot be resumed
+            is left as it was, bit for bit.
+        other_data: resume even if the data are others than those of the checkpoint.
 
     Returns:
         The run's folder, which `pusa.lora.load_pusa` takes.
 
     Raises:
         ValueError, FileNotFoundError: the configuration, the data or the model do not fit together, or the folder holds
-            a run already and `resume` is not set.
+            a run already and `resume` is not set, or its checkpoint is of other data and `other_data` is not set.
         TrainingStoppedError: SIGTERM or SIGINT came; a checkpoint was written after the step. A second SIGINT
             interrupts at once.
         RuntimeError: ``max_nonfinite`` steps in a row were not finite.
@@ -78,9 +81,12 @@ def train(
     processes = connect_processes(config.parallel.context_parallel)
     config = _with_fast_dtype(config, processes.device)
     folder = config.folder
-    _open_folder(folder, config, processes, resume=resume)
+    before = _stored_config(folder, resume=resume)
     if dataset is None:
         dataset = _read_dataset(config)
+    if resume and not other_data:
+        _check_same_data(config, dataset)
+    processes.wait()  # all have looked before the first one writes
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
     with deterministic(config, processes), _Signals() as signals:
         for expert in config.model.experts:
@@ -92,10 +98,15 @@ def train(
                 continue
             model = transformer[expert] if isinstance(transformer, Mapping) else transformer
             if model is None:
+                logger.info("loading %s of %s", expert, config.model.source)
                 model = load_transformer(config, expert)
             shapes = sorted({*training.buckets, *held_out.buckets})
-            Run(context, *prepare(model, config, processes, shapes)).train(resume=resume)
-            del model
+            is_begun = resume and processes.agree(bool(checkpoints(context.expert_folder)))
+            parts = prepare(model, config, processes, shapes, expert=expert, is_begun=bool(is_begun))
+            run = Run(context, *parts, resume=resume)
+            _store_config(folder, config, before, processes)
+            run.train()
+            del model, run
     return folder
 
 
@@ -110,13 +121,31 @@ def _with_fast_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "fp32"})})
 
 
-def _open_folder(folder: Path, config: TrainConfig, processes: Processes, *, resume: bool) -> None:
-    """Store the configuration and log what changed in it. Raises ValueError if another run is there."""
+def _stored_config(folder: Path, *, resume: bool) -> TrainConfig | None:
+    """Read the configuration of the run to resume. Raises ValueError if there is a run that is not to be resumed."""
     stored = folder / CONFIG_FILE
-    if stored.is_file() and not resume and any(folder.glob("**/checkpoints/step-*")):
+    if not stored.is_file():
+        return None
+    if not resume and any(folder.glob("**/checkpoints/step-*")):
         raise ValueError(f"{folder} holds a run already: go on with --resume, or give another name or output")
-    before = load_config(stored) if stored.is_file() and resume else None
-    processes.wait()
+    return load_config(stored) if resume else None
+
+
+def _check_same_data(config: TrainConfig, dataset: Data) -> None:
+    """Compare the data with those of the checkpoints. Raises ValueError if they are others."""
+    for expert in config.model.experts:
+        folder = config.expert_folder(config.folder, expert)
+        found = checkpoints(folder)
+        if found and read_state(found[max(found)])["data_hash"] != dataset.hash:
+            raise ValueError(
+                f"the data are not those that {folder} was trained on up to step {max(found)} (clips were added, "
+                f"removed or changed, or data.folders={', '.join(config.data.folders)} is another): give the data it "
+                "was begun with, or --other-data (other_data=True) to go on with these"
+            )
+
+
+def _store_config(folder: Path, config: TrainConfig, before: TrainConfig | None, processes: Processes) -> None:
+    """Store the configuration and log what changed in it."""
     if not processes.is_main:
         return
     if before is not None:
@@ -127,13 +156,13 @@ def _open_folder(folder: Path, config: TrainConfig, processes: Processes, *, res
         if changes:
             logger.warning("the configuration has changed since the run began: %s", "; ".join(changes))
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(stored) as part:
+    with replacing(folder / CONFIG_FILE) as part:
         part.write_text(config.to_json())
 
 
 def _read_dataset(config: TrainConfig) -> Data:
     if not config.data.folders:
-        raise ValueError("data.folders is empty: name a folder that `pusa data prepare` has made")
+        raise ValueError(NO_FOLDERS)
     from pusa.data.dataset import LatentDataset
 
     return LatentDataset(config.data.folders)

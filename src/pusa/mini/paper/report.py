@@ -5,10 +5,20 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pusa.evaluation.metrics import EQUAL_DB, Figure, rate
-from pusa.mini.paper.claims import PAPER, REAL, REFERENCES, Results, WeightChanges, format_difference, judge_claims
+from pusa.mini.paper.claims import (
+    PAPER,
+    REAL,
+    REFERENCES,
+    Results,
+    SeveralSeeds,
+    WeightChanges,
+    format_difference,
+    judge_claims,
+)
 from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
 from pusa.training.reports.charts import Panel, Series, write_chart
@@ -19,22 +29,25 @@ _CLAIM_HEAD = ["claim", "compared", "found", "verdict"]
 _ORDER = ("independent", "p 0.8", "p 0.5", "p 0.2", "image-to-video")
 
 
-def collect(work: Path, out: Path, plan: Plan, left_out: Sequence[str]) -> dict[str, Any]:
-    """Collect the report, the content of ``paper.json``."""
-    if not (out / "points" / "references.json").exists():
-        raise RuntimeError(f"{out}: the time was too short to measure anything; the same command goes on")
-    base = load_base(work)
-    results = Results(out, plan)
-    weight_changes = {
-        regime: {
-            str(step): relative_weight_changes(base, path)
-            for step in (round(plan.steps * k / CURVE) for k in range(1, CURVE + 1))
-            if (path := adapter_path(out, regime, step)).exists()
-        }
-        for regime in REGIMES
-    }
+def collect(work: Path, outs: Sequence[Path], plans: Sequence[Plan], left_out: Sequence[str]) -> dict[str, Any]:
+    """Collect the report, the content of ``paper.json``, of one run or of several that differ in their seed alone."""
+    for out in outs:
+        if not (out / "points" / "references.json").exists():
+            raise RuntimeError(f"{out}: the time was too short to measure anything; the same command goes on")
+    base, plan = load_base(work), plans[0]
+    results = Results(outs[0], plan) if len(outs) == 1 else SeveralSeeds(outs, plans)
+    weight_changes: WeightChanges = {regime: {} for regime in REGIMES}
+    for regime in REGIMES:
+        for step in (round(plan.steps * k / CURVE) for k in range(1, CURVE + 1)):
+            paths = [adapter_path(out, regime, step) for out in outs]
+            if all(path.exists() for path in paths):
+                found = [relative_weight_changes(base, path) for path in paths]
+                weight_changes[regime][str(step)] = {
+                    kind: fmean(changes[kind] for changes in found) for kind in found[0]
+                }
     report = {
         "plan": asdict(plan),
+        "seeds": [one.seed for one in plans],
         "still_clips": int(results.still.sum()),
         "moving_clips": int((~results.still).sum()),
         "left_out": list(left_out),
@@ -42,7 +55,7 @@ def collect(work: Path, out: Path, plan: Plan, left_out: Sequence[str]) -> dict[
         "claims": [asdict(finding) for finding in judge_claims(results, weight_changes)],
         "tables": make_tables(results, weight_changes),
         "panels": {name: [asdict(panel) for panel in panels] for name, panels in make_panels(results).items()},
-        "points": results.points,
+        "points": [run.points for run in results.runs] if isinstance(results, SeveralSeeds) else results.points,
     }
     return json.loads(json.dumps(report))  # the same from the file
 
@@ -67,16 +80,12 @@ def make_tables(results: Results, weight_changes: WeightChanges) -> dict[str, Ta
         *((s, f"steps {s}") for s in ("20", "50")),
     ]
     noises = [("0", results.final(PAPER)), *((m, f"noise {m}") for m in ("0.1", "0.2", "0.4", "0.7", "1"))]
-    strengths: Table = [["times in training", "1", "1.4", "2"]]
-    for regime in _ORDER:
-        prefix = "" if regime == PAPER else f"{regime} "
-        points = [results.final(regime), f"{prefix}alpha 1.4", f"{prefix}alpha 2"]
-        strengths.append([regime, *(_format_figure(results.figure(point, "image", "likeness")) for point in points)])
     return {
         "Image-to-video without a caption": _table(results, "times in training", [*rows, *references], without),
         "Image-to-video with a caption": _table(results, "times in training", [*rows, *references], with_caption),
         "Held-out losses": _table(results, "times in training", rows, losses),
-        "Likeness without a caption by alpha": strengths,
+        "Likeness without a caption by alpha": _likeness_by_alpha(results, "image"),
+        "Likeness with a caption by alpha": _likeness_by_alpha(results, "caption"),
         "Inference steps": _table(results, "steps", steps, sweep),
         "Alpha": _table(results, "alpha", alphas, sweep),
         "Noise multiplier of the picture": _table(
@@ -93,6 +102,14 @@ def make_tables(results: Results, weight_changes: WeightChanges) -> dict[str, Ta
         ),
         "How far weights moved": _moved_table(weight_changes, results.plan),
     }
+
+
+def _likeness_by_alpha(results: Results, measure: str) -> Table:
+    table: Table = [["times in training", *(f"{alpha:g}" for alpha in results.alphas(PAPER))]]
+    for regime in _ORDER:
+        points = results.alphas(regime).values()
+        table.append([regime, *(_format_figure(results.figure(point, measure, "likeness")) for point in points)])
+    return table
 
 
 _IMAGE = ("likeness", "jump", "kept", "change")
@@ -246,11 +263,13 @@ def write(report: dict[str, Any], out: Path, page: Path | None) -> None:
 
 def markdown(report: dict[str, Any], pictures: str) -> str:
     """Format the results for a page, with plots in the folder `pictures`."""
-    plan = report["plan"]
+    plan, seeds = report["plan"], report["seeds"]
+    one = f"one training each, of seed {seeds[0]}" if len(seeds) == 1 else f"trained with the seeds {seeds}"
+    over = "clips" if len(seeds) == 1 else "trainings (of real clips and of the base, over clips)"
     lines = [
-        f"{plan['steps']} training steps of {BATCH} clips for each adapter, one training each; "
+        f"{plan['steps']} training steps of {BATCH} clips for each adapter, {one}; "
         f"{plan['clips']} clips per point, {report['still_clips']} of them still and {report['moving_clips']} moving; "
-        f"losses over {plan['loss_clips']} other clips. ± is the standard error over clips; shares have Wilson's "
+        f"losses over {plan['loss_clips']} other clips. ± is the standard error over {over}; shares have Wilson's "
         "interval of 95 %.",
         "",
         "### Does it agree?",

@@ -14,7 +14,7 @@ import multiprocessing
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from typing import Any
 from pusa.fsutil import replacing, sha256_of
 from pusa.mini.paper import points, report, training
 from pusa.mini.paper.points import STEPS, Point
-from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan
+from pusa.mini.paper.training import BATCH, BEST_ALPHAS, CURVE, REGIMES, Plan
 from pusa.training.reports.charts import load_figure_class
 
 PLAN_FILE, REPORT_FILE = "plan.json", "paper.json"
@@ -60,7 +60,9 @@ def points_of(plan: Plan) -> list[Point]:
     selected += [paper(f"noise {noise:g}", ("image",), noise=noise) for noise in NOISES]
     selected += [paper(f"steps {steps}", ("image",), steps=steps) for steps in INFERENCE_STEPS if steps > 2 * STEPS]
     others = [regime for regime in REGIMES if regime != "independent"]
-    selected += [Point(f"{r} alpha {a:g}", ("image",), r, plan.steps, alpha=a) for r in others for a in (1.4, 2.0)]
+    selected += [
+        Point(f"{r} alpha {a:g}", ("image", "caption"), r, plan.steps, alpha=a) for r in others for a in BEST_ALPHAS
+    ]
     return selected
 
 
@@ -206,6 +208,7 @@ def run(
     processes: int | None = None,
     steps: int | None = None,
     clips: int | None = None,
+    seed: int = 0,
     page: Path | None = None,
     say: Log = print,
     start_pool: Callable[[int], Executor] = start_process,
@@ -219,6 +222,7 @@ def run(
         processes: number that share the work; None: two of one thread on a CPU, one with a GPU.
         steps: steps of each training, a multiple of 4; None: as many as fit into the time.
         clips: clips per point, a multiple of 4; None: as many as fit. Explicit numbers do not depend on the machine.
+        seed: of the trainings; the clips and noise that they are measured with are always the same.
         page: a Markdown file; the tables replace its part between the marks of `report`, the plots go to a folder of
             its name beside it.
         say: receives progress, a line at a time.
@@ -229,8 +233,8 @@ def run(
 
     Raises:
         FileNotFoundError: there is no base in `work`.
-        ValueError: `out` holds results of another base or of other `steps` or `clips`, these are no multiples of 4, or
-            `page` has no marks.
+        ValueError: `out` holds results of another base or of other `steps`, `clips` or `seed`, steps or clips are no
+            multiples of 4, or `page` has no marks.
         RuntimeError: matplotlib is not installed.
     """
     import torch
@@ -246,7 +250,7 @@ def run(
     processes = processes or (1 if torch.cuda.is_available() else 2)
     began = time.monotonic()
     fingerprint = _fingerprint(work)
-    stored = _read_plan(out, fingerprint, explicit)
+    stored = _read_plan(out, fingerprint, {**explicit, "seed": seed})
     out.mkdir(parents=True, exist_ok=True)
     threads = 1 if processes > 1 else torch.get_num_threads()
     with ExitStack() as stack:
@@ -259,7 +263,7 @@ def run(
             say("calibrating")
             step, forward = pools[0].submit(_calibrate, work, out, compiled).result()
             plan = make_plan(minutes, processes, seconds_per_step=step, seconds_per_forward=forward, compiled=compiled)
-            plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips)
+            plan = replace(plan, steps=steps or plan.steps, clips=clips or plan.clips, seed=seed)
             speed = {"seconds_per_step": step, "seconds_per_forward": forward}
             stored = {"base": fingerprint, "plan": asdict(plan), "speed": speed}
             _write_json(out / PLAN_FILE, stored)
@@ -269,12 +273,62 @@ def run(
             probing.result()
         jobs = jobs_of(work, out, plan, **stored["speed"])
         left_out = _run_jobs(jobs, pools, deadline=began + 60 * minutes, began=began, say=say)
-    results = report.collect(work, out, plan, left_out)
-    _write_json(out / REPORT_FILE, results)
-    report.write(results, out, page)
+    results = write_report(work, out, [out], [plan], left_out, page)
     if left_out:
         say(f"no time was left for {', '.join(left_out)}: the same command goes on with it")
     return results
+
+
+def write_report(
+    work: Path, out: Path, outs: Sequence[Path], plans: Sequence[Plan], left_out: Sequence[str], page: Path | None
+) -> dict[str, Any]:
+    """Write the report of one run, or of several seeds', to `out` and into the page; return it."""
+    results = report.collect(work, outs, plans, left_out)
+    _write_json(out / REPORT_FILE, results)
+    report.write(results, out, page)
+    return results
+
+
+def run_seeds(
+    work: Path,
+    out: Path | None = None,
+    *,
+    seeds: Sequence[int],
+    minutes: float,
+    steps: int | None = None,
+    clips: int | None = None,
+    page: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Run one seed as `run` does, or several, each in a folder ``seed-N`` of its own, and judge them together.
+
+    Args:
+        seeds: different from each other; all have the steps and clips that the first one plans.
+        minutes: for all of them together.
+        work, out, steps, clips, page, options: as `run` takes them.
+
+    Returns:
+        The report of all seeds.
+
+    Raises:
+        ValueError: a seed is there twice; otherwise as `run`.
+    """
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds {', '.join(map(str, seeds))}: give each one once")
+    if len(seeds) == 1:
+        return run(work, out, minutes=minutes, steps=steps, clips=clips, seed=seeds[0], page=page, **options)
+    if page is not None:
+        report.check_page(page)
+    out = work / "paper" if out is None else out
+    outs, plans, left_out = [out / f"seed-{seed}" for seed in seeds], [], []
+    for seed, folder in zip(seeds, outs, strict=True):
+        share = minutes / len(seeds)
+        results = run(work, folder, minutes=share, steps=steps, clips=clips, seed=seed, **options)
+        plan = Plan(**results["plan"])
+        steps, clips = plan.steps, plan.clips
+        plans.append(plan)
+        left_out += [f"{name} of seed {seed}" for name in results["left_out"]]
+    return write_report(work, out, outs, plans, left_out, page)
 
 
 def _read_plan(out: Path, fingerprint: str, explicit: Mapping[str, int]) -> dict[str, Any] | None:
@@ -289,10 +343,9 @@ def _read_plan(out: Path, fingerprint: str, explicit: Mapping[str, int]) -> dict
     if stored["base"] != fingerprint:
         raise ValueError(f"{out} holds results of another base: name another folder with --out")
     for name, value in explicit.items():
-        if stored["plan"][name] != value:
-            raise ValueError(
-                f"{name}={value}: {out} holds results of {stored['plan'][name]} {name}: name another folder with --out"
-            )
+        if (before := asdict(Plan(**stored["plan"]))[name]) != value:
+            kind = f"seed {before}" if name == "seed" else f"{before} {name}"
+            raise ValueError(f"{name}={value}: {out} holds results of {kind}: name another folder with --out")
     return stored
 
 

@@ -31,6 +31,9 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 """The compared timestep distributions: the paper's own, its image-to-video baseline, FVDM's partly synchronous ones."""
 
+BEST_ALPHAS = (1.4, 2.0, 3.0)
+"""Beside 1, those at which every regime is measured: the paper compares regimes at the best alpha of each."""
+
 CURVE = 4
 """Parts of a training; each ends with an exported adapter."""
 
@@ -38,6 +41,7 @@ BATCH = 4
 """Clips per pass, in training and in measuring: another shape would be compiled anew."""
 
 SEED = 0
+"""Of everything but the trainings, so that all seeds are measured on the same clips with the same noise."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Plan:
     loss_clips: int
     probe_steps: int
     compiled: bool
+    seed: int = 0  # of the trainings
 
 
 # ---- the base ------------------------------------------------------------------------------------------------------
@@ -116,7 +121,7 @@ class CaptionedLatents:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def train_config(output: Path, regime: str, steps: int, *, on_cpu: bool) -> TrainConfig:
+def train_config(output: Path, regime: str, steps: int, *, on_cpu: bool, seed: int = 0) -> TrainConfig:
     """Return the recipe's configuration with a constant rate and a moving average.
 
     Each point of a curve is thus an end point, the same in every run of the same length.
@@ -129,7 +134,7 @@ def train_config(output: Path, regime: str, steps: int, *, on_cpu: bool) -> Trai
             "steps": steps,
             "batch_size": BATCH,
             "ema_decay": 0.98,
-            "seed": SEED,
+            "seed": seed,
             "model.attention": "math" if on_cpu else "auto",
             "data.held_out_share": 0.0,
             "data.lengths": [],
@@ -153,20 +158,20 @@ def adapter_path(out: Path, regime: str, step: int) -> Path:
 
 def train_regime(work: Path, out: Path, plan: Plan, regime: str) -> None:
     """Train one adapter, or resume its training, and export it after each part of the curve."""
-    _train(work, out / "training" / regime.replace(" ", "-"), regime, plan.steps, compiled=plan.compiled, keep_in=out)
+    _train(work, out / "training" / regime.replace(" ", "-"), regime, plan, keep_in=out)
 
 
-def _train(work: Path, output: Path, regime: str, steps: int, *, compiled: bool, keep_in: Path | None) -> None:
+def _train(work: Path, output: Path, regime: str, plan: Plan, *, keep_in: Path | None) -> None:
     base, data = _training_set(work)
     transformer = PusaWanTransformer3DModel.from_wan(copy.deepcopy(base.transformer))
-    if compiled:
+    if plan.compiled:
         transformer.compile_repeated_blocks(fullgraph=True)
 
     def keep(step: int, model: Any) -> None:
         if keep_in is not None:
             export_lora(model, adapter_path(keep_in, regime, step))
 
-    config = train_config(output, regime, steps, on_cpu=not torch.cuda.is_available())
+    config = train_config(output, regime, plan.steps, on_cpu=not torch.cuda.is_available(), seed=plan.seed)
     train(config, transformer=transformer, dataset=data, on_validate=keep, resume=True)
 
 
@@ -178,6 +183,7 @@ def _training_set(work: Path) -> tuple[TextToVideo, CaptionedLatents]:
 
 def seconds_per_training_step(work: Path, output: Path, *, compiled: bool) -> float:
     """Time three steps of the trainer, after three that compile the blocks."""
-    _train(work, output, "independent", 6, compiled=compiled, keep_in=None)
+    plan = Plan(steps=6, clips=0, loss_clips=0, probe_steps=0, compiled=compiled)
+    _train(work, output, "independent", plan, keep_in=None)
     seconds = [entry["seconds"] for entry in read_metrics(output) if "loss" in entry]
     return (seconds[5] - seconds[2]) / 3

@@ -31,6 +31,7 @@ class Reporter:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        check_tracker(config)  # before any file changes
         self._path = folder / METRICS_FILE
         folder.mkdir(parents=True, exist_ok=True)
         kept = [entry for entry in read_metrics(folder) if entry["step"] <= first_step]
@@ -74,17 +75,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def check_tracker(config: TrainConfig) -> None:
+    """Check that the tracker is installed. Raises ValueError if not."""
+    kind = config.report.tracker
+    if kind in ("tensorboard", "wandb") and find_spec(kind) is None:
+        raise ValueError(f"report.tracker={kind} is not installed: pip install {kind}, or report.tracker=none")
+
+
 def _trackers(folder: Path, config: TrainConfig, first_step: int) -> list[GeneralTracker]:
     kind = config.report.tracker
-    has_tensorboard = find_spec("tensorboard") is not None
     if kind == "auto":
-        kind = "tensorboard" if has_tensorboard else "none"
+        kind = "tensorboard" if find_spec("tensorboard") is not None else "none"
     if kind == "none":
         return []
-    if kind == "tensorboard" and not has_tensorboard:
-        raise ValueError("report.tracker=tensorboard is not installed: pip install tensorboard, or report.tracker=none")
-    if kind == "wandb" and find_spec("wandb") is None:
-        raise ValueError("report.tracker=wandb is not installed: pip install wandb, or report.tracker=none")
     if kind == "tensorboard":
         tracker: GeneralTracker = TensorBoardTracker("tensorboard", str(folder), purge_step=first_step + 1)
     else:

@@ -1,0 +1,34 @@
+"""A command that works for long says so, where no progress bar can be drawn."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pusa.cli import run as showing
+from pusa.events import Done, Events, Stage, Step
+
+
+def work(stop: Callable[[], bool]) -> Events:
+    yield Stage("load the VAE")
+    time.sleep(0.5)
+    yield Step(3, 12, 65.0, "encode clips")
+    time.sleep(0.5)
+    yield Done({"dataset": Path("clips")})
+
+
+def test_a_line_is_written_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(showing, "SILENCE_SECONDS", 0.2)
+    showing.run(work, as_json=False)
+    written = capsys.readouterr()
+    assert written.out == "clips\n"
+    assert "load the VAE ...\n" in written.err
+    assert "encode clips 3/12, 1 min 5 s left\n" in written.err
+
+
+def test_a_short_one_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    showing.run(work, as_json=False)
+    assert capsys.readouterr().err == ""
