@@ -125,7 +125,8 @@ def uninterrupted(house: House, **instructions: Any) -> bytes:
 
     folder = house.settings.data_folder / "uninterrupted"
     folder.mkdir()
-    task = Task(job_id="video_0", attempt=99, request=request(**instructions), folder=folder)
+    values = {**request(**instructions), "metadata": house.settings.metadata}  # as a worker sends it
+    task = Task(job_id="video_0", attempt=99, request=values, folder=folder)
     *_, done = FakeEngine("fake").run(task, lambda: False)
     assert isinstance(done, Done)
     return done.files["video"].read_bytes()
