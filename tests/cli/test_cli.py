@@ -432,3 +432,11 @@ def test_as_a_program_it_ends_the_same_way(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_server_of_an_unknown_model_does_not_start(command, tmp_path):
+    result = pusa(command, "--model", "minni", "--data", str(tmp_path / "data"))
+    assert result.exit_code == 3
+    assert result.stderr.startswith("pusa: no model is called 'minni': did you mean 'mini'?")
+    assert not (tmp_path / "data").exists()

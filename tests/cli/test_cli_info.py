@@ -48,6 +48,23 @@ def test_replay_makes_a_video_from_the_request_inside_it(asked, picture, tmp_pat
     assert asked[0] == request
 
 
+def test_replay_keeps_the_strength_of_a_lora_that_lies_elsewhere(asked, tmp_path):
+    write_video(tmp_path / "out.mp4", GenerationRequest(prompt="x", model="tiny", lora=["style.safetensors@0.8"]))
+    result = pusa("replay", "out.mp4")
+    assert (result.exit_code, "'style.safetensors' is not here" in result.stderr) == (3, True)
+    (tmp_path / "folder").mkdir()
+    for file in ("style.safetensors", "folder/style.safetensors", "other.safetensors"):
+        (tmp_path / file).touch()
+    for options, expected in (
+        ((), "style.safetensors@0.8"),
+        (("--lora", "folder/style.safetensors"), "folder/style.safetensors@0.8"),
+        (("--lora", "folder/style.safetensors@1.1"), "folder/style.safetensors@1.1"),
+        (("--lora", "other.safetensors"), "other.safetensors"),
+    ):
+        assert pusa("replay", "out.mp4", *options).exit_code == 0
+        assert asked[-1].lora == [expected]
+
+
 def test_replay_finds_a_picture_beside_the_video(asked, picture, tmp_path, monkeypatch):
     request = GenerationRequest(prompt="x", model="tiny", conditions=build_conditions(image=picture))
     write_video(tmp_path / "out.mp4", request)

@@ -207,8 +207,13 @@ def test_it_gives_up_in_the_end() -> None:
     server = Server(httpx.ConnectError("refused"))
     with pytest.raises(ServerUnreachableError) as error:
         server.client(max_retries=2).models()
-    assert str(error.value) == "no answer from the server: refused"
+    assert str(error.value) == f"no answer from {server.client().base_url}: refused"
     assert len(server.requests) == 3
+
+
+def test_what_is_no_address_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"'localhost:7860' is no address of a server: write http://HOST:PORT"):
+        PusaClient("localhost:7860")
 
 
 def test_waiting_polls_as_often_as_the_server_asks_and_outlives_its_restart(pauses: list[float]) -> None:

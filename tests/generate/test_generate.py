@@ -391,9 +391,11 @@ def test_a_pipeline_argument_keeps_its_solver_and_a_useless_alpha_is_noted(tmp_p
     pipe = PusaPipeline.from_pretrained("tiny")
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = PusaFlowMatchEulerScheduler(solver_order=2)
-    events = run(tmp_path / "out.mp4", pipeline=pipe, alpha=2.0, shift=3.0)
+    events = run(tmp_path / "out.mp4", pipeline=pipe, alpha=2.0, shift=3.0, guidance_2=2.0)
     assert (pipe.scheduler.config.solver_order, pipe.scheduler.config.shift) == (2, 3.0)
-    assert "alpha 2 has no effect: no LoRA is loaded" in [e.message for e in events if e.kind == "note"]
+    notes = [e.message for e in events if e.kind == "note"]
+    assert "alpha 2 has no effect: no LoRA is loaded" in notes
+    assert "no effect of guidance_2: the model has one expert" in notes
 
 
 def test_decoding_can_be_stopped(tmp_path):

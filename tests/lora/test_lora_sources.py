@@ -11,7 +11,7 @@ from lora_samples import Pairs, comfyui, make_pairs, pipe, write
 from pusa.lora import load_pusa
 from pusa.lora.adapters import lora_layers
 from pusa.lora.placement import place_loras
-from pusa.lora.sources import EXPERTS, expert_of, parse_lora, public_name, stem_of
+from pusa.lora.sources import EXPERTS, expert_of, parse_lora, public_name, replace_loras, stem_of
 
 HIGH = (
     "high_noise_pusa.safetensors",
@@ -87,6 +87,15 @@ def test_strengths_and_experts_are_written_with_the_file(tmp_path: Path) -> None
     assert both.strengths == {"transformer": 0.5, "transformer_2": -2.0}
     assert str(both) == "high=a, b.safetensors@0.5,low=owner/repo@-2"
     assert public_name("high=/x/a.pt@1.2,low=/y/b.pt") == "high=a.pt@1.2,low=b.pt"
+
+
+def test_files_that_lie_elsewhere_keep_their_strength_and_expert() -> None:
+    stored = ["high=a.pt@1.2,low=b.pt", "style.pt@0.5"]
+    moved = replace_loras(stored, ["/x/a.pt", "/x/b.pt", "/y/style.pt"])
+    assert moved == ["high=/x/a.pt@1.2,low=/x/b.pt", "/y/style.pt@0.5"]
+    assert replace_loras(stored, ["/y/style.pt"]) == ["high=a.pt@1.2,low=b.pt", "/y/style.pt@0.5"]
+    assert replace_loras(stored, ["/y/style.pt@0.7"]) == ["/y/style.pt@0.7"]
+    assert replace_loras(stored, []) == []
 
 
 @pytest.mark.parametrize("name", ["high=a.pt", "a@1.2", "low=a@b@2", "user@host.pt"])

@@ -241,6 +241,7 @@ def test_sign_show_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pusa("provenance", "new-cert", "cert", "--organization", "Example Studio")
     keys = ("--cert", "cert/certificate.pem", "--key", "cert/key.pem")
     assert "none" in pusa("provenance", "verify", "clip.mp4", code=1)
+    assert "signing converts nothing" in pusa("provenance", "sign", "clip.mp4", *keys, "-o", "clip.gif", code=2)
     pusa("provenance", "sign", "clip.mp4", *keys, "-o", "signed.mp4")
     assert "trusted" in pusa("provenance", "verify", "signed.mp4", "--trust", "cert/root.pem")
     shown = json.loads(pusa("provenance", "show", "signed.mp4", "--json"))

@@ -89,6 +89,8 @@ def sign(
     from pusa.provenance.xmp import write_packet
 
     path = find_file(file, "file")
+    if output is not None and output.suffix.lower() != path.suffix.lower():
+        raise ValueError(f"-o {str(output)!r}: signing converts nothing; give a name that ends in {path.suffix}")
     signer = MarkOptions(sign_cert=cert, sign_key=key, timestamp_url=timestamp_url).signer()
     assert signer is not None
     marks, content_type = read_marks(path), content_type_of(path)
@@ -198,5 +200,5 @@ def _describe(validation: "Validation") -> dict[str, Any]:
 
 
 def _describe_ingredient(ingredient: dict[str, Any]) -> str:
-    has_manifest = "with content credentials" if ingredient.get("active_manifest") else "without"
+    has_manifest = "with content credentials" if ingredient.get("active_manifest") else "without content credentials"
     return f"{ingredient.get('title', 'an input')} ({ingredient.get('relationship')}), {has_manifest}"

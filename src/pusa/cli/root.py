@@ -35,6 +35,7 @@ from pusa.cli.options import (
 )
 from pusa.cli.run import MissingModelError, Start, Stopped, run
 from pusa.fields import ProblemsError
+from pusa.lora.sources import parse_lora, replace_loras
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, explain
 
@@ -320,11 +321,11 @@ def replay(
 
     request, carried = read_request(stored)
     marks = take_mark_options({**options, "watermark": watermark_for_replay(stored or {}, options["watermark"])})
-    changes = {"model": model, "lora": list(lora), "metadata": metadata}
+    changes = {"model": model, "lora": replace_loras(request.lora, lora), "metadata": metadata}
     request = request.model_copy(update={name: value for name, value in changes.items() if value})
-    for source in request.lora:
-        if not Path(source).expanduser().exists() and "/" not in source:
-            raise MissingModelError(f"LoRA {source!r} is not here: say where it is with --lora FILE")
+    for lora_file in (name for source in request.lora for name in parse_lora(source).files.values()):
+        if not Path(lora_file).expanduser().exists() and "/" not in lora_file:
+            raise MissingModelError(f"LoRA {lora_file!r} is not here: say where it is with --lora FILE")
     request = with_files_found(request, carried, beside=file.parent)
     weights = (stored or {}).get("weights")
     _run(

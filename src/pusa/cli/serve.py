@@ -113,7 +113,10 @@ def load_settings_from(config: str | None, options: dict[str, Any]) -> "ServerSe
 
     settings = load_settings(config, options=options)
     configure_logging(settings.log_format, settings.log_level)
-    if settings.workers:  # a signature or a watermark that is not possible is an error now, not after the first job
+    if settings.workers:  # what no job could be made with is an error now, not after the first job
+        from pusa.cli.info import check_model
+
+        check_model(settings.model)
         settings.marks.check()
     return settings
 

@@ -90,7 +90,12 @@ class AsyncPusaClient:
             max_retries: after a lost connection, a full queue or a server that is restarting.
             timeout_seconds: for the server to begin an answer.
             http_options: of `httpx.Client` (``verify``, ``proxy``, ``transport``...).
+
+        Raises:
+            ValueError: `base_url` is no address.
         """
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"{base_url!r} is no address of a server: write http://HOST:PORT")
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.max_retries = max_retries
         key = os.environ.get("PUSA_API_KEY") if api_key is None else api_key
@@ -373,7 +378,9 @@ class AsyncPusaClient:
             try:
                 response = await self._send(method, path, to, **arguments)
             except httpx.TransportError as lost:
-                error: PusaError = ServerUnreachableError(f"no answer from the server: {lost or type(lost).__name__}")
+                error: PusaError = ServerUnreachableError(
+                    f"no answer from {self.base_url}: {lost or type(lost).__name__}"
+                )
             else:
                 if response.is_success or response.status_code in accepted:
                     return response

@@ -94,7 +94,12 @@ def mark_result(
     if input_marks:
         stored["input_marks"] = [asdict(mark) for mark in input_marks.values()]
     ingredients = [] if request.metadata == "off" else _ingredients(request, request_inside, sources, found)
-    return _marks_from(stored, request.metadata, options, ingredients, used)
+    marks = _marks_from(stored, request.metadata, options, ingredients, used)
+    least = getattr(marks.watermark, "min_pixels", 0)
+    if marks.watermark is not None and min(request.width, request.height) < least:
+        name, size = marks.watermark.name, f"{request.width}x{request.height}"
+        report(Note(f"the watermark {name} is made for {least} pixels and more: at {size} it may not be found again"))
+    return marks
 
 
 def mark_decoded(stored: Mapping[str, Any], metadata: Metadata, options: MarkOptions) -> ResultMarks:

@@ -34,6 +34,7 @@ from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
+_SECOND_EXPERT = ("alpha_2", "guidance_2")  # fields for the low-noise expert of Wan2.2
 FADE_FRAMES = 8  # half a second at Wan's rate
 
 
@@ -107,6 +108,8 @@ def generate(
         ]
         if request.alpha and not loras.has_pusa(pipe):
             notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
+        if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
+            notes.append(f"no effect of {', '.join(unused)}: the model has one expert")
         for note in notes:
             report(Note(note))
         saved = None

@@ -6,7 +6,7 @@ its own if wanted; FILE is a file, a folder or a Hub id. A file whose name reall
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,20 @@ def parse_lora(text: str, exists: Callable[[str], bool] | None = None) -> LoraRe
         if strength is not None:
             strengths[expert] = strength
     return LoraReference(files, strengths)
+
+
+def replace_loras(stored: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Say where the files of stored sources are now.
+
+    Where each of `others` is the bare path of a file with a stored name, that file takes the stored one's place, with
+    its strength and its expert; otherwise `others` replace the stored sources.
+    """
+    paths = {Path(other).name: other for other in others}
+    references = [parse_lora(source) for source in stored]
+    names = {Path(file).name for reference in references for file in reference.files.values()}
+    if not others or not paths.keys() <= names:
+        return list(others)
+    return [str(reference.with_files(lambda file: paths.get(Path(file).name, file))) for reference in references]
 
 
 def public_name(text: str) -> str:

@@ -29,6 +29,7 @@ class Watermarker(Protocol):
     Attributes:
         name: as it is written in files.
         bits: length of a payload, a multiple of 16.
+        min_pixels: of a frame's short side, below which the mark may be lost; may be missing.
     """
 
     name: str
@@ -171,7 +172,7 @@ class RivaGan:
     package are used, with onnxruntime.
     """
 
-    name, bits = "rivagan", 32
+    name, bits, min_pixels = "rivagan", 32, 256
     _SHORT_SIDE = 256
 
     def __init__(self, argument: str | None = None) -> None:
@@ -228,7 +229,7 @@ class VideoSeal:
     The user downloads the file: nothing is fetched. Its program runs in this process: take it from its makers only.
     """
 
-    name, bits = "videoseal", 256
+    name, bits, min_pixels = "videoseal", 256, 256
 
     def __init__(self, argument: str | None = None) -> None:
         if not argument:
