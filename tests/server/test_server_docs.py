@@ -1,6 +1,6 @@
 """The guide to the server runs as it stands there, against a real server, and names all that there is.
 
-``python tests/server/test_server_docs.py`` writes the tables of settings anew.
+``PYTHONPATH=tests/support python tests/server/test_server_docs.py`` writes the tables of settings anew.
 """
 
 import re
@@ -106,12 +106,15 @@ def settings_tables() -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-START, END = "<!-- settings: written by `python tests/server/test_server_docs.py` -->\n", "<!-- end of settings -->"
+START, END = (
+    "<!-- settings: written by `PYTHONPATH=tests/support python tests/server/test_server_docs.py` -->\n",
+    "<!-- end of settings -->",
+)
 
 
 def test_the_tables_of_settings_are_those_of_the_program() -> None:
     written = PAGE.read_text().partition(START)[2].partition(END)[0]
-    assert written == settings_tables(), "run `python tests/server/test_server_docs.py`"
+    assert written == settings_tables(), "run `PYTHONPATH=tests/support python tests/server/test_server_docs.py`"
 
 
 def test_every_field_of_a_request_is_named() -> None:
