@@ -14,7 +14,7 @@ from pusa.evaluation.metrics import psnr
 from pusa.lora.layouts import read_lora
 from pusa.mini.recipe import card, recipe
 from pusa.mini.recipe.base import BaseSchedule
-from pusa.mini.recipe.loop import NotFiniteError, fit
+from pusa.mini.recipe.loop import LossNotFiniteError, fit
 from pusa.mini.world import pictures
 from pusa.mini.world.world import captions, draw_scenes
 
@@ -195,7 +195,7 @@ def test_psnr_is_20_db_at_a_tenth_of_the_range() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fails", [NotFiniteError("the loss is nan"), OSError("no compiler")])
+@pytest.mark.parametrize("fails", [LossNotFiniteError("the loss is nan"), OSError("no compiler")])
 def test_on_a_card_a_failing_base_goes_on_with_smaller_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Exception
 ) -> None:
@@ -215,5 +215,5 @@ def test_on_a_card_a_failing_base_goes_on_with_smaller_steps(
         card.run(tmp_path, CARD_BUDGET, make_sprites(), make_photographs(), device=torch.device("cpu"))
     first, second = schedules
     assert second.rate == first.rate / 3
-    assert (first.compiled, second.compiled) == (True, isinstance(fails, NotFiniteError))
+    assert (first.compiled, second.compiled) == (True, isinstance(fails, LossNotFiniteError))
     assert (tmp_path / "model" / "model_index.json").exists()

@@ -291,7 +291,7 @@ class ServerSettings(StrictModel):
 
     @property
     def metadata_choices(self) -> list[Metadata]:
-        """What clients may ask for, from the most to the least."""
+        """List what clients may ask for, from the most to the least."""
         allowed = METADATA[METADATA.index(self.metadata) :]
         return [choice for choice in allowed if choice != "off" or not self.require_mark]
 

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipCache, draw_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, Sizes, describe_folder, write_folder
-from pusa.mini.recipe.loop import NotFiniteError
+from pusa.mini.recipe.loop import LossNotFiniteError
 from pusa.mini.recipe.samples import ALPHA, ClipGenerator, find_alpha, write_sheets
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world.world import World
@@ -268,7 +268,7 @@ def _train_base(
                 schedule,
                 rate=schedule.rate / 3,
                 adam_rate=schedule.adam_rate and schedule.adam_rate / 3,
-                compiled=schedule.compiled and isinstance(error, NotFiniteError),
+                compiled=schedule.compiled and isinstance(error, LossNotFiniteError),
             )
             base = _new_base(budget, base.tokenizer).to(device)
             try:

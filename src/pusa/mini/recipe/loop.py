@@ -28,7 +28,7 @@ _SAVE_SECONDS = 60.0
 _LOG_SECONDS = 20.0
 
 
-class NotFiniteError(RuntimeError):
+class LossNotFiniteError(RuntimeError):
     """Report a loss that is infinite or no number."""
 
 
@@ -64,7 +64,7 @@ def fit(
         ema_decay: decay of the moving average of the weights, with which the model ends; None: no average.
 
     Raises:
-        NotFiniteError: the loss is infinite or no number.
+        LossNotFiniteError: the loss is infinite or no number.
     """
     processes = connect_processes()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -121,14 +121,14 @@ class LossLog:
         """Average the losses since the last call; this waits for the device.
 
         Raises:
-            NotFiniteError: the mean is infinite or no number.
+            LossNotFiniteError: the mean is infinite or no number.
         """
         if not self._losses:
             return
         self._mean = float(torch.stack(self._losses).mean())
         self._losses.clear()
         if not math.isfinite(self._mean):
-            raise NotFiniteError(f"the loss is {self._mean} at step {step}: lower the learning rates")
+            raise LossNotFiniteError(f"the loss is {self._mean} at step {step}: lower the learning rates")
 
     def write(self, step: int, elapsed: float) -> None:
         """Write a line about the steps up to `step`."""
