@@ -140,7 +140,7 @@ def test_latents_that_could_not_be_decoded_are_kept(house):
     failed = house.ended(job)
     assert (failed.status, failed.error_code) == ("failed", "out_of_memory")
     assert house.files.get_bytes(failed.results["latents"]) == b"latents"
-    assert failed.results["latents"] in house.queue.keys_in_use()
+    assert house.queue.keys_in_use([failed.results["latents"]]) == {failed.results["latents"]}
 
 
 def test_a_job_whose_input_is_gone_fails_and_names_the_cause(house):
