@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-PYTEST := $(BIN)/python -m pytest -rs --numprocesses logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -rs --numprocesses 3 --dist loadfile
 
 .PHONY: demo test test-slow test-all lint install
 install: $(VENV)/.installed

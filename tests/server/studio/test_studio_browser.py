@@ -12,6 +12,8 @@ pytest.importorskip("playwright")
 from pusa import media
 from pusa.server.studio import examples
 
+pytestmark = pytest.mark.slow  # together two minutes, and only where a browser is
+
 PICTURES, CLIPS = examples.PICTURES, examples.CLIPS
 
 
