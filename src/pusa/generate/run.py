@@ -90,7 +90,6 @@ def generate(
         for note in inputs.check(sources):
             report(Note(note))
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
-        writer = _writer(output, resolved, result_marks)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
         resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
@@ -99,7 +98,7 @@ def generate(
         if pipeline is None:
             weights = _weights_of(resident, resolved.model)
             result_marks = result_marks.with_weights(weights)
-            writer = _writer(output, resolved, result_marks)
+        writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
         notes = [
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
@@ -166,6 +165,7 @@ def decode(
         if model is not None:
             request = request.model_copy(update={"model": model})
         resolved = request.resolved(zoo.defaults_of(request.model))
+        _check_output(output, resolved)
         result_marks = mark_decoded(stored, metadata or resolved.metadata, marks or MarkOptions())
         writer = _writer(output, resolved, result_marks)
         report(Stage("load"))
@@ -338,7 +338,6 @@ def _check_output(output: Path, request: ResolvedRequest) -> None:
 
 
 def _writer(output: Path, request: ResolvedRequest, marks: ResultMarks) -> media.VideoWriter:
-    _check_output(output, request)
     return media.VideoWriter(
         output,
         width=request.width,
