@@ -1,4 +1,4 @@
-"""What event streams cost the server: its CPU time while one job runs and many clients follow jobs.
+"""Measure the cost of event streams: the server's CPU time while one job runs and many clients follow jobs.
 
     python benchmarks/streams.py                     # 0, 300 and 1,000 streams
     python benchmarks/streams.py --streams 0 100

@@ -1,4 +1,4 @@
-"""What the queue's calls cost with 10,000, 100,000 and 500,000 jobs in the table: the cost must not grow with it.
+"""Measure the cost of the queue's calls with 10,000 to 500,000 jobs in the table: it must not grow with them.
 
     python benchmarks/tables.py                                        # SQLite
     python benchmarks/tables.py --database postgresql://user:password@host/empty
@@ -80,7 +80,7 @@ def id_of(number: int) -> str:
 
 
 def calls(queue: JobQueue, files: FileStore, jobs: int) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """What is measured, and how often."""
+    """List what is measured, and how often."""
     odd = iter(range(1, jobs, 2))  # these have not expired
 
     def delete() -> None:

@@ -59,7 +59,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def id_of(number: int) -> str:
-    """Of the job with this number, 1..6."""
+    """Return the id of the job with this number, 1..6."""
     return f"video_{number:032x}"
 
 

@@ -38,6 +38,7 @@ from pusa.data.format import (
     without_padding,
 )
 from pusa.fsutil import flush
+from pusa.models.finite import is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ class DatasetWriter:
         key = caption_key(caption)
         if embeds.ndim != 2:
             raise ValueError(f"embeddings of shape {list(embeds.shape)}: give [tokens, width]")
-        if not bool(embeds.isfinite().all()):
+        if not is_finite(embeds):
             raise ValueError(f"the embeddings of {caption[:60]!r} hold NaN or infinity")
         if key in self._prompts:
             return
@@ -245,7 +246,7 @@ class DatasetWriter:
             raise ValueError(f"clip id {clip_id!r} is {'taken' if clip_id else 'empty'}: each clip needs its own")
         if latents.ndim != 4 or 0 in latents.shape:
             raise ValueError(f"latents of shape {list(latents.shape)}: give [channels, latent frames, height, width]")
-        if not bool(latents.isfinite().all()):
+        if not is_finite(latents):
             raise ValueError(f"the latents of {clip_id} hold NaN or infinity")
         if not (fps > 0 and math.isfinite(fps)) or min(height, width, frames) < 1:
             raise ValueError(f"{clip_id}: {frames} frames of {width}x{height} at {fps:g} fps are no clip")

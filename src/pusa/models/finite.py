@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class NotFiniteError(RuntimeError):
-    """A part of the model has computed NaN or infinity; `part` names it, and `latents` are those it was given."""
+    """Report NaN or infinity that `part` of the model has computed; `latents` are those it was given."""
 
     def __init__(self, message: str, part: str, latents: Tensor | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What every route has in common: HEAD, the shape of errors, pages after what was deleted."""
+"""All routes agree on HEAD, the shape of errors, pages after what was deleted."""
 
 from collections.abc import Iterator
 

@@ -5,35 +5,15 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import queue_samples
-from queue_samples import Clock, new_job
+from queue_samples import new_job
 
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueFull, new_id
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: Any, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgresql_url")
-    return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-
-
-@pytest.fixture
-def queue(url: str, clock: Clock) -> Iterator[JobQueue]:
-    queue = JobQueue(url, clock=clock)
-    yield queue
-    queue.close()
 
 
 def submitted(queue: JobQueue, **changes: Any) -> Job:

@@ -1,7 +1,6 @@
 """A database of an earlier version is migrated with all that is in it."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +9,6 @@ from old_databases import IDENTITY, id_of, make_first_version
 from queue_samples import Clock, new_job
 
 from pusa.server.jobs.queue import JobQueue
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: Any, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgresql_url")
-    return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
 
 
 def test_a_migration_keeps_every_job_with_every_field_and_the_workers(url):

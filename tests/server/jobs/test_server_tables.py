@@ -1,4 +1,4 @@
-"""What a call costs does not grow with the table: every statement has an index, and reads what it needs."""
+"""The cost of a call does not grow with the table: every statement has an index, and reads what it needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,25 +12,6 @@ from queue_samples import Clock, new_job
 from pusa.server.jobs.housekeeping import Housekeeping, expire, remove_files, sweep_orphans
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, new_id
 from pusa.server.jobs.store import FileStore
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: Any, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgresql_url")
-    return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-
-
-@pytest.fixture
-def queue(url: str, clock: Clock) -> Iterator[JobQueue]:
-    queue = JobQueue(url, clock=clock)
-    yield queue
-    queue.close()
 
 
 @pytest.fixture
@@ -48,7 +29,7 @@ def completed(queue: JobQueue, clock: Clock, **changes: Any) -> Job:
 
 @contextmanager
 def statements(queue: JobQueue) -> Iterator[list[tuple[str, Any, int]]]:
-    """What the queue executes meanwhile: statement, parameters and number of rows."""
+    """Record what the queue executes meanwhile: statement, parameters and number of rows."""
     found: list[tuple[str, Any, int]] = []
 
     def after(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:

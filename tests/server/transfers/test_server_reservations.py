@@ -1,4 +1,4 @@
-"""What is to stay free stays free while uploads arrive, and text in memory has a limit over all requests."""
+"""Reserved space stays free while uploads arrive, and text in memory has a limit over all requests."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ FREE = 400 * MIB
 
 
 def used_bytes(folder: Path) -> int:
-    """Of the spool below a folder, whose files come and go."""
+    """Sum the bytes of the spool below a folder, whose files come and go."""
     total = 0
     for path in folder.rglob("uploads/*"):
         with suppress(FileNotFoundError):

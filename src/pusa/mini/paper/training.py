@@ -41,7 +41,7 @@ BATCH = 4
 """Clips per pass, in training and in measuring: another shape would be compiled anew."""
 
 SEED = 0
-"""Of everything but the trainings, so that all seeds are measured on the same clips with the same noise."""
+"""Seed everything but the trainings, so that all seeds are measured on the same clips with the same noise."""
 
 
 @dataclass(frozen=True)
