@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from torch import nn
 from transformers import UMT5EncoderModel
 
@@ -13,9 +14,10 @@ from pusa import resources
 from pusa.models import original
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
+from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
-from pusa.models.single_file.text_encoder import EMBEDDING, TIED, load_tokenizer
+from pusa.models.single_file.text_encoder import load_tokenizer
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
@@ -81,7 +83,8 @@ def load_single_file(
     components: dict[str, Any] = {}
     with TensorReader(file.header) as reader:
         for component, each in empty.items():
-            components[component] = _load(each, reader, resources.dtype_of(component, dtype))
+            part_dtype = resources.dtype_of(component, dtype)
+            components[component] = _load(each, reader, part_dtype, keep_quantized=keep_quantized)
     if "text_encoder" in components:
         tokenizer, note = load_tokenizer(file)
         if tokenizer is None:
@@ -112,27 +115,33 @@ def _bytes_in_memory(file: SingleFile, counts: Mapping[str, int], dtype: DType, 
     return {str(part.component): part.size_bytes for part in file.parts if part.component in counts}
 
 
-def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype) -> nn.Module:
+def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_quantized: bool) -> nn.Module:
     """Fill a model tensor by tensor."""
     model = empty.model
     state = {}
     for name, parameter in model.state_dict().items():
-        if name in empty.tensors:
-            value = reader.read(empty.tensors[name], _dtype_of(model, name, dtype))
-            state[name] = value.reshape(parameter.shape)
-    if isinstance(model, UMT5EncoderModel):
-        state[TIED] = state[EMBEDDING]
-    model.load_state_dict(state, assign=True)
+        tensor = empty.tensors.get(name)
+        if tensor is None:
+            continue  # checked before: it is tied to another
+        own_dtype = _dtype_of(model, name, dtype)
+        if keep_quantized and own_dtype == dtype and can_keep(model, name, tensor):
+            keep(model, name, tensor, reader, dtype)
+        else:
+            state[name] = reader.read(tensor, own_dtype).reshape(parameter.shape)
+    model.load_state_dict(state, strict=False, assign=True)
     if isinstance(model, UMT5EncoderModel):
         model.encoder.embed_tokens.weight = model.shared.weight
         check_text_encoder(model)
-        return model.eval()
-    if type(model).__name__ == "WanTransformer3DModel":
+    empty_names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty_names:
+        raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
+    if isinstance(model, WanTransformer3DModel):
         model = PusaWanTransformer3DModel.from_wan(model)
     return model.eval()
 
 
 def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
     if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
-        return dtype  # transformers keeps a part of it in fp32 beside fp16, whose range it leaves
+        return dtype
     return original.weight_dtype(model, name, dtype)
