@@ -47,14 +47,17 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
 
     Raises:
         ResourcesError: the plan says that nothing fits.
-        ValueError: the pipeline's weights are in fewer bits already and the plan wants others.
+        ValueError: the pipeline's weights are in fewer bits already and the plan wants others; or the plan cannot be.
         RuntimeError: torchao is needed and is not installed.
         torch.OutOfMemoryError: the weights do not fit; `apply` a smaller plan, or `remove` this one.
     """
     if plan.problem:
         raise ResourcesError(plan.problem)
+    for name, part in plan.parts.items():
+        if part.storage == "int8" and part.offload == "disk":
+            raise ValueError(f"the {name} cannot be kept on disk as int8: store it as fp8, or keep it in RAM")
     if reason := _obstacle(pipe, plan):
-        raise ValueError(f"{reason}: load the model again, or take another plan")
+        raise ValueError(f"{reason}: load the model again for this plan")
     remove(pipe)
     applied = pipe.applied_plan = _Applied(plan)
     parts = _parts(pipe, plan)
@@ -88,6 +91,12 @@ def can_apply(pipe: Any, plan: Plan) -> bool:
     return not _obstacle(pipe, plan)
 
 
+def is_alpha_frozen(pipe: Any) -> bool:
+    """Tell if LoRAs are merged into weights in fewer bits, so that another alpha needs the model loaded again."""
+    experts = [module for name, module in _modules(pipe).items() if name in EXPERTS]
+    return any(state_of(model).merged and quantization.storage_of(model) in quantization.QUANTISED for model in experts)
+
+
 def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
     """Return the device that a part computes on, where the plan's "cuda" is `accelerator`."""
     if part.device == "cpu":
@@ -111,8 +120,6 @@ def _obstacle(pipe: Any, plan: Plan) -> str:
     for name, part in _parts(pipe, plan).items():
         module = getattr(pipe, name)
         storage = quantization.storage_of(module)
-        if part.storage == "int8" and part.offload == "disk":
-            return f"the {name} as int8 cannot be kept on disk"
         if storage in quantization.QUANTISED and storage != part.storage:
             return f"the {name} is stored as {storage}, not as {part.storage}"
         if part.storage == "float32" and storage in ("bfloat16", "float16"):
@@ -133,7 +140,7 @@ def _merge(pipe: Any, plan: Plan) -> None:
         offload.park_adapters(model)
 
 
-def _prepare(name: str, module: nn.Module, part: PartPlan, plan: Plan, accelerator: torch.device) -> None:
+def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: torch.device) -> None:
     """Give a part's weights their storage and order."""
     device = device_for(part, accelerator)
     if part.storage in ("fp8", "int8") and quantization.storage_of(module) != part.storage:
@@ -145,8 +152,8 @@ def _prepare(name: str, module: nn.Module, part: PartPlan, plan: Plan, accelerat
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":
         if part.storage == "bfloat16":
-            channels_last(module)  # type: ignore[arg-type]
-        module.use_tiling = part.tiles  # type: ignore[assignment]
+            channels_last(module)
+        module.use_tiling = part.tiles
 
 
 def _place(

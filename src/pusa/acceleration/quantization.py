@@ -1,7 +1,7 @@
 """Store the weights of a model in fewer bits: as fp8 by diffusers' layerwise casting, as int8 or fp8 by torchao.
 
-Only the linear layers of the transformer blocks change, which hold nearly all weights. Embeddings, norms, modulation and
-the head stay as they are, and so do LoRA adapters, whose alpha stays live.
+Only the linear layers of the transformer blocks change, which hold nearly all weights. Embeddings, norms, modulation
+and the head stay as they are, and so do LoRA adapters, whose alpha stays live.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from diffusers import ModelMixin, WanTransformer3DModel
 from diffusers.hooks import apply_layerwise_casting
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -68,7 +69,7 @@ def quantize(
         RuntimeError: torchao is needed and is not installed.
         ValueError: this kind of model cannot be stored so.
     """
-    is_transformer = hasattr(model, "enable_layerwise_casting") and hasattr(model, "blocks")
+    is_transformer = isinstance(model, WanTransformer3DModel)
     if storage == "fp8" and not (is_fast and is_transformer):
         _store_as_fp8(model, dtype)
     elif storage in ("fp8", "int8") and is_transformer:
@@ -92,7 +93,7 @@ def multiplies_in_8_bits(storage: Storage, device: torch.device, *, has_adapters
 
 
 def _store_as_fp8(model: nn.Module, dtype: torch.dtype) -> None:
-    if hasattr(model, "enable_layerwise_casting"):  # skips LoRAs, norms, embeddings and the head
+    if isinstance(model, ModelMixin):  # skips LoRAs, norms, embeddings and the head
         model.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
     else:
         apply_layerwise_casting(model, torch.float8_e4m3fn, dtype, skip_modules_pattern=_TEXT_ENCODER_SKIPS)
