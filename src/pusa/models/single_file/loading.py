@@ -11,7 +11,7 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from pusa import resources
-from pusa.models import original
+from pusa.models import streaming
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
@@ -144,4 +144,4 @@ def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
     if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
         return dtype
-    return original.weight_dtype(model, name, dtype)
+    return streaming.weight_dtype(model, name, dtype)
