@@ -340,8 +340,11 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
 # ---- exact writing of parameters -----------------------------------------------------------------------------------
 
 
-def plan_rewrite(model: Any, *, merged: bool) -> dict[str, Additions]:
+def plan_rewrite(model: Any, *, merged: bool, alpha_changes: bool = False) -> dict[str, Additions]:
     """List what to add to each parameter, and check that those which change can be written.
+
+    Args:
+        alpha_changes: an alpha is about to change, and with it every addition.
 
     Raises:
         ValueError: a parameter is quantised, sharded or offloaded.
@@ -360,7 +363,7 @@ def plan_rewrite(model: Any, *, merged: bool) -> dict[str, Additions]:
     for adapter in state.adapters.values():
         for name, delta in adapter.deltas.items():
             plan.setdefault(name, []).append((adapter.alpha, delta))
-    for name in _changing(state, plan):
+    for name in plan if alpha_changes else _changing(state, plan):
         _check_writable(model, name)
         if name in state.untouched:
             state.untouched[name].check()
