@@ -151,7 +151,7 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
         raise _unknown_adapter(pipeline, adapter_name)
     alphas = _per_expert(alpha, models)
     for expert in alphas:
-        plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alpha_changes=True)  # raises before it does
+        plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alpha_changes=True)  # may raise
     for expert, value in alphas.items():
         model = models[expert]
         for layer in lora_layers(model).values():
