@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pusa.events import Done, Event, Events, Note, Stage, Step
+from pusa.events import BYTE_STAGES, Done, Event, Events, Note, Stage, Step
 from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
@@ -98,7 +98,7 @@ class _Lines:
             case Stage(stage):
                 self._text = f"{stage} ..."
             case Step(step, steps, seconds_left, stage):
-                self._text = f"{stage} {step}/{steps}{time_left(seconds_left)}"
+                self._text = f"{stage} {_count(stage, step, steps)}{time_left(seconds_left)}"
             case Note(message):
                 click.echo(message, err=True)
             case Done():
@@ -123,7 +123,7 @@ class _Bar:
                 if self._bar is None or self._bar.desc != stage:
                     self._begin(stage)
                 self._bar.total, self._bar.n = steps, step
-                self._bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt}" + time_left(seconds_left)
+                self._bar.bar_format = f"{{desc}} {{bar:30}} {_count(stage, step, steps)}{time_left(seconds_left)}"
                 self._bar.refresh()
             case Note(message):
                 self.close()
@@ -143,6 +143,10 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _count(stage: str, step: int, steps: int) -> str:
+    return f"{step / 1000:.1f} of {steps / 1000:.1f} GB" if stage in BYTE_STAGES else f"{step}/{steps}"
 
 
 def time_left(seconds: float | None) -> str:

@@ -20,7 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import media, resources, zoo
-from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
+from pusa.events import (
+    BytesProgress,
+    Done,
+    Events,
+    Note,
+    Report,
+    Resolved,
+    RunEnded,
+    Stage,
+    as_events,
+    report_until_stopped,
+)
 from pusa.generate import inputs, loras, prompt_hints
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
@@ -28,6 +39,7 @@ from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
+from pusa.models.streaming import Progress
 from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
@@ -92,7 +104,7 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
-        resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
+        resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved, report_or_stop)
         pipe = _configure(resident, resolved)
         weights = None
         if pipeline is None:
@@ -264,20 +276,25 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     return request.model_copy(update={"model": model})
 
 
-def load_pipeline(model: str, sources: tuple[str, ...] = (), layers: Literal["all", "fitting"] = "all") -> PusaPipeline:
+def load_pipeline(
+    model: str,
+    sources: tuple[str, ...] = (),
+    layers: Literal["all", "fitting"] = "all",
+    progress: Progress | None = None,
+) -> PusaPipeline:
     """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
 
-    Files that have changed since are read again.
+    Files that have changed since are read again. `progress` is called with the bytes read so far and those of all.
     """
     key = model, sources, layers, loras.stats_of(_local_folder(model), sources)
     if key not in _resident:
         _resident.clear()
-        _resident[key] = _load(model, sources, layers)
+        _resident[key] = _load(model, sources, layers, progress)
     return _resident[key].pipe
 
 
-def _load_resident(request: ResolvedRequest) -> _Resident:
-    load_pipeline(request.model, tuple(request.lora), request.lora_layers)
+def _load_resident(request: ResolvedRequest, report: Report) -> _Resident:
+    load_pipeline(request.model, tuple(request.lora), request.lora_layers, BytesProgress(report, "load"))
     return next(iter(_resident.values()))
 
 
@@ -287,12 +304,14 @@ def _local_folder(model: str) -> Path | None:
     return folder if folder.is_dir() and (entry is None or entry.folder) else None
 
 
-def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
+def _load(
+    model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"], progress: Progress | None
+) -> _Resident:
     loras.check_files(lora_sources)
     entry = zoo.find(model)
     in_package = entry is not None and entry.hub_id is None
     # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
-    pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
+    pipe = PusaPipeline.from_pretrained(model, progress=progress, **({} if in_package else {"text_encoder": None}))
     sources: list[Any] = list(lora_sources)
     if not sources and entry and entry.lora and not loras.has_pusa(pipe):
         sources = [entry.lora.fetch()]
