@@ -257,6 +257,7 @@ def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
             for model, state, values in zip(models, states, rewritten, strict=True):
                 for name in values.keys() - state.untouched.keys():
                     _parameter(model, name).copy_(values[name].read())
+                state.written.clear()  # whatever the failed attempt wrote, every parameter is written again
                 rewrite(model)
                 for parameter in model.parameters():
                     parameter.requires_grad_(id(parameter) in trainable)
