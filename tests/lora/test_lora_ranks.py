@@ -53,9 +53,9 @@ def test_bad_arguments_are_refused(tmp_path: Path, transformer: Any, file: Path)
         reduce_file(file, file, 2)
     pairs = comfyui(make_pairs(transformer, rank=2))
     both = pairs | {key.replace("diffusion_model.", "transformer_2."): value for key, value in pairs.items()}
-    with pytest.raises(ValueError, match="both experts of Wan2.2: split it"):
+    with pytest.raises(ValueError, match=r"both experts of Wan2\.2: split it"):
         reduce_file(write(tmp_path / "both.safetensors", both), tmp_path / "small.safetensors", 2)
     odd = write(tmp_path / "odd.safetensors", pairs | {"something": pairs[next(iter(pairs))]})
-    with pytest.raises(ValueError, match="1 keys of odd.safetensors belong to no known LoRA layout"):
+    with pytest.raises(ValueError, match=r"1 keys of odd\.safetensors belong to no known LoRA layout"):
         reduce_file(odd, tmp_path / "small.safetensors", 2)
     assert not (tmp_path / "small.safetensors").exists()
