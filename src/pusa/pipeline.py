@@ -98,7 +98,7 @@ class PusaPipeline(WanPipeline):
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
                 folder as Wan publishes it.
-            kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`.
+            kwargs: as in `pusa.loading.load_pipeline` and `diffusers.DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError, FileNotFoundError: something is missing or does not fit; raised before anything large is read.

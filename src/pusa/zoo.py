@@ -252,6 +252,7 @@ def check_resources(
     dtype: "DType | None" = None,
     folder: Path | None = None,
     skip: Collection[str] = (),
+    ram: bool = True,
 ) -> None:
     """Check that disk, RAM and GPU memory suffice for a model.
 
@@ -260,6 +261,7 @@ def check_resources(
         dtype: as for `pusa.loading.load_pipeline`; None: the default.
         folder: download folder, whose disk must have room; None: the files are on this machine.
         skip: components that are not loaded.
+        ram: False: the model is downloaded and not held in memory.
 
     Raises:
         ResourcesError: too little of one of them; the message has the need, the supply and a way out.
@@ -273,7 +275,8 @@ def check_resources(
         resources.check_disk(download - _cached_bytes(model, folder), folder, model.name, otherwise=otherwise)
     counts = {part: count for part, count in model.parameters.items() if part not in skip}
     weights = resources.weight_bytes(counts, dtype)
-    resources.check_ram(weights, model.name, otherwise=otherwise)
+    if ram:
+        resources.check_ram(weights, model.name, otherwise=otherwise)
     if device is not None and str(device).startswith("cuda"):
         resources.check_gpu(max(weights.values()) + model.activation_bytes, model.name, otherwise=otherwise)
 

@@ -13,6 +13,7 @@ from pusa.acceleration import placement, quantization
 from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan, Storage
 from pusa.events import Note, Planned, Report
 from pusa.generate import loras
+from pusa.models.streaming import Progress
 from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest
@@ -20,7 +21,7 @@ from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 _FULL: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 
-Load = Callable[[Mapping[str, torch.dtype] | None], tuple[PusaPipeline, loras.Loras]]
+Load = Callable[[Mapping[str, torch.dtype] | None, Progress | None], tuple[PusaPipeline, loras.Loras]]
 
 
 @dataclass(eq=False)

@@ -329,7 +329,7 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # PEFT does not merge here
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # for PEFT's own merging
         try:
             yield
         finally:

@@ -205,6 +205,8 @@ class Attempt:
             case Stage(stage):
                 self.progress.stage(stage)
                 self.heartbeat(stage=stage)
+            case Step(stage="load"):
+                pass  # it shows that the process works
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
                 self.heartbeat(stage="denoise", step=step, steps=steps)
