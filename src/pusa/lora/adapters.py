@@ -339,8 +339,25 @@ def _check_writable(model: Any, name: str) -> None:
         raise ValueError(
             f"{name} is a {kind}: quantised or sharded weights cannot be merged; keep the adapter attached"
         )
+    if _is_on_disk(model, name):
+        raise ValueError(
+            f"{name} is kept on disk by group offloading, which would not see a change: call "
+            "pusa.acceleration.placement.remove first, and apply the plan again afterwards"
+        )
     if parameter.is_meta:
         raise ValueError(f"{name} is offloaded out of reach: merge before enabling sequential offloading")
+
+
+def _is_on_disk(model: Any, name: str) -> bool:
+    """Tell if group offloading keeps a parameter in a file."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:end]))
+        registry = getattr(module, "_diffusers_hook", None)
+        hook = registry.get_hook("group_offloading") if registry is not None else None
+        if hook is not None and hook.group.offload_to_disk_path is not None:
+            return True
+    return False
 
 
 def _base(model: Any, layer: str) -> Any:
