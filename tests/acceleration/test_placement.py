@@ -62,6 +62,7 @@ def test_parts_may_be_placed_in_different_ways(tiny_pipeline: Any) -> None:
         {"transformer": streamed},
         {"transformer_2": streamed, "vae": PartPlan("float32", "float32", "cuda", "leaves")},
         {"text_encoder": PartPlan("float32", "float32", "cpu"), "transformer": streamed},
+        {"text_encoder": PartPlan("float32", "float32", "cuda", when="prompt")},
         {"text_encoder": PartPlan("float32", "float32", "cpu"), "vae": PartPlan("float32", "float32", "cpu")},
     ):
         apply(pipe, make_plan("model", **changes), device="cpu")
@@ -76,6 +77,14 @@ def test_parts_that_take_turns_are_never_on_the_accelerator_together(tiny_pipeli
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
         hook.pre_forward(pipe.transformer)  # takes the other one away first; there is no way back from "meta"
     assert next(pipe.transformer.parameters()).device.type == "cpu"
+
+
+def test_a_text_encoder_for_prompts_leaves_the_accelerator_after_them(tiny_pipeline: Any) -> None:
+    pipe = tiny_pipeline()
+    apply(pipe, make_plan(text_encoder=PartPlan("float32", "float32", "cuda", when="prompt")), device="meta")
+    assert next(pipe.text_encoder.parameters()).device.type == "cpu"
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):  # there is no way back from "meta"
+        pipe.text_encoder(torch.ones(1, 4, dtype=torch.long))
 
 
 def test_weights_on_disk_are_those_of_each_expert_and_leave_with_the_plan(tiny_pipeline: Any, tmp_path: Path) -> None:

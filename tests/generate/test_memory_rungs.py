@@ -1,7 +1,9 @@
 """Where memory runs out, the next smaller plan takes over from the last step, and the video is the same."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from PIL import Image
 from plan_samples import make_plan
 from transformers import UMT5EncoderModel
 
-from pusa import PusaWanTransformer3DModel, media
-from pusa.acceleration.decisions import LoadOptions, PartPlan, Plan
+import pusa.acceleration
+from pusa import PusaWanTransformer3DModel, media, zoo
+from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
 from pusa.events import Event
 from pusa.generate import decode, generate, load_latents, load_pipeline
-from pusa.generate.residents import plan_as_loaded
+from pusa.generate.residents import choose_plans, plan_as_loaded
 from pusa.models import tiny
 from pusa.models.vae import DecodeMemoryError
 from pusa.request import GenerationRequest
@@ -253,6 +256,27 @@ def test_replay_says_if_weights_were_rounded_in_another_way(tmp_path: Path) -> N
         ["this video was made with --quantize int8: its weights were rounded in another way than now"],
         [],
     ]
+
+
+def test_the_planner_hears_of_the_loras_and_of_one_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.components()["transformer"]
+    files = [str(write(tmp_path / f"{r}.safetensors", comfyui(make_pairs(model, rank=r)))) for r in (4, 3)]
+    heard: dict[str, Any] = {}
+    planner = ModuleType("pusa.acceleration.planning")
+    planner.plans = lambda model, **asked: heard.update(asked, model=model) or list(EXACT)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, planner.__name__, planner)
+    monkeypatch.setattr(pusa.acceleration, "planning", planner, raising=False)
+    request = GenerationRequest(**{**SMALL, "frames": 33, "window": 17, "lora": files, "guidance": 1.0})
+    machine, options = Machine((Card(10**10),)), LoadOptions("smallest")
+    assert choose_plans(request.resolved(zoo.defaults_of("tiny")), options, machine) == list(EXACT)
+    assert heard == {
+        "model": "tiny",
+        "size": (32, 32, 17),
+        "machine": machine,
+        "options": options,
+        "guidance": 1.0,
+        "lora_ranks": {"transformer": 7},
+    }
 
 
 # ---- the CPU -------------------------------------------------------------------------------------------------------

@@ -171,6 +171,8 @@ def _place(
         if part.device == "cpu":
             if name == "text_encoder" and uses_accelerator:  # diffusers gives it inputs on the other parts' device
                 offload.stay_on_cpu(module)
+        elif part.offload == "none" and part.when == "prompt":
+            offload.visit(module, device)  # the plan counts on its room once prompts are encoded
         elif part.offload == "none":
             module.to(device)
         elif part.offload == "model":
