@@ -74,7 +74,7 @@ class Resident:
             is_same = self.plan is not None and (not found or _placement(found[0]) == _placement(self.plan))
             self.plans = found or self.plans
             if before is not None and self._is_stale(before, request):
-                report(Note("LoRAs are merged into quantised weights: the model is loaded again for another alpha"))
+                report(Note("the LoRAs are merged for good: the model is loaded again for another alpha"))
                 self._is_read = False
             if not (is_same and self._is_read):
                 self._until_it_fits(report)
@@ -173,14 +173,15 @@ class Resident:
         self._is_read = True
 
     def _is_stale(self, before: ResolvedRequest, request: ResolvedRequest) -> bool:
-        """Tell if a request has other alphas than those that are merged into quantised weights."""
+        """Tell if a request has other alphas than those that are merged into weights for good."""
         is_frozen = self._is_read and placement.is_alpha_frozen(self._loaded)
         return is_frozen and loras.alphas(before, self.loras) != loras.alphas(request, self.loras)
 
     def _announce(self, report: Report) -> None:
         if self.plan is not None:
             reasons = [f"{name}: {part.reason}" for name, part in self.plan.parts.items() if part.reason]
-            report(Planned(self.plan.summary, (*reasons, *self.plan.notes)))
+            public = replace(self.plan, model=zoo.public_name(self.plan.model))  # without this machine's folders
+            report(Planned(public.summary, (*reasons, *self.plan.notes)))
 
 
 def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machine) -> list[Plan]:
@@ -193,7 +194,7 @@ def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machin
         machine=machine,
         options=options,
         guidance=request.guidance,
-        lora_ranks=loras.ranks_of(request),
+        lora_ranks=loras.ranks_of(request) or None,
     )
 
 
@@ -330,7 +331,11 @@ def _load(
 
 
 def weights_of(resident: Resident, model: str) -> dict[str, Any]:
-    """Hash what a loaded model was read from."""
+    """Hash what a loaded model was read from, and name what its transformers were rounded to since."""
     identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
     source = identity if "@" in identity else model  # of a Hub model its id and revision
-    return loras.hashes(source, local_folder(model), resident.loras)
+    weights = loras.hashes(source, local_folder(model), resident.loras)
+    part = resident.part("transformer") or resident.part("transformer_2")
+    if part is not None and part.storage in ("fp8", "int8"):
+        weights["model"]["storage"] = part.storage
+    return weights

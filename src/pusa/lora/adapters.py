@@ -427,12 +427,34 @@ def _check_writable(model: Any, name: str) -> None:
     was_cast = name in state_of(model).untouched and parameter.dtype.is_floating_point  # after it was merged
     if type(parameter) is not nn.Parameter or (parameter.dtype not in _MERGEABLE and not was_cast):
         kind = f"{type(parameter).__name__} of {parameter.dtype}"
+        if state_of(model).merged:
+            raise ValueError(
+                f"{name} is a {kind} with LoRAs merged into it: load the model again with another alpha, or without "
+                "quantised weights, where alpha can change"
+            )
         raise ValueError(
             f"{name} is a {kind}: quantised or sharded weights cannot be rewritten; keep the adapter attached, or load "
             "the model again, merge, and then quantise"
         )
+    if _is_on_disk(model, name):
+        raise ValueError(
+            f"{name} is kept on disk by group offloading, which would not see a change: call "
+            "pusa.acceleration.placement.remove first, and apply the plan again afterwards"
+        )
     if parameter.is_meta:
         raise ValueError(f"{name} is offloaded out of reach: merge before enabling sequential offloading")
+
+
+def _is_on_disk(model: Any, name: str) -> bool:
+    """Tell if group offloading keeps a parameter in a file."""
+    parts = name.split(".")
+    for end in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:end]))
+        registry = getattr(module, "_diffusers_hook", None)
+        hook = registry.get_hook("group_offloading") if registry is not None else None
+        if hook is not None and hook.group.offload_to_disk_path is not None:
+            return True
+    return False
 
 
 def _base(model: Any, layer: str) -> Any:
