@@ -79,7 +79,7 @@ def load_pipeline(
             if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
                 kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
             model = zoo.find(source)
-            with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
+            with _no_progress_bars() if model is not None and model.is_ours else nullcontext():  # our own take a second
                 pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
             for part in parts.PARTS:
                 if part not in kwargs and getattr(pipe, part, None) is not None:
@@ -175,7 +175,7 @@ def _check_folder(
         parts.check_checkpoints(folder, skip=skip, variant=variant)
     counts = files.parameter_counts(folder, skip=skip)
     if dtype is None:
-        is_ours = model is not None and model.folder is not None
+        is_ours = model is not None and model.is_ours
         dtype = resources.native_dtype() if is_ours else resources.default_dtype(sum(counts.values()))
     if check_ram:
         resources.check_ram(resources.weight_bytes(counts, dtype), str(source))

@@ -1,19 +1,20 @@
 """List models by name: their parts, their defaults, what they need of a machine.
 
-A folder with a ``pusa.json`` describes itself: the embedded model does, and so does any other of our own recipe. This
-module imports no torch; `pusa.loading` turns a name into a pipeline.
+A folder with a ``pusa.json`` describes itself: the embedded model does, and so does any other of our own recipe. Other
+folders are recognised by the shapes of their transformer. This module imports no torch; `pusa.loading` turns a name
+into a pipeline.
 """
 
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa import resources
-from pusa.defaults import WAN_DEFAULTS, GenerationDefaults
-from pusa.models import files
+from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
+from pusa.models import families, files
 from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 
@@ -62,6 +63,7 @@ class ZooModel:
         parameters: component -> count.
         file_bytes: component -> size of its download.
         words: vocabulary of a model trained on no other words: kind -> groups of phrases of one meaning.
+        family: the model of the zoo that a user's own folder or files were recognised as; None for the zoo's models.
     """
 
     name: str
@@ -74,6 +76,12 @@ class ZooModel:
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     lora: LoraSource | None = None
     words: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    family: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """True for models of our own recipe, whose folder holds the Pusa LoRA too, and for "tiny"."""
+        return self.hub_id is None and self.family is None
 
     @property
     def experts(self) -> int:
@@ -92,17 +100,26 @@ class ZooModel:
     def activation_bytes(self) -> int:
         """Memory of one forward pass at the default size, beside the weights."""
         size = self.defaults
-        tokens = latent_frames(size.num_frames) * (size.height // 16) * (size.width // 16)
+        grid = (size.height // size.size_multiple) * (size.width // size.size_multiple)
+        tokens = latent_frames(size.num_frames) * grid
         width = self.transformer["num_attention_heads"] * self.transformer["attention_head_dim"]
         return tokens * width * _ACTIVATION_BYTES
 
 
 # Counted from the published shapes. The Hub holds fp32, 4 bytes each, except Wan2.2's text encoder (bf16).
 _TEXT_ENCODER_PARAMETERS = 5_680_910_336
-_VAE_PARAMETERS = 126_892_531
+_VAE_PARAMETERS, _WAN22_VAE_PARAMETERS = 126_892_531, 704_688_668
 _WAN = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256}
 _WAN_1B = {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 _WAN_14B = {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+_WAN_5B = {
+    **_WAN,
+    "in_channels": 48,
+    "out_channels": 48,
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+}
 
 
 def _wan(
@@ -113,10 +130,11 @@ def _wan(
     experts: Mapping[str, int],
     *,
     text_encoder_itemsize: int = 4,
+    vae: int = _VAE_PARAMETERS,
     defaults: GenerationDefaults = WAN_DEFAULTS,
     lora: LoraSource | None = None,
 ) -> ZooModel:
-    parameters = {"text_encoder": _TEXT_ENCODER_PARAMETERS, **experts, "vae": _VAE_PARAMETERS}
+    parameters = {"text_encoder": _TEXT_ENCODER_PARAMETERS, **experts, "vae": vae}
     file_bytes = {part: 4 * count for part, count in parameters.items()}
     file_bytes["text_encoder"] = text_encoder_itemsize * _TEXT_ENCODER_PARAMETERS
     return ZooModel(
@@ -200,6 +218,17 @@ ZOO: dict[str, ZooModel] = {
                 {"transformer": "high_noise_pusa.safetensors", "transformer_2": "low_noise_pusa.safetensors"},
             ),
         ),
+        _wan(
+            "wan2.2-ti2v-5b",
+            "Wan2.2 text- and image-to-video, 5 billion parameters, 720p at 24 fps: follows an image at the first "
+            "frame as it is; no Pusa adapter for other places is published",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            _WAN_5B,
+            {"transformer": 4_999_787_712},
+            text_encoder_itemsize=2,
+            vae=_WAN22_VAE_PARAMETERS,
+            defaults=TI2V_DEFAULTS,
+        ),
     )
 }
 
@@ -218,10 +247,34 @@ def get(name: str) -> ZooModel:
 
 
 def find(source: str | Path) -> ZooModel | None:
-    """Find a model by its name, its Hub id or the folder whose ``pusa.json`` describes it; None for other sources."""
+    """Find a model by its name, its Hub id or its folder; None for other sources.
+
+    A folder is described by its ``pusa.json``, or recognised by the shapes of its transformer (see `recognise`).
+    """
     named = next((model for model in ZOO.values() if str(source) in (model.name, model.hub_id)), None)
     folder = Path(os.path.expanduser(source))
-    return named or read_folder(folder, folder.name)
+    return named or read_folder(folder, folder.name) or recognise(folder)
+
+
+def recognise(folder: Path) -> ZooModel | None:
+    """Recognise a folder in diffusers' or Wan's own layout as a model of the zoo, whose defaults and LoRA it gets.
+
+    Every value of the transformer's configuration has to be that of the zoo's model: narrower ones are None.
+    """
+    found = families.folder_config(folder) if folder.is_dir() else None
+    family = None if found is None else family_of(*found)
+    if family is None:
+        return None
+    name = Path(os.path.abspath(folder)).name
+    return replace(
+        family, name=name, title=f"recognised: {family.title}", hub_id=None, folder=folder, family=family.name
+    )
+
+
+def family_of(config: Mapping[str, Any], experts: int = 1) -> ZooModel | None:
+    """Find the published model with this configuration of its transformer and this number of them."""
+    published = (model for model in ZOO.values() if model.hub_id is not None and model.experts == experts)
+    return next((model for model in published if families.fits(config, model.transformer)), None)
 
 
 def public_name(source: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa import zoo
 from pusa.fsutil import FileStat, fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
@@ -62,6 +63,54 @@ def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
                 + (f", {file.reason}" if file.reason else "")
                 + (f"; {len(left_out)} image-to-video layers are left out ({left_out[0]}, ...)" if left_out else "")
             )
+
+
+def own_files(entry: zoo.ZooModel) -> tuple[list[Source], list[str]]:
+    """Find, or download, the Pusa LoRA of a model, and write notes about a model that was recognised.
+
+    Returns:
+        A source for `attach`, if there is one, and the notes. A recognised folder does without a LoRA that cannot be
+        fetched; for a name of the zoo that is an error, as a name asks for all of the model.
+    """
+    if entry.is_ours:
+        return [], []  # in the folder, and attached with it
+    told = f"{entry.name} is recognised as {entry.family}" if entry.family else ""
+    if entry.lora is None:
+        return [], [f"{told}: its defaults apply"] if told else []
+    try:
+        source = entry.lora.fetch()
+    except Exception as error:  # its class depends on the Hub client's HTTP library
+        if not told:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return [], [
+            f"{told}: its defaults apply, but its Pusa LoRA ({entry.lora.source}) is not here and cannot be "
+            f"downloaded ({reason})"
+        ]
+    return [source], [f"{told}: its defaults and its Pusa LoRA ({entry.lora.source}) apply"] if told else []
+
+
+def missing_note(pipe: PusaPipeline, request: ResolvedRequest) -> str | None:
+    """Write a line if a request has conditions and no LoRA makes the model follow them.
+
+    Wan2.2 TI2V-5B (`expand_timesteps`) is trained to follow a first frame that is clean, and needs no LoRA for it.
+    """
+    if has_pusa(pipe) or not (request.conditions or request.task != "generate"):
+        return None
+    if not pipe.config.expand_timesteps:
+        return (
+            "no Pusa LoRA is loaded: unless one is merged into these weights, images and videos will not be followed "
+            "well; --lora FILE adds one"
+        )
+    specs = request.conditions
+    places = {place.latent_index(request.frames, request.fps) for spec in specs for place in spec.positions}
+    is_first_frame = request.task == "generate" and [spec.kind for spec in specs] == ["image"] and places == {0}
+    if is_first_frame and request.frames <= request.window:
+        return None
+    return (
+        "no Pusa LoRA is loaded: this model follows an image at the first frame, and will not follow other places "
+        "well; --lora FILE adds one"
+    )
 
 
 def _alphas(request: ResolvedRequest, loras: Loras) -> dict[str, float]:

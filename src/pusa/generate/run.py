@@ -101,10 +101,13 @@ def generate(
         writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
         notes = [
+            *resident.notes,
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
             *loras.changes(made_with or {}, weights or {}),
             *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
         ]
+        if missing := loras.missing_note(pipe, resolved):
+            notes.append(missing)
         if request.alpha and not loras.has_pusa(pipe):
             notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
         if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
@@ -189,7 +192,7 @@ def _resolve(
     size_of_first = partial(inputs.frame_size, first, carried) if first else None
     resolved = match_orientation(request, size_of_first, defaults).resolved(defaults)
     sources = [inputs.find(condition, carried) for condition in resolved.conditions]
-    for note in rounding_notes(request, resolved):
+    for note in rounding_notes(request, resolved, defaults.size_multiple):
         report(Note(note))
     if unknown := prompt_hints.unknown_words(request.prompt, request.model):
         hint = prompt_hints.hint(unknown, request.model)
@@ -250,6 +253,7 @@ def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
 class _Resident(NamedTuple):
     pipe: PusaPipeline
     loras: loras.Loras
+    notes: tuple[str, ...] = ()  # about the model
 
 
 _resident: dict[tuple[Any, ...], _Resident] = {}  # only the last one: models are large
@@ -290,13 +294,12 @@ def _local_folder(model: str) -> Path | None:
 def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
     loras.check_files(lora_sources)
     entry = zoo.find(model)
-    in_package = entry is not None and entry.hub_id is None
+    sources: list[Any] = list(lora_sources)
+    found, notes = loras.own_files(entry) if entry and not sources else ([], [])
+    in_package = entry is not None and entry.is_ours
     # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
     pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
-    sources: list[Any] = list(lora_sources)
-    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
-        sources = [entry.lora.fetch()]
-    attached = loras.attach(pipe, sources, layers)
+    attached = loras.attach(pipe, sources or found, layers)
     pipe.set_progress_bar_config(disable=True)
     if torch.cuda.is_available():
         modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
@@ -306,7 +309,7 @@ def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fit
         else:
             resources.check_gpu(max(sizes_bytes), model)
             pipe.enable_model_cpu_offload()
-    return _Resident(pipe, attached)
+    return _Resident(pipe, attached, tuple(notes))
 
 
 def _weights_of(resident: _Resident, model: str) -> dict[str, Any]:

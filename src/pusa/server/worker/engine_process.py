@@ -212,7 +212,7 @@ def _bytes_in_memory(model: str) -> int:
     if not counts and Path(model).is_dir():
         with suppress(ValueError, OSError):  # `load` reports what is wrong with the folder
             counts = files.parameter_counts(Path(model))
-    if entry is None or entry.hub_id is not None:
+    if entry is None or not entry.is_ours:
         counts.pop("text_encoder", None)  # loaded for new prompts only
     return sum(resources.weight_bytes(counts).values())
 
