@@ -334,7 +334,8 @@ class GenerationRequest(StrictModel):
     def resolved(self, defaults: GenerationDefaults) -> "ResolvedRequest":
         """Fill every open field from the preset and the model, and draw a seed where none is set.
 
-        Sizes are rounded to multiples of the model's 16 or 32 and lengths to 4n + 1; `rounding_notes` lists the changes.
+        Sizes are rounded to the model's multiples of 16 or 32 and lengths to 4n + 1; `rounding_notes` lists what
+        changed.
 
         Raises:
             ValueError: a position outside the video, two conditions on one latent frame, an overlap that leaves

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pusa import resources
 from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
-from pusa.models import families, files
+from pusa.models import configs, files
 from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 
@@ -261,7 +261,7 @@ def recognise(folder: Path) -> ZooModel | None:
 
     Every value of the transformer's configuration has to be that of the zoo's model: narrower ones are None.
     """
-    found = families.folder_config(folder) if folder.is_dir() else None
+    found = configs.folder_config(folder) if folder.is_dir() else None
     family = None if found is None else family_of(*found)
     if family is None:
         return None
@@ -274,7 +274,7 @@ def recognise(folder: Path) -> ZooModel | None:
 def family_of(config: Mapping[str, Any], experts: int = 1) -> ZooModel | None:
     """Find the published model with this configuration of its transformer and this number of them."""
     published = (model for model in ZOO.values() if model.hub_id is not None and model.experts == experts)
-    return next((model for model in published if families.fits(config, model.transformer)), None)
+    return next((model for model in published if configs.fits(config, model.transformer)), None)
 
 
 def public_name(source: str) -> str:

@@ -51,7 +51,8 @@ def request_options(*without: str) -> Callable[[C], C]:
     size = click.option(
         "--size",
         metavar="WIDTHxHEIGHT",
-        help="Size in pixels, such as 832x480; rounded to multiples of 16, or of 32 for wan2.2-ti2v-5b. [default: the model's]",
+        help="Size in pixels, such as 832x480; rounded to multiples of 16, or of 32 for wan2.2-ti2v-5b. [default: the "
+        "model's]",
     )
     return _apply([size, *(_option(field) for field in _REQUEST_FIELDS.values() if field.name not in without)])
 

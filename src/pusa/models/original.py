@@ -403,7 +403,5 @@ def load_components(folder: Path, *, dtype: DType, skip: Collection[str] = ()) -
     if "scheduler" not in skip:
         components["scheduler"] = PusaFlowMatchEulerScheduler()
     boundary_ratio = WAN22_BOUNDARY_RATIO if len(experts) == 2 else None
-    is_ti2v = (
-        files.original_vae(folder).stem == files.ORIGINAL_WAN22_VAE
-    )  # takes a time for each token, as diffusers says
+    is_ti2v = files.original_vae(folder).stem == files.ORIGINAL_WAN22_VAE  # trained with a time for each token
     return components | {"boundary_ratio": boundary_ratio, "expand_timesteps": is_ti2v}
