@@ -1,7 +1,8 @@
 """Turn a source into a pipeline.
 
-A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, or a folder as Wan publishes it. Missing
-files, another architecture and too little disk or memory are errors before anything large is downloaded or read.
+A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, a folder as Wan publishes it, or ComfyUI's
+folder of models; single files replace parts of it. Missing files, another architecture and too little disk or memory
+are errors before anything large is downloaded or read.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,16 +16,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from pusa import resources, zoo
-from pusa.models import files, original, parts, tiny
+from pusa import resources, single_file_sources, zoo
+from pusa.models import file_parts, files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
 from pusa.resources import DType
 from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.single_file_sources import HUB_OPTIONS, FileSources
 from pusa.zoo import ZooModel
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def load_pipeline(
@@ -44,7 +44,8 @@ def load_pipeline(
         torch_dtype, dtype: one for all parts, or by component with a "default". None: bf16 with the VAE in fp32 from a
             billion parameters on, fp32 below; `pusa.resources.native_dtype` for models of our own recipe.
         shift: flow shift of the scheduler. None: the source's, or 5.
-        kwargs: components that replace the source's (``text_encoder=None`` leaves it out), and whatever
+        kwargs: components that replace the source's (``text_encoder=None`` leaves it out); ``files``, ``storage`` and
+            ``keep_quantized`` (see `pusa.single_file_sources`); and whatever
             `diffusers.DiffusionPipeline.from_pretrained` takes.
 
     Returns:
@@ -56,6 +57,9 @@ def load_pipeline(
         ResourcesError: not enough disk or memory.
     """
     dtype = torch_dtype if dtype is None else dtype
+    sources = single_file_sources.take(source, kwargs, dtype)
+    if sources.files:
+        return _load_with_files(cls, source, sources, dtype=dtype, shift=shift, **kwargs)
     if shift is not None:
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
@@ -64,7 +68,7 @@ def load_pipeline(
         identity = identity_of_module(components["text_encoder"], components["tokenizer"])
         pipe = cls(**components | kwargs)
     else:
-        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         replaced = [name for name in COMPONENTS if name in kwargs]
         options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
         folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
@@ -89,6 +93,52 @@ def load_pipeline(
         identity = revision or _identity(folder)
     if kwargs.get("text_encoder") is None:
         pipe.text_encoder_identity = identity
+    return pipe
+
+
+def _load_with_files(
+    cls: type,
+    source: str | Path,
+    sources: FileSources,
+    *,
+    dtype: "DType | None",
+    shift: float | None,
+    **kwargs: Any,
+) -> Any:
+    """Load a pipeline whose parts are single files; what they lack comes from the source, or from the Hub."""
+    if str(source) == "tiny":
+        config: dict[str, Any] = {"transformer": tiny.TRANSFORMER}
+        loaded = sources.load(kwargs, dtype=dtype or torch.float32, config=config)
+        return load_pipeline(cls, source, dtype=dtype, shift=shift, **(loaded | kwargs))
+    model = zoo.find(source)
+    tokenizer = None if "tokenizer" in kwargs else file_parts.tokenizer_in(sources.files)
+    here = {name: kwargs[name] for name in COMPONENTS if name in kwargs}
+    here |= dict.fromkeys(sources.files) | ({} if tokenizer is None else {"tokenizer": tokenizer})
+    folder, revision = None, None
+    if model is None or model.folder or not sources.has_all(here, model.experts):
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "variant", "use_safetensors") if name in kwargs}
+        folder, revision = _fetch(source, skip=list(here), dtype=dtype, **options)
+    kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+    config, others = {}, {}
+    if folder is not None and (model is None or model.is_ours):  # of no published size
+        if missing := files.missing_files(folder, skip=here):
+            raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
+        config, others = files.transformer_configs(folder), files.parameter_counts(folder, skip=here)
+    dtype = dtype or sources.default_dtype(model, others)
+    loaded = sources.load(kwargs, dtype=dtype, config=config)
+    loaded |= {"tokenizer": tokenizer} if tokenizer is not None else {}
+    if folder is None:
+        assert model is not None
+        scheduler = {"scheduler": PusaFlowMatchEulerScheduler(shift=shift or model.defaults.shift)}
+        ratios = {"boundary_ratio": model.defaults.boundary_ratio, "expand_timesteps": model.expand_timesteps}
+        pipe = cls(**scheduler | ratios | loaded | kwargs)
+    else:
+        pipe = load_pipeline(cls, folder, dtype=dtype, shift=shift, **(loaded | kwargs))
+    if kwargs.get("text_encoder", loaded) is None or "text_encoder" not in sources.files:
+        file = sources.files.get("text_encoder")
+        pipe.text_encoder_identity = (
+            identity_of_files([file]) if file else revision or (_identity(folder) if folder else None)
+        )
     return pipe
 
 
@@ -118,6 +168,10 @@ def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub
 
     `pusa.models.prompt_cache.encode_prompts` uses it for pipelines without a text encoder.
     """
+    sources = single_file_sources.take(source, hub, dtype, only="text_encoder")
+    if sources.files:
+        dtype = dtype or (torch.float32 if str(source) == "tiny" else torch.bfloat16)
+        return sources.load({}, dtype=dtype)["text_encoder"]
     if str(source) == "tiny":
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]
@@ -148,7 +202,7 @@ def _fetch(
         raise FileNotFoundError(f"{source}: no such folder")
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    _check_hub(hub_id, {name: options[name] for name in _HUB_OPTIONS if name in options and name != "proxies"})
+    _check_hub(hub_id, {name: options[name] for name in HUB_OPTIONS if name in options and name != "proxies"})
     if model is not None:
         cache = Path(options.get("cache_dir") or HF_HUB_CACHE)
         zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip)

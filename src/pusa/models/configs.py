@@ -7,7 +7,7 @@ from typing import Any
 
 from pusa.models import files
 
-_HEAD_DIM = 128  # of all published models; no shape shows it
+HEAD_DIM = 128  # of all published models; no shape shows it
 
 
 def folder_config(folder: Path) -> tuple[dict[str, Any], int] | None:
@@ -26,7 +26,7 @@ def folder_config(folder: Path) -> tuple[dict[str, Any], int] | None:
         return None
 
 
-def config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = _HEAD_DIM) -> dict[str, Any]:
+def config_from_shapes(shapes: Mapping[str, Sequence[int]], head_dim: int = HEAD_DIM) -> dict[str, Any]:
     """Derive the values that tell Wan's models apart (original key -> shape). Raises KeyError for other models."""
     dim, in_channels, *patch_size = shapes["patch_embedding.weight"]
     return {
@@ -68,4 +68,4 @@ def _original_config(folder: Path) -> tuple[dict[str, Any], int] | None:
         return None
     heads = files.read_json(place / "config.json").get("num_heads")
     dim = shapes["patch_embedding.weight"][0]
-    return config_from_shapes(shapes, dim // heads if heads else _HEAD_DIM), len(experts)
+    return config_from_shapes(shapes, dim // heads if heads else HEAD_DIM), len(experts)

@@ -160,6 +160,16 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
                 yield from _damaged_shards(folder, shards(part), part / f"{stem}.safetensors")
 
 
+def transformer_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what tensors of an unpublished size do not tell, from a folder in either layout: "transformer" -> fields."""
+    if not is_original(folder):
+        config = read_json(folder / "transformer" / "config.json")
+    else:
+        original = read_json(original_experts(folder)["transformer"] / "config.json")
+        config = {"num_attention_heads": original["num_heads"]} if "num_heads" in original else {}
+    return {"transformer": config} if config else {}
+
+
 def diffusers_components(folder: Path) -> list[str]:
     """List the components of a text-to-video pipeline that ``model_index.json`` has."""
     index = read_json(folder / "model_index.json")
