@@ -117,7 +117,7 @@ def _load_with_files(
     folder, revision = None, None
     if model is None or model.folder or not sources.has_all(here, model.experts):
         options = {name: kwargs[name] for name in (*HUB_OPTIONS, "variant", "use_safetensors") if name in kwargs}
-        folder, revision = _fetch(source, skip=list(here), dtype=dtype, **options)
+        folder, revision = _fetch(_remainder(source), skip=list(here), dtype=dtype, **options)
     kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
     config, others = {}, {}
     if folder is not None and (model is None or model.is_ours):  # of no published size
@@ -134,11 +134,10 @@ def _load_with_files(
         pipe = cls(**scheduler | ratios | loaded | kwargs)
     else:
         pipe = load_pipeline(cls, folder, dtype=dtype, shift=shift, **(loaded | kwargs))
-    if kwargs.get("text_encoder", loaded) is None or "text_encoder" not in sources.files:
+    if (loaded | kwargs).get("text_encoder") is None:
         file = sources.files.get("text_encoder")
-        pipe.text_encoder_identity = (
-            identity_of_files([file]) if file else revision or (_identity(folder) if folder else None)
-        )
+        identity = revision or (_identity(folder) if folder else None)
+        pipe.text_encoder_identity = identity_of_files([file]) if file else identity
     return pipe
 
 
@@ -175,7 +174,7 @@ def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub
     if str(source) == "tiny":
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]
-    folder, _ = _fetch(source, skip=others, dtype=dtype, **hub)
+    folder, _ = _fetch(_remainder(source), skip=others, dtype=dtype, **hub)
     encoder_dtype = resources.dtype_of("text_encoder", _check_folder(folder, source, skip=others, dtype=dtype))
     if files.is_original(folder):
         encoder = original.load_text_encoder(folder, encoder_dtype)
@@ -183,6 +182,12 @@ def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=encoder_dtype)
     check_text_encoder(encoder)
     return encoder
+
+
+def _remainder(source: str | Path) -> str | Path:
+    """Name where the parts are that a source's own single files lack."""
+    model = zoo.find(source)
+    return model.hub_id if model is not None and model.files and model.hub_id else source
 
 
 def _fetch(

@@ -96,8 +96,9 @@ class PusaPipeline(WanPipeline):
 
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
-                folder as Wan publishes it.
-            kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`.
+                folder as Wan publishes it, or ComfyUI's folder of models.
+            kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`; and ``files={"transformer": path, ...}``,
+                single files in place of the source's parts (see `pusa.loading.load_pipeline`).
 
         Raises:
             ValueError, FileNotFoundError: something is missing or does not fit; raised before anything large is read.
@@ -108,7 +109,8 @@ class PusaPipeline(WanPipeline):
         model = zoo.find(source)
         if model is not None:
             pipe.defaults = model.defaults
-            if model.lora is not None and model.is_ours and "transformer" not in kwargs:
+            own = "transformer" not in kwargs and "transformer" not in (kwargs.get("files") or {})
+            if model.lora is not None and model.is_ours and own:
                 pipe.load_pusa(model.lora.fetch(), alpha=model.defaults.alpha)
         return pipe
 

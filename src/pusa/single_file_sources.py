@@ -48,7 +48,7 @@ class FileSources:
         return file_parts.load_parts(wanted, dtype=dtype, config=config or None, keep_quantized=self.keep_quantized)
 
 
-def take(source: str | Path, options: dict[str, Any], dtype: DType | None, only: str | None = None) -> FileSources:
+def take(source: str | Path, options: dict[str, Any], dtype: "DType | None", only: str | None = None) -> FileSources:
     """Take what concerns single files out of the options of `pusa.loading.load_pipeline`.
 
     Args:
@@ -84,7 +84,7 @@ def take(source: str | Path, options: dict[str, Any], dtype: DType | None, only:
 def _published(
     model: ZooModel,
     storage: Mapping[str, str] | None,
-    dtype: DType | None,
+    dtype: "DType | None",
     skip: Collection[str],
     options: Mapping[str, Any],
 ) -> dict[str, Path]:

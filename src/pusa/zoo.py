@@ -367,8 +367,14 @@ def recognise(folder: Path) -> ZooModel | None:
 
 def _in_comfyui(folder: Path) -> ZooModel:
     choice = comfyui.choose(comfyui.scan(folder), families())
-    family, name = ZOO[choice.family], Path(os.path.abspath(folder)).name
-    return replace(family, name=name, title=f"in ComfyUI: {family.title}", family=family.name, files=choice.files)
+    family = ZOO[choice.family]
+    return replace(
+        family,
+        name=f"comfyui-{family.name}",
+        title=f"in ComfyUI: {family.title}",
+        family=family.name,
+        files=choice.files,
+    )
 
 
 def family_of(config: Mapping[str, Any], experts: int = 1) -> ZooModel | None:

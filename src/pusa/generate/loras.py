@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pusa import zoo
-from pusa.fsutil import FileStat, fingerprint_of, stat_of
+from pusa.fsutil import FileStat, fingerprint_of, sampled_fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
 from pusa.lora.placement import PlacedFile, Source, find_files, place_loras
@@ -74,6 +74,10 @@ def own_files(entry: zoo.ZooModel) -> tuple[list[Source], list[str]]:
     """
     if entry.is_ours:
         return [], []  # in the folder, and attached with it
+    if entry.own_lora:
+        return list(entry.own_lora), [
+            f"{entry.name} is a {entry.family}: its defaults and the LoRAs added with it apply"
+        ]
     told = f"{entry.name} is recognised as {entry.family}" if entry.family else ""
     if entry.lora is None:
         return [], [f"{told}: its defaults apply"] if told else []
@@ -127,17 +131,25 @@ def _experts_with_pusa(pipe: PusaPipeline) -> list[str]:
 # ---- files that change -----------------------------------------------------------------------------------------------
 
 
-def stats_of(model: Path | None, sources: Iterable[str]) -> tuple[FileStat, ...]:
+def stats_of(model: Path | None, sources: Iterable[str], files: Iterable[Path] = ()) -> tuple[FileStat, ...]:
     """List what tells if the files of a model and its LoRAs have changed; nothing for those on the Hub."""
     texts = [text for source in sources for text in parse_lora(source).files.values()]
-    paths = [*([model] if model else []), *(Path(text).expanduser() for text in texts)]
+    paths = [*([model] if model else []), *files, *(Path(text).expanduser() for text in texts)]
     return tuple(stat for path in paths for stat in stat_of(path))
 
 
-def hashes(source: str, folder: Path | None, loras: Loras) -> dict[str, Any]:
-    """Hash the weights a video is made with: the model's folder, or else its Hub id and revision, and each LoRA."""
+def hashes(source: str, folder: Path | None, loras: Loras, parts: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Hash the weights a video is made with: the model's folder, or else its Hub id and revision, and each LoRA.
+
+    Single files of `parts` of the model count with their names and a hash of their content, large ones by samples.
+    """
     files = [{"file": file.path.name, "sha256": fingerprint_of(file.path)} for lora in loras for file in lora.values()]
-    return {"model": {"sha256": fingerprint_of(folder)} if folder else {"source": source}, "lora": files}
+    found = {"model": {"sha256": fingerprint_of(folder)} if folder else {"source": source}, "lora": files}
+    if parts:
+        found["parts"] = {
+            part: {"file": path.name, "sha256": sampled_fingerprint_of(path)} for part, path in parts.items()
+        }
+    return found
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -147,6 +159,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         if key in old and key in new and old[key] != new[key]:
             was, is_now = (weights[key][:12] + "..." if name else weights[key] for weights in (old, new))
             yield f"the model is another one than this video was made with ({name}{is_now}, was {was})"
+    old_parts, new_parts = before.get("parts", {}), now.get("parts", {})
+    for part in sorted({*old_parts, *new_parts} if before else ()):
+        old, new = old_parts.get(part, {}), new_parts.get(part, {})
+        if old.get("sha256") != new.get("sha256"):
+            yield (
+                f"the {part} comes from {new.get('file', 'the model')}, and this video was made with "
+                + (f"{old['file']}: give it with --{part.replace('_', '-')}" if old else "the model's own")
+            )
     old_files, new_files = before.get("lora", []), now.get("lora", [])
     for was, file in zip(old_files, new_files, strict=False):
         if was["sha256"] != file["sha256"]:
