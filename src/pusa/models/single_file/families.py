@@ -150,8 +150,8 @@ def _text_encoder(shapes: Shapes) -> Family:
         width=shapes.size(embedding, 1),
         layers=layers,
         problem=(
-            f"a T5 v1.1 encoder (not UMT5): {biases} of its {layers} blocks have a bias of positions, and all of UMT5's "
-            "have. Take umt5_xxl, with which Wan reads prompts"
+            f"a T5 v1.1 encoder (not UMT5): {biases} of its {layers} blocks have a bias of positions, and all of "
+            "UMT5's have. Take umt5_xxl, with which Wan reads prompts"
             if is_plain
             else ""
         ),
