@@ -11,13 +11,13 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from pusa import resources
-from pusa.models import original
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
+from pusa.models.streaming import weight_dtype
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
@@ -144,4 +144,4 @@ def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
     if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
         return dtype
-    return original.weight_dtype(model, name, dtype)
+    return weight_dtype(model, name, dtype)
