@@ -69,7 +69,8 @@ def load_pipeline(
     dtype = torch_dtype if dtype is None else dtype
     single_files = single_file_sources.take(source, kwargs, dtype)
     if single_files.files:
-        return _load_with_files(cls, source, single_files, dtype=dtype, shift=shift, **kwargs)
+        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
+        return _load_with_files(cls, source, single_files, **given, **kwargs)
     if shift is not None:
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
@@ -119,6 +120,8 @@ def _load_with_files(
     *,
     dtype: "DType | None",
     shift: float | None,
+    device: Devices,
+    progress: Progress | None,
     **kwargs: Any,
 ) -> Any:
     """Load a pipeline whose parts are single files; what they lack comes from the source, or from the Hub."""
@@ -142,6 +145,9 @@ def _load_with_files(
         config, others = files.transformer_configs(folder), files.parameter_counts(folder, skip=here)
     dtype = dtype or sources.default_dtype(model, others)
     loaded = sources.load(kwargs, dtype=dtype, config=config)
+    for part in parts.PARTS:
+        if part in loaded:
+            loaded[part].to(device_of(part, device))
     loaded |= {"tokenizer": tokenizer} if tokenizer is not None else {}
     if folder is None:
         assert model is not None
@@ -149,7 +155,8 @@ def _load_with_files(
         ratios = {"boundary_ratio": model.defaults.boundary_ratio, "expand_timesteps": model.expand_timesteps}
         pipe = cls(**scheduler | ratios | loaded | kwargs)
     else:
-        pipe = load_pipeline(cls, folder, dtype=dtype, shift=shift, **(loaded | kwargs))
+        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
+        pipe = load_pipeline(cls, folder, **given, **(loaded | kwargs))
     if (loaded | kwargs).get("text_encoder") is None:
         file = sources.files.get("text_encoder")
         identity = revision or (_identity(folder) if folder else None)
