@@ -160,6 +160,18 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
                 yield from _damaged_shards(folder, shards(part), part / f"{stem}.safetensors")
 
 
+def weight_files(folder: Path) -> dict[str, list[Path]]:
+    """List the files with the weights of each part of a folder in either layout, missing ones included."""
+    if is_original(folder):
+        found = {part: transformer_shards(place) for part, place in original_experts(folder).items()}
+        return found | {
+            "text_encoder": [original_weights(folder, ORIGINAL_TEXT_ENCODER)],
+            "vae": [original_vae(folder)],
+        }
+    parts = [part for part in diffusers_components(folder) if part not in ("tokenizer", "scheduler")]
+    return {part: shards(folder / part) or sorted((folder / part).glob("*.bin")) for part in parts}
+
+
 def transformer_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Read what tensors of an unpublished size do not tell, from a folder in either layout: "transformer" -> fields."""
     if not is_original(folder):
