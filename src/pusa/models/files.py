@@ -55,6 +55,8 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(file.read(header_bytes))
         except ValueError as error:
             raise DamagedFileError(f"{path.name} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DamagedFileError(f"{path.name} is no safetensors file: its header is no JSON object")
     tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
     whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size_bytes < whole_bytes:
@@ -258,29 +260,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def describe_single_file(path: Path) -> str:
     """Explain, for an error, that a file given as a model is none, and what it seems to be."""
-    lora = "a LoRA: give it with --lora, or load_pusa, beside a model"
-    kinds: tuple[tuple[str, str], ...] = (
-        (r"lora[._](?:[AB]|up|down)\b|\.diff(?:_b|_m)?$", lora),
-        (r"text_encoders?\..*\n(?:.*\n)*vae\.|vae\..*\n(?:.*\n)*text_encoders?\.", "an all-in-one checkpoint"),
-        (r"patch_embedding\.|condition_embedder\.|time_projection\.", "a single-file checkpoint of the transformer"),
-        (r"token_embedding\.|^(?:.*\.)?shared\.weight|enc\.blk\.", "a single-file checkpoint of the text encoder"),
-        (r"decoder\.(?:conv1|conv_in|middle|mid_block)\.", "a single-file checkpoint of the VAE"),
-    )
-    found = "a single file"
-    if path.suffix == ".safetensors":
+    from pusa.models.single_file.recognition import recognise  # it reads headers by this module
+
+    found = "a single GGUF file" if path.suffix == ".gguf" else "a single file"
+    if path.suffix in (".safetensors", ".gguf"):
         try:
-            keys = "\n".join(sorted(safetensors_header(path)))
+            file = recognise(path)
         except DamagedFileError as error:
-            return f"{path}: {error}: get it again, and give a model's folder"
-        found = next((kind for pattern, kind in kinds if re.search(pattern, keys, re.MULTILINE)), found)
-    elif path.suffix == ".gguf":
-        found = "a single GGUF file"
+            return f"{path} is {found}: {error}: get it again, and give a model's folder"
+        except ModuleNotFoundError as error:
+            return f"{path} is {found}: {error}"
+        if file.is_lora:
+            return f"{path} is a LoRA: give it with --lora, or load_pusa, beside a model"
+        if file.problem:
+            return f"{path} is {found}: {file.problem}"
+        nouns = [{"text_encoder": "text encoder", "vae": "VAE"}.get(part, part) for part in file.components]
+        found = "an all-in-one checkpoint" if len(nouns) > 1 else f"a single-file checkpoint of the {nouns[0]}"
     elif any(stem in path.name for stem in (ORIGINAL_VAE, ORIGINAL_WAN22_VAE, ORIGINAL_TEXT_ENCODER)):
         part = "text encoder" if ORIGINAL_TEXT_ENCODER in path.name else "VAE"
         found = f"a single-file checkpoint of the {part}"
-    if found == lora:
-        return f"{path} is {lora}"
     return (
         f"{path} is {found}, not a folder: give the folder of a whole model (diffusers' or Wan's own layout), a Hub id "
-        "or a name of `pusa models`"
+        "or a name of `pusa models`; a file goes beside it, with --transformer, --text-encoder or --vae"
     )
