@@ -1,6 +1,5 @@
 """Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
 
-import itertools
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
 from media_samples import psnr
+from memory_faults import run_out_of_memory
 from PIL import Image
 
 from pusa import loading, media, zoo
@@ -337,18 +337,6 @@ def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, mo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.latents.safetensors", "whole.mp4"]
     list(decode(tmp_path / "out.latents.safetensors", tmp_path / "out.mp4"))
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
-
-
-def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int) -> None:
-    """Let one call of a method, counted from 1, run out of memory."""
-    method, numbers = getattr(owner, name), itertools.count(1)
-
-    def short(self: Any, *args: Any, **options: Any) -> Any:
-        if next(numbers) == call:
-            raise torch.OutOfMemoryError("out of memory")
-        return method(self, *args, **options)
-
-    monkeypatch.setattr(owner, name, short)
 
 
 def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):

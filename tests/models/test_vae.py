@@ -10,7 +10,14 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_tile_by_tile, decode_video, encode_video
+from pusa.models.vae import (
+    DecodeMemoryError,
+    decode_chunks,
+    decode_tile_by_tile,
+    decode_tiles,
+    decode_video,
+    encode_video,
+)
 
 Make = Callable[..., AutoencoderKLWan]
 
@@ -257,3 +264,12 @@ def test_tiles_fade_into_each_other(tiny_vae: Make) -> None:
     }
     assert edges["tiles"].max() < 0.2 * edges["cut"].max()  # nothing jumps where a tile begins or ends
     torch.testing.assert_close(tiles[..., :32], whole[..., :32], rtol=0, atol=2e-5)  # nor changes far from there
+
+
+def test_tiles_continue_from_piece_to_piece(tiny_vae: Make) -> None:
+    vae, latents = tiny_vae(), noise(5, 8, 20)
+    whole = torch.cat(list(decode_tiles(vae, latents, 16, 12)), dim=2)
+    pieces = list(decode_tiles(vae, iter(latents.split([1, 3, 1], dim=2)), 16, 12))
+    assert [piece.shape[2] for piece in pieces] == [1, 12, 4]
+    assert torch.equal(torch.cat(pieces, dim=2), whole)
+    assert torch.equal(whole, decode_tile_by_tile(vae, latents))

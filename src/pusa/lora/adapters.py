@@ -331,6 +331,11 @@ def _check_writable(model: Any, name: str) -> None:
     parameter = _parameter(model, name)
     if type(parameter) is not nn.Parameter or parameter.dtype not in _MERGEABLE:
         kind = f"{type(parameter).__name__} of {parameter.dtype}"
+        if state_of(model).merged:
+            raise ValueError(
+                f"{name} is a {kind} with LoRAs merged into it: load the model again with another alpha, or without "
+                "quantised weights, where alpha can change"
+            )
         raise ValueError(
             f"{name} is a {kind}: quantised or sharded weights cannot be merged; keep the adapter attached"
         )
