@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from sparse_models import text_encoder_shapes, transformer_shapes, vae_shapes, write_sparse
 
@@ -40,8 +41,10 @@ def original_folder(place: Path, shapes: dict, experts: int = 1) -> Path:
 )
 def test_a_folder_is_recognised_by_its_shapes(tmp_path: Path, shapes: dict, experts: int, family: str) -> None:
     model = zoo.find(original_folder(tmp_path / "mine", shapes, experts))
-    assert model is not None and (model.name, model.family, model.hub_id) == ("mine", family, None)
-    assert model.defaults == zoo.get(family).defaults and model.lora == zoo.get(family).lora
+    assert model is not None
+    assert (model.name, model.family, model.hub_id) == ("mine", family, None)
+    assert model.defaults == zoo.get(family).defaults
+    assert model.lora == zoo.get(family).lora
     assert not model.is_ours
     assert zoo.defaults_of(str(tmp_path / "mine")) == zoo.get(family).defaults
 
@@ -54,7 +57,8 @@ def test_a_folder_in_diffusers_layout_is_recognised_by_its_configuration(tmp_pat
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | dict(zoo.get("wan2.1-1.3b").transformer)))
     model = zoo.find(folder)
-    assert model is not None and model.family == "wan2.1-1.3b"
+    assert model is not None
+    assert model.family == "wan2.1-1.3b"
     config.write_text(json.dumps(values | dict(zoo.get("wan2.1-1.3b").transformer) | {"num_layers": 29}))
     assert zoo.find(folder) is None
     config.write_text(json.dumps(values | dict(zoo.get("wan2.1-1.3b").transformer) | {"image_dim": 1280}))
@@ -67,6 +71,9 @@ def test_a_narrow_original_folder_is_nobody(tmp_path: Path) -> None:
 
 
 # ---- single files ----------------------------------------------------------------------------------------------------
+
+
+SIZES = ((WIDE, "wan2.1-14b"), (NARROW, "wan2.1-1.3b"), (TI2V, "wan2.2-ti2v-5b"))
 
 
 def test_a_transformer_tells_its_model_whatever_its_name_and_prefix(tmp_path: Path) -> None:
@@ -98,14 +105,12 @@ def test_high_and_low_are_told_by_the_name_and_halves_are_asked_for(tmp_path: Pa
 
 def test_a_file_that_does_not_hold_its_part_is_refused(tmp_path: Path, golden: Path) -> None:
     vae = write_sparse(tmp_path / "vae.safetensors", VAE)
-    with pytest.raises(
-        WrongArchitectureError, match=r"--transformer vae\.safetensors holds the Wan2\.1 VAE, and no tr"
-    ):
+    with pytest.raises(WrongArchitectureError, match=r"--transformer vae\.safetensors holds the Wan2\.1 VAE, and"):
         file_set.expand({"transformer": vae})
     with pytest.raises(WrongArchitectureError, match="an image-to-video model"):
         file_set.expand({"transformer": golden / "singlefiles/refuse_i2v_wan21.safetensors"})
     lora = tmp_path / "lora.safetensors"
-    save_file({"blocks.0.ffn.0.lora_A.weight": __import__("torch").zeros(1, 1)}, lora)
+    save_file({"blocks.0.ffn.0.lora_A.weight": torch.zeros(1, 1)}, lora)
     with pytest.raises(WrongArchitectureError, match="is a LoRA: give it with --lora"):
         file_set.expand({"transformer": lora})
     with pytest.raises(FileNotFoundError):
@@ -118,7 +123,7 @@ def test_files_of_another_model_are_refused_by_their_headers(tmp_path: Path) -> 
     with pytest.raises(WrongArchitectureError, match=r"30 blocks of width 1536 .* wan2\.1-14b has 40 of 5120"):
         file_parts.check_model({"transformer": transformer}, values, experts, "wan2.1-14b")
     vae = write_sparse(tmp_path / "v.safetensors", WAN22_VAE)
-    with pytest.raises(WrongArchitectureError, match="48 latent channels, and wan2.1-14b has 16"):
+    with pytest.raises(WrongArchitectureError, match=r"48 latent channels, and wan2\.1-14b has 16"):
         file_parts.check_model({"vae": vae}, values, experts, "wan2.1-14b")
     with pytest.raises(WrongArchitectureError, match="has one transformer and --transformer-2"):
         file_parts.check_model({"transformer_2": transformer}, values, experts, "wan2.1-14b")
@@ -152,7 +157,8 @@ def test_files_are_found_by_content(comfy: Path) -> None:
         "old.safetensors",
         "new.safetensors",
     }
-    assert len(found.refused) == 1 and found.refused[0].startswith("checkpoints/broken.safetensors: ")
+    assert len(found.refused) == 1
+    assert found.refused[0].startswith("checkpoints/broken.safetensors: ")
     choice = comfyui.choose(found, FAMILIES)
     assert choice.family == "wan2.1-1.3b"
     assert {part: path.name for part, path in choice.files.items()} == {
@@ -162,14 +168,15 @@ def test_files_are_found_by_content(comfy: Path) -> None:
     }
     for folder in (comfy, comfy.parent):
         model = zoo.find(folder)
-        assert model is not None and (model.family, model.files) == ("wan2.1-1.3b", choice.files)
+        assert model is not None
+        assert (model.family, model.files) == ("wan2.1-1.3b", choice.files)
 
 
 def test_several_candidates_are_listed_with_the_options_that_choose(comfy: Path) -> None:
     write_sparse(comfy / "diffusion_models/other.safetensors", TI2V)
     found = comfyui.scan(comfy)
     with pytest.raises(
-        ValueError, match=r"several transformers: .*--transformer .*my_model.*--transformer .*other"
+        ValueError, match=r"several transformers: .*--transformer .*other.*--transformer .*my_model"
     ) as error:
         comfyui.choose(found, FAMILIES)
     assert "wan2.2-ti2v-5b" in str(error.value)
