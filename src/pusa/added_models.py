@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pusa.fsutil import replacing
-from pusa.models.file_set import PARTS
+from pusa.models.sources.file_set import PARTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -61,7 +61,7 @@ def read(name: str) -> AddedModel | None:
         return AddedModel(name, card["family"], files, tuple(card.get("lora", ())), folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} does not describe a model ({error}): `pusa models remove {name}`, add it again"
+            f"{path} does not describe a model ({error}): `pusa models remove {name}`, and add it again"
         ) from error
 
 

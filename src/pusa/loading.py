@@ -17,8 +17,9 @@ from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from pusa import resources, single_file_sources, zoo
-from pusa.models import file_parts, files, original, parts, tiny
+from pusa.models import files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
+from pusa.models.sources import file_parts
 from pusa.models.streaming import Devices, LoadCounter, Progress, device_of
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pusa import resources, zoo
-from pusa.models import file_parts, file_set, published
+from pusa.models.sources import file_parts, file_set, published
 from pusa.resources import DType, dtype_of
 from pusa.zoo import ZooModel
 

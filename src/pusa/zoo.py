@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pusa import added_models, resources
 from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
-from pusa.models import comfyui, configs, files
-from pusa.models.published import PublishedFile
+from pusa.models import files
+from pusa.models.sources import comfyui, configs
+from pusa.models.sources.published import PublishedFile
 from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 
@@ -308,7 +309,7 @@ def names() -> list[str]:
 
 
 def families() -> dict[str, tuple[Mapping[str, Any], int]]:
-    """Return the published models that a user's files may be, for `pusa.models.file_set`."""
+    """Return the published models that a user's files may be, for `pusa.models.sources.file_set`."""
     return {model.name: (model.transformer, model.experts) for model in ZOO.values() if model.hub_id is not None}
 
 

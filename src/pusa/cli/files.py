@@ -50,7 +50,7 @@ def find_files(request: GenerationRequest, load: LoadOptions) -> tuple[Generatio
         return request, load
 
     from pusa import zoo
-    from pusa.models import comfyui, file_set
+    from pusa.models.sources import comfyui, file_set
 
     place = comfyui.models_folder(folder) if folder is not None else None
     if place is not None:
@@ -88,8 +88,8 @@ def add_model(
         FileNotFoundError: a file or a folder is missing.
     """
     from pusa import added_models, zoo
-    from pusa.models import comfyui as comfyui_folder
-    from pusa.models import file_parts, file_set
+    from pusa.models.sources import comfyui as comfyui_folder
+    from pusa.models.sources import file_parts, file_set
 
     files, families = take_files(options), zoo.families()
     if name in zoo.ZOO:

@@ -14,7 +14,8 @@ def describe_folder(folder: Path) -> dict[str, Any]:
         ValueError: the folder holds no model in a layout that is known.
     """
     from pusa import zoo
-    from pusa.models import comfyui, files
+    from pusa.models import files
+    from pusa.models.sources import comfyui
 
     if place := comfyui.models_folder(folder):
         return _describe_comfyui(place)
@@ -37,7 +38,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
 
 
 def _family(folder: Path, model: Any) -> str:
-    from pusa.models import configs
+    from pusa.models.sources import configs
 
     if model is not None:
         return model.family or f"{model.name}: {model.title}"
@@ -79,7 +80,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _describe_comfyui(folder: Path) -> dict[str, Any]:
     from pusa import zoo
-    from pusa.models import comfyui, file_set
+    from pusa.models.sources import comfyui, file_set
 
     found, families = comfyui.scan(folder), zoo.families()
     facts: dict[str, Any] = {

@@ -142,8 +142,8 @@ def _describe_tensors(
 
 
 def _describe_single_file(path: Path) -> dict[str, Any]:
-    from pusa.models.file_set import describe
     from pusa.models.single_file.recognition import recognise
+    from pusa.models.sources.file_set import describe
     from pusa.zoo import families
 
     file = recognise(path)
@@ -219,14 +219,16 @@ def list_models() -> dict[str, dict[str, Any]]:
     """Name -> what it is, what it takes to download, and how it would run on this machine."""
     from pusa.zoo import describe_fit, get, names
 
-    return {
-        name: {
-            "about": model.title,
-            "download": "those parts that are not added" if model.family else _gigabytes(model.download_bytes),
-            "here": describe_fit(model),
-        }
-        for name, model in ((name, get(name)) for name in names())
-    }
+    listed = {}
+    for name in names():
+        try:
+            model = get(name)
+        except ValueError as error:  # of one that was added
+            listed[name] = {"about": str(error)}
+            continue
+        download = "those parts that were not added" if model.family else _gigabytes(model.download_bytes)
+        listed[name] = {"about": model.title, "download": download, "here": describe_fit(model)}
+    return listed
 
 
 def describe_model(name: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pusa.lora.sources import stem_of
-from pusa.models.file_set import OPTIONS, Families, describe, expand, families_of, family_of, is_same
 from pusa.models.files import DamagedFileError
 from pusa.models.single_file.recognition import SingleFile, recognise
+from pusa.models.sources.file_set import OPTIONS, Families, describe, expand, families_of, family_of, is_same
 
 _TRANSFORMERS = ("diffusion_models", "unet", "checkpoints")
 FOLDERS = (*_TRANSFORMERS, "text_encoders", "clip", "vae", "loras")

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from pusa.models import configs
-from pusa.models.file_set import OPTIONS, component_of, part_in, transformer_config
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.loading import load_single_file
 from pusa.models.single_file.recognition import recognise
 from pusa.models.single_file.text_encoder import load_tokenizer
+from pusa.models.sources import configs
+from pusa.models.sources.file_set import OPTIONS, component_of, part_in, transformer_config
 from pusa.models.vae import channels_last
 from pusa.resources import DType
 

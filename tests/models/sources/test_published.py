@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pusa import zoo
-from pusa.models import published
+from pusa.models.sources import published
 
 MODEL = zoo.get("wan2.1-14b")
 ASKED = {"transformer": "bfloat16", "text_encoder": "fp8", "vae": "bfloat16"}

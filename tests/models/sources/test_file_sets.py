@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from sparse_models import text_encoder_shapes, transformer_shapes, vae_shapes, write_sparse
 
 from pusa import PusaPipeline, zoo
-from pusa.models import comfyui, file_parts, file_set
 from pusa.models.files import WrongArchitectureError
+from pusa.models.sources import comfyui, file_parts, file_set
 
 FAMILIES = zoo.families()
 WIDE, NARROW = transformer_shapes("wan2.1-14b"), transformer_shapes("wan2.1-1.3b")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pusa.lora.sources import NOISE_OF
-from pusa.models import configs
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.recognition import Part, SingleFile, recognise
+from pusa.models.sources import configs
 from pusa.resources import readable
 
 PARTS = ("transformer", "transformer_2", "text_encoder", "vae")
