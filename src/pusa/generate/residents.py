@@ -333,7 +333,8 @@ def _load(
     if plan is not None:
         stored = {part: how.storage for part, how in plan.parts.items()}
         given["dtype"] = _dtypes(plan)
-        given["storage"] = {part: "fp8" if storage == "fp8" else "bfloat16" for part, storage in stored.items()}
+        as_is = ("fp8", "float32")  # other storages are made of bf16
+        given["storage"] = {part: kind if kind in as_is else "bfloat16" for part, kind in stored.items()}
     pipe = PusaPipeline.from_pretrained(model, files=resident.options.files, **given)
     attached = loras.attach(pipe, sources, layers)
     pipe.set_progress_bar_config(disable=True)
