@@ -102,7 +102,7 @@ def _published(
     )
     if not wanted:
         return {}
-    zoo.check_resources(model, dtype=dtype, skip=[part for part in model.parameters if part in options])
+    zoo.check_resources(model, dtype=dtype, skip=skip)
     missing = sum(file.size_bytes for file in wanted.values() if published.cached_path(file, cache) is None)
     resources.check_disk(missing, Path(cache or HF_HUB_CACHE), model.name)
     hub = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
