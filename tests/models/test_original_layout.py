@@ -9,7 +9,8 @@ import torch
 from _golden import within
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
-from safetensors.torch import load_file, save_file
+from model_folders import write_transformer
+from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
 from pusa import PusaPipeline, zoo
@@ -31,20 +32,6 @@ def shapes_of(golden: Path, name: str) -> dict[str, list[int]]:
 
 def shapes_in(model: torch.nn.Module) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in model.state_dict().items()}
-
-
-def write_transformer(folder: Path, tensors: dict[str, torch.Tensor], *, shards: int = 1, num_heads: int = 3) -> None:
-    folder.mkdir(exist_ok=True)
-    config = {"_class_name": "WanModel", "model_type": "t2v", "num_heads": num_heads}
-    (folder / "config.json").write_text(json.dumps(config))
-    if shards == 1:
-        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-        return
-    names = [f"diffusion_pytorch_model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    weight_map = {key: names[i % shards] for i, key in enumerate(tensors)}
-    for name in names:
-        save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, folder / name)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from pusa import resources
+from pusa.models import streaming
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
-from pusa.models.streaming import weight_dtype
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
@@ -72,7 +72,9 @@ def load_single_file(
     """
     file = recognise(path)
     if file.problem:
-        raise WrongArchitectureError(f"{file.path.name}: {file.problem}" if file.is_lora else file.problem)
+        raise WrongArchitectureError(file.problem if file.parts else f"{file.path.name}: {file.problem}")
+    if not file.parts or len(set(file.components)) != len(file.parts):
+        raise WrongArchitectureError(f"{file.path.name} holds {file.title}: one model of each kind can be loaded")
     configs = split_config(config, file)
     empty, notes = _empty_models(file, configs)
     counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
@@ -89,6 +91,8 @@ def load_single_file(
             notes.append(note)
         else:
             components["tokenizer"] = tokenizer
+    for note in notes:
+        logger.warning("%s", note)
     return Components(components, tuple(notes))
 
 
@@ -102,7 +106,6 @@ def _empty_models(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -> tu
             if component in configs or not configs:
                 raise
             notes.append(f"left out: {error}")
-            logger.warning("%s", notes[-1])
     return empty, notes
 
 
@@ -141,4 +144,4 @@ def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
     if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
         return dtype
-    return weight_dtype(model, name, dtype)
+    return streaming.weight_dtype(model, name, dtype)
