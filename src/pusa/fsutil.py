@@ -89,16 +89,27 @@ def fingerprint_of(path: Path) -> str:
     return _hashes[stats]
 
 
+def sampled_fingerprint_of(path: Path) -> str:
+    """Hash a file's content as `fingerprint_of` does in a folder: above 256 MB by samples."""
+    digest = hashlib.sha256()
+    _hash_content(digest, path, path.stat().st_size)
+    return digest.hexdigest()
+
+
 def _hash_folder(folder: Path, stats: Iterable[FileStat]) -> str:
     digest = hashlib.sha256()
     for name, _, size_bytes, *_ in stats:
         file = Path(name)
         digest.update(f"{file.relative_to(folder).as_posix()}:{size_bytes};".encode())
-        if size_bytes <= _WHOLE_BYTES:
-            digest.update(sha256_of(file).encode())
-            continue
-        with file.open("rb") as stream:
-            for sample in range(_SAMPLES):
-                stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
+        _hash_content(digest, file, size_bytes)
     return digest.hexdigest()
+
+
+def _hash_content(digest: "hashlib._Hash", file: Path, size_bytes: int) -> None:
+    if size_bytes <= _WHOLE_BYTES:
+        digest.update(sha256_of(file).encode())
+        return
+    with file.open("rb") as stream:
+        for sample in range(_SAMPLES):
+            stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))

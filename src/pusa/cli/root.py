@@ -19,6 +19,7 @@ from pusa import __version__
 from pusa.acceleration.decisions import LoadOptions
 from pusa.cli.groups import Group, Session, json_option
 from pusa.cli.options import (
+    add_options,
     build_conditions,
     build_request,
     condition,
@@ -163,8 +164,10 @@ def _run(
     if path.exists():
         click.echo(f"{path} will be replaced", err=True)
 
+    from pusa.cli.files import find_files
     from pusa.cli.info import check_model
 
+    request, load = find_files(request, load)
     check_model(request.model)
 
     from pusa.generate import generate
@@ -175,9 +178,9 @@ def _run(
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from pusa.zoo import ZOO
+    from pusa.zoo import names
 
-    return [name for name in ZOO if name.startswith(incomplete)]
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 def _show(start: Start, as_json: bool) -> None:
@@ -387,7 +390,7 @@ def decode(
 @click.argument("file", metavar="FILE", type=click.Path())
 @json_option
 def info(file: str, as_json: bool) -> None:
-    """Describe FILE: a video and how it was made, a LoRA, a checkpoint or saved latents."""
+    """Describe FILE: a video and how it was made, a LoRA, a checkpoint, saved latents or a model's folder."""
     from pusa.cli.info import describe
 
     print_facts(describe(file), as_json)
@@ -473,6 +476,36 @@ def convert(source: str, folder: str, dtype: str, as_json: bool) -> None:
     from pusa.conversion import convert as convert_model
 
     _show(lambda stop: convert_model(source, Path(folder).expanduser(), dtype=dtype, stop=stop), as_json)
+
+
+@models.command()
+@click.argument("name", metavar="NAME")
+@click.option("--model", metavar="NAME", help="The model of the zoo that it is. [default: its files tell]")
+@add_options
+@click.option("--folder", metavar="FOLDER", type=click.Path(), help="A model's folder, for parts without a file.")
+@click.option(
+    "--comfyui", metavar="FOLDER", type=click.Path(), help="ComfyUI's folder of models: find the files there."
+)
+@click.option("--lora", metavar="FILE", multiple=True, help="Its LoRAs, instead of the model's own. [may be repeated]")
+def add(name: str, **options: Any) -> None:
+    """Give a model of files on this machine a NAME, which all commands, Python and the server know.
+
+    \b
+    pusa models add my-wan --transformer wan2.1-t2v-14b-Q8_0.gguf --vae wan_2.1_vae.safetensors
+    pusa models add comfy --comfyui ~/ComfyUI/models
+    """
+    from pusa.cli.files import add_model
+
+    click.echo(add_model(name, **options))
+
+
+@models.command()
+@click.argument("name", metavar="NAME", shell_complete=_complete_models)
+def remove(name: str) -> None:
+    """Forget the model NAME that was added; its files stay."""
+    from pusa.added_models import remove as forget
+
+    forget(name)
 
 
 @main.command()

@@ -116,10 +116,13 @@ def generate(
         writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
         notes = [
+            *resident.notes,
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
             *loras.changes(made_with or {}, weights or {}),
             *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
         ]
+        if missing := loras.missing_note(pipe, resolved):
+            notes.append(missing)
         if request.alpha and not loras.has_pusa(pipe):
             notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
         if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
@@ -209,7 +212,7 @@ def _resolve(
     size_of_first = partial(inputs.frame_size, first, carried) if first else None
     resolved = match_orientation(request, size_of_first, defaults).resolved(defaults)
     sources = [inputs.find(condition, carried) for condition in resolved.conditions]
-    for note in rounding_notes(request, resolved):
+    for note in rounding_notes(request, resolved, defaults.size_multiple):
         report(Note(note))
     if unknown := prompt_hints.unknown_words(request.prompt, request.model):
         hint = prompt_hints.hint(unknown, request.model)

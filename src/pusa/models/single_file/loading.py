@@ -72,7 +72,9 @@ def load_single_file(
     """
     file = recognise(path)
     if file.problem:
-        raise WrongArchitectureError(f"{file.path.name}: {file.problem}" if file.is_lora else file.problem)
+        raise WrongArchitectureError(file.problem if file.parts else f"{file.path.name}: {file.problem}")
+    if not file.parts or len(set(file.components)) != len(file.parts):
+        raise WrongArchitectureError(f"{file.path.name} holds {file.title}: one model of each kind can be loaded")
     configs = split_config(config, file)
     empty, notes = _empty_models(file, configs)
     counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
@@ -89,6 +91,8 @@ def load_single_file(
             notes.append(note)
         else:
             components["tokenizer"] = tokenizer
+    for note in notes:
+        logger.warning("%s", note)
     return Components(components, tuple(notes))
 
 
@@ -102,7 +106,6 @@ def _empty_models(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -> tu
             if component in configs or not configs:
                 raise
             notes.append(f"left out: {error}")
-            logger.warning("%s", notes[-1])
     return empty, notes
 
 
