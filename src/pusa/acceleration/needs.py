@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TEXT_TOKENS = 512
 PUBLISHED_LORA_RANK = 512  # of Pusa V1.0
+OWN_LORA_RANK = 32  # of the recipe in `pusa.training`
 _EMBEDDING_PARAMETERS = 256_384 * 4096  # UMT5-XXL's vocabulary: its largest layer
 _TEXT_BLOCKS = 24
 _TEXT_ACTIVATION_BYTES = 400_000_000  # scores of 64 heads over 512 tokens in fp32, a few times
@@ -304,7 +305,7 @@ def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) ->
     )
     experts = tuple(expert for expert in ("transformer", "transformer_2")[: model.experts])
     if lora_ranks is None:
-        rank = PUBLISHED_LORA_RANK if model.folder is None else max(width // 10, 1)
+        rank = PUBLISHED_LORA_RANK if model.folder is None else OWN_LORA_RANK
         lora_ranks = dict.fromkeys(model.lora.files, rank) if model.lora else {}
     text = TextShape(model.parameters.get("text_encoder", 0))
     return ModelShapes(experts, transformer, _vae_of(model, channels), text, lora_ranks)
@@ -312,7 +313,7 @@ def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) ->
 
 def _vae_of(model: "ZooModel", channels: int) -> VaeShape:
     parameters = model.parameters.get("vae", 0)
-    config = model.vae
+    config = model.vae_config
     if not config and model.folder is not None and (path := model.folder / "vae" / "config.json").is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
     if not config and channels == WAN22_VAE.channels:

@@ -48,6 +48,10 @@ class Work:
     sequence: int = 1
     guidance: int = 1
 
+    @property
+    def ranks(self) -> int:
+        return self.sequence * self.guidance
+
 
 def rate_of(capability: tuple[int, int] | None) -> float:
     """Return the operations per second in bf16 of a card, or of a CPU (None)."""
@@ -64,15 +68,26 @@ def gain_of(storage: Storage, capability: tuple[int, int] | None) -> float:
 
 
 def relative_speed(
-    work: Work, machine: Machine, capability: tuple[int, int] | None, storage: Storage, *, merged: bool
+    work: Work,
+    machine: Machine,
+    capability: tuple[int, int] | None,
+    storage: Storage,
+    *,
+    merged: bool,
+    in_8_bits: bool,
 ) -> float:
     """Compute denoising steps per second relative to one such card with all weights resident in bf16, merged.
 
-    A copy costs nothing as long as it takes less time than the computing that it hides behind.
+    A copy costs nothing as long as it takes less time than the computing that it hides behind. Reading from disk hides
+    behind nothing.
+
+    Args:
+        merged: no adapter is attached.
+        in_8_bits: quantised layers multiply in 8 bits; otherwise their weights are cast to bf16.
     """
     rate = rate_of(capability)
     resident = (work.linear + work.attention) / rate
-    gain = gain_of(storage, capability)
+    gain = gain_of(storage, capability) if in_8_bits else 1.0
     computing = (work.linear / gain + work.attention) / rate
     if storage in ("fp8", "int8") and gain == 1:
         computing *= _CAST
@@ -82,9 +97,10 @@ def relative_speed(
         computing *= UNMERGED
     computing /= 1 + (work.sequence - 1) * _SEQUENCE_EFFICIENCY[machine.link]
     copying = work.gathered_bytes / _LINK_BYTES_PER_SECOND[machine.link]
-    if work.streamed_bytes:
-        speed = machine.offload_bytes_per_second
-        copying += work.streamed_bytes / (min(speed, DISK_BYTES_PER_SECOND) if work.from_disk else speed)
+    if work.from_disk:
+        computing += work.streamed_bytes / DISK_BYTES_PER_SECOND * work.ranks
+    elif work.streamed_bytes:
+        copying += work.streamed_bytes / machine.offload_bytes_per_second
         computing *= _LEAVES if work.by_leaf else 1.01
     swapping = work.swapped_bytes / machine.offload_bytes_per_second / work.passes
     seconds = max(computing, copying) + swapping
