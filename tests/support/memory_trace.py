@@ -1,7 +1,7 @@
 """Measure how many bytes of tensors a computation holds at once, on the meta device: real sizes, no memory, no time."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from pusa.models.wan import PusaWanTransformer3DModel
 
 
 class LiveBytes(TorchDispatchMode):
@@ -61,3 +63,17 @@ def live_bytes() -> Iterator[LiveBytes]:
     """Count bytes of tensors inside the block, without gradients and with fused attention."""
     with torch.no_grad(), _FusedAttention(), LiveBytes() as count:
         yield count
+
+
+def meta_transformer(
+    config: Mapping[str, Any], dtype: torch.dtype, *, layers: int | None = None
+) -> PusaWanTransformer3DModel:
+    """Build a transformer without contents, in the dtypes in which diffusers loads it."""
+    with torch.device("meta"):
+        model = PusaWanTransformer3DModel(**{**config, "num_layers": layers or config["num_layers"]}).eval()
+    for name, parameter in model.named_parameters():
+        in_fp32 = set(model._keep_in_fp32_modules) & set(name.split("."))
+        parameter.data = parameter.data.to(torch.float32 if in_fp32 else dtype)
+    for name in ("freqs_cos", "freqs_sin"):  # which diffusers computes on the CPU
+        setattr(model.rope, name, getattr(model.rope, name).to("meta"))
+    return model

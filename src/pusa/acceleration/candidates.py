@@ -263,7 +263,7 @@ class Candidate:
         shared = f", 1/{self.parallel.ranks} on each card" if self.parallel.shard else ""
         limit = "" if self.relative_speed > 0.95 or self.parallel.ranks > 1 else ", which limits the speed"
         reason = {
-            "none": f"its {size} stay on {'a card of their own' if self.is_apart else 'the card'}{shared}",
+            "none": f"its {size} stay on {'a card of its own' if self.is_apart else 'the card'}{shared}",
             "model": f"its {size} take turns on the card with the other parts",
             "blocks": f"its {size} stay in RAM: the next block is copied while one computes{limit}",
             "leaves": f"its {size} stay in RAM and are copied layer by layer{limit}",

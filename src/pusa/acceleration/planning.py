@@ -96,7 +96,7 @@ def plans(
 def _plans_of(task: Task) -> list[Plan]:
     cards = task.machine.cards
     if task.options.gpus is not None and task.options.gpus > len(cards):
-        return [_problem(task, f"gpus={task.options.gpus}, and this machine has {len(cards)} usable cards")]
+        return [_problem(task, f"gpus={task.options.gpus}, and usable cards here: {len(cards)}")]
     if not cards:
         return [_plan_for_cpu(task)]
     all_ways = list(candidates(task))
