@@ -254,9 +254,7 @@ def check_resources(
     from pusa.acceleration.planning import plan
 
     total = sum(model.parameters.values())
-    smaller = [
-        other.name for other in ZOO.values() if other.name != "tiny" and sum(other.parameters.values()) < total
-    ]
+    smaller = [other.name for other in ZOO.values() if other.name != "tiny" and sum(other.parameters.values()) < total]
     otherwise = f", or take a smaller model ({', '.join(smaller)})" if smaller else ""
     if folder is not None:
         download = sum(size for part, size in model.file_bytes.items() if part not in skip)

@@ -1,6 +1,8 @@
 """Machines, models and the table of plans that the tests of planning share."""
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Literal
 
 from pusa import zoo
 from pusa.acceleration.decisions import LoadOptions, Machine, Plan, Wish
@@ -49,12 +51,13 @@ _SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 def machine_of(cards: str, ram: int, capability: tuple[int, int] | None = None) -> Machine:
     """A machine such as "2x48" with RAM in GB."""
     count, memory = map(int, cards.split("x"))
-    link = "nvlink" if memory == 80 else "pcie"
+    link: Literal["nvlink", "pcie"] = "nvlink" if count == 8 else "pcie"
     return described_machine(
         gpu_gb=memory, count=count, ram_gb=ram, capability=capability or CARDS[cards], link=link, disk_gb=500
     )
 
 
+@cache
 def plan_of(model: str, size: str, cards: str, ram: int, wish: Wish = "balanced") -> Plan:
     return plan(MODELS[model], size=SIZES[size], machine=machine_of(cards, ram), options=LoadOptions(memory=wish))
 

@@ -54,7 +54,7 @@ class Task:
     @cached_property
     def storage_of_file(self) -> dict[str, Storage]:
         """Storage of the single files that replace transformers and stay as they are: GGUF."""
-        found = {}
+        found: dict[str, Storage] = {}
         for part, path in self.options.files.items():
             storage = self.options.file_storage.get(part, "gguf" if path.suffix.lower() == ".gguf" else "bfloat16")
             if storage == "gguf" and part in self.shapes.experts:
@@ -92,8 +92,8 @@ class Candidate:
     @property
     def discomfort(self) -> tuple[int, ...]:
         """Order candidates of one speed."""
-        parallel = self.parallel.shard, self.cards
-        return (self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload), *parallel, _TEXT_PLACES.index(self.text), self.tiles)
+        weights = self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload)
+        return (*weights, self.parallel.shard, self.cards, self.tiles, _TEXT_PLACES.index(self.text))
 
     def storage_of(self, expert: str) -> Storage:
         return self.task.storage_of_file.get(expert, self.storage)

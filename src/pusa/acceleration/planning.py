@@ -88,7 +88,9 @@ def plans(
     )
     found = _plans_of(task)
     if found[0].problem:
-        out = _way_out(task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem)
+        out = _way_out(
+            task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem
+        )
         found = [replace(found[0], problem=f"{found[0].problem}: {out}")]
     return found
 
@@ -103,7 +105,9 @@ def _plans_of(task: Task) -> list[Plan]:
     if not all_ways:
         heads = task.shapes.transformer.heads
         return [
-            _problem(task, f"{task.name} cannot be shared by {task.options.gpus} cards (it has {heads} attention heads)")
+            _problem(
+                task, f"{task.name} cannot be shared by {task.options.gpus} cards (it has {heads} attention heads)"
+            )
         ]
     fitting = [way for way in all_ways if _fits(way)]
     if not fitting:
@@ -183,7 +187,9 @@ def _plan_for_cpu(task: Task) -> Plan:
             f"{readable(task.machine.ram_bytes)} is free",
         )
     where = "there is no GPU" if not task.is_small else "small enough for the CPU"
-    parts = {expert: PartPlan(dtype, dtype, "cpu", reason=f"{where}: {readable(weights[expert])}") for expert in weights}
+    parts = {
+        expert: PartPlan(dtype, dtype, "cpu", reason=f"{where}: {readable(weights[expert])}") for expert in weights
+    }
     parts["text_encoder"] = PartPlan(
         dtypes["text_encoder"],
         dtypes["text_encoder"],
@@ -226,15 +232,16 @@ def _shortage(ways: list[Candidate]) -> str:
         least = min(ways, key=lambda way: way.peak_bytes)
         card = min(machine.cards[: least.cards], key=usable_bytes)
         return (
-            f"{task.name} needs {readable(least.peak_bytes)} of GPU memory for {clip} even if its weights are streamed, "
-            f"and of this card {readable(usable_bytes(card))} can be used"
+            f"{task.name} needs {readable(least.peak_bytes)} of GPU memory for {clip} even with streamed weights, and "
+            f"of this card {readable(usable_bytes(card))} can be used"
         )
-    least = min(on_card, key=lambda way: (way.disk_bytes > machine.disk_bytes, way.ram_peak_bytes))
-    if least.ram_peak_bytes <= machine.ram_bytes:
+    if within_ram := [way for way in on_card if way.ram_peak_bytes <= machine.ram_bytes]:
+        least = min(within_ram, key=lambda way: way.disk_bytes)
         return (
             f"{task.name} needs {readable(least.disk_bytes)} of disk to stream its weights from for {clip}, and "
             f"{readable(machine.disk_bytes)} is free"
         )
+    least = min(on_card, key=lambda way: way.ram_peak_bytes)
     return (
         f"{task.name} needs {readable(least.ram_peak_bytes)} of RAM for {clip} on this card, and "
         f"{readable(machine.ram_bytes)} is free"
@@ -246,9 +253,10 @@ def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     gpus = task.options.gpus
     if gpus is not None and (gpus > len(task.machine.cards) or not list(candidates(task))):
         return f"leave gpus out, or take one of {', '.join(map(str, _possible_counts(task))) or 'none (use the CPU)'}"
-    if task.options.quantize == "none" and not _plans_of(
-        replace(task, options=replace(task.options, quantize="auto"))
-    )[0].problem:
+    if (
+        task.options.quantize == "none"
+        and not _plans_of(replace(task, options=replace(task.options, quantize="auto")))[0].problem
+    ):
         return "allow quantised weights (quantize=auto)"
     width, height, frames = task.size.width, task.size.height, task.size.num_frames
     portrait = height > width
