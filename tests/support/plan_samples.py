@@ -7,7 +7,7 @@ from typing import Literal
 from pusa import zoo
 from pusa.acceleration.decisions import LoadOptions, Machine, Plan, Wish
 from pusa.acceleration.machine import described_machine
-from pusa.acceleration.planning import plan
+from pusa.acceleration.planning import plans
 from pusa.defaults import GenerationDefaults
 from pusa.zoo import ZooModel
 
@@ -58,8 +58,12 @@ def machine_of(cards: str, ram: int, capability: tuple[int, int] | None = None) 
 
 
 @cache
+def plans_of(model: str, size: str, cards: str, ram: int, wish: Wish) -> list[Plan]:
+    return plans(MODELS[model], size=SIZES[size], machine=machine_of(cards, ram), options=LoadOptions(memory=wish))
+
+
 def plan_of(model: str, size: str, cards: str, ram: int, wish: Wish = "balanced") -> Plan:
-    return plan(MODELS[model], size=SIZES[size], machine=machine_of(cards, ram), options=LoadOptions(memory=wish))
+    return plans_of(model, size, cards, ram, wish)[0]
 
 
 def cell(found: Plan) -> str:

@@ -56,12 +56,12 @@ class TransformerShape:
         """Weights of the largest linear layer of a block."""
         return self.width * max(self.width, self.ffn)
 
-    @property
+    @cached_property
     def total_parameters(self) -> int:
         others = self.width * (6 * self.width + 2 * self.width + self.text_dim + self.freq_dim + 8 * self.channels)
         return self.parameters or self.layers * self.block_parameters + others
 
-    @property
+    @cached_property
     def other_parameters(self) -> int:
         return max(self.total_parameters - self.layers * self.block_parameters, 0)
 
@@ -271,7 +271,7 @@ class ModelShapes:
     text_encoder: TextShape
     lora_ranks: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return len(self.experts) * self.transformer.total_parameters + self.text_encoder.parameters
 
