@@ -160,6 +160,17 @@ def test_the_5b_model_is_planned_from_its_shapes() -> None:
     assert found.gpu_peak_bytes["decode"] == pytest.approx(21.2 * GB, rel=0.1)
 
 
+def test_a_folder_is_planned_from_its_own_shapes(tmp_path: Path) -> None:
+    from pusa import PusaPipeline
+
+    PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "tiny-wan")
+    found = plan(str(tmp_path / "tiny-wan"), machine=Machine(ram_bytes=16 * GB))
+    assert found.model == "tiny-wan"
+    assert found.parts["transformer"].dtype == "float32"
+    unknown = plan("somebody/some-model", machine=machine_of("1x48", 64))
+    assert unknown.model == "wan2.1-14b"
+
+
 def test_cards_of_two_kinds_count_as_the_smaller_one() -> None:
     large, small = machine_of("1x80", 256).cards[0], machine_of("1x8", 256).cards[0]
     mixed = replace(machine_of("1x80", 256), cards=(large, small))

@@ -95,6 +95,11 @@ class Candidate:
         weights = self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload)
         return (*weights, self.parallel.shard, self.cards, self.tiles, _TEXT_PLACES.index(self.text))
 
+    @property
+    def has_adapter(self) -> bool:
+        """Tell if LoRAs are attached and not merged."""
+        return not self.merge and any(self.task.shapes.lora_ranks.values())
+
     def storage_of(self, expert: str) -> Storage:
         return self.task.storage_of_file.get(expert, self.storage)
 
@@ -155,9 +160,8 @@ class Candidate:
         }.get(self.text, text) + shapes.text_encoder.activation_bytes() * (self.text != "cpu")
         vae_at_work = shapes.vae.weight_bytes(vae_dtype) - vae
         pixels = size.height, size.width
-        if self.tiles:  # a tile at a time needs less than the frames on the card
-            clip = 3 * size.num_frames * size.height * size.width * 2 * shapes.vae.patch
-            encode = clip + shapes.vae.encode_bytes(min(256, size.height), min(256, size.width), size.num_frames)
+        if self.tiles:
+            encode = shapes.vae.tiled_encode_bytes(*pixels, size.num_frames, vae_dtype)
             decode = shapes.vae.tiled_decode_bytes(*pixels, size.num_frames, vae_dtype)
         else:
             encode = shapes.vae.encode_bytes(*pixels, size.num_frames, vae_dtype)
@@ -166,7 +170,7 @@ class Candidate:
         activations = shapes.transformer.activation_bytes(
             tokens,
             dtype=self.dtype,
-            adapters=not self.merge and any(shapes.lora_ranks.values()),
+            adapters=self.has_adapter,
             quantised=self.storage in _QUANTISED and self.is_fast,
         )
         return {
@@ -181,7 +185,7 @@ class Candidate:
 
     @cached_property
     def ram_peak_bytes(self) -> int:
-        """The most in the RAM of the machine, in all ranks."""
+        """The most in the RAM of the machine, in all ranks, with weights that are read straight to their place."""
         shapes = self.task.shapes
         kept = sum(map(shapes.lora_bytes, shapes.experts)) if self.merge else 0  # matrices, for another alpha
         if self.offload in ("model", "blocks", "leaves"):
@@ -202,7 +206,7 @@ class Candidate:
     @property
     def is_fast(self) -> bool:
         """Tell if layers multiply in 8 bits, which changes results more than the rounding of weights."""
-        return self.task.options.memory == "fastest" and self.merge
+        return self.task.options.memory == "fastest" and not self.has_adapter
 
     @cached_property
     def relative_speed(self) -> float:
@@ -223,9 +227,8 @@ class Candidate:
             guidance=parallel.guidance,
         )
         storage = next(iter(task.storage_of_file.values()), self.storage)
-        has_adapter = not self.merge and any(task.shapes.lora_ranks.values())
         return speed.relative_speed(
-            work, task.machine, task.capability, storage, merged=not has_adapter, in_8_bits=self.is_fast
+            work, task.machine, task.capability, storage, merged=not self.has_adapter, in_8_bits=self.is_fast
         )
 
     # ---- the plan ----

@@ -232,6 +232,11 @@ class VaeShape:
             at_work = self._encoder_cache + copies * self.temporal * self.base
         return round((clip + at_work * height * width / self.patch**2) * _itemsize(dtype))
 
+    def tiled_encode_bytes(self, height: int, width: int, frames: int, dtype: str = "bfloat16") -> int:
+        """Compute the most that encoding a clip tile by tile holds: a tile at work beside the clip."""
+        clip = 3 * frames * height * width * (2 if self.patch > 1 else 1) * _itemsize(dtype)
+        return clip + self.encode_bytes(min(height, _TILE), min(width, _TILE), frames, dtype)
+
 
 WAN22_VAE = VaeShape(
     base=160, decoder_base=256, channels=48, residual=True, patch=2, spatial=16, parameters=704_688_668

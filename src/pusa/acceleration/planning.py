@@ -6,13 +6,14 @@ out of memory goes on with the next.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.acceleration.candidates import PROCESS_BYTES, Candidate, Task, candidates
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
 from pusa.acceleration.needs import clip_of, shapes_of
 from pusa.acceleration.speed import rate_of
-from pusa.defaults import ClipSize
+from pusa.defaults import WAN_DEFAULTS, ClipSize
 from pusa.resources import readable, readable_time
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def plan(
     """Choose how a model makes a clip on a machine.
 
     Args:
-        model: an entry of the zoo, or a source that `pusa.zoo.find` knows; others are taken for Wan2.1 14B.
+        model: an entry of the zoo, a source that `pusa.zoo.find` knows, or a folder in diffusers layout, whose
+            configurations are read; others are taken for Wan2.1 14B.
         size: width, height and frames; None: the model's own. Of a long video, those of one window.
         machine: what is free there; see `pusa.acceleration.machine`.
         options: what the user asks for; None: the default.
@@ -71,10 +73,7 @@ def plans(
     Returns:
         At least one plan; where nothing fits, one with a `problem`.
     """
-    from pusa import zoo
-
-    if isinstance(model, str):
-        model = zoo.find(zoo.with_fallback(model)) or zoo.get("wan2.1-14b")
+    model = _model_of(model) if isinstance(model, str) else model
     shapes = shapes_of(model, lora_ranks)
     task = Task(
         name=model.name,
@@ -93,6 +92,24 @@ def plans(
         )
         found = [replace(found[0], problem=f"{found[0].problem}: {out}")]
     return found
+
+
+def _model_of(source: str) -> "ZooModel":
+    from pusa import zoo
+    from pusa.models import files
+
+    folder = Path(source).expanduser()
+    if (known := zoo.find(zoo.with_fallback(source))) or not (folder / "transformer" / "config.json").is_file():
+        return known or zoo.get("wan2.1-14b")
+    has_two = (folder / "transformer_2" / "config.json").is_file()
+    return zoo.ZooModel(
+        name=zoo.public_name(source),
+        title="a folder in diffusers layout",
+        transformer=files.read_json(folder / "transformer" / "config.json"),
+        defaults=replace(WAN_DEFAULTS, boundary_ratio=0.875) if has_two else WAN_DEFAULTS,
+        parameters=files.parameter_counts(folder),
+        vae_config=files.read_json(folder / "vae" / "config.json"),
+    )
 
 
 def _plans_of(task: Task) -> list[Plan]:
