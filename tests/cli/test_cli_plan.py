@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command_line import pusa
+from command_line import imports_of, pusa
 from paths import ROOT
 
 from pusa import zoo
@@ -57,6 +57,7 @@ def test_wishes_and_numbers_of_cards_are_passed_on() -> None:
         (["plan", "wan2.1-14b", "--size", "big"], "'big' is no size: write WIDTHxHEIGHT"),
         (["plan", "wan2.1-14b", "--capability", "Ada"], "'Ada' is no compute capability"),
         (["plan", "wan2.1-14b", "--gpu-gb", "-1"], "-1"),
+        (["plan", "wan2.1-14b", "--count", "2"], "--count describes a card: give --gpu-gb, too"),
     ],
 )
 def test_wrong_usage_is_an_error(words: list[str], message: str) -> None:
@@ -72,3 +73,7 @@ def test_the_guide_shows_what_the_command_prints() -> None:
     for name in ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b"):
         assert name in zoo.ZOO
         assert name in table
+
+
+def test_planning_for_another_machine_loads_no_torch() -> None:
+    assert "torch" not in imports_of(["plan", "wan2.1-14b", "--gpu-gb", "24"])

@@ -112,6 +112,8 @@ def _machine(options: dict[str, Any]) -> "Machine":
     described = {name: options[name] for name in _DESCRIBES if options[name] not in (None, False)}
     if not described:
         return this_machine()
+    if "gpu_gb" not in described and (of_cards := described.keys() & {"count", "capability", "nvlink"}):
+        raise click.UsageError(f"--{min(of_cards)} describes a card: give --gpu-gb, too.")
     if described.pop("nvlink", False):
         described["link"] = "nvlink"
     return described_machine(**described)
