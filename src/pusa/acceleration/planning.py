@@ -139,7 +139,7 @@ def _plans_of(task: Task) -> list[Plan]:
 def _fits(way: Candidate) -> bool:
     machine = way.task.machine
     return (
-        way.peak_bytes <= min(usable_bytes(card) for card in machine.cards[: way.cards])
+        way.peak_bytes <= min(map(usable_bytes, machine.cards[: way.cards]))
         and way.ram_peak_bytes <= machine.ram_bytes
         and way.disk_bytes <= machine.disk_bytes
     )
