@@ -203,6 +203,7 @@ def test_a_machine_without_a_card_computes_on_its_cpu(model: str, has_bf16: bool
     assert found.peak_bytes == 0
     assert 0 < found.ram_peak_bytes <= machine.ram_bytes
     assert found.merge is False
+    assert plans(model, machine=machine, options=LoadOptions(gpus=1)) == [found]
     no_cuda = replace(machine, cards=(Card(16 * GB, "another vendor's", None),))
     assert plans(model, machine=no_cuda) == [found]
 

@@ -114,7 +114,7 @@ def _model_of(source: str) -> "ZooModel":
 
 def _plans_of(task: Task) -> list[Plan]:
     cards = task.machine.cards
-    if task.options.gpus is not None and task.options.gpus > len(cards):
+    if not task.is_small and (task.options.gpus or 0) > max(len(cards), 1):  # one is the CPU where there is no card
         return [_problem(task, f"gpus={task.options.gpus}, and usable cards here: {len(cards)}")]
     if not cards:
         return [_plan_for_cpu(task)]
@@ -268,8 +268,9 @@ def _shortage(ways: list[Candidate]) -> str:
 def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     """Name the first remedy that helps: fewer cards, a size that fits, or else more memory."""
     gpus = task.options.gpus
-    if gpus is not None and (gpus > len(task.machine.cards) or not list(candidates(task))):
-        return f"leave gpus out, or take one of {', '.join(map(str, _possible_counts(task))) or 'none (use the CPU)'}"
+    if gpus is not None and gpus > 1 and not _possible_counts(task, only=gpus):
+        others = ", ".join(map(str, _possible_counts(task)))
+        return "leave gpus out" + (f", or take one of {others}" if others else "")
     if (
         task.options.quantize == "none"
         and not _plans_of(replace(task, options=replace(task.options, quantize="auto")))[0].problem
@@ -284,8 +285,8 @@ def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     return "close other programs, add memory, or take a smaller model"
 
 
-def _possible_counts(task: Task) -> list[int]:
-    counts = range(1, len(task.machine.cards) + 1)
+def _possible_counts(task: Task, only: int | None = None) -> list[int]:
+    counts = [n for n in range(1, len(task.machine.cards) + 1) if only in (None, n)]
     return [n for n in counts if list(candidates(replace(task, options=replace(task.options, gpus=n))))]
 
 
