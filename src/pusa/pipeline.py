@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -300,18 +301,18 @@ class PusaPipeline(WanPipeline):
         sigma = float(self.scheduler.sigmas[k])
         expert, guidance = self._expert(k)
         model = getattr(self, expert)
-        x = latents.to(model.dtype)
-        timesteps = self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2])  # [B, F]
+        x = latents.to(get_module_execution_device(model), model.dtype)  # each expert may have a card of its own
+        timesteps = self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]).to(x.device)  # [B, F]
 
         def predict(cache_name: str, embeds: Tensor) -> Tensor:
             with model.cache_context(cache_name, step_index=k, sigma=sigma, num_inference_steps=self._num_timesteps):
                 return model(
                     hidden_states=x,
                     timestep=timesteps,
-                    encoder_hidden_states=embeds.to(x.dtype),
+                    encoder_hidden_states=embeds.to(x),
                     attention_kwargs=self._attention_kwargs,
                     return_dict=False,
-                )[0]
+                )[0].to(latents.device)
 
         v = predict("cond", prompt_embeds)
         if negative_prompt_embeds is None or guidance <= 1 or not self.do_classifier_free_guidance:
