@@ -150,7 +150,10 @@ def test_an_adapter_stays_live_where_weights_cannot_be_merged() -> None:
 def test_no_lora_is_nothing_to_merge() -> None:
     machine = machine_of("1x48", 64)
     assert plan("wan2.1-14b", machine=machine).merge
-    assert not plan("wan2.1-14b", machine=machine, lora_ranks={}).merge
+    for none in ({}, (), (0,)):
+        assert not plan("wan2.1-14b", machine=machine, lora_ranks=none).merge
+    two = plan("wan2.1-14b", machine=machine, lora_ranks=(512, 64))
+    assert two == plan("wan2.1-14b", machine=machine, lora_ranks={"transformer": 576})
 
 
 def test_the_5b_model_is_planned_from_its_shapes() -> None:

@@ -7,7 +7,7 @@ with traces of the real modules. They count tensors; what kernels and the alloca
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from pusa.defaults import ClipSize, clip_size
 
 if TYPE_CHECKING:
     from pusa.zoo import ZooModel
+
+Ranks = Mapping[str, int] | Sequence[int] | None
 
 TEXT_TOKENS = 512
 PUBLISHED_LORA_RANK = 512  # of Pusa V1.0
@@ -289,11 +291,11 @@ class ModelShapes:
         return self.transformer.lora_bytes(self.lora_ranks.get(expert, 0))
 
 
-def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) -> ModelShapes:
+def shapes_of(model: "ZooModel", lora_ranks: Ranks = None) -> ModelShapes:
     """Read the shapes of a model's parts from its entry.
 
     Args:
-        lora_ranks: expert -> rank; None: those of the model's own Pusa LoRA.
+        lora_ranks: expert -> rank, or the rank of each LoRA on every expert; None: those of the model's own Pusa LoRA.
     """
     config = model.transformer
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -312,6 +314,8 @@ def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) ->
     if lora_ranks is None:
         rank = PUBLISHED_LORA_RANK if model.folder is None else OWN_LORA_RANK
         lora_ranks = dict.fromkeys(model.lora.files, rank) if model.lora else {}
+    elif not isinstance(lora_ranks, Mapping):
+        lora_ranks = dict.fromkeys(experts, sum(lora_ranks))
     text = TextShape(model.parameters.get("text_encoder", 0))
     return ModelShapes(experts, transformer, _vae_of(model, channels), text, lora_ranks)
 

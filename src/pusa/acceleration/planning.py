@@ -4,14 +4,14 @@
 out of memory goes on with the next.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.acceleration.candidates import PROCESS_BYTES, Candidate, Task, candidates
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
-from pusa.acceleration.needs import clip_of, shapes_of
+from pusa.acceleration.needs import Ranks, clip_of, shapes_of
 from pusa.acceleration.speed import rate_of
 from pusa.defaults import WAN_DEFAULTS, ClipSize
 from pusa.resources import readable, readable_time
@@ -37,7 +37,7 @@ def plan(
     machine: Machine,
     options: LoadOptions | None = None,
     guidance: bool | float = True,
-    lora_ranks: Mapping[str, int] | None = None,
+    lora_ranks: Ranks = None,
 ) -> Plan:
     """Choose how a model makes a clip on a machine.
 
@@ -48,7 +48,8 @@ def plan(
         machine: what is free there; see `pusa.acceleration.machine`.
         options: what the user asks for; None: the default.
         guidance: if each step makes a second pass, for classifier-free guidance; or its scale, where 1 is without.
-        lora_ranks: expert -> sum of the ranks of its LoRAs; None: those of the model's own Pusa LoRA.
+        lora_ranks: expert -> sum of the ranks of its LoRAs, or the rank of each LoRA; None: those of the model's own
+            Pusa LoRA.
 
     Returns:
         The first of `plans`. Where nothing fits, its `problem` has need, supply and a way out.
@@ -66,7 +67,7 @@ def plans(
     machine: Machine,
     options: LoadOptions | None = None,
     guidance: bool | float = True,
-    lora_ranks: Mapping[str, int] | None = None,
+    lora_ranks: Ranks = None,
 ) -> list[Plan]:
     """List plans that fit, the best by the user's wish first, each next one with less GPU memory; arguments as `plan`.
 
