@@ -115,6 +115,7 @@ def _line(error: object) -> str:
         "jobs": "pusa.cli.serve:jobs",
         "lora": "pusa.cli.lora:lora",
         "mini": "pusa.cli.mini:mini",
+        "plan": "pusa.cli.plan:plan",
         "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",
