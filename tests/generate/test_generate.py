@@ -15,7 +15,7 @@ from PIL import Image
 
 from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
-from pusa.events import Event
+from pusa.events import Event, Stage, Step
 from pusa.generate import decode, generate, load_latents, read_request, save_latents
 from pusa.generate.run import output_frames
 from pusa.generate.tasks import OutputPlan
@@ -236,8 +236,10 @@ def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
     run(tmp_path / "b.mp4", **clip)
     assert len(reads) == 1
     assert np.array_equal(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"))
-    run(tmp_path / "c.mp4", prompt="a dog", **clip)
+    events = run(tmp_path / "c.mp4", prompt="a dog", **clip)
     assert len(reads) == 2
+    shown = [event for event in events if getattr(event, "stage", "") == "encode"]  # loading is the first step of two
+    assert shown == [Stage("encode", 2), Step(1, 2, stage="encode"), Step(2, 2, stage="encode")]
 
 
 # ---- progress, stopping, failing -------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def test_progress_counts_every_step_of_every_window_and_ends_at_zero_seconds(tmp
     assert steps == [(k + 1, len(steps)) for k in range(len(steps))]
     assert len(steps) == 2 * 4  # 13 latent frames: windows of 5 that share 2
     assert [e.seconds_left for e in events if e.kind == "step"][-1] == 0
-    assert [e.stage for e in events if e.kind == "stage"][:2] == ["load", "denoise"]
+    assert [e.stage for e in events if e.kind == "stage"][:3] == ["load", "encode", "denoise"]
 
 
 def test_previews_show_the_video_so_far(tmp_path):
@@ -261,7 +263,7 @@ def test_previews_show_the_video_so_far(tmp_path):
 def test_stopping_leaves_no_file(tmp_path):
     seen: list[Event] = []
     request = GenerationRequest(model="tiny", prompt="a cat", steps=5)
-    for event in generate(request, tmp_path / "out.mp4", stop=lambda: len(seen) >= 4):
+    for event in generate(request, tmp_path / "out.mp4", stop=lambda: any(e.kind == "step" for e in seen)):
         seen.append(event)
     assert seen[-1].kind == "step"
     assert seen[-1].step < 5

@@ -4,7 +4,7 @@ No task has a denoising loop of its own. A window continues the latents of this 
 that the user gives.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pusa import loading, long_video, media
+from pusa.acceleration.decisions import PartPlan
 from pusa.conditions import PusaCondition, fit_image
-from pusa.events import Checkpoint, Report
+from pusa.events import Checkpoint, Report, Stage, Step
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input, frames_used
 from pusa.generate.progress import DenoisingProgress, Previews
@@ -51,6 +52,8 @@ class Tasks:
         max_sequence_length: tokens of a prompt.
         previews: shows the video so far.
         checkpoint: holds the latents of an interrupted run, and receives those of this one.
+        text_encoder: how a text encoder that is loaded for new prompts runs; None: on the CPU, dropped afterwards.
+        load_text_encoder: returns one, for a pipeline that has none; None: that of the request's model.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Tasks:
         max_sequence_length: int,
         previews: Previews,
         checkpoint: DenoisingCheckpoint | None = None,
+        text_encoder: PartPlan | None = None,
+        load_text_encoder: Callable[[], torch.nn.Module] | None = None,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
         self.max_sequence_length = max_sequence_length
         self.progress, self.previews = DenoisingProgress(report), previews
         self.generator = torch.Generator().manual_seed(request.seed)
         self.checkpoint = checkpoint
+        self._text_encoder = text_encoder
+        self._load_text_encoder = load_text_encoder or partial(loading.load_text_encoder, request.model)
         if checkpoint is not None and checkpoint.generator_state is not None:
             self.generator.set_state(checkpoint.generator_state)
         self.window, self.overlap = latent_frames(request.window), latent_frames(request.overlap)
@@ -200,9 +207,12 @@ class Tasks:
                 cache=PromptCache(default_folder()),
                 max_sequence_length=self.max_sequence_length,
                 guidance_scale=request.guidance,
-                load_text_encoder=partial(loading.load_text_encoder, request.model),
+                load_text_encoder=self._load_text_encoder,
+                plan=self._text_encoder,
+                progress=self._report_encoding,
             )
         else:
+            self.report(Stage("encode"))
             with torch.no_grad():
                 positive, negative = self.pipe.encode_prompt(
                     request.prompt,
@@ -211,6 +221,9 @@ class Tasks:
                     max_sequence_length=self.max_sequence_length,
                 )
         return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+    def _report_encoding(self, done: int, total: int) -> None:
+        self.report(Step(done, total, stage="encode") if done else Stage("encode", total))
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
         """Denoise the latents of one window, ``[1, C, length, h, w]``."""

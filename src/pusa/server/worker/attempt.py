@@ -205,6 +205,8 @@ class Attempt:
             case Stage(stage):
                 self.progress.stage(stage)
                 self.heartbeat(stage=stage)
+            case Step(stage="encode"):
+                self.heartbeat(stage="encode")  # a job's steps are those of denoising
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
                 self.heartbeat(stage="denoise", step=step, steps=steps)
