@@ -28,7 +28,7 @@ from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory, move_to_ram
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
@@ -470,7 +470,9 @@ def _decoded(pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None]
     """
     frames_shown = 0
     try:
-        for chunk in decode_chunks(pipe.vae, pieces):
+        # A single window is not waited for, so what its decoding keeps may stay on the card.
+        park = None if pieces.are_all_denoised else move_to_ram
+        for chunk in decode_chunks(pipe.vae, pieces, park=park):
             yield media.to_uint8(check_decoded(chunk))
             frames_shown += chunk.shape[2]
         return
