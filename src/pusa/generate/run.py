@@ -48,6 +48,7 @@ def generate(
     made_with: Mapping[str, Any] | None = None,
     preview_every: int = 0,
     preview_seconds: float = 0.0,
+    preview_decoder: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
@@ -64,6 +65,7 @@ def generate(
         made_with: ``weights`` in the metadata of a video that is made again; a note tells which of them have changed.
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
+        preview_decoder: file of a tiny decoder for sharper ones, see `pusa.models.tiny_decoder`.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
             exists and belongs to the same request, the run resumes from it and makes the same video, byte for byte.
             A request without a seed differs each time: repeat the resolved request of the first run.
@@ -124,7 +126,7 @@ def generate(
             pipe,
             report_or_stop,
             max_sequence_length=max_sequence_length,
-            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
+            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds, decoder=preview_decoder),
             checkpoint=saved,
         )
         _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop)

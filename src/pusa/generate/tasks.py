@@ -235,6 +235,7 @@ class Tasks:
         if latents is not None and steps_done == request.steps:
             return latents.to(self.pipe._execution_device)
         embeddings = self._embeddings
+        self.previews.prepare(self.pipe)
         self.progress.begin_denoising()
         return self.pipe(
             **embeddings,

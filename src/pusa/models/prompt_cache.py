@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.acceleration.decisions import PartPlan
+from pusa.fsutil import cache_folder
 from pusa.models.finite import NotFiniteError, is_finite
 from pusa.models.text_encoder import identity_of_module, place_text_encoder, rest_text_encoder
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def default_folder() -> Path:
     """Name the cache's folder: ``prompts`` in that of PUSA_CACHE, or in ``~/.cache/pusa``."""
-    return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser() / "prompts"
+    return cache_folder() / "prompts"
 
 
 class PromptNotCachedError(RuntimeError):

@@ -163,6 +163,7 @@ class Attempt:
             checkpoint_every=self.settings.checkpoint_steps,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             preview_seconds=self.settings.preview_seconds,
+            preview_decoder=self.settings.preview_decoder_file,
             marks=self.settings.marks,
         )
 
