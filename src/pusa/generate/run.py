@@ -28,7 +28,7 @@ from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory, move_to_ram
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
@@ -401,6 +401,10 @@ class _Pieces:
         self.denoised, self.is_denoising = 0, False
         self.are_all_denoised = isinstance(pieces, list)
 
+    def __length_hint__(self) -> int:
+        """Return how many pieces there are; 0 if it is not known: `decode_chunks` keeps nothing after the last."""
+        return len(self._pieces) if isinstance(self._pieces, list) else 0
+
     def __iter__(self) -> Iterator[Tensor]:
         self.is_denoising = True
         for piece in self._pieces:
@@ -472,9 +476,7 @@ def _decoded(pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None]
     """
     frames_shown = 0
     try:
-        # A single window is not waited for, so what its decoding keeps may stay on the card.
-        park = None if pieces.are_all_denoised else move_to_ram
-        for chunk in decode_chunks(pipe.vae, pieces, park=park):
+        for chunk in decode_chunks(pipe.vae, pieces):
             yield media.to_uint8(check_decoded(chunk))
             frames_shown += chunk.shape[2]
         return

@@ -76,7 +76,7 @@ class TinyDecoder(nn.Module):
     @torch.no_grad()
     def forward(self, latents: Tensor, index: int) -> Tensor:
         """Return latent frame `index` of normalised latents ``[1, C, F, h, w]`` as uint8 ``[H, W, 3]``, on the CPU."""
-        weight = self.decoder[1].weight
+        weight = next(self.decoder.parameters())
         first = max(0, index - _CONTEXT)
         x = latents[0, :, first : index + 1].transpose(0, 1).to(weight)  # [t, C, h, w]
         for layer in self.decoder:

@@ -6,7 +6,8 @@ diffusers' VAE (`_cached_conv_counts`, `feat_cache`).
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def decode_chunks(
         to the bit to that of ``vae.tiled_decode``.
     """
     pieces = [latents] if isinstance(latents, Tensor) else latents
-    last = len(pieces) - 1 if isinstance(pieces, Sized) else None
+    last = length_hint(pieces) - 1  # -1: unknown
     stream, tiles = _Stream(vae), _Tiles(vae)
     for number, piece in enumerate(pieces):
         if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
