@@ -44,7 +44,7 @@ class Planned(_Event):
 
 @dataclass(frozen=True)
 class Stage(_Event):
-    """Report that a stage begins: "load", "denoise", "decode", ...; `steps` if it has a known number of them."""
+    """Report that a stage begins: "load", "encode", "denoise", "decode", ...; `steps` if their number is known."""
 
     stage: str
     steps: int = 0
@@ -58,6 +58,7 @@ class Step(_Event):
     """Report that the `step`-th of `steps` of a stage is done (denoising: over all windows of the video).
 
     The steps of `BYTE_STAGES` are megabytes.
+    Encoding counts the loading of the text encoder, if it was not there, and each prompt.
     """
 
     step: int

@@ -18,7 +18,7 @@ from pusa.acceleration import offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
 from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
-from pusa.models.vae import channels_last
+from pusa.models.vae import prepare_vae
 from pusa.resources import ResourcesError
 
 PARTS = ("text_encoder", *EXPERTS, "vae")
@@ -156,9 +156,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
         place = device if part.offload == "none" and device.type == "cuda" else None
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":
-        if part.storage == "bfloat16":
-            channels_last(module)
-        module.use_tiling = part.tiles
+        prepare_vae(module, part)
 
 
 def _place(

@@ -292,7 +292,7 @@ def test_the_real_engine_makes_what_the_request_says_and_goes_on_from_its_checkp
     assert not [m for m in again if isinstance(m, Note) and "checkpoint" in m.message]
     assert set(whole[-1].files) == {"video", "thumbnail", "spritesheet", "contact_sheet"}
     assert Image.open(whole[-1].files["spritesheet"]).size[1] == 2 * 32  # 9 frames in 5 columns
-    assert set(whole[-1].timings) == {"load", "denoise", "decode", "finish", "peak_memory_mb"}
+    assert set(whole[-1].timings) == {"load", "encode", "denoise", "decode", "finish", "peak_memory_mb"}
     assert any(type(m).__name__ == "Preview" for m in whole)
 
 

@@ -85,6 +85,7 @@ class PusaEngine:
             stop=is_cancelled,
             preview_every=1 if task.preview_seconds else 0,
             preview_seconds=task.preview_seconds,
+            preview_decoder=task.preview_decoder,
             checkpoint=task.checkpoint,
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
