@@ -137,21 +137,25 @@ class BytesProgress:
 
     Args:
         stage: one of `BYTE_STAGES`.
-        every_seconds: time before the first report, and between two: what is over sooner reports nothing.
+        every_seconds: time from the first call to the first report, and between two: what is over sooner reports none.
     """
 
     def __init__(
         self, report: Report, stage: str, *, every_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._report, self._stage, self._every_seconds, self._clock = report, stage, every_seconds, clock
-        self._began_at = self._reported_at = clock()
+        self._first: tuple[float, int] | None = None  # a download may precede the first call
+        self._reported_at = 0.0
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         now = self._clock()
-        if now - self._reported_at < self._every_seconds or not done_bytes:
+        if self._first is None:
+            self._first, self._reported_at = (now, done_bytes), now
+        began_at, before_bytes = self._first
+        if now - self._reported_at < self._every_seconds or done_bytes <= before_bytes:
             return
         self._reported_at = now
-        seconds_left = (now - self._began_at) * (total_bytes - done_bytes) / done_bytes
+        seconds_left = (now - began_at) * (total_bytes - done_bytes) / (done_bytes - before_bytes)
         self._report(Step(done_bytes // 10**6, max(1, total_bytes // 10**6), round(seconds_left, 1), self._stage))
 
 

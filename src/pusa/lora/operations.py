@@ -135,8 +135,8 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
     if not models:
         raise _unknown_adapter(pipeline, adapter_name)
     alphas = _per_expert(alpha, models)
-    for expert in alphas:
-        plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alpha_changes=True)  # may raise
+    for expert, value in alphas.items():  # raises before anything changes
+        plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alphas={adapter_name: value})
     for expert, value in alphas.items():
         model = models[expert]
         for layer in lora_layers(model).values():
