@@ -256,7 +256,8 @@ class _Watch:
         self.actions: list[Callable[[], None]] = []
         self.ends: dict[int, Callable[[], str | None]] = {}
         self._give_up, self._stage = give_up, stage
-        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]  # a connection of its own: a thread that waits on the other one blocks it
+        # A connection of its own: one that waits for a value blocks the other threads that use it.
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._store.set(f"process/{rank}", f"{socket.gethostname()} {os.getpid()}")
         self._processes: dict[int, tuple[str, int]] = {}
         self._closed, self._found = threading.Event(), threading.Event()
