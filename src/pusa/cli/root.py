@@ -109,6 +109,7 @@ def _line(error: object) -> str:
     "pusa",
     cls=_Main,
     lazy={
+        "check": "pusa.cli.check:check",
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
         "jobs": "pusa.cli.serve:jobs",
