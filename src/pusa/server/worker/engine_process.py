@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Protocol
 
 import psutil
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
@@ -48,10 +49,15 @@ class Engine(Protocol):
 
 
 class PusaEngine:
-    """Run tasks with `pusa.generate.generate`."""
+    """Run tasks with `pusa.generate.generate`.
+
+    PUSA_MEMORY and PUSA_QUANTIZE, as in the server's settings, tell how the model is loaded.
+    """
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
+        given = {name: os.environ.get(f"PUSA_{name.upper()}") for name in ("memory", "quantize")}
+        self.load_options = LoadOptions(**{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
 
     def load(self, report: ReportLoading) -> str:
         """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
@@ -61,7 +67,7 @@ class PusaEngine:
 
         self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
         with _report_memory(_bytes_in_memory(self.model), report):
-            load_pipeline(self.model, self.loras)
+            load_pipeline(self.model, self.loras, load=self.load_options)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
@@ -85,6 +91,7 @@ class PusaEngine:
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
             marks=task.marks,
+            load=self.load_options,
         )
         is_done = False
         with closing(events):

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.fsutil import is_full, private_folder
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -246,6 +247,9 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
         "load_seconds": settings.load_seconds,
         "stall_seconds": settings.stall_seconds,
     }
+    load: dict[str, str] = {}  # what `PusaEngine` reads, where it differs from the defaults
+    if settings.load_options != LoadOptions():
+        load = {"PUSA_MEMORY": settings.memory, "PUSA_QUANTIZE": settings.quantize}
     if settings.executor == "ray":
         from pusa.server.worker.ray import RayExecutor
 
@@ -255,10 +259,11 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
             target=target,
             address=settings.ray_address,
             gpus=settings.ray_gpus,
+            env=load,
             **limits,
         )
-    logs = {"PUSA_LOG_FORMAT": settings.log_format, "PUSA_LOG_LEVEL": settings.log_level}
-    return LocalExecutor(settings.model, settings.lora, target=target, env=logs, **limits)
+    logs: dict[str, str] = {"PUSA_LOG_FORMAT": settings.log_format, "PUSA_LOG_LEVEL": settings.log_level}
+    return LocalExecutor(settings.model, settings.lora, target=target, env=logs | load, **limits)
 
 
 def run_worker(settings: ServerSettings, stop: threading.Event) -> None:
