@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def _run(
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
     with join_ranks() as ranks:
-        options |= {"ranks": ranks} if ranks else {}
+        options |= {"ranks": ranks, "load": replace(load, gpus=ranks.size)} if ranks else {}
         _show(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 
