@@ -69,6 +69,8 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     _merge(pipe, plan)
     for name, part in parts.items():
         _prepare(name, getattr(pipe, name), part, plan, accelerator)
+    if plan.parallel.shard:  # `parallel.enable` moves each rank's share
+        parts = {name: part for name, part in parts.items() if name not in EXPERTS}
     _place(pipe, parts, accelerator, applied, disk_folder)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pusa import media, zoo
 from pusa.acceleration.decisions import LoadOptions, Plan
+from pusa.acceleration.ranks import RankError, Ranks
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, loras, prompt_hints, residents
+from pusa.generate import inputs, loras, prompt_hints, residents, sharing
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
@@ -56,6 +57,7 @@ def generate(
     load: LoadOptions | None = None,
     plans: Sequence[Plan] | None = None,
     device: str = "cuda",
+    ranks: Ranks | None = None,
 ) -> Events:
     """Make the video of a request.
 
@@ -82,6 +84,7 @@ def generate(
         plans: how the model runs, best first, and what takes over where memory runs out. None: the plans of
             `pusa.acceleration.plans` for this machine.
         device: the accelerator that plans mean by "cuda".
+        ranks: share the denoising; this process is rank 0, and the others run `pusa.generate.follower.follow`.
 
     Yields:
         Events, see `pusa.events`; the last is ``done`` with the path, unless `stop` ended the run. Closing the
@@ -91,10 +94,11 @@ def generate(
         ValueError, FileNotFoundError: a name, an input, a position or a size is invalid; before any denoising.
         NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
         DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
-            names the file. DecodeMemoryError: because memory ran out.
+            names the file. DecodeMemoryError: because memory ran out. RankError: a rank has failed; no file is left.
         torch.OutOfMemoryError: memory ran out before, with the smallest plan as well. ResourcesError: no plan fits.
         RuntimeError: a signature or a watermark that `marks` asks for is not possible; before any denoising.
     """
+    stop, watched = sharing.watch(ranks, stop, pipeline)
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
@@ -105,12 +109,14 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
+        sharing.request_model(ranks, resolved, load or LoadOptions())
         resident = (
             residents.Resident(pipeline, [])
             if pipeline
             else residents.resident_of(resolved, load or LoadOptions(), device=device, is_planned=plans is not None)
         )
         pipe = resident.prepare(resolved, plans, report)
+        sharing.share(ranks, pipe, resolved, resident.plan)
         weights = None
         if pipeline is None:
             weights = residents.weights_of(resident, resolved.model)
@@ -138,7 +144,7 @@ def generate(
             )
             if reason := saved.read():
                 report(Note(reason))
-        take_smaller_plan = partial(resident.take_smaller_plan, report=report_or_stop)
+        take_smaller_plan = sharing.smaller_plan(ranks, resident, report_or_stop)
         tasks = Tasks(
             resolved,
             result_marks.inputs,
@@ -155,7 +161,7 @@ def generate(
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
 
-    return as_events(run)
+    return as_events(watched(run))
 
 
 def decode(
@@ -327,7 +333,8 @@ def _write(
                         raise RunEnded
                     writer.write(frames)
         except Exception as error:  # no fault of decoding or writing may cost hours of denoising
-            if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
+            is_denoising = pieces.is_denoising and not isinstance(error, DecodeError)
+            if not pieces.denoised or is_denoising or isinstance(error, RankError):
                 raise
             latents = pieces.read_back()
             try:
