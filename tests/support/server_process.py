@@ -128,7 +128,7 @@ def serve_fake() -> None:
     from pusa.server.connections import raise_file_limit, uvicorn_options
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
-    from pusa.server.worker.executor import LocalExecutor
+    from pusa.server.worker.local import LocalExecutor
 
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)

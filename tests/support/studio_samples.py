@@ -17,7 +17,7 @@ from ports import free_port
 from pusa.server.app import create_app
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.worker.executor import LocalExecutor
+from pusa.server.worker.local import LocalExecutor
 
 ENGINE = "studio_engine:StudioEngine"
 # The first draws no window: the others' own pages can take all of a small machine's time.

@@ -5,6 +5,8 @@ from standard input and writes messages to standard output, both pickled, and en
 has ended then. The output of libraries goes to standard error.
 
     python -m pusa.server.worker.engine_process MODULE:CLASS MODEL [LORA...]
+
+A group of ranks is as many of these processes; RANK and WORLD_SIZE tell each which one it is.
 """
 
 import importlib
@@ -12,6 +14,7 @@ import logging
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 import time
@@ -27,12 +30,24 @@ from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
 from pusa.provenance.options import MarkOptions
 from pusa.server.logs import configure_logging, log_context
-from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, ModelReady, Task
+from pusa.server.worker.messages import (
+    Alive,
+    Cancelled,
+    CancelTask,
+    Error,
+    LoadFailed,
+    Loading,
+    Message,
+    ModelReady,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
 _MESSAGE_CHARACTERS = 500
+_ALIVE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 ReportLoading = Callable[[str, float | None], None]
 
@@ -370,12 +385,31 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
             except (EOFError, OSError, pickle.UnpicklingError):
                 os._exit(0)  # the parent has ended, and a step may take minutes
 
+    def show_life() -> None:
+        while True:
+            send(Alive())
+            time.sleep(_ALIVE_SECONDS)
+
     threading.Thread(target=listen, name="pusa-commands", daemon=True).start()
+    threading.Thread(target=show_life, name="pusa-alive", daemon=True).start()
     return work(engine, inbox, send)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process, even a stopped one, when the thread that started it ends."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before
+        os._exit(0)
 
 
 def main(target: str, model: str, *loras: str) -> None:
     """Take over standard input and output, so that libraries cannot use them, and serve."""
+    die_with_parent()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

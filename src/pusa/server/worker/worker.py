@@ -25,7 +25,8 @@ from pusa.server.logs import log_context
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.attempt import Attempt, Delays
 from pusa.server.worker.engine_process import PUSA_ENGINE
-from pusa.server.worker.executor import Executor, ExecutorState, LocalExecutor
+from pusa.server.worker.executor import Executor, ExecutorState
+from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.progress import StageRatios
 
 __all__ = ["Worker", "make_executor", "run_worker", "worker_name"]
