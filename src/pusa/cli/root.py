@@ -35,6 +35,7 @@ from pusa.cli.options import (
 )
 from pusa.cli.run import MissingModelError, Start, Stopped, run
 from pusa.fields import ProblemsError
+from pusa.libraries import quiet_libraries
 from pusa.lora.sources import parse_lora, replace_loras
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, explain
@@ -53,6 +54,7 @@ class _Main(Group):
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         session = Session(as_json="--json" in (sys.argv[1:] if args is None else args))  # for errors of usage, too
+        quiet_libraries()
         try:
             with warnings.catch_warnings(action="ignore"):  # libraries' advice to programmers
                 result = super().main(args, "pusa", **{**extra, "standalone_mode": False, "obj": session})

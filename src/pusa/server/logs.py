@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+from pusa.libraries import quiet_libraries
+
 Format = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -199,6 +201,7 @@ def configure_logging(format: Format = "text", level: str = "info", stream: Text
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(number)
+    quiet_libraries()
     for name in _VERBOSE_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they add their own handlers
