@@ -34,6 +34,14 @@ class Resolved(_Event):
 
 
 @dataclass(frozen=True)
+class Planned(_Event):
+    """Report how the model runs on this machine, in one line, and why; again when a smaller plan takes over."""
+
+    summary: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Stage(_Event):
     """Report that a stage begins: "load", "denoise", "decode", ...; `steps` if it has a known number of them."""
 
@@ -111,7 +119,7 @@ class Done(_Event):
         return {"kind": self.kind, "path": str(self.path)}
 
 
-Event = Resolved | Stage | Step | Note | Preview | Checkpoint | Done
+Event = Resolved | Planned | Stage | Step | Note | Preview | Checkpoint | Done
 Report = Callable[[Event], None]
 Events = Generator[Event, None, None]
 
