@@ -189,7 +189,7 @@ def serving(folder: Path, *, near_prober: bool = True, drain_seconds: float = 2.
     executor = InstantExecutor(folder / "executor")
     changes = {"model": "tiny", "studio": False, "min_free_bytes": 0, **changes}
     settings = quick_settings(folder / "data", **changes)
-    app = create_app(settings, make_executor=lambda _: executor, drain_seconds=drain_seconds)
+    app = create_app(settings, make_executor=lambda *_: executor, drain_seconds=drain_seconds)
     if near_prober:
         app.state.service.submitter.prober = NearProber(app.state.service.submitter.prober.limits)
     listener = socket.create_server(("127.0.0.1", 0))

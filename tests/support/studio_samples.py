@@ -46,7 +46,7 @@ def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterato
     """A server on a free port; `engine` None is the real one."""
     port = free_port()
 
-    def executor(settings: ServerSettings) -> LocalExecutor:
+    def executor(settings: ServerSettings, _: int) -> LocalExecutor:
         target = {"target": engine} if engine else {}
         return LocalExecutor(settings.model, env={"PYTHONPATH": str(SUPPORT)}, **target)
 

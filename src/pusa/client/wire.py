@@ -29,7 +29,8 @@ class Video:
     """A job and its video.
 
     `status` is ``queued``, ``in_progress``, ``completed`` or ``failed``; `progress` is 0..100; times are unix seconds.
-    `details` holds the whole answer of the server, including what has no field here.
+    `plan` says in one line how the model runs, once it does. `details` holds the whole answer of the server, including
+    what has no field here.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Video:
     queue_position: int | None = None
     seed: int | None = None
     notes: Sequence[str] = ()
+    plan: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -45,7 +45,7 @@ def create_app(
     *,
     queue: JobQueue | None = None,
     files: FileStore | None = None,
-    make_executor: Callable[[ServerSettings], Executor] = make_executor,
+    make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
     studio_later: bool = False,
     drain_seconds: float = 2.0,
 ) -> FastAPI:
@@ -54,7 +54,7 @@ def create_app(
     Args:
         settings: of the server and its workers.
         queue, files: replace those that the settings name.
-        make_executor: called once for each of `settings.workers`.
+        make_executor: called with the number of each of `settings.workers`.
         studio_later: load the studio after the server has started, which makes the start seconds faster.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
 
@@ -124,7 +124,7 @@ class _BackgroundThreads:
     """Start and stop the workers and housekeeping of one app."""
 
     def __init__(
-        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings], Executor]
+        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings, int], Executor]
     ) -> None:
         self._service, self._metrics, self._make_executor = service, metrics, make_executor
         self._stop = threading.Event()
@@ -134,8 +134,8 @@ class _BackgroundThreads:
     def start(self) -> None:
         """Start the workers, housekeeping and a spare process for probing uploads."""
         service, settings = self._service, self._service.settings
-        for _ in range(settings.workers):
-            worker = Worker(settings, service.queue, service.files, self._make_executor(settings))
+        for number in range(settings.workers):
+            worker = Worker(settings, service.queue, service.files, self._make_executor(settings, number))
             thread = threading.Thread(target=worker.run, args=(self._stop,), name=worker.name, daemon=True)
             thread.start()
             self._threads.append(thread)

@@ -109,6 +109,27 @@ class ServerSettings(StrictModel):
     ray_address: str | None = field(
         None, "Address of the Ray cluster.", unset="the one that Ray finds, or a new local one"
     )
+    gpus: int | None = field(
+        None,
+        "Cards that share each job of a worker; each worker has cards of its own.",
+        unset="the plan's choice of the worker's",
+        ge=1,
+        le=64,
+    )
+    cpu_ranks: int = field(
+        1,
+        "For tests on a machine without a GPU: processes that share each job there, as cards would. It is no faster.",
+        ge=1,
+        le=8,
+    )
+    rank_seconds: float = field(
+        120.0,
+        "How long one of the processes that share a job may show no sign of life before all of them are killed; the "
+        "job continues from its checkpoint.",
+        unit="seconds",
+        ge=2,
+        le=3600,
+    )
     ray_gpus: float = field(1.0, "GPUs that each of Ray's actors takes; 0 for a CPU.", ge=0, le=64)
     lease_seconds: float = field(
         60.0,
@@ -261,6 +282,16 @@ class ServerSettings(StrictModel):
             raise ValueError(
                 f"host={self.host} can be reached by others and there is no API key: set PUSA_API_KEYS or "
                 "api_keys_file, or say insecure if something in front of it lets in whom it may"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> "ServerSettings":
+        if self.executor == "ray" and ((self.gpus or 1) > 1 or self.cpu_ranks > 1):
+            name = "cpu_ranks" if self.cpu_ranks > 1 else "gpus"
+            raise ValueError(
+                f"{name}={getattr(self, name)} and executor=ray: only processes of one machine share a job; leave it "
+                "out, or set executor=local on the machines with the cards"
             )
         return self
 

@@ -254,6 +254,7 @@ class VideoObject(BaseModel):
     seconds_left: float | None = None
     queue_position: int | None = None
     notes: list[str] = []
+    plan: str | None = None
     seed: int | None = None
     inference_time_s: float | None = None
     stage_durations: dict[str, float] = {}
@@ -333,6 +334,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         seconds_left=None if job.seconds_left is None else round(job.seconds_left, 1),
         queue_position=position,
         notes=list(job.notes),
+        plan=job.plan,
         seed=job.request.get("seed"),
         peak_memory_mb=timings.pop("peak_memory_mb", None),
         stage_durations=timings,

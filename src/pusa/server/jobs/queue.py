@@ -292,6 +292,7 @@ class JobQueue:
         checkpoint_digest: FileDigest | None = None,
         resolved: Mapping[str, Any] | None = None,
         notes: Collection[str] | None = None,
+        plan: str | None = None,
     ) -> bool:
         """Extend the lease and record the attempt's progress in one statement; None leaves a value unchanged.
 
@@ -312,6 +313,7 @@ class JobQueue:
             "checkpoint": checkpoint,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
+            "plan": None if plan is None else storable(plan),
             **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
         values = {name: value for name, value in values.items() if value is not None}

@@ -44,6 +44,7 @@ def details(job: Job, position: int | None) -> dict[str, Any]:
         "progress": job.progress,
         "seconds_left": job.seconds_left,
         "notes": list(job.notes),
+        "plan": job.plan,
         "error": job.error_message,
         "took_seconds": None if None in (job.started_at, job.completed_at) else job.completed_at - job.started_at,  # type: ignore[operator]
         "settings": settings(job.resolved or job.request),

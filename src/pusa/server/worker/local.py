@@ -265,7 +265,9 @@ class _Group(Child):
             return super().describe_silence(seconds)
         first, last = min(self._ranks, key=lambda r: r.step), max(self._ranks, key=lambda r: r.step)
         if first.step < last.step and last.last is None:
-            return f"{first.label} has not answered for {seconds:g} s: it is at step {first.step}, others at {last.step}"
+            return (
+                f"{first.label} has not answered for {seconds:g} s: it is at step {first.step}, others at {last.step}"
+            )
         where = ", ".join(f"rank {rank.number} at step {rank.step}" for rank in self._ranks)
         return f"no rank of {len(self._ranks)} has reported anything for {seconds:g} s ({where})"
 
