@@ -295,7 +295,10 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """State of the workers; `stage` and `percent` tell how far the model is loaded, jobs are accepted meanwhile."""
+    """State of the workers; `stage` and `percent` tell how far the model is loaded, jobs are accepted meanwhile.
+
+    `ranks` counts the processes of all workers that hold the model, or load it.
+    """
 
     ready: bool
     stage: str
@@ -305,6 +308,7 @@ class Ready(BaseModel):
     queued: int
     running: int
     workers: int
+    ranks: int
 
 
 def video_from_job(job: Job, position: int | None = None) -> VideoObject:

@@ -263,11 +263,10 @@ class _Group(Child):
     def describe_silence(self, seconds: float) -> str:
         if len(self._ranks) == 1:
             return super().describe_silence(seconds)
-        first, last = min(self._ranks, key=lambda r: r.step), max(self._ranks, key=lambda r: r.step)
-        if first.step < last.step and last.last is None:
-            return (
-                f"{first.label} has not answered for {seconds:g} s: it is at step {first.step}, others at {last.step}"
-            )
+        behind, ahead = min(self._ranks, key=lambda r: r.step), max(self._ranks, key=lambda r: r.step)
+        if behind.step < ahead.step and ahead.last is None:
+            steps = f"it is at step {behind.step}, others at {ahead.step}"
+            return f"{behind.label} has not answered for {seconds:g} s: {steps}"
         where = ", ".join(f"rank {rank.number} at step {rank.step}" for rank in self._ranks)
         return f"no rank of {len(self._ranks)} has reported anything for {seconds:g} s ({where})"
 
