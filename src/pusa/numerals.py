@@ -66,7 +66,9 @@ def parse_number(text: str, name: str = "") -> float:
     """
     text = text.strip()
     value = float(text) if len(text) <= MAX_CHARACTERS and _NUMBER.fullmatch(text) else math.nan
-    if not math.isfinite(value):
+    if math.isinf(value):
+        raise ValueError(f"{_described(text, name)} is too large: give a number below 1e308")
+    if math.isnan(value):
         raise ValueError(
             f"{_described(text, name)} is not a number{_limit(text)}: write digits from 0 to 9, such as 0.25"
         )

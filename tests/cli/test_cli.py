@@ -249,6 +249,11 @@ def test_a_made_name_stays_in_the_folder(prompt, name):
     assert output_path(None, prompt) == Path(name)
 
 
+def test_standard_output_takes_no_video() -> None:
+    with pytest.raises(ValueError, match="a video needs a name"):
+        output_path("-", "a fox")
+
+
 def test_an_existing_output_is_replaced_with_a_note(engine, tmp_path):
     (tmp_path / "out.mp4").write_bytes(b"old")
     result = pusa("generate", "x", "--model", "tiny", "-o", "out.mp4")

@@ -252,6 +252,8 @@ def output_path(output: str | None, name: str) -> Path:
         candidates = (Path(f"{stem}{suffix}.mp4") for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
         return next(path for path in candidates if not path.exists())
 
+    if output == "-":
+        raise ValueError("-o - is no file: a video needs a name, such as out.mp4, as its end is written into its start")
     from pusa.media import VideoWriter
 
     return VideoWriter(output, width=16, height=16).path  # checks the format, and writes nothing before it is entered

@@ -206,7 +206,7 @@ def jobs() -> None:
 def _client(server: str) -> Iterator["PusaClient"]:
     from pusa.client import PusaClient, PusaError
 
-    with PusaClient(server) as client:
+    with PusaClient(server, max_retries=1) as client:  # a person waits, and can try again
         try:
             yield client
         except PusaError as error:

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import media, resources, zoo
+from pusa.acceleration.ranks import RankError, Ranks
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, loras, prompt_hints
+from pusa.generate import inputs, loras, prompt_hints, sharing
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
@@ -52,6 +53,7 @@ def generate(
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
     marks: MarkOptions | None = None,
+    ranks: Ranks | None = None,
 ) -> Events:
     """Make the video of a request.
 
@@ -70,6 +72,7 @@ def generate(
         checkpoint_every: steps between two writes of the checkpoint.
         checkpoint_seconds: minimum time between two writes; the last step of a window is always written.
         marks: a signature and a watermark, beside the metadata that the request asks for.
+        ranks: share the denoising; this process is rank 0, and the others run `pusa.generate.follower.follow`.
 
     Yields:
         Events, see `pusa.events`; the last is ``done`` with the path, unless `stop` ended the run. Closing the
@@ -79,9 +82,10 @@ def generate(
         ValueError, FileNotFoundError: a name, an input, a position or a size is invalid; before any denoising.
         NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
         DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
-            names the file. DecodeMemoryError: because memory ran out.
+            names the file. DecodeMemoryError: because memory ran out. RankError: a rank has failed; no file is left.
         RuntimeError: a signature or a watermark that `marks` asks for is not possible; before any denoising.
     """
+    stop, watched = sharing.watch(ranks, stop, pipeline)
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
@@ -92,8 +96,10 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
+        sharing.request_model(ranks, resolved)
         resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
         pipe = _configure(resident, resolved)
+        sharing.share(ranks, pipe, resolved)
         weights = None
         if pipeline is None:
             weights = _weights_of(resident, resolved.model)
@@ -132,7 +138,7 @@ def generate(
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
 
-    return as_events(run)
+    return as_events(watched(run))
 
 
 def decode(
@@ -316,6 +322,11 @@ def _weights_of(resident: _Resident, model: str) -> dict[str, Any]:
     return loras.hashes(source, _local_folder(model), resident.loras)
 
 
+def load_configured(request: ResolvedRequest) -> PusaPipeline:
+    """Load the model of a request as `generate` does, with the request's shift and alphas."""
+    return _configure(_load_resident(request), request)
+
+
 def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
     pipe = resident.pipe
     pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
@@ -370,7 +381,8 @@ def _write(
                         raise RunEnded
                     writer.write(frames)
         except Exception as error:  # no fault of decoding or writing may cost hours of denoising
-            if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
+            is_denoising = pieces.is_denoising and not isinstance(error, DecodeError)
+            if not pieces.denoised or is_denoising or isinstance(error, RankError):
                 raise
             latents = pieces.read_back()
             try:

@@ -76,6 +76,7 @@ def test_what_is_no_finite_number_is_refused(body: bytes) -> None:
     with pytest.raises(ServiceError, match="number") as refused:
         parse_json(body, BodyBudget(), "the body")
     assert refused.value.status == 400
+    assert "not JSON" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,9 @@ def parse_json(data: bytes | bytearray, budget: BodyBudget, what: str, param: st
             parse_int=partial(parse_whole, name="a value"),
             parse_float=partial(parse_number, name="a value"),
         )
-    except ValueError as error:
-        raise ServiceError(400, "invalid_body", f"{what} is not JSON: {str(error)[:200]}", param) from None
+    except ValueError as error:  # a JSONDecodeError, or of one number
+        fault = " is not JSON" if isinstance(error, json.JSONDecodeError) else ""
+        raise ServiceError(400, "invalid_body", f"{what}{fault}: {str(error)[:200]}", param) from None
 
 
 def _refuse_constant(name: str) -> Any:
