@@ -1,8 +1,8 @@
 """Run tasks in other processes that hold the model: the interface, and what all executors share.
 
-`pusa.server.worker.local` runs processes of this machine, `pusa.server.worker.ray` actors of a cluster. An executor need
-not be durable, as the queue's lease and the checkpoint in the store are. If its process dies, the task ends with an
-`Error`, and the worker's next attempt continues from the checkpoint.
+`pusa.server.worker.local` runs processes of this machine, `pusa.server.worker.ray` actors of a cluster. An executor
+need not be durable, as the queue's lease and the checkpoint in the store are. If its process dies, the task ends with
+an `Error`, and the worker's next attempt continues from the checkpoint.
 """
 
 import queue
