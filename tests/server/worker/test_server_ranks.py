@@ -10,6 +10,7 @@ import pytest
 from server_samples import House, fake_executor, request, submit, uninterrupted, video_of, wait_until
 
 from pusa.events import Checkpoint, Done, Step
+from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
 from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.messages import Cancelled, Error, Task
 
@@ -190,3 +191,42 @@ def test_a_job_continues_from_its_checkpoint_on_a_new_group(harm: str, house: Ho
     (record,) = house.queue.workers()
     assert record.state["world_size"] == 2
     assert record.state["pids"] == list(worker.state.pids)
+
+
+@pytest.mark.parametrize("harm", ["none", "kill", "cancel"])
+def test_two_ranks_of_the_real_engine_make_the_video_that_one_makes(harm: str, tmp_path: Path) -> None:
+    asked = {"model": "tiny", "prompt": "a red ball", "conditions": [], "seed": 1, "steps": 4, "frames": 5}
+    folder = tmp_path / "a"
+    folder.mkdir()
+    shared = Task(job_id="video_1", attempt=1, request=asked, folder=folder, checkpoint_every=1)
+    executor = LocalExecutor("tiny", ranks=2)
+    try:
+        ready(executor)
+        pids = executor.state.pids
+        messages = []
+        for message in executor.run(shared):
+            messages.append(message)
+            if isinstance(message, Step) and message.step == 2 and harm == "kill":
+                psutil.Process(pids[1]).kill()
+            if isinstance(message, Step) and message.step == 2 and harm == "cancel":
+                executor.cancel()
+        if harm == "kill":
+            assert isinstance(messages[-1], Error)
+            assert messages[-1].message.startswith(f"rank 1 of 2 (pid {pids[1]}) was killed by signal 9")
+        if harm == "cancel":
+            assert isinstance(messages[-1], Cancelled)
+            assert executor.state.pids == pids
+        if harm != "none":
+            messages = list(ready(executor).run(shared))  # from the checkpoint
+        steps = [m.step for m in messages if isinstance(m, Step) and m.stage == "denoise"]
+        assert steps == ([1, 2, 3, 4] if harm == "none" else steps[-2:])
+        assert isinstance(messages[-1], Done)
+        made = messages[-1].files["video"].read_bytes()
+    finally:
+        executor.close()
+
+    alone = tmp_path / "b"
+    alone.mkdir()
+    *_, done = make_engine(PUSA_ENGINE, "tiny").run(Task(**{**vars(shared), "folder": alone}), lambda: False)
+    assert isinstance(done, Done)
+    assert made == done.files["video"].read_bytes()

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import psutil
 
@@ -30,6 +30,7 @@ from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
 from pusa.provenance.options import MarkOptions
 from pusa.server.logs import configure_logging, log_context
+from pusa.server.worker import engine_ranks
 from pusa.server.worker.messages import (
     Alive,
     Cancelled,
@@ -41,6 +42,9 @@ from pusa.server.worker.messages import (
     ModelReady,
     Task,
 )
+
+if TYPE_CHECKING:
+    from pusa.acceleration.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +67,11 @@ class Engine(Protocol):
 
 
 class PusaEngine:
-    """Run tasks with `pusa.generate.generate`."""
+    """Run tasks with `pusa.generate.generate`; in a group of ranks, as its first rank or as one that follows it."""
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
+        self._ranks: Ranks | None = None
 
     def load(self, report: ReportLoading) -> str:
         """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
@@ -75,11 +80,19 @@ class PusaEngine:
         from pusa.generate import load_pipeline
 
         self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
+        self._ranks = engine_ranks.join_group()
         with _report_memory(_bytes_in_memory(self.model), report):
-            load_pipeline(self.model, self.loras)
+            if self._ranks is None:
+                load_pipeline(self.model, self.loras)
+            else:
+                engine_ranks.load_shared(self._ranks, self.model, self.loras)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
+        if self._ranks is not None and not self._ranks.is_main:
+            engine_ranks.follow_task(self._ranks)
+            yield Done({})
+            return
         from contextlib import closing
 
         from pusa.generate import generate
@@ -100,9 +113,10 @@ class PusaEngine:
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
             marks=task.marks,
+            ranks=self._ranks,
         )
         is_done = False
-        with closing(events):
+        with engine_ranks.leading(self._ranks), closing(events):
             for event in events:
                 match event:
                     case Resolved(resolved):

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pusa import resources, zoo
 from pusa.acceleration.decisions import Machine
 from pusa.server.plans import PlanFunction, load_options, machine_as_json, machine_from_json, plan_model
 from pusa.server.settings import ServerSettings
+from pusa.server.worker.engine_ranks import PARALLEL_VARIABLE
 from pusa.server.worker.local import Placement
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,10 @@ def place(
         logger.warning("%s", planned.problem)
         return found
     logger.info("%s", planned.summary)
-    return replace(found, ranks=max(1, min(len(own), planned.parallel.ranks)))
+    if planned.parallel.ranks == 1:
+        return found
+    shared = {**found.env, PARALLEL_VARIABLE: json.dumps(asdict(planned.parallel))}
+    return replace(found, ranks=planned.parallel.ranks, env=shared)
 
 
 def _free_disk_bytes() -> int:

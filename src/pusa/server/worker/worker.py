@@ -268,12 +268,16 @@ def make_executor(settings: ServerSettings, number: int = 0, *, target: str = PU
             gpus=settings.ray_gpus,
             **limits,
         )
-    logs = {"PUSA_LOG_FORMAT": settings.log_format, "PUSA_LOG_LEVEL": settings.log_level}
+    env = {
+        "PUSA_LOG_FORMAT": settings.log_format,
+        "PUSA_LOG_LEVEL": settings.log_level,
+        "PUSA_RANK_SECONDS": str(settings.rank_seconds),
+    }
     return LocalExecutor(
         settings.model,
         settings.lora,
         target=target,
-        env=logs,
+        env=env,
         place=partial(place, settings, number),
         silent_seconds=settings.rank_seconds,
         **limits,

@@ -1,0 +1,87 @@
+"""Let the engine processes of a group share each task: rank 0 runs it, the others follow until rank 0 ends it.
+
+The worker starts the ranks and watches them (`pusa.server.worker.local`): it names one that was killed or hangs. The
+watch of `Ranks` itself is the second one, for errors that a rank reports.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pusa.acceleration.decisions import Parallel
+    from pusa.acceleration.ranks import Ranks
+
+PARALLEL_VARIABLE = "PUSA_ENGINE_PARALLEL"
+"""Environment variable that says how the ranks share the work: a `Parallel` as JSON; without it they choose."""
+
+_SILENCE_FACTOR = 2.0  # later than the worker, which names a silent rank
+
+
+def world_size() -> int:
+    """Return the number of ranks in this process's group, by the variables that the worker sets."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_group() -> "Ranks | None":
+    """Join the ranks that the worker has started beside this one; None if it has started none."""
+    if world_size() == 1:
+        return None
+    import torch
+
+    from pusa.acceleration import launch
+
+    device_type: launch.DeviceType = "cuda" if torch.cuda.is_available() else "cpu"
+    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+    silence_seconds = _SILENCE_FACTOR * float(os.environ.get("PUSA_RANK_SECONDS", "120"))
+    if rank:
+        return launch.join(rank, world_size(), port, device_type=device_type, silence_seconds=silence_seconds)
+    ranks, _ = launch.host(world_size(), port, device_type=device_type, silence_seconds=silence_seconds)
+    ranks.parallel = _parallel_of(os.environ.get(PARALLEL_VARIABLE, ""))
+    return ranks
+
+
+def _parallel_of(text: str) -> "Parallel | None":
+    from pusa.acceleration.decisions import Parallel
+
+    return Parallel(**json.loads(text)) if text else None
+
+
+def load_shared(ranks: "Ranks", model: str, loras: Sequence[str]) -> None:
+    """Load a model on this rank, as all of them must, and share its steps among them."""
+    from pusa import zoo
+    from pusa.generate import sharing
+    from pusa.generate.run import load_configured
+    from pusa.request import GenerationRequest
+
+    if not ranks.is_main:
+        follow_task(ranks)
+        return
+    request = GenerationRequest(model=model, lora=list(loras), prompt="load").resolved(zoo.defaults_of(model))
+    with leading(ranks):
+        sharing.request_model(ranks, request)
+        sharing.share(ranks, load_configured(request), request)
+
+
+@contextmanager
+def leading(ranks: "Ranks | None") -> Iterator[None]:
+    """Enclose what rank 0 does for a task; the other ranks end it afterwards, whatever its end."""
+    try:
+        yield
+    finally:
+        if ranks is not None and ranks.is_connected and not ranks.has_failed:
+            ranks.send({"kind": "close"})
+
+
+def follow_task(ranks: "Ranks") -> None:
+    """Compute this rank's share of a task until rank 0 ends it.
+
+    Raises:
+        RankError: another rank has failed.
+        Exception: this one has, and the others know it.
+    """
+    from pusa.generate.follower import follow
+
+    follow(ranks)
