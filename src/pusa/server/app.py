@@ -25,6 +25,7 @@ from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
+from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import ServiceError, VideoService, in_thread
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import DAMAGED
@@ -46,6 +47,7 @@ def create_app(
     queue: JobQueue | None = None,
     files: FileStore | None = None,
     make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
+    plan: PlanFunction = plan_model,
     studio_later: bool = False,
     drain_seconds: float = 2.0,
 ) -> FastAPI:
@@ -55,6 +57,7 @@ def create_app(
         settings: of the server and its workers.
         queue, files: replace those that the settings name.
         make_executor: called with the number of each of `settings.workers`.
+        plan: plans what requests need, see `pusa.server.plans`.
         studio_later: load the studio after the server has started, which makes the start seconds faster.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
 
@@ -65,7 +68,7 @@ def create_app(
     settings.scratch_folder.mkdir(mode=0o700, exist_ok=True)
     queue = queue or JobQueue(settings.database_url)
     files = files or FileStore(settings.files_url)
-    service = VideoService(settings, queue, files)
+    service = VideoService(settings, queue, files, plan)
     metrics = Metrics(service)
     background = _BackgroundThreads(service, metrics, make_executor)
     root_page = RootPage(service, settings, later=studio_later)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs, shown
 from pusa.provenance.options import MarkOptions
 from pusa.request import METADATA, Metadata
@@ -313,6 +314,11 @@ class ServerSettings(StrictModel):
             timestamp_url=self.timestamp_url,
             watermark=self.watermark,
         )
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """The way in which workers load the model."""
+        return LoadOptions(gpus=self.gpus)
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
         """Return what a result tells of itself: what a client asks for, within what the operator allows."""

@@ -313,7 +313,7 @@ class JobQueue:
             "checkpoint": checkpoint,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
-            "plan": None if plan is None else storable(plan),
+            "plan": plan and storable(plan),
             **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
         values = {name: value for name, value in values.items() if value is not None}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pusa import resources, zoo
 from pusa.acceleration.decisions import Machine
-from pusa.server.plans import PlanFunction, load_options, machine_as_json, machine_from_json, plan_model
+from pusa.server.plans import PlanFunction, machine_as_json, machine_from_json, plan_model
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.engine_ranks import PARALLEL_VARIABLE
 from pusa.server.worker.local import Placement
@@ -111,7 +111,7 @@ def place(
     found = Placement(1, {_VISIBLE: ",".join(names[index] for index in own)}, machine)
     defaults = zoo.defaults_of(settings.model)
     size = (defaults.width, defaults.height, defaults.num_frames)
-    planned = plan(settings.model, size, machine, load_options(settings))
+    planned = plan(settings.model, size, machine, settings.load_options, float(defaults.guidance))
     if planned.problem:  # loading says so too, and it may know better
         logger.warning("%s", planned.problem)
         return found
