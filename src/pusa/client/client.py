@@ -33,6 +33,7 @@ except ImportError as missing:
 
 from pusa.client.blocking import BlockingHTTP, result_of
 from pusa.client.wire import (
+    Estimate,
     Event,
     EventReader,
     File,
@@ -138,6 +139,29 @@ class AsyncPusaClient:
                 "POST", "/v1/videos", **body_of(fields, parts), **key_header(idempotency_key)
             )
         return video_of(response)
+
+    async def estimate(
+        self,
+        prompt: str = "",
+        *,
+        image: File | None = None,
+        keyframes: Sequence[Keyframe] = (),
+        video: File | None = None,
+        model: str | None = None,
+        seconds: float | str | None = None,
+        size: str | tuple[int, int] | None = None,
+        **options: Any,
+    ) -> Estimate:
+        """Tell what `create` with the same arguments would need, and how the model would run; no job is made.
+
+        Raises:
+            PusaError: the request is invalid; `param` names the field.
+        """
+        fields = {"prompt": prompt, "model": model, "seconds": seconds, "size": size_text(size), **options}
+        with ExitStack() as files:
+            parts = references(files, fields, image, keyframes, video)
+            response = await self._request("POST", "/v1/videos/estimate", **body_of(fields, parts))
+        return typed(Estimate, response.json())
 
     async def create_and_wait(
         self,
@@ -467,6 +491,7 @@ class PusaClient:
         self.base_url = self._methods.base_url
 
     create = _blocking(AsyncPusaClient.create)
+    estimate = _blocking(AsyncPusaClient.estimate)
     create_and_wait = _blocking(AsyncPusaClient.create_and_wait)
     retrieve = _blocking(AsyncPusaClient.retrieve)
     wait = _blocking(AsyncPusaClient.wait)

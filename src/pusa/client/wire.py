@@ -66,6 +66,30 @@ class Video:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Hold what a request would need.
+
+    `plan` says in one line how the model runs (None: no worker has reported its machine), `gpu_peak_bytes` the most
+    that a card holds by stage, `seconds` the time that earlier videos of as many tokens took (None before the first),
+    `problem` why `create` would refuse it.
+    """
+
+    model: str = ""
+    size: str = ""
+    num_frames: int = 0
+    num_inference_steps: int = 0
+    windows: int = 1
+    tokens: int = 0
+    plan: str | None = None
+    gpu_peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    ram_peak_bytes: int | None = None
+    seconds: float | None = None
+    problem: str | None = None
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Some videos; `has_more` if there are others after `last_id`."""
 

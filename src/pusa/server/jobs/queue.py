@@ -296,10 +296,8 @@ class JobQueue:
     ) -> bool:
         """Extend the lease and record the attempt's progress in one statement; None leaves a value unchanged.
 
-        A `checkpoint_step` beyond the last one is progress: it resets the count of failures.
-
-        Returns:
-            True if the worker must cancel the job.
+        A `checkpoint_step` beyond the last one is progress: it resets the count of failures. Returns True if the worker
+        must cancel the job.
 
         Raises:
             LeaseLost: the worker must stop and drop its result.
