@@ -187,6 +187,7 @@ class SharedPasses(LocalPasses):
         """Predict the velocities of all passes of a step, each on the ranks that it is given to."""
         call = self._call
         assert call is not None
+        self.ranks.check()
         if self.ranks.is_main:
             self._send_step(call, inputs)
         else:
@@ -235,14 +236,16 @@ class SharedPasses(LocalPasses):
             config.ulysses_anything = not is_even and config.ulysses_degree > 1
             config.ring_anything = not is_even and config.ring_degree > 1
 
-    def follow_call(self, pipe: Any) -> None:
-        """Compute, on a rank other than 0, the steps of a call that has begun there, up to its end."""
+    def follow_call(self, pipe: Any) -> Iterator[StepInputs]:
+        """Compute, on a rank other than 0, the steps of a call that has begun there; yield each one that is done."""
         call = _Call()
         while True:
             message, tensors = self.ranks.receive()
             if message["kind"] == "end":
                 return
-            self._compute(pipe, _received_step(call, message, tensors))
+            inputs = _received_step(call, message, tensors)
+            self._compute(pipe, inputs)
+            yield inputs
 
 
 def _received_step(call: _Call, message: dict[str, Any], tensors: list[Tensor]) -> StepInputs:
@@ -268,7 +271,6 @@ def _expect(message: dict[str, Any], kind: str) -> None:
         )
 
 
-@torch.no_grad()
 def follow(pipe: Any) -> None:
     """Compute what the calls of rank 0 ask for, on every other rank, until rank 0 closes the group.
 
@@ -276,9 +278,8 @@ def follow(pipe: Any) -> None:
         RankError: a rank has failed.
     """
     passes: SharedPasses = pipe.passes
-    while True:
-        message, _ = passes.ranks.receive()
-        if message["kind"] == "close":
-            return
+    while (message := passes.ranks.receive()[0])["kind"] != "close":
         _expect(message, "begin")
-        passes.follow_call(pipe)
+        with torch.no_grad():
+            for _ in passes.follow_call(pipe):
+                pass

@@ -49,6 +49,7 @@ class Ranks:
     Attributes:
         stage: what this rank does, for messages: "load", "denoise", ...
         parallel: how the ranks share the work; None: `pusa.generate` chooses for its first request.
+        is_closed: rank 0 has ended the group.
         failure: the error that ended the group, once there is one.
     """
 
@@ -68,6 +69,7 @@ class Ranks:
         self.timeout_seconds = timeout_seconds
         self.stage = "start"
         self.parallel: Parallel | None = None
+        self.is_closed = False
         self._store = store
         self._control: dist.ProcessGroup | None = None
         self._owns_group = self._cannot_go_on = False
@@ -108,9 +110,11 @@ class Ranks:
             self._watch.ends[rank] = describe_end
 
     def check(self) -> None:
-        """Raise RankError if a rank has failed."""
+        """Raise RankError if a rank has failed, this one included."""
         if self.failure is not None:
             raise self.failure
+        if self._cannot_go_on:
+            raise RankError(f"rank {self.rank} of {self.size} has failed before: the ranks must be started again")
 
     def wait_until_all_are_here(self) -> None:
         """Wait until every rank has begun and is ready to connect, then connect them.

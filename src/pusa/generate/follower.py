@@ -15,14 +15,27 @@ import torch
 from pusa.acceleration import launch, parallel
 from pusa.acceleration.decisions import Parallel
 from pusa.acceleration.ranks import RankError, Ranks, first_line
+from pusa.events import Events, Stage, Step
 from pusa.generate.run import load_configured
 from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
 
 
-@torch.no_grad()
 def follow(ranks: Ranks) -> None:
-    """Do what rank 0 asks for until it closes the group.
+    """Follow one run of rank 0 after another, until it closes the group. Raises as `follow_run` does."""
+    while True:
+        for _ in follow_run(ranks):
+            pass
+        if ranks.is_closed:
+            return
+
+
+@torch.no_grad()
+def follow_run(ranks: Ranks) -> Events:
+    """Do what rank 0 asks for during one call of `generate`; it ends with that call, or when rank 0 closes the group.
+
+    Yields:
+        `Stage` and `Step`, for those who watch this rank.
 
     Raises:
         RankError: another rank has failed.
@@ -31,7 +44,7 @@ def follow(ranks: Ranks) -> None:
     try:
         if not ranks.is_connected:
             ranks.wait_until_all_are_here()
-        _follow(ranks)
+        yield from _follow_run(ranks)
     except RankError:
         raise
     except BaseException as error:
@@ -39,16 +52,18 @@ def follow(ranks: Ranks) -> None:
         raise
 
 
-def _follow(ranks: Ranks) -> None:
+def _follow_run(ranks: Ranks) -> Events:
     pipe: PusaPipeline | None = None
     while True:
         ranks.stage = "waiting"
         message, _ = ranks.receive()
         kind = message["kind"]
-        if kind == "close":
+        ranks.is_closed = kind == "close"
+        if kind in ("close", "done"):
             return
         if kind == "model":
             ranks.stage = "load"
+            yield Stage("load")
             pipe = load_configured(ResolvedRequest.model_validate(message["request"]))
         elif pipe is None:
             raise RuntimeError(f"rank 0 sends {kind!r} before a model")
@@ -56,8 +71,10 @@ def _follow(ranks: Ranks) -> None:
             parallel.enable(pipe, Parallel(**message["parallel"]), ranks)
         else:
             ranks.stage = "denoise"
+            yield Stage("denoise")
             assert isinstance(pipe.passes, parallel.SharedPasses)
-            pipe.passes.follow_call(pipe)
+            for inputs in pipe.passes.follow_call(pipe):
+                yield Step(inputs.index + 1, inputs.steps)
 
 
 def main(arguments: list[str] | None = None) -> int:

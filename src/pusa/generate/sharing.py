@@ -37,7 +37,11 @@ def watch(
                 ranks.check()
                 report(event)
 
-            run(report_or_fail)
+            try:
+                run(report_or_fail)
+            finally:
+                if ranks.is_connected and not ranks.has_failed:
+                    ranks.send({"kind": "done"})
 
         return run_watched
 
