@@ -110,6 +110,7 @@ def _line(error: object) -> str:
         "eval": "pusa.cli.eval:evaluation",
         "jobs": "pusa.cli.serve:jobs",
         "mini": "pusa.cli.mini:mini",
+        "plan": "pusa.cli.plan:plan",
         "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",
