@@ -226,6 +226,21 @@ def references(
     return parts if video is None else [*parts, ("video_reference", part_of(files, video, "video.mp4"))]
 
 
+def creation_of(
+    files: ExitStack,
+    prompt: str,
+    *,
+    image: File | None = None,
+    keyframes: Sequence[Keyframe] = (),
+    video: File | None = None,
+    size: str | tuple[int, int] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the arguments of httpx for a new video."""
+    request_fields = {"prompt": prompt, "size": size_text(size), **options}
+    return body_of(request_fields, references(files, request_fields, image, keyframes, video))
+
+
 def source_videos(files: ExitStack, request_fields: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:
     """Return the arguments of httpx for a request that starts from videos, named by their ids or sent as files."""
     ids = [{"id": video} for video in videos if isinstance(video, str) and video.startswith("video_")]

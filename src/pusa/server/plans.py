@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
+from pusa import zoo
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, Plan
 from pusa.defaults import GenerationDefaults
 from pusa.positions import latent_frames
-from pusa.request import SIZE_MULTIPLE, ResolvedRequest
+from pusa.request import ResolvedRequest
 from pusa.server.jobs.queue import Job, JobQueue, Status
 from pusa.server.settings import ServerSettings
 
@@ -101,6 +103,10 @@ class Planner:
         self._durations: list[_Duration] = []
         self._machines_read_at = self._durations_read_at = float("-inf")
 
+    @cached_property
+    def _token_pixels(self) -> int:
+        return token_pixels(self._settings.model)
+
     def machines(self) -> tuple[Machine, ...]:
         """Return the different machines of the workers that were heard of lately."""
         now = time.monotonic()
@@ -149,7 +155,7 @@ class Planner:
 
     def estimate(self, request: ResolvedRequest) -> Estimate:
         """Estimate what a request would need."""
-        tokens, windows = tokens_of(request), windows_of(request)
+        tokens, windows = tokens_of(request, self._token_pixels), windows_of(request)
         steps = request.steps * windows
         seconds = self._seconds(_Kind(tokens, request.guidance > 1), steps, request.frames)
         return Estimate(tokens, windows, steps, self.plan_request(request), seconds)
@@ -158,7 +164,7 @@ class Planner:
         now = time.monotonic()
         if now - self._durations_read_at >= self._kept_seconds:
             jobs, _ = self._queue.page(limit=_RECENT_JOBS, statuses=_COMPLETED)
-            self._durations = [found for job in jobs if (found := _duration_of(job)) is not None]
+            self._durations = [found for job in jobs if (found := _duration_of(job, self._token_pixels)) is not None]
             self._durations_read_at = now
         alike = [found for found in self._durations if found.kind == kind]
         if not alike:
@@ -168,10 +174,18 @@ class Planner:
         return per_step * steps + per_frame * frames
 
 
-def tokens_of(request: ResolvedRequest) -> int:
-    """Count the tokens of a request's clip, or of a window of it: one for 16 x 16 pixels of a latent frame."""
+def token_pixels(model: str) -> int:
+    """Return the side of the square of pixels that a token of a latent frame stands for; Wan2.1's for other models."""
+    from pusa.acceleration.needs import shapes_of
+
+    entry = zoo.find(zoo.with_fallback(model)) or zoo.get("wan2.1-14b")
+    return 2 * shapes_of(entry).vae.spatial
+
+
+def tokens_of(request: ResolvedRequest, pixels: int) -> int:
+    """Count the tokens of a request's clip, or of a window of it, where one stands for `pixels` squared."""
     frames = latent_frames(min(request.frames, request.window))
-    return frames * (request.height // SIZE_MULTIPLE) * (request.width // SIZE_MULTIPLE)
+    return frames * (request.height // pixels) * (request.width // pixels)
 
 
 def windows_of(request: ResolvedRequest) -> int:
@@ -198,7 +212,7 @@ class _Duration:
     other_seconds_per_frame: float
 
 
-def _duration_of(job: Job) -> _Duration | None:
+def _duration_of(job: Job, pixels: int) -> _Duration | None:
     """Measure a completed job; None for one that was interrupted, or does not tell enough."""
     denoise_seconds = job.timings.get("denoise", 0.0)
     if job.attempt != 1 or not job.steps or not denoise_seconds or job.resolved is None:
@@ -208,5 +222,5 @@ def _duration_of(job: Job) -> _Duration | None:
     except ValueError:  # of an earlier version
         return None
     others = sum(job.timings.get(stage, 0.0) for stage in ("load", "encode", "decode", "finish"))
-    kind = _Kind(tokens_of(request), request.guidance > 1)
+    kind = _Kind(tokens_of(request, pixels), request.guidance > 1)
     return _Duration(kind, denoise_seconds / job.steps, others / request.frames)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import psutil
 
+from pusa.acceleration.decisions import Machine
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
@@ -38,6 +39,7 @@ from pusa.server.worker.messages import (
     Error,
     LoadFailed,
     Loading,
+    MachineFound,
     Message,
     ModelReady,
     Task,
@@ -73,6 +75,12 @@ class PusaEngine:
         self.model, self.loras = model, loras
         self._ranks: Ranks | None = None
 
+    def find_machine(self) -> Machine:
+        """Measure what this process may use of its machine, before the model is loaded."""
+        from pusa.acceleration.machine import machine
+
+        return machine()
+
     def load(self, report: ReportLoading) -> str:
         """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
         report("importing", None)
@@ -90,21 +98,22 @@ class PusaEngine:
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
         if self._ranks is not None and not self._ranks.is_main:
-            engine_ranks.follow_task(self._ranks)
-            yield Done({})
+            yield from engine_ranks.follow_task(self._ranks)
             return
         from contextlib import closing
 
         from pusa.generate import generate
         from pusa.request import GenerationRequest
 
-        _check_marks(task.marks)
-        request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
+        with engine_ranks.released_on_error(self._ranks):
+            _check_marks(task.marks)
+            request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
+            checked = GenerationRequest.model_validate(request)
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
         clock = _StageClock()
         events = generate(
-            GenerationRequest.model_validate(request),
+            checked,
             video,
             stop=is_cancelled,
             preview_every=1 if task.preview_seconds else 0,
@@ -116,7 +125,7 @@ class PusaEngine:
             ranks=self._ranks,
         )
         is_done = False
-        with engine_ranks.leading(self._ranks), closing(events):
+        with closing(events):
             for event in events:
                 match event:
                     case Resolved(resolved):
@@ -365,6 +374,8 @@ class Inbox:
 def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
     """Load the model, then run tasks; return an exit status when the process must not run another one."""
     try:
+        if isinstance(engine, PusaEngine) and engine_ranks.world_size() == 1:  # a rank among others must touch no card
+            send(MachineFound(engine.find_machine()))
         send(ModelReady(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
     except Exception as error:
         logger.exception("the model cannot be loaded")

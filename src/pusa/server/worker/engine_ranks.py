@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pusa.events import Done
+from pusa.server.worker.messages import Message
+
 if TYPE_CHECKING:
     from pusa.acceleration.decisions import Parallel
     from pusa.acceleration.ranks import Ranks
@@ -50,38 +53,54 @@ def _parallel_of(text: str) -> "Parallel | None":
 
 
 def load_shared(ranks: "Ranks", model: str, loras: Sequence[str]) -> None:
-    """Load a model on this rank, as all of them must, and share its steps among them."""
+    """Load a model on this rank, as all of them must, and share its steps among them.
+
+    Raises:
+        RankError: another rank has failed.
+    """
     from pusa import zoo
     from pusa.generate import sharing
     from pusa.generate.run import load_configured
     from pusa.request import GenerationRequest
 
     if not ranks.is_main:
-        follow_task(ranks)
+        for _ in follow_task(ranks):
+            pass
         return
     request = GenerationRequest(model=model, lora=list(loras), prompt="load").resolved(zoo.defaults_of(model))
-    with leading(ranks):
-        sharing.request_model(ranks, request)
-        sharing.share(ranks, load_configured(request), request)
+    sharing.request_model(ranks, request)
+    sharing.share(ranks, load_configured(request), request)
+    _release(ranks)
 
 
 @contextmanager
-def leading(ranks: "Ranks | None") -> Iterator[None]:
-    """Enclose what rank 0 does for a task; the other ranks end it afterwards, whatever its end."""
+def released_on_error(ranks: "Ranks | None") -> Iterator[None]:
+    """Enclose what rank 0 does before `generate`, which ends a task for the other ranks: here an error must."""
     try:
         yield
-    finally:
-        if ranks is not None and ranks.is_connected and not ranks.has_failed:
-            ranks.send({"kind": "close"})
+    except BaseException:
+        if ranks is not None:
+            _release(ranks)
+        raise
 
 
-def follow_task(ranks: "Ranks") -> None:
-    """Compute this rank's share of a task until rank 0 ends it.
+def _release(ranks: "Ranks") -> None:
+    """Let the other ranks end the task that they follow."""
+    if ranks.is_connected and not ranks.has_failed:
+        ranks.send({"kind": "done"})
+
+
+def follow_task(ranks: "Ranks") -> Iterator[Message]:
+    """Compute this rank's share of a task until rank 0 has ended it.
+
+    Yields:
+        Stages and steps, and an empty `Done`.
 
     Raises:
         RankError: another rank has failed.
         Exception: this one has, and the others know it.
     """
-    from pusa.generate.follower import follow
+    from pusa.generate.follower import follow_run
 
-    follow(ranks)
+    yield from follow_run(ranks)
+    yield Done({})

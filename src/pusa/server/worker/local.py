@@ -97,7 +97,7 @@ class _Rank:
     """Hold a process of a group, and what it has reported.
 
     Attributes:
-        step: of the running task.
+        steps: denoising steps that it has done of the running task.
         last: the message that ended its part of the task.
         loading: how far loading is; None once it is ready.
     """
@@ -107,7 +107,7 @@ class _Rank:
         self.label = f"rank {number} of {world_size} (pid {process.pid})"
         self.heard_at = time.monotonic()
         self.loading: Loading | None = Loading("starting")
-        self.step = 0
+        self.steps = 0
         self.last: Message | None = None
         self._write_lock = threading.Lock()
 
@@ -244,7 +244,7 @@ class _Group(Child):
     def send(self, command: Task | CancelTask) -> None:
         if isinstance(command, Task):
             for rank in self._ranks:
-                rank.step, rank.last = 0, None
+                rank.steps, rank.last = 0, None
         for rank in self._ranks:
             rank.send(command)
 
@@ -263,11 +263,11 @@ class _Group(Child):
     def describe_silence(self, seconds: float) -> str:
         if len(self._ranks) == 1:
             return super().describe_silence(seconds)
-        behind, ahead = min(self._ranks, key=lambda r: r.step), max(self._ranks, key=lambda r: r.step)
-        if behind.step < ahead.step and ahead.last is None:
-            steps = f"it is at step {behind.step}, others at {ahead.step}"
+        behind, ahead = min(self._ranks, key=lambda r: r.steps), max(self._ranks, key=lambda r: r.steps)
+        if behind.steps < ahead.steps and ahead.last is None:
+            steps = f"it has done {behind.steps} steps, others {ahead.steps}"
             return f"{behind.label} has not answered for {seconds:g} s: {steps}"
-        where = ", ".join(f"rank {rank.number} at step {rank.step}" for rank in self._ranks)
+        where = ", ".join(f"rank {rank.number} after {rank.steps} steps" for rank in self._ranks)
         return f"no rank of {len(self._ranks)} has reported anything for {seconds:g} s ({where})"
 
     # ---- messages ----------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class _Group(Child):
                     self._kill()  # the others wait for it
             case _:
                 if isinstance(message, Step) and message.stage == "denoise":
-                    rank.step = message.step
+                    rank.steps += 1
                 if isinstance(message, LAST):
                     rank.last = message
                     self._handle_last()

@@ -35,7 +35,7 @@ def find_machine() -> Machine:
         RuntimeError: the GPUs do not answer.
     """
     if not has_gpu():
-        return Machine(ram_bytes=resources.free_memory_bytes(), disk_bytes=_free_disk_bytes())
+        return Machine(ram_bytes=resources.free_memory_bytes(), disk_bytes=shutil.disk_usage(Path.home()).free)
     try:
         found = subprocess.run(
             [sys.executable, "-m", "pusa.server.worker.placement"],
@@ -122,23 +122,7 @@ def place(
     return replace(found, ranks=planned.parallel.ranks, env=shared)
 
 
-def _free_disk_bytes() -> int:
-    return shutil.disk_usage(Path.home() if Path.home().exists() else Path("/")).free
-
-
-def _ask_gpus() -> Machine:
-    """Measure the free memory of each card. Loads torch."""
-    import torch
-
-    from pusa.acceleration.decisions import Card
-
-    cards = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(index)
-        free = torch.cuda.mem_get_info(index)[0]
-        cards.append(Card(free, properties.name, (properties.major, properties.minor)))
-    return Machine(tuple(cards), resources.free_memory_bytes(), _free_disk_bytes())
-
-
 if __name__ == "__main__":
-    print(json.dumps(machine_as_json(_ask_gpus())))
+    from pusa.acceleration.machine import machine
+
+    print(json.dumps(machine_as_json(machine())))
