@@ -88,7 +88,7 @@ def test_seconds_are_those_of_earlier_videos_of_as_many_tokens(queue: JobQueue, 
     planner = planner_of(queue, tmp_path)
     request = resolved(steps=10, seed=1)
     assert planner.estimate(request).seconds is None
-    job, _ = queue.submit(new_job())
+    queue.submit(new_job())
     running = queue.claim("worker", lease_seconds=60)
     assert running is not None
     queue.heartbeat(running, lease_seconds=60, steps=10, step=10, resolved=request.model_dump(mode="json"))
@@ -153,7 +153,7 @@ def test_the_model_tells_its_plan_and_its_machine(server: Served) -> None:
     assert part == {
         "part": "transformer",
         **dataclasses.asdict(PartPlan("bfloat16", "bfloat16", "cuda", reason="all of it fits")),
-    }  # noqa: E501
+    }
     assert server.http.get("/v1/models").json()["data"][0]["plan"] == found
 
 

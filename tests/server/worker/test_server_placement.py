@@ -43,7 +43,7 @@ def test_workers_of_a_machine_share_its_cards(tmp_path: Path) -> None:
 def test_the_settings_limit_the_cards_of_a_worker(tmp_path: Path) -> None:
     one = placed(tmp_path, 1, workers=2, gpus=1)
     assert (one.ranks, one.env) == (1, {"CUDA_VISIBLE_DEVICES": "1"})
-    assert placed(tmp_path, 1, workers=2, gpus=1, visible="2,GPU-5").env == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
+    assert placed(tmp_path, 1, cards=2, workers=2, gpus=1, visible="2,GPU-5").env == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
     assert placed(tmp_path, gpus=3).ranks == 3
 
 
