@@ -14,15 +14,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import psutil
 import torch
 import torch.distributed as dist
 
 from pusa.acceleration.ranks import Ranks
-
-DeviceType = Literal["cuda", "cpu"]
 
 FOLLOWER = "pusa.generate.follower"
 _END_SECONDS = 10.0
@@ -41,7 +39,7 @@ def check_gpus(count: int) -> None:
 
 
 @contextmanager
-def launch(size: int, *, device_type: DeviceType = "cuda", module: str = FOLLOWER, **watching: Any) -> Iterator[Ranks]:
+def launch(size: int, *, device_type: str = "cuda", module: str = FOLLOWER, **watching: Any) -> Iterator[Ranks]:
     """Start ranks 1 to `size` - 1 as processes, connect to them as rank 0, and end them afterwards.
 
     Args:
@@ -104,7 +102,7 @@ class _Follower:
     """Run one rank in a process of its own, and keep what it writes to standard error."""
 
     def __init__(
-        self, module: str, rank: int, size: int, port: int, device_type: DeviceType, watching: Mapping[str, Any]
+        self, module: str, rank: int, size: int, port: int, device_type: str, watching: Mapping[str, Any]
     ) -> None:
         options = {name: value for name, value in watching.items() if name.endswith("_seconds")}
         arguments = [
@@ -144,7 +142,7 @@ class _Follower:
         self._errors.close()
 
 
-def join(rank: int, size: int, port: int, *, device_type: DeviceType = "cuda", **watching: Any) -> Ranks:
+def join(rank: int, size: int, port: int, *, device_type: str = "cuda", **watching: Any) -> Ranks:
     """Join ranks whose rank 0 listens at a port of this machine, and connect to them.
 
     Args:
@@ -164,7 +162,7 @@ def is_under_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def join_torchrun(device_type: DeviceType = "cuda", **watching: Any) -> Ranks:
+def join_torchrun(device_type: str = "cuda", **watching: Any) -> Ranks:
     """Join the ranks that torchrun has started; they are not connected yet.
 
     Raises:
@@ -180,7 +178,7 @@ def join_torchrun(device_type: DeviceType = "cuda", **watching: Any) -> Ranks:
     return Ranks(rank, size, _device(device_type, int(os.environ.get("LOCAL_RANK", rank))), store=store, **watching)
 
 
-def _device(device_type: DeviceType, index: int) -> torch.device:
+def _device(device_type: str, index: int) -> torch.device:
     if device_type == "cpu":
         return torch.device("cpu")
     torch.cuda.set_device(index)

@@ -19,8 +19,9 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from diffusers.hooks.context_parallel import remove_context_parallel
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from pusa.acceleration.decisions import Parallel
@@ -64,17 +65,14 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
 
     Raises:
         RuntimeError: there is no such group.
-        ValueError: the number of ranks differs, the pipeline shares its work already in another way, an attention
-            backend does not do it, or a step cache would decide differently on every rank.
+        ValueError: the number of ranks differs, the pipeline's weights are divided already, an attention backend
+            does not do it, or a step cache would decide differently on every rank.
     """
     current = pipe.passes
-    if isinstance(current, SharedPasses):
-        if current.parallel != parallel:
-            raise ValueError(
-                f"this pipeline shares its work as {current.parallel} already: load it again for {parallel}"
-            )
+    if isinstance(current, SharedPasses) and (current.parallel, current.ranks) == (parallel, ranks or current.ranks):
         return
-    models = [model for name in EXPERTS if (model := getattr(pipe, name, None)) is not None]
+    disable(pipe)
+    models = _models(pipe)
     ranks = ranks or _default_ranks(models[0].device)
     if parallel.ranks != ranks.size:
         raise ValueError(
@@ -85,17 +83,43 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
         raise ValueError(f"guidance={parallel.guidance} is neither 1 nor 2: a step has at most two passes")
     if parallel.ring > 1 and ranks.device.type == "cpu":
         raise ValueError(f"ring={parallel.ring} needs GPUs: attention on the CPU does not return its log-sum-exp")
-    mesh = init_device_mesh(
-        ranks.device.type,
-        (parallel.guidance, parallel.ring, parallel.ulysses),
-        mesh_dim_names=("guidance", "ring", "ulysses"),
-    )
+    mesh = ranks.mesh(guidance=parallel.guidance, ring=parallel.ring, ulysses=parallel.ulysses)
     configs = [_split_tokens(model, parallel, mesh) for model in models] if parallel.ulysses * parallel.ring > 1 else []
     if parallel.shard:
-        weights_mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+        weights_mesh = ranks.mesh(weights=ranks.size)
         for model in models:
             _shard(model, weights_mesh)
     pipe.passes = SharedPasses(ranks, parallel, mesh["guidance"].get_group(), configs)
+
+
+def disable(pipe: Any) -> None:
+    """Let every process run the whole pipeline by itself again.
+
+    Raises:
+        ValueError: weights are divided, which cannot be undone.
+    """
+    passes = pipe.passes
+    if not isinstance(passes, SharedPasses):
+        return
+    if passes.parallel.shard:
+        raise ValueError("the weights of this pipeline are divided among ranks: load it again")
+    if passes.parallel.ulysses * passes.parallel.ring > 1:
+        for model in _models(pipe):
+            _unite_tokens(model)
+    pipe.passes = LocalPasses()
+
+
+def _models(pipe: Any) -> list[Any]:
+    return [model for name in EXPERTS if (model := getattr(pipe, name, None)) is not None]
+
+
+def _unite_tokens(model: Any) -> None:
+    """Undo `enable_parallelism`, for which diffusers has no way."""
+    remove_context_parallel(model, model._cp_plan)
+    model._parallel_config = None
+    for module in model.modules():
+        if getattr(getattr(module, "processor", None), "_parallel_config", None) is not None:
+            module.processor._parallel_config = None
 
 
 def _default_ranks(device: torch.device) -> Ranks:

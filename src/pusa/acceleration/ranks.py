@@ -20,6 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pusa.acceleration.decisions import Parallel
 
@@ -31,7 +32,15 @@ _TENSOR_TYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, 
 
 
 class RankError(RuntimeError):
-    """A rank has failed, was killed or does not answer; the message names it."""
+    """A rank has failed, was killed or does not answer; the message names it.
+
+    Attributes:
+        rank: its number; None if nobody knows.
+    """
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class Ranks:
@@ -48,7 +57,7 @@ class Ranks:
 
     Attributes:
         stage: what this rank does, for messages: "load", "denoise", ...
-        parallel: how the ranks share the work; None: `pusa.generate` chooses for its first request.
+        parallel: how the ranks share the work; None: `pusa.generate` chooses for each request.
         is_closed: rank 0 has ended the group.
         failure: the error that ended the group, once there is one.
     """
@@ -71,6 +80,7 @@ class Ranks:
         self.parallel: Parallel | None = None
         self.is_closed = False
         self._store = store
+        self._meshes: dict[tuple[tuple[str, int], ...], DeviceMesh] = {}
         self._control: dist.ProcessGroup | None = None
         self._owns_group = self._cannot_go_on = False
         self._watch = (
@@ -114,7 +124,7 @@ class Ranks:
         if self.failure is not None:
             raise self.failure
         if self._cannot_go_on:
-            raise RankError(f"rank {self.rank} of {self.size} has failed before: the ranks must be started again")
+            raise RankError(f"rank {self.rank} of {self.size} has failed before: start the ranks again", self.rank)
 
     def wait_until_all_are_here(self) -> None:
         """Wait until every rank has begun and is ready to connect, then connect them.
@@ -129,7 +139,7 @@ class Ranks:
             while not self._store.check([f"ready/{rank}"]):
                 self.check()
                 if time.monotonic() > deadline:
-                    raise RankError(f"rank {rank} of {self.size} has not begun within {self.timeout_seconds:g} s")
+                    raise RankError(f"rank {rank} of {self.size} has not begun within {self.timeout_seconds:g} s", rank)
                 time.sleep(0.02)
         with self.naming_failures():
             dist.init_process_group(
@@ -141,6 +151,15 @@ class Ranks:
             )
             self._owns_group = True
             self.control()
+
+    def mesh(self, **sizes: int) -> DeviceMesh:
+        """Return the mesh of these dimensions; the first call makes it, on all ranks at once."""
+        key = tuple(sizes.items())
+        if key not in self._meshes:
+            self._meshes[key] = init_device_mesh(
+                self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes.keys())
+            )
+        return self._meshes[key]
 
     def control(self) -> dist.ProcessGroup:
         """Return the group for messages; the first call makes it, on all ranks at once."""
@@ -289,42 +308,45 @@ class _Watch:
             looked_at = now
             try:
                 self._store.add(f"beat/{self.rank}", 1)
-                message = self._look(counts, now)
-            except RuntimeError as error:
-                message = None if self._closed.is_set() else f"rank 0 of {self.size} has ended ({first_line(error)})"
-            if message and not self._closed.is_set():
-                self._fail(message)
+                failure = self._look(counts, now)
+            except RuntimeError:  # the store ends with rank 0
+                failure = RankError(f"rank 0 of {self.size} has ended during {self._stage()}", 0)
+            if failure and not self._closed.is_set():
+                self._fail(failure)
                 return
 
-    def _look(self, counts: dict[int, tuple[int, float]], now: float) -> str | None:
+    def _look(self, counts: dict[int, tuple[int, float]], now: float) -> RankError | None:
         """Return which rank has failed; None if none has."""
         for rank in range(self.size):
-            if rank == self.rank:
-                continue
-            name = f"rank {rank} of {self.size}"
-            if self._store.check([f"failed/{rank}"]):
-                return f"{name} has failed: {self._store.get(f'failed/{rank}').decode()}"
-            if rank in self.ends and (end := self.ends[rank]()):
-                return f"{name} has ended during {self._stage()}: {end}"
-            if rank not in self._processes and self._store.check([f"process/{rank}"]):
-                host, pid = self._store.get(f"process/{rank}").decode().split()
-                self._processes[rank] = host, int(pid)
-            if rank in self._processes and not _is_alive(*self._processes[rank]):
-                return f"{name} (process {self._processes[rank][1]}) has ended during {self._stage()}: it was killed"
-            count = self._store.add(f"beat/{rank}", 0)
-            if count and counts.get(rank, (-1, 0.0))[0] != count:
-                counts[rank] = count, now
-            elif count and now - counts[rank][1] > self.silence_seconds:
-                return f"{name} hangs during {self._stage()}: no sign of life for {self.silence_seconds:g} s"
+            if rank != self.rank and (problem := self._problem_of(rank, counts, now)):
+                return RankError(f"rank {rank} of {self.size} {problem}", rank)
         return None
 
-    def _fail(self, message: str) -> None:
-        self.failure = RankError(message)
+    def _problem_of(self, rank: int, counts: dict[int, tuple[int, float]], now: float) -> str | None:
+        if self._store.check([f"failed/{rank}"]):
+            return f"has failed: {self._store.get(f'failed/{rank}').decode()}"
+        during = f"during {self._stage()}"
+        if rank in self.ends and (end := self.ends[rank]()):
+            return f"has ended {during}: {end}"
+        if rank not in self._processes and self._store.check([f"process/{rank}"]):
+            host, pid = self._store.get(f"process/{rank}").decode().split()
+            self._processes[rank] = host, int(pid)
+        if rank in self._processes and not _is_alive(*self._processes[rank]):
+            return f"(process {self._processes[rank][1]}) has ended {during}"
+        count = self._store.add(f"beat/{rank}", 0)
+        if count and counts.get(rank, (-1, 0.0))[0] != count:
+            counts[rank] = count, now
+        elif count and now - counts[rank][1] > self.silence_seconds:
+            return f"hangs {during}: no sign of life for {self.silence_seconds:g} s"
+        return None
+
+    def _fail(self, failure: RankError) -> None:
+        self.failure = failure
         self._found.set()
         for action in self.actions:
             action()
         if not self._closed.wait(self.grace_seconds):
-            self._give_up(message)
+            self._give_up(str(failure))
 
 
 def first_line(error: BaseException) -> str:

@@ -33,6 +33,7 @@ from pusa.cli.options import (
     video_options,
     with_files_found,
 )
+from pusa.cli.ranks import RanksCommand, is_follower, join_ranks, ranks_options
 from pusa.cli.run import MissingModelError, Start, Stopped, run
 from pusa.fields import ProblemsError
 from pusa.libraries import quiet_libraries
@@ -60,6 +61,8 @@ class _Main(Group):
                 result = super().main(args, "pusa", **{**extra, "standalone_mode": False, "obj": session})
         except Exception as error:
             code, message = _outcome(error)
+            if is_follower() and code == BAD_INPUT:  # rank 0 tells
+                sys.exit(code)
             if session.debug:
                 traceback.print_exc()
             if session.as_json:
@@ -106,6 +109,7 @@ def _line(error: object) -> str:
     "pusa",
     cls=_Main,
     lazy={
+        "check": "pusa.cli.check:check",
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
         "jobs": "pusa.cli.serve:jobs",
@@ -166,7 +170,9 @@ def _run(
     from pusa.generate import generate
 
     options: dict[str, Any] = {"made_with": made_with} if made_with else {}
-    _show(lambda stop: generate(request, path, stop=stop, carried=carried, marks=marks, **options), as_json)
+    with join_ranks() as ranks:
+        options |= {"ranks": ranks} if ranks else {}
+        _show(lambda stop: generate(request, path, stop=stop, carried=carried, marks=marks, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -182,12 +188,13 @@ def _show(start: Start, as_json: bool) -> None:
         raise MissingModelError(str(error)) from error
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
 @click.argument("prompt")
 @image_options
 @video_options
 @noise_option
 @request_options()
+@ranks_options
 @mark_options
 @_output
 @json_option
@@ -226,11 +233,12 @@ def generate(
     _run(request, output, marks=marks, as_json=as_json)
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
 @_prompt
 @noise_option
 @request_options()
+@ranks_options
 @mark_options
 @_output
 @json_option
@@ -242,12 +250,13 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, as_js
     _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
 @click.argument("first", metavar="FIRST", type=click.Path())
 @click.argument("second", metavar="SECOND", type=click.Path())
 @_prompt
 @noise_option
 @request_options()
+@ranks_options
 @mark_options
 @_output
 @json_option
@@ -261,11 +270,12 @@ def transition(
     _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
 @click.argument("prompt")
 @image_options
 @noise_option
 @request_options()
+@ranks_options
 @mark_options
 @_output
 @json_option
@@ -292,11 +302,12 @@ _model = click.option(
 )
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
 @_model
 @click.option("--lora", metavar="FILE", multiple=True, help="The same for LoRA files. [may be repeated]")
 @metadata_option("that of VIDEO")
+@ranks_options
 @mark_options
 @_output
 @json_option

@@ -61,13 +61,10 @@ def request_model(ranks: Ranks | None, request: ResolvedRequest) -> None:
 
 
 def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest) -> None:
-    """Share the steps of a loaded pipeline among all ranks, as it does already or as its first request needs."""
+    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen."""
     if ranks is None:
-        return
-    if isinstance(pipe.passes, parallel.SharedPasses):
-        chosen = pipe.passes.parallel
-    else:
-        heads = pipe.transformer.config.num_attention_heads
-        chosen = ranks.parallel or parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
+        return parallel.disable(pipe)
+    heads = pipe.transformer.config.num_attention_heads
+    chosen = ranks.parallel or parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
     ranks.send({"kind": "share", "parallel": asdict(chosen)})
     parallel.enable(pipe, chosen, ranks)
