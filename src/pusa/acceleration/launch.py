@@ -69,7 +69,7 @@ def launch(size: int, *, device_type: str = "cuda", module: str = FOLLOWER, **wa
             follower.end(0.0 if ranks.has_failed or not ranks.is_connected else deadline - time.monotonic())
 
 
-def host(size: int, port: int = 0, *, device_type: DeviceType = "cuda", **watching: Any) -> tuple[Ranks, int]:
+def host(size: int, port: int = 0, *, device_type: str = "cuda", **watching: Any) -> tuple[Ranks, int]:
     """Be rank 0 of ranks that are started elsewhere on this machine, and that `join` at a port of the loopback.
 
     Args:

@@ -36,7 +36,7 @@ def join_group() -> "Ranks | None":
 
     from pusa.acceleration import launch
 
-    device_type: launch.DeviceType = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
     silence_seconds = _SILENCE_FACTOR * float(os.environ.get("PUSA_RANK_SECONDS", "120"))
     if rank:
