@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -113,8 +114,11 @@ class Planner:
         if now - self._machines_read_at >= self._kept_seconds:
             seen_seconds = max(2 * self._settings.lease_seconds, 10.0)
             states = [worker.state.get("machine") for worker in self._queue.workers(seen_within_seconds=seen_seconds)]
-            self._machines = tuple(dict.fromkeys(machine_from_json(state) for state in states if state))
-            self._machines_read_at = now
+            found: dict[Machine, None] = {}
+            for state in states:
+                with suppress(TypeError, AttributeError):  # of a worker of another version
+                    found |= {machine_from_json(state): None} if state else {}
+            self._machines, self._machines_read_at = tuple(found), now
         return self._machines
 
     def plan(self, size: Size, guidance: float) -> tuple[Plan, Machine] | None:
