@@ -110,11 +110,10 @@ class ServerSettings(StrictModel):
     ray_address: str | None = field(
         None, "Address of the Ray cluster.", unset="the one that Ray finds, or a new local one"
     )
-    gpus: int | None = field(
-        None,
-        "Cards that share each job of a worker; each worker has cards of its own.",
-        unset="the plan's choice of the worker's",
-        ge=1,
+    gpus: int = field(
+        0,
+        "Cards that share each job of a worker; each worker has cards of its own. 0 leaves the number to the plan.",
+        ge=0,
         le=64,
     )
     cpu_ranks: int = field(
@@ -288,7 +287,7 @@ class ServerSettings(StrictModel):
 
     @model_validator(mode="after")
     def _check_ranks(self) -> "ServerSettings":
-        if self.executor == "ray" and ((self.gpus or 1) > 1 or self.cpu_ranks > 1):
+        if self.executor == "ray" and (self.gpus > 1 or self.cpu_ranks > 1):
             name = "cpu_ranks" if self.cpu_ranks > 1 else "gpus"
             raise ValueError(
                 f"{name}={getattr(self, name)} and executor=ray: only processes of one machine share a job; leave it "
@@ -318,7 +317,7 @@ class ServerSettings(StrictModel):
     @property
     def load_options(self) -> LoadOptions:
         """The way in which workers load the model."""
-        return LoadOptions(gpus=self.gpus)
+        return LoadOptions(gpus=self.gpus or None)
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
         """Return what a result tells of itself: what a client asks for, within what the operator allows."""

@@ -100,10 +100,10 @@ def place(
     """
     machine = find()
     if not machine.cards:
-        if settings.gpus is not None:
+        if settings.gpus:
             raise ValueError(f"gpus={settings.gpus}: this machine has no GPU: leave it out")
         return Placement(settings.cpu_ranks, machine=machine)
-    own = cards_of(number, max(1, settings.workers), settings.gpus, len(machine.cards))
+    own = cards_of(number, max(1, settings.workers), settings.gpus or None, len(machine.cards))
     names = [name.strip() for name in environ.get(_VISIBLE, "").split(",") if name.strip()]
     if len(names) != len(machine.cards):
         names = [str(index) for index in range(len(machine.cards))]
