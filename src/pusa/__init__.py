@@ -9,6 +9,7 @@ from pusa.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pusa.conditions import PusaCondition
+    from pusa.models.single_file.loading import load_single_file
     from pusa.models.wan import PusaWanTransformer3DModel
     from pusa.pipeline import PusaPipeline
     from pusa.request import GenerationRequest
@@ -22,6 +23,7 @@ _MODULES = {
     "PusaFlowMatchEulerScheduler": "pusa.scheduler",
     "PusaPipeline": "pusa.pipeline",
     "PusaWanTransformer3DModel": "pusa.models.wan",
+    "load_single_file": "pusa.models.single_file.loading",
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "PusaPipeline",
     "PusaWanTransformer3DModel",
     "__version__",
+    "load_single_file",
 ]
 
 

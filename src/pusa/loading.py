@@ -4,7 +4,7 @@ A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, or a
 files, another architecture and too little disk or memory are errors before anything large is downloaded or read.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ from transformers.utils import logging as transformers_logging
 from pusa import resources, zoo
 from pusa.models import files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
+from pusa.models.streaming import Devices, LoadCounter, Progress, device_of
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
-from pusa.resources import DType
+from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.zoo import ZooModel
 
+_LEFT_TO_DIFFUSERS = (
+    *("device_map", "quantization_config", "max_memory", "offload_folder", "offload_state_dict"),
+    *("low_cpu_mem_usage", "disable_mmap", "custom_pipeline"),
+)
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
@@ -34,6 +39,8 @@ def load_pipeline(
     torch_dtype: "DType | None" = None,
     dtype: "DType | None" = None,
     shift: float | None = None,
+    device: Devices = "cpu",
+    progress: Progress | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a pipeline of class `cls` (a `WanPipeline`) from any source.
@@ -44,11 +51,13 @@ def load_pipeline(
         torch_dtype, dtype: one for all parts, or by component with a "default". None: bf16 with the VAE in fp32 from a
             billion parameters on, fp32 below; `pusa.resources.native_dtype` for models of our own recipe.
         shift: flow shift of the scheduler. None: the source's, or 5.
+        device: where the weights go as they are read: one for all parts, or by component (the CPU for others).
+        progress: called with the bytes read so far and those of all, after each tensor.
         kwargs: components that replace the source's (``text_encoder=None`` leaves it out), and whatever
             `diffusers.DiffusionPipeline.from_pretrained` takes.
 
     Returns:
-        The pipeline, on the CPU. `pusa.models.prompt_cache` tells encoders apart by its `text_encoder_identity`.
+        The pipeline, on `device`. `pusa.models.prompt_cache` tells encoders apart by its `text_encoder_identity`.
 
     Raises:
         ValueError: an unknown name, or WrongArchitectureError.
@@ -59,6 +68,7 @@ def load_pipeline(
     if shift is not None:
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
+    is_encoder_given = kwargs.get("text_encoder") is not None
     if str(source) == "tiny":
         components = tiny.components(dtype=dtype or {})
         identity = identity_of_module(components["text_encoder"], components["tokenizer"])
@@ -68,28 +78,55 @@ def load_pipeline(
         replaced = [name for name in COMPONENTS if name in kwargs]
         options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
         folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
-        fills_ram = kwargs.keys().isdisjoint(("device_map", "quantization_config"))  # otherwise not bf16 or fp32 in RAM
+        streams = kwargs.keys().isdisjoint(_LEFT_TO_DIFFUSERS)  # otherwise not bf16 or fp32, or not in RAM
+        elsewhere = [part for part in COMPONENTS if streams and str(device_of(part, device)) != "cpu"]
         _check_together(folder, kwargs)
         variant = kwargs.get("variant")
-        dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=fills_ram, variant=variant)
+        dtype = _check_folder(
+            folder, source, skip=replaced, dtype=dtype, check_ram=streams, elsewhere=elsewhere, variant=variant
+        )
         if files.is_original(folder):
-            pipe = cls(**original.load_components(folder, dtype=dtype, skip=replaced) | kwargs)
+            counter = _counter(progress, original.weight_files(folder, skip=replaced))
+            loaded = original.load_components(folder, dtype=dtype, skip=replaced, device=device, counter=counter)
+            pipe = cls(**loaded | kwargs)
         else:
-            scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
-            if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
-                kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
+            sources = parts.streamed_files(folder, skip=replaced, variant=variant) if streams else {}
+            counter = _counter(progress, sources)
+            loaded = {
+                part: parts.load_part(
+                    folder, part, paths, dtype_of(part, dtype), device=device_of(part, device), counter=counter
+                )
+                for part, paths in sources.items()
+            }
             model = zoo.find(source)
             with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
-                pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **kwargs)
-            for part in parts.PARTS:
-                if part not in kwargs and getattr(pipe, part, None) is not None:
-                    _release_files(getattr(pipe, part))
-            if "vae" not in kwargs and pipe.vae is not None and pipe.vae.dtype == torch.bfloat16:
-                channels_last(pipe.vae)
+                pipe = _from_diffusers_folder(cls, folder, dtype, loaded, kwargs)
         identity = revision or _identity(folder)
-    if kwargs.get("text_encoder") is None:
+    if not is_encoder_given:
         pipe.text_encoder_identity = identity
     return pipe
+
+
+def _from_diffusers_folder(
+    cls: type, folder: Path, dtype: DType, loaded: Mapping[str, Any], kwargs: dict[str, Any]
+) -> Any:
+    """Let diffusers make the pipeline of the parts that are loaded or given; it loads the others itself."""
+    scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+    if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
+        kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
+    pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **loaded, **kwargs)
+    for part in parts.PARTS:
+        if part not in loaded and part not in kwargs and getattr(pipe, part, None) is not None:
+            _release_files(getattr(pipe, part))
+    if "vae" not in kwargs and pipe.vae is not None and pipe.vae.dtype == torch.bfloat16:
+        channels_last(pipe.vae)
+    return pipe
+
+
+def _counter(progress: Progress | None, weights: Mapping[str, Iterable[Path]]) -> LoadCounter | None:
+    if progress is None:
+        return None
+    return LoadCounter(progress, sum(path.stat().st_size for paths in weights.values() for path in paths))
 
 
 @contextmanager
@@ -113,18 +150,33 @@ def _release_files(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def load_text_encoder(source: str | Path, *, dtype: "DType | None" = None, **hub: Any) -> UMT5EncoderModel:
-    """Load the text encoder alone, from any source of `load_pipeline`, with its errors.
+def load_text_encoder(
+    source: str | Path,
+    *,
+    dtype: "DType | None" = None,
+    device: "torch.device | str" = "cpu",
+    progress: Progress | None = None,
+    **hub: Any,
+) -> UMT5EncoderModel:
+    """Load the text encoder alone, from any source of `load_pipeline`, with its arguments and errors.
 
-    `pusa.models.prompt_cache.encode_prompts` uses it for pipelines without a text encoder.
+    On the CPU, weights that are stored in the dtype stay on disk, mapped into memory: the encoder runs for a prompt or
+    two and is dropped. `pusa.models.prompt_cache.encode_prompts` uses it for pipelines without a text encoder.
     """
     if str(source) == "tiny":
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]
     folder, _ = _fetch(source, skip=others, dtype=dtype, **hub)
-    encoder_dtype = resources.dtype_of("text_encoder", _check_folder(folder, source, skip=others, dtype=dtype))
+    elsewhere = [] if str(device) == "cpu" else ["text_encoder"]
+    checked = _check_folder(folder, source, skip=others, dtype=dtype, elsewhere=elsewhere)
+    encoder_dtype = resources.dtype_of("text_encoder", checked)
+    options: dict[str, Any] = {"device": device, "keep_mapped": str(device) == "cpu"}
     if files.is_original(folder):
-        encoder = original.load_text_encoder(folder, encoder_dtype)
+        counter = _counter(progress, original.weight_files(folder, skip=others))
+        encoder = original.load_text_encoder(folder, encoder_dtype, counter=counter, **options)
+    elif sources := parts.streamed_files(folder, skip=others):
+        paths, counter = sources["text_encoder"], _counter(progress, sources)
+        encoder = parts.load_part(folder, "text_encoder", paths, encoder_dtype, counter=counter, **options)
     else:
         encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=encoder_dtype)
     check_text_encoder(encoder)
@@ -163,9 +215,13 @@ def _check_folder(
     skip: Collection[str],
     dtype: "DType | None",
     check_ram: bool = True,
+    elsewhere: Collection[str] = (),
     variant: str | None = None,
 ) -> DType:
-    """Check files, architecture and memory for a folder before it is read; return the dtype to load it in."""
+    """Check files, architecture and memory for a folder before it is read; return the dtype to load it in.
+
+    `elsewhere` names parts that do not stay in RAM.
+    """
     missing = files.missing_files(folder, skip=skip)
     if missing:
         raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
@@ -178,7 +234,8 @@ def _check_folder(
         is_ours = model is not None and model.folder is not None
         dtype = resources.native_dtype() if is_ours else resources.default_dtype(sum(counts.values()))
     if check_ram:
-        resources.check_ram(resources.weight_bytes(counts, dtype), str(source))
+        weights = resources.weight_bytes(counts, dtype)
+        resources.check_ram({part: size for part, size in weights.items() if part not in elsewhere}, str(source))
     return dtype
 
 

@@ -17,6 +17,7 @@ from diffusers import (
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -297,17 +298,18 @@ class PusaPipeline(WanPipeline):
     ) -> Tensor:
         """Predict the guided velocity at step k, ``[B, C, F, h, w]``."""
         expert, guidance = self._expert(k)
-        x = latents.to(getattr(self, expert).dtype)
+        model = getattr(self, expert)
+        x = latents.to(get_module_execution_device(model), model.dtype)  # each expert may have a card of its own
         guided = negative_prompt_embeds is not None and guidance > 1 and self.do_classifier_free_guidance
         prompts = (prompt_embeds, negative_prompt_embeds) if guided else (prompt_embeds,)
         inputs = StepInputs(
             *(expert, k, self._num_timesteps, float(self.scheduler.sigmas[k])),
             latents=x,
-            timesteps=self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]),  # [B, F]
+            timesteps=self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]).to(x.device),  # [B, F]
             prompts=prompts,  # type: ignore[arg-type]
             attention_kwargs=self._attention_kwargs,
         )
-        v, *v_uncond = self.passes.run(self, inputs)
+        v, *v_uncond = [velocity.to(latents.device) for velocity in self.passes.run(self, inputs)]
         return v_uncond[0] + guidance * (v - v_uncond[0]) if v_uncond else v
 
     def _expert(self, k: int) -> tuple[str, float]:

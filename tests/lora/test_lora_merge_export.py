@@ -110,22 +110,6 @@ def test_merging_nothing_is_an_error(transformer: Any) -> None:
         merge_lora(pipe(transformer))
 
 
-def test_fp8_storage_comes_after_the_lora_and_cannot_be_merged(
-    tmp_path: Path, tiny_transformer: Any, pairs: Pairs
-) -> None:
-    file = write(tmp_path / "lora.safetensors", comfyui(pairs))
-    early, late = (PusaWanTransformer3DModel.from_wan(tiny_transformer()) for _ in range(2))
-    early.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    with pytest.raises(ValueError, match="load the LoRA first, then cast"):
-        load_pusa(pipe(early), file)
-    load_pusa(pipe(late), file)
-    late.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    assert run(late).isfinite().all()
-    with pytest.raises(ValueError, match="float8_e4m3fn"):
-        merge_lora(pipe(late))
-    assert export_lora(pipe(late), tmp_path / "out.safetensors").relative_error == 0.0
-
-
 class Packed(nn.Parameter):
     """Stands for a quantised weight, which is a parameter of its own class."""
 

@@ -9,12 +9,13 @@ import torch
 from _golden import within
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
-from safetensors.torch import load_file, save_file
+from model_folders import write_transformer
+from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
 from pusa import PusaPipeline, zoo
 from pusa.models import files, original, tiny
-from pusa.models.tensors import UnsafeFileError
+from pusa.models.tensors import UnsafeFileError, load_tensors
 from pusa.models.wan import PusaWanTransformer3DModel
 
 TEXT_TO_VIDEO = {
@@ -31,20 +32,6 @@ def shapes_of(golden: Path, name: str) -> dict[str, list[int]]:
 
 def shapes_in(model: torch.nn.Module) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in model.state_dict().items()}
-
-
-def write_transformer(folder: Path, tensors: dict[str, torch.Tensor], *, shards: int = 1, num_heads: int = 3) -> None:
-    folder.mkdir(exist_ok=True)
-    config = {"_class_name": "WanModel", "model_type": "t2v", "num_heads": num_heads}
-    (folder / "config.json").write_text(json.dumps(config))
-    if shards == 1:
-        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-        return
-    names = [f"diffusion_pytorch_model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    weight_map = {key: names[i % shards] for i, key in enumerate(tensors)}
-    for name in names:
-        save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, folder / name)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @pytest.fixture
@@ -271,7 +258,7 @@ def test_every_missing_file_is_named_at_once_before_anything_is_read(
     gone = ["diffusion_pytorch_model-00002-of-00002.safetensors", "Wan2.1_VAE.pth", "google/umt5-xxl/tokenizer.json"]
     for name in gone:
         (wan21 / name).unlink()
-    monkeypatch.setattr(original, "load_tensors", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(original, "fill", lambda *_, **__: pytest.fail("weights were read"))
     gone[2] = "google/umt5-xxl/spiece.model"  # either of the two would do
     assert files.missing_files(wan21) == gone
     with pytest.raises(files.MissingFilesError, match=f"missing: {', '.join(gone)}"):
@@ -328,7 +315,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(wan21: Path, tmp_p
         PusaPipeline.from_pretrained(wan21)
     (wan21 / "Wan2.1_VAE.pth").write_bytes(pickle.dumps(Payload(marker), protocol=2))  # not even a torch file
     with pytest.raises(UnsafeFileError, match="holds more than tensors"):
-        original.load_tensors(wan21 / "Wan2.1_VAE.pth")
+        load_tensors(wan21 / "Wan2.1_VAE.pth")
     assert not marker.exists()
 
 
@@ -337,9 +324,9 @@ def test_a_wrapped_state_dict_and_old_pickles_load(golden: Path, tmp_path: Path)
     torch.save({"model_state": weights}, tmp_path / "a.pth")
     torch.save(weights, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
     for name in ("a.pth", "b.pth"):
-        loaded = original.load_tensors(tmp_path / name)
+        loaded = load_tensors(tmp_path / name)
         assert loaded.keys() == weights.keys()
         assert all(torch.equal(loaded[key], weights[key]) for key in weights)
     torch.save([torch.zeros(1)], tmp_path / "c.pth")
     with pytest.raises(UnsafeFileError, match=r"c\.pth is no state dict"):
-        original.load_tensors(tmp_path / "c.pth")
+        load_tensors(tmp_path / "c.pth")

@@ -10,6 +10,7 @@ conditions, a text encoder and a VAE.
     pipe(prompt="...")                               # the same call on every rank; or follow(pipe) on all but rank 0
 """
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,11 +69,10 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
         ValueError: the number of ranks differs, the pipeline's weights are divided already, an attention backend
             does not do it, or a step cache would decide differently on every rank.
     """
-    current = pipe.passes
-    if isinstance(current, SharedPasses) and (current.parallel, current.ranks) == (parallel, ranks or current.ranks):
+    models, current = _models(pipe), pipe.passes
+    if isinstance(current, SharedPasses) and current.is_for(ranks, parallel, models):
         return
     disable(pipe)
-    models = _models(pipe)
     ranks = ranks or _default_ranks(models[0].device)
     if parallel.ranks != ranks.size:
         raise ValueError(
@@ -89,7 +89,7 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
         weights_mesh = ranks.mesh(weights=ranks.size)
         for model in models:
             _shard(model, weights_mesh)
-    pipe.passes = SharedPasses(ranks, parallel, mesh["guidance"].get_group(), configs)
+    pipe.passes = SharedPasses(ranks, parallel, models, mesh["guidance"].get_group(), configs)
 
 
 def disable(pipe: Any) -> None:
@@ -104,7 +104,7 @@ def disable(pipe: Any) -> None:
     if passes.parallel.shard:
         raise ValueError("the weights of this pipeline are divided among ranks: load it again")
     if passes.parallel.ulysses * passes.parallel.ring > 1:
-        for model in _models(pipe):
+        for model in passes.models:
             _unite_tokens(model)
     pipe.passes = LocalPasses()
 
@@ -168,13 +168,23 @@ class SharedPasses(LocalPasses):
     """
 
     def __init__(
-        self, ranks: Ranks, parallel: Parallel, guidance_group: dist.ProcessGroup, configs: list[ContextParallelConfig]
+        self,
+        ranks: Ranks,
+        parallel: Parallel,
+        models: list[Any],
+        guidance_group: dist.ProcessGroup,
+        configs: list[ContextParallelConfig],
     ) -> None:
-        self.ranks, self.parallel = ranks, parallel
+        self.ranks, self.parallel, self.models = ranks, parallel, models
         self._guidance_group, self._configs = guidance_group, configs
         self._pass = dist.get_rank(guidance_group)
         self._call: _Call | None = None
         ranks.control()
+
+    def is_for(self, ranks: Ranks | None, parallel: Parallel, models: list[Any]) -> bool:
+        """Tell if these ranks share these very models in this way."""
+        is_same = len(models) == len(self.models) and all(map(operator.is_, models, self.models))
+        return is_same and self.parallel == parallel and ranks in (None, self.ranks)
 
     @contextmanager
     def call(self, latents: Tensor) -> Iterator[Tensor]:

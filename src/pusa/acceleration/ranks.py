@@ -326,9 +326,10 @@ class _Watch:
         if self._store.check([f"failed/{rank}"]):
             return f"has failed: {self._store.get(f'failed/{rank}').decode()}"
         during = f"during {self._stage()}"
-        if rank in self.ends and (end := self.ends[rank]()):
-            return f"has ended {during}: {end}"
-        if rank not in self._processes and self._store.check([f"process/{rank}"]):
+        if rank in self.ends:
+            if end := self.ends[rank]():
+                return f"has ended {during}: {end}"
+        elif rank not in self._processes and self._store.check([f"process/{rank}"]):
             host, pid = self._store.get(f"process/{rank}").decode().split()
             self._processes[rank] = host, int(pid)
         if rank in self._processes and not _is_alive(*self._processes[rank]):

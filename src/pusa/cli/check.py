@@ -111,7 +111,7 @@ def _gpus() -> Finding:
     if not count:
         build = "" if torch.version.cuda else " (this build of PyTorch is for CPUs)"
         return Finding("GPUs", f"none{build}: everything runs on the CPU, and --gpus has no effect", True, {"count": 0})
-    cards = []
+    cards: list[dict[str, Any]] = []
     for number in range(count):
         properties = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)

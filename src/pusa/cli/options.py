@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pusa.acceleration.decisions import QUANTIZE, WISHES, LoadOptions
 from pusa.fields import FieldSpec, field_specs
 from pusa.numerals import parse_number, parse_numbers, parse_size
 from pusa.provenance.options import MarkOptions
@@ -121,6 +122,30 @@ mark_options = _apply(
         ),
     ]
 )
+
+
+load_options = _apply(
+    [
+        click.option(
+            "--memory",
+            type=click.Choice(WISHES),
+            help="How the model shares this machine's GPU memory: balanced takes exact weights unless they cannot run "
+            "here, fastest rounds them where that is faster, smallest takes the least memory. [default: balanced]",
+        ),
+        click.option(
+            "--quantize",
+            type=click.Choice(QUANTIZE),
+            help="How the transformer's weights are stored: fp8 and int8 halve them and change the video a little; "
+            "none keeps them exact. [default: auto, by --memory]",
+        ),
+    ]
+)
+
+
+def take_load_options(options: dict[str, Any]) -> LoadOptions:
+    """Remove the values of `load_options` from `options`."""
+    given = {name: options.pop(name) for name in ("memory", "quantize")}
+    return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def metadata_option(default: str) -> Callable[[C], C]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +13,7 @@ from pusa.cli.groups import Command, Session
 if TYPE_CHECKING:
     from pusa.acceleration.ranks import Ranks
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:

@@ -16,6 +16,7 @@ import click
 from pydantic import ValidationError
 
 from pusa import __version__
+from pusa.acceleration.decisions import LoadOptions
 from pusa.cli.groups import Group, Session, json_option
 from pusa.cli.options import (
     build_conditions,
@@ -23,12 +24,14 @@ from pusa.cli.options import (
     condition,
     find_file,
     image_options,
+    load_options,
     mark_options,
     metadata_option,
     noise_option,
     output_path,
     parse_noise,
     request_options,
+    take_load_options,
     take_mark_options,
     video_options,
     with_files_found,
@@ -151,6 +154,7 @@ def _run(
     output: str | None,
     *,
     marks: MarkOptions,
+    load: LoadOptions,
     as_json: bool,
     name: str | None = None,
     carried: dict[str, bytes] | None = None,
@@ -169,10 +173,11 @@ def _run(
 
     from pusa.generate import generate
 
-    options: dict[str, Any] = {"made_with": made_with} if made_with else {}
+    options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
+    options |= {"made_with": made_with} if made_with else {}
     with join_ranks() as ranks:
         options |= {"ranks": ranks} if ranks else {}
-        _show(lambda stop: generate(request, path, stop=stop, carried=carried, marks=marks, **options), as_json)
+        _show(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -196,6 +201,7 @@ def _show(start: Start, as_json: bool) -> None:
 @request_options()
 @ranks_options
 @mark_options
+@load_options
 @_output
 @json_option
 def generate(
@@ -219,7 +225,7 @@ def generate(
     Start and end:     pusa generate "a cat slides to the right" --image left.png --keyframe right.png@last
     Complete a video:  pusa generate "a cat spins" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"
     """
-    marks = take_mark_options(options)
+    marks, load = take_mark_options(options), take_load_options(options)
     conditions = build_conditions(
         image=image,
         keyframes=keyframes,
@@ -230,7 +236,7 @@ def generate(
         encode=encode,
     )
     request = build_request("generate", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, as_json=as_json)
+    _run(request, output, marks=marks, load=load, as_json=as_json)
 
 
 @main.command(cls=RanksCommand, epilog=_EXIT_CODES)
@@ -240,14 +246,15 @@ def generate(
 @request_options()
 @ranks_options
 @mark_options
+@load_options
 @_output
 @json_option
 def extend(video: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any) -> None:
     """Continue VIDEO after its end."""
-    marks = take_mark_options(options)
+    marks, load = take_mark_options(options), take_load_options(options)
     conditions = [condition("video", video, noise=parse_noise(noise))]
     request = build_request("extend", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
+    _run(request, output, marks=marks, load=load, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
 @main.command(cls=RanksCommand, epilog=_EXIT_CODES)
@@ -258,16 +265,24 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, as_js
 @request_options()
 @ranks_options
 @mark_options
+@load_options
 @_output
 @json_option
 def transition(
     first: str, second: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make the video between the end of FIRST and the beginning of SECOND."""
-    marks = take_mark_options(options)
+    marks, load = take_mark_options(options), take_load_options(options)
     conditions = [condition("video", file, noise=parse_noise(noise)) for file in (first, second)]
     request = build_request("transition", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, as_json=as_json, name=prompt or f"{Path(first).stem} to {Path(second).stem}")
+    _run(
+        request,
+        output,
+        marks=marks,
+        load=load,
+        as_json=as_json,
+        name=prompt or f"{Path(first).stem} to {Path(second).stem}",
+    )
 
 
 @main.command(cls=RanksCommand, epilog=_EXIT_CODES)
@@ -277,6 +292,7 @@ def transition(
 @request_options()
 @ranks_options
 @mark_options
+@load_options
 @_output
 @json_option
 def loop(
@@ -291,10 +307,10 @@ def loop(
     **options: Any,
 ) -> None:
     """Make a video from PROMPT whose end runs into its beginning."""
-    marks = take_mark_options(options)
+    marks, load = take_mark_options(options), take_load_options(options)
     conditions = build_conditions(image=image, keyframes=keyframes, noise=noise, fit=fit, encode=encode)
     request = build_request("loop", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, as_json=as_json)
+    _run(request, output, marks=marks, load=load, as_json=as_json)
 
 
 _model = click.option(
@@ -309,6 +325,7 @@ _model = click.option(
 @metadata_option("that of VIDEO")
 @ranks_options
 @mark_options
+@load_options
 @_output
 @json_option
 def replay(
@@ -334,6 +351,7 @@ def replay(
     from pusa.provenance.watermark import watermark_for_replay
 
     request, carried = read_request(stored)
+    load = take_load_options(options)
     marks = take_mark_options({**options, "watermark": watermark_for_replay(stored or {}, options["watermark"])})
     changes = {"model": model, "lora": replace_loras(request.lora, lora), "metadata": metadata}
     request = request.model_copy(update={name: value for name, value in changes.items() if value})
@@ -346,6 +364,7 @@ def replay(
         request,
         output,
         marks=marks,
+        load=load,
         as_json=as_json,
         name=f"{file.stem} again",
         carried=carried,
@@ -358,6 +377,7 @@ def replay(
 @_model
 @metadata_option("that of LATENTS")
 @mark_options
+@load_options
 @_output
 @json_option
 def decode(
@@ -369,9 +389,9 @@ def decode(
 
     from pusa.generate import decode as decode_latents
 
-    marks = take_mark_options(options)
-
-    _show(lambda stop: decode_latents(file, path, stop=stop, model=model, metadata=metadata, marks=marks), as_json)
+    marks, load = take_mark_options(options), take_load_options(options)
+    given: dict[str, Any] = {"model": model, "metadata": metadata, "marks": marks, "load": load}
+    _show(lambda stop: decode_latents(file, path, stop=stop, **given), as_json)
 
 
 @main.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pusa.events import Done, Event, Events, Note, Stage, Step
+from pusa.events import Done, Event, Events, Note, Planned, Stage, Step
 from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
@@ -101,6 +101,8 @@ class _Lines:
                 self._text = f"{stage} {step}/{steps}{time_left(seconds_left)}"
             case Note(message):
                 click.echo(message, err=True)
+            case Planned():
+                _show_plan(event)
             case Done():
                 click.echo(str(event.path))
 
@@ -128,6 +130,9 @@ class _Bar:
             case Note(message):
                 self.close()
                 click.echo(message, err=True)
+            case Planned():
+                self.close()
+                _show_plan(event)
             case Done():
                 self.close()
                 click.echo(str(event.path))
@@ -143,6 +148,12 @@ class _Bar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _show_plan(event: Planned) -> None:
+    """Write how the model runs to stderr, if there was anything to decide."""
+    if event.reasons:
+        click.echo("\n  ".join((event.summary, *event.reasons)), err=True)
 
 
 def time_left(seconds: float | None) -> str:

@@ -13,12 +13,9 @@ import sys
 import torch
 
 from pusa.acceleration import launch, parallel
-from pusa.acceleration.decisions import Parallel
 from pusa.acceleration.ranks import RankError, Ranks, first_line
 from pusa.events import Events, Stage, Step
-from pusa.generate.run import load_configured
-from pusa.pipeline import PusaPipeline
-from pusa.request import ResolvedRequest
+from pusa.generate.sharing import SharedModel
 
 
 def follow(ranks: Ranks) -> None:
@@ -53,7 +50,7 @@ def follow_run(ranks: Ranks) -> Events:
 
 
 def _follow_run(ranks: Ranks) -> Events:
-    pipe: PusaPipeline | None = None
+    model: SharedModel | None = None
     while True:
         ranks.stage = "waiting"
         message, _ = ranks.receive()
@@ -64,16 +61,16 @@ def _follow_run(ranks: Ranks) -> Events:
         if kind == "model":
             ranks.stage = "load"
             yield Stage("load")
-            pipe = load_configured(ResolvedRequest.model_validate(message["request"]))
-        elif pipe is None:
+            model = SharedModel(message)
+        elif model is None:
             raise RuntimeError(f"rank 0 sends {kind!r} before a model")
         elif kind == "share":
-            parallel.enable(pipe, Parallel(**message["parallel"]), ranks)
+            model.share(ranks, message)
         else:
             ranks.stage = "denoise"
             yield Stage("denoise")
-            assert isinstance(pipe.passes, parallel.SharedPasses)
-            for inputs in pipe.passes.follow_call(pipe):
+            assert isinstance(model.pipe.passes, parallel.SharedPasses)
+            for inputs in model.pipe.passes.follow_call(model.pipe):
                 yield Step(inputs.index + 1, inputs.steps)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa import zoo
 from pusa.fsutil import FileStat, fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
@@ -34,6 +35,19 @@ def check_files(sources: Iterable[str]) -> None:
             find_files(text)
 
 
+def ranks_of(request: ResolvedRequest) -> tuple[int, ...]:
+    """Return the largest rank of each LoRA of a request, or of its model's own; download them if necessary."""
+    model = zoo.find(request.model)
+    if request.lora:
+        loras = [[*parse_lora(source).files.values()] for source in request.lora]
+        files = [[path for text in texts for path in find_files(text).values()] for texts in loras]
+    else:
+        files = [[*model.lora.fetch().values()]] if model and model.lora else []
+    return tuple(
+        max((max(read_lora(p, shapes_only=True).ranks, default=0) for p in paths), default=0) for paths in files
+    )
+
+
 def has_pusa(pipe: PusaPipeline) -> bool:
     """Tell if an adapter follows the request's alpha."""
     return bool(_experts_with_pusa(pipe))
@@ -41,17 +55,17 @@ def has_pusa(pipe: PusaPipeline) -> bool:
 
 def set_alphas(pipe: PusaPipeline, request: ResolvedRequest, loras: Loras) -> None:
     """Set the first LoRA, or the model's own, to the request's alphas, save where its source has a strength."""
-    alphas = _alphas(request, loras)
+    wanted = alphas(request, loras)
     if experts := _experts_with_pusa(pipe):
-        pipe.set_alpha({expert: alphas[expert] for expert in experts})
+        pipe.set_alpha({expert: wanted[expert] for expert in experts})
 
 
 def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
     """Write a line for each file: its strength, its expert, and what of it was left out."""
-    alphas = _alphas(request, loras)
+    wanted = alphas(request, loras)
     for number, files in enumerate(loras):
         for expert, file in files.items():
-            strength = file.strength if file.strength is not None else alphas[expert] if number == 0 else 1.0
+            strength = file.strength if file.strength is not None else wanted[expert] if number == 0 else 1.0
             noise = f"the {NOISE_OF[expert]}-noise expert ({expert})"
             place = noise if len(files) > 1 or expert != "transformer" or file.reason == "by its name" else expert
             left_out: tuple[str, ...] = ()
@@ -64,10 +78,11 @@ def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
             )
 
 
-def _alphas(request: ResolvedRequest, loras: Loras) -> dict[str, float]:
-    alphas = {"transformer": request.alpha, "transformer_2": request.alpha_2 or request.alpha}
+def alphas(request: ResolvedRequest, loras: Loras) -> dict[str, float]:
+    """Return the alpha of the first LoRA, or of the model's own, by expert."""
+    asked = {"transformer": request.alpha, "transformer_2": request.alpha_2 or request.alpha}
     first = loras[0] if loras else {}
-    return alphas | {expert: file.strength for expert, file in first.items() if file.strength is not None}
+    return asked | {expert: file.strength for expert, file in first.items() if file.strength is not None}
 
 
 def _experts_with_pusa(pipe: PusaPipeline) -> list[str]:

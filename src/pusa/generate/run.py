@@ -6,11 +6,11 @@ The command line, the server's worker and the evaluation all call `generate`.
 import base64
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -19,21 +19,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import media, resources, zoo
+from pusa import media, zoo
+from pusa.acceleration.decisions import LoadOptions, Plan
 from pusa.acceleration.ranks import RankError, Ranks
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, loras, prompt_hints, sharing
+from pusa.generate import inputs, loras, prompt_hints, residents, sharing
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_tiles, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
-from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 _SECOND_EXPERT = ("alpha_2", "guidance_2")  # fields for the low-noise expert of Wan2.2
 FADE_FRAMES = 8  # half a second at Wan's rate
@@ -53,9 +53,15 @@ def generate(
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
     marks: MarkOptions | None = None,
+    load: LoadOptions | None = None,
+    plans: Sequence[Plan] | None = None,
+    device: str = "cuda",
     ranks: Ranks | None = None,
 ) -> Events:
     """Make the video of a request.
+
+    Where memory runs out, the next smaller plan takes over from the last step: nothing that was done is lost, and with
+    exact weights the video is the same.
 
     Args:
         request: the request; the model's defaults fill the fields it leaves open. A `ResolvedRequest` has none.
@@ -72,6 +78,10 @@ def generate(
         checkpoint_every: steps between two writes of the checkpoint.
         checkpoint_seconds: minimum time between two writes; the last step of a window is always written.
         marks: a signature and a watermark, beside the metadata that the request asks for.
+        load: how the model is to be loaded: its memory, and if its weights are quantised.
+        plans: how the model runs, best first, and what takes over where memory runs out. None: the plans of
+            `pusa.acceleration.plans` for this machine.
+        device: the accelerator that plans mean by "cuda".
         ranks: share the denoising; this process is rank 0, and the others run `pusa.generate.follower.follow`.
 
     Yields:
@@ -83,6 +93,7 @@ def generate(
         NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
         DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
             names the file. DecodeMemoryError: because memory ran out. RankError: a rank has failed; no file is left.
+        torch.OutOfMemoryError: memory ran out before, with the smallest plan as well. ResourcesError: no plan fits.
         RuntimeError: a signature or a watermark that `marks` asks for is not possible; before any denoising.
     """
     stop, watched = sharing.watch(ranks, stop, pipeline)
@@ -96,13 +107,17 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
-        sharing.request_model(ranks, resolved)
-        resident = _Resident(pipeline, []) if pipeline else _load_resident(resolved)
-        pipe = _configure(resident, resolved)
-        sharing.share(ranks, pipe, resolved)
+        sharing.request_model(ranks, resolved, load or LoadOptions())
+        resident = (
+            residents.Resident(pipeline, [])
+            if pipeline
+            else residents.resident_of(resolved, load or LoadOptions(), device=device, is_planned=plans is not None)
+        )
+        pipe = resident.prepare(resolved, plans, report)
+        sharing.share(ranks, pipe, resolved, resident.plan)
         weights = None
         if pipeline is None:
-            weights = _weights_of(resident, resolved.model)
+            weights = residents.weights_of(resident, resolved.model)
             result_marks = result_marks.with_weights(weights)
         writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
@@ -124,6 +139,7 @@ def generate(
             )
             if reason := saved.read():
                 report(Note(reason))
+        take_smaller_plan = sharing.smaller_plan(ranks, resident, report_or_stop)
         tasks = Tasks(
             resolved,
             result_marks.inputs,
@@ -132,8 +148,9 @@ def generate(
             max_sequence_length=max_sequence_length,
             previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
             checkpoint=saved,
+            take_smaller_plan=take_smaller_plan,
         )
-        _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop)
+        _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
@@ -149,6 +166,9 @@ def decode(
     model: str | None = None,
     metadata: Metadata | None = None,
     marks: MarkOptions | None = None,
+    load: LoadOptions | None = None,
+    plans: Sequence[Plan] | None = None,
+    device: str = "cuda",
 ) -> Events:
     """Decode latents that a run has saved because decoding failed; yields and raises as `generate` does.
 
@@ -157,6 +177,7 @@ def decode(
     Args:
         model: its source, where that of the run was a folder, of which the latents hold the name only.
         metadata: how much the file tells; None takes the request's.
+        load, plans, device: as for `generate`; only the VAE is loaded.
 
     Raises:
         ValueError: the file holds no latents of a run.
@@ -175,11 +196,10 @@ def decode(
         result_marks = mark_decoded(stored, metadata or resolved.metadata, marks or MarkOptions())
         writer = _writer(output, resolved, result_marks)
         report(Stage("load"))
-        unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
-        pipe = PusaPipeline.from_pretrained(request.model, **unused)
-        if torch.cuda.is_available():
-            pipe.vae.to("cuda")
-        _write(writer, OutputPlan([z]), pipe, result_marks, report_or_stop, stop)
+        resident = residents.vae_of(resolved, load or LoadOptions(), device)
+        pipe = resident.prepare(resolved, plans, report)
+        take_smaller_plan = partial(resident.take_smaller_plan, report=report_or_stop)
+        _write(writer, OutputPlan([z]), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         report(Done({"video": output}))
 
     return as_events(run)
@@ -201,6 +221,15 @@ def _resolve(
         hint = prompt_hints.hint(unknown, request.model)
         report(Note(hint, tuple(unknown)))
     return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources
+
+
+def _with_available_model(request: GenerationRequest, report: Report) -> GenerationRequest:
+    model = zoo.with_fallback(request.model)
+    if model == request.model:
+        return request
+    message = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"
+    report(Note(message))
+    return request.model_copy(update={"model": model})
 
 
 def _cut_notes(request: ResolvedRequest, tokenizer: Any, max_sequence_length: int) -> Iterator[str]:
@@ -250,90 +279,6 @@ def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
         raise ValueError(f"{path} holds no latents saved by pusa: give the .latents.safetensors of a run") from error
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-class _Resident(NamedTuple):
-    pipe: PusaPipeline
-    loras: loras.Loras
-
-
-_resident: dict[tuple[Any, ...], _Resident] = {}  # only the last one: models are large
-
-
-def _with_available_model(request: GenerationRequest, report: Report) -> GenerationRequest:
-    model = zoo.with_fallback(request.model)
-    if model == request.model:
-        return request
-    message = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"
-    report(Note(message))
-    return request.model_copy(update={"model": model})
-
-
-def load_pipeline(model: str, sources: tuple[str, ...] = (), layers: Literal["all", "fitting"] = "all") -> PusaPipeline:
-    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
-
-    Files that have changed since are read again.
-    """
-    key = model, sources, layers, loras.stats_of(_local_folder(model), sources)
-    if key not in _resident:
-        _resident.clear()
-        _resident[key] = _load(model, sources, layers)
-    return _resident[key].pipe
-
-
-def _load_resident(request: ResolvedRequest) -> _Resident:
-    load_pipeline(request.model, tuple(request.lora), request.lora_layers)
-    return next(iter(_resident.values()))
-
-
-def _local_folder(model: str) -> Path | None:
-    entry = zoo.find(model)
-    folder = entry.folder if entry and entry.folder else Path(model).expanduser()
-    return folder if folder.is_dir() and (entry is None or entry.folder) else None
-
-
-def _load(model: str, lora_sources: tuple[str, ...], layers: Literal["all", "fitting"]) -> _Resident:
-    loras.check_files(lora_sources)
-    entry = zoo.find(model)
-    in_package = entry is not None and entry.hub_id is None
-    # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
-    pipe = PusaPipeline.from_pretrained(model, **({} if in_package else {"text_encoder": None}))
-    sources: list[Any] = list(lora_sources)
-    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
-        sources = [entry.lora.fetch()]
-    attached = loras.attach(pipe, sources, layers)
-    pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        sizes_bytes = [sum(p.numel() * p.element_size() for p in module.parameters()) for module in modules]
-        if sum(sizes_bytes) < 0.8 * resources.gpu_memory_bytes():  # leave room for activations
-            pipe.to("cuda")
-        else:
-            resources.check_gpu(max(sizes_bytes), model)
-            pipe.enable_model_cpu_offload()
-    return _Resident(pipe, attached)
-
-
-def _weights_of(resident: _Resident, model: str) -> dict[str, Any]:
-    """Hash what a loaded model was read from."""
-    identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
-    source = identity if "@" in identity else model  # of a Hub model its id and revision
-    return loras.hashes(source, _local_folder(model), resident.loras)
-
-
-def load_configured(request: ResolvedRequest) -> PusaPipeline:
-    """Load the model of a request as `generate` does, with the request's shift and alphas."""
-    return _configure(_load_resident(request), request)
-
-
-def _configure(resident: _Resident, request: ResolvedRequest) -> PusaPipeline:
-    pipe = resident.pipe
-    pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
-    loras.set_alphas(pipe, request, resident.loras)
-    return pipe
-
-
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
@@ -367,13 +312,14 @@ def _write(
     marks: ResultMarks,
     report: Report,
     stop: Callable[[], bool],
+    take_smaller_plan: Callable[[str], bool],
 ) -> None:
     """Decode and write the video chunk by chunk, so that memory does not grow with its length."""
     saved = writer.path.with_suffix(".latents.safetensors")
     existed = saved.exists()
     with TemporaryFile() as file:  # on disk, so that memory does not grow with the video
         pieces = _Pieces(plan.pieces, file, report)
-        decoded = _decoded(pieces, pipe, lambda z: save_latents(saved, z, marks.for_latents))
+        decoded = _decoded(pieces, pipe, lambda z: save_latents(saved, z, marks.for_latents), take_smaller_plan)
         try:
             with writer:
                 for frames in marks.embed(output_frames(plan, decoded)):
@@ -407,11 +353,14 @@ class _Pieces:
     """
 
     def __init__(self, pieces: Iterable[Tensor], file: IO[bytes], report: Report) -> None:
-        self._pieces, self._file, self._report = pieces, file, report
+        self._pieces, self._file, self._report = iter(pieces), file, report
         self.denoised, self.is_denoising = 0, False
         self.are_all_denoised = isinstance(pieces, list)
 
     def __iter__(self) -> Iterator[Tensor]:
+        """Yield the pieces that there have been, from the file, and then new ones as they are denoised."""
+        if self.denoised:
+            yield self.read_back()
         self.is_denoising = True
         for piece in self._pieces:
             self.is_denoising = False
@@ -475,22 +424,32 @@ def _add(frame: np.ndarray, difference: Any) -> np.ndarray:
     return (frame + difference).round().clip(0, 255).astype(np.uint8)
 
 
-def _decoded(pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None]) -> Iterator[np.ndarray]:
+def _decoded(
+    pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None], take_smaller_plan: Callable[[str], bool]
+) -> Iterator[np.ndarray]:
     """Yield the frames of each piece as soon as it is denoised.
 
-    If decoding runs out of memory, save the latents, and decode them again in ways that need less.
+    If decoding runs out of memory, save the latents, and decode them again by smaller plans; without one, in ways that
+    need less.
     """
     frames_shown = 0
-    try:
-        for chunk in decode_chunks(pipe.vae, pieces):
-            yield media.to_uint8(check_decoded(chunk))
-            frames_shown += chunk.shape[2]
-        return
-    except RuntimeError as error:
-        if pieces.is_denoising or not is_out_of_memory(error):
-            raise
-    latents = pieces.read_back()
-    save(latents)
+    while True:
+        frames_decoded = 0
+        try:
+            for chunk in (decode_tiles if pipe.vae.use_tiling else decode_chunks)(pipe.vae, pieces):
+                new = chunk[:, :, max(0, frames_shown - frames_decoded) :]
+                frames_decoded += chunk.shape[2]
+                if new.shape[2]:
+                    yield media.to_uint8(check_decoded(new))
+                    frames_shown = frames_decoded
+            return
+        except RuntimeError as error:
+            if pieces.is_denoising or not is_out_of_memory(error):
+                raise
+        latents = pieces.read_back()
+        save(latents)
+        if not take_smaller_plan("decoding"):
+            break
     if not pieces.are_all_denoised:
         raise DecodeMemoryError("out of memory while decoding", latents)
     try:

@@ -4,7 +4,7 @@ No task has a denoising loop of its own. A window continues the latents of this 
 that the user gives.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pusa.generate.inputs import Input, frames_used
 from pusa.generate.progress import DenoisingProgress, Previews
 from pusa.models.finite import check_decoded
 from pusa.models.prompt_cache import PromptCache, default_folder, encode_prompts
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_video
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.positions import frames_of, latent_frames
 from pusa.request import ResolvedRequest
@@ -51,6 +51,8 @@ class Tasks:
         max_sequence_length: tokens of a prompt.
         previews: shows the video so far.
         checkpoint: holds the latents of an interrupted run, and receives those of this one.
+        take_smaller_plan: makes `pipe` run in less memory, after it ran out in the place that is named; False: it
+            cannot.
     """
 
     def __init__(
@@ -63,12 +65,15 @@ class Tasks:
         max_sequence_length: int,
         previews: Previews,
         checkpoint: DenoisingCheckpoint | None = None,
+        take_smaller_plan: Callable[[str], bool] = lambda where: False,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
         self.max_sequence_length = max_sequence_length
         self.progress, self.previews = DenoisingProgress(report), previews
         self.generator = torch.Generator().manual_seed(request.seed)
         self.checkpoint = checkpoint
+        self._take_smaller_plan = take_smaller_plan
+        self._reached: tuple[Tensor, int] | None = None  # latents and steps done of the window that is being denoised
         if checkpoint is not None and checkpoint.generator_state is not None:
             self.generator.set_state(checkpoint.generator_state)
         self.window, self.overlap = latent_frames(request.window), latent_frames(request.overlap)
@@ -221,6 +226,28 @@ class Tasks:
         self.progress.begin_window(steps_done)
         if latents is not None and steps_done == request.steps:
             return latents.to(self.pipe._execution_device)
+        noise_state, self._reached = self.generator.get_state(), None
+        while True:
+            try:
+                return self._call(length, conditions, latents, steps_done)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # After the handler, as the exception holds the failed attempt's tensors until then.
+            if self._reached is not None:
+                latents, steps_done = self._reached
+            else:
+                self.generator.set_state(noise_state)  # the noise of this window is drawn again
+            where = f"step {steps_done + 1} of {request.steps}"
+            if not self._take_smaller_plan(where):
+                raise torch.OutOfMemoryError(
+                    f"out of memory in {where}, at {request.width} x {request.height} and {frames_of(length)} frames "
+                    "at once: ask for a smaller size, fewer frames or a shorter window"
+                )
+
+    def _call(self, length: int, conditions: list[PusaCondition], latents: Tensor | None, steps_done: int) -> Tensor:
+        """Encode the prompts and conditions of a window and denoise it, from `latents` if `steps_done` is not 0."""
+        request = self.request
         embeddings = self._embeddings
         self.progress.begin_denoising()
         return self.pipe(
@@ -242,6 +269,7 @@ class Tasks:
         ).frames
 
     def _after_step(self, pipe: PusaPipeline, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        self._reached = tensors["latents"], step + 1
         steps_done = self.progress.count_step()
         shows = self.previews.is_due(steps_done)
         if shows or (self.checkpoint is not None and self.checkpoint.is_due(step + 1)):

@@ -1,8 +1,8 @@
 """Attach LoRAs to one transformer as PEFT adapters, and rewrite its parameters exactly.
 
 PEFT handles the pairs of matrices A and B. What a LoRA changes besides them (`diff`, `diff_b`), and all of it once
-merged, becomes `parameter = round_once(untouched + sum(alpha * difference))`, always from the untouched values on the
-CPU.
+merged, becomes `parameter = round_once(untouched + sum(alpha * difference))`, always from the untouched values: read
+again from the model's files, or from a copy on the CPU where no file has them.
 """
 
 import logging
@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pusa.lora.layouts import LoraFile, Pair, fold, unknown_prefix
+from pusa.models.streaming import WeightsChangedError, WeightSource, sources_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,39 @@ class Adapter:
     exact: dict[str, Pair] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Untouched:
+    """A parameter before a LoRA changed it: its dtype, and its value on the CPU or where its value is on disk."""
+
+    dtype: torch.dtype
+    value: Tensor | WeightSource
+
+    def check(self) -> None:
+        """Raise WeightsChangedError if the value is in a file that is not the same any more."""
+        if isinstance(self.value, WeightSource):
+            self.value.check()
+
+    def read(self) -> Tensor:
+        """Return the value; raise as `check`."""
+        return (self.value.read() if isinstance(self.value, WeightSource) else self.value).to(self.dtype)
+
+
+Additions = list[tuple[float, Tensor | Pair]]  # (alpha, difference) or (alpha, (A, B))
+
+
 @dataclass
 class AdapterState:
-    """LoRA state of a transformer; `untouched` holds, on the CPU, original values of the rewritten parameters."""
+    """LoRA state of a transformer.
+
+    Attributes:
+        untouched: rewritten parameters by name, as they were before.
+        written: what was added to them.
+        merged: all active adapters are in the weights.
+    """
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    untouched: dict[str, Tensor] = field(default_factory=dict)
+    untouched: dict[str, Untouched] = field(default_factory=dict)
+    written: dict[str, Additions] = field(default_factory=dict)
     merged: bool = False
 
 
@@ -123,8 +151,9 @@ def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
             shape = module.weight.shape
         else:
             return f"a {type(module).__name__} takes no LoRA"
-        if module.weight.dtype.is_floating_point and module.weight.dtype.itemsize == 1:
-            return f"stored as {module.weight.dtype}: load the LoRA first, then cast the weights"
+        dtype = module.weight.dtype
+        if dtype.is_floating_point and dtype.itemsize == 1 and _compute_dtype(module) is None:
+            return f"stored as {dtype}, in which nothing computes: cast the weights with enable_layerwise_casting"
         if (b.shape[0], a[0].numel()) != (shape[0], math.prod(shape[1:])):
             return f"B A is {b.shape[0]} x {a[0].numel()}, the weight {' x '.join(map(str, shape))}"
     for name in (f"{layer}.weight", f"{layer}.bias", f"{layer}.scale_shift_table".lstrip(".")):
@@ -166,6 +195,7 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
             model.load_lora_adapter(
                 tensors, prefix=None, adapter_name=adapter_name, low_cpu_mem_usage=True, _pipeline=owner
             )
+        _set_dtypes(model, adapter_name, tensors)
     adapter = state.adapters[adapter_name] = Adapter(alpha, lora.deltas)
     _activate(model, [*active, adapter_name])
     for name, layer in lora_layers(model).items():
@@ -177,6 +207,26 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
     rewrite(model)
     if state.merged:
         enable(model, False)
+
+
+def _set_dtypes(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> None:
+    """Hold an adapter in the dtype that its layer computes in, where that is not the dtype of the layer's weights.
+
+    PEFT casts an adapter to the dtype of the weights beside it, and would round it to fp8.
+    """
+    for name, layer in lora_layers(model).items():
+        dtype = _compute_dtype(layer.get_base_layer())
+        if dtype is not None and f"{name}.lora_A.weight" in tensors:
+            for half in ("lora_A", "lora_B"):
+                weight = getattr(layer, half)[adapter_name].weight
+                weight.data = tensors[f"{name}.{half}.weight"].to(weight.device, dtype)
+
+
+def _compute_dtype(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype that a layer of diffusers computes in if it stores its weights in another; else None."""
+    registry = getattr(module, "_diffusers_hook", None)
+    casting = registry.get_hook("layerwise_casting") if registry is not None else None
+    return casting.compute_dtype if casting is not None else getattr(module, "compute_dtype", None)  # GGUFLinear's
 
 
 @contextmanager
@@ -206,7 +256,8 @@ def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
         with torch.no_grad():
             for model, state, values in zip(models, states, rewritten, strict=True):
                 for name in values.keys() - state.untouched.keys():
-                    _parameter(model, name).copy_(values[name])
+                    _parameter(model, name).copy_(values[name].read())
+                state.written.clear()  # whatever the failed attempt wrote, every parameter is written again
                 rewrite(model)
                 for parameter in model.parameters():
                     parameter.requires_grad_(id(parameter) in trainable)
@@ -214,8 +265,14 @@ def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
 
 
 def detach(model: Any, adapter_name: str) -> None:
-    """Remove an adapter and restore the parameters that it changed."""
+    """Remove an adapter and restore the parameters that it changed.
+
+    Raises:
+        WeightsChangedError: their values are not in their file any more; before anything changes.
+    """
     state, active = state_of(model), _active(model)
+    for untouched in state.untouched.values():
+        untouched.check()
     state.adapters.pop(adapter_name, None)
     if adapter_name in getattr(model, "peft_config", {}):
         with _quiet_peft(model):
@@ -264,7 +321,7 @@ def enable(model: Any, enabled: bool) -> None:
 
 @contextmanager
 def _quiet_peft(model: nn.Module) -> Iterator[None]:
-    """Suppress PEFT's warnings about several adapters, and undo its changes of `requires_grad`.
+    """Suppress PEFT's warnings about several adapters and about merging, and undo its changes of `requires_grad`.
 
     PEFT freezes the base and makes adapters trainable; here trainable parameters stay so, and new ones are frozen.
     """
@@ -272,6 +329,7 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # PEFT does not merge here
         try:
             yield
         finally:
@@ -282,14 +340,15 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
 # ---- exact writing of parameters -----------------------------------------------------------------------------------
 
 
-def plan_rewrite(model: Any, *, merged: bool) -> dict[str, list[tuple[float, Tensor | Pair]]]:
-    """List what to add to each parameter: (alpha, difference) or (alpha, (A, B)).
+def plan_rewrite(model: Any, *, merged: bool) -> dict[str, Additions]:
+    """List what to add to each parameter, and check that those which change can be written.
 
     Raises:
         ValueError: a parameter is quantised, sharded or offloaded.
+        WeightsChangedError: the untouched weights are not in their file any more.
     """
     state = state_of(model)
-    plan: dict[str, list[tuple[float, Tensor | Pair]]] = {}
+    plan: dict[str, Additions] = {}
     for name, layer in lora_layers(model).items() if merged else ():
         for adapter_name in layer.active_adapters:
             if adapter_name in layer.lora_A:
@@ -301,9 +360,24 @@ def plan_rewrite(model: Any, *, merged: bool) -> dict[str, list[tuple[float, Ten
     for adapter in state.adapters.values():
         for name, delta in adapter.deltas.items():
             plan.setdefault(name, []).append((adapter.alpha, delta))
-    for name in plan:
+    for name in _changing(state, plan):
         _check_writable(model, name)
+        if name in state.untouched:
+            state.untouched[name].check()
     return plan
+
+
+def _changing(state: AdapterState, plan: dict[str, Additions]) -> list[str]:
+    """List the parameters that a plan changes: all but those whose additions are the very differences in them."""
+
+    def is_written(name: str) -> bool:
+        now, before = plan.get(name, []), state.written.get(name, [])
+        return len(now) == len(before) and all(
+            new == old and isinstance(part, Tensor) and part is other
+            for (new, part), (old, other) in zip(now, before, strict=True)
+        )
+
+    return [name for name in {**plan, **state.untouched} if not is_written(name)]
 
 
 @torch.no_grad()
@@ -311,28 +385,48 @@ def rewrite(model: Any) -> None:
     """Set every parameter to its untouched value plus the current sum of the adapters, rounded once."""
     state = state_of(model)
     plan = plan_rewrite(model, merged=state.merged)
-    for name in state.untouched.keys() - plan.keys():
-        _parameter(model, name).copy_(state.untouched.pop(name))
-    for name, additions in plan.items():
+    for name in _changing(state, plan):
         parameter = _parameter(model, name)
+        if name not in plan:
+            parameter.copy_(state.untouched[name].read())
+            del state.untouched[name], state.written[name]
+            continue
         if name not in state.untouched:
-            state.untouched[name] = parameter.detach().to("cpu", copy=True)
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        total = state.untouched[name].to(parameter.device, wide, copy=True)
-        for alpha, part in additions:
+            state.untouched[name] = _untouched(model, name)
+        untouched = state.untouched[name]
+        wide = torch.promote_types(untouched.dtype, torch.float32)
+        total = untouched.read().to(parameter.device, wide, copy=True)
+        for alpha, part in plan[name]:
             if isinstance(part, tuple):
                 a, b = (matrix.to(total).flatten(1) for matrix in part)  # [rank, in], [out, rank]
                 part = (b @ a).view_as(total)
             total += alpha * part.to(total)
+        if parameter.dtype not in _MERGEABLE:  # cast to fp8 after merging: as if merged anew, then cast
+            total = total.to(untouched.dtype)
         parameter.copy_(total)
+        state.written[name] = plan[name]
+
+
+def _untouched(model: Any, name: str) -> Untouched:
+    """Describe a parameter that no LoRA has changed: by its place in a file, if the file still has this very value."""
+    parameter = _parameter(model, name)
+    source = sources_of(model).get(name)
+    if source is not None:
+        with suppress(WeightsChangedError):
+            stored = source.read().to(parameter.device, parameter.dtype)
+            if torch.equal(stored, parameter):
+                return Untouched(parameter.dtype, source)
+    return Untouched(parameter.dtype, parameter.detach().to("cpu", copy=True))
 
 
 def _check_writable(model: Any, name: str) -> None:
     parameter = _parameter(model, name)
-    if type(parameter) is not nn.Parameter or parameter.dtype not in _MERGEABLE:
+    was_cast = name in state_of(model).untouched and parameter.dtype.is_floating_point  # after it was merged
+    if type(parameter) is not nn.Parameter or (parameter.dtype not in _MERGEABLE and not was_cast):
         kind = f"{type(parameter).__name__} of {parameter.dtype}"
         raise ValueError(
-            f"{name} is a {kind}: quantised or sharded weights cannot be merged; keep the adapter attached"
+            f"{name} is a {kind}: quantised or sharded weights cannot be rewritten; keep the adapter attached, or load "
+            "the model again, merge, and then quantise"
         )
     if parameter.is_meta:
         raise ValueError(f"{name} is offloaded out of reach: merge before enabling sequential offloading")

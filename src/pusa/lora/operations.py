@@ -163,12 +163,14 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
 def merge_lora(pipeline: Any) -> None:
     """Write all active adapters into the weights: a forward then takes as long as the base model's.
 
-    The sum is computed in float32 from the untouched weights and rounded once. A copy of those stays on the CPU, as
-    large as the adapted weights (28 GB for a 14B transformer in bfloat16). `set_alpha`, `load_pusa` and `unmerge_lora`
-    keep working; the adapters stay attached, switched off.
+    The sum is computed in float32 from the untouched weights and rounded once. `set_alpha`, `load_pusa` and
+    `unmerge_lora` keep working, and read the untouched weights again from the model's files, which must stay as they
+    are. A copy stays on the CPU of those that no file has: a model made in memory, or changed since it was loaded. The
+    adapters stay attached, switched off. Quantise after merging: `enable_layerwise_casting` keeps all this working.
 
     Raises:
         ValueError: no adapter is attached, or weights are quantised, sharded or offloaded out of reach.
+        WeightsChangedError: weights that were read from a file are needed again, and the file has changed or is gone.
     """
     models = {name: model for name, model in _experts(pipeline).items() if adapter_names(model)}
     if not models:
@@ -182,12 +184,14 @@ def merge_lora(pipeline: Any) -> None:
 
 
 def unmerge_lora(pipeline: Any) -> None:
-    """Undo `merge_lora`: restore the untouched weights bit for bit, and switch the adapters on."""
-    for model in _experts(pipeline).values():
-        if state_of(model).merged:
-            state_of(model).merged = False
-            rewrite(model)
-            enable(model, True)
+    """Undo `merge_lora`: restore the untouched weights bit for bit, and switch the adapters on; raise as it does."""
+    models = [model for model in _experts(pipeline).values() if state_of(model).merged]
+    for model in models:
+        plan_rewrite(model, merged=False)  # raises before anything changes
+    for model in models:
+        state_of(model).merged = False
+        rewrite(model)
+        enable(model, True)
 
 
 def unload_lora(pipeline: Any, *, adapter_name: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """Convert between Wan's own layout and diffusers', and load folders as Wan publishes them.
 
 Each name is a pair of templates in one table that serves both directions. Conversion renames keys and copies nothing;
-it works on any part of a state dict (one shard at a time), with any values: tensors, shapes, file names. To convert a
-folder to diffusers' layout, load it and call `save_pretrained`.
+it works on any part of a state dict (one shard at a time), with any values: tensors, shapes, file names.
+`pusa.models.convert` writes a folder in diffusers' layout.
 """
 
 import math
@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pusa.models import files
 from pusa.models.files import WrongArchitectureError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
-from pusa.models.parts import Tensors, check_tensors, described, refuse_quantised, tensors_in
-from pusa.models.tensors import load_tensors
+from pusa.models.parts import Tensors, check_tensors, refuse_quantised, tensors_in
+from pusa.models.streaming import Devices, LoadCounter, Places, device_of, fill, places
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
@@ -267,21 +266,6 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def weight_dtype(model: torch.nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Choose the dtype of a parameter: diffusers keeps some of Wan's (time embedding, norms, modulation) in fp32."""
-    keep = getattr(model, "_keep_in_fp32_modules", None) or ()
-    return torch.float32 if set(keep) & set(name.split(".")) else dtype
-
-
-def _fill(model: torch.nn.Module, parts: Iterable[dict[str, Tensor]], dtype: torch.dtype) -> None:
-    """Load weights, checked before, into a model on the meta device, part by part."""
-    for part in parts:
-        # Copies: one view of 12 MB would keep a mapped file of 5 GB in memory.
-        cast = {key: value.to(weight_dtype(model, key, dtype), copy=True) for key, value in part.items()}
-        model.load_state_dict(cast, strict=False, assign=True)
-    model.eval()
-
-
 @contextmanager
 def _named(where: str) -> Iterator[None]:
     """Put the part's name before an error of its checkpoint, and explain a missing tensor."""
@@ -321,62 +305,105 @@ def empty_transformer(folder: Path) -> WanTransformer3DModel:
     return model
 
 
-def load_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
-    """Load one expert, holding at most one shard in memory beside its weights."""
+def load_transformer(
+    folder: Path, dtype: torch.dtype, *, device: "torch.device | str" = "cpu", counter: LoadCounter | None = None
+) -> WanTransformer3DModel:
+    """Load one expert tensor by tensor: see `pusa.models.streaming.fill`."""
     model = empty_transformer(folder)
-    _fill(model, (transformer_to_diffusers(load_tensors(path)) for path in files.transformer_shards(folder)), dtype)
+    fill(model, places_of_transformer(folder), dtype, device=device, counter=counter)
     return model
 
 
-def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLWan:
-    """Load the Wan2.1 VAE."""
+def places_of_transformer(folder: Path) -> Places:
+    """List the tensors of one expert's files, and where they belong in diffusers' class."""
+    return places(files.transformer_shards(folder), transformer_to_diffusers)
+
+
+def empty_vae(folder: Path) -> tuple[AutoencoderKLWan, Places]:
+    """Build the Wan2.1 VAE without its weights, and list them; raise WrongArchitectureError as `empty_transformer`."""
     path = files.original_weights(folder, files.ORIGINAL_VAE)
-    where, weights = f"the vae in {path.name}", load_tensors(path)
-    tensors = described(weights)
+    where, tensors = f"the vae in {path.name}", tensors_in([path])
     refuse_quantised(tensors, where)
     with _named(where):
         config = vae_config_from_keys(_shapes(tensors))
     with init_empty_weights():
         vae = AutoencoderKLWan(**config)
     check_tensors(vae, vae_to_diffusers(tensors), where)
-    _fill(vae, [vae_to_diffusers(weights)], dtype)
+    return vae, places([path], vae_to_diffusers)
+
+
+def load_vae(
+    folder: Path, dtype: torch.dtype, *, device: "torch.device | str" = "cpu", counter: LoadCounter | None = None
+) -> AutoencoderKLWan:
+    """Load the Wan2.1 VAE."""
+    vae, weights = empty_vae(folder)
+    fill(vae, weights, dtype, device=device, counter=counter)
     return vae
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
-    """Load the UMT5 encoder; transformers ties its embeddings."""
+def empty_text_encoder(folder: Path) -> tuple[UMT5EncoderModel, Places]:
+    """Build the UMT5 encoder without its weights, and list them; raise as `empty_vae`."""
     path = files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER)
-    where, weights = f"the text_encoder in {path.name}", load_tensors(path)
-    tensors = described(weights)
+    where, tensors = f"the text_encoder in {path.name}", tensors_in([path])
     refuse_quantised(tensors, where)
     with _named(where):
         config = text_encoder_config_from_keys(_shapes(tensors))
-    with torch.device("meta"):
-        check_tensors(UMT5EncoderModel(config), text_encoder_to_transformers(tensors), where)
-    return UMT5EncoderModel.from_pretrained(
-        None, config=config, state_dict=text_encoder_to_transformers(weights), dtype=dtype
-    )
+    with init_empty_weights():
+        encoder = UMT5EncoderModel(config)
+    check_tensors(encoder, text_encoder_to_transformers(tensors), where)
+    return encoder, places([path], text_encoder_to_transformers)
 
 
-def load_components(folder: Path, *, dtype: DType, skip: Collection[str] = ()) -> dict[str, Any]:
+def load_text_encoder(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    device: "torch.device | str" = "cpu",
+    counter: LoadCounter | None = None,
+    keep_mapped: bool = False,
+) -> UMT5EncoderModel:
+    """Load the UMT5 encoder; its embeddings are tied."""
+    encoder, weights = empty_text_encoder(folder)
+    fill(encoder, weights, dtype, device=device, counter=counter, keep_mapped=keep_mapped)
+    return encoder
+
+
+def weight_files(folder: Path, *, skip: Collection[str] = ()) -> dict[str, list[Path]]:
+    """List the files with the weights of each part of a folder."""
+    found = {part: files.transformer_shards(place) for part, place in files.original_experts(folder).items()}
+    for part, stem in (("vae", files.ORIGINAL_VAE), ("text_encoder", files.ORIGINAL_TEXT_ENCODER)):
+        found[part] = [files.original_weights(folder, stem)]
+    return {part: paths for part, paths in found.items() if part not in skip}
+
+
+def load_components(
+    folder: Path,
+    *,
+    dtype: DType,
+    skip: Collection[str] = (),
+    device: Devices = "cpu",
+    counter: LoadCounter | None = None,
+) -> dict[str, Any]:
     """Load all components of a `WanPipeline` from a complete folder in the original layout.
 
     Args:
         folder: of Wan2.1 (shards beside the VAE) or Wan2.2 (``high_noise_model``, ``low_noise_model``).
         dtype: one for all, or by component with a "default".
         skip: components not to load.
+        device: one for all, or by component; the CPU for those that it does not name.
+        counter: counts the bytes read.
 
     Returns:
         Arguments of the pipeline class.
 
     Raises:
-        WrongArchitectureError, UnsafeFileError: see `empty_transformer` and `load_tensors`.
+        WrongArchitectureError, UnsafeFileError: see `empty_transformer` and `pusa.models.tensors`.
     """
     experts = files.original_experts(folder)
     loaders: dict[str, Any] = {"vae": (load_vae, folder), "text_encoder": (load_text_encoder, folder)}
     loaders |= {component: (load_transformer, place) for component, place in experts.items()}  # the largest last
     components: dict[str, Any] = {
-        component: load(place, dtype_of(component, dtype))
+        component: load(place, dtype_of(component, dtype), device=device_of(component, device), counter=counter)
         for component, (load, place) in loaders.items()
         if component not in skip
     }

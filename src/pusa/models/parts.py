@@ -1,4 +1,7 @@
-"""Check, before anything large is read, that a model's parts are exactly their checkpoints and belong together."""
+"""Check, before anything large is read, that a model's parts are exactly their checkpoints and belong together.
+
+Parts in diffusers layout are loaded here, too.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,15 +11,19 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
 from pusa.models import files
 from pusa.models.files import WrongArchitectureError
+from pusa.models.streaming import LoadCounter, Places, fill, places
 from pusa.models.tensors import load_tensors
 
 PARTS = ("transformer", "transformer_2", "text_encoder", "vae")
 
 Tensors = Mapping[str, tuple[Sequence[int], str]]  # key -> shape, dtype as in a safetensors header
+
+STREAMED_CLASSES = (*files.TRANSFORMER_CLASSES, "AutoencoderKLWan", "UMT5EncoderModel")
 
 _SCALE = re.compile(
     r"(?:^|[._])(?:scale_weight|scale_input|weight_scale(?:_2|_inv)?|input_scale|scaled_fp8|comfy_quant|absmax|"
@@ -52,7 +59,7 @@ def check_checkpoints(folder: Path, *, skip: Collection[str] = (), variant: str 
         config = files.read_json(folder / part / "config.json")
         if part in skip or not config or "quantization_config" in config or (index.get(part) or [None])[0] is None:
             continue
-        paths = _checkpoint_files(folder / part, part, variant)
+        paths = checkpoint_files(folder / part, part, variant)
         model = _empty_model(index[part][1], config)
         if model is not None and paths:
             check_tensors(model, tensors_in(paths), f"{folder.name}/{part}")
@@ -125,7 +132,7 @@ def described(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Sequence[i
     return {key: (list(value.shape), _DTYPES.get(value.dtype, str(value.dtype))) for key, value in tensors.items()}
 
 
-def _checkpoint_files(folder: Path, part: str, variant: str | None) -> list[Path]:
+def checkpoint_files(folder: Path, part: str, variant: str | None) -> list[Path]:
     """List the files that diffusers, or transformers for the text encoder, reads a part from."""
     stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
     pickle = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
@@ -148,7 +155,7 @@ def _empty_model(class_name: str, config: Mapping[str, Any]) -> torch.nn.Module 
         cls = getattr(transformers, class_name, None) or getattr(diffusers, class_name, None)
     if cls is None:
         return None
-    with torch.device("meta"):
+    with init_empty_weights():
         if hasattr(cls, "config_class"):
             return cls(cls.config_class.from_dict(dict(config)))
         return cls.from_config({key: value for key, value in config.items() if not key.startswith("_")})
@@ -162,6 +169,52 @@ def _tied_weights(model: torch.nn.Module) -> dict[str, str]:
 
 def _is_ignored(model: torch.nn.Module, attribute: str, key: str) -> bool:
     return any(re.search(pattern, key) for pattern in getattr(model, attribute, None) or ())
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def streamed_files(folder: Path, *, skip: Collection[str] = (), variant: str | None = None) -> dict[str, list[Path]]:
+    """List the weight files of the parts that `load_part` loads, in a complete folder in diffusers layout.
+
+    Parts that declare a quantisation, and those of other classes than Wan's, are left to the library that has them.
+    """
+    index = files.read_json(folder / "model_index.json")
+    found = {}
+    for part in PARTS:
+        if part not in skip and (index.get(part) or [None, None])[1] in STREAMED_CLASSES:
+            paths = checkpoint_files(folder / part, part, variant)
+            if paths and "quantization_config" not in files.read_json(folder / part / "config.json"):
+                found[part] = paths
+    return found
+
+
+def empty_part(folder: Path, part: str, paths: Sequence[Path]) -> tuple[torch.nn.Module, Places]:
+    """Build a part without its weights, checked before, and list them: arguments of `pusa.models.streaming.fill`."""
+    class_name = files.read_json(folder / "model_index.json")[part][1]
+    model = _empty_model(class_name, files.read_json(folder / part / "config.json"))
+    assert model is not None
+    return model, places(paths)
+
+
+def load_part(
+    folder: Path,
+    part: str,
+    paths: Sequence[Path],
+    dtype: torch.dtype,
+    *,
+    device: "torch.device | str" = "cpu",
+    counter: LoadCounter | None = None,
+    keep_mapped: bool = False,
+) -> torch.nn.Module:
+    """Load one part of a checked folder in diffusers layout from its `streamed_files`: see `fill`."""
+    model, weights = empty_part(folder, part, paths)
+    fill(model, weights, dtype, device=device, counter=counter, keep_mapped=keep_mapped)
+    if isinstance(model, transformers.PreTrainedModel):
+        model.config._name_or_path = str(folder / part)
+    elif isinstance(model, diffusers.ModelMixin):
+        model.register_to_config(_name_or_path=str(folder / part))
+    return model
 
 
 # ---- parts that belong together --------------------------------------------------------------------------------------

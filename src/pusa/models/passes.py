@@ -44,7 +44,7 @@ def predict(model: Any, inputs: StepInputs, passes: Sequence[int]) -> list[Tenso
                 model(
                     hidden_states=inputs.latents,
                     timestep=inputs.timesteps,
-                    encoder_hidden_states=inputs.prompts[number].to(inputs.latents.dtype),
+                    encoder_hidden_states=inputs.prompts[number].to(inputs.latents),
                     attention_kwargs=inputs.attention_kwargs,
                     return_dict=False,
                 )[0]

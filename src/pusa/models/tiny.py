@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from pusa.models import original
+from pusa.models.streaming import weight_dtype
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
@@ -56,7 +56,7 @@ def components(*, dtype: DType = torch.float32, seed: int = 0) -> dict[str, Any]
         models = {"transformer": WanTransformer3DModel(**TRANSFORMER), "vae": AutoencoderKLWan(**VAE)}
     for part, model in models.items():
         for name, parameter in model.eval().named_parameters():
-            parameter.data = parameter.to(original.weight_dtype(model, name, dtype_of(part, dtype)))
+            parameter.data = parameter.to(weight_dtype(model, name, dtype_of(part, dtype)))
     return {
         **models,
         "tokenizer": tokenizer(),

@@ -7,6 +7,7 @@ diffusers' VAE (`_cached_conv_counts`, `feat_cache`).
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)
+
+# Texts of other errors: of the CPU's allocator, of pinned memory, and of libraries on the GPU.
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class DecodeError(RuntimeError):
@@ -91,18 +95,73 @@ def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> 
         Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype: n is 1, then 4, 4, ... Equal to the bit to
         ``vae.decode`` of the whole.
     """
-    cache = [None] * vae._cached_conv_counts["decoder"]  # inputs that each causal convolution keeps of earlier frames
-    is_first = True
+    stream = _Stream(vae)
     for piece in [latents] if isinstance(latents, Tensor) else latents:
+        yield from stream.decode(piece)
+
+
+class _Stream:
+    """Decode pieces of one video; hold what the decoder keeps of earlier frames between two calls."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self._vae = vae
+        self._cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]  # what each causal convolution keeps
+        self._is_first = True
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        vae = self._vae
         if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
             vae._hf_hook.pre_forward(vae)
-        z = vae.post_quant_conv(_denormalised(vae, piece))
+        z = vae.post_quant_conv(_denormalised(vae, latents))
         for z_frame in z.split(1, dim=2):
-            frames = vae.decoder(z_frame, feat_cache=cache, feat_idx=[0], first_chunk=is_first)
+            frames = vae.decoder(z_frame, feat_cache=self._cache, feat_idx=[0], first_chunk=self._is_first)
             if vae.config.patch_size is not None:
                 frames = unpatchify(frames, patch_size=vae.config.patch_size)
             yield frames.clamp(-1, 1)
-            is_first = False
+            self._is_first = False
+
+    def move(self, device: torch.device) -> None:
+        """Move what is kept, so that other streams have the room."""
+        self._cache = [kept.to(device) if isinstance(kept, Tensor) else kept for kept in self._cache]
+
+
+@torch.no_grad()
+def decode_tiles(
+    vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor], tile: int = 32, stride: int = 24
+) -> Iterator[Tensor]:
+    """Decode as `decode_chunks` with one tile at a time on the device, and blend tiles where they overlap.
+
+    Between two tiles, what the decoder keeps of the first waits on the CPU: the device holds that of one tile only.
+
+    Args:
+        tile, stride: size and distance of the tiles in latent pixels.
+
+    Yields:
+        Frames ``[B, 3, n, H, W]`` on the CPU, for each piece all of its frames.
+    """
+    streams: dict[tuple[int, int], _Stream] = {}
+    cpu = torch.device("cpu")
+    for piece in [latents] if isinstance(latents, Tensor) else latents:
+        height, width = piece.shape[3:]
+        scale = vae.config.scale_factor_spatial
+        video = weight = torch.zeros(())
+        for top in range(0, max(height - tile, 0) + stride, stride):
+            for left in range(0, max(width - tile, 0) + stride, stride):
+                stream = streams.setdefault((top, left), _Stream(vae))
+                stream.move(get_module_execution_device(vae))
+                area = piece[..., top : top + tile, left : left + tile]
+                frames = torch.cat([chunk.cpu() for chunk in stream.decode(area)], dim=2)
+                stream.move(cpu)
+                if video.ndim == 0:
+                    video = frames.new_zeros(*frames.shape[:3], height * scale, width * scale)
+                    weight = frames.new_zeros(height * scale, width * scale)
+                overlap = scale * (tile - stride)
+                fade = (_fade(frames.shape[3], overlap)[:, None] * _fade(frames.shape[4], overlap)).to(frames.dtype)
+                rows = slice(top * scale, top * scale + frames.shape[3])
+                columns = slice(left * scale, left * scale + frames.shape[4])
+                video[..., rows, columns] += frames * fade
+                weight[rows, columns] += fade
+        yield video / weight
 
 
 @torch.no_grad()
@@ -134,7 +193,9 @@ def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell if an error means that a device, or the CPU's allocator, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _decode_at_once(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -163,27 +224,7 @@ def decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, 
     Args:
         tile, stride: size and distance of the tiles in latent pixels.
     """
-    height, width = latents.shape[3:]
-    scale = vae.config.scale_factor_spatial
-    video = weight = torch.zeros(())
-    for top in range(0, max(height - tile, 0) + stride, stride):
-        for left in range(0, max(width - tile, 0) + stride, stride):
-            piece = latents[..., top : top + tile, left : left + tile]
-            frames = torch.cat([chunk.cpu() for chunk in decode_chunks(vae, piece)], dim=2)
-            if video.ndim == 0:
-                video = frames.new_zeros(*frames.shape[:3], height * scale, width * scale)
-                weight = frames.new_zeros(height * scale, width * scale)
-            fade = _fade(frames.shape[3], scale * (tile - stride))[:, None] * _fade(
-                frames.shape[4], scale * (tile - stride)
-            )
-            fade = fade.to(frames.dtype)
-            area = (
-                slice(top * scale, top * scale + frames.shape[3]),
-                slice(left * scale, left * scale + frames.shape[4]),
-            )
-            video[..., area[0], area[1]] += frames * fade
-            weight[area] += fade
-    return video / weight
+    return torch.cat(list(decode_tiles(vae, latents, tile, stride)), dim=2)
 
 
 def _fade(size: int, overlap: int) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
-from pusa.acceleration.decisions import LoadOptions
+from pusa.acceleration.decisions import LoadOptions, Quantize, Wish
 from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs, shown
 from pusa.provenance.options import MarkOptions
 from pusa.request import METADATA, Metadata
@@ -103,6 +103,16 @@ class ServerSettings(StrictModel):
         "mini", "The model: a name from `pusa models`, a Hugging Face repository or a folder.", min_length=1
     )
     lora: StringList = field((), "LoRA files to load instead of the model's own.", unset="the model's own")
+    memory: Wish = field(
+        "balanced",
+        "How the model shares GPU memory: balanced takes exact weights unless they cannot run, fastest rounds them "
+        "where that is faster, smallest takes the least memory.",
+    )
+    quantize: Quantize = field(
+        "auto",
+        "How the transformer's weights are stored: fp8 and int8 halve them and change videos a little, none keeps them "
+        "exact; auto leaves it to memory.",
+    )
     workers: int = field(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
     executor: Literal["local", "ray"] = field(
         "local", "What runs the model: a process of its own on this machine, or an actor of a Ray cluster."
@@ -317,7 +327,7 @@ class ServerSettings(StrictModel):
     @property
     def load_options(self) -> LoadOptions:
         """The way in which workers load the model."""
-        return LoadOptions(gpus=self.gpus or None)
+        return LoadOptions(memory=self.memory, quantize=self.quantize, gpus=self.gpus or None)
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
         """Return what a result tells of itself: what a client asks for, within what the operator allows."""

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from pusa import __version__
 from pusa.lora.layouts import Layout, Pair, read_lora, write_lora
-from pusa.models.original import weight_dtype
+from pusa.models.streaming import weight_dtype
 from pusa.training.checkpoint import Tensors, checkpoints, read_state
 from pusa.training.config import Expert, TrainConfig, load_config, public_name
 from pusa.training.model import ADAPTER

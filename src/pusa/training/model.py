@@ -40,7 +40,7 @@ def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DMo
 
     dtype = torch.float32 if config.method.kind == "full" else _DTYPES[config.model.dtype]
     other = {"transformer": "transformer_2", "transformer_2": "transformer"}[expert]
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
+    absent: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "vae", other))
     model = getattr(loading.load_pipeline(PusaPipeline, config.model.source, torch_dtype=dtype, **absent), expert)
     if model is None:
         raise ValueError(f"{config.model.source} has no {expert}: name the transformers it has in model.experts")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import psutil
 
-from pusa.acceleration.decisions import Machine
+from pusa.acceleration.decisions import LoadOptions, Machine
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
@@ -69,10 +69,16 @@ class Engine(Protocol):
 
 
 class PusaEngine:
-    """Run tasks with `pusa.generate.generate`; in a group of ranks, as its first rank or as one that follows it."""
+    """Run tasks with `pusa.generate.generate`; in a group of ranks, as its first rank or as one that follows it.
+
+    PUSA_MEMORY, PUSA_QUANTIZE and PUSA_GPUS, as in the server's settings, tell how the model is loaded.
+    """
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
+        given = {name: os.environ.get(f"PUSA_{name.upper()}") for name in ("memory", "quantize")}
+        gpus = int(os.environ.get("PUSA_GPUS") or 0) or None
+        self.load_options = LoadOptions(gpus=gpus, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
         self._ranks: Ranks | None = None
 
     def find_machine(self) -> Machine:
@@ -91,9 +97,9 @@ class PusaEngine:
         self._ranks = engine_ranks.join_group()
         with _report_memory(_bytes_in_memory(self.model), report):
             if self._ranks is None:
-                load_pipeline(self.model, self.loras)
+                load_pipeline(self.model, self.loras, load=self.load_options)
             else:
-                engine_ranks.load_shared(self._ranks, self.model, self.loras)
+                engine_ranks.load_shared(self._ranks, self.model, self.loras, self.load_options)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
@@ -122,6 +128,7 @@ class PusaEngine:
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
             marks=task.marks,
+            load=self.load_options,
             ranks=self._ranks,
         )
         is_done = False

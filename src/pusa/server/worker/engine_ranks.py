@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.events import Done
 from pusa.server.worker.messages import Message
 
@@ -52,7 +53,7 @@ def _parallel_of(text: str) -> "Parallel | None":
     return Parallel(**json.loads(text)) if text else None
 
 
-def load_shared(ranks: "Ranks", model: str, loras: Sequence[str]) -> None:
+def load_shared(ranks: "Ranks", model: str, loras: Sequence[str], options: LoadOptions) -> None:
     """Load a model on this rank, as all of them must, and share its steps among them.
 
     Raises:
@@ -60,7 +61,7 @@ def load_shared(ranks: "Ranks", model: str, loras: Sequence[str]) -> None:
     """
     from pusa import zoo
     from pusa.generate import sharing
-    from pusa.generate.run import load_configured
+    from pusa.generate.residents import resident_of
     from pusa.request import GenerationRequest
 
     if not ranks.is_main:
@@ -68,8 +69,10 @@ def load_shared(ranks: "Ranks", model: str, loras: Sequence[str]) -> None:
             pass
         return
     request = GenerationRequest(model=model, lora=list(loras), prompt="load").resolved(zoo.defaults_of(model))
-    sharing.request_model(ranks, request)
-    sharing.share(ranks, load_configured(request), request)
+    sharing.request_model(ranks, request, options)
+    resident = resident_of(request, options)
+    pipe = resident.prepare(request, None, lambda event: None)
+    sharing.share(ranks, pipe, request, resident.plan)
     _release(ranks)
 
 

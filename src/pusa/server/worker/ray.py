@@ -15,7 +15,7 @@ import os
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ class RayExecutor(ChildExecutor):
         address: of the cluster; None: the one that Ray finds (RAY_ADDRESS), or a new one on this machine.
         gpus: number that Ray reserves for the actor and makes visible to it (may be below 1); 0: none.
         resources: further resources that its machine must have, by Ray's names.
+        env: environment variables to set for the actor.
         limits: see `ChildExecutor`.
     """
 
@@ -139,12 +140,14 @@ class RayExecutor(ChildExecutor):
         address: str | None = None,
         gpus: float = 1.0,
         resources: dict[str, float] | None = None,
+        env: Mapping[str, str] | None = None,
         **limits: float,
     ) -> None:
         options = {
             "num_cpus": 0 if gpus else 1,
             "num_gpus": gpus,
             "resources": resources or {},
+            **({"runtime_env": {"env_vars": dict(env)}} if env else {}),
             "max_restarts": 0,
             "max_task_retries": 0,
             "max_concurrency": 4,  # put, cancel and poll run at the same time

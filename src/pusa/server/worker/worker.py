@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.fsutil import is_full, private_folder
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -257,6 +258,9 @@ def make_executor(settings: ServerSettings, number: int = 0, *, target: str = PU
         "load_seconds": settings.load_seconds,
         "stall_seconds": settings.stall_seconds,
     }
+    load: dict[str, str] = {}  # what `PusaEngine` reads, where it differs from the defaults
+    if settings.load_options != LoadOptions():
+        load = {"PUSA_MEMORY": settings.memory, "PUSA_QUANTIZE": settings.quantize, "PUSA_GPUS": str(settings.gpus)}
     if settings.executor == "ray":
         from pusa.server.worker.ray import RayExecutor
 
@@ -266,12 +270,14 @@ def make_executor(settings: ServerSettings, number: int = 0, *, target: str = PU
             target=target,
             address=settings.ray_address,
             gpus=settings.ray_gpus,
+            env=load,
             **limits,
         )
     env = {
         "PUSA_LOG_FORMAT": settings.log_format,
         "PUSA_LOG_LEVEL": settings.log_level,
         "PUSA_RANK_SECONDS": str(settings.rank_seconds),
+        **load,
     }
     return LocalExecutor(
         settings.model,

@@ -1,0 +1,124 @@
+"""Store the weights of a model in fewer bits: as fp8 by diffusers' layerwise casting, as int8 or fp8 by torchao.
+
+Only the linear layers of the transformer blocks change, which hold nearly all weights. Embeddings, norms, modulation
+and the head stay as they are, and so do LoRA adapters, whose alpha stays live.
+"""
+
+import importlib.util
+from itertools import chain
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, WanTransformer3DModel
+from diffusers.hooks import apply_layerwise_casting
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from pusa.acceleration.decisions import Storage
+
+QUANTISED: tuple[Storage, ...] = ("fp8", "int8", "gguf")
+_ADA = (8, 9)  # the first CUDA capability that multiplies in fp8
+
+_DTYPES: dict[torch.dtype, Storage] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_TYPES: dict[str, Storage] = {"Int8Tensor": "int8", "Float8Tensor": "fp8", "GGUFParameter": "gguf"}
+
+# Of T5: its embeddings are looked up, not multiplied, and its blocks cast their input to the dtype of `wo` themselves.
+_TEXT_ENCODER_SKIPS = ("shared", "embed_tokens", "norm", "relative_attention_bias", r"\bwo\b")
+
+
+def storage_of(model: nn.Module) -> Storage:
+    """Tell how most weights of a model are stored."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ in _TYPES:
+            return _TYPES[type(parameter).__name__]
+        if parameter.is_floating_point() and parameter.dtype.itemsize == 1:
+            return "fp8"
+    return _DTYPES[model.dtype]  # type: ignore[index]  # models of diffusers and transformers have one
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a model's weights to a dtype, except for those that its class keeps in fp32."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and kept.isdisjoint(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+
+
+def quantize(
+    model: nn.Module,
+    storage: Storage,
+    *,
+    dtype: torch.dtype,
+    is_fast: bool = False,
+    device: torch.device | None = None,
+) -> None:
+    """Store a model's weights as "fp8" or "int8", in place. LoRAs must be attached, or merged, before.
+
+    Args:
+        model: a transformer, or a text encoder for "fp8".
+        dtype: of the computation.
+        is_fast: multiply in 8 bits too, which is faster on cards that can and costs some accuracy. Otherwise weights
+            become `dtype` again for each multiplication.
+        device: convert the weights there, and leave them there. None: where they are.
+
+    Raises:
+        RuntimeError: torchao is needed and is not installed.
+        ValueError: this kind of model cannot be stored so.
+    """
+    is_transformer = isinstance(model, WanTransformer3DModel)
+    if storage == "fp8" and not (is_fast and is_transformer):
+        _store_as_fp8(model, dtype)
+    elif storage in ("fp8", "int8") and is_transformer:
+        _check_torchao()
+        from torchao.quantization import quantize_
+
+        quantize_(model, _torchao_config(storage, is_fast), _is_linear_of_block, device=device)
+    else:
+        raise ValueError(f"a {type(model).__name__} cannot be stored as {storage}: a transformer can, as fp8 or int8")
+
+
+def multiplies_in_8_bits(storage: Storage, device: torch.device, *, has_adapters: bool) -> bool:
+    """Tell if a device multiplies quantised weights without converting them first.
+
+    Args:
+        has_adapters: unmerged LoRAs run beside the weights; they gain nothing from fp8.
+    """
+    if device.type != "cuda" or has_adapters:
+        return False
+    return storage == "int8" or torch.cuda.get_device_capability(device) >= _ADA
+
+
+def _store_as_fp8(model: nn.Module, dtype: torch.dtype) -> None:
+    if isinstance(model, ModelMixin):  # skips LoRAs, norms, embeddings and the head
+        model.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
+    else:
+        apply_layerwise_casting(model, torch.float8_e4m3fn, dtype, skip_modules_pattern=_TEXT_ENCODER_SKIPS)
+
+
+def _check_torchao() -> None:
+    if importlib.util.find_spec("torchao") is None:
+        raise RuntimeError('weights in int8 need torchao: pip install "pusa[quant]", or quantize="fp8" without it')
+
+
+def _torchao_config(storage: Storage, is_fast: bool) -> Any:
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+    )
+
+    if storage == "fp8":
+        return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    return Int8DynamicActivationInt8WeightConfig() if is_fast else Int8WeightOnlyConfig()
+
+
+def _is_linear_of_block(module: nn.Module, name: str) -> bool:
+    """Select the linear layers of attention and feed-forward in the blocks, without the matrices of LoRAs."""
+    if not (isinstance(module, nn.Linear) and name.startswith("blocks.")):
+        return False
+    return set(LoraLayer.adapter_layer_names).isdisjoint(name.split("."))

@@ -1,0 +1,335 @@
+"""Load a request's model by a plan, keep it for the next one, and change to a smaller plan where memory runs out."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pusa import zoo
+from pusa.acceleration import placement, quantization
+from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan, Storage
+from pusa.events import Note, Planned, Report
+from pusa.generate import loras
+from pusa.models.vae import is_out_of_memory
+from pusa.pipeline import PusaPipeline
+from pusa.request import GenerationRequest, ResolvedRequest
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+
+_FULL: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
+
+Load = Callable[[Mapping[str, torch.dtype] | None], tuple[PusaPipeline, loras.Loras]]
+
+
+@dataclass(eq=False)
+class Resident:
+    """Hold a loaded model, how it runs here, and the plans that need less memory.
+
+    Attributes:
+        pipe: the pipeline; the same object for as long as the model is held, whatever becomes of its parts.
+        loras: files of its LoRAs.
+        plans: the plan that it runs by, and then smaller ones; none for a pipeline that the caller has made.
+        machine: as it was before the model was loaded: what is free now does not count what the model itself takes.
+    """
+
+    pipe: PusaPipeline | None
+    loras: loras.Loras
+    options: LoadOptions = field(default_factory=LoadOptions)
+    plans: list[Plan] = field(default_factory=list)
+    device: str = "cuda"
+    machine: Machine | None = None
+    _load: Load | None = None
+    _request: ResolvedRequest | None = None
+    _is_read: bool = False
+    _failed: list[tuple[Any, int]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the model runs by."""
+        return self.plans[0] if self.plans else None
+
+    def part(self, name: str) -> PartPlan | None:
+        """Return the plan of one part, such as a text encoder that is loaded for new prompts only."""
+        return None if self.plan is None else self.plan.parts.get(name)
+
+    # ---- requests ----
+
+    def prepare(self, request: ResolvedRequest, plans: Sequence[Plan] | None, report: Report) -> PusaPipeline:
+        """Make the model run by the best plan for a request, with the request's shift and alphas.
+
+        Args:
+            plans: best first; None: those of `choose_plans`.
+
+        Raises:
+            ResourcesError: no plan fits this machine.
+            torch.OutOfMemoryError: the smallest plan does not fit.
+            ValueError, FileNotFoundError: the model or a LoRA cannot be loaded.
+        """
+        before, self._request = self._request, request
+        if self._load is not None:
+            found = self._without_failed(list(plans) if plans is not None else self._choose(request), request)
+            is_same = self.plan is not None and (not found or _placement(found[0]) == _placement(self.plan))
+            self.plans = found or self.plans
+            if before is not None and self._is_stale(before, request):
+                report(Note("LoRAs are merged into quantised weights: the model is loaded again for another alpha"))
+                self._is_read = False
+            if not (is_same and self._is_read):
+                self._until_it_fits(report)
+        pipe = self._loaded
+        pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
+        if not placement.is_alpha_frozen(pipe):
+            loras.set_alphas(pipe, request, self.loras)
+        self._announce(report)
+        return pipe
+
+    def take_smaller_plan(self, where: str, report: Report) -> bool:
+        """Change to the next plan that fits after memory ran out; False if there is none.
+
+        The exception must have been dropped before, as it holds the tensors of the failed attempt.
+
+        Args:
+            where: what was being done, such as "step 3 of 10".
+        """
+        if len(self.plans) < 2 or self._request is None:
+            return False
+        self._drop_plan(f"out of memory in {where}: a smaller plan takes over", report)
+        self._until_it_fits(report)
+        self._announce(report)
+        return True
+
+    # ---- plans ----
+
+    @property
+    def _loaded(self) -> PusaPipeline:
+        assert self.pipe is not None
+        return self.pipe
+
+    def _choose(self, request: ResolvedRequest) -> list[Plan]:
+        if not torch.cuda.is_available():
+            return []  # nothing to decide: see `plan_as_loaded`
+        if self.machine is None:
+            from pusa.acceleration.machine import machine
+
+            self.machine = machine()
+        return choose_plans(request, self.options, self.machine)
+
+    def _without_failed(self, plans: list[Plan], request: ResolvedRequest) -> list[Plan]:
+        """Leave out plans that ran out of memory for a request of this size or a smaller one."""
+        size = _size_of(request)
+        failed = [place for place, failed_size in self._failed if failed_size <= size]
+        return [plan for plan in plans if _placement(plan) not in failed] or plans[-1:]
+
+    def _until_it_fits(self, report: Report) -> None:
+        """Load the model, or rearrange it, by the first plan that fits."""
+        while True:
+            try:
+                return self._carry_out()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = _first_line(error)
+            if len(self.plans) < 2:
+                raise torch.OutOfMemoryError(
+                    f"out of memory while the model was loaded ({reason}): close other programs, ask for a smaller "
+                    "size or fewer frames, or take a smaller model"
+                )
+            self._drop_plan("out of memory while the model was loaded: a smaller plan takes over", report)
+
+    def _drop_plan(self, message: str, report: Report) -> None:
+        assert self._request is not None
+        self._failed.append((_placement(self.plans[0]), _size_of(self._request)))
+        self.plans = self.plans[1:]
+        report(Note(message))
+        free_memory()
+
+    def _carry_out(self) -> None:
+        request = self._request
+        assert request is not None
+        if not self._is_read or (self.plan is not None and not placement.can_apply(self._loaded, self.plan)):
+            self._read()
+        pipe = self._loaded
+        if self.plan is None:
+            self.plans = [plan_as_loaded(pipe, request.model, self.options)]
+        if not placement.is_alpha_frozen(pipe):
+            loras.set_alphas(pipe, request, self.loras)  # before they are merged into weights that are rounded after it
+        placement.apply(pipe, self.plans[0], device=self.device)
+
+    def _read(self) -> None:
+        """Read the model; parts that were there before are given up first."""
+        assert self._load is not None
+        old, self._is_read = self.pipe, False
+        if old is not None:
+            placement.remove(old)
+            old.register_modules(**dict.fromkeys(placement.PARTS))
+            free_memory()
+        pipe, self.loras = self._load(_dtypes(self.plan))
+        if old is None:
+            self.pipe = pipe
+        else:
+            old.register_modules(**{name: getattr(pipe, name) for name in placement.PARTS})
+        self._is_read = True
+
+    def _is_stale(self, before: ResolvedRequest, request: ResolvedRequest) -> bool:
+        """Tell if a request has other alphas than those that are merged into quantised weights."""
+        is_frozen = self._is_read and placement.is_alpha_frozen(self._loaded)
+        return is_frozen and loras.alphas(before, self.loras) != loras.alphas(request, self.loras)
+
+    def _announce(self, report: Report) -> None:
+        if self.plan is not None:
+            reasons = [f"{name}: {part.reason}" for name, part in self.plan.parts.items() if part.reason]
+            report(Planned(self.plan.summary, (*reasons, *self.plan.notes)))
+
+
+def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machine) -> list[Plan]:
+    """Ask for the plans of a request's model on a machine, best first, each next one with less GPU memory."""
+    from pusa.acceleration import planning
+
+    return planning.plans(
+        request.model,
+        size=(request.width, request.height, min(request.frames, request.window)),
+        machine=machine,
+        options=options,
+        guidance=request.guidance,
+        lora_ranks=loras.ranks_of(request),
+    )
+
+
+def plan_as_loaded(pipe: PusaPipeline, model: str, options: LoadOptions) -> Plan:
+    """Describe a pipeline on the CPU as it was loaded, but for weights that `options` wants in fewer bits.
+
+    A machine without a GPU leaves nothing else to decide.
+    """
+    parts = {}
+    for name in placement.PARTS:
+        module = getattr(pipe, name, None)
+        if module is None:
+            continue
+        storage, reason = quantization.storage_of(module), ""
+        if name.startswith("transformer") and options.quantize in ("fp8", "int8"):
+            storage, reason = options.quantize, f"its weights are stored as {options.quantize}, as asked for"
+        dtype: Literal["float32", "bfloat16"] = "bfloat16" if module.dtype == torch.bfloat16 else "float32"
+        parts[name] = PartPlan(dtype, storage, "cpu", reason=reason)
+    return Plan(zoo.public_name(model), options.memory, parts)
+
+
+def _placement(plan: Plan) -> Any:
+    """Return what of a plan changes the pipeline."""
+    parts = {name: replace(part, reason="") for name, part in plan.parts.items()}
+    return parts, plan.merge, replace(plan.parallel, reason=""), plan.wish == "fastest"
+
+
+def _size_of(request: ResolvedRequest) -> int:
+    return request.width * request.height * min(request.frames, request.window)
+
+
+def _dtypes(plan: Plan | None) -> dict[str, torch.dtype] | None:
+    """Return the dtype to load each part in; None: the model's own."""
+    if plan is None:
+        return None
+    names = {name: part.storage if part.storage in _FULL else part.dtype for name, part in plan.parts.items()}
+    default = names.get("transformer", "float32")
+    return {name: getattr(torch, dtype) for name, dtype in {"default": default, **names}.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def free_memory() -> None:
+    """Return memory of objects that are gone to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- the last model ------------------------------------------------------------------------------------------------
+
+_resident: dict[tuple[Any, ...], Resident] = {}  # only the last one: models are large
+
+
+def resident_of(
+    request: ResolvedRequest, options: LoadOptions, *, device: str = "cuda", is_planned: bool = False
+) -> Resident:
+    """Return the model of a request if it was the last one; else let that one go and return a new one, to `prepare`.
+
+    Files that have changed since are read again.
+
+    Args:
+        is_planned: the caller has plans of its own, which the next request without any must not inherit.
+    """
+    sources = tuple(request.lora)
+    stats = loras.stats_of(local_folder(request.model), sources)
+    key = request.model, sources, request.lora_layers, options, device, is_planned, stats
+    if key not in _resident:
+        _resident.clear()
+        free_memory()
+        _resident[key] = Resident(
+            None,
+            [],
+            options,
+            device=device,
+            _load=lambda dtypes: _load(request.model, sources, request.lora_layers, dtypes),
+        )
+    return _resident[key]
+
+
+def load_pipeline(
+    model: str,
+    sources: tuple[str, ...] = (),
+    layers: Literal["all", "fitting"] = "all",
+    load: LoadOptions | None = None,
+) -> PusaPipeline:
+    """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
+
+    It runs by the plan for the model's own size and length. Files that have changed since are read again.
+    """
+    defaults = zoo.defaults_of(model)
+    request = GenerationRequest(model=model, prompt=model, lora=list(sources), lora_layers=layers, seed=0)
+    resolved = request.resolved(defaults)
+    return resident_of(resolved, load or LoadOptions()).prepare(resolved, None, lambda event: None)
+
+
+def vae_of(request: ResolvedRequest, options: LoadOptions, device: str = "cuda") -> Resident:
+    """Return the VAE of a request's model alone, to `prepare`; it is not kept for other requests."""
+    unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
+
+    def load(dtypes: Mapping[str, torch.dtype] | None) -> tuple[PusaPipeline, loras.Loras]:
+        return PusaPipeline.from_pretrained(request.model, **unused, **({"dtype": dtypes} if dtypes else {})), []
+
+    return Resident(None, [], options, device=device, _load=load)
+
+
+def local_folder(model: str) -> Path | None:
+    """Return the folder of a model that is on this machine; None for one of the Hub."""
+    entry = zoo.find(model)
+    folder = entry.folder if entry and entry.folder else Path(model).expanduser()
+    return folder if folder.is_dir() and (entry is None or entry.folder) else None
+
+
+def _load(
+    model: str,
+    lora_sources: tuple[str, ...],
+    layers: Literal["all", "fitting"],
+    dtypes: Mapping[str, torch.dtype] | None,
+) -> tuple[PusaPipeline, loras.Loras]:
+    loras.check_files(lora_sources)
+    entry = zoo.find(model)
+    in_package = entry is not None and entry.hub_id is None
+    # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
+    absent: dict[str, Any] = {} if in_package else {"text_encoder": None}
+    pipe = PusaPipeline.from_pretrained(model, **absent, **({"dtype": dtypes} if dtypes else {}))
+    sources: list[Any] = list(lora_sources)
+    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
+        sources = [entry.lora.fetch()]
+    attached = loras.attach(pipe, sources, layers)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, attached
+
+
+def weights_of(resident: Resident, model: str) -> dict[str, Any]:
+    """Hash what a loaded model was read from."""
+    identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
+    source = identity if "@" in identity else model  # of a Hub model its id and revision
+    return loras.hashes(source, local_folder(model), resident.loras)

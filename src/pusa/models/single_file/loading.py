@@ -1,0 +1,147 @@
+"""Load single files in ComfyUI's layouts as modules."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+from transformers import UMT5EncoderModel
+
+from pusa import resources
+from pusa.models import streaming
+from pusa.models.files import WrongArchitectureError
+from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
+from pusa.models.single_file.kept import can_keep, keep
+from pusa.models.single_file.recognition import SingleFile, recognise
+from pusa.models.single_file.tensors import TensorReader
+from pusa.models.single_file.text_encoder import load_tokenizer
+from pusa.models.text_encoder import check_text_encoder
+from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.resources import DType
+
+logger = logging.getLogger(__name__)
+
+
+class Components(dict[str, Any]):
+    """The components of a file by their names in a pipeline; `notes` says, for people, what was left out and why."""
+
+    def __init__(self, components: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
+        super().__init__(components)
+        self.notes = notes
+
+
+def load_single_file(
+    path: str | Path,
+    config: Mapping[str, Any] | None = None,
+    torch_dtype: "DType | None" = None,
+    *,
+    keep_quantized: bool = False,
+) -> Components:
+    """Load the models in a safetensors or GGUF file as ComfyUI's users have it.
+
+    bf16, fp16, fp32, fp8 (plain, or scaled by tensor or by row, in the layouts of 2025 and later), int8 and GGUF, with
+    or without prefixes; names of Wan, diffusers, transformers and llama.cpp. Weights are exactly
+    float32(stored) * float32(scale), or a GGUF's values in fp32, rounded once to the dtype. Memory holds the result and
+    one tensor more.
+
+    Args:
+        path: a file of a transformer, a text encoder or a VAE, or of several (an all-in-one checkpoint).
+        config: what tensors do not tell, as arguments of `WanTransformer3DModel`, `UMT5Config` or `AutoencoderKLWan`,
+            or component -> arguments. Real models need none: their heads have 128 channels. Where it is for one
+            component of several, a transformer whose heads stay unknown is left out, with a note.
+        torch_dtype: one for all, or by component with a "default". None: as elsewhere in Pusa: fp32 for files below a
+            billion parameters, otherwise bf16 with the VAE in fp32. In bf16 and fp16 what diffusers keeps in fp32
+            (time embedding, norms, modulation) stays so.
+        keep_quantized: keep the matrices of linear layers as they are stored (fp8, int8, GGUF) and compute each at
+            its use, rounded to the dtype. Needs ``pip install "pusa[quant]"``.
+
+    Returns:
+        Component -> module, on the CPU, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
+        "vae"; and "tokenizer" if the file holds one that can be read. Attribute `notes` says what was left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: cut short, or no file of weights.
+        WrongArchitectureError: another family (image-to-video, VACE, ...), a format that would be read wrongly
+            (nvfp4, mxfp8, ...), tensors missing or left over; it names them.
+        ValueError: `config` has fields that nothing in the file takes.
+        ResourcesError: not enough memory.
+    """
+    file = recognise(path)
+    if file.problem:
+        raise WrongArchitectureError(file.problem if file.parts else f"{file.path.name}: {file.problem}")
+    if not file.parts or len(set(file.components)) != len(file.parts):
+        raise WrongArchitectureError(f"{file.path.name} holds {file.title}: one model of each kind can be loaded")
+    configs = split_config(config, file)
+    empty, notes = _empty_models(file, configs)
+    counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
+    dtype = resources.default_dtype(sum(counts.values())) if torch_dtype is None else torch_dtype
+    resources.check_ram(_bytes_in_memory(file, counts, dtype, keep_quantized), file.path.name)
+    components: dict[str, Any] = {}
+    with TensorReader(file.header) as reader:
+        for component, each in empty.items():
+            part_dtype = resources.dtype_of(component, dtype)
+            components[component] = _load(each, reader, part_dtype, keep_quantized=keep_quantized)
+    if "text_encoder" in components:
+        tokenizer, note = load_tokenizer(file)
+        if tokenizer is None:
+            notes.append(note)
+        else:
+            components["tokenizer"] = tokenizer
+    for note in notes:
+        logger.warning("%s", note)
+    return Components(components, tuple(notes))
+
+
+def _empty_models(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, EmptyModel], list[str]]:
+    empty, notes = {}, []
+    for part in file.parts:
+        component = str(part.component)
+        try:
+            empty[component] = empty_model(file, part, configs.get(component, {}))
+        except UnknownHeadsError as error:
+            if component in configs or not configs:
+                raise
+            notes.append(f"left out: {error}")
+    return empty, notes
+
+
+def _bytes_in_memory(file: SingleFile, counts: Mapping[str, int], dtype: DType, keep_quantized: bool) -> dict[str, int]:
+    if not keep_quantized:
+        return resources.weight_bytes(counts, dtype)
+    return {str(part.component): part.size_bytes for part in file.parts if part.component in counts}
+
+
+def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_quantized: bool) -> nn.Module:
+    """Fill a model tensor by tensor."""
+    model = empty.model
+    state = {}
+    for name, parameter in model.state_dict().items():
+        tensor = empty.tensors.get(name)
+        if tensor is None:
+            continue  # checked before: it is tied to another
+        own_dtype = _dtype_of(model, name, dtype)
+        if keep_quantized and own_dtype == dtype and can_keep(model, name, tensor):
+            keep(model, name, tensor, reader, dtype)
+        else:
+            state[name] = reader.read(tensor, own_dtype).reshape(parameter.shape)
+    model.load_state_dict(state, strict=False, assign=True)
+    if isinstance(model, UMT5EncoderModel):
+        model.encoder.embed_tokens.weight = model.shared.weight
+        check_text_encoder(model)
+    empty_names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty_names:
+        raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
+    if isinstance(model, WanTransformer3DModel):
+        model = PusaWanTransformer3DModel.from_wan(model)
+    return model.eval()
+
+
+def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
+    if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
+        return dtype
+    return streaming.weight_dtype(model, name, dtype)
