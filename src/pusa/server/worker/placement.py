@@ -118,8 +118,9 @@ def place(
     logger.info("%s", planned.summary)
     if planned.parallel.ranks == 1:
         return found
-    shared = {**found.env, PARALLEL_VARIABLE: json.dumps(asdict(planned.parallel))}
-    return replace(found, ranks=planned.parallel.ranks, env=shared)
+    ranks = planned.parallel.ranks
+    shared = {PARALLEL_VARIABLE: json.dumps(asdict(planned.parallel)), "PUSA_GPUS": str(ranks)}
+    return replace(found, ranks=ranks, env={**found.env, **shared})
 
 
 if __name__ == "__main__":
