@@ -39,7 +39,7 @@ def ranks_of(request: ResolvedRequest) -> dict[str, int]:
     """Sum the ranks of a request's LoRAs by expert, for a plan; empty where the model's own is taken."""
     model = zoo.find(request.model)
     ranks: dict[str, int] = {}
-    for files in place_loras(EXPERTS[: model.experts if model else 1], request.lora):
+    for files in place_loras(EXPERTS[: model.experts] if model else EXPERTS, request.lora):
         for expert, file in files.items():
             found = read_lora(file.path, expert, shapes_only=True).ranks
             ranks[expert] = ranks.get(expert, 0) + max(found, default=0)
