@@ -4,6 +4,7 @@ The order matters: LoRAs are merged into full weights, then those are stored in 
 and the rest moves to its device. Promotion to per-frame timesteps came first, in the pipeline's constructor.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from pusa.acceleration import offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
 from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
-from pusa.models.vae import channels_last
+from pusa.models.vae import prepare_vae
 from pusa.resources import ResourcesError
 
 PARTS = ("text_encoder", *EXPERTS, "vae")
@@ -69,6 +70,8 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     _merge(pipe, plan)
     for name, part in parts.items():
         _prepare(name, getattr(pipe, name), part, plan, accelerator)
+    if plan.parallel.shard:  # `parallel.enable` moves each rank's share
+        parts = {name: part for name, part in parts.items() if name not in EXPERTS}
     _place(pipe, parts, accelerator, applied, disk_folder)
 
 
@@ -96,7 +99,8 @@ def is_alpha_frozen(pipe: Any) -> bool:
     for name, model in _modules(pipe).items():
         if name in EXPERTS and adapter_names(model):
             try:
-                plan_rewrite(model, merged=state_of(model).merged, alpha_changes=True)
+                another = dict.fromkeys(adapter_names(model), math.nan)  # equal to none
+                plan_rewrite(model, merged=state_of(model).merged, alphas=another)
             except ValueError:  # they are int8, or on disk
                 return True
     return False
@@ -156,9 +160,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
         place = device if part.offload == "none" and device.type == "cuda" else None
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":
-        if part.storage == "bfloat16":
-            channels_last(module)
-        module.use_tiling = part.tiles
+        prepare_vae(module, part)
 
 
 def _place(
