@@ -40,7 +40,7 @@ def ranks_of(request: ResolvedRequest) -> dict[str, int]:
     model = zoo.find(request.model)
     sources = list(request.lora) or list(model.own_lora if model else ())
     ranks: dict[str, int] = {}
-    for files in place_loras(EXPERTS[: model.experts if model else 1], sources):
+    for files in place_loras(EXPERTS[: model.experts] if model else EXPERTS, sources):
         for expert, file in files.items():
             found = read_lora(file.path, expert, shapes_only=True).ranks
             ranks[expert] = ranks.get(expert, 0) + max(found, default=0)
