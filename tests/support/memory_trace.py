@@ -17,7 +17,7 @@ class LiveBytes(TorchDispatchMode):
     """Count the bytes of storages that come into being inside, and remember the most at once.
 
     Attributes:
-        live, peak: bytes now, and the most so far. Views share their storage's bytes; what existed before is not counted.
+        live, peak: bytes now, and the most so far. Views share their storage's bytes; older ones do not count.
     """
 
     def __init__(self) -> None:

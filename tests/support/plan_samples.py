@@ -1,89 +1,24 @@
-"""Machines, models and the table of plans that the tests of planning share."""
+"""Make plans by hand."""
 
-from collections.abc import Iterator
+from typing import Any
 
-from pusa import zoo
-from pusa.acceleration.decisions import LoadOptions, Machine, Plan, Wish
-from pusa.acceleration.machine import described_machine
-from pusa.acceleration.planning import plan
-from pusa.defaults import GenerationDefaults
-from pusa.zoo import ZooModel
+from pusa.acceleration.decisions import Offload, PartPlan, Plan, Storage, Wish
 
-TI2V_5B = ZooModel(
-    name="ti2v-5b",
-    title="the shapes of Wan2.2 TI2V-5B",
-    transformer={
-        **zoo.get("wan2.1-1.3b").transformer,
-        "num_attention_heads": 24,
-        "ffn_dim": 14336,
-        "in_channels": 48,
-        "out_channels": 48,
-    },
-    defaults=GenerationDefaults(width=1280, height=704, num_frames=121, fps=24.0),
-    parameters={"text_encoder": 5_680_910_336, "transformer": 4_999_787_712, "vae": 704_688_668},
-)
-MODELS = {
-    **{name: zoo.get(name) for name in ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")},
-    "ti2v-5b": TI2V_5B,
-}
-SIZES = {"480p": (832, 480, 81), "720p": (1280, 704, 81)}
-# How many cards of which memory, and their compute capability: an RTX 3060 Ti, 3060, 4060 Ti, 4090, 5090, A6000, ...
-CARDS = {
-    "1x8": (8, 6),
-    "1x12": (8, 6),
-    "1x16": (8, 9),
-    "1x24": (8, 9),
-    "1x32": (12, 0),
-    "1x48": (8, 6),
-    "1x80": (9, 0),
-    "1x141": (9, 0),
-    "2x24": (8, 9),
-    "2x48": (8, 6),
-    "4x48": (8, 6),
-    "8x80": (9, 0),
-}
-RAM = (16, 32, 64, 128, 256)
-_SHORT = {"bfloat16": "bf16", "float32": "fp32"}
+PARTS = ("text_encoder", "transformer", "transformer_2", "vae")
 
 
-def machine_of(cards: str, ram: int, capability: tuple[int, int] | None = None) -> Machine:
-    """A machine such as "2x48" with RAM in GB."""
-    count, memory = map(int, cards.split("x"))
-    link = "nvlink" if memory == 80 else "pcie"
-    return described_machine(
-        gpu_gb=memory, count=count, ram_gb=ram, capability=capability or CARDS[cards], link=link, disk_gb=500
-    )
-
-
-def plan_of(model: str, size: str, cards: str, ram: int, wish: Wish = "balanced") -> Plan:
-    return plan(MODELS[model], size=SIZES[size], machine=machine_of(cards, ram), options=LoadOptions(memory=wish))
-
-
-def cell(found: Plan) -> str:
-    """A plan in a few words: storage and offloading, tiles, how cards share the work."""
-    if found.problem:
-        return "-"
-    transformer = found.parts["transformer"]
-    words = [_SHORT.get(transformer.storage, transformer.storage)]
-    words += [transformer.offload] * (transformer.offload != "none")
-    words += ["tiles"] * found.parts["vae"].tiles
-    parallel = found.parallel
-    words += [f"g{parallel.guidance}"] * (parallel.guidance > 1) + [f"u{parallel.ulysses}"] * (parallel.ulysses > 1)
-    words += ["shard"] * parallel.shard
-    if "transformer_2" in found.parts and found.parts["transformer_2"].card:
-        words.append("apart")
-    return "-".join(words)
-
-
-def table() -> Iterator[str]:
-    """The lines of plans.txt."""
-    for model in MODELS:
-        for size in SIZES:
-            plans = {(cards, ram): plan_of(model, size, cards, ram) for cards in CARDS for ram in RAM}
-            merged = {found.merge for found in plans.values() if not found.problem}
-            assert len(merged) == 1
-            yield f"{model} {size}, {'LoRA merged' if merged.pop() else 'no LoRA'}"
-            yield "cards " + "".join(f"{f'{ram} GB':<20}" for ram in RAM).rstrip()
-            for cards in CARDS:
-                yield f"{cards:<6}" + "".join(f"{cell(plans[cards, ram]):<20}" for ram in RAM).rstrip()
-            yield ""
+def make_plan(
+    offload: Offload = "none",
+    storage: Storage = "float32",
+    *,
+    merge: bool = False,
+    wish: Wish = "balanced",
+    device: Any = "cuda",
+    **others: PartPlan,
+) -> Plan:
+    """A plan with all parts in fp32 and one kind of offloading, and the transformers stored as `storage`."""
+    parts = {
+        name: PartPlan("float32", storage if name.startswith("transformer") else "float32", device, offload)
+        for name in PARTS
+    }
+    return Plan("tiny", wish, {**parts, **others}, merge=merge)

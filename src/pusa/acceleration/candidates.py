@@ -43,7 +43,7 @@ class Task:
     steps: int
     is_native: bool = False  # a small model of our own recipe, trained in bf16
 
-    @property
+    @cached_property
     def capability(self) -> tuple[int, int]:
         return min(card.capability or (0, 0) for card in self.machine.cards)
 
@@ -52,9 +52,31 @@ class Task:
         return self.shapes.parameters < LARGE_PARAMETERS
 
     @cached_property
+    def dtype(self) -> Literal["bfloat16", "float32"]:
+        """Dtype of transformers and VAE."""
+        in_fp32 = self.is_small and (not self.is_native or self.capability < (8, 0))
+        return "float32" if in_fp32 else "bfloat16"
+
+    @cached_property
+    def text_dtype(self) -> Literal["bfloat16", "float32"]:
+        return "float32" if self.is_small else "bfloat16"
+
+    @cached_property
+    def flops(self) -> tuple[float, float]:
+        return self.shapes.transformer.flops(self.shapes.transformer.tokens(self.size))
+
+    @cached_property
+    def vae_bytes(self) -> dict[bool, tuple[int, int]]:
+        """Most that the VAE holds beside its weights to encode and to decode, in whole frames and in tiles (True)."""
+        vae, pixels, frames = self.shapes.vae, (self.size.height, self.size.width), self.size.num_frames
+        whole = vae.encode_bytes(*pixels, frames, self.dtype), vae.decode_bytes(*pixels, self.dtype)
+        tiles = [need(*pixels, frames, self.dtype) for need in (vae.tiled_encode_bytes, vae.tiled_decode_bytes)]
+        return {False: whole, True: (tiles[0], tiles[1])}
+
+    @cached_property
     def storage_of_file(self) -> dict[str, Storage]:
         """Storage of the single files that replace transformers and stay as they are: GGUF."""
-        found = {}
+        found: dict[str, Storage] = {}
         for part, path in self.options.files.items():
             storage = self.options.file_storage.get(part, "gguf" if path.suffix.lower() == ".gguf" else "bfloat16")
             if storage == "gguf" and part in self.shapes.experts:
@@ -92,8 +114,13 @@ class Candidate:
     @property
     def discomfort(self) -> tuple[int, ...]:
         """Order candidates of one speed."""
-        parallel = self.parallel.shard, self.cards
-        return (self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload), *parallel, _TEXT_PLACES.index(self.text), self.tiles)
+        weights = self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload)
+        return (*weights, self.parallel.shard, self.cards, self.tiles, _TEXT_PLACES.index(self.text))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Tell if LoRAs are attached and not merged."""
+        return not self.merge and any(self.task.shapes.lora_ranks.values())
 
     def storage_of(self, expert: str) -> Storage:
         return self.task.storage_of_file.get(expert, self.storage)
@@ -143,30 +170,23 @@ class Candidate:
     def gpu_peak_bytes(self) -> dict[str, int]:
         """The most on any card, by stage."""
         shapes, size = self.task.shapes, self.task.size
-        vae_dtype, text_dtype = self.vae_dtype, self.text_dtype
+        dtype, text_dtype = self.task.dtype, self.task.text_dtype
         text = shapes.text_encoder.weight_bytes(text_dtype)
         stays = text if self.text == "stay" else 0
-        vae = 0 if self.offload == "model" else shapes.vae.weight_bytes(vae_dtype)
+        vae = 0 if self.offload == "model" else shapes.vae.weight_bytes(dtype)
         resident = self._resident + vae + stays
         to_encode = {
             "cpu": 0,
             "leaves": shapes.text_encoder.streamed_bytes(text_dtype),
             "stay": 0,
         }.get(self.text, text) + shapes.text_encoder.activation_bytes() * (self.text != "cpu")
-        vae_at_work = shapes.vae.weight_bytes(vae_dtype) - vae
-        pixels = size.height, size.width
-        if self.tiles:  # a tile at a time needs less than the frames on the card
-            clip = 3 * size.num_frames * size.height * size.width * 2 * shapes.vae.patch
-            encode = clip + shapes.vae.encode_bytes(min(256, size.height), min(256, size.width), size.num_frames)
-            decode = shapes.vae.tiled_decode_bytes(*pixels, size.num_frames, vae_dtype)
-        else:
-            encode = shapes.vae.encode_bytes(*pixels, size.num_frames, vae_dtype)
-            decode = shapes.vae.decode_bytes(*pixels, vae_dtype)
+        vae_at_work = shapes.vae.weight_bytes(dtype) - vae
+        encode, decode = self.task.vae_bytes[self.tiles]
         tokens = -(-shapes.transformer.tokens(size) // (self.parallel.ulysses * self.parallel.ring))
         activations = shapes.transformer.activation_bytes(
             tokens,
-            dtype=self.dtype,
-            adapters=not self.merge and any(shapes.lora_ranks.values()),
+            dtype=dtype,
+            adapters=self.has_adapter,
             quantised=self.storage in _QUANTISED and self.is_fast,
         )
         return {
@@ -175,20 +195,20 @@ class Candidate:
             "decode": resident + vae_at_work + decode + min(_FRAME_BYTES, decode),
         }
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         return max(self.gpu_peak_bytes.values())
 
     @cached_property
     def ram_peak_bytes(self) -> int:
-        """The most in the RAM of the machine, in all ranks."""
+        """The most in the RAM of the machine, in all ranks, with weights that are read straight to their place."""
         shapes = self.task.shapes
         kept = sum(map(shapes.lora_bytes, shapes.experts)) if self.merge else 0  # matrices, for another alpha
         if self.offload in ("model", "blocks", "leaves"):
             kept += sum(self.weights.values())
         if self.offload == "model":
-            kept += shapes.vae.weight_bytes(self.vae_dtype)
-        text = shapes.text_encoder.weight_bytes(self.text_dtype) if self.text in ("turns", "leaves", "cpu") else 0
+            kept += shapes.vae.weight_bytes(self.task.dtype)
+        text = shapes.text_encoder.weight_bytes(self.task.text_dtype) if self.text in ("turns", "leaves", "cpu") else 0
         process = min(PROCESS_BYTES, PROCESS_BYTES // 2 + 2 * shapes.parameters)
         return self.parallel.ranks * (process + kept) + text
 
@@ -202,12 +222,12 @@ class Candidate:
     @property
     def is_fast(self) -> bool:
         """Tell if layers multiply in 8 bits, which changes results more than the rounding of weights."""
-        return self.task.options.memory == "fastest" and self.merge
+        return self.task.options.memory == "fastest" and not self.has_adapter
 
     @cached_property
     def relative_speed(self) -> float:
         task, parallel = self.task, self.parallel
-        linear, attention = task.shapes.transformer.flops(task.shapes.transformer.tokens(task.size))
+        linear, attention = task.flops
         moved = max(self.weights.values())
         swaps = 2 * len(self.weights) if self.offload == "model" else 0
         work = speed.Work(
@@ -223,25 +243,11 @@ class Candidate:
             guidance=parallel.guidance,
         )
         storage = next(iter(task.storage_of_file.values()), self.storage)
-        has_adapter = not self.merge and any(task.shapes.lora_ranks.values())
         return speed.relative_speed(
-            work, task.machine, task.capability, storage, merged=not has_adapter, in_8_bits=self.is_fast
+            work, task.machine, task.capability, storage, merged=not self.has_adapter, in_8_bits=self.is_fast
         )
 
     # ---- the plan ----
-
-    @property
-    def dtype(self) -> Literal["bfloat16", "float32"]:
-        in_fp32 = self.task.is_small and (not self.task.is_native or self.task.capability < (8, 0))
-        return "float32" if in_fp32 else "bfloat16"
-
-    @property
-    def vae_dtype(self) -> Literal["bfloat16", "float32"]:
-        return self.dtype
-
-    @property
-    def text_dtype(self) -> Literal["bfloat16", "float32"]:
-        return "float32" if self.task.is_small else "bfloat16"
 
     def plan(self, *, notes: tuple[str, ...] = ()) -> Plan:
         """Describe this candidate."""
@@ -271,10 +277,10 @@ class Candidate:
         }[self.offload]
         if storage in _QUANTISED:
             reason += f"; {storage} rounds its weights" + (" and multiplies in 8 bits" if self.is_fast else "")
-        return PartPlan(self.dtype, storage, "cuda", self.offload, card=number * self.is_apart, reason=reason)
+        return PartPlan(self.task.dtype, storage, "cuda", self.offload, card=number * self.is_apart, reason=reason)
 
     def _text_plan(self) -> PartPlan:
-        dtype = self.text_dtype
+        dtype = self.task.text_dtype
         size = readable(self.task.shapes.text_encoder.weight_bytes(dtype))
         part = PartPlan(dtype, dtype, "cuda", when="prompt")
         if self.text == "stay":
@@ -288,7 +294,7 @@ class Candidate:
         return replace(part, device="cpu", reason="the card has no room for its largest layer")
 
     def _vae_plan(self) -> PartPlan:
-        dtype = self.vae_dtype
+        dtype = self.task.dtype
         decode = readable(self.gpu_peak_bytes["decode"])
         reason = f"decoding in {'tiles' if self.tiles else 'whole frames'} holds {decode}"
         offload: Offload = "model" if self.offload == "model" else "none"
@@ -299,7 +305,7 @@ class Candidate:
             yield f"alpha is frozen: LoRAs are merged before rounding to {self.storage}; another alpha loads anew"
         elif self.merge:
             yield "LoRAs are merged: another alpha merges again from the untouched weights"
-        if self.task.capability < (8, 0) and self.dtype == "bfloat16":
+        if self.task.capability < (8, 0) and self.task.dtype == "bfloat16":
             yield "this card emulates bf16: expect it to be slower than the figure"
         if self.parallel.reason:
             yield self.parallel.reason

@@ -7,7 +7,7 @@ with traces of the real modules. They count tensors; what kernels and the alloca
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from pusa.defaults import ClipSize, clip_size
 
 if TYPE_CHECKING:
     from pusa.zoo import ZooModel
+
+Ranks = Mapping[str, int] | Sequence[int] | None
 
 TEXT_TOKENS = 512
 PUBLISHED_LORA_RANK = 512  # of Pusa V1.0
@@ -56,12 +58,12 @@ class TransformerShape:
         """Weights of the largest linear layer of a block."""
         return self.width * max(self.width, self.ffn)
 
-    @property
+    @cached_property
     def total_parameters(self) -> int:
         others = self.width * (6 * self.width + 2 * self.width + self.text_dim + self.freq_dim + 8 * self.channels)
         return self.parameters or self.layers * self.block_parameters + others
 
-    @property
+    @cached_property
     def other_parameters(self) -> int:
         return max(self.total_parameters - self.layers * self.block_parameters, 0)
 
@@ -232,6 +234,11 @@ class VaeShape:
             at_work = self._encoder_cache + copies * self.temporal * self.base
         return round((clip + at_work * height * width / self.patch**2) * _itemsize(dtype))
 
+    def tiled_encode_bytes(self, height: int, width: int, frames: int, dtype: str = "bfloat16") -> int:
+        """Compute the most that encoding a clip tile by tile holds: a tile at work beside the clip."""
+        clip = 3 * frames * height * width * (2 if self.patch > 1 else 1) * _itemsize(dtype)
+        return clip + self.encode_bytes(min(height, _TILE), min(width, _TILE), frames, dtype)
+
 
 WAN22_VAE = VaeShape(
     base=160, decoder_base=256, channels=48, residual=True, patch=2, spatial=16, parameters=704_688_668
@@ -271,7 +278,7 @@ class ModelShapes:
     text_encoder: TextShape
     lora_ranks: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return len(self.experts) * self.transformer.total_parameters + self.text_encoder.parameters
 
@@ -284,11 +291,11 @@ class ModelShapes:
         return self.transformer.lora_bytes(self.lora_ranks.get(expert, 0))
 
 
-def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) -> ModelShapes:
+def shapes_of(model: "ZooModel", lora_ranks: Ranks = None) -> ModelShapes:
     """Read the shapes of a model's parts from its entry.
 
     Args:
-        lora_ranks: expert -> rank; None: those of the model's own Pusa LoRA.
+        lora_ranks: expert -> rank, or the rank of each LoRA on every expert; None: those of the model's own Pusa LoRA.
     """
     config = model.transformer
     width = config["num_attention_heads"] * config["attention_head_dim"]
@@ -307,6 +314,8 @@ def shapes_of(model: "ZooModel", lora_ranks: Mapping[str, int] | None = None) ->
     if lora_ranks is None:
         rank = PUBLISHED_LORA_RANK if model.folder is None else OWN_LORA_RANK
         lora_ranks = dict.fromkeys(model.lora.files, rank) if model.lora else {}
+    elif not isinstance(lora_ranks, Mapping):
+        lora_ranks = dict.fromkeys(experts, sum(lora_ranks))
     text = TextShape(model.parameters.get("text_encoder", 0))
     return ModelShapes(experts, transformer, _vae_of(model, channels), text, lora_ranks)
 

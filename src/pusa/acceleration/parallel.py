@@ -88,7 +88,7 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
     if parallel.shard:
         weights_mesh = ranks.mesh(weights=ranks.size)
         for model in models:
-            _shard(model, weights_mesh)
+            _shard(model, weights_mesh, ranks.device)
     pipe.passes = SharedPasses(ranks, parallel, models, mesh["guidance"].get_group(), configs)
 
 
@@ -143,11 +143,15 @@ def _split_tokens(model: Any, parallel: Parallel, mesh: DeviceMesh) -> ContextPa
     return config
 
 
-def _shard(model: Any, mesh: DeviceMesh) -> None:
+def _shard(model: Any, mesh: DeviceMesh, device: torch.device) -> None:
     """Divide the weights of a transformer's blocks among all ranks; a block is whole while it computes."""
     model.requires_grad_(False)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh)  # moves the share of this rank to its device
+    shared = {id(parameter) for parameter in model.blocks.parameters()}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if id(tensor) not in shared and tensor.device != device:
+            tensor.data = tensor.data.to(device)
 
 
 @dataclass

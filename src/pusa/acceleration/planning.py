@@ -4,15 +4,16 @@
 out of memory goes on with the next.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.acceleration.candidates import PROCESS_BYTES, Candidate, Task, candidates
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
-from pusa.acceleration.needs import clip_of, shapes_of
+from pusa.acceleration.needs import Ranks, clip_of, shapes_of
 from pusa.acceleration.speed import rate_of
-from pusa.defaults import ClipSize
+from pusa.defaults import WAN_DEFAULTS, ClipSize
 from pusa.resources import readable, readable_time
 
 if TYPE_CHECKING:
@@ -36,17 +37,19 @@ def plan(
     machine: Machine,
     options: LoadOptions | None = None,
     guidance: bool | float = True,
-    lora_ranks: Mapping[str, int] | None = None,
+    lora_ranks: Ranks = None,
 ) -> Plan:
     """Choose how a model makes a clip on a machine.
 
     Args:
-        model: an entry of the zoo, or a source that `pusa.zoo.find` knows; others are taken for Wan2.1 14B.
+        model: an entry of the zoo, a source that `pusa.zoo.find` knows, or a folder in diffusers layout, whose
+            configurations are read; others are taken for Wan2.1 14B.
         size: width, height and frames; None: the model's own. Of a long video, those of one window.
         machine: what is free there; see `pusa.acceleration.machine`.
         options: what the user asks for; None: the default.
         guidance: if each step makes a second pass, for classifier-free guidance; or its scale, where 1 is without.
-        lora_ranks: expert -> sum of the ranks of its LoRAs; None: those of the model's own Pusa LoRA.
+        lora_ranks: expert -> sum of the ranks of its LoRAs, or the rank of each LoRA; None: those of the model's own
+            Pusa LoRA.
 
     Returns:
         The first of `plans`. Where nothing fits, its `problem` has need, supply and a way out.
@@ -64,17 +67,14 @@ def plans(
     machine: Machine,
     options: LoadOptions | None = None,
     guidance: bool | float = True,
-    lora_ranks: Mapping[str, int] | None = None,
+    lora_ranks: Ranks = None,
 ) -> list[Plan]:
     """List plans that fit, the best by the user's wish first, each next one with less GPU memory; arguments as `plan`.
 
     Returns:
         At least one plan; where nothing fits, one with a `problem`.
     """
-    from pusa import zoo
-
-    if isinstance(model, str):
-        model = zoo.find(zoo.with_fallback(model)) or zoo.get("wan2.1-14b")
+    model = _model_of(model) if isinstance(model, str) else model
     shapes = shapes_of(model, lora_ranks)
     task = Task(
         name=model.name,
@@ -88,14 +88,34 @@ def plans(
     )
     found = _plans_of(task)
     if found[0].problem:
-        out = _way_out(task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem)
+        out = _way_out(
+            task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem
+        )
         found = [replace(found[0], problem=f"{found[0].problem}: {out}")]
     return found
 
 
+def _model_of(source: str) -> "ZooModel":
+    from pusa import zoo
+    from pusa.models import files
+
+    folder = Path(source).expanduser()
+    if (known := zoo.find(zoo.with_fallback(source))) or not (folder / "transformer" / "config.json").is_file():
+        return known or zoo.get("wan2.1-14b")
+    has_two = (folder / "transformer_2" / "config.json").is_file()
+    return zoo.ZooModel(
+        name=zoo.public_name(source),
+        title="a folder in diffusers layout",
+        transformer=files.read_json(folder / "transformer" / "config.json"),
+        defaults=replace(WAN_DEFAULTS, boundary_ratio=0.875) if has_two else WAN_DEFAULTS,
+        parameters=files.parameter_counts(folder),
+        vae_config=files.read_json(folder / "vae" / "config.json"),
+    )
+
+
 def _plans_of(task: Task) -> list[Plan]:
     cards = task.machine.cards
-    if task.options.gpus is not None and task.options.gpus > len(cards):
+    if not task.is_small and (task.options.gpus or 0) > max(len(cards), 1):  # one is the CPU where there is no card
         return [_problem(task, f"gpus={task.options.gpus}, and usable cards here: {len(cards)}")]
     if not cards:
         return [_plan_for_cpu(task)]
@@ -103,7 +123,9 @@ def _plans_of(task: Task) -> list[Plan]:
     if not all_ways:
         heads = task.shapes.transformer.heads
         return [
-            _problem(task, f"{task.name} cannot be shared by {task.options.gpus} cards (it has {heads} attention heads)")
+            _problem(
+                task, f"{task.name} cannot be shared by {task.options.gpus} cards (it has {heads} attention heads)"
+            )
         ]
     fitting = [way for way in all_ways if _fits(way)]
     if not fitting:
@@ -118,7 +140,7 @@ def _plans_of(task: Task) -> list[Plan]:
 def _fits(way: Candidate) -> bool:
     machine = way.task.machine
     return (
-        way.peak_bytes <= min(usable_bytes(card) for card in machine.cards[: way.cards])
+        way.peak_bytes <= min(map(usable_bytes, machine.cards[: way.cards]))
         and way.ram_peak_bytes <= machine.ram_bytes
         and way.disk_bytes <= machine.disk_bytes
     )
@@ -183,7 +205,9 @@ def _plan_for_cpu(task: Task) -> Plan:
             f"{readable(task.machine.ram_bytes)} is free",
         )
     where = "there is no GPU" if not task.is_small else "small enough for the CPU"
-    parts = {expert: PartPlan(dtype, dtype, "cpu", reason=f"{where}: {readable(weights[expert])}") for expert in weights}
+    parts = {
+        expert: PartPlan(dtype, dtype, "cpu", reason=f"{where}: {readable(weights[expert])}") for expert in weights
+    }
     parts["text_encoder"] = PartPlan(
         dtypes["text_encoder"],
         dtypes["text_encoder"],
@@ -226,15 +250,16 @@ def _shortage(ways: list[Candidate]) -> str:
         least = min(ways, key=lambda way: way.peak_bytes)
         card = min(machine.cards[: least.cards], key=usable_bytes)
         return (
-            f"{task.name} needs {readable(least.peak_bytes)} of GPU memory for {clip} even if its weights are streamed, "
-            f"and of this card {readable(usable_bytes(card))} can be used"
+            f"{task.name} needs {readable(least.peak_bytes)} of GPU memory for {clip} even with streamed weights, and "
+            f"of this card {readable(usable_bytes(card))} can be used"
         )
-    least = min(on_card, key=lambda way: (way.disk_bytes > machine.disk_bytes, way.ram_peak_bytes))
-    if least.ram_peak_bytes <= machine.ram_bytes:
+    if within_ram := [way for way in on_card if way.ram_peak_bytes <= machine.ram_bytes]:
+        least = min(within_ram, key=lambda way: way.disk_bytes)
         return (
             f"{task.name} needs {readable(least.disk_bytes)} of disk to stream its weights from for {clip}, and "
             f"{readable(machine.disk_bytes)} is free"
         )
+    least = min(on_card, key=lambda way: way.ram_peak_bytes)
     return (
         f"{task.name} needs {readable(least.ram_peak_bytes)} of RAM for {clip} on this card, and "
         f"{readable(machine.ram_bytes)} is free"
@@ -244,11 +269,13 @@ def _shortage(ways: list[Candidate]) -> str:
 def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     """Name the first remedy that helps: fewer cards, a size that fits, or else more memory."""
     gpus = task.options.gpus
-    if gpus is not None and (gpus > len(task.machine.cards) or not list(candidates(task))):
-        return f"leave gpus out, or take one of {', '.join(map(str, _possible_counts(task))) or 'none (use the CPU)'}"
-    if task.options.quantize == "none" and not _plans_of(
-        replace(task, options=replace(task.options, quantize="auto"))
-    )[0].problem:
+    if gpus is not None and gpus > 1 and not _possible_counts(task, only=gpus):
+        others = ", ".join(map(str, _possible_counts(task)))
+        return "leave gpus out" + (f", or take one of {others}" if others else "")
+    if (
+        task.options.quantize == "none"
+        and not _plans_of(replace(task, options=replace(task.options, quantize="auto")))[0].problem
+    ):
         return "allow quantised weights (quantize=auto)"
     width, height, frames = task.size.width, task.size.height, task.size.num_frames
     portrait = height > width
@@ -259,8 +286,8 @@ def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     return "close other programs, add memory, or take a smaller model"
 
 
-def _possible_counts(task: Task) -> list[int]:
-    counts = range(1, len(task.machine.cards) + 1)
+def _possible_counts(task: Task, only: int | None = None) -> list[int]:
+    counts = [n for n in range(1, len(task.machine.cards) + 1) if only in (None, n)]
     return [n for n in counts if list(candidates(replace(task, options=replace(task.options, gpus=n))))]
 
 

@@ -10,7 +10,15 @@ from pusa.acceleration.decisions import Machine, Storage
 
 # Operations per second that long sequences of Wan reach in bf16, by compute capability: from published times of RTX
 # A6000, RTX 4090 and H100; the others are scaled by their data sheets.
-_RATES = {(7, 0): 15e12, (8, 0): 220e12, (8, 6): 90e12, (8, 9): 130e12, (9, 0): 550e12, (10, 0): 1100e12, (12, 0): 190e12}
+_RATES = {
+    (7, 0): 15e12,
+    (8, 0): 220e12,
+    (8, 6): 90e12,
+    (8, 9): 130e12,
+    (9, 0): 550e12,
+    (10, 0): 1100e12,
+    (12, 0): 190e12,
+}
 _CPU_RATE = 0.5e12
 # Linear layers alone, of quantised weights and inputs against bf16. Attention stays in bf16.
 _FP8_GAIN = {(8, 9): 3.0, (9, 0): 1.7, (10, 0): 1.8, (12, 0): 2.0}

@@ -39,7 +39,9 @@ class _Capability(click.ParamType):
 
 @click.command(cls=Command)
 @click.argument("model", metavar="MODEL", required=False)
-@click.option("--gpu-gb", type=click.FloatRange(min=0), help="Memory of a card as it is sold: 24 for a 24 GB card; 0: none.")
+@click.option(
+    "--gpu-gb", type=click.FloatRange(min=0), help="Memory of a card as it is sold: 24 for a 24 GB card; 0: none."
+)
 @click.option("--count", type=click.IntRange(min=1), help="How many such cards. [default: 1]")
 @click.option("--ram-gb", type=click.FloatRange(min=0), help="RAM as it is sold. [default: 64]")
 @click.option("--disk-gb", type=click.FloatRange(min=0), help="Free disk. [default: 200]")
@@ -58,7 +60,7 @@ class _Capability(click.ParamType):
     type=click.Choice(["fastest", "balanced", "smallest"]),
     default="balanced",
     show_default=True,
-    help="balanced: exact weights unless they cannot run; fastest: 8 bits where faster; smallest: the least GPU memory.",
+    help="balanced: exact weights unless they cannot run; fastest: 8 bits where faster; smallest: least GPU memory.",
 )
 @click.option("--quantize", type=click.Choice(["auto", "none", "fp8", "int8"]), default="auto", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), help="Use exactly so many cards. [default: the plan's choice]")
@@ -110,6 +112,8 @@ def _machine(options: dict[str, Any]) -> "Machine":
     described = {name: options[name] for name in _DESCRIBES if options[name] not in (None, False)}
     if not described:
         return this_machine()
+    if "gpu_gb" not in described and (of_cards := described.keys() & {"count", "capability", "nvlink"}):
+        raise click.UsageError(f"--{min(of_cards)} describes a card: give --gpu-gb, too.")
     if described.pop("nvlink", False):
         described["link"] = "nvlink"
     return described_machine(**described)

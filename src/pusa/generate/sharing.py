@@ -70,8 +70,10 @@ def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, pla
     """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen."""
     if ranks is None:
         return parallel.disable(pipe)
-    heads = pipe.transformer.config.num_attention_heads
-    chosen = ranks.parallel or parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
+    chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
+    if chosen is None:
+        heads = pipe.transformer.config.num_attention_heads
+        chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
     ranks.send({"kind": "share", "parallel": asdict(chosen), "plan": plan and _plain(plan)})
     parallel.enable(pipe, chosen, ranks)
 

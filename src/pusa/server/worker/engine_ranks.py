@@ -6,7 +6,7 @@ watch of `Ranks` itself is the second one, for errors that a rank reports.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,8 +53,13 @@ def _parallel_of(text: str) -> "Parallel | None":
     return Parallel(**json.loads(text)) if text else None
 
 
-def load_shared(ranks: "Ranks", model: str, loras: Sequence[str], options: LoadOptions) -> None:
+def load_shared(
+    ranks: "Ranks", model: str, loras: Sequence[str], options: LoadOptions, progress: Callable[[int, int], None]
+) -> None:
     """Load a model on this rank, as all of them must, and share its steps among them.
+
+    Args:
+        progress: called on rank 0 with the bytes read so far and those of all.
 
     Raises:
         RankError: another rank has failed.
@@ -71,7 +76,7 @@ def load_shared(ranks: "Ranks", model: str, loras: Sequence[str], options: LoadO
     request = GenerationRequest(model=model, lora=list(loras), prompt="load").resolved(zoo.defaults_of(model))
     sharing.request_model(ranks, request, options)
     resident = resident_of(request, options)
-    pipe = resident.prepare(request, None, lambda event: None)
+    pipe = resident.prepare(request, None, lambda event: None, progress=progress)
     sharing.share(ranks, pipe, request, resident.plan)
     _release(ranks)
 
