@@ -94,7 +94,7 @@ class LocalExecutor(ChildExecutor):
 
 
 class _Rank:
-    """Hold a process of a group, and what it has reported.
+    """Listen to a process of a group, in a thread, and hold what it has reported.
 
     Attributes:
         steps: denoising steps that it has done of the running task.
@@ -102,7 +102,13 @@ class _Rank:
         loading: how far loading is; None once it is ready.
     """
 
-    def __init__(self, number: int, world_size: int, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(
+        self,
+        number: int,
+        world_size: int,
+        process: "subprocess.Popen[bytes]",
+        report: "Callable[[_Rank, Any], None]",
+    ) -> None:
         self.number, self.process = number, process
         self.label = f"rank {number} of {world_size} (pid {process.pid})"
         self.heard_at = time.monotonic()
@@ -110,8 +116,10 @@ class _Rank:
         self.steps = 0
         self.last: Message | None = None
         self._write_lock = threading.Lock()
+        self.listener = threading.Thread(target=self._listen, args=(report,), name="pusa-rank", daemon=True)
+        self.listener.start()
 
-    def listen(self, report: Callable[["_Rank", Any], None]) -> None:
+    def _listen(self, report: Callable[["_Rank", Any], None]) -> None:
         """Report each message, and None once the process has ended."""
         assert self.process.stdout is not None
         try:
@@ -181,22 +189,15 @@ class _Group(Child):
     # ---- life --------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        listeners: list[threading.Thread] = []
         try:
             self._start(self._place())
-            listeners = [
-                threading.Thread(target=rank.listen, args=(self._report,), name="pusa-rank", daemon=True)
-                for rank in self._ranks
-            ]
-            for listener in listeners:
-                listener.start()
             self._handle_messages()
         except Exception as error:  # such as no memory for a new process
             logger.exception("the processes of %s cannot be started", self.state.model)
             self._reason = self._reason or f"{type(error).__name__}: {error}"
         self._kill()
-        for listener in listeners:
-            listener.join()
+        for rank in self._ranks:
+            rank.listener.join()
         self._ended.set()
         self._mark_ended()
 
@@ -216,7 +217,7 @@ class _Group(Child):
                 process = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True
                 )
-                self._ranks.append(_Rank(number, world_size, process))
+                self._ranks.append(_Rank(number, world_size, process, self._report))
         self.state = replace(self.state, pids=tuple(rank.process.pid for rank in self._ranks))
 
     def _kill(self) -> None:
