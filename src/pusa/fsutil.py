@@ -34,6 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
     part.replace(path)
 
 
+def cache_folder() -> Path:
+    """Name the folder for what can be made again: that of PUSA_CACHE, or ``~/.cache/pusa``."""
+    return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser()
+
+
 def private_folder(path: Path) -> Path:
     """Create a folder that only this user may enter, with its parents, and close an existing one of this user."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -245,6 +245,18 @@ def load_text_encoder(
     return encoder
 
 
+def find_folder(source: str | Path) -> Path:
+    """Find, or download, the folder of a whole model, and check it; raise as `load_pipeline`.
+
+    Nothing large is read, and no memory is needed.
+    """
+    if str(source) == "tiny":
+        raise ValueError("'tiny' has no files, as it is built in memory: give another model")
+    folder, _ = _fetch(source, skip=(), dtype=None, check_ram=False)
+    _check_folder(folder, source, skip=(), dtype=None, check_ram=False)
+    return folder
+
+
 def _remainder(source: str | Path) -> str | Path:
     """Name where the parts are that a source's own single files lack."""
     model = zoo.find(source)
@@ -252,7 +264,7 @@ def _remainder(source: str | Path) -> str | Path:
 
 
 def _fetch(
-    source: str | Path, *, skip: Collection[str], dtype: "DType | None", **options: Any
+    source: str | Path, *, skip: Collection[str], dtype: "DType | None", check_ram: bool = True, **options: Any
 ) -> tuple[Path, str | None]:
     """Return the folder that holds a source, after a download if necessary, and the download's Hub id and revision."""
     model = zoo.find(source)
@@ -271,7 +283,7 @@ def _fetch(
     _check_hub(hub_id, {name: options[name] for name in HUB_OPTIONS if name in options and name != "proxies"})
     if model is not None:
         cache = Path(options.get("cache_dir") or HF_HUB_CACHE)
-        zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip)
+        zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip, ram=check_ram)
     snapshot = Path(WanPipeline.download(hub_id, **options, **dict.fromkeys(skip)))
     return snapshot, f"{hub_id}@{snapshot.name}"
 

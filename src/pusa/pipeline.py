@@ -27,6 +27,7 @@ from pusa.lora import operations as lora
 from pusa.lora.sources import EXPERTS
 from pusa.models.finite import FiniteSteps, NotFiniteError, check_decoded, is_finite
 from pusa.models.parts import PARTS, check_experts, check_together
+from pusa.models.passes import LocalPasses, StepInputs
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.vae import decode_chunks, decode_video, encode_video
 from pusa.models.wan import PusaWanTransformer3DModel
@@ -47,6 +48,7 @@ class PusaPipeline(WanPipeline):
 
     Attributes:
         defaults: values for the arguments that a call leaves None: Wan's, or those of the model loaded.
+        passes: runs the transformer; `pusa.acceleration.parallel.enable` shares the work among processes.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PusaPipeline(WanPipeline):
             expand_timesteps=expand_timesteps,
         )
         self.defaults: GenerationDefaults = WAN_DEFAULTS
+        self.passes: LocalPasses = LocalPasses()
         check_together(self._configs(), boundary_ratio)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -98,8 +101,8 @@ class PusaPipeline(WanPipeline):
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
                 folder as Wan publishes it, or ComfyUI's folder of models.
-            kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`; and ``files={"transformer": path, ...}``,
-                single files in place of the source's parts (see `pusa.loading.load_pipeline`).
+            kwargs: as in `pusa.loading.load_pipeline`, such as ``files={"transformer": path, ...}`` for single files in
+                place of the source's parts, and `diffusers.DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError, FileNotFoundError: something is missing or does not fit; raised before anything large is read.
@@ -262,15 +265,11 @@ class PusaPipeline(WanPipeline):
         scheduler = self.scheduler
         scheduler.set_begin_index(start_step)
         self._num_timesteps = steps = len(scheduler.timesteps)
-        tensors: dict[str, Any] = {
-            "latents": latents,
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-        }
+        tensors: dict[str, Any] = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         self._finite = FiniteSteps(start_step, steps)
-        with self.progress_bar(total=steps - start_step) as progress:
+        with self.passes.call(latents) as tensors["latents"], self.progress_bar(total=steps - start_step) as progress:
             for k in range(start_step, steps):
-                if self.interrupt:
+                if self.passes.is_stopped(self.interrupt):
                     break
                 self._current_timestep = t = scheduler.timesteps[k]
                 x = tensors["latents"]
@@ -300,27 +299,20 @@ class PusaPipeline(WanPipeline):
         self, k: int, latents: Tensor, prompt_embeds: Tensor, negative_prompt_embeds: Tensor | None
     ) -> Tensor:
         """Predict the guided velocity at step k, ``[B, C, F, h, w]``."""
-        sigma = float(self.scheduler.sigmas[k])
         expert, guidance = self._expert(k)
         model = getattr(self, expert)
         x = latents.to(get_module_execution_device(model), model.dtype)  # each expert may have a card of its own
-        timesteps = self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]).to(x.device)  # [B, F]
-
-        def predict(cache_name: str, embeds: Tensor) -> Tensor:
-            with model.cache_context(cache_name, step_index=k, sigma=sigma, num_inference_steps=self._num_timesteps):
-                return model(
-                    hidden_states=x,
-                    timestep=timesteps,
-                    encoder_hidden_states=embeds.to(x),
-                    attention_kwargs=self._attention_kwargs,
-                    return_dict=False,
-                )[0].to(latents.device)
-
-        v = predict("cond", prompt_embeds)
-        if negative_prompt_embeds is None or guidance <= 1 or not self.do_classifier_free_guidance:
-            return v
-        v_uncond = predict("uncond", negative_prompt_embeds)
-        return v_uncond + guidance * (v - v_uncond)
+        guided = negative_prompt_embeds is not None and guidance > 1 and self.do_classifier_free_guidance
+        prompts = (prompt_embeds, negative_prompt_embeds) if guided else (prompt_embeds,)
+        inputs = StepInputs(
+            *(expert, k, self._num_timesteps, float(self.scheduler.sigmas[k])),
+            latents=x,
+            timesteps=self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]).to(x.device),  # [B, F]
+            prompts=prompts,  # type: ignore[arg-type]
+            attention_kwargs=self._attention_kwargs,
+        )
+        v, *v_uncond = [velocity.to(latents.device) for velocity in self.passes.run(self, inputs)]
+        return v_uncond[0] + guidance * (v - v_uncond[0]) if v_uncond else v
 
     def _expert(self, k: int) -> tuple[str, float]:
         """Choose the transformer and its guidance scale by the base grid's timestep at step k, as Wan2.2 does."""

@@ -17,18 +17,13 @@ from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
 from pusa.models import files
 from pusa.models.sources import comfyui, configs
 from pusa.models.sources.published import PublishedFile
-from pusa.positions import latent_frames
 from pusa.resources import DType, readable
 
 if TYPE_CHECKING:
-    import torch
+    from pusa.acceleration.decisions import Machine
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "weights"
 CARD_FILE = "pusa.json"
-
-# A forward pass holds about 26 bytes per token and channel at once, whatever the number of blocks (measured: 47.0 MB at
-# dim 512 and 3,528 tokens in bf16).
-_ACTIVATION_BYTES = 26
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,7 @@ class ZooModel:
         files: single files of the user's, by the part of a pipeline that they are.
         own_lora: LoRAs that the user has added with the model, as a request has them; they replace `lora`.
         published: single files of others, part -> storage ("bfloat16", "float16", "fp8") -> file.
+        vae_config: values of its VAE's configuration, where neither a folder nor the latent channels tell them.
     """
 
     name: str
@@ -85,6 +81,7 @@ class ZooModel:
     files: Mapping[str, Path] = field(default_factory=dict)
     own_lora: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, PublishedFile]] = field(default_factory=dict)
+    vae_config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_ours(self) -> bool:
@@ -103,20 +100,6 @@ class ZooModel:
     @property
     def download_bytes(self) -> int:
         return sum(self.file_bytes.values())
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of all parts at the default dtypes: bf16 (2 bytes) with the VAE in fp32, or fp32 for small models."""
-        return sum(resources.weight_bytes(self.parameters).values())
-
-    @property
-    def activation_bytes(self) -> int:
-        """Memory of one forward pass at the default size, beside the weights."""
-        size = self.defaults
-        grid = (size.height // size.size_multiple) * (size.width // size.size_multiple)
-        tokens = latent_frames(size.num_frames) * grid
-        width = self.transformer["num_attention_heads"] * self.transformer["attention_head_dim"]
-        return tokens * width * _ACTIVATION_BYTES
 
 
 # Counted from the published shapes. The Hub holds fp32, 4 bytes each, except Wan2.2's text encoder (bf16).
@@ -228,6 +211,7 @@ ZOO: dict[str, ZooModel] = {
                 width=96, height=64, num_frames=17, steps=4, max_sequence_length=64, negative_prompt=""
             ),
             parameters={"text_encoder": 65_152, "transformer": 473_536, "vae": 924_491},
+            vae_config={"base_dim": 8},
         ),
         _wan(
             "wan2.1-1.3b",
@@ -408,34 +392,41 @@ def defaults_of(source: str | Path) -> GenerationDefaults:
 def check_resources(
     model: ZooModel,
     *,
-    device: "str | torch.device | None" = None,
     dtype: "DType | None" = None,
     folder: Path | None = None,
     skip: Collection[str] = (),
+    ram: bool = True,
+    machine: "Machine | None" = None,
 ) -> None:
     """Check that disk, RAM and GPU memory suffice for a model.
 
     Args:
-        device: a CUDA device must hold the largest part and one forward pass; None or CPU: check RAM only.
-        dtype: as for `pusa.loading.load_pipeline`; None: the default.
+        dtype: as for `pusa.loading.load_pipeline`: all parts must fit into RAM in it. None: there must be a plan by
+            which the model makes a clip of its default size.
         folder: download folder, whose disk must have room; None: the files are on this machine.
-        skip: components that are not loaded.
+        skip: components that are not loaded. Without a transformer, the others must fit into RAM.
+        ram: False: the model is downloaded and not held in memory.
+        machine: None: this one.
 
     Raises:
         ResourcesError: too little of one of them; the message has the need, the supply and a way out.
     """
-    smaller = [
-        other.name for other in ZOO.values() if other.name != "tiny" and other.resident_bytes < model.resident_bytes
-    ]
+    from pusa.acceleration.machine import machine as this_machine
+    from pusa.acceleration.planning import plan
+
+    total = sum(model.parameters.values())
+    smaller = [other.name for other in ZOO.values() if other.name != "tiny" and sum(other.parameters.values()) < total]
     otherwise = f", or take a smaller model ({', '.join(smaller)})" if smaller else ""
     if folder is not None:
         download = sum(size for part, size in model.file_bytes.items() if part not in skip)
         resources.check_disk(download - _cached_bytes(model, folder), folder, model.name, otherwise=otherwise)
     counts = {part: count for part, count in model.parameters.items() if part not in skip}
-    weights = resources.weight_bytes(counts, dtype)
-    resources.check_ram(weights, model.name, otherwise=otherwise)
-    if device is not None and str(device).startswith("cuda"):
-        resources.check_gpu(max(weights.values()) + model.activation_bytes, model.name, otherwise=otherwise)
+    if not ram:
+        return
+    if dtype is not None or "transformer" in skip:
+        resources.check_ram(resources.weight_bytes(counts, dtype), model.name, otherwise=otherwise)
+    elif problem := plan(replace(model, parameters=counts), machine=machine or this_machine()).problem:
+        raise resources.ResourcesError(problem + otherwise)
 
 
 def _cached_bytes(model: ZooModel, cache: Path) -> int:
@@ -445,23 +436,20 @@ def _cached_bytes(model: ZooModel, cache: Path) -> int:
     return sum(path.stat().st_size for path in blobs.iterdir()) if blobs.is_dir() else 0
 
 
-def describe_fit(model: ZooModel) -> str:
-    """Describe in one line what a model needs, what this machine has free, and how the model would run on it."""
-    gpu_need = max(resources.weight_bytes(model.parameters).values()) + model.activation_bytes
-    ram_need = model.resident_bytes + resources.RESERVE_BYTES
-    gpu, ram = resources.gpu_memory_bytes(), resources.free_memory_bytes()
-    if gpu >= model.resident_bytes + model.activation_bytes:
-        verdict = "yes"
-    elif ram < ram_need + (0 if gpu else model.activation_bytes):
-        verdict = "no"
-    elif gpu >= gpu_need:
-        verdict = "yes, with model offloading"
-    elif gpu:
-        verdict = "with group offloading or quantisation"
-    else:
-        verdict = "yes" if model.resident_bytes < resources.GB else "on the CPU only, very slowly"
-    here = f"{readable(gpu)} and {readable(ram)}" if gpu else f"no GPU, {readable(ram)} of RAM"
-    return f"needs {readable(gpu_need)} of GPU memory and {readable(ram_need)} of RAM; here {here}: {verdict}"
+def describe_fit(model: ZooModel, machine: "Machine | None" = None) -> str:
+    """Describe in one line how a model would make a clip of its default size on a machine (None: this one)."""
+    from pusa.acceleration.machine import machine as this_machine
+    from pusa.acceleration.planning import plan
+
+    machine = machine or this_machine()
+    found = plan(model, machine=machine)
+    if found.problem:
+        return f"no: {found.problem}"
+    memory = f"{readable(found.ram_peak_bytes)} of {readable(machine.ram_bytes)} of RAM"
+    if found.peak_bytes:
+        memory = f"{readable(found.peak_bytes)} of {readable(machine.cards[0].memory_bytes)} of GPU memory, {memory}"
+    slow = next((f"; {note}" for note in found.notes if note.startswith("very slow")), "")
+    return f"yes: {found.summary.partition(': ')[2]}; {memory}{slow}"
 
 
 def is_hub_id(source: str | Path) -> bool:

@@ -62,6 +62,7 @@ def test_parts_may_be_placed_in_different_ways(tiny_pipeline: Any) -> None:
         {"transformer": streamed},
         {"transformer_2": streamed, "vae": PartPlan("float32", "float32", "cuda", "leaves")},
         {"text_encoder": PartPlan("float32", "float32", "cpu"), "transformer": streamed},
+        {"text_encoder": PartPlan("float32", "float32", "cuda", when="prompt")},
         {"text_encoder": PartPlan("float32", "float32", "cpu"), "vae": PartPlan("float32", "float32", "cpu")},
     ):
         apply(pipe, make_plan("model", **changes), device="cpu")
@@ -76,6 +77,14 @@ def test_parts_that_take_turns_are_never_on_the_accelerator_together(tiny_pipeli
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
         hook.pre_forward(pipe.transformer)  # takes the other one away first; there is no way back from "meta"
     assert next(pipe.transformer.parameters()).device.type == "cpu"
+
+
+def test_a_text_encoder_for_prompts_leaves_the_accelerator_after_them(tiny_pipeline: Any) -> None:
+    pipe = tiny_pipeline()
+    apply(pipe, make_plan(text_encoder=PartPlan("float32", "float32", "cuda", when="prompt")), device="meta")
+    assert next(pipe.text_encoder.parameters()).device.type == "cpu"
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):  # there is no way back from "meta"
+        pipe.text_encoder(torch.ones(1, 4, dtype=torch.long))
 
 
 def test_weights_on_disk_are_those_of_each_expert_and_leave_with_the_plan(tiny_pipeline: Any, tmp_path: Path) -> None:
@@ -268,20 +277,59 @@ def test_alpha_changes_while_merged_on_the_accelerator(tiny_pipeline: Any, lora:
     assert torch.equal(run(pipe.transformer), run(reference.transformer))
 
 
-def test_what_is_merged_into_fewer_bits_stays_and_says_so(tiny_pipeline: Any, lora: Path) -> None:
+def test_weights_on_disk_refuse_a_change_that_they_would_not_see(tiny_pipeline: Any, lora: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.load_pusa(lora, alpha=1.4)
+    apply(pipe, make_plan("disk", merge=True), device="cpu")
+    assert is_alpha_frozen(pipe)
+    with pytest.raises(
+        ValueError, match=r"kept on disk by group offloading.* call pusa\.acceleration\.placement\.remove"
+    ):
+        pipe.set_alpha(0.5)
+    remove(pipe)
+    pipe.set_alpha(0.5)
+    strong = run(pipe.transformer)
+    apply(pipe, make_plan("disk", merge=True), device="cpu")
+    assert torch.equal(run(pipe.transformer), strong)
+    apply(pipe, make_plan("disk", merge=False), device="cpu")
+    assert not is_alpha_frozen(pipe)  # of an adapter, alpha is a number
+
+
+def test_a_bias_of_an_adapter_follows_alpha_beside_fp8(tiny_pipeline: Any, tmp_path: Path, transformer: Any) -> None:
+    keys = comfyui(make_pairs(transformer))
+    keys["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.full((96,), 0.1)
+    file = write(tmp_path / "bias.safetensors", keys)
     pipe, reference = tiny_pipeline(), tiny_pipeline()
-    for one in (pipe, reference):
-        one.load_pusa(lora, alpha=1.4)
+    for one, alpha in ((pipe, 1.0), (reference, 0.5)):
+        one.load_pusa(file, alpha=alpha)
+        apply(one, make_plan("none", "fp8"), device="cpu")
+    assert not is_alpha_frozen(pipe)
+    pipe.set_alpha(0.5)
+    assert torch.equal(run(pipe.transformer), run(reference.transformer))
+
+
+def test_what_is_merged_into_fp8_follows_alpha(tiny_pipeline: Any, lora: Path) -> None:
+    pipe, reference = tiny_pipeline(), tiny_pipeline()
+    pipe.load_pusa(lora, alpha=1.4)
+    reference.load_pusa(lora, alpha=0.5)
     reference.merge_lora()
     apply(pipe, make_plan("none", "fp8", merge=True), device="cpu")
-    assert is_alpha_frozen(pipe)
+    assert not is_alpha_frozen(pipe)
+    pipe.set_alpha(0.5)
     merged = reference.transformer.blocks[0].attn1.to_q.base_layer.weight
     stored = pipe.transformer.blocks[0].attn1.to_q.base_layer.weight
     assert torch.equal(stored, merged.to(torch.float8_e4m3fn))  # merged first, rounded once more
-    with pytest.raises(ValueError, match="load the model again with another alpha"):
-        pipe.set_alpha(0.5)
-    with pytest.raises(ValueError, match="the LoRAs of the transformer are merged into weights stored as fp8"):
-        apply(pipe, make_plan("none", "fp8", merge=False), device="cpu")
     before = frames(pipe)
     apply(pipe, make_plan("blocks", "fp8", merge=True), device="cpu")
     assert torch.equal(frames(pipe), before)
+
+
+def test_what_is_merged_into_int8_stays_and_says_so(tiny_pipeline: Any, lora: Path) -> None:
+    pipe = tiny_pipeline()
+    pipe.load_pusa(lora, alpha=1.4)
+    apply(pipe, make_plan("none", "int8", merge=True), device="cpu")
+    assert is_alpha_frozen(pipe)
+    with pytest.raises(ValueError, match="load the model again with another alpha"):
+        pipe.set_alpha(0.5)
+    with pytest.raises(ValueError, match="the LoRAs of the transformer are merged into weights stored as int8"):
+        apply(pipe, make_plan("none", "int8", merge=False), device="cpu")

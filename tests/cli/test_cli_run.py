@@ -16,6 +16,8 @@ def work(stop: Callable[[], bool]) -> Events:
     time.sleep(0.5)
     yield Step(3, 12, 65.0, "encode clips")
     time.sleep(0.5)
+    yield Step(3100, 28600, 12.0, "load")
+    time.sleep(0.5)
     yield Done({"dataset": Path("clips")})
 
 
@@ -28,6 +30,7 @@ def test_a_line_is_written_where_there_is_no_terminal(
     assert written.out == "clips\n"
     assert "load the VAE ...\n" in written.err
     assert "encode clips 3/12, 1 min 5 s left\n" in written.err
+    assert "load 3.1 of 28.6 GB, 12 s left\n" in written.err
 
 
 def test_a_short_one_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """Where memory runs out, the next smaller plan takes over from the last step, and the video is the same."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ from PIL import Image
 from plan_samples import make_plan
 from transformers import UMT5EncoderModel
 
-from pusa import PusaWanTransformer3DModel, media
-from pusa.acceleration.decisions import LoadOptions, PartPlan, Plan
+import pusa.acceleration
+from pusa import PusaWanTransformer3DModel, media, zoo
+from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
 from pusa.events import Event
 from pusa.generate import decode, generate, load_latents, load_pipeline
-from pusa.generate.residents import plan_as_loaded
+from pusa.generate.residents import choose_plans, plan_as_loaded
 from pusa.models import tiny
 from pusa.models.vae import DecodeMemoryError
 from pusa.request import GenerationRequest
@@ -223,19 +226,57 @@ def test_a_plan_in_fewer_bits_takes_over_and_exact_weights_come_back(
     assert np.array_equal(frames_of(tmp_path / "small again.mp4"), frames_of(tmp_path / "small.mp4"))
 
 
-def test_another_alpha_than_the_one_merged_into_fewer_bits_loads_the_model_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["int8", "fp8"])
+def test_another_alpha_is_merged_anew_into_fewer_bits(tmp_path: Path, storage: Any) -> None:
     lora = str(write(tmp_path / "lora.safetensors", comfyui(make_pairs(tiny.components()["transformer"]))))
-    plans = [make_plan("none", "fp8", merge=True)]
+    plans = [make_plan("none", storage, merge=True)]
     run(tmp_path / "b.mp4", plans, lora=[lora], alpha=0.5)
     load_pipeline("tiny")
     first = run(tmp_path / "a.mp4", plans, lora=[lora], alpha=1.4)
     again = run(tmp_path / "a again.mp4", plans, lora=[lora], alpha=1.4)
     other = run(tmp_path / "b again.mp4", plans, lora=[lora], alpha=0.5)
     assert not any("loaded again" in message for message in [*messages(first), *messages(again)])
-    assert any("the model is loaded again for another alpha" in message for message in messages(other))
+    is_loaded_again = any("the model is loaded again for another alpha" in message for message in messages(other))
+    assert is_loaded_again == (storage == "int8")
     assert np.array_equal(frames_of(tmp_path / "a again.mp4"), frames_of(tmp_path / "a.mp4"))
     assert np.array_equal(frames_of(tmp_path / "b again.mp4"), frames_of(tmp_path / "b.mp4"))
     assert not np.array_equal(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"))
+
+
+def test_replay_says_if_weights_were_rounded_in_another_way(tmp_path: Path) -> None:
+    run(tmp_path / "a.mp4", None, LoadOptions(quantize="int8"))
+    weights = (media.read_metadata(tmp_path / "a.mp4") or {})["weights"]
+    assert weights["model"]["storage"] == "int8"
+    request = GenerationRequest(**SMALL, steps=STEPS)
+    said = [
+        messages(list(generate(request, tmp_path / "b.mp4", made_with=weights, load=LoadOptions(quantize=quantize))))
+        for quantize in ("auto", "int8")
+    ]
+    assert said == [
+        ["this video was made with --quantize int8: its weights were rounded in another way than now"],
+        [],
+    ]
+
+
+def test_the_planner_hears_of_the_loras_and_of_one_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.components()["transformer"]
+    files = [str(write(tmp_path / f"{r}.safetensors", comfyui(make_pairs(model, rank=r)))) for r in (4, 3)]
+    heard: dict[str, Any] = {}
+    planner = ModuleType("pusa.acceleration.planning")
+    planner.plans = lambda model, **asked: heard.update(asked, model=model) or list(EXACT)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, planner.__name__, planner)
+    monkeypatch.setattr(pusa.acceleration, "planning", planner, raising=False)
+    request = GenerationRequest(**{**SMALL, "frames": 33, "window": 17, "lora": files, "guidance": 1.0})
+    machine, options = Machine((Card(10**10),)), LoadOptions("smallest")
+    assert choose_plans(request.resolved(zoo.defaults_of("tiny")), options, machine) == list(EXACT)
+    assert heard == {
+        "model": "tiny",
+        "size": (32, 32, 17),
+        "machine": machine,
+        "options": options,
+        "guidance": 1.0,
+        "lora_ranks": {"transformer": 7},
+    }
 
 
 # ---- the CPU -------------------------------------------------------------------------------------------------------

@@ -98,9 +98,7 @@ def write_gguf(
     import gguf
     import numpy
 
-    writer = gguf.GGUFWriter(path, architecture or "")
-    if architecture is None:
-        del writer.kv_data[0]["general.architecture"]
+    writer = gguf.GGUFWriter(path, architecture or "")  # which leaves out an empty one
     for name, value in (fields or {}).items():
         writer.add_string(name, value) if isinstance(value, str) else writer.add_array(name, value)
     meant = {}

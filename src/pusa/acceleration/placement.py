@@ -4,6 +4,7 @@ The order matters: LoRAs are merged into full weights, then those are stored in 
 and the rest moves to its device. Promotion to per-frame timesteps came first, in the pipeline's constructor.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,9 +17,9 @@ from torch import nn
 
 from pusa.acceleration import offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
-from pusa.lora.adapters import adapter_names, state_of
+from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
-from pusa.models.vae import channels_last
+from pusa.models.vae import prepare_vae
 from pusa.resources import ResourcesError
 
 PARTS = ("text_encoder", *EXPERTS, "vae")
@@ -69,6 +70,8 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     _merge(pipe, plan)
     for name, part in parts.items():
         _prepare(name, getattr(pipe, name), part, plan, accelerator)
+    if plan.parallel.shard:  # `parallel.enable` moves each rank's share
+        parts = {name: part for name, part in parts.items() if name not in EXPERTS}
     _place(pipe, parts, accelerator, applied, disk_folder)
 
 
@@ -92,9 +95,15 @@ def can_apply(pipe: Any, plan: Plan) -> bool:
 
 
 def is_alpha_frozen(pipe: Any) -> bool:
-    """Tell if LoRAs are merged into weights in fewer bits, so that another alpha needs the model loaded again."""
-    experts = [module for name, module in _modules(pipe).items() if name in EXPERTS]
-    return any(state_of(model).merged and quantization.storage_of(model) in quantization.QUANTISED for model in experts)
+    """Tell if another alpha needs the model loaded again, as it is merged into weights that cannot be rewritten."""
+    for name, model in _modules(pipe).items():
+        if name in EXPERTS and adapter_names(model):
+            try:
+                another = dict.fromkeys(adapter_names(model), math.nan)  # equal to none
+                plan_rewrite(model, merged=state_of(model).merged, alphas=another)
+            except ValueError:  # they are int8, or on disk
+                return True
+    return False
 
 
 def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
@@ -151,9 +160,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
         place = device if part.offload == "none" and device.type == "cuda" else None
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":
-        if part.storage == "bfloat16":
-            channels_last(module)
-        module.use_tiling = part.tiles
+        prepare_vae(module, part)
 
 
 def _place(
@@ -166,6 +173,8 @@ def _place(
         if part.device == "cpu":
             if name == "text_encoder" and uses_accelerator:  # diffusers gives it inputs on the other parts' device
                 offload.stay_on_cpu(module)
+        elif part.offload == "none" and part.when == "prompt":
+            offload.visit(module, device)  # the plan counts on its room once prompts are encoded
         elif part.offload == "none":
             module.to(device)
         elif part.offload == "model":

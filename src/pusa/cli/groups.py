@@ -10,10 +10,12 @@ import click
 
 @dataclass
 class Session:
-    """Hold the options that concern how an error is reported."""
+    """Hold the options that concern how an error is reported, and which devices a video is made on."""
 
     debug: bool = False
     as_json: bool = False
+    gpus: int | None = None
+    ranks_on: str = "cuda"
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

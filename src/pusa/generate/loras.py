@@ -35,20 +35,16 @@ def check_files(sources: Iterable[str]) -> None:
             find_files(text)
 
 
-def ranks_of(request: ResolvedRequest) -> tuple[int, ...]:
-    """Return the largest rank of each LoRA of a request, or of its model's own; download them if necessary."""
+def ranks_of(request: ResolvedRequest) -> dict[str, int]:
+    """Sum the ranks of a request's LoRAs by expert, for a plan; empty where the model's own is taken."""
     model = zoo.find(request.model)
     sources = list(request.lora) or list(model.own_lora if model else ())
-    if sources:
-        loras = [[*parse_lora(source).files.values()] for source in sources]
-        files = [[path for text in texts for path in find_files(text).values()] for texts in loras]
-    elif model and model.is_ours:
-        files = [[*model.lora.fetch().values()]] if model.lora else []
-    else:
-        files = [[*source.values()] for source in own_files(model)[0] if isinstance(source, dict)] if model else []
-    return tuple(
-        max((max(read_lora(p, shapes_only=True).ranks, default=0) for p in paths), default=0) for paths in files
-    )
+    ranks: dict[str, int] = {}
+    for files in place_loras(EXPERTS[: model.experts if model else 1], sources):
+        for expert, file in files.items():
+            found = read_lora(file.path, expert, shapes_only=True).ranks
+            ranks[expert] = ranks.get(expert, 0) + max(found, default=0)
+    return ranks
 
 
 def has_pusa(pipe: PusaPipeline) -> bool:
@@ -175,6 +171,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         if key in old and key in new and old[key] != new[key]:
             was, is_now = (weights[key][:12] + "..." if name else weights[key] for weights in (old, new))
             yield f"the model is another one than this video was made with ({name}{is_now}, was {was})"
+    was_stored, is_stored = (weights.get("storage", "none") for weights in (old, new))
+    if old and was_stored != is_stored:
+        yield f"this video was made with --quantize {was_stored}: its weights were rounded in another way than now"
     old_parts, new_parts = before.get("parts", {}), now.get("parts", {})
     for part in sorted({*old_parts, *new_parts} if before else ()):
         old, new = old_parts.get(part, {}), new_parts.get(part, {})

@@ -19,17 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import media, zoo
+from pusa import loading, media, zoo
 from pusa.acceleration.decisions import LoadOptions, Plan
+from pusa.acceleration.ranks import RankError, Ranks
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
-from pusa.generate import inputs, loras, prompt_hints, residents
+from pusa.generate import inputs, loras, prompt_hints, residents, sharing
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input
 from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_tiles, decode_video, is_out_of_memory
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
@@ -48,6 +49,7 @@ def generate(
     made_with: Mapping[str, Any] | None = None,
     preview_every: int = 0,
     preview_seconds: float = 0.0,
+    preview_decoder: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
@@ -55,6 +57,7 @@ def generate(
     load: LoadOptions | None = None,
     plans: Sequence[Plan] | None = None,
     device: str = "cuda",
+    ranks: Ranks | None = None,
 ) -> Events:
     """Make the video of a request.
 
@@ -70,6 +73,7 @@ def generate(
         made_with: ``weights`` in the metadata of a video that is made again; a note tells which of them have changed.
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
+        preview_decoder: file of a tiny decoder for sharper ones, see `pusa.models.tiny_decoder`.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
             exists and belongs to the same request, the run resumes from it and makes the same video, byte for byte.
             A request without a seed differs each time: repeat the resolved request of the first run.
@@ -80,6 +84,7 @@ def generate(
         plans: how the model runs, best first, and what takes over where memory runs out. None: the plans of
             `pusa.acceleration.plans` for this machine.
         device: the accelerator that plans mean by "cuda".
+        ranks: share the denoising; this process is rank 0, and the others run `pusa.generate.follower.follow`.
 
     Yields:
         Events, see `pusa.events`; the last is ``done`` with the path, unless `stop` ended the run. Closing the
@@ -89,10 +94,11 @@ def generate(
         ValueError, FileNotFoundError: a name, an input, a position or a size is invalid; before any denoising.
         NotFiniteError: a part of the model has computed NaN or infinity; the message names it.
         DecodeError: decoding or writing failed; the latents are saved beside `output`, for `decode`, and the message
-            names the file. DecodeMemoryError: because memory ran out.
+            names the file. DecodeMemoryError: because memory ran out. RankError: a rank has failed; no file is left.
         torch.OutOfMemoryError: memory ran out before, with the smallest plan as well. ResourcesError: no plan fits.
         RuntimeError: a signature or a watermark that `marks` asks for is not possible; before any denoising.
     """
+    stop, watched = sharing.watch(ranks, stop, pipeline)
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
@@ -103,12 +109,14 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
+        sharing.request_model(ranks, resolved, load or LoadOptions())
         resident = (
             residents.Resident(pipeline, [])
             if pipeline
             else residents.resident_of(resolved, load or LoadOptions(), device=device, is_planned=plans is not None)
         )
         pipe = resident.prepare(resolved, plans, report)
+        sharing.share(ranks, pipe, resolved, resident.plan)
         weights = None
         if pipeline is None:
             weights = residents.weights_of(resident, resolved.model)
@@ -136,23 +144,25 @@ def generate(
             )
             if reason := saved.read():
                 report(Note(reason))
-        take_smaller_plan = partial(resident.take_smaller_plan, report=report_or_stop)
+        take_smaller_plan = sharing.smaller_plan(ranks, resident, report_or_stop)
         tasks = Tasks(
             resolved,
             result_marks.inputs,
             pipe,
             report_or_stop,
             max_sequence_length=max_sequence_length,
-            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
+            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds, decoder=preview_decoder),
             checkpoint=saved,
             take_smaller_plan=take_smaller_plan,
+            text_encoder=resident.part("text_encoder"),
+            load_text_encoder=partial(loading.load_text_encoder, resolved.model, files=resident.options.files),
         )
         _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
 
-    return as_events(run)
+    return as_events(watched(run))
 
 
 def decode(
@@ -324,7 +334,8 @@ def _write(
                         raise RunEnded
                     writer.write(frames)
         except Exception as error:  # no fault of decoding or writing may cost hours of denoising
-            if not pieces.denoised or (pieces.is_denoising and not isinstance(error, DecodeError)):
+            is_denoising = pieces.is_denoising and not isinstance(error, DecodeError)
+            if not pieces.denoised or is_denoising or isinstance(error, RankError):
                 raise
             latents = pieces.read_back()
             try:
@@ -352,6 +363,11 @@ class _Pieces:
         self._pieces, self._file, self._report = iter(pieces), file, report
         self.denoised, self.is_denoising = 0, False
         self.are_all_denoised = isinstance(pieces, list)
+        self._count = len(pieces) if isinstance(pieces, list) else 0
+
+    def __length_hint__(self) -> int:
+        """Return how many pieces there are; 0 if it is not known: `decode_chunks` keeps nothing after the last."""
+        return 1 if self.denoised and self.are_all_denoised else self._count  # one, once they are read back
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the pieces that there have been, from the file, and then new ones as they are denoised."""
@@ -432,7 +448,7 @@ def _decoded(
     while True:
         frames_decoded = 0
         try:
-            for chunk in (decode_tiles if pipe.vae.use_tiling else decode_chunks)(pipe.vae, pieces):
+            for chunk in decode_chunks(pipe.vae, pieces):
                 new = chunk[:, :, max(0, frames_shown - frames_decoded) :]
                 frames_decoded += chunk.shape[2]
                 if new.shape[2]:

@@ -9,10 +9,11 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -329,7 +330,7 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # PEFT does not merge here
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # for PEFT's own merging
         try:
             yield
         finally:
@@ -340,11 +341,14 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
 # ---- exact writing of parameters -----------------------------------------------------------------------------------
 
 
-def plan_rewrite(model: Any, *, merged: bool, alpha_changes: bool = False) -> dict[str, Additions]:
+def plan_rewrite(
+    model: Any, *, merged: bool, alphas: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Additions]:
     """List what to add to each parameter, and check that those which change can be written.
 
     Args:
-        alpha_changes: an alpha is about to change, and with it every addition.
+        merged: all of the active adapters, not only what PEFT does not hold.
+        alphas: new ones of differences, by the adapter's name.
 
     Raises:
         ValueError: a parameter is quantised, sharded or offloaded.
@@ -360,10 +364,10 @@ def plan_rewrite(model: Any, *, merged: bool, alpha_changes: bool = False) -> di
                 bias = layer.lora_B[adapter_name].bias
                 if bias is not None:
                     plan.setdefault(f"{name}.bias", []).append((scaling, bias))
-    for adapter in state.adapters.values():
+    for adapter_name, adapter in state.adapters.items():
         for name, delta in adapter.deltas.items():
-            plan.setdefault(name, []).append((adapter.alpha, delta))
-    for name in plan if alpha_changes else _changing(state, plan):
+            plan.setdefault(name, []).append((alphas.get(adapter_name, adapter.alpha), delta))
+    for name in _changing(state, plan):
         _check_writable(model, name)
         if name in state.untouched:
             state.untouched[name].check()
@@ -427,11 +431,6 @@ def _check_writable(model: Any, name: str) -> None:
     was_cast = name in state_of(model).untouched and parameter.dtype.is_floating_point  # after it was merged
     if type(parameter) is not nn.Parameter or (parameter.dtype not in _MERGEABLE and not was_cast):
         kind = f"{type(parameter).__name__} of {parameter.dtype}"
-        if state_of(model).merged:
-            raise ValueError(
-                f"{name} is a {kind} with LoRAs merged into it: load the model again with another alpha, or without "
-                "quantised weights, where alpha can change"
-            )
         raise ValueError(
             f"{name} is a {kind}: quantised or sharded weights cannot be rewritten; keep the adapter attached, or load "
             "the model again, merge, and then quantise"

@@ -12,7 +12,6 @@ from single_file_samples import (
     Tensors,
     declaration,
     matrices,
-    quantise,
     scaled,
     transformer_tensors,
     write,
@@ -292,8 +291,8 @@ def test_headers_that_name_other_layers_are_refused(tmp_path: Path, tensors: Ten
 def test_a_lost_scale_in_an_unmarked_file_is_seen_by_its_values(
     tmp_path: Path, tensors: Tensors, dtype: torch.dtype
 ) -> None:
-    stored = dict(tensors)
-    stored["blocks.0.ffn.0.weight"], _ = quantise(tensors["blocks.0.ffn.0.weight"], dtype)
+    stored, _ = scaled(tensors, matrices(tensors), dtype=dtype)
+    del stored["blocks.0.ffn.0.scale_weight"]
     with pytest.raises(WrongArchitectureError, match=r"blocks\.0\.ffn\.0\.weight is F8_E\dM\d with values up to"):
         load(write(tmp_path / "lost.safetensors", stored))
 

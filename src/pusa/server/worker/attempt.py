@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
@@ -163,6 +163,7 @@ class Attempt:
             checkpoint_every=self.settings.checkpoint_steps,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             preview_seconds=self.settings.preview_seconds,
+            preview_decoder=self.settings.preview_decoder_file,
             marks=self.settings.marks,
         )
 
@@ -205,6 +206,10 @@ class Attempt:
             case Stage(stage):
                 self.progress.stage(stage)
                 self.heartbeat(stage=stage)
+            case Step(stage="load"):
+                pass  # it shows that the process works
+            case Step(stage="encode"):
+                self.heartbeat(stage="encode")  # a job's steps are those of denoising
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
                 self.heartbeat(stage="denoise", step=step, steps=steps)
@@ -212,6 +217,8 @@ class Attempt:
                 if text not in self.notes:
                     self.notes.append(text)
                     self.heartbeat(notes=self.notes)
+            case Planned(summary):
+                self.heartbeat(plan=summary)
             case Resolved(request):
                 if self.job.resolved is None:
                     self.heartbeat(resolved=request)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pusa.acceleration.decisions import Machine
 from pusa.events import Done, Event
 from pusa.provenance.options import MarkOptions
 
@@ -29,6 +30,7 @@ class Task:
     checkpoint_every: int = 4  # steps
     checkpoint_seconds: float = 0.0  # minimum time between two
     preview_seconds: float = 0.0  # minimum time between two; 0: none
+    preview_decoder: Path | None = None
     marks: MarkOptions = field(default_factory=MarkOptions)
 
     @property
@@ -47,6 +49,18 @@ class Loading:
 
     stage: str
     percent: float | None = None
+
+
+@dataclass(frozen=True)
+class MachineFound:
+    """Report the machine that the process runs on, before it loads the model."""
+
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Show that a process lives, also during a long step."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,276 @@
+"""Check a machine for `pusa check`: measure what it has, and try what the other commands need."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pusa.cli.groups import json_option
+
+_COPY_BYTES = 256 * 2**20
+_MATRIX = 1536
+_LEAST_DISK_BYTES = 10**9
+_ATTENTION = ("flash_attn", "flash_attn_interface", "sageattention", "xformers", "kernels")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check.
+
+    Attributes:
+        name: of what was looked at.
+        value: what was found, for people.
+        ok: False: a command of pusa will fail because of it.
+        figures: the same for programs.
+    """
+
+    name: str
+    value: str
+    ok: bool = True
+    figures: dict[str, Any] | None = None
+
+
+@click.command()
+@json_option
+@click.option("--no-ranks", is_flag=True, help="Leave out the video that two processes make together (20 s).")
+def check(as_json: bool, no_ranks: bool) -> int:
+    """Test this machine in a minute: GPUs, links, memory, backends, speed, and two processes that share a video.
+
+    The exit code is 1 if something that pusa needs does not work.
+    """
+    began, found = time.monotonic(), []
+    for finding in findings(with_ranks=not no_ranks):
+        found.append(finding)
+        if not as_json:
+            mark = "" if finding.ok else "FAILED: "
+            click.echo(f"{finding.name:<18}{mark}{finding.value}")
+    is_ok = all(finding.ok for finding in found)
+    seconds = round(time.monotonic() - began, 1)
+    if as_json:
+        click.echo(json.dumps({"ok": is_ok, "seconds": seconds, "findings": [asdict(one) for one in found]}))
+    else:
+        click.echo(f"{'everything works' if is_ok else 'something does not work: see FAILED'} ({seconds:g} s)")
+    return 0 if is_ok else 1
+
+
+def findings(*, with_ranks: bool = True) -> Iterator[Finding]:
+    """Look at one thing after another; what raises is a finding that is not ok."""
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("software", _software),
+        ("GPUs", _gpus),
+        ("links", _links),
+        ("memory", _memory),
+        ("disk", _disk),
+        ("attention", _attention),
+        ("quantisation", _quantisation),
+        ("compile", _compile),
+        ("speed", _speed),
+    ]
+    for name, look in looks + ([("ranks", _ranks)] if with_ranks else []):
+        try:
+            yield look()
+        except Exception as error:
+            yield Finding(name, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}", ok=False)
+
+
+def _cards() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _software() -> Finding:
+    import platform
+
+    import diffusers
+    import torch
+
+    from pusa import __version__
+
+    versions = {
+        "pusa": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "cuda": torch.version.cuda,
+    }
+    return Finding(
+        "software", ", ".join(f"{name} {version}" for name, version in versions.items() if version), True, versions
+    )
+
+
+def _gpus() -> Finding:
+    import torch
+
+    count = _cards()
+    if not count:
+        build = "" if torch.version.cuda else " (this build of PyTorch is for CPUs)"
+        return Finding("GPUs", f"none{build}: everything runs on the CPU, and --gpus has no effect", True, {"count": 0})
+    cards: list[dict[str, Any]] = []
+    for number in range(count):
+        properties = torch.cuda.get_device_properties(number)
+        free, total = torch.cuda.mem_get_info(number)
+        torch.ones(8, device=f"cuda:{number}").sum().item()  # the driver works
+        cards.append(
+            {
+                "name": properties.name,
+                "memory_bytes": total,
+                "free_bytes": free,
+                "capability": [properties.major, properties.minor],
+            }
+        )
+    lines = [
+        f"{card['name']} ({card['free_bytes'] / 1e9:.0f} of {card['memory_bytes'] / 1e9:.0f} GB free, "
+        f"{card['capability'][0]}.{card['capability'][1]})"
+        for card in cards
+    ]
+    return Finding("GPUs", "; ".join(lines), True, {"count": count, "cards": cards})
+
+
+def _links() -> Finding:
+    import torch
+
+    count = _cards()
+    if not count:
+        return Finding("links", "none: there is no GPU to copy to", True, {})
+    host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    cards = [torch.empty(_COPY_BYTES, dtype=torch.uint8, device=f"cuda:{number}") for number in range(count)]
+    from_ram = [_copy_rate(card, host) for card in cards]
+    between = {
+        f"{a} to {b}": {
+            "peer_access": torch.cuda.can_device_access_peer(a, b),
+            "gb_per_s": _copy_rate(cards[b], cards[a]),
+        }
+        for a in range(count)
+        for b in range(count)
+        if a != b
+    }
+    text = "from RAM " + ", ".join(f"{rate:.1f}" for rate in from_ram) + " GB/s"
+    for pair, link in between.items():
+        text += f"; {pair} {link['gb_per_s']:.1f} GB/s{'' if link['peer_access'] else ' (through RAM)'}"
+    return Finding("links", text, True, {"from_ram_gb_per_s": from_ram, "between": between})
+
+
+def _copy_rate(target: Any, source: Any) -> float:
+    """Measure GB/s of the fastest of a few copies."""
+    import torch
+
+    best = float("inf")
+    for _ in range(4):
+        torch.cuda.synchronize(target.device)
+        began = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(target.device)
+        best = min(best, time.perf_counter() - began)
+    return round(source.numel() / best / 1e9, 2)
+
+
+def _memory() -> Finding:
+    import psutil
+
+    from pusa.resources import free_memory_bytes, readable
+
+    free, total = free_memory_bytes(), psutil.virtual_memory().total
+    text = f"{readable(free)} of {readable(total)} free"
+    return Finding("memory", text, True, {"free_bytes": free, "total_bytes": total})
+
+
+def _disk() -> Finding:
+    import shutil
+
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from pusa.resources import readable
+
+    folder = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{readable(free)} free for models in {HF_HUB_CACHE}"
+    if free < _LEAST_DISK_BYTES:
+        return Finding("disk", f"{text}: free some, or set HF_HOME to a larger disk", False, {"free_bytes": free})
+    return Finding("disk", text, True, {"free_bytes": free})
+
+
+def _attention() -> Finding:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    installed = [name for name in _ATTENTION if find_spec(name)]
+    text = "PyTorch's own" + "".join(f", {name}" for name in installed)
+    names = [backend.value for backend in AttentionBackendName]
+    return Finding("attention", text, True, {"installed": installed, "known_to_diffusers": names})
+
+
+def _quantisation() -> Finding:
+    from importlib.metadata import version
+
+    installed = {name: version(name) for name in ("torchao", "gguf") if find_spec(name)}
+    missing = [name for name in ("torchao", "gguf") if name not in installed]
+    text = ", ".join(f"{name} {number}" for name, number in installed.items()) or "none"
+    return Finding("quantisation", text + (f"; without {', '.join(missing)}" if missing else ""), True, installed)
+
+
+def _compile() -> Finding:
+    import torch
+
+    device = "cuda" if _cards() else "cpu"
+    began = time.perf_counter()
+    try:
+        compiled = torch.compile(lambda x: torch.nn.functional.gelu(x * 2 + 1))
+        x = torch.linspace(-1, 1, 64, device=device)
+        is_equal = torch.allclose(compiled(x), torch.nn.functional.gelu(x * 2 + 1), atol=1e-5)
+    except Exception as error:  # a machine without a compiler runs everything else
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return Finding("compile", f"not here, so without --compile ({reason[:100]})", True, {"works": False})
+    seconds = round(time.perf_counter() - began, 1)
+    return Finding(
+        "compile", f"works ({seconds:g} s for one function)", is_equal, {"works": is_equal, "seconds": seconds}
+    )
+
+
+def _speed() -> Finding:
+    import torch
+
+    from pusa.resources import is_bf16_fast
+
+    device = "cuda" if _cards() else "cpu"
+    size = _MATRIX * (5 if device == "cuda" else 1)
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(size, size, device=device, dtype=dtype)
+        best = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            y = x @ x
+            float(y[0, 0])  # waits for the device
+            best = min(best, time.perf_counter() - began)
+        rates[str(dtype).removeprefix("torch.")] = round(2 * size**3 / best / 1e12, 3)
+    is_fast = is_bf16_fast(device)
+    text = f"{rates['bfloat16']:g} TFLOP/s in bf16, {rates['float32']:g} in fp32, on the {'GPU' if _cards() else 'CPU'}"
+    return Finding(
+        "speed", text + ("" if is_fast else ": bf16 is emulated"), True, {**rates, "bf16_is_native": is_fast}
+    )
+
+
+def _ranks() -> Finding:
+    from tempfile import TemporaryDirectory
+
+    from pusa.acceleration.launch import launch
+    from pusa.generate import generate
+    from pusa.request import GenerationRequest
+
+    request = GenerationRequest(model="tiny", prompt="a balloon", seed=0, steps=2, frames=5)
+    device_type = "cuda" if _cards() > 1 else "cpu"
+    began = time.perf_counter()
+    with TemporaryDirectory() as folder, launch(2, device_type=device_type) as ranks:
+        videos = []
+        for name, together in (("two", ranks), ("one", None)):
+            list(generate(request, Path(folder) / f"{name}.mp4", ranks=together))
+            videos.append((Path(folder) / f"{name}.mp4").read_bytes())
+    seconds, is_equal = round(time.perf_counter() - began, 1), videos[0] == videos[1]
+    where = "GPUs" if device_type == "cuda" else "CPU processes"
+    text = f"two {where} make {'the same video as' if is_equal else 'another video than'} one ({seconds:g} s)"
+    return Finding("ranks", text, is_equal, {"device_type": device_type, "equal": is_equal, "seconds": seconds})

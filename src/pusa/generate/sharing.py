@@ -1,0 +1,123 @@
+"""Let the ranks of a group make a video together: rank 0 runs `generate`, and tells the others what to load."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pusa.acceleration import parallel
+from pusa.acceleration.decisions import LoadOptions, Parallel, PartPlan, Plan
+from pusa.acceleration.ranks import Ranks
+from pusa.events import Event, Report, Stage
+from pusa.generate.residents import Resident, resident_of
+from pusa.pipeline import PusaPipeline
+from pusa.request import ResolvedRequest
+
+Run = Callable[[Report], None]
+
+
+def watch(
+    ranks: Ranks | None, stop: Callable[[], bool], pipeline: PusaPipeline | None
+) -> tuple[Callable[[], bool], Callable[[Run], Run]]:
+    """Return `stop` and a wrapper of the run that both raise RankError once a rank has failed.
+
+    Raises:
+        ValueError: there are ranks, and a pipeline that they cannot load.
+    """
+    if ranks is None:
+        return stop, lambda run: run
+    if pipeline is not None:
+        raise ValueError("ranks load the request's model themselves: leave the pipeline out, or the ranks")
+
+    def stop_or_fail() -> bool:
+        ranks.check()
+        return stop()
+
+    def watched(run: Run) -> Run:
+        def run_watched(report: Report) -> None:
+            def report_or_fail(event: Event) -> None:
+                if isinstance(event, Stage):
+                    ranks.stage = event.stage
+                ranks.check()
+                report(event)
+
+            try:
+                run(report_or_fail)
+            finally:
+                if ranks.is_connected and not ranks.has_failed:
+                    ranks.send({"kind": "done"})
+
+        return run_watched
+
+    return stop_or_fail, watched
+
+
+def request_model(ranks: Ranks | None, request: ResolvedRequest, options: LoadOptions) -> None:
+    """Make all other ranks load the model of a request, with its LoRAs and their alphas.
+
+    They begin at once, while rank 0 loads its own; one that fails ends the group.
+    """
+    if ranks is None:
+        return
+    if not ranks.is_connected:
+        ranks.wait_until_all_are_here()
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    ranks.send({"kind": "model", "request": request.model_dump(mode="json"), "options": plain})
+
+
+def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, plan: Plan | None) -> None:
+    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen."""
+    if ranks is None:
+        return parallel.disable(pipe)
+    chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
+    if chosen is None:
+        heads = pipe.transformer.config.num_attention_heads
+        chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
+    ranks.send({"kind": "share", "parallel": asdict(chosen), "plan": plan and _plain(plan)})
+    parallel.enable(pipe, chosen, ranks)
+
+
+def smaller_plan(ranks: Ranks | None, resident: Resident, report: Report) -> Callable[[str], bool]:
+    """Return what takes a smaller plan where memory runs out: nothing among ranks, which all must have the same."""
+    return (lambda where: False) if ranks else partial(resident.take_smaller_plan, report=report)
+
+
+class SharedModel:
+    """Hold, on a rank other than 0, the model that rank 0 has asked for."""
+
+    def __init__(self, message: Mapping[str, Any]) -> None:
+        """Load it: `message` is that of `request_model`."""
+        options: dict[str, Any] = {
+            name: Path(value) if name in _FILES and value else value for name, value in message["options"].items()
+        }
+        self._request = ResolvedRequest.model_validate(message["request"])
+        self._resident = resident_of(self._request, LoadOptions(**options))
+        self.pipe = self._resident.prepare(self._request, None, _ignore)
+
+    def share(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
+        """Share it as rank 0 does: `message` is that of `share`; weights are stored as those of rank 0."""
+        plan = message["plan"]
+        if plan and self._resident.plan and _stored(_plain(self._resident.plan)) != _stored(plan):
+            parts = {name: PartPlan(**part) for name, part in plan["parts"].items()}
+            same = Plan(plan["model"], plan["wish"], parts, plan["merge"])
+            self.pipe = self._resident.prepare(self._request, [same], _ignore)
+        parallel.enable(self.pipe, Parallel(**message["parallel"]), ranks)
+
+
+_FILES = ("transformer", "transformer_2", "text_encoder", "vae")  # of `LoadOptions`
+
+
+def _ignore(event: Event) -> None:
+    """Drop an event: rank 0 reports it."""
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    parts = {name: asdict(part) for name, part in plan.parts.items()}
+    return {"model": plan.model, "wish": plan.wish, "parts": parts, "merge": plan.merge}
+
+
+def _stored(plan: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what of a plan changes what the transformers compute."""
+    parts = {name: part for name, part in plan["parts"].items() if name.startswith("transformer")}
+    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, plan["merge"], plan["wish"]
