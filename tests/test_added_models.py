@@ -1,6 +1,7 @@
 """Models that a user adds by name: kept, found everywhere, and never told to others by their paths."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from command_line import pusa
 from safetensors.torch import save_file
 from sparse_models import transformer_shapes, vae_shapes, write_sparse
 
-from pusa import PusaPipeline, added_models, zoo
+from pusa import GenerationRequest, PusaPipeline, added_models, zoo
 from pusa.generate import loras
 from pusa.models import original, tiny
+from pusa.zoo import LoraSource
 
 NARROW = transformer_shapes("wan2.1-1.3b")
 
@@ -126,3 +128,42 @@ def test_info_describes_a_folder(tmp_path: Path) -> None:
         assert "none of the zoo: a transformer of 3 blocks, width 96, 16 channels" in result.stdout
         assert 'missing files  ["vae/config.json"]' in result.stdout
     assert "holds no model" in pusa("info", tmp_path).stderr
+
+
+# ---- notes about LoRAs -----------------------------------------------------------------------------------------------
+
+
+class Absent(LoraSource):
+    """A LoRA that is neither here nor to be downloaded."""
+
+    def fetch(self, **hub: object) -> dict[str, Path]:
+        raise OSError("the Hub does not answer")
+
+
+def test_a_recognised_model_does_without_a_lora_that_cannot_be_had_and_says_so(tmp_path: Path) -> None:
+    recognised = replace(zoo.get("wan2.1-14b"), name="mine", hub_id=None, family="wan2.1-14b")
+    here = replace(recognised, lora=LoraSource(str(tmp_path), {"transformer": "pusa.safetensors"}))
+    sources, notes = loras.own_files(here)
+    assert sources == [{"transformer": tmp_path / "pusa.safetensors"}]
+    assert notes[0].startswith("mine is recognised as wan2.1-14b: its defaults and its Pusa LoRA")
+    sources, notes = loras.own_files(replace(recognised, lora=Absent("a/b", {})))
+    assert sources == []
+    assert "is not here and cannot be downloaded (the Hub does not answer)" in notes[0]
+    with pytest.raises(OSError, match="the Hub does not answer"):  # a name asks for all of the model
+        loras.own_files(replace(zoo.get("wan2.1-14b"), lora=Absent("a/b", {})))
+
+
+def test_a_note_tells_where_nothing_makes_the_model_follow_conditions() -> None:
+    pipe = PusaPipeline.from_pretrained("tiny")
+    defaults = zoo.defaults_of("tiny")
+
+    def note(*positions: str) -> str | None:
+        conditions = [{"kind": "image", "file": "x.png", "positions": [place]} for place in positions]
+        request = GenerationRequest(prompt="a cat", model="tiny", conditions=conditions, seed=0)
+        return loras.missing_note(pipe, request.resolved(defaults))
+
+    assert note() is None
+    assert "images and videos will not be followed well" in (note("0") or "")
+    pipe.register_to_config(expand_timesteps=True)  # as TI2V-5B has it
+    assert note("0") is None
+    assert "will not follow other places well" in (note("0", "last") or "")

@@ -20,7 +20,6 @@ from pusa import __version__
 from pusa.acceleration.decisions import LoadOptions
 from pusa.cli.groups import Group, Session, json_option
 from pusa.cli.options import (
-    add_options,
     build_conditions,
     build_request,
     condition,
@@ -47,7 +46,7 @@ from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, explain
 
 FAILED, BAD_INPUT, MISSING_MODEL, INTERRUPTED = 1, 2, 3, 130
-_EXIT_CODES = (
+EXIT_CODES = (
     "Exit codes: 0 done, 1 the run failed, 2 wrong usage or input, 3 the model is missing, 130 stopped by Ctrl-C."
 )
 
@@ -120,6 +119,7 @@ def _line(error: object) -> str:
         "jobs": "pusa.cli.serve:jobs",
         "lora": "pusa.cli.lora:lora",
         "mini": "pusa.cli.mini:mini",
+        "models": "pusa.cli.models:models",
         "plan": "pusa.cli.plan:plan",
         "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",
@@ -127,7 +127,7 @@ def _line(error: object) -> str:
         "train": "pusa.cli.train:train",
         "worker": "pusa.cli.serve:worker",
     },
-    epilog=_EXIT_CODES,
+    epilog=EXIT_CODES,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
@@ -182,23 +182,17 @@ def _run(
     options |= {"made_with": made_with} if made_with else {}
     with join_ranks() as ranks:
         options |= {"ranks": ranks, "load": replace(load, gpus=ranks.size)} if ranks else {}
-        _show(lambda stop: generate(request, path, stop=stop, **options), as_json)
+        show_run(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 
-def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from pusa.zoo import names
-
-    return [name for name in names() if name.startswith(incomplete)]
-
-
-def _show(start: Start, as_json: bool) -> None:
+def show_run(start: Start, as_json: bool) -> None:
     try:
         run(start, as_json=as_json)
     except FileNotFoundError as error:  # the files of the request exist, so it is the model's
         raise MissingModelError(str(error)) from error
 
 
-@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=EXIT_CODES)
 @click.argument("prompt")
 @image_options
 @video_options
@@ -244,7 +238,7 @@ def generate(
     _run(request, output, marks=marks, load=load, as_json=as_json)
 
 
-@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
 @_prompt
 @noise_option
@@ -262,7 +256,7 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, as_js
     _run(request, output, marks=marks, load=load, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
-@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=EXIT_CODES)
 @click.argument("first", metavar="FIRST", type=click.Path())
 @click.argument("second", metavar="SECOND", type=click.Path())
 @_prompt
@@ -290,7 +284,7 @@ def transition(
     )
 
 
-@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=EXIT_CODES)
 @click.argument("prompt")
 @image_options
 @noise_option
@@ -323,7 +317,7 @@ _model = click.option(
 )
 
 
-@main.command(cls=RanksCommand, epilog=_EXIT_CODES)
+@main.command(cls=RanksCommand, epilog=EXIT_CODES)
 @click.argument("video", metavar="VIDEO", type=click.Path())
 @_model
 @click.option("--lora", metavar="FILE", multiple=True, help="The same for LoRA files. [may be repeated]")
@@ -377,7 +371,7 @@ def replay(
     )
 
 
-@main.command(epilog=_EXIT_CODES)
+@main.command(epilog=EXIT_CODES)
 @click.argument("latents", metavar="LATENTS", type=click.Path())
 @_model
 @metadata_option("that of LATENTS")
@@ -396,7 +390,7 @@ def decode(
 
     marks, load = take_mark_options(options), take_load_options(options)
     given: dict[str, Any] = {"model": model, "metadata": metadata, "marks": marks, "load": load}
-    _show(lambda stop: decode_latents(file, path, stop=stop, **given), as_json)
+    show_run(lambda stop: decode_latents(file, path, stop=stop, **given), as_json)
 
 
 @main.command()
@@ -429,96 +423,6 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 def _flat(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@main.group(invoke_without_command=True)
-@json_option
-@click.pass_context
-def models(ctx: click.Context, as_json: bool) -> None:
-    """List the models, their sizes and how they would run on this machine."""
-    if ctx.invoked_subcommand is None:
-        from pusa.cli.info import list_models
-
-        print_facts(list_models(), as_json)
-
-
-@models.command()
-@click.argument("name", metavar="NAME", shell_complete=_complete_models)
-@click.option(
-    "--words",
-    is_flag=True,
-    help="List the words that a small model knows; prompts are made of them: a duck slides to the right under the sea, "
-    "the camera zooms in.",
-)
-@json_option
-@click.pass_context
-def show(ctx: click.Context, name: str, words: bool, as_json: bool) -> None:
-    """Describe the model NAME, or the one in the folder NAME."""
-    from pusa.cli.info import describe_model, words_as_text, words_of_model
-
-    as_json = as_json or (ctx.parent is not None and ctx.parent.params["as_json"])  # pusa models --json show NAME
-    if not words:
-        print_facts(describe_model(name), as_json)
-    elif as_json:
-        click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
-    else:
-        click.echo(words_as_text(words_of_model(name)))
-
-
-@models.command(epilog=_EXIT_CODES)
-@click.argument("source", metavar="SOURCE", shell_complete=_complete_models)
-@click.argument("folder", metavar="FOLDER", type=click.Path())
-@click.option(
-    "--dtype",
-    type=click.Choice(["bfloat16", "float16"]),
-    default="bfloat16",
-    show_default=True,
-    help="Of the transformers and the text encoder; what is loaded in fp32 anyway stays in it.",
-)
-@json_option
-def convert(source: str, folder: str, dtype: str, as_json: bool) -> None:
-    """Write the model SOURCE (a name, a folder or a Hub id) to FOLDER, in diffusers layout and in 16 bits.
-
-    Wan's published files are in fp32: converted once, they take half the disk and half the time to read. 2 GB of memory
-    are enough for any model.
-    """
-    from pusa.cli.info import check_model
-
-    check_model(source)
-
-    from pusa.conversion import convert as convert_model
-
-    _show(lambda stop: convert_model(source, Path(folder).expanduser(), dtype=dtype, stop=stop), as_json)
-
-
-@models.command()
-@click.argument("name", metavar="NAME")
-@click.option("--model", metavar="NAME", help="The model of the zoo that it is. [default: its files tell]")
-@add_options
-@click.option("--folder", metavar="FOLDER", type=click.Path(), help="A model's folder, for parts without a file.")
-@click.option(
-    "--comfyui", metavar="FOLDER", type=click.Path(), help="ComfyUI's folder of models: find the files there."
-)
-@click.option("--lora", metavar="FILE", multiple=True, help="Its LoRAs, instead of the model's own. [may be repeated]")
-def add(name: str, **options: Any) -> None:
-    """Give a model of files on this machine a NAME, which all commands, Python and the server know.
-
-    \b
-    pusa models add my-wan --transformer wan2.1-t2v-14b-Q8_0.gguf --vae wan_2.1_vae.safetensors
-    pusa models add comfy --comfyui ~/ComfyUI/models
-    """
-    from pusa.cli.files import add_model
-
-    click.echo(add_model(name, **options))
-
-
-@models.command()
-@click.argument("name", metavar="NAME", shell_complete=_complete_models)
-def remove(name: str) -> None:
-    """Forget the model NAME that was added; its files stay."""
-    from pusa.added_models import remove as forget
-
-    forget(name)
 
 
 @main.command()
