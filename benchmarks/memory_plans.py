@@ -13,6 +13,7 @@ has the same. The whole card comes first. A plan that does not fit says so and t
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ def toy_model() -> ZooModel:
     with torch.device("meta"):
         parts = {"transformer": build(TOY, torch.device("meta")), "vae": AutoencoderKLWan(**TOY_VAE)}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return ZooModel(name="toy", title="a toy", transformer=TOY, parameters=counts)
+    # As models of our own recipe, which have a folder, it runs in bf16.
+    here = Path(__file__).parent
+    return ZooModel("toy", "a toy", TOY, folder=here, parameters=counts, vae_config=TOY_VAE)
 
 
 class Bench:

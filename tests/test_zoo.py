@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pusa import PusaCondition, PusaPipeline, loading, resources, zoo
+from pusa.acceleration.machine import described_machine
 from pusa.models import files, tiny
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
@@ -48,13 +49,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
-    """Set what this machine has: `machine(disk=..., ram=..., gpu=...)` in bytes."""
+    """Set what this machine has: `machine(disk=..., ram=...)` in bytes."""
 
-    def pretend(*, disk: int = 10**15, ram: int = 10**15, gpu: int = 0) -> None:
+    def pretend(*, disk: int = 10**15, ram: int = 10**15) -> None:
         usage = namedtuple("usage", "total used free")(disk, 0, disk)
         monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage)
         monkeypatch.setattr(resources, "free_memory_bytes", lambda: ram)
-        monkeypatch.setattr(resources, "gpu_memory_bytes", lambda: gpu)
 
     return pretend
 
@@ -102,8 +102,6 @@ def test_sizes_follow_from_parameter_counts() -> None:
     model = zoo.get("wan2.1-14b")
     transformer, text, vae = 14_288_491_584, 5_680_910_336, 126_892_531
     assert model.download_bytes == 4 * (transformer + text + vae)
-    assert model.resident_bytes == 2 * (transformer + text) + 4 * vae
-    assert model.activation_bytes == 32_760 * 5120 * 26  # 21 latent frames of 30x52 tokens
 
 
 def describe(folder: Path, **card: Any) -> None:
@@ -388,21 +386,17 @@ def test_too_little_memory_is_an_error_with_the_way_out(machine) -> None:
     machine(ram=32 * GB)
     with pytest.raises(
         resources.ResourcesError,
-        match=r"needs 41 GB of memory .* 32 GB is free: .*text_encoder=None.*smaller model \(.*wan2\.1-1\.3b\)",
+        match=r"needs 47 GB of RAM .* without a GPU, and 32 GB is free: .*smaller model \(.*wan2\.1-1\.3b\)",
     ):
         zoo.check_resources(model)
-    zoo.check_resources(model, skip=["text_encoder"])
     zoo.check_resources(zoo.get("wan2.1-1.3b"))
+    zoo.check_resources(model, skip=["transformer"])  # the others are small
+    zoo.check_resources(model, machine=described_machine(gpu_gb=24, ram_gb=64))
+    with pytest.raises(resources.ResourcesError, match=r"needs 18 GB of RAM .* on this card, and 15 GB is free"):
+        zoo.check_resources(model, machine=described_machine(gpu_gb=12, ram_gb=16))
     machine(ram=28 * GB)
     with pytest.raises(resources.ResourcesError, match="needs 30 GB of memory"):
         zoo.check_resources(zoo.get("wan2.1-1.3b"), dtype=torch.float32)
-    machine(ram=64 * GB, gpu=24 * GB)
-    with pytest.raises(
-        resources.ResourcesError, match=r"needs 33 GB of GPU memory .* 24 GB is free: offload by groups, or quantise"
-    ):
-        zoo.check_resources(model, device="cuda")
-    machine(ram=64 * GB, gpu=40 * GB)
-    zoo.check_resources(model, device="cuda:0")
 
 
 def test_memory_is_checked_before_a_folder_is_read(folder: Path, machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,21 +414,27 @@ def test_free_memory_is_no_more_than_the_machine_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "ram", "verdict"),
+    ("gpu", "ram", "line"),
     [
-        (80, 64, "here 80 GB and 64 GB: yes"),
-        (40, 64, "yes, with model offloading"),
-        (24, 64, "with group offloading or quantisation"),
-        (40, 32, "no"),
-        (0, 64, "here no GPU, 64 GB of RAM: on the CPU only, very slowly"),
-        (0, 42, "no"),
+        (
+            80,
+            64,
+            "yes: transformer on the GPU in bfloat16, merged; 44 GB of 84 GB of GPU memory, 6.9 GB of 67 GB of RAM",
+        ),
+        (
+            24,
+            64,
+            "yes: transformer on the GPU in bfloat16, its blocks streamed from RAM, merged; 12 GB of 25 GB of GPU",
+        ),
+        (24, 32, "yes: transformer on the GPU in fp8, merged; 19 GB of 25 GB of GPU memory, 18 GB of 32 GB of RAM"),
+        (12, 16, "no: wan2.1-14b needs 18 GB of RAM for 832x480 and 81 frames on this card, and 15 GB is free"),
+        (0, 64, "yes: transformer on the CPU in bfloat16, merged; 47 GB of 67 GB of RAM; very slow: "),
+        (0, 42, "no: wan2.1-14b needs 47 GB of RAM"),
     ],
 )
-def test_one_line_tells_whether_a_model_fits(machine, gpu: int, ram: int, verdict: str) -> None:
-    machine(gpu=gpu * GB, ram=ram * GB)
-    line = zoo.describe_fit(zoo.get("wan2.1-14b"))
-    assert line.startswith("needs 33 GB of GPU memory and 41 GB of RAM; here ")
-    assert line.endswith(verdict)
+def test_one_line_tells_whether_a_model_fits(gpu: int, ram: int, line: str) -> None:
+    there = described_machine(gpu_gb=gpu, ram_gb=ram)
+    assert zoo.describe_fit(zoo.get("wan2.1-14b"), there).startswith(line)
 
 
 def test_large_models_default_to_bf16_with_an_fp32_vae() -> None:

@@ -34,6 +34,7 @@ class GenerationDefaults:
         encode: default of `PusaCondition.encode` for images. "single" is the original's; small VAEs in the style of
             Wan2.2 reproduce a lone frame badly at later places (docs/keyframe_encoding.md).
         boundary_ratio: sigma at which Wan2.2 changes from its high-noise to its low-noise expert; None: one expert.
+        size_multiple: sides are multiples of it: the VAE's 8 or 16 pixels, times 2 by the transformer's patches.
     """
 
     width: int = 832
@@ -48,9 +49,14 @@ class GenerationDefaults:
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     encode: Literal["single", "repeat"] = "single"
     boundary_ratio: float | None = None
+    size_multiple: int = 16
 
 
 WAN_DEFAULTS = GenerationDefaults()
+TI2V_DEFAULTS = GenerationDefaults(
+    width=1280, height=704, num_frames=121, fps=24.0, steps=50, guidance=5.0, shift=5.0, size_multiple=32
+)
+"""Wan2.2 TI2V-5B's, from its own configuration (wan/configs/wan_ti2v_5B.py)."""
 
 
 @dataclass(frozen=True)

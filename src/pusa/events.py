@@ -5,6 +5,7 @@ Events are plain and picklable, so that a worker receives the very events that i
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -43,7 +44,7 @@ class Planned(_Event):
 
 @dataclass(frozen=True)
 class Stage(_Event):
-    """Report that a stage begins: "load", "denoise", "decode", ...; `steps` if it has a known number of them."""
+    """Report that a stage begins: "load", "encode", "denoise", "decode", ...; `steps` if their number is known."""
 
     stage: str
     steps: int = 0
@@ -54,12 +55,19 @@ class Stage(_Event):
 
 @dataclass(frozen=True)
 class Step(_Event):
-    """Report that the `step`-th of `steps` of a stage is done (denoising: over all windows of the video)."""
+    """Report that the `step`-th of `steps` of a stage is done (denoising: over all windows of the video).
+
+    The steps of `BYTE_STAGES` are megabytes.
+    Encoding counts the loading of the text encoder, if it was not there, and each prompt.
+    """
 
     step: int
     steps: int
     seconds_left: float | None = None
     stage: str = "denoise"
+
+
+BYTE_STAGES = frozenset(("load", "convert"))
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,33 @@ class Done(_Event):
 Event = Resolved | Planned | Stage | Step | Note | Preview | Checkpoint | Done
 Report = Callable[[Event], None]
 Events = Generator[Event, None, None]
+
+
+class BytesProgress:
+    """Report the bytes of a stage as steps of a megabyte with the time left; called with those done and all.
+
+    Args:
+        stage: one of `BYTE_STAGES`.
+        every_seconds: time from the first call to the first report, and between two: what is over sooner reports none.
+    """
+
+    def __init__(
+        self, report: Report, stage: str, *, every_seconds: float = 0.5, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._report, self._stage, self._every_seconds, self._clock = report, stage, every_seconds, clock
+        self._first: tuple[float, int] | None = None  # a download may precede the first call
+        self._reported_at = 0.0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        now = self._clock()
+        if self._first is None:
+            self._first, self._reported_at = (now, done_bytes), now
+        began_at, before_bytes = self._first
+        if now - self._reported_at < self._every_seconds or done_bytes <= before_bytes:
+            return
+        self._reported_at = now
+        seconds_left = (now - began_at) * (total_bytes - done_bytes) / (done_bytes - before_bytes)
+        self._report(Step(done_bytes // 10**6, max(1, total_bytes // 10**6), round(seconds_left, 1), self._stage))
 
 
 class RunEnded(BaseException):

@@ -34,6 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
     part.replace(path)
 
 
+def cache_folder() -> Path:
+    """Name the folder for what can be made again: that of PUSA_CACHE, or ``~/.cache/pusa``."""
+    return Path(os.environ.get("PUSA_CACHE", "~/.cache/pusa")).expanduser()
+
+
 def private_folder(path: Path) -> Path:
     """Create a folder that only this user may enter, with its parents, and close an existing one of this user."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,16 +94,27 @@ def fingerprint_of(path: Path) -> str:
     return _hashes[stats]
 
 
+def sampled_fingerprint_of(path: Path) -> str:
+    """Hash a file's content as `fingerprint_of` does in a folder: above 256 MB by samples."""
+    digest = hashlib.sha256()
+    _hash_content(digest, path, path.stat().st_size)
+    return digest.hexdigest()
+
+
 def _hash_folder(folder: Path, stats: Iterable[FileStat]) -> str:
     digest = hashlib.sha256()
     for name, _, size_bytes, *_ in stats:
         file = Path(name)
         digest.update(f"{file.relative_to(folder).as_posix()}:{size_bytes};".encode())
-        if size_bytes <= _WHOLE_BYTES:
-            digest.update(sha256_of(file).encode())
-            continue
-        with file.open("rb") as stream:
-            for sample in range(_SAMPLES):
-                stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
+        _hash_content(digest, file, size_bytes)
     return digest.hexdigest()
+
+
+def _hash_content(digest: "hashlib._Hash", file: Path, size_bytes: int) -> None:
+    if size_bytes <= _WHOLE_BYTES:
+        digest.update(sha256_of(file).encode())
+        return
+    with file.open("rb") as stream:
+        for sample in range(_SAMPLES):
+            stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))

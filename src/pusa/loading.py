@@ -1,7 +1,8 @@
 """Turn a source into a pipeline.
 
-A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, or a folder as Wan publishes it. Missing
-files, another architecture and too little disk or memory are errors before anything large is downloaded or read.
+A source is a name of `pusa.zoo`, a Hub id or a folder in diffusers layout, a folder as Wan publishes it, or ComfyUI's
+folder of models; single files replace parts of it. Missing files, another architecture and too little disk or memory
+are errors before anything large is downloaded or read.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -15,21 +16,22 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from pusa import resources, zoo
+from pusa import resources, single_file_sources, zoo
 from pusa.models import files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
+from pusa.models.sources import file_parts
 from pusa.models.streaming import Devices, LoadCounter, Progress, device_of
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.single_file_sources import HUB_OPTIONS, FileSources
 from pusa.zoo import ZooModel
 
 _LEFT_TO_DIFFUSERS = (
     *("device_map", "quantization_config", "max_memory", "offload_folder", "offload_state_dict"),
     *("low_cpu_mem_usage", "disable_mmap", "custom_pipeline"),
 )
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 def load_pipeline(
@@ -53,7 +55,8 @@ def load_pipeline(
         shift: flow shift of the scheduler. None: the source's, or 5.
         device: where the weights go as they are read: one for all parts, or by component (the CPU for others).
         progress: called with the bytes read so far and those of all, after each tensor.
-        kwargs: components that replace the source's (``text_encoder=None`` leaves it out), and whatever
+        kwargs: components that replace the source's (``text_encoder=None`` leaves it out); ``files``, ``storage`` and
+            ``keep_quantized`` (see `pusa.single_file_sources`); and whatever
             `diffusers.DiffusionPipeline.from_pretrained` takes.
 
     Returns:
@@ -65,6 +68,10 @@ def load_pipeline(
         ResourcesError: not enough disk or memory.
     """
     dtype = torch_dtype if dtype is None else dtype
+    single_files = single_file_sources.take(source, kwargs, dtype)
+    if single_files.files:
+        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
+        return _load_with_files(cls, source, single_files, **given, **kwargs)
     if shift is not None:
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
@@ -74,7 +81,7 @@ def load_pipeline(
         identity = identity_of_module(components["text_encoder"], components["tokenizer"])
         pipe = cls(**components | kwargs)
     else:
-        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         replaced = [name for name in COMPONENTS if name in kwargs]
         options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
         folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
@@ -99,11 +106,62 @@ def load_pipeline(
                 for part, paths in sources.items()
             }
             model = zoo.find(source)
-            with _no_progress_bars() if model is not None and model.folder else nullcontext():  # our own take a second
+            with _no_progress_bars() if model is not None and model.is_ours else nullcontext():  # our own take a second
                 pipe = _from_diffusers_folder(cls, folder, dtype, loaded, kwargs)
         identity = revision or _identity(folder)
     if not is_encoder_given:
         pipe.text_encoder_identity = identity
+    return pipe
+
+
+def _load_with_files(
+    cls: type,
+    source: str | Path,
+    sources: FileSources,
+    *,
+    dtype: "DType | None",
+    shift: float | None,
+    device: Devices,
+    progress: Progress | None,
+    **kwargs: Any,
+) -> Any:
+    """Load a pipeline whose parts are single files; what they lack comes from the source, or from the Hub."""
+    if str(source) == "tiny":
+        config: dict[str, Any] = {"transformer": tiny.TRANSFORMER}
+        loaded = sources.load(kwargs, dtype=dtype or torch.float32, config=config)
+        return load_pipeline(cls, source, dtype=dtype, shift=shift, **(loaded | kwargs))
+    model = zoo.find(source)
+    tokenizer = None if "tokenizer" in kwargs else file_parts.tokenizer_in(sources.files)
+    here = {name: kwargs[name] for name in COMPONENTS if name in kwargs}
+    here |= dict.fromkeys(sources.files) | ({} if tokenizer is None else {"tokenizer": tokenizer})
+    folder, revision = None, None
+    if model is None or model.folder or not sources.has_all(here, model.experts):
+        options = {name: kwargs[name] for name in (*HUB_OPTIONS, "variant", "use_safetensors") if name in kwargs}
+        folder, revision = _fetch(_remainder(source), skip=list(here), dtype=dtype, **options)
+    kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+    config, others = {}, {}
+    if folder is not None and (model is None or model.is_ours):  # of no published size
+        if missing := files.missing_files(folder, skip=here):
+            raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
+        config, others = files.transformer_configs(folder), files.parameter_counts(folder, skip=here)
+    dtype = dtype or sources.default_dtype(model, others)
+    loaded = sources.load(kwargs, dtype=dtype, config=config)
+    for part in parts.PARTS:
+        if part in loaded:
+            loaded[part].to(device_of(part, device))
+    loaded |= {"tokenizer": tokenizer} if tokenizer is not None else {}
+    if folder is None:
+        assert model is not None
+        scheduler = {"scheduler": PusaFlowMatchEulerScheduler(shift=shift or model.defaults.shift)}
+        ratios = {"boundary_ratio": model.defaults.boundary_ratio, "expand_timesteps": model.expand_timesteps}
+        pipe = cls(**scheduler | ratios | loaded | kwargs)
+    else:
+        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
+        pipe = load_pipeline(cls, folder, **given, **(loaded | kwargs))
+    if (loaded | kwargs).get("text_encoder") is None:
+        file = sources.files.get("text_encoder")
+        identity = revision or (_identity(folder) if folder else None)
+        pipe.text_encoder_identity = identity_of_files([file]) if file else identity
     return pipe
 
 
@@ -163,10 +221,14 @@ def load_text_encoder(
     On the CPU, weights that are stored in the dtype stay on disk, mapped into memory: the encoder runs for a prompt or
     two and is dropped. `pusa.models.prompt_cache.encode_prompts` uses it for pipelines without a text encoder.
     """
+    single_files = single_file_sources.take(source, hub, dtype, only="text_encoder")
+    if single_files.files:
+        dtype = dtype or (torch.float32 if str(source) == "tiny" else torch.bfloat16)
+        return single_files.load({}, dtype=dtype)["text_encoder"]
     if str(source) == "tiny":
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]
-    folder, _ = _fetch(source, skip=others, dtype=dtype, **hub)
+    folder, _ = _fetch(_remainder(source), skip=others, dtype=dtype, **hub)
     elsewhere = [] if str(device) == "cpu" else ["text_encoder"]
     checked = _check_folder(folder, source, skip=others, dtype=dtype, elsewhere=elsewhere)
     encoder_dtype = resources.dtype_of("text_encoder", checked)
@@ -183,8 +245,26 @@ def load_text_encoder(
     return encoder
 
 
+def find_folder(source: str | Path) -> Path:
+    """Find, or download, the folder of a whole model, and check it; raise as `load_pipeline`.
+
+    Nothing large is read, and no memory is needed.
+    """
+    if str(source) == "tiny":
+        raise ValueError("'tiny' has no files, as it is built in memory: give another model")
+    folder, _ = _fetch(source, skip=(), dtype=None, check_ram=False)
+    _check_folder(folder, source, skip=(), dtype=None, check_ram=False)
+    return folder
+
+
+def _remainder(source: str | Path) -> str | Path:
+    """Name where the parts are that a source's own single files lack."""
+    model = zoo.find(source)
+    return model.hub_id if model is not None and model.files and model.hub_id else source
+
+
 def _fetch(
-    source: str | Path, *, skip: Collection[str], dtype: "DType | None", **options: Any
+    source: str | Path, *, skip: Collection[str], dtype: "DType | None", check_ram: bool = True, **options: Any
 ) -> tuple[Path, str | None]:
     """Return the folder that holds a source, after a download if necessary, and the download's Hub id and revision."""
     model = zoo.find(source)
@@ -200,10 +280,10 @@ def _fetch(
         raise FileNotFoundError(f"{source}: no such folder")
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    _check_hub(hub_id, {name: options[name] for name in _HUB_OPTIONS if name in options and name != "proxies"})
+    _check_hub(hub_id, {name: options[name] for name in HUB_OPTIONS if name in options and name != "proxies"})
     if model is not None:
         cache = Path(options.get("cache_dir") or HF_HUB_CACHE)
-        zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip)
+        zoo.check_resources(model, dtype=dtype, folder=cache, skip=skip, ram=check_ram)
     snapshot = Path(WanPipeline.download(hub_id, **options, **dict.fromkeys(skip)))
     return snapshot, f"{hub_id}@{snapshot.name}"
 
@@ -231,7 +311,7 @@ def _check_folder(
         parts.check_checkpoints(folder, skip=skip, variant=variant)
     counts = files.parameter_counts(folder, skip=skip)
     if dtype is None:
-        is_ours = model is not None and model.folder is not None
+        is_ours = model is not None and model.is_ours
         dtype = resources.native_dtype() if is_ours else resources.default_dtype(sum(counts.values()))
     if check_ram:
         weights = resources.weight_bytes(counts, dtype)

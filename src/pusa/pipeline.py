@@ -100,8 +100,9 @@ class PusaPipeline(WanPipeline):
 
         Args:
             source: a name of the zoo (``pusa models`` lists them), a Hub id or a folder in diffusers layout, or a
-                folder as Wan publishes it.
-            kwargs: as in `diffusers.DiffusionPipeline.from_pretrained`.
+                folder as Wan publishes it, or ComfyUI's folder of models.
+            kwargs: as in `pusa.loading.load_pipeline`, such as ``files={"transformer": path, ...}`` for single files in
+                place of the source's parts, and `diffusers.DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError, FileNotFoundError: something is missing or does not fit; raised before anything large is read.
@@ -112,7 +113,8 @@ class PusaPipeline(WanPipeline):
         model = zoo.find(source)
         if model is not None:
             pipe.defaults = model.defaults
-            if model.lora is not None and model.folder is not None and "transformer" not in kwargs:
+            own = "transformer" not in kwargs and "transformer" not in (kwargs.get("files") or {})
+            if model.lora is not None and model.is_ours and own:
                 pipe.load_pusa(model.lora.fetch(), alpha=model.defaults.alpha)
         return pipe
 
@@ -184,7 +186,7 @@ class PusaPipeline(WanPipeline):
             prompt: text, or one text per video; or give `prompt_embeds`.
             negative_prompt: what to avoid (Wan's: `pusa.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
             conditions: a list of `PusaCondition` for every video, or one list per prompt.
-            height, width: pixels; rounded to the nearest multiple of 16, with a warning.
+            height, width: pixels; rounded to the nearest multiple of 16 (32 for TI2V-5B), with a warning.
             num_frames: rounded to the nearest 4n + 1, with a warning; the video has n + 1 latent frames.
             num_inference_steps: steps N of the shifted grid.
             guidance_scale: 1 switches classifier-free guidance, and the second pass, off.

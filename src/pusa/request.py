@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 FRAMES_PER_LATENT = 4  # Wan's causal VAE: latent frame 0 is one frame, every later one is four
-SIZE_MULTIPLE = 16  # 8 by the VAE, 2 by the transformer's patches
+SIZE_MULTIPLE = 16  # 8 by the VAE, 2 by the transformer's patches; `GenerationDefaults.size_multiple` of a model
 MAX_FRAMES = 4801
 OVERLAP_FRAMES = 13  # 4 latent frames, as Pusa V1.0 (arXiv 2507.16116) keeps of a video to extend it
 
@@ -234,10 +234,20 @@ class GenerationRequest(StrictModel):
         "balanced", "Noise and alpha in one word: " + "; ".join(f"{n}: {p.help}" for n, p in PRESETS.items()) + "."
     )
     width: int | None = field(
-        None, "Width; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
+        None,
+        "Width; rounded to a multiple of 16 (of 32 for wan2.2-ti2v-5b).",
+        unit="pixels",
+        unset="the model's",
+        ge=16,
+        le=2048,
     )
     height: int | None = field(
-        None, "Height; rounded to a multiple of 16.", unit="pixels", unset="the model's", ge=16, le=2048
+        None,
+        "Height; rounded to a multiple of 16 (of 32 for wan2.2-ti2v-5b).",
+        unit="pixels",
+        unset="the model's",
+        ge=16,
+        le=2048,
     )
     frames: int | None = field(
         None,
@@ -324,7 +334,8 @@ class GenerationRequest(StrictModel):
     def resolved(self, defaults: GenerationDefaults) -> "ResolvedRequest":
         """Fill every open field from the preset and the model, and draw a seed where none is set.
 
-        Sizes are rounded to multiples of 16 and lengths to 4n + 1; `rounding_notes` lists the changes.
+        Sizes are rounded to the model's multiples of 16 or 32 and lengths to 4n + 1; `rounding_notes` lists what
+        changed.
 
         Raises:
             ValueError: a position outside the video, two conditions on one latent frame, an overlap that leaves
@@ -340,8 +351,8 @@ class GenerationRequest(StrictModel):
         values = {
             "negative_prompt": defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt,
             "conditions": self._resolve_conditions(defaults.encode),
-            "width": nearest_of(self.width or defaults.width, SIZE_MULTIPLE),
-            "height": nearest_of(self.height or defaults.height, SIZE_MULTIPLE),
+            "width": nearest_of(self.width or defaults.width, defaults.size_multiple),
+            "height": nearest_of(self.height or defaults.height, defaults.size_multiple),
             "frames": frames,
             "window": window,
             "overlap": overlap,
@@ -455,13 +466,15 @@ def match_orientation(
     return request.model_copy(update={"width": defaults.height, "height": defaults.width})
 
 
-def rounding_notes(request: GenerationRequest, resolved: ResolvedRequest) -> list[str]:
-    """Return one line for each number of the request that `resolved` has rounded."""
+def rounding_notes(
+    request: GenerationRequest, resolved: ResolvedRequest, size_multiple: int = SIZE_MULTIPLE
+) -> list[str]:
+    """Return one line for each number of the request that `resolved` has rounded; sides to that of the model."""
     notes = []
     for name in ("width", "height", "frames", "window", "overlap"):
         before, after = getattr(request, name), getattr(resolved, name)
         if before is not None and before != after and not (name == "window" and after == resolved.frames):
-            rule = "a multiple of 16" if name in ("width", "height") else "4n + 1"
+            rule = f"a multiple of {size_multiple}" if name in ("width", "height") else "4n + 1"
             notes.append(f"{name} {before} becomes {after}: it has to be {rule}")
     return notes
 

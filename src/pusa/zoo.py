@@ -1,31 +1,29 @@
 """List models by name: their parts, their defaults, what they need of a machine.
 
-A folder with a ``pusa.json`` describes itself: the embedded model does, and so does any other of our own recipe. This
-module imports no torch; `pusa.loading` turns a name into a pipeline.
+A folder with a ``pusa.json`` describes itself: the embedded model does, and so does any other of our own recipe. Other
+folders are recognised by the shapes of their transformer. This module imports no torch; `pusa.loading` turns a name
+into a pipeline.
 """
 
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pusa import resources
-from pusa.defaults import WAN_DEFAULTS, GenerationDefaults
+from pusa import added_models, resources
+from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
 from pusa.models import files
-from pusa.positions import latent_frames
+from pusa.models.sources import comfyui, configs
+from pusa.models.sources.published import PublishedFile
 from pusa.resources import DType, readable
 
 if TYPE_CHECKING:
-    import torch
+    from pusa.acceleration.decisions import Machine
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "weights"
 CARD_FILE = "pusa.json"
-
-# A forward pass holds about 26 bytes per token and channel at once, whatever the number of blocks (measured: 47.0 MB at
-# dim 512 and 3,528 tokens in bf16).
-_ACTIVATION_BYTES = 26
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,11 @@ class ZooModel:
         parameters: component -> count.
         file_bytes: component -> size of its download.
         words: vocabulary of a model trained on no other words: kind -> groups of phrases of one meaning.
+        family: the model of the zoo that a user's own folder or files were recognised as; None for the zoo's models.
+        files: single files of the user's, by the part of a pipeline that they are.
+        own_lora: LoRAs that the user has added with the model, as a request has them; they replace `lora`.
+        published: single files of others, part -> storage ("bfloat16", "float16", "fp8") -> file.
+        vae_config: values of its VAE's configuration, where neither a folder nor the latent channels tell them.
     """
 
     name: str
@@ -74,6 +77,21 @@ class ZooModel:
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     lora: LoraSource | None = None
     words: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    family: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    own_lora: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[str, PublishedFile]] = field(default_factory=dict)
+    vae_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """True for models of our own recipe, whose folder holds the Pusa LoRA too, and for "tiny"."""
+        return self.hub_id is None and self.family is None
+
+    @property
+    def expand_timesteps(self) -> bool:
+        """True for Wan2.2 TI2V-5B, trained with a time for each token: it follows a clean first frame by itself."""
+        return self.transformer.get("in_channels") == 48
 
     @property
     def experts(self) -> int:
@@ -83,26 +101,45 @@ class ZooModel:
     def download_bytes(self) -> int:
         return sum(self.file_bytes.values())
 
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of all parts at the default dtypes: bf16 (2 bytes) with the VAE in fp32, or fp32 for small models."""
-        return sum(resources.weight_bytes(self.parameters).values())
-
-    @property
-    def activation_bytes(self) -> int:
-        """Memory of one forward pass at the default size, beside the weights."""
-        size = self.defaults
-        tokens = latent_frames(size.num_frames) * (size.height // 16) * (size.width // 16)
-        width = self.transformer["num_attention_heads"] * self.transformer["attention_head_dim"]
-        return tokens * width * _ACTIVATION_BYTES
-
 
 # Counted from the published shapes. The Hub holds fp32, 4 bytes each, except Wan2.2's text encoder (bf16).
 _TEXT_ENCODER_PARAMETERS = 5_680_910_336
-_VAE_PARAMETERS = 126_892_531
+_VAE_PARAMETERS, _WAN22_VAE_PARAMETERS = 126_892_531, 704_688_668
 _WAN = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256}
 _WAN_1B = {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 _WAN_14B = {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+_WAN_5B = {
+    **_WAN,
+    "in_channels": 48,
+    "out_channels": 48,
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+}
+
+
+_COMFY_WAN21, _COMFY_WAN22 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
+_PUBLISHED_TEXT_ENCODER = {
+    "float16": PublishedFile(
+        _COMFY_WAN21, "split_files/text_encoders/umt5_xxl_fp16.safetensors", 2 * _TEXT_ENCODER_PARAMETERS
+    ),
+    "fp8": PublishedFile(
+        _COMFY_WAN21,
+        "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        _TEXT_ENCODER_PARAMETERS + 256_384 * 4096,  # its embedding stays in fp16
+    ),
+}
+_ITEMSIZES = {"bfloat16": 2, "float16": 2, "fp8": 1}
+
+
+def _published(repository: str, parameters: int, **names: str) -> dict[str, PublishedFile]:
+    """List the single files of a transformer: storage -> name without folder and suffix."""
+    return {
+        storage: PublishedFile(
+            repository, f"split_files/diffusion_models/{name}.safetensors", _ITEMSIZES[storage] * parameters
+        )
+        for storage, name in names.items()
+    }
 
 
 def _wan(
@@ -113,10 +150,12 @@ def _wan(
     experts: Mapping[str, int],
     *,
     text_encoder_itemsize: int = 4,
+    vae: int = _VAE_PARAMETERS,
     defaults: GenerationDefaults = WAN_DEFAULTS,
     lora: LoraSource | None = None,
+    published: Mapping[str, Mapping[str, PublishedFile]],
 ) -> ZooModel:
-    parameters = {"text_encoder": _TEXT_ENCODER_PARAMETERS, **experts, "vae": _VAE_PARAMETERS}
+    parameters = {"text_encoder": _TEXT_ENCODER_PARAMETERS, **experts, "vae": vae}
     file_bytes = {part: 4 * count for part, count in parameters.items()}
     file_bytes["text_encoder"] = text_encoder_itemsize * _TEXT_ENCODER_PARAMETERS
     return ZooModel(
@@ -128,6 +167,7 @@ def _wan(
         parameters=parameters,
         file_bytes=file_bytes,
         lora=lora,
+        published={"text_encoder": _PUBLISHED_TEXT_ENCODER, **published},
     )
 
 
@@ -171,6 +211,7 @@ ZOO: dict[str, ZooModel] = {
                 width=96, height=64, num_frames=17, steps=4, max_sequence_length=64, negative_prompt=""
             ),
             parameters={"text_encoder": 65_152, "transformer": 473_536, "vae": 924_491},
+            vae_config={"base_dim": 8},
         ),
         _wan(
             "wan2.1-1.3b",
@@ -178,6 +219,9 @@ ZOO: dict[str, ZooModel] = {
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             _WAN_1B,
             {"transformer": 1_418_996_800},
+            published={
+                "transformer": _published(_COMFY_WAN21, 1_418_996_800, bfloat16="wan2.1_t2v_1.3B_bf16"),
+            },
         ),
         _wan(
             "wan2.1-14b",
@@ -186,6 +230,11 @@ ZOO: dict[str, ZooModel] = {
             _WAN_14B,
             {"transformer": 14_288_491_584},
             lora=LoraSource("RaphaelLiu/PusaV1", {"transformer": "pusa_v1.pt"}),
+            published={
+                "transformer": _published(
+                    _COMFY_WAN21, 14_288_491_584, bfloat16="wan2.1_t2v_14B_bf16", fp8="wan2.1_t2v_14B_fp8_scaled"
+                ),
+            },
         ),
         _wan(
             "wan2.2-a14b",
@@ -199,6 +248,27 @@ ZOO: dict[str, ZooModel] = {
                 "RaphaelLiu/Pusa-Wan2.2-V1",
                 {"transformer": "high_noise_pusa.safetensors", "transformer_2": "low_noise_pusa.safetensors"},
             ),
+            published={
+                part: _published(
+                    _COMFY_WAN22,
+                    14_288_491_584,
+                    float16=f"wan2.2_t2v_{noise}_noise_14B_fp16",
+                    fp8=f"wan2.2_t2v_{noise}_noise_14B_fp8_scaled",
+                )
+                for part, noise in (("transformer", "high"), ("transformer_2", "low"))
+            },
+        ),
+        _wan(
+            "wan2.2-ti2v-5b",
+            "Wan2.2 text- and image-to-video, 5 billion parameters, 720p at 24 fps: follows an image at the first "
+            "frame as it is; no Pusa adapter for other places is published",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            _WAN_5B,
+            {"transformer": 4_999_787_712},
+            text_encoder_itemsize=2,
+            vae=_WAN22_VAE_PARAMETERS,
+            defaults=TI2V_DEFAULTS,
+            published={"transformer": _published(_COMFY_WAN22, 4_999_787_712, float16="wan2.2_ti2v_5B_fp16")},
         ),
     )
 }
@@ -210,18 +280,92 @@ def get(name: str) -> ZooModel:
     Raises:
         ValueError: unknown name; the message has the nearest known one, and all of them.
     """
-    if name in ZOO:
-        return ZOO[name]
-    near = difflib.get_close_matches(name.lower(), ZOO, n=1)
+    if model := ZOO.get(name) or _added(name):
+        return model
+    near = difflib.get_close_matches(name.lower(), names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no model is called {name!r}: {hint}known are {', '.join(ZOO)}; or give a Hub id or a folder")
+    raise ValueError(f"no model is called {name!r}: {hint}known are {', '.join(names())}; or give a Hub id or a folder")
+
+
+def names() -> list[str]:
+    """List the names of all models: those of the zoo, and those that the user has added."""
+    return [*ZOO, *(name for name in added_models.names() if name not in ZOO)]
+
+
+def families() -> dict[str, tuple[Mapping[str, Any], int]]:
+    """Return the published models that a user's files may be, for `pusa.models.sources.file_set`."""
+    return {model.name: (model.transformer, model.experts) for model in ZOO.values() if model.hub_id is not None}
+
+
+def _added(name: str) -> ZooModel | None:
+    added = added_models.read(name)
+    if added is None:
+        return None
+    if added.family not in families():
+        raise ValueError(f"model {name} was added as {added.family}, which is unknown here: remove it and add it anew")
+    family = ZOO[added.family]
+    return replace(
+        family,
+        name=name,
+        title=f"added: {family.title}",
+        hub_id=None if added.folder else family.hub_id,
+        folder=added.folder,
+        family=family.name,
+        files=added.files,
+        own_lora=added.lora,
+    )
 
 
 def find(source: str | Path) -> ZooModel | None:
-    """Find a model by its name, its Hub id or the folder whose ``pusa.json`` describes it; None for other sources."""
+    """Find a model by its name, its Hub id or its folder; None for other sources.
+
+    A folder is described by its ``pusa.json``, or recognised by its content (see `recognise`).
+
+    Raises:
+        ValueError: a folder, or a model that was added, is described badly; or a ComfyUI folder has no model, or
+            several (the message lists them).
+    """
     named = next((model for model in ZOO.values() if str(source) in (model.name, model.hub_id)), None)
     folder = Path(os.path.expanduser(source))
-    return named or read_folder(folder, folder.name)
+    return named or _added(str(source)) or read_folder(folder, folder.name) or recognise(folder)
+
+
+def recognise(folder: Path) -> ZooModel | None:
+    """Recognise a folder as a model of the zoo, whose defaults and LoRA it gets.
+
+    It is a model in diffusers' or Wan's own layout, or ComfyUI's folder of models. Every value of the transformer's
+    configuration has to be that of the zoo's model: narrower ones are None. Raises ValueError as `find`.
+    """
+    if not folder.is_dir():
+        return None
+    if place := comfyui.models_folder(folder):
+        return _in_comfyui(place)
+    found = configs.folder_config(folder)
+    family = None if found is None else family_of(*found)
+    if family is None:
+        return None
+    name = Path(os.path.abspath(folder)).name
+    return replace(
+        family, name=name, title=f"recognised: {family.title}", hub_id=None, folder=folder, family=family.name
+    )
+
+
+def _in_comfyui(folder: Path) -> ZooModel:
+    choice = comfyui.choose(comfyui.scan(folder), families())
+    family = ZOO[choice.family]
+    return replace(
+        family,
+        name=f"comfyui-{family.name}",
+        title=f"in ComfyUI: {family.title}",
+        family=family.name,
+        files=choice.files,
+    )
+
+
+def family_of(config: Mapping[str, Any], experts: int = 1) -> ZooModel | None:
+    """Find the published model with this configuration of its transformer and this number of them."""
+    published = (model for model in ZOO.values() if model.hub_id is not None and model.experts == experts)
+    return next((model for model in published if configs.fits(config, model.transformer)), None)
 
 
 def public_name(source: str) -> str:
@@ -248,34 +392,41 @@ def defaults_of(source: str | Path) -> GenerationDefaults:
 def check_resources(
     model: ZooModel,
     *,
-    device: "str | torch.device | None" = None,
     dtype: "DType | None" = None,
     folder: Path | None = None,
     skip: Collection[str] = (),
+    ram: bool = True,
+    machine: "Machine | None" = None,
 ) -> None:
     """Check that disk, RAM and GPU memory suffice for a model.
 
     Args:
-        device: a CUDA device must hold the largest part and one forward pass; None or CPU: check RAM only.
-        dtype: as for `pusa.loading.load_pipeline`; None: the default.
+        dtype: as for `pusa.loading.load_pipeline`: all parts must fit into RAM in it. None: there must be a plan by
+            which the model makes a clip of its default size.
         folder: download folder, whose disk must have room; None: the files are on this machine.
-        skip: components that are not loaded.
+        skip: components that are not loaded. Without a transformer, the others must fit into RAM.
+        ram: False: the model is downloaded and not held in memory.
+        machine: None: this one.
 
     Raises:
         ResourcesError: too little of one of them; the message has the need, the supply and a way out.
     """
-    smaller = [
-        other.name for other in ZOO.values() if other.name != "tiny" and other.resident_bytes < model.resident_bytes
-    ]
+    from pusa.acceleration.machine import machine as this_machine
+    from pusa.acceleration.planning import plan
+
+    total = sum(model.parameters.values())
+    smaller = [other.name for other in ZOO.values() if other.name != "tiny" and sum(other.parameters.values()) < total]
     otherwise = f", or take a smaller model ({', '.join(smaller)})" if smaller else ""
     if folder is not None:
         download = sum(size for part, size in model.file_bytes.items() if part not in skip)
         resources.check_disk(download - _cached_bytes(model, folder), folder, model.name, otherwise=otherwise)
     counts = {part: count for part, count in model.parameters.items() if part not in skip}
-    weights = resources.weight_bytes(counts, dtype)
-    resources.check_ram(weights, model.name, otherwise=otherwise)
-    if device is not None and str(device).startswith("cuda"):
-        resources.check_gpu(max(weights.values()) + model.activation_bytes, model.name, otherwise=otherwise)
+    if not ram:
+        return
+    if dtype is not None or "transformer" in skip:
+        resources.check_ram(resources.weight_bytes(counts, dtype), model.name, otherwise=otherwise)
+    elif problem := plan(replace(model, parameters=counts), machine=machine or this_machine()).problem:
+        raise resources.ResourcesError(problem + otherwise)
 
 
 def _cached_bytes(model: ZooModel, cache: Path) -> int:
@@ -285,23 +436,20 @@ def _cached_bytes(model: ZooModel, cache: Path) -> int:
     return sum(path.stat().st_size for path in blobs.iterdir()) if blobs.is_dir() else 0
 
 
-def describe_fit(model: ZooModel) -> str:
-    """Describe in one line what a model needs, what this machine has free, and how the model would run on it."""
-    gpu_need = max(resources.weight_bytes(model.parameters).values()) + model.activation_bytes
-    ram_need = model.resident_bytes + resources.RESERVE_BYTES
-    gpu, ram = resources.gpu_memory_bytes(), resources.free_memory_bytes()
-    if gpu >= model.resident_bytes + model.activation_bytes:
-        verdict = "yes"
-    elif ram < ram_need + (0 if gpu else model.activation_bytes):
-        verdict = "no"
-    elif gpu >= gpu_need:
-        verdict = "yes, with model offloading"
-    elif gpu:
-        verdict = "with group offloading or quantisation"
-    else:
-        verdict = "yes" if model.resident_bytes < resources.GB else "on the CPU only, very slowly"
-    here = f"{readable(gpu)} and {readable(ram)}" if gpu else f"no GPU, {readable(ram)} of RAM"
-    return f"needs {readable(gpu_need)} of GPU memory and {readable(ram_need)} of RAM; here {here}: {verdict}"
+def describe_fit(model: ZooModel, machine: "Machine | None" = None) -> str:
+    """Describe in one line how a model would make a clip of its default size on a machine (None: this one)."""
+    from pusa.acceleration.machine import machine as this_machine
+    from pusa.acceleration.planning import plan
+
+    machine = machine or this_machine()
+    found = plan(model, machine=machine)
+    if found.problem:
+        return f"no: {found.problem}"
+    memory = f"{readable(found.ram_peak_bytes)} of {readable(machine.ram_bytes)} of RAM"
+    if found.peak_bytes:
+        memory = f"{readable(found.peak_bytes)} of {readable(machine.cards[0].memory_bytes)} of GPU memory, {memory}"
+    slow = next((f"; {note}" for note in found.notes if note.startswith("very slow")), "")
+    return f"yes: {found.summary.partition(': ')[2]}; {memory}{slow}"
 
 
 def is_hub_id(source: str | Path) -> bool:

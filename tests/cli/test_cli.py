@@ -45,6 +45,7 @@ class Engine(ModuleType):
         stop: Callable[[], bool],
         carried: object = None,
         marks: object = None,
+        load: object = None,
     ) -> Iterator[Event]:
         self.asked.append((request, output))
         half = output.with_suffix(".half")

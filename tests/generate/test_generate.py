@@ -1,6 +1,5 @@
 """Every task from files to a file, with the random-weight model: right size, length and rate, kept frames, replay."""
 
-import itertools
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEncoder3d
 from media_samples import psnr
+from memory_faults import run_out_of_memory
 from PIL import Image
 
 from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
-from pusa.events import Event
+from pusa.events import Event, Stage, Step
 from pusa.generate import decode, generate, load_latents, read_request, save_latents
 from pusa.generate.run import output_frames
 from pusa.generate.tasks import OutputPlan
@@ -47,7 +47,11 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 
 def run(output: Path, **asked: Any) -> list[Event]:
-    options = {key: asked.pop(key) for key in ("stop", "pipeline", "carried", "preview_every") if key in asked}
+    options = {
+        key: asked.pop(key)
+        for key in ("stop", "pipeline", "carried", "preview_every", "preview_decoder")
+        if key in asked
+    }
     request = GenerationRequest(**{"model": "tiny", "prompt": "a cat", "seed": 0, "steps": 2, **asked})
     events = list(generate(request, output, **options))
     assert events[-1].kind == "done"
@@ -236,8 +240,10 @@ def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
     run(tmp_path / "b.mp4", **clip)
     assert len(reads) == 1
     assert np.array_equal(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"))
-    run(tmp_path / "c.mp4", prompt="a dog", **clip)
+    events = run(tmp_path / "c.mp4", prompt="a dog", **clip)
     assert len(reads) == 2
+    shown = [event for event in events if getattr(event, "stage", "") == "encode"]  # loading is the first step of two
+    assert shown == [Stage("encode", 2), Step(1, 2, stage="encode"), Step(2, 2, stage="encode")]
 
 
 # ---- progress, stopping, failing -------------------------------------------------------------------------------------
@@ -249,13 +255,34 @@ def test_progress_counts_every_step_of_every_window_and_ends_at_zero_seconds(tmp
     assert steps == [(k + 1, len(steps)) for k in range(len(steps))]
     assert len(steps) == 2 * 4  # 13 latent frames: windows of 5 that share 2
     assert [e.seconds_left for e in events if e.kind == "step"][-1] == 0
-    assert [e.stage for e in events if e.kind == "stage"][:2] == ["load", "denoise"]
+    assert [e.stage for e in events if e.kind == "stage"][:3] == ["load", "encode", "denoise"]
 
 
-def test_previews_show_the_video_so_far(tmp_path):
-    events = run(tmp_path / "out.mp4", preview_every=1)
-    previews = [Image.open(BytesIO(e.image)) for e in events if e.kind == "preview"]
+def test_previews_show_the_video_so_far_and_leave_the_vae_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
+    pipe = PusaPipeline.from_pretrained("tiny")
+    pipe.set_progress_bar_config(disable=True)
+    used: list[str] = []
+    for name in ("encoder", "decoder"):
+        getattr(pipe.vae, name).register_forward_hook(lambda *_, name=name: used.append(name))
+    previews: list[Image.Image] = []
+    request = GenerationRequest(model="tiny", prompt="a cat", steps=2)
+    for event in generate(request, tmp_path / "out.mp4", pipeline=pipe, preview_every=1):
+        if event.kind == "stage" and event.stage == "denoise":
+            assert set(used) == {"encoder"}  # a map is fitted before
+            used.clear()
+        if event.kind == "preview":
+            previews.append(Image.open(BytesIO(event.image)))
+            assert not used
     assert [p.size for p in previews] == [(WIDTH, HEIGHT)] * 2
+    assert len(list((tmp_path / "cache" / "previews").iterdir())) == 1
+
+
+def test_a_preview_decoder_that_is_none_costs_the_previews_and_not_the_video(tmp_path):
+    options = {"preview_every": 1, "preview_decoder": tmp_path / "taew2_1.safetensors"}
+    events = run(tmp_path / "out.mp4", **options)
+    assert not [e for e in events if e.kind == "preview"]
+    assert [e.message for e in events if e.kind == "note"] == [f"no previews: {options['preview_decoder']} is not here"]
 
 
 def test_stopping_leaves_no_file(tmp_path):
@@ -339,18 +366,6 @@ def test_latents_that_cannot_be_decoded_are_saved_and_decoded_later(tmp_path, mo
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
 
 
-def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int) -> None:
-    """Let one call of a method, counted from 1, run out of memory."""
-    method, numbers = getattr(owner, name), itertools.count(1)
-
-    def short(self: Any, *args: Any, **options: Any) -> Any:
-        if next(numbers) == call:
-            raise torch.OutOfMemoryError("out of memory")
-        return method(self, *args, **options)
-
-    monkeypatch.setattr(owner, name, short)
-
-
 def test_a_long_video_that_cannot_be_decoded_keeps_all_that_was_denoised(tmp_path, monkeypatch):
     run_out_of_memory(monkeypatch, WanDecoder3d, "forward", call=7)
     with pytest.raises(vae_module.DecodeMemoryError):
@@ -379,10 +394,8 @@ def test_what_no_part_of_a_task_can_hold_is_refused_before_denoising(files, tmp_
 
 
 def test_previews_that_do_not_fit_are_given_up_not_the_video(tmp_path, monkeypatch):
-    def short(_: Any, z: torch.Tensor) -> Any:
-        raise vae_module.DecodeMemoryError("no memory", z)
-
-    monkeypatch.setattr("pusa.generate.progress.decode_video", short)
+    monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))  # no map is there yet
+    run_out_of_memory(monkeypatch, WanEncoder3d, "forward", call=1)
     events = run(tmp_path / "out.mp4", preview_every=1)
     assert [e.message for e in events if e.kind == "note"] == ["no previews: there is no memory for them"]
 

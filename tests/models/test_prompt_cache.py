@@ -1,13 +1,18 @@
 """Prompt embeddings on disk: the text encoder works once per prompt."""
 
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pusa import PusaPipeline, loading
+from pusa.acceleration.decisions import PartPlan
+from pusa.models.finite import NotFiniteError
 from pusa.models.prompt_cache import PromptCache, PromptNotCachedError, encode_prompts, prompt_key
 from pusa.models.text_encoder import identity_of_files, identity_of_module
 
@@ -80,6 +85,95 @@ def test_the_text_encoder_is_borrowed_for_a_miss_only(cache: PromptCache) -> Non
     assert torch.equal(call("a duck", "blurry")[0], embeds)
     assert loads == ["once"]
     assert lean.text_encoder is None
+
+
+def plan(**options: Any) -> PartPlan:
+    return PartPlan(**{"dtype": "float32", "storage": "float32", "device": "cpu", "when": "stay"} | options)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "leaves"])
+def test_an_encoder_that_stays_is_loaded_once_and_computes_the_same_wherever_it_is(
+    pipe: PusaPipeline, cache: PromptCache, tmp_path: Path, offload: Any
+) -> None:
+    lean = PusaPipeline.from_pretrained("tiny", text_encoder=None)
+    loads: list[torch.nn.Module] = []
+
+    def load() -> torch.nn.Module:
+        loads.append(loading.load_text_encoder("tiny"))
+        return loads[-1]
+
+    call = partial(encode_prompts, lean, cache=cache, max_sequence_length=16, load_text_encoder=load, device="cpu:0")
+    for prompt in ("a duck", "a goose"):
+        embeds, negative = call(prompt, "blurry", plan=plan(offload=offload))
+        expected = encode_prompts(pipe, prompt, "blurry", cache=PromptCache(tmp_path / "own"), max_sequence_length=16)
+        assert torch.equal(embeds, expected[0])
+        assert torch.equal(negative, expected[1])
+    assert len(loads) == 1
+    assert lean.text_encoder is None
+    call("a cow", plan=plan(offload=offload, when="prompt"))  # another plan: read anew, and dropped
+    call("a dog", plan=plan(offload=offload, when="prompt"))
+    assert len(loads) == 3
+
+
+def test_a_kept_encoder_ends_with_its_pipeline(cache: PromptCache) -> None:
+    lean = PusaPipeline.from_pretrained("tiny", text_encoder=None)
+    loaded: list[Any] = []
+
+    def load() -> torch.nn.Module:
+        encoder = loading.load_text_encoder("tiny")
+        loaded.append(weakref.ref(encoder))
+        return encoder
+
+    options = {"cache": cache, "max_sequence_length": 16, "load_text_encoder": load}
+    encode_prompts(lean, "a duck", plan=plan(when="prompt"), **options)
+    gc.collect()
+    assert loaded.pop()() is None
+    encode_prompts(lean, "a goose", plan=plan(), **options)
+    gc.collect()
+    assert loaded[0]() is not None
+    del lean
+    gc.collect()
+    assert loaded[0]() is None
+
+
+def test_an_encoder_that_fails_is_not_kept(cache: PromptCache) -> None:
+    lean = PusaPipeline.from_pretrained("tiny", text_encoder=None)
+    loads: list[int] = []
+
+    def load() -> torch.nn.Module:
+        loads.append(1)
+        encoder = loading.load_text_encoder("tiny")
+        if len(loads) == 1:
+            torch.nn.init.constant_(encoder.encoder.final_layer_norm.weight, float("nan"))
+        return encoder
+
+    options = {"cache": cache, "max_sequence_length": 16, "load_text_encoder": load, "plan": plan()}
+    with pytest.raises(NotFiniteError):
+        encode_prompts(lean, "a duck", **options)
+    assert lean.text_encoder is None
+    encode_prompts(lean, "a duck", **options)
+    assert len(loads) == 2
+
+
+def test_the_dtype_of_a_plan_is_that_of_the_embeddings(cache: PromptCache) -> None:
+    lean = PusaPipeline.from_pretrained("tiny", text_encoder=None)
+    load = partial(loading.load_text_encoder, "tiny")
+    options = {"cache": cache, "max_sequence_length": 16, "load_text_encoder": load}
+    embeds, _ = encode_prompts(lean, "a duck", plan=plan(dtype="bfloat16"), **options)
+    assert embeds.dtype == torch.bfloat16
+    assert encode_prompts(lean, "a duck", **options)[0].dtype == torch.float32
+
+
+def test_progress_counts_the_loading_and_each_text_and_is_silent_for_cached_ones(cache: PromptCache) -> None:
+    lean = PusaPipeline.from_pretrained("tiny", text_encoder=None)
+    seen: list[tuple[int, int]] = []
+    load = partial(loading.load_text_encoder, "tiny")
+    options = {"cache": cache, "max_sequence_length": 16, "load_text_encoder": load}
+    for _ in range(2):
+        encode_prompts(lean, "a duck", "blurry", progress=lambda *pair: seen.append(pair), **options)
+        assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    encode_prompts(lean, "a goose", guidance_scale=1.0, progress=lambda *pair: seen.append(pair), **options)
+    assert seen[4:] == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_without_guidance_there_is_no_negative_prompt(pipe: PusaPipeline, cache: PromptCache) -> None:

@@ -1,7 +1,9 @@
 """The VAE hands out frames as it goes, equal to those of one call, and gives up no video for want of memory."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,15 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pusa.models.vae import DecodeMemoryError, decode_chunks, decode_tile_by_tile, decode_video, encode_video
+from pusa.acceleration.decisions import PartPlan
+from pusa.models.vae import (
+    DecodeMemoryError,
+    decode_chunks,
+    decode_tile_by_tile,
+    decode_video,
+    encode_video,
+    prepare_vae,
+)
 
 Make = Callable[..., AutoencoderKLWan]
 
@@ -121,6 +131,76 @@ def test_streams_and_other_calls_do_not_disturb_each_other(vae: AutoencoderKLWan
     del abandoned  # closes it
     assert torch.equal(decoded_by_diffusers(vae, latents), expected)
     assert torch.equal(torch.cat([first, *stream], dim=2), expected)
+
+
+def test_what_is_kept_of_earlier_frames_leaves_the_device_while_the_next_window_is_awaited(
+    vae: AutoencoderKLWan,
+) -> None:
+    latents, kept, moved_bytes = noise(5), [], []
+
+    def watch(_: torch.nn.Module, __: Any, options: dict[str, Any], ___: Any) -> None:
+        kept[:] = [weakref.ref(tensor) for tensor in options["feat_cache"] if isinstance(tensor, Tensor)]
+
+    def park(tensor: Tensor) -> Tensor:
+        moved_bytes[-1] += tensor.nbytes
+        return tensor.clone()
+
+    def windows() -> Iterator[Tensor]:
+        for window in latents.split([2, 2, 1], dim=2):
+            assert [tensor for tensor in kept if tensor() is not None] == []
+            moved_bytes.append(0)
+            yield window
+
+    vae.decoder.register_forward_hook(watch, with_kwargs=True)
+    chunks = list(decode_chunks(vae, windows(), park=park))
+    assert torch.equal(torch.cat(chunks, dim=2), decoded_by_diffusers(vae, latents))
+    assert moved_bytes[0] == moved_bytes[1] > 1e5
+    moved_bytes.append(0)
+    list(decode_chunks(vae, latents, park=park))
+    list(decode_chunks(vae, [latents], park=park))
+    assert moved_bytes[-1] == 0  # nothing follows
+
+
+def test_a_plan_prepares_the_vae(tiny_vae: Make) -> None:
+    vae, latents = tiny_vae(), smooth(2, 6, 6)
+    expected = decode_video(vae, latents)
+    assert prepare_vae(vae, PartPlan("float32", "float32", "cpu")) is vae
+    assert torch.equal(decode_video(vae, latents), expected)
+    prepare_vae(vae, PartPlan("bfloat16", "bfloat16", "cpu", tiles=True))
+    assert vae.use_tiling
+    assert all(
+        module.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        for module in vae.modules()
+        if isinstance(module, torch.nn.Conv3d)
+    )
+    video = decode_video(vae, latents)
+    assert video.dtype == torch.bfloat16
+    assert psnr(video.float(), expected) > 30
+    assert not prepare_vae(vae, PartPlan("bfloat16", "bfloat16", "cpu")).use_tiling
+
+
+# ---- in tiles -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(10, 13), (8, 21), (6, 6)])
+def test_tiles_that_are_planned_are_those_of_diffusers_also_for_windows(
+    vae: AutoencoderKLWan, size: tuple[int, int]
+) -> None:
+    latents = smooth(4, *size)
+    vae.enable_tiling(64, 64, 48, 48)  # tiles of 8 x 8 latents
+    expected = decoded_by_diffusers(vae, latents)
+    assert torch.equal(decode_video(vae, latents), expected)
+    moved: list[Tensor] = []
+
+    def park(tensor: Tensor) -> Tensor:
+        moved.append(tensor)
+        return tensor.clone()
+
+    limit_memory(vae, 64, torch.OutOfMemoryError, "out of memory")  # one tile fits
+    chunks = list(decode_chunks(vae, iter(latents.split([1, 2, 1], dim=2)), park=park))
+    assert [chunk.shape[2] for chunk in chunks] == ([1, 8, 4] if max(size) > 8 else [1, 4, 4, 4])
+    assert torch.equal(torch.cat(chunks, dim=2), expected)
+    assert moved
 
 
 def test_no_gradients_are_kept(tiny_vae: Make) -> None:

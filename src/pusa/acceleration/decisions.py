@@ -28,6 +28,8 @@ class LoadOptions:
         quantize: how the transformers' weights are stored; "auto" leaves it to the plan.
         gpus: how many cards to use; None: the plan's choice, of those that are there.
         transformer, transformer_2, text_encoder, vae: single files that replace the model's parts.
+        file_storage: component -> how its single file stores the weights; without an entry, by the file's name.
+        file_bytes: component -> size of its single file; without an entry, a guess.
     """
 
     memory: Wish = "balanced"
@@ -37,6 +39,8 @@ class LoadOptions:
     transformer_2: Path | None = None
     text_encoder: Path | None = None
     vae: Path | None = None
+    file_storage: Mapping[str, Storage] = field(default_factory=dict, hash=False, compare=False)
+    file_bytes: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -66,6 +70,7 @@ class Machine:
     Attributes:
         link: how cards exchange data.
         offload_bytes_per_second: from RAM to a card.
+        cpu_has_bf16: the CPU computes in bf16 itself.
     """
 
     cards: tuple[Card, ...] = ()
@@ -73,6 +78,7 @@ class Machine:
     disk_bytes: int = 0
     link: Literal["none", "pcie", "nvlink"] = "none"
     offload_bytes_per_second: float = 20e9
+    cpu_has_bf16: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,13 @@ class TakeTurns(ModelHook):
 
     diffusers' `enable_model_cpu_offload` does this for whole pipelines only, and moves every part away after each call;
     here the part that computed last stays until another needs the room.
+
+    Args:
+        stays: False: the part leaves the accelerator after each computation.
     """
 
-    def __init__(self, execution_device: torch.device, others: Iterable[nn.Module]) -> None:
-        self.execution_device = execution_device
+    def __init__(self, execution_device: torch.device, others: Iterable[nn.Module] = (), *, stays: bool = True) -> None:
+        self.execution_device, self._stays = execution_device, stays
         self._others = list(others)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -41,6 +44,11 @@ class TakeTurns(ModelHook):
             module.to(self.execution_device)
         return send_to_device(args, self.execution_device), send_to_device(kwargs, self.execution_device)
 
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        if not self._stays:
+            module.to(_CPU)
+        return output
+
 
 def take_turns(parts: Iterable[tuple[nn.Module, torch.device]]) -> None:
     """Let parts take turns on their devices; those on different devices leave each other alone."""
@@ -48,6 +56,11 @@ def take_turns(parts: Iterable[tuple[nn.Module, torch.device]]) -> None:
     for module, device in parts:
         others = [other for other, place in parts if other is not module and place == device]
         add_hook_to_module(module, TakeTurns(device, others))
+
+
+def visit(module: nn.Module, device: torch.device) -> None:
+    """Let a part be on its device only while it computes."""
+    add_hook_to_module(module, TakeTurns(device, stays=False))
 
 
 def stay_on_cpu(module: nn.Module) -> None:

@@ -16,9 +16,9 @@ from torch import nn
 
 from pusa.acceleration import offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
-from pusa.lora.adapters import adapter_names, state_of
+from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
-from pusa.models.vae import channels_last
+from pusa.models.vae import prepare_vae
 from pusa.resources import ResourcesError
 
 PARTS = ("text_encoder", *EXPERTS, "vae")
@@ -94,9 +94,14 @@ def can_apply(pipe: Any, plan: Plan) -> bool:
 
 
 def is_alpha_frozen(pipe: Any) -> bool:
-    """Tell if LoRAs are merged into weights in fewer bits, so that another alpha needs the model loaded again."""
-    experts = [module for name, module in _modules(pipe).items() if name in EXPERTS]
-    return any(state_of(model).merged and quantization.storage_of(model) in quantization.QUANTISED for model in experts)
+    """Tell if another alpha needs the model loaded again, as it is merged into weights that cannot be rewritten."""
+    for name, model in _modules(pipe).items():
+        if name in EXPERTS and adapter_names(model):
+            try:
+                plan_rewrite(model, merged=state_of(model).merged, alpha_changes=True)
+            except ValueError:  # they are int8, or on disk
+                return True
+    return False
 
 
 def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
@@ -153,9 +158,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
         place = device if part.offload == "none" and device.type == "cuda" else None
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":
-        if part.storage == "bfloat16":
-            channels_last(module)
-        module.use_tiling = part.tiles
+        prepare_vae(module, part)
 
 
 def _place(
@@ -168,6 +171,8 @@ def _place(
         if part.device == "cpu":
             if name == "text_encoder" and uses_accelerator:  # diffusers gives it inputs on the other parts' device
                 offload.stay_on_cpu(module)
+        elif part.offload == "none" and part.when == "prompt":
+            offload.visit(module, device)  # the plan counts on its room once prompts are encoded
         elif part.offload == "none":
             module.to(device)
         elif part.offload == "model":

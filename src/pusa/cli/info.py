@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pusa.cli.folders import describe_folder
 from pusa.cli.options import find_file
 from pusa.cli.run import MissingModelError
 
@@ -24,7 +25,11 @@ def describe(file: str) -> dict[str, Any]:
         ValueError: the file is damaged or of an unknown kind.
         FileNotFoundError: there is no such file.
     """
+    if Path(file).expanduser().is_dir():
+        return describe_folder(Path(file).expanduser())
     path = find_file(file, "file")
+    if path.suffix.lower() == ".gguf":
+        return _describe_single_file(path)
     if path.suffix.lower() == _SAFETENSORS:
         return _describe_tensors(path, *_read_safetensors(path))
     if path.suffix.lower() in _PICKLES:
@@ -136,6 +141,16 @@ def _describe_tensors(
     return facts
 
 
+def _describe_single_file(path: Path) -> dict[str, Any]:
+    from pusa.models.single_file.recognition import recognise
+    from pusa.models.sources.file_set import describe
+    from pusa.zoo import families
+
+    file = recognise(path)
+    problems = [part.problem for part in file.parts if part.problem]
+    return {"kind": "a checkpoint", "holds": describe(file, families()), "cannot be used": "; ".join(problems)}
+
+
 def _describe_lora(path: Path) -> dict[str, Any]:
     from pusa.lora.layouts import describe_lora
 
@@ -202,18 +217,28 @@ def find_model(name: str) -> "ZooModel":
 
 def list_models() -> dict[str, dict[str, Any]]:
     """Name -> what it is, what it takes to download, and how it would run on this machine."""
-    from pusa.zoo import ZOO, describe_fit
+    from pusa.zoo import describe_fit, get, names
 
-    return {
-        name: {"about": model.title, "download": _gigabytes(model.download_bytes), "here": describe_fit(model)}
-        for name, model in ZOO.items()
-    }
+    listed = {}
+    for name in names():
+        try:
+            model = get(name)
+        except ValueError as error:  # of one that was added
+            listed[name] = {"about": str(error)}
+            continue
+        download = "those parts that were not added" if model.family else _gigabytes(model.download_bytes)
+        listed[name] = {"about": model.title, "download": download, "here": describe_fit(model)}
+    return listed
 
 
 def describe_model(name: str) -> dict[str, Any]:
     """Return the facts about one model by their names."""
-    from pusa.zoo import ZOO, describe_fit
+    from pusa.zoo import ZOO, describe_fit, find, names
 
+    folder = Path(name).expanduser()
+    facts = {} if name in names() or not folder.is_dir() else describe_folder(folder)
+    if facts and ("to choose" in facts or find(name) is None):
+        return facts
     model = find_model(name)
     defaults = {
         name: dict(v) if name == "alpha" and not isinstance(v, float) else v for name, v in vars(model.defaults).items()
@@ -222,8 +247,11 @@ def describe_model(name: str) -> dict[str, Any]:
         "name": model.name,
         "about": model.title,
         "from": model.hub_id or ("this package" if model.name in ZOO else str(model.folder)),
-        "download": _gigabytes(model.download_bytes),
+        "single files": {part: str(path) for part, path in model.files.items()} or None,
+        **({"download": _gigabytes(model.download_bytes)} if model.family is None else {}),
+        **facts,
         "parameters": {part: f"{count:,}" for part, count in model.parameters.items()},
+        "smaller files": _smaller_files(model) or None,
         "Pusa LoRA": _lora_source(model),
         "words": f"{sum(map(len, model.words.values()))} groups: see --words" if model.words else None,
         "here": describe_fit(model),
@@ -231,10 +259,25 @@ def describe_model(name: str) -> dict[str, Any]:
     }
 
 
+def _smaller_files(model: "ZooModel") -> dict[str, list[str]]:
+    """List single files that are taken instead of the repository's own where a plan has no use for fp32."""
+    return {
+        part: [
+            f"{file.repository}/{file.name.rpartition('/')[2]} ({_gigabytes(file.size_bytes)})"
+            for file in choices.values()
+            if file.size_bytes < model.file_bytes.get(part, 0)
+        ]
+        for part, choices in model.published.items()
+        if part not in model.files and model.hub_id
+    }
+
+
 def _lora_source(model: "ZooModel") -> str:
+    if model.own_lora:
+        return ", ".join(model.own_lora)
     if model.lora is None:
         return "none"
-    return "part of it" if model.folder else model.lora.source
+    return "part of it" if model.is_ours else model.lora.source
 
 
 def words_of_model(name: str) -> dict[str, list[list[str]]]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from pusa.acceleration.decisions import QUANTIZE, WISHES, LoadOptions
+from pusa.cli.files import FILE_OPTIONS, take_files
 from pusa.fields import FieldSpec, field_specs
 from pusa.numerals import parse_number, parse_numbers, parse_size
 from pusa.provenance.options import MarkOptions
@@ -52,7 +53,8 @@ def request_options(*without: str) -> Callable[[C], C]:
     size = click.option(
         "--size",
         metavar="WIDTHxHEIGHT",
-        help="Size in pixels, such as 832x480; rounded to multiples of 16. [default: the model's]",
+        help="Size in pixels, such as 832x480; rounded to multiples of 16, or of 32 for wan2.2-ti2v-5b. [default: the "
+        "model's]",
     )
     return _apply([size, *(_option(field) for field in _REQUEST_FIELDS.values() if field.name not in without)])
 
@@ -126,6 +128,7 @@ mark_options = _apply(
 
 load_options = _apply(
     [
+        *FILE_OPTIONS,
         click.option(
             "--memory",
             type=click.Choice(WISHES),
@@ -142,9 +145,12 @@ load_options = _apply(
 )
 
 
+add_options = _apply(FILE_OPTIONS)
+
+
 def take_load_options(options: dict[str, Any]) -> LoadOptions:
-    """Remove the values of `load_options` from `options`."""
-    given = {name: options.pop(name) for name in ("memory", "quantize")}
+    """Remove the values of `load_options` from `options`. Raises FileNotFoundError for a file that is missing."""
+    given = {name: options.pop(name) for name in ("memory", "quantize")} | take_files(options)
     return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pusa import __version__
 from pusa.acceleration.decisions import LoadOptions
 from pusa.cli.groups import Group, Session, json_option
 from pusa.cli.options import (
+    add_options,
     build_conditions,
     build_request,
     condition,
@@ -117,7 +117,9 @@ def _line(error: object) -> str:
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
         "jobs": "pusa.cli.serve:jobs",
+        "lora": "pusa.cli.lora:lora",
         "mini": "pusa.cli.mini:mini",
+        "plan": "pusa.cli.plan:plan",
         "provenance": "pusa.cli.provenance:provenance",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",
@@ -167,23 +169,25 @@ def _run(
     if path.exists():
         click.echo(f"{path} will be replaced", err=True)
 
+    from pusa.cli.files import find_files
     from pusa.cli.info import check_model
 
+    request, load = find_files(request, load)
     check_model(request.model)
 
     from pusa.generate import generate
 
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
-    with join_ranks() as ranks:
-        options |= {"ranks": ranks, "load": replace(load, gpus=ranks.size)} if ranks else {}
+    with join_ranks(request, load) as ranks:
+        options |= {"ranks": ranks} if ranks else {}
         _show(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 
 def _complete_models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from pusa.zoo import ZOO
+    from pusa.zoo import names
 
-    return [name for name in ZOO if name.startswith(incomplete)]
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 def _show(start: Start, as_json: bool) -> None:
@@ -398,7 +402,7 @@ def decode(
 @click.argument("file", metavar="FILE", type=click.Path())
 @json_option
 def info(file: str, as_json: bool) -> None:
-    """Describe FILE: a video and how it was made, a LoRA, a checkpoint or saved latents."""
+    """Describe FILE: a video and how it was made, a LoRA, a checkpoint, saved latents or a model's folder."""
     from pusa.cli.info import describe
 
     print_facts(describe(file), as_json)
@@ -458,6 +462,62 @@ def show(ctx: click.Context, name: str, words: bool, as_json: bool) -> None:
         click.echo(json.dumps(words_of_model(name), ensure_ascii=False))
     else:
         click.echo(words_as_text(words_of_model(name)))
+
+
+@models.command(epilog=_EXIT_CODES)
+@click.argument("source", metavar="SOURCE", shell_complete=_complete_models)
+@click.argument("folder", metavar="FOLDER", type=click.Path())
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of the transformers and the text encoder; what is loaded in fp32 anyway stays in it.",
+)
+@json_option
+def convert(source: str, folder: str, dtype: str, as_json: bool) -> None:
+    """Write the model SOURCE (a name, a folder or a Hub id) to FOLDER, in diffusers layout and in 16 bits.
+
+    Wan's published files are in fp32: converted once, they take half the disk and half the time to read. 2 GB of memory
+    are enough for any model.
+    """
+    from pusa.cli.info import check_model
+
+    check_model(source)
+
+    from pusa.conversion import convert as convert_model
+
+    _show(lambda stop: convert_model(source, Path(folder).expanduser(), dtype=dtype, stop=stop), as_json)
+
+
+@models.command()
+@click.argument("name", metavar="NAME")
+@click.option("--model", metavar="NAME", help="The model of the zoo that it is. [default: its files tell]")
+@add_options
+@click.option("--folder", metavar="FOLDER", type=click.Path(), help="A model's folder, for parts without a file.")
+@click.option(
+    "--comfyui", metavar="FOLDER", type=click.Path(), help="ComfyUI's folder of models: find the files there."
+)
+@click.option("--lora", metavar="FILE", multiple=True, help="Its LoRAs, instead of the model's own. [may be repeated]")
+def add(name: str, **options: Any) -> None:
+    """Give a model of files on this machine a NAME, which all commands, Python and the server know.
+
+    \b
+    pusa models add my-wan --transformer wan2.1-t2v-14b-Q8_0.gguf --vae wan_2.1_vae.safetensors
+    pusa models add comfy --comfyui ~/ComfyUI/models
+    """
+    from pusa.cli.files import add_model
+
+    click.echo(add_model(name, **options))
+
+
+@models.command()
+@click.argument("name", metavar="NAME", shell_complete=_complete_models)
+def remove(name: str) -> None:
+    """Forget the model NAME that was added; its files stay."""
+    from pusa.added_models import remove as forget
+
+    forget(name)
 
 
 @main.command()

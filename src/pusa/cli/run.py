@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pusa.events import Done, Event, Events, Note, Planned, Stage, Step
+from pusa.events import BYTE_STAGES, Done, Event, Events, Note, Planned, Stage, Step
 from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
@@ -98,7 +98,7 @@ class _Lines:
             case Stage(stage):
                 self._text = f"{stage} ..."
             case Step(step, steps, seconds_left, stage):
-                self._text = f"{stage} {step}/{steps}{time_left(seconds_left)}"
+                self._text = f"{stage} {_count(stage, step, steps)}{time_left(seconds_left)}"
             case Note(message):
                 click.echo(message, err=True)
             case Planned():
@@ -125,7 +125,7 @@ class _Bar:
                 if self._bar is None or self._bar.desc != stage:
                     self._begin(stage)
                 self._bar.total, self._bar.n = steps, step
-                self._bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt}" + time_left(seconds_left)
+                self._bar.bar_format = f"{{desc}} {{bar:30}} {_count(stage, step, steps)}{time_left(seconds_left)}"
                 self._bar.refresh()
             case Note(message):
                 self.close()
@@ -154,6 +154,10 @@ def _show_plan(event: Planned) -> None:
     """Write how the model runs to stderr, if there was anything to decide."""
     if event.reasons:
         click.echo("\n  ".join((event.summary, *event.reasons)), err=True)
+
+
+def _count(stage: str, step: int, steps: int) -> str:
+    return f"{step / 1000:.1f} of {steps / 1000:.1f} GB" if stage in BYTE_STAGES else f"{step}/{steps}"
 
 
 def time_left(seconds: float | None) -> str:

@@ -33,12 +33,12 @@ _SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another e
 _TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
 
 
-def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int]) -> None:
-    """Raise ValueError unless sizes (width, height) are multiples of 16 and lengths 4n + 1 frames."""
+def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int], multiple: int = SIZE_MULTIPLE) -> None:
+    """Raise ValueError unless sizes (width, height) are multiples of the model's and lengths 4n + 1 frames."""
     for size in sizes:
-        if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in size):
-            sides = "x".join(str(nearest_of(side, SIZE_MULTIPLE)) for side in size)
-            raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {SIZE_MULTIPLE}; give {sides}")
+        if any(side < multiple or side % multiple for side in size):
+            sides = "x".join(str(nearest_of(side, multiple)) for side in size)
+            raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {multiple}; give {sides}")
     for count in lengths:
         if count < 1 or count % FRAMES_PER_LATENT != 1:
             near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)

@@ -38,7 +38,6 @@ from pusa.data.sources import Item
 from pusa.data.workers import Failure, Workers, usable_cores
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.fsutil import replacing
-from pusa.request import SIZE_MULTIPLE
 
 SKIPPED_FILE = "skipped.jsonl"
 _MAX_WORKERS = 8
@@ -78,7 +77,9 @@ class ClipSettings:
         """Fill the open fields from the model's defaults."""
         defaults = zoo.defaults_of(self.model)
         width, height = defaults.width, defaults.height
-        side = max(SIZE_MULTIPLE, isqrt(width * height) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+        multiple = defaults.size_multiple
+        side = max(multiple, isqrt(width * height) // multiple * multiple)
+        check_clip_shape(self.sizes, self.frames, multiple)
         sizes = self.sizes or tuple(dict.fromkeys([(width, height), (height, width), (side, side)]))
         return replace(
             self,

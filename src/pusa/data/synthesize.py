@@ -59,9 +59,9 @@ class SynthesisSettings:
         defaults = zoo.defaults_of(self.model)
         width, height = self.size or (defaults.width, defaults.height)
         frames = self.frames or defaults.num_frames
-        check_clip_shape([(width, height)], [frames])
+        check_clip_shape([(width, height)], [frames], defaults.size_multiple)
         zoo_model = zoo.find(self.model)
-        guidance = self.guidance or (defaults.guidance if zoo_model and zoo_model.hub_id is None else _WAN_GUIDANCE)
+        guidance = self.guidance or (defaults.guidance if zoo_model and zoo_model.is_ours else _WAN_GUIDANCE)
         if self.steps < 1 or guidance < 1:
             raise ValueError(f"steps={self.steps}, guidance={guidance:g}: both are 1 or more")
         return replace(

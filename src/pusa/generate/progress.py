@@ -2,13 +2,15 @@
 
 import time
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
-from pusa import media
 from pusa.events import Note, Preview, Report, Stage, Step
-from pusa.models.vae import DecodeMemoryError, decode_video
+from pusa.models.latent_preview import FrameDecoder, preview_of
+from pusa.models.tiny_decoder import load_tiny_decoder
+from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 
 
@@ -53,16 +55,32 @@ class DenoisingProgress:
 
 
 class Previews:
-    """Decode and report one frame of the video so far, every few steps.
+    """Show and report one frame of the video so far, every few steps; the VAE does not run for it.
 
     Args:
         every: steps between two previews; 0: none.
         seconds: minimum time between two previews.
+        decoder: file of a tiny decoder (see `pusa.models.tiny_decoder`); None: a linear map, see
+            `pusa.models.latent_preview`.
     """
 
-    def __init__(self, report: Report, *, every: int = 0, seconds: float = 0.0) -> None:
-        self._report, self._every, self._seconds = report, every, seconds
+    def __init__(self, report: Report, *, every: int = 0, seconds: float = 0.0, decoder: Path | None = None) -> None:
+        self._report, self._every, self._seconds, self._file = report, every, seconds, decoder
         self._shown_at = float("-inf")
+        self._decode: FrameDecoder | None = None
+
+    def prepare(self, pipe: PusaPipeline) -> None:
+        """Load what `show` needs, once; call it before denoising, as fitting a map takes the VAE and seconds."""
+        if not self._every or self._decode is not None:
+            return
+        try:
+            if self._file is None:
+                self._decode = preview_of(pipe.vae)
+            else:
+                channels = (pipe.transformer or pipe.transformer_2).config.in_channels
+                self._decode = load_tiny_decoder(self._file, channels=channels, device=pipe._execution_device)
+        except (RuntimeError, ValueError, OSError) as error:  # the video does not depend on it
+            self._give_up(error)
 
     def is_due(self, step: int) -> bool:
         """Tell if `show` will show one after `step` steps."""
@@ -70,19 +88,21 @@ class Previews:
         return bool(self._every) and step % self._every == 0 and not is_early
 
     def show(self, pipe: PusaPipeline, denoised: Tensor) -> None:
-        """Report a preview of predicted clean latents ``[1, C, F, h, w]``; if that fails, it is the last one."""
-        middle = denoised.shape[2] // 2
+        """Report the middle of predicted clean latents ``[1, C, F, h, w]``; if that fails, there are no more."""
+        assert self._decode is not None
         try:
-            frame = media.to_uint8(decode_video(pipe.vae, denoised[:, :, middle : middle + 1]))[0]
-        except DecodeMemoryError:
-            self._every = 0
-            self._report(Note("no previews: there is no memory for them"))
-            return
-        except (RuntimeError, ValueError) as error:  # the video is not lost yet: its own decoding tells
-            self._every = 0
-            self._report(Note(f"no previews: {error}"))
+            frame = self._decode(denoised, denoised.shape[2] // 2)
+        except RuntimeError as error:
+            self._give_up(error)
             return
         self._shown_at = time.monotonic()
+        height, width = (side * pipe.vae_scale_factor_spatial for side in denoised.shape[3:])
         image = BytesIO()
-        Image.fromarray(frame).save(image, "WEBP", quality=80)
+        picture = Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(image, "WEBP", quality=80)
         self._report(Preview(image.getvalue()))
+
+    def _give_up(self, error: Exception) -> None:
+        self._every = 0
+        is_memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        self._report(Note(f"no previews: {'there is no memory for them' if is_memory else error}"))

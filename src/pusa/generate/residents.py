@@ -1,8 +1,9 @@
 """Load a request's model by a plan, keep it for the next one, and change to a smaller plan where memory runs out."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ import torch
 from pusa import zoo
 from pusa.acceleration import placement, quantization
 from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan, Storage
-from pusa.events import Note, Planned, Report
+from pusa.events import BytesProgress, Note, Planned, Report
 from pusa.generate import loras
+from pusa.models.streaming import Progress
 from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest
@@ -20,7 +22,7 @@ from pusa.scheduler import PusaFlowMatchEulerScheduler
 
 _FULL: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 
-Load = Callable[[Mapping[str, torch.dtype] | None], tuple[PusaPipeline, loras.Loras]]
+Load = Callable[[Plan | None, Progress], tuple[PusaPipeline, loras.Loras]]
 
 
 @dataclass(eq=False)
@@ -30,6 +32,7 @@ class Resident:
     Attributes:
         pipe: the pipeline; the same object for as long as the model is held, whatever becomes of its parts.
         loras: files of its LoRAs.
+        notes: what people should know of the model that was loaded.
         plans: the plan that it runs by, and then smaller ones; none for a pipeline that the caller has made.
         machine: as it was before the model was loaded: what is free now does not count what the model itself takes.
     """
@@ -40,6 +43,7 @@ class Resident:
     plans: list[Plan] = field(default_factory=list)
     device: str = "cuda"
     machine: Machine | None = None
+    notes: list[str] = field(default_factory=list)
     _load: Load | None = None
     _request: ResolvedRequest | None = None
     _is_read: bool = False
@@ -56,11 +60,19 @@ class Resident:
 
     # ---- requests ----
 
-    def prepare(self, request: ResolvedRequest, plans: Sequence[Plan] | None, report: Report) -> PusaPipeline:
+    def prepare(
+        self,
+        request: ResolvedRequest,
+        plans: Sequence[Plan] | None,
+        report: Report,
+        *,
+        progress: Progress | None = None,
+    ) -> PusaPipeline:
         """Make the model run by the best plan for a request, with the request's shift and alphas.
 
         Args:
             plans: best first; None: those of `choose_plans`.
+            progress: called with the bytes read so far and those of all; None: `report` receives them as steps.
 
         Raises:
             ResourcesError: no plan fits this machine.
@@ -73,10 +85,10 @@ class Resident:
             is_same = self.plan is not None and (not found or _placement(found[0]) == _placement(self.plan))
             self.plans = found or self.plans
             if before is not None and self._is_stale(before, request):
-                report(Note("LoRAs are merged into quantised weights: the model is loaded again for another alpha"))
+                report(Note("the LoRAs are merged for good: the model is loaded again for another alpha"))
                 self._is_read = False
             if not (is_same and self._is_read):
-                self._until_it_fits(report)
+                self._until_it_fits(report, progress)
         pipe = self._loaded
         pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
         if not placement.is_alpha_frozen(pipe):
@@ -113,7 +125,9 @@ class Resident:
             from pusa.acceleration.machine import machine
 
             self.machine = machine()
-        return choose_plans(request, self.options, self.machine)
+        found = choose_plans(request, self.options, self.machine)
+        ranks = self.options.gpus or 1  # as many processes as share the work
+        return [plan for plan in found if plan.parallel.ranks == ranks] or found
 
     def _without_failed(self, plans: list[Plan], request: ResolvedRequest) -> list[Plan]:
         """Leave out plans that ran out of memory for a request of this size or a smaller one."""
@@ -121,11 +135,11 @@ class Resident:
         failed = [place for place, failed_size in self._failed if failed_size <= size]
         return [plan for plan in plans if _placement(plan) not in failed] or plans[-1:]
 
-    def _until_it_fits(self, report: Report) -> None:
+    def _until_it_fits(self, report: Report, progress: Progress | None = None) -> None:
         """Load the model, or rearrange it, by the first plan that fits."""
         while True:
             try:
-                return self._carry_out()
+                return self._carry_out(progress or BytesProgress(report, "load"))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -144,11 +158,11 @@ class Resident:
         report(Note(message))
         free_memory()
 
-    def _carry_out(self) -> None:
+    def _carry_out(self, progress: Progress) -> None:
         request = self._request
         assert request is not None
         if not self._is_read or (self.plan is not None and not placement.can_apply(self._loaded, self.plan)):
-            self._read()
+            self._read(progress)
         pipe = self._loaded
         if self.plan is None:
             self.plans = [plan_as_loaded(pipe, request.model, self.options)]
@@ -156,7 +170,7 @@ class Resident:
             loras.set_alphas(pipe, request, self.loras)  # before they are merged into weights that are rounded after it
         placement.apply(pipe, self.plans[0], device=self.device)
 
-    def _read(self) -> None:
+    def _read(self, progress: Progress) -> None:
         """Read the model; parts that were there before are given up first."""
         assert self._load is not None
         old, self._is_read = self.pipe, False
@@ -164,7 +178,7 @@ class Resident:
             placement.remove(old)
             old.register_modules(**dict.fromkeys(placement.PARTS))
             free_memory()
-        pipe, self.loras = self._load(_dtypes(self.plan))
+        pipe, self.loras = self._load(self.plan, progress)
         if old is None:
             self.pipe = pipe
         else:
@@ -172,14 +186,15 @@ class Resident:
         self._is_read = True
 
     def _is_stale(self, before: ResolvedRequest, request: ResolvedRequest) -> bool:
-        """Tell if a request has other alphas than those that are merged into quantised weights."""
+        """Tell if a request has other alphas than those that are merged into weights for good."""
         is_frozen = self._is_read and placement.is_alpha_frozen(self._loaded)
         return is_frozen and loras.alphas(before, self.loras) != loras.alphas(request, self.loras)
 
     def _announce(self, report: Report) -> None:
         if self.plan is not None:
             reasons = [f"{name}: {part.reason}" for name, part in self.plan.parts.items() if part.reason]
-            report(Planned(self.plan.summary, (*reasons, *self.plan.notes)))
+            public = replace(self.plan, model=zoo.public_name(self.plan.model))  # without this machine's folders
+            report(Planned(public.summary, (*reasons, *self.plan.notes)))
 
 
 def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machine) -> list[Plan]:
@@ -192,7 +207,7 @@ def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machin
         machine=machine,
         options=options,
         guidance=request.guidance,
-        lora_ranks=loras.ranks_of(request),
+        lora_ranks=loras.ranks_of(request) or None,
     )
 
 
@@ -260,18 +275,14 @@ def resident_of(
         is_planned: the caller has plans of its own, which the next request without any must not inherit.
     """
     sources = tuple(request.lora)
-    stats = loras.stats_of(local_folder(request.model), sources)
+    stats = loras.stats_of(local_folder(request.model), sources, files_of(request.model, options).values())
     key = request.model, sources, request.lora_layers, options, device, is_planned, stats
     if key not in _resident:
         _resident.clear()
         free_memory()
-        _resident[key] = Resident(
-            None,
-            [],
-            options,
-            device=device,
-            _load=lambda dtypes: _load(request.model, sources, request.lora_layers, dtypes),
-        )
+        resident = Resident(None, [], options, device=device)
+        resident._load = partial(_load, request.model, sources, request.lora_layers, resident)
+        _resident[key] = resident
     return _resident[key]
 
 
@@ -280,23 +291,27 @@ def load_pipeline(
     sources: tuple[str, ...] = (),
     layers: Literal["all", "fitting"] = "all",
     load: LoadOptions | None = None,
+    progress: Progress | None = None,
 ) -> PusaPipeline:
     """Load a pipeline with its adapters to its device, or return it if it was the last one loaded.
 
-    It runs by the plan for the model's own size and length. Files that have changed since are read again.
+    It runs by the plan for the model's own size and length. Files that have changed since are read again. `progress` is
+    called with the bytes read so far and those of all.
     """
     defaults = zoo.defaults_of(model)
     request = GenerationRequest(model=model, prompt=model, lora=list(sources), lora_layers=layers, seed=0)
     resolved = request.resolved(defaults)
-    return resident_of(resolved, load or LoadOptions()).prepare(resolved, None, lambda event: None)
+    return resident_of(resolved, load or LoadOptions()).prepare(resolved, None, lambda event: None, progress=progress)
 
 
 def vae_of(request: ResolvedRequest, options: LoadOptions, device: str = "cuda") -> Resident:
     """Return the VAE of a request's model alone, to `prepare`; it is not kept for other requests."""
     unused = dict.fromkeys(("tokenizer", "text_encoder", "transformer", "transformer_2"))
 
-    def load(dtypes: Mapping[str, torch.dtype] | None) -> tuple[PusaPipeline, loras.Loras]:
-        return PusaPipeline.from_pretrained(request.model, **unused, **({"dtype": dtypes} if dtypes else {})), []
+    def load(plan: Plan | None, progress: Progress) -> tuple[PusaPipeline, loras.Loras]:
+        dtypes = _dtypes(plan)
+        given = {"files": options.files, "progress": progress, **({"dtype": dtypes} if dtypes else {})}
+        return PusaPipeline.from_pretrained(request.model, **unused, **given), []
 
     return Resident(None, [], options, device=device, _load=load)
 
@@ -308,28 +323,46 @@ def local_folder(model: str) -> Path | None:
     return folder if folder.is_dir() and (entry is None or entry.folder) else None
 
 
+def files_of(model: str, options: LoadOptions) -> dict[str, Path]:
+    """Return the single files that parts of a model are read from: part -> file."""
+    entry = zoo.find(model)
+    return {**(entry.files if entry else {}), **options.files}
+
+
 def _load(
     model: str,
     lora_sources: tuple[str, ...],
     layers: Literal["all", "fitting"],
-    dtypes: Mapping[str, torch.dtype] | None,
+    resident: Resident,
+    plan: Plan | None,
+    progress: Progress,
 ) -> tuple[PusaPipeline, loras.Loras]:
     loras.check_files(lora_sources)
     entry = zoo.find(model)
-    in_package = entry is not None and entry.hub_id is None
-    # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
-    absent: dict[str, Any] = {} if in_package else {"text_encoder": None}
-    pipe = PusaPipeline.from_pretrained(model, **absent, **({"dtype": dtypes} if dtypes else {}))
     sources: list[Any] = list(lora_sources)
-    if not sources and entry and entry.lora and not loras.has_pusa(pipe):
-        sources = [entry.lora.fetch()]
+    resident.notes = []
+    if entry and not sources:
+        sources, resident.notes = loras.own_files(entry)
+    in_package = entry is not None and entry.is_ours
+    # In other models the text encoder is the largest part after the transformer: load it for new prompts only.
+    given: dict[str, Any] = {} if in_package else {"text_encoder": None}
+    if plan is not None:
+        stored = {part: how.storage for part, how in plan.parts.items()}
+        given["dtype"] = _dtypes(plan)
+        as_is = ("fp8", "float32")  # other storages are made of bf16
+        given["storage"] = {part: kind if kind in as_is else "bfloat16" for part, kind in stored.items()}
+    pipe = PusaPipeline.from_pretrained(model, files=resident.options.files, progress=progress, **given)
     attached = loras.attach(pipe, sources, layers)
     pipe.set_progress_bar_config(disable=True)
     return pipe, attached
 
 
 def weights_of(resident: Resident, model: str) -> dict[str, Any]:
-    """Hash what a loaded model was read from."""
+    """Hash what a loaded model was read from, and name what its transformers were rounded to since."""
     identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
-    source = identity if "@" in identity else model  # of a Hub model its id and revision
-    return loras.hashes(source, local_folder(model), resident.loras)
+    source = identity if "@" in identity else zoo.public_name(model)  # of a Hub model its id and revision
+    weights = loras.hashes(source, local_folder(model), resident.loras, files_of(model, resident.options))
+    part = resident.part("transformer") or resident.part("transformer_2")
+    if part is not None and part.storage in ("fp8", "int8"):
+        weights["model"]["storage"] = part.storage
+    return weights

@@ -30,7 +30,7 @@ from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
 from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_tiles, decode_video, is_out_of_memory
+from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
 from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
@@ -49,6 +49,7 @@ def generate(
     made_with: Mapping[str, Any] | None = None,
     preview_every: int = 0,
     preview_seconds: float = 0.0,
+    preview_decoder: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 4,
     checkpoint_seconds: float = 0.0,
@@ -72,6 +73,7 @@ def generate(
         made_with: ``weights`` in the metadata of a video that is made again; a note tells which of them have changed.
         preview_every: steps between two previews (0: none).
         preview_seconds: minimum time between two previews.
+        preview_decoder: file of a tiny decoder for sharper ones, see `pusa.models.tiny_decoder`.
         checkpoint: file for the latents denoised so far (see `pusa.generate.checkpoint`), removed at the end. If it
             exists and belongs to the same request, the run resumes from it and makes the same video, byte for byte.
             A request without a seed differs each time: repeat the resolved request of the first run.
@@ -107,11 +109,11 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
-        sharing.request_model(ranks, resolved, load or LoadOptions())
+        options = sharing.request_model(ranks, resolved, load or LoadOptions())
         resident = (
             residents.Resident(pipeline, [])
             if pipeline
-            else residents.resident_of(resolved, load or LoadOptions(), device=device, is_planned=plans is not None)
+            else residents.resident_of(resolved, options, device=device, is_planned=plans is not None)
         )
         pipe = resident.prepare(resolved, plans, report)
         sharing.share(ranks, pipe, resolved, resident.plan)
@@ -122,10 +124,13 @@ def generate(
         writer = _writer(output, resolved, result_marks)
         max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
         notes = [
+            *resident.notes,
             *(loras.notes(resolved, resident.loras) if request.lora else ()),
             *loras.changes(made_with or {}, weights or {}),
             *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
         ]
+        if missing := loras.missing_note(pipe, resolved):
+            notes.append(missing)
         if request.alpha and not loras.has_pusa(pipe):
             notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
         if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
@@ -146,9 +151,10 @@ def generate(
             pipe,
             report_or_stop,
             max_sequence_length=max_sequence_length,
-            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds),
+            previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds, decoder=preview_decoder),
             checkpoint=saved,
             take_smaller_plan=take_smaller_plan,
+            text_encoder=resident.part("text_encoder"),
         )
         _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         if checkpoint is not None:
@@ -215,7 +221,7 @@ def _resolve(
     size_of_first = partial(inputs.frame_size, first, carried) if first else None
     resolved = match_orientation(request, size_of_first, defaults).resolved(defaults)
     sources = [inputs.find(condition, carried) for condition in resolved.conditions]
-    for note in rounding_notes(request, resolved):
+    for note in rounding_notes(request, resolved, defaults.size_multiple):
         report(Note(note))
     if unknown := prompt_hints.unknown_words(request.prompt, request.model):
         hint = prompt_hints.hint(unknown, request.model)
@@ -356,6 +362,11 @@ class _Pieces:
         self._pieces, self._file, self._report = iter(pieces), file, report
         self.denoised, self.is_denoising = 0, False
         self.are_all_denoised = isinstance(pieces, list)
+        self._count = len(pieces) if isinstance(pieces, list) else 0
+
+    def __length_hint__(self) -> int:
+        """Return how many pieces there are; 0 if it is not known: `decode_chunks` keeps nothing after the last."""
+        return 1 if self.denoised and self.are_all_denoised else self._count  # one, once they are read back
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the pieces that there have been, from the file, and then new ones as they are denoised."""
@@ -436,7 +447,7 @@ def _decoded(
     while True:
         frames_decoded = 0
         try:
-            for chunk in (decode_tiles if pipe.vae.use_tiling else decode_chunks)(pipe.vae, pieces):
+            for chunk in decode_chunks(pipe.vae, pieces):
                 new = chunk[:, :, max(0, frames_shown - frames_decoded) :]
                 frames_decoded += chunk.shape[2]
                 if new.shape[2]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pusa import loading, long_video, media
+from pusa.acceleration.decisions import PartPlan
 from pusa.conditions import PusaCondition, fit_image
-from pusa.events import Checkpoint, Report
+from pusa.events import Checkpoint, Report, Stage, Step
 from pusa.generate.checkpoint import DenoisingCheckpoint
 from pusa.generate.inputs import Input, frames_used
 from pusa.generate.progress import DenoisingProgress, Previews
@@ -53,6 +54,8 @@ class Tasks:
         checkpoint: holds the latents of an interrupted run, and receives those of this one.
         take_smaller_plan: makes `pipe` run in less memory, after it ran out in the place that is named; False: it
             cannot.
+        text_encoder: how a text encoder that is loaded for new prompts runs; None: on the CPU, dropped afterwards.
+        load_text_encoder: returns one, for a pipeline that has none; None: that of the request's model.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Tasks:
         previews: Previews,
         checkpoint: DenoisingCheckpoint | None = None,
         take_smaller_plan: Callable[[str], bool] = lambda where: False,
+        text_encoder: PartPlan | None = None,
+        load_text_encoder: Callable[[], torch.nn.Module] | None = None,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
         self.max_sequence_length = max_sequence_length
@@ -74,6 +79,8 @@ class Tasks:
         self.checkpoint = checkpoint
         self._take_smaller_plan = take_smaller_plan
         self._reached: tuple[Tensor, int] | None = None  # latents and steps done of the window that is being denoised
+        self._text_encoder = text_encoder
+        self._load_text_encoder = load_text_encoder or partial(loading.load_text_encoder, request.model)
         if checkpoint is not None and checkpoint.generator_state is not None:
             self.generator.set_state(checkpoint.generator_state)
         self.window, self.overlap = latent_frames(request.window), latent_frames(request.overlap)
@@ -205,9 +212,12 @@ class Tasks:
                 cache=PromptCache(default_folder()),
                 max_sequence_length=self.max_sequence_length,
                 guidance_scale=request.guidance,
-                load_text_encoder=partial(loading.load_text_encoder, request.model),
+                load_text_encoder=self._load_text_encoder,
+                plan=self._text_encoder,
+                progress=self._report_encoding,
             )
         else:
+            self.report(Stage("encode"))
             with torch.no_grad():
                 positive, negative = self.pipe.encode_prompt(
                     request.prompt,
@@ -216,6 +226,9 @@ class Tasks:
                     max_sequence_length=self.max_sequence_length,
                 )
         return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+
+    def _report_encoding(self, done: int, total: int) -> None:
+        self.report(Step(done, total, stage="encode") if done else Stage("encode", total))
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:
         """Denoise the latents of one window, ``[1, C, length, h, w]``."""
@@ -249,6 +262,7 @@ class Tasks:
         """Encode the prompts and conditions of a window and denoise it, from `latents` if `steps_done` is not 0."""
         request = self.request
         embeddings = self._embeddings
+        self.previews.prepare(self.pipe)
         self.progress.begin_denoising()
         return self.pipe(
             **embeddings,

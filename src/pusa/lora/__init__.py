@@ -1,4 +1,4 @@
-"""Load, scale, merge and export LoRAs on a Wan pipeline. The package imports its names on first use."""
+"""Load, scale, merge, export and reduce LoRAs on a Wan pipeline. The package imports its names on first use."""
 
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,21 @@ if TYPE_CHECKING:
         export_lora,
         load_pusa,
         merge_lora,
+        reduce_file,
         set_alpha,
         unload_lora,
         unmerge_lora,
     )
 
-__all__ = ["describe_lora", "export_lora", "load_pusa", "merge_lora", "set_alpha", "unload_lora", "unmerge_lora"]
+__all__ = [
+    "describe_lora",
+    "export_lora",
+    "load_pusa",
+    "merge_lora",
+    "reduce_file",
+    "set_alpha",
+    "unload_lora",
+    "unmerge_lora",
+]
 
 __getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "pusa.lora.operations"))

@@ -9,10 +9,11 @@ import logging
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -329,7 +330,7 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # PEFT does not merge here
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # for PEFT's own merging
         try:
             yield
         finally:
@@ -340,8 +341,14 @@ def _quiet_peft(model: nn.Module) -> Iterator[None]:
 # ---- exact writing of parameters -----------------------------------------------------------------------------------
 
 
-def plan_rewrite(model: Any, *, merged: bool) -> dict[str, Additions]:
+def plan_rewrite(
+    model: Any, *, merged: bool, alphas: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Additions]:
     """List what to add to each parameter, and check that those which change can be written.
+
+    Args:
+        merged: all of the active adapters, not only what PEFT does not hold.
+        alphas: new ones of differences, by the adapter's name.
 
     Raises:
         ValueError: a parameter is quantised, sharded or offloaded.
@@ -357,9 +364,9 @@ def plan_rewrite(model: Any, *, merged: bool) -> dict[str, Additions]:
                 bias = layer.lora_B[adapter_name].bias
                 if bias is not None:
                     plan.setdefault(f"{name}.bias", []).append((scaling, bias))
-    for adapter in state.adapters.values():
+    for adapter_name, adapter in state.adapters.items():
         for name, delta in adapter.deltas.items():
-            plan.setdefault(name, []).append((adapter.alpha, delta))
+            plan.setdefault(name, []).append((alphas.get(adapter_name, adapter.alpha), delta))
     for name in _changing(state, plan):
         _check_writable(model, name)
         if name in state.untouched:

@@ -9,14 +9,12 @@ import logging
 import math
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pusa.lora.adapters import (
     Adapter,
@@ -35,6 +33,7 @@ from pusa.lora.adapters import (
 )
 from pusa.lora.layouts import Layout, LoraInfo, Pair, describe_lora, read_lora, write_lora
 from pusa.lora.placement import Source, place_lora
+from pusa.lora.ranks import ExportReport, reduce_file, reduce_pair, report_of
 from pusa.lora.sources import EXPERTS
 
 logger = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ __all__ = [
     "export_lora",
     "load_pusa",
     "merge_lora",
+    "reduce_file",
     "set_alpha",
     "unload_lora",
     "unmerge_lora",
@@ -54,21 +54,6 @@ __all__ = [
 Alpha = float | Mapping[str, float]
 
 _PAIR_SUFFIXES = {"transformer": "_high_noise", "transformer_2": "_low_noise"}
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """Files written by `export_lora`; over all of them, the layers, the largest rank and the errors of a lower rank.
-
-    Errors are Frobenius norms of the change of B A over those of B A, 0 if the rank is not reduced.
-    """
-
-    paths: tuple[Path, ...]
-    layers: int
-    rank: int
-    relative_error: float
-    worst_error: float
-    worst_layer: str
 
 
 def load_pusa(
@@ -150,8 +135,8 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
     if not models:
         raise _unknown_adapter(pipeline, adapter_name)
     alphas = _per_expert(alpha, models)
-    for expert in alphas:
-        plan_rewrite(models[expert], merged=state_of(models[expert]).merged)  # raises before anything changes
+    for expert, value in alphas.items():  # raises before anything changes
+        plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alphas={adapter_name: value})
     for expert, value in alphas.items():
         model = models[expert]
         for layer in lora_layers(model).values():
@@ -248,7 +233,7 @@ def export_lora(
         full, deltas = contents(model, adapter_name)
         pairs: dict[str, Pair] = {}
         for name, pair in full.items():
-            pairs[name], *lost[f"{expert}.{name}"] = _reduce(pair, rank)
+            pairs[name], *lost[f"{expert}.{name}"] = reduce_pair(pair, rank)
         expert_rank = max((a.shape[0] for a, _ in pairs.values()), default=0)
         adapter = state_of(model).adapters.get(adapter_name)
         metadata = {
@@ -262,17 +247,7 @@ def export_lora(
         written.append(file)
         ranks.add(expert_rank)
         layers += len(pairs.keys() | {name.rpartition(".")[0] for name in deltas})
-    relative = {name: math.sqrt(part / whole) if whole else 0.0 for name, (part, whole) in lost.items()}
-    worst = max(relative, key=relative.__getitem__, default="")
-    total = math.fsum(whole for _, whole in lost.values())
-    return ExportReport(
-        paths=tuple(written),
-        layers=layers,
-        rank=max(ranks),
-        relative_error=math.sqrt(math.fsum(part for part, _ in lost.values()) / total) if total else 0.0,
-        worst_error=relative.get(worst, 0.0),
-        worst_layer=worst,
-    )
+    return report_of(written, layers, max(ranks), lost)
 
 
 # ---- experts and alphas ------------------------------------------------------------------------------------
@@ -300,37 +275,3 @@ def _per_expert(alpha: Alpha, experts: Collection[str]) -> dict[str, float]:
 def _unknown_adapter(pipeline: Any, adapter_name: str) -> ValueError:
     loaded = sorted({name for model in _experts(pipeline).values() for name in adapter_names(model)})
     return ValueError(f"no LoRA is attached as {adapter_name!r}; attached: {', '.join(loaded) or 'none'}")
-
-
-# ---- lower ranks ---------------------------------------------------------------------------------------------------
-
-
-def _reduce(pair: Pair, rank: int | None) -> tuple[Pair, float, float]:
-    """Compute the best pair of a lower rank, and the squared Frobenius norms of the change of B A and of B A.
-
-    This never forms B A: with R_b from BᵀB and R_a from AAᵀ, its singular values are those of the small R_b R_aᵀ.
-    """
-    if rank is None:
-        return pair, 0.0, 0.0
-    a, b = (half.double().flatten(1) for half in pair)  # [r, in], [out, r]
-    gram_a, gram_b = a @ a.T, b.T @ b  # [r, r]
-    norm = float((gram_a * gram_b).sum())
-    if rank >= len(a):
-        return pair, 0.0, norm
-    (root_a, inverse_a), (root_b, inverse_b) = _root(gram_a), _root(gram_b)
-    u, s, vh = torch.linalg.svd(root_b @ root_a.T)
-    half = s[:rank].sqrt()
-    small_a = (half[:, None] * (vh[:rank] @ inverse_a.T @ a)).to(pair[0])  # [rank, in]
-    small_b = (b @ (inverse_b @ u[:, :rank] * half)).to(pair[1])  # [out, rank]
-    small = small_a.reshape(rank, *pair[0].shape[1:]), small_b.reshape(-1, rank, *pair[1].shape[2:])
-    c, d = (part.double().flatten(1) for part in small)
-    lost = norm - 2 * float(((a @ c.T) * (b.T @ d)).sum()) + float(((c @ c.T) * (d.T @ d)).sum())
-    return small, max(lost, 0.0), norm
-
-
-def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor a Gram matrix: R with RᵀR = gram, and its pseudo-inverse."""
-    values, vectors = torch.linalg.eigh(gram)
-    root = values.clamp_min(0).sqrt()
-    inverse = torch.where(root > 1e-7 * root.max(), 1 / root, 0.0)
-    return root[:, None] * vectors.T, vectors * inverse

@@ -2,7 +2,7 @@
 
 There are two layouts: diffusers' (``model_index.json`` and one folder per component) and the one in which Wan publishes
 its own code's weights (``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` beside the transformer's shards;
-Wan2.2 keeps the shards in ``high_noise_model/`` and ``low_noise_model/``).
+Wan2.2 A14B keeps the shards in ``high_noise_model/`` and ``low_noise_model/``, TI2V-5B has ``Wan2.2_VAE.pth``).
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "transformer_2")
-ORIGINAL_VAE = "Wan2.1_VAE"
+ORIGINAL_VAE, ORIGINAL_WAN22_VAE = "Wan2.1_VAE", "Wan2.2_VAE"
 ORIGINAL_TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 ORIGINAL_EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
@@ -55,6 +55,8 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(file.read(header_bytes))
         except ValueError as error:
             raise DamagedFileError(f"{path.name} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DamagedFileError(f"{path.name} is no safetensors file: its header is no JSON object")
     tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
     whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size_bytes < whole_bytes:
@@ -66,8 +68,8 @@ def is_original(folder: Path) -> bool:
     """Tell if a folder has Wan's own layout, complete or not (`missing_files` lists what it lacks)."""
     if (folder / "model_index.json").exists():
         return False
-    marks = [*ORIGINAL_EXPERTS.values(), *(f"{ORIGINAL_VAE}.{kind}" for kind in ("pth", "safetensors"))]
-    marks += [f"{ORIGINAL_TEXT_ENCODER}.{kind}" for kind in ("pth", "safetensors")]
+    stems = (ORIGINAL_VAE, ORIGINAL_WAN22_VAE, ORIGINAL_TEXT_ENCODER)
+    marks = [*ORIGINAL_EXPERTS.values(), *(f"{stem}.{kind}" for stem in stems for kind in ("pth", "safetensors"))]
     return (
         any((folder / mark).exists() for mark in marks)
         or read_json(folder / "config.json").get("_class_name") == "WanModel"
@@ -85,6 +87,13 @@ def original_weights(folder: Path, stem: str) -> Path:
     """Find the file of the VAE or the text encoder: a safetensors copy, if there is one, or else the pickle."""
     safe = folder / f"{stem}.safetensors"
     return safe if safe.exists() else folder / f"{stem}.pth"
+
+
+def original_vae(folder: Path) -> Path:
+    """Find the VAE's file: of Wan2.2 TI2V-5B, or else of Wan2.1, which all others use; the one missing if none is."""
+    wan22, wan21 = (original_weights(folder, stem) for stem in (ORIGINAL_WAN22_VAE, ORIGINAL_VAE))
+    is_ti2v = read_json(folder / "config.json").get("model_type") == "ti2v"
+    return wan22 if is_ti2v or (wan22.exists() and not wan21.exists()) else wan21
 
 
 def shards(folder: Path) -> list[Path]:
@@ -121,9 +130,10 @@ def _missing_original(folder: Path, skip: Collection[str]) -> Iterator[str]:
             yield from _damaged_shards(
                 folder, transformer_shards(expert), expert / "diffusion_pytorch_model.safetensors"
             )
-    for component, stem in (("vae", ORIGINAL_VAE), ("text_encoder", ORIGINAL_TEXT_ENCODER)):
+    text_encoder = original_weights(folder, ORIGINAL_TEXT_ENCODER)
+    for component, path in (("vae", original_vae(folder)), ("text_encoder", text_encoder)):
         if component not in skip:
-            yield from _damaged(folder, original_weights(folder, stem))
+            yield from _damaged(folder, path)
     if "tokenizer" not in skip:
         yield from _missing_tokenizer(folder, folder / ORIGINAL_TOKENIZER)
 
@@ -150,6 +160,28 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
             if not any(part.glob("*.bin")):
                 stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
                 yield from _damaged_shards(folder, shards(part), part / f"{stem}.safetensors")
+
+
+def weight_files(folder: Path) -> dict[str, list[Path]]:
+    """List the files with the weights of each part of a folder in either layout, missing ones included."""
+    if is_original(folder):
+        found = {part: transformer_shards(place) for part, place in original_experts(folder).items()}
+        return found | {
+            "text_encoder": [original_weights(folder, ORIGINAL_TEXT_ENCODER)],
+            "vae": [original_vae(folder)],
+        }
+    parts = [part for part in diffusers_components(folder) if part not in ("tokenizer", "scheduler")]
+    return {part: shards(folder / part) or sorted((folder / part).glob("*.bin")) for part in parts}
+
+
+def transformer_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what tensors of an unpublished size do not tell, from a folder in either layout: "transformer" -> fields."""
+    if not is_original(folder):
+        config = read_json(folder / "transformer" / "config.json")
+    else:
+        original = read_json(original_experts(folder)["transformer"] / "config.json")
+        config = {"num_attention_heads": original["num_heads"]} if "num_heads" in original else {}
+    return {"transformer": config} if config else {}
 
 
 def diffusers_components(folder: Path) -> list[str]:
@@ -209,9 +241,10 @@ def parameter_counts(folder: Path, *, skip: Collection[str] = ()) -> dict[str, i
     counts = {}
     if is_original(folder):
         parts = {component: transformer_shards(expert) for component, expert in original_experts(folder).items()}
-        for component, stem, bytes_each in (("vae", ORIGINAL_VAE, 4), ("text_encoder", ORIGINAL_TEXT_ENCODER, 2)):
+        text_encoder = original_weights(folder, ORIGINAL_TEXT_ENCODER)
+        for component, path, bytes_each in (("vae", original_vae(folder), 4), ("text_encoder", text_encoder, 2)):
             if component not in skip:
-                counts[component] = original_weights(folder, stem).stat().st_size // bytes_each
+                counts[component] = path.stat().st_size // bytes_each
     else:
         parts = {component: shards(folder / component) for component in diffusers_components(folder)}
     for component, paths in parts.items():
@@ -227,29 +260,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def describe_single_file(path: Path) -> str:
     """Explain, for an error, that a file given as a model is none, and what it seems to be."""
-    lora = "a LoRA: give it with --lora, or load_pusa, beside a model"
-    kinds: tuple[tuple[str, str], ...] = (
-        (r"lora[._](?:[AB]|up|down)\b|\.diff(?:_b|_m)?$", lora),
-        (r"text_encoders?\..*\n(?:.*\n)*vae\.|vae\..*\n(?:.*\n)*text_encoders?\.", "an all-in-one checkpoint"),
-        (r"patch_embedding\.|condition_embedder\.|time_projection\.", "a single-file checkpoint of the transformer"),
-        (r"token_embedding\.|^(?:.*\.)?shared\.weight|enc\.blk\.", "a single-file checkpoint of the text encoder"),
-        (r"decoder\.(?:conv1|conv_in|middle|mid_block)\.", "a single-file checkpoint of the VAE"),
-    )
-    found = "a single file"
-    if path.suffix == ".safetensors":
+    from pusa.models.single_file.recognition import recognise  # it reads headers by this module
+
+    found = "a single GGUF file" if path.suffix == ".gguf" else "a single file"
+    if path.suffix in (".safetensors", ".gguf"):
         try:
-            keys = "\n".join(sorted(safetensors_header(path)))
+            file = recognise(path)
         except DamagedFileError as error:
-            return f"{path}: {error}: get it again, and give a model's folder"
-        found = next((kind for pattern, kind in kinds if re.search(pattern, keys, re.MULTILINE)), found)
-    elif path.suffix == ".gguf":
-        found = "a single GGUF file"
-    elif ORIGINAL_VAE in path.name or ORIGINAL_TEXT_ENCODER in path.name:
-        part = "VAE" if ORIGINAL_VAE in path.name else "text encoder"
+            return f"{path} is {found}: {error}: get it again, and give a model's folder"
+        except ModuleNotFoundError as error:
+            return f"{path} is {found}: {error}"
+        if file.is_lora:
+            return f"{path} is a LoRA: give it with --lora, or load_pusa, beside a model"
+        if file.problem:
+            return f"{path} is {found}: {file.problem}"
+        nouns = [{"text_encoder": "text encoder", "vae": "VAE"}.get(part, part) for part in file.components]
+        found = "an all-in-one checkpoint" if len(nouns) > 1 else f"a single-file checkpoint of the {nouns[0]}"
+    elif any(stem in path.name for stem in (ORIGINAL_VAE, ORIGINAL_WAN22_VAE, ORIGINAL_TEXT_ENCODER)):
+        part = "text encoder" if ORIGINAL_TEXT_ENCODER in path.name else "VAE"
         found = f"a single-file checkpoint of the {part}"
-    if found == lora:
-        return f"{path} is {lora}"
     return (
         f"{path} is {found}, not a folder: give the folder of a whole model (diffusers' or Wan's own layout), a Hub id "
-        "or a name of `pusa models`"
+        "or a name of `pusa models`; a file goes beside it, with --transformer, --text-encoder or --vae"
     )

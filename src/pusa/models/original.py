@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pusa.models import files
+from pusa.models import files, wan22_vae
 from pusa.models.files import WrongArchitectureError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 from pusa.models.parts import Tensors, check_tensors, refuse_quantised, tensors_in
@@ -86,15 +86,17 @@ def _transformer_pairs() -> Iterator[tuple[str, str]]:
             yield f"{name}.{{p}}", f"{other}.{{p}}"
 
 
-def _vae_pairs() -> Iterator[tuple[str, str]]:
-    residual = {
-        "residual.0": "norm1",
-        "residual.2": "conv1",
-        "residual.3": "norm2",
-        "residual.6": "conv2",
-        "shortcut": "conv_shortcut",
-    }
-    resample = ("resample.1", "time_conv")
+_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+_RESAMPLE = ("resample.1", "time_conv")
+
+
+def _shared_vae_pairs() -> Iterator[tuple[str, str]]:
     yield "conv1.{p}", "quant_conv.{p}"
     yield "conv2.{p}", "post_quant_conv.{p}"
     yield "{side}.conv1.{p}", "{side}.conv_in.{p}"
@@ -102,22 +104,26 @@ def _vae_pairs() -> Iterator[tuple[str, str]]:
     yield "{side}.head.2.{p}", "{side}.conv_out.{p}"
     for name in ("norm", "to_qkv", "proj"):
         yield f"{{side}}.middle.1.{name}.{{p}}", f"{{side}}.mid_block.attentions.0.{name}.{{p}}"
-    for name, other in residual.items():
+    for name, other in _RESIDUAL.items():
         yield f"{{side}}.middle.0.{name}.{{p}}", f"{{side}}.mid_block.resnets.0.{other}.{{p}}"
         yield f"{{side}}.middle.2.{name}.{{p}}", f"{{side}}.mid_block.resnets.1.{other}.{{p}}"
+
+
+def _vae_pairs() -> Iterator[tuple[str, str]]:
+    yield from _shared_vae_pairs()
+    for name, other in _RESIDUAL.items():
         yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{other}.{{p}}"
-    for name in resample:
+    for name in _RESAMPLE:
         yield f"encoder.downsamples.{{n}}.{name}.{{p}}", f"encoder.down_blocks.{{n}}.{name}.{{p}}"
-    for stage in range(
-        4
-    ):  # the original counts the decoder's layers across stages of three residual blocks and an upsampler
+    # The original counts the decoder's layers across stages of three residual blocks and an upsampler.
+    for stage in range(4):
         for block in range(3):
-            for name, other in residual.items():
+            for name, other in _RESIDUAL.items():
                 yield (
                     f"decoder.upsamples.{4 * stage + block}.{name}.{{p}}",
                     f"decoder.up_blocks.{stage}.resnets.{block}.{other}.{{p}}",
                 )
-        for name in resample:
+        for name in _RESAMPLE:
             yield (
                 f"decoder.upsamples.{4 * stage + 3}.{name}.{{p}}",
                 f"decoder.up_blocks.{stage}.upsamplers.0.{name}.{{p}}",
@@ -144,7 +150,12 @@ def _text_encoder_pairs() -> Iterator[tuple[str, str]]:
 
 TRANSFORMER = KeyTable("a Wan transformer", _transformer_pairs())
 VAE = KeyTable("the Wan2.1 VAE", _vae_pairs())
+WAN22_VAE = KeyTable("the Wan2.2 VAE", [*_shared_vae_pairs(), *wan22_vae.stage_pairs(_RESIDUAL, _RESAMPLE)])
 TEXT_ENCODER = KeyTable("a UMT5 encoder", _text_encoder_pairs())
+_WAN22_STAGE = re.compile(
+    r"(?:encoder\.downsamples|decoder\.upsamples)\.\d+\.(?:down|up)samples\.|"
+    r"encoder\.down_blocks\.\d+\.(?:resnets|downsampler)\.|decoder\.up_blocks\.\d+\.upsampler\."
+)
 _TIED_COPY = (
     "encoder.embed_tokens.weight"  # transformers has the embedding under two names, Wan and safetensors under one
 )
@@ -161,13 +172,18 @@ def transformer_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]
 
 
 def vae_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Rename keys of ``Wan2.1_VAE.pth`` to those of `AutoencoderKLWan`."""
-    return VAE.to_diffusers(state_dict)
+    """Rename keys of ``Wan2.1_VAE.pth`` or ``Wan2.2_VAE.pth`` to those of `AutoencoderKLWan`.
+
+    A part of a state dict that has none of the Wan2.2 VAE's own names is taken for the Wan2.1 VAE's.
+    """
+    table = WAN22_VAE if any(_WAN22_STAGE.match(key) for key in state_dict) else VAE
+    return table.to_diffusers(state_dict)
 
 
 def vae_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     """Invert `vae_to_diffusers`."""
-    return VAE.to_original(state_dict)
+    table = WAN22_VAE if any(_WAN22_STAGE.match(key) for key in state_dict) else VAE
+    return table.to_original(state_dict)
 
 
 def text_encoder_to_transformers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
@@ -252,14 +268,16 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Derive the arguments of `AutoencoderKLWan` for a VAE in the original layout (original key -> shape).
 
     Raises:
-        WrongArchitectureError: not the 16-channel Wan2.1 VAE, the only one with latent statistics here.
+        WrongArchitectureError: neither the Wan2.1 VAE with its 16 latent channels nor the Wan2.2 VAE with its 48,
+            the only ones whose latent statistics are known.
     """
     vae_to_diffusers(shapes)
-    z_dim = shapes["conv2.weight"][0]
-    if z_dim != 16:
-        raise WrongArchitectureError(
-            f"this VAE has {z_dim} latent channels; the Wan2.1 VAE, which Pusa's models use, has 16"
-        )
+    z_dim, is_wan22 = shapes["conv2.weight"][0], wan22_vae.SIGN in shapes
+    name, expected = ("Wan2.2", wan22_vae.Z_DIM) if is_wan22 else ("Wan2.1", 16)
+    if z_dim != expected:
+        raise WrongArchitectureError(f"this VAE has {z_dim} latent channels; the {name} VAE has {expected}")
+    if is_wan22:
+        return wan22_vae.config_from_shapes(shapes)
     return {"base_dim": shapes["encoder.conv1.weight"][0], "z_dim": z_dim}
 
 
@@ -291,9 +309,9 @@ def empty_transformer(folder: Path) -> WanTransformer3DModel:
     """
     where = f"the transformer in {folder.name}"
     config = files.read_json(folder / "config.json")
-    if config.get("model_type", "t2v") != "t2v":
+    if config.get("model_type", "t2v") not in ("t2v", "ti2v"):
         raise WrongArchitectureError(
-            f"config.json says model_type={config['model_type']!r}: Pusa needs a text-to-video base ('t2v')"
+            f"config.json says model_type={config['model_type']!r}: Pusa needs a text-to-video base ('t2v', 'ti2v')"
         )
     tensors = tensors_in(files.transformer_shards(folder))
     refuse_quantised(tensors, where)
@@ -320,8 +338,8 @@ def places_of_transformer(folder: Path) -> Places:
 
 
 def empty_vae(folder: Path) -> tuple[AutoencoderKLWan, Places]:
-    """Build the Wan2.1 VAE without its weights, and list them; raise WrongArchitectureError as `empty_transformer`."""
-    path = files.original_weights(folder, files.ORIGINAL_VAE)
+    """Build the VAE of Wan2.1 or TI2V-5B without its weights, and list them; raises as `empty_transformer`."""
+    path = files.original_vae(folder)
     where, tensors = f"the vae in {path.name}", tensors_in([path])
     refuse_quantised(tensors, where)
     with _named(where):
@@ -371,8 +389,8 @@ def load_text_encoder(
 def weight_files(folder: Path, *, skip: Collection[str] = ()) -> dict[str, list[Path]]:
     """List the files with the weights of each part of a folder."""
     found = {part: files.transformer_shards(place) for part, place in files.original_experts(folder).items()}
-    for part, stem in (("vae", files.ORIGINAL_VAE), ("text_encoder", files.ORIGINAL_TEXT_ENCODER)):
-        found[part] = [files.original_weights(folder, stem)]
+    found["vae"] = [files.original_vae(folder)]
+    found["text_encoder"] = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER)]
     return {part: paths for part, paths in found.items() if part not in skip}
 
 
@@ -411,4 +429,6 @@ def load_components(
         components["tokenizer"] = AutoTokenizer.from_pretrained(folder / files.ORIGINAL_TOKENIZER)
     if "scheduler" not in skip:
         components["scheduler"] = PusaFlowMatchEulerScheduler()
-    return components | {"boundary_ratio": WAN22_BOUNDARY_RATIO if len(experts) == 2 else None}
+    boundary_ratio = WAN22_BOUNDARY_RATIO if len(experts) == 2 else None
+    is_ti2v = files.original_vae(folder).stem == files.ORIGINAL_WAN22_VAE  # trained with a time for each token
+    return components | {"boundary_ratio": boundary_ratio, "expand_timesteps": is_ti2v}

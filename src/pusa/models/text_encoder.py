@@ -1,4 +1,4 @@
-"""Check the UMT5 text encoder, and compute an identity of it that tells it from others."""
+"""Check the UMT5 text encoder, place it on a device, and compute an identity of it that tells it from others."""
 
 import hashlib
 import json
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from transformers import UMT5EncoderModel
+
+from pusa.acceleration.decisions import PartPlan
 
 _SAMPLE_BYTES = 1 << 16
 
@@ -24,6 +27,34 @@ def check_text_encoder(text_encoder: UMT5EncoderModel) -> None:
             "the text encoder's embeddings are not tied (encoder.embed_tokens is not shared), so prompts would be "
             "garbage: upgrade transformers (its issue 43992) and load again"
         )
+
+
+def place_text_encoder(text_encoder: torch.nn.Module, plan: PartPlan, device: torch.device | str | None = None) -> None:
+    """Put a text encoder where a plan says, before it encodes.
+
+    Args:
+        text_encoder: on the CPU, or where an earlier call has put it.
+        plan: "none" and "model" move it whole; the other kinds of offloading keep it in RAM and copy one layer at a
+            time, the next one while a layer computes.
+        device: where it computes; None: as in `plan`.
+    """
+    if device is None:
+        device = torch.device("cuda", plan.card) if plan.device == "cuda" else torch.device("cpu")
+    device, dtype = torch.device(device), getattr(torch, plan.dtype)
+    if next(text_encoder.parameters()).dtype != dtype:
+        text_encoder.to(dtype)
+    if plan.offload in ("none", "model"):
+        text_encoder.to(device)
+    elif not hasattr(text_encoder, "_diffusers_hook"):
+        apply_group_offloading(
+            text_encoder, onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
+        )
+
+
+def rest_text_encoder(text_encoder: torch.nn.Module, plan: PartPlan) -> None:
+    """Move a text encoder that stays loaded off the card between prompts, if its plan says so."""
+    if plan.offload == "model":
+        text_encoder.to("cpu")
 
 
 def identity_of_files(paths: Iterable[Path]) -> str:

@@ -6,7 +6,8 @@ diffusers' VAE (`_cached_conv_counts`, `feat_cache`).
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
+from pusa.acceleration.decisions import PartPlan
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class DecodeMemoryError(DecodeError):
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Reorder a VAE's kernels, in place, for bf16 on CPUs (1.4 times as fast; fp32 gains nothing).
+    """Reorder a VAE's kernels, in place, for bf16 (on CPUs 1.4 times as fast; fp32 gains nothing).
 
     Values and saved files stay the same.
     """
@@ -45,6 +47,18 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
             order = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
             module.weight.data = module.weight.data.contiguous(memory_format=order)
     return vae
+
+
+def prepare_vae(vae: AutoencoderKLWan, plan: PartPlan) -> AutoencoderKLWan:
+    """Set a VAE's dtype, the order of its kernels and its use of tiles as a plan says, in place.
+
+    Where it is, and how it is offloaded, stay as they are.
+    """
+    dtype = getattr(torch, plan.dtype)
+    if vae.dtype != dtype:
+        vae.to(dtype)
+    vae.use_tiling = plan.tiles
+    return channels_last(vae) if dtype == torch.bfloat16 else vae
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,85 +97,129 @@ def _denormalised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return latents * std + mean
 
 
+def move_to_ram(tensor: Tensor) -> Tensor:
+    """Copy a tensor of a GPU to pinned RAM, from where it returns fastest; return one of the CPU as it is."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor)
+
+
 @torch.no_grad()
-def decode_chunks(vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+def decode_chunks(
+    vae: AutoencoderKLWan,
+    latents: Tensor | Iterable[Tensor],
+    *,
+    park: Callable[[Tensor], Tensor] | None = move_to_ram,
+) -> Iterator[Tensor]:
     """Decode normalised latents a latent frame at a time; memory does not grow with the length of the video.
+
+    With `vae.use_tiling` each piece is decoded tile by tile, with one tile at a time on the device.
 
     Args:
         vae: any `AutoencoderKLWan`; several streams may be open at once.
         latents: ``[B, C, F, h, w]``, or consecutive pieces of it.
+        park: moves what the convolutions keep of earlier frames (gigabytes) off the device while the next piece is
+            awaited, and while another tile is decoded; None leaves it there.
 
     Yields:
-        Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype: n is 1, then 4, 4, ... Equal to the bit to
-        ``vae.decode`` of the whole.
+        Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype. Without tiles n is 1, then 4, 4, ..., and they are
+        equal to the bit to ``vae.decode`` of the whole. With tiles there is one chunk for each piece, on the CPU, equal
+        to the bit to that of ``vae.tiled_decode``.
     """
-    stream = _Stream(vae)
-    for piece in [latents] if isinstance(latents, Tensor) else latents:
-        yield from stream.decode(piece)
+    pieces = [latents] if isinstance(latents, Tensor) else latents
+    last = length_hint(pieces) - 1  # -1: unknown
+    stream, tiles = _Stream(vae), _Tiles(vae)
+    for number, piece in enumerate(pieces):
+        if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
+            vae._hf_hook.pre_forward(vae)
+        z = _denormalised(vae, piece)
+        if tiles.are_needed(z):
+            yield _finished(vae, tiles.decode(z, park))
+            continue
+        for frames in stream.decode(vae.post_quant_conv(z)):
+            yield _finished(vae, frames)
+            del frames  # freed, if the caller has done so, before the next ones are decoded
+        if park is not None and number != last:
+            stream.park(park)
+
+
+def _finished(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
+    if vae.config.patch_size is not None:
+        frames = unpatchify(frames, patch_size=vae.config.patch_size)
+    return frames.clamp(-1, 1)
 
 
 class _Stream:
-    """Decode pieces of one video; hold what the decoder keeps of earlier frames between two calls."""
+    """Decode consecutive latents; keep what each causal convolution needs of earlier frames."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self._decoder = vae.decoder
+        self._cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
+        self._is_first = True
+
+    def decode(self, z: Tensor) -> Iterator[Tensor]:
+        """Yield the decoder's output ``[B, c, n, H, W]`` for each latent frame of ``[B, C, F, h, w]``."""
+        self.park(lambda tensor: tensor.to(z.device, non_blocking=True))
+        for frame in z.split(1, dim=2):
+            yield self._decoder(frame, feat_cache=self._cache, feat_idx=[0], first_chunk=self._is_first)
+            self._is_first = False
+
+    def park(self, move: Callable[[Tensor], Tensor]) -> None:
+        for index, kept in enumerate(self._cache):  # one by one, so that there are never two copies of all
+            if isinstance(kept, Tensor):  # others are marks of diffusers
+                self._cache[index] = move(kept)
+
+
+class _Tiles:
+    """Decode consecutive latents in diffusers' tiles, blended as in `AutoencoderKLWan.tiled_decode`.
+
+    That function needs a whole video at once, and holds all its tiles on the device.
+    """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self._vae = vae
-        self._cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]  # what each causal convolution keeps
-        self._is_first = True
+        self._streams: dict[tuple[int, int], _Stream] = {}
+        patch, scale = vae.config.patch_size or 1, vae.spatial_compression_ratio
+        sizes = vae.tile_sample_min_height, vae.tile_sample_min_width
+        strides = vae.tile_sample_stride_height, vae.tile_sample_stride_width
+        self._size = [size // scale for size in sizes]  # latents
+        self._stride = [stride // scale for stride in strides]
+        self._shown = [stride // patch for stride in strides]  # of the decoder's output
+        self._blend = [size // patch - shown for size, shown in zip(sizes, self._shown, strict=True)]
+        self._scale = scale // patch
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        vae = self._vae
-        if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
-            vae._hf_hook.pre_forward(vae)
-        z = vae.post_quant_conv(_denormalised(vae, latents))
-        for z_frame in z.split(1, dim=2):
-            frames = vae.decoder(z_frame, feat_cache=self._cache, feat_idx=[0], first_chunk=self._is_first)
-            if vae.config.patch_size is not None:
-                frames = unpatchify(frames, patch_size=vae.config.patch_size)
-            yield frames.clamp(-1, 1)
-            self._is_first = False
+    def are_needed(self, z: Tensor) -> bool:
+        """Tell if latents ``[B, C, F, h, w]`` are decoded in tiles."""
+        return self._vae.use_tiling and (z.shape[3] > self._size[0] or z.shape[4] > self._size[1])
 
-    def move(self, device: torch.device) -> None:
-        """Move what is kept, so that other streams have the room."""
-        self._cache = [kept.to(device) if isinstance(kept, Tensor) else kept for kept in self._cache]
+    def decode(self, z: Tensor, park: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Decode the next latents to the decoder's output ``[B, c, n, H, W]``, on the CPU."""
+        height, width = z.shape[3:]
+        rows = [
+            [self._tile(z, top, left, park) for left in range(0, width, self._stride[1])]
+            for top in range(0, height, self._stride[0])
+        ]
+        shown_rows = []
+        for above, row in zip([None, *rows], rows, strict=False):
+            shown = []
+            for column, tile in enumerate(row):
+                if above is not None:
+                    tile = self._vae.blend_v(above[column], tile, self._blend[0])
+                if column:
+                    tile = self._vae.blend_h(row[column - 1], tile, self._blend[1])
+                shown.append(tile[..., : self._shown[0], : self._shown[1]])
+            shown_rows.append(torch.cat(shown, dim=-1))
+        return torch.cat(shown_rows, dim=-2)[..., : height * self._scale, : width * self._scale]
 
-
-@torch.no_grad()
-def decode_tiles(
-    vae: AutoencoderKLWan, latents: Tensor | Iterable[Tensor], tile: int = 32, stride: int = 24
-) -> Iterator[Tensor]:
-    """Decode as `decode_chunks` with one tile at a time on the device, and blend tiles where they overlap.
-
-    Between two tiles, what the decoder keeps of the first waits on the CPU: the device holds that of one tile only.
-
-    Args:
-        tile, stride: size and distance of the tiles in latent pixels.
-
-    Yields:
-        Frames ``[B, 3, n, H, W]`` on the CPU, for each piece all of its frames.
-    """
-    streams: dict[tuple[int, int], _Stream] = {}
-    cpu = torch.device("cpu")
-    for piece in [latents] if isinstance(latents, Tensor) else latents:
-        height, width = piece.shape[3:]
-        scale = vae.config.scale_factor_spatial
-        video = weight = torch.zeros(())
-        for top in range(0, max(height - tile, 0) + stride, stride):
-            for left in range(0, max(width - tile, 0) + stride, stride):
-                stream = streams.setdefault((top, left), _Stream(vae))
-                stream.move(get_module_execution_device(vae))
-                area = piece[..., top : top + tile, left : left + tile]
-                frames = torch.cat([chunk.cpu() for chunk in stream.decode(area)], dim=2)
-                stream.move(cpu)
-                if video.ndim == 0:
-                    video = frames.new_zeros(*frames.shape[:3], height * scale, width * scale)
-                    weight = frames.new_zeros(height * scale, width * scale)
-                overlap = scale * (tile - stride)
-                fade = (_fade(frames.shape[3], overlap)[:, None] * _fade(frames.shape[4], overlap)).to(frames.dtype)
-                rows = slice(top * scale, top * scale + frames.shape[3])
-                columns = slice(left * scale, left * scale + frames.shape[4])
-                video[..., rows, columns] += frames * fade
-                weight[rows, columns] += fade
-        yield video / weight
+    def _tile(self, z: Tensor, top: int, left: int, park: Callable[[Tensor], Tensor] | None) -> Tensor:
+        stream = self._streams.setdefault((top, left), _Stream(self._vae))
+        tile = z[..., top : top + self._size[0], left : left + self._size[1]]
+        parts = []
+        for frame in tile.split(1, dim=2):
+            parts += [frames.cpu() for frames in stream.decode(self._vae.post_quant_conv(frame))]
+        if park is not None:
+            stream.park(park)
+        return torch.cat(parts, dim=2)
 
 
 @torch.no_grad()
@@ -213,7 +271,7 @@ def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     was_tiling = vae.use_tiling
     vae.use_tiling = True
     try:
-        return vae.decode(_denormalised(vae, latents), return_dict=False)[0]
+        return torch.cat(list(decode_chunks(vae, latents)), dim=2)
     finally:
         vae.use_tiling = was_tiling
 
@@ -224,7 +282,27 @@ def decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, 
     Args:
         tile, stride: size and distance of the tiles in latent pixels.
     """
-    return torch.cat(list(decode_tiles(vae, latents, tile, stride)), dim=2)
+    height, width = latents.shape[3:]
+    scale = vae.config.scale_factor_spatial
+    video = weight = torch.zeros(())
+    for top in range(0, max(height - tile, 0) + stride, stride):
+        for left in range(0, max(width - tile, 0) + stride, stride):
+            piece = latents[..., top : top + tile, left : left + tile]
+            frames = torch.cat([chunk.cpu() for chunk in decode_chunks(vae, piece)], dim=2)
+            if video.ndim == 0:
+                video = frames.new_zeros(*frames.shape[:3], height * scale, width * scale)
+                weight = frames.new_zeros(height * scale, width * scale)
+            fade = _fade(frames.shape[3], scale * (tile - stride))[:, None] * _fade(
+                frames.shape[4], scale * (tile - stride)
+            )
+            fade = fade.to(frames.dtype)
+            area = (
+                slice(top * scale, top * scale + frames.shape[3]),
+                slice(left * scale, left * scale + frames.shape[4]),
+            )
+            video[..., area[0], area[1]] += frames * fade
+            weight[area] += fade
+    return video / weight
 
 
 def _fade(size: int, overlap: int) -> Tensor:

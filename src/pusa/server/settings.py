@@ -149,6 +149,12 @@ class ServerSettings(StrictModel):
     preview_seconds: float = field(
         2.0, "Least time between two previews of a running job; 0 makes none.", unit="seconds", ge=0, le=3600
     )
+    preview_decoder: str | None = field(
+        None,
+        "A tiny decoder (taew2_1.safetensors or another TAEHV file) for sharper previews.",
+        unset="a linear map",
+        min_length=1,
+    )
     cancel_seconds: float = field(
         10.0, "How long a cancelled job may take to stop before its process is killed.", unit="seconds", ge=0.1, le=600
     )
@@ -325,6 +331,10 @@ class ServerSettings(StrictModel):
     def keys_file(self) -> Path | None:
         """File of API keys, which is read again when it changes."""
         return None if self.api_keys_file is None else Path(self.api_keys_file).expanduser()
+
+    @property
+    def preview_decoder_file(self) -> Path | None:
+        return None if self.preview_decoder is None else Path(self.preview_decoder).expanduser()
 
     @property
     def data_folder(self) -> Path:

@@ -102,7 +102,7 @@ def load_base(source: str) -> BaseModel:
     folder = zoo_model.folder if zoo_model and zoo_model.folder else Path(source).expanduser()
     text_tokens = zoo.defaults_of(source).max_sequence_length
     if zoo_model and not folder.is_dir():
-        return BaseModel(zoo_model.transformer, text_tokens)
+        return BaseModel(zoo_model.transformer, text_tokens, zoo_model.defaults.size_multiple // 2)
     if folder.is_dir():
         read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
     elif zoo.is_hub_id(source):

@@ -49,7 +49,7 @@ def read_start(model: Any, config: TrainConfig, expert: Expert) -> tuple[dict[st
 def _source(start_from: str, expert: Expert) -> str | Path:
     """Return the file of a zoo model's own adapter, and any other source as it is."""
     model = zoo.find(zoo.with_fallback(start_from))
-    if model is None or Path(start_from).is_file():
+    if model is None or model.family or Path(start_from).is_file():
         return start_from
     if model.lora is None:
         raise ValueError(f"start_from={start_from}: no adapter of this model is known; give a file or a run's folder")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,10 +22,9 @@ from pusa.models.vae import DecodeError, DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.worker.engine_process import (
     PusaEngine,
-    _bytes_in_memory,
-    _report_memory,
     error_message,
     make_engine,
+    percent_of,
     rename_files,
     run_task,
 )
@@ -294,24 +292,16 @@ def test_the_real_engine_makes_what_the_request_says_and_goes_on_from_its_checkp
     assert not [m for m in again if isinstance(m, Note) and "checkpoint" in m.message]
     assert set(whole[-1].files) == {"video", "thumbnail", "spritesheet", "contact_sheet"}
     assert Image.open(whole[-1].files["spritesheet"]).size[1] == 2 * 32  # 9 frames in 5 columns
-    assert set(whole[-1].timings) == {"load", "denoise", "decode", "finish", "peak_memory_mb"}
+    assert set(whole[-1].timings) == {"load", "encode", "denoise", "decode", "finish", "peak_memory_mb"}
     assert any(type(m).__name__ == "Preview" for m in whole)
 
 
-def test_loading_progress_is_the_share_of_the_weights_in_memory(monkeypatch):
-    assert _bytes_in_memory("tiny") == 0
-    assert _bytes_in_memory("wan2.1-14b") == 2 * 14_288_491_584 + 4 * 126_892_531  # the text encoder comes later
-
-    memory = SimpleNamespace(rss=5_000_000)
-    monkeypatch.setattr("psutil.Process", lambda *_: SimpleNamespace(memory_info=lambda: memory))
+def test_loading_progress_is_the_share_of_the_weights_that_is_read():
     told: list[tuple[str, float | None]] = []
-    with _report_memory(100_000_000, lambda stage, percent: told.append((stage, percent)), interval_seconds=0.01):
-        memory.rss += 50_000_000
-        wait_until(lambda: told[-1][1] == 50)
-        memory.rss += 80_000_000
-        wait_until(lambda: told[-1][1] == 99)  # never 100 before it is ready
-    assert told[0] == ("loading", 0.0)
-    assert told == sorted(told)
+    progress = percent_of(lambda stage, percent: told.append((stage, percent)))
+    for done in (0, 5, 10, 10, 500, 504, 1000):
+        progress(done, 1000)
+    assert told == [("loading", 1.0), ("loading", 50.0), ("loading", 99.0)]  # never 100 before it is ready
 
 
 def test_a_request_gets_the_local_names_of_its_files():

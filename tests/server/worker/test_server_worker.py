@@ -428,6 +428,8 @@ def test_progress_weighs_stages_by_what_they_took_before_and_never_falls():
     progress = AttemptProgress(pace, clock=clock)
     progress.stage("load")
     assert progress.percent == 0
+    progress.stage("encode")
+    assert progress.percent == 0
     progress.stage("denoise")
     clock.now = 10.0
     progress.step(2, 4, 10.0)
@@ -446,6 +448,16 @@ def test_progress_weighs_stages_by_what_they_took_before_and_never_falls():
     assert progress.percent == 90
     progress.stage("decode")
     assert progress.percent == 90
+
+
+def test_encoding_comes_between_loading_and_denoising():
+    pace = StageRatios()
+    pace.learn({"load": 2.0, "encode": 3.0, "denoise": 10.0, "decode": 4.0, "finish": 1.0})
+    progress = AttemptProgress(pace, clock=Clock())
+    progress.stage("encode")
+    assert progress.percent == 10
+    progress.step(1, 2, 5.0)
+    assert progress.percent == 50
 
 
 def test_an_attempt_that_goes_on_from_a_checkpoint_begins_there():

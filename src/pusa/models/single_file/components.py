@@ -164,7 +164,7 @@ def split_config(config: Mapping[str, Any] | None, file: SingleFile) -> dict[str
             best = max(fields, key=lambda component: len(fields[component] & plain.keys()), default="")
             unknown = sorted(plain.keys() - fields.get(best, set()))
             raise ValueError(
-                f"config has {', '.join(unknown)}, which {best or 'no component'} in {file.path.name} takes"
+                f"config has {', '.join(unknown)}, which the {best or 'model'} in {file.path.name} does not take"
             )
         given = {fits[0]: plain}
     return {

@@ -49,11 +49,13 @@ class StoredTensor:
         key: its name in the file.
         header: its shape, type and place.
         scale: name of its scale in the file; None: its values are what is stored.
+        is_among_scaled: it is an fp8 matrix without a scale in a component that has scaled ones.
     """
 
     key: str
     header: TensorHeader
     scale: str | None = None
+    is_among_scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def stored_part(header: FileHeader, keys: Mapping[str, str], prefixes: tuple[str
         _check_declaration(layer, declaration, where)
     _refuse_other_formats(tensors, where)
     scales = _scales(tensors, where)
-    is_marked = MARKER in tensors
+    is_marked, has_scales = MARKER in tensors, bool(scales)
     stored = {}
     for name, tensor in tensors.items():
         if name == MARKER or name.endswith((*_SCALES, *_IGNORED, _DECLARATION)):
@@ -99,13 +101,14 @@ def stored_part(header: FileHeader, keys: Mapping[str, str], prefixes: tuple[str
         is_declared = layer in declared and name.endswith(".weight")
         if is_declared and tensor.type not in FORMATS[declared[layer]["format"]]:
             raise _refusal(where, f"{name} is declared {declared[layer]['format']} and stored as {tensor.type}")
-        is_matrix = len(tensor.shape) > 1 and name.endswith(".weight")
-        is_scaled = is_declared or (is_marked and is_matrix and tensor.type in FP8_TYPES) or tensor.type == "I8"
+        is_fp8_matrix = len(tensor.shape) > 1 and name.endswith(".weight") and tensor.type in FP8_TYPES
+        is_scaled = is_declared or (is_marked and is_fp8_matrix) or tensor.type == "I8"
         if scale is None and is_scaled:
             raise _refusal(
                 where, f"{name} is {tensor.type} and its scale is missing: its values would be far too large"
             )
-        stored[name] = StoredTensor(keys[name], tensor, keys[scale] if scale else None)
+        is_alone = is_fp8_matrix and has_scales and scale is None
+        stored[name] = StoredTensor(keys[name], tensor, keys[scale] if scale else None, is_alone)
     if scales:
         raise _refusal(where, f"{len(scales)} scales have no weight (first: {next(iter(scales.values()))})")
     absent = [layer for layer in declared if f"{layer}.weight" not in stored]

@@ -111,7 +111,12 @@ class SingleFile:
         """Why it cannot be loaded, as far as headers tell; "" if nothing speaks against it."""
         if self.is_lora:
             return "it is a LoRA: give it with --lora, or load_pusa, beside a model"
-        return next((part.problem for part in self.parts if part.problem), "")
+        if not self.parts:
+            return f"{self.path.name} holds no tensors"
+        problem = next((part.problem for part in self.parts if part.problem), "")
+        if not problem and len(set(self.components)) < len(self.parts):
+            return f"{self.path.name} holds several models of one kind: {self.title}"
+        return problem
 
     @property
     def title(self) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.single_file.headers import FileHeader, open_gguf
-from pusa.models.single_file.quantisation import FP8_TYPES, StoredTensor
+from pusa.models.single_file.quantisation import StoredTensor
 
-# Wan's weights are below 10; scaled fp8 fills its range up to 448. One above this in fp8 has lost its scale.
+# Plain weights are small, and scaled fp8 fills its range up to 448: a matrix above this has lost its scale.
 _LARGEST_UNSCALED = 100.0
 
 
@@ -49,21 +49,21 @@ class TensorReader:
         stored, scale = self.stored(tensor), self.scale(tensor)
         if scale is None:
             return stored.to(dtype, copy=True)
-        return (stored.float() * scale).to(dtype)
+        return stored.to(torch.float32, copy=True).mul_(scale).to(dtype)
 
     def stored(self, tensor: StoredTensor) -> Tensor:
         """Map a tensor of a safetensors file as it is stored.
 
         Raises:
-            WrongArchitectureError: fp8 without a scale whose values show that one is missing.
+            WrongArchitectureError: fp8 without a scale, among scaled layers, whose values show that one is missing.
         """
         stored = self._file.get_tensor(tensor.key)
-        if tensor.header.type in FP8_TYPES and tensor.scale is None:
-            largest = stored.float().abs().max().item() if stored.numel() else 0.0
+        if tensor.is_among_scaled:
+            largest = stored.float().abs_().max().item() if stored.numel() else 0.0
             if largest > _LARGEST_UNSCALED:
                 raise WrongArchitectureError(
                     f"{self._header.path.name}: {tensor.key} is {tensor.header.type} with values up to {largest:g} and "
-                    f"without a scale (weights of Wan stay far below {_LARGEST_UNSCALED:g}): get the file again, or "
+                    f"without a scale (plain weights stay far below {_LARGEST_UNSCALED:g}): get the file again, or "
                     "the bf16 or fp16 one"
                 )
         return stored

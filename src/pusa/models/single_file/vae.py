@@ -70,9 +70,12 @@ def vae_config(family: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, An
     channels = shapes["conv2.weight"][0]
     if channels != _CHANNELS:
         raise WrongArchitectureError(f"this VAE has Wan2.2's layers and {channels} latent channels, not {_CHANNELS}")
+    widest = shapes["decoder.conv1.weight"][0]
+    if widest % 4:
+        raise WrongArchitectureError(f"its decoder begins with {widest} channels, no multiple of 4")
     return {
         "base_dim": shapes["encoder.conv1.weight"][0],
-        "decoder_base_dim": shapes["decoder.conv1.weight"][0] // 4,
+        "decoder_base_dim": widest // 4,
         "z_dim": channels,
         "is_residual": True,
         "in_channels": 12,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.numerals import is_noise_multiplier, parse_numbers, parse_size, parse_whole, split_list
-from pusa.positions import latent_frames
+from pusa.positions import latent_frames, nearest_of
 from pusa.request import GenerationRequest, Position, Task, explain, parse_positions, preset_alpha, preset_noise
 
 Tab = Literal["image", "images", "video", "text"]
@@ -108,12 +108,12 @@ class FormDefaults:
     @property
     def sizes(self) -> list[str]:
         """List the model's size in three shapes, and 720p for models of large pictures."""
-        width, height = self.generation.width, self.generation.height
+        width, height, multiple = self.generation.width, self.generation.height, self.generation.size_multiple
         if width == height:
-            half = round(width * 2 / 3 / 16) * 16
+            half = nearest_of(round(width * 2 / 3), multiple)
             return [f"{width}x{height}", f"{width}x{half}", f"{half}x{width}"]
-        square = round((width * height) ** 0.5 / 16) * 16
-        larger = ["1280x720", "720x1280"] if width >= 832 else []
+        square = nearest_of(round((width * height) ** 0.5), multiple)
+        larger = ["1280x720", "720x1280"] if 832 <= width < 1280 else []
         return [f"{width}x{height}", f"{height}x{width}", f"{square}x{square}", *larger]
 
     @classmethod

@@ -163,6 +163,7 @@ class Attempt:
             checkpoint_every=self.settings.checkpoint_steps,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             preview_seconds=self.settings.preview_seconds,
+            preview_decoder=self.settings.preview_decoder_file,
             marks=self.settings.marks,
         )
 
@@ -205,6 +206,10 @@ class Attempt:
             case Stage(stage):
                 self.progress.stage(stage)
                 self.heartbeat(stage=stage)
+            case Step(stage="load"):
+                pass  # it shows that the process works
+            case Step(stage="encode"):
+                self.heartbeat(stage="encode")  # a job's steps are those of denoising
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
                 self.heartbeat(stage="denoise", step=step, steps=steps)

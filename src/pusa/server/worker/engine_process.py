@@ -20,8 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import psutil
-
 from pusa.acceleration.decisions import LoadOptions
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
@@ -60,14 +58,14 @@ class PusaEngine:
         self.load_options = LoadOptions(**{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
 
     def load(self, report: ReportLoading) -> str:
-        """Load the model; the percentage is the share of the weights in memory, and 0 during a download."""
+        """Load the model; the percentage is the share of its weights that is read, and 0 during a download."""
         report("importing", None)
         from pusa import zoo
         from pusa.generate import load_pipeline
 
         self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
-        with _report_memory(_bytes_in_memory(self.model), report):
-            load_pipeline(self.model, self.loras, load=self.load_options)
+        report("loading", 0.0)
+        load_pipeline(self.model, self.loras, load=self.load_options, progress=percent_of(report))
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
@@ -87,6 +85,7 @@ class PusaEngine:
             stop=is_cancelled,
             preview_every=1 if task.preview_seconds else 0,
             preview_seconds=task.preview_seconds,
+            preview_decoder=task.preview_decoder,
             checkpoint=task.checkpoint,
             checkpoint_every=task.checkpoint_every,
             checkpoint_seconds=task.checkpoint_seconds,
@@ -164,64 +163,18 @@ def _make_pictures(video: Path, folder: Path) -> dict[str, Path]:
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-class _report_memory:  # noqa: N801 (a context manager, used as a function)
-    """Report the percentage of a model that is in memory while it is being loaded.
+def percent_of(report: ReportLoading) -> Callable[[int, int], None]:
+    """Turn bytes read, and those of all, into reports of whole percents: at most 99, before the model is ready."""
+    reported = 0
 
-    Args:
-        expected_bytes: size of the loaded model; 0 if unknown.
-        interval_seconds: time between two measurements.
-    """
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal reported
+        percent = min(99, 100 * done_bytes // max(1, total_bytes))
+        if percent > reported:
+            reported = percent
+            report("loading", float(percent))
 
-    def __init__(self, expected_bytes: int, report: ReportLoading, *, interval_seconds: float = 0.25) -> None:
-        self._expected_bytes, self._interval_seconds = expected_bytes, interval_seconds
-        self._report = report
-        self._process = psutil.Process()
-        self._before_bytes = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pusa-loading", daemon=True)
-
-    def __enter__(self) -> None:
-        self._before_bytes = self._process.memory_info().rss
-        self._report("loading", 0.0 if self._expected_bytes else None)
-        if self._expected_bytes:
-            self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        import torch
-
-        on_host_bytes, reported = 0, 0.0
-        while not self._ended.wait(self._interval_seconds):
-            on_host_bytes = max(on_host_bytes, self._process.memory_info().rss - self._before_bytes)
-            loaded_bytes, expected_bytes = on_host_bytes, self._expected_bytes
-            if torch.cuda.is_available():  # weights are read into memory first, then copied to the GPU
-                loaded_bytes += torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
-                expected_bytes *= 2
-            percent = min(99.0, float(100 * loaded_bytes // expected_bytes))
-            if percent > reported:
-                reported = percent
-                self._report("loading", percent)
-
-
-def _bytes_in_memory(model: str) -> int:
-    """Estimate the bytes that the weights of a model take in memory; 0 if unknown."""
-    from pusa import resources, zoo
-    from pusa.models import files
-
-    entry = zoo.find(model)
-    if entry is not None and entry.name == "tiny":
-        return 0
-    counts = dict(entry.parameters) if entry else {}
-    if not counts and Path(model).is_dir():
-        with suppress(ValueError, OSError):  # `load` reports what is wrong with the folder
-            counts = files.parameter_counts(Path(model))
-    if entry is None or entry.hub_id is not None:
-        counts.pop("text_encoder", None)  # loaded for new prompts only
-    return sum(resources.weight_bytes(counts).values())
+    return progress
 
 
 def _peak_memory_mb() -> float:

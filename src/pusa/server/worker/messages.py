@@ -29,6 +29,7 @@ class Task:
     checkpoint_every: int = 4  # steps
     checkpoint_seconds: float = 0.0  # minimum time between two
     preview_seconds: float = 0.0  # minimum time between two; 0: none
+    preview_decoder: Path | None = None
     marks: MarkOptions = field(default_factory=MarkOptions)
 
     @property

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 _RECENT_JOBS = 20
-_DEFAULT_RATIOS = {"load": 0.02, "decode": 0.15, "finish": 0.03}  # of the denoising time, until a job has finished
+# Of the denoising time, until a job has finished.
+_DEFAULT_RATIOS = {"load": 0.02, "encode": 0.02, "decode": 0.15, "finish": 0.03}
 _MAX_ESTIMATED_SHARE = 0.95  # of a stage, as long as it has not ended
 
 
@@ -63,17 +64,19 @@ class AttemptProgress:
     @property
     def percent(self) -> float:
         """Return 0..99, in proportion to time."""
-        load, decode, finish = (self._ratios.ratio(stage) for stage in ("load", "decode", "finish"))
+        load, encode, decode, finish = (self._ratios.ratio(stage) for stage in _DEFAULT_RATIOS)
         if self._stage in ("", "load"):
             done = load * self._estimated_share(load)
+        elif self._stage == "encode":
+            done = load + encode * self._estimated_share(encode)
         else:
-            done = load + self._share_denoised
+            done = load + encode + self._share_denoised
         if self._share_denoised == 1:
             if self._stage == "decode":
                 done += decode * self._estimated_share(decode)
             elif self._stage == "finish":
                 done += decode + finish * self._estimated_share(finish)
-        self._highest = max(self._highest, min(99.0, 100 * done / (load + 1 + decode + finish)))
+        self._highest = max(self._highest, min(99.0, 100 * done / (load + encode + 1 + decode + finish)))
         return self._highest
 
     @property

@@ -176,7 +176,7 @@ def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
 
 def _use_in_other_tools(config: TrainConfig, base: str, files: list[str], alpha: float) -> Iterator[str]:
     zoo_model = zoo.find(config.model.source)
-    if zoo_model is not None and zoo_model.hub_id is None:
+    if zoo_model is not None and zoo_model.is_ours:
         yield f"`{base}` is part of the package pusa: there is nothing to load in diffusers or ComfyUI alone."
         return
     hub_id = _hub_id(config.model.source) or base

@@ -1,0 +1,383 @@
+"""List the ways in which a model can run on a machine's cards, and compute what each of them needs.
+
+A candidate does not know how much memory there is: `pusa.acceleration.planning` compares it with the machine. So more
+memory only ever adds to what fits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from typing import Literal
+
+from pusa.acceleration import speed
+from pusa.acceleration.decisions import LoadOptions, Machine, Offload, Parallel, PartPlan, Plan, Storage
+from pusa.acceleration.needs import ModelShapes
+from pusa.defaults import ClipSize
+from pusa.resources import LARGE_PARAMETERS, readable
+
+TextPlace = Literal["stay", "prompt", "turns", "leaves", "cpu"]
+
+PROCESS_BYTES = 2 * 10**9  # of RAM: Python, torch, CUDA's libraries, the tensors that are being read
+OFFLOADS: tuple[Offload, ...] = ("none", "model", "blocks", "leaves", "disk")
+_TEXT_PLACES: tuple[TextPlace, ...] = ("stay", "prompt", "turns", "leaves", "cpu")  # the quickest first
+_QUANTISED = ("fp8", "int8")
+_FRAME_BYTES = 50_000_000  # decoded frames on their way to the file
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, a clip and a machine.
+
+    Attributes:
+        name: the model's.
+        steps: of a video, to share out what happens once per video.
+    """
+
+    name: str
+    shapes: ModelShapes
+    size: ClipSize
+    machine: Machine
+    options: LoadOptions
+    guidance: bool
+    steps: int
+    is_native: bool = False  # a small model of our own recipe, trained in bf16
+
+    @cached_property
+    def capability(self) -> tuple[int, int]:
+        return min(card.capability or (0, 0) for card in self.machine.cards)
+
+    @property
+    def is_small(self) -> bool:
+        return self.shapes.parameters < LARGE_PARAMETERS
+
+    @cached_property
+    def dtype(self) -> Literal["bfloat16", "float32"]:
+        """Dtype of transformers and VAE."""
+        in_fp32 = self.is_small and (not self.is_native or self.capability < (8, 0))
+        return "float32" if in_fp32 else "bfloat16"
+
+    @cached_property
+    def text_dtype(self) -> Literal["bfloat16", "float32"]:
+        return "float32" if self.is_small else "bfloat16"
+
+    @cached_property
+    def flops(self) -> tuple[float, float]:
+        return self.shapes.transformer.flops(self.shapes.transformer.tokens(self.size))
+
+    @cached_property
+    def vae_bytes(self) -> dict[bool, tuple[int, int]]:
+        """Most that the VAE holds beside its weights to encode and to decode, in whole frames and in tiles (True)."""
+        vae, pixels, frames = self.shapes.vae, (self.size.height, self.size.width), self.size.num_frames
+        whole = vae.encode_bytes(*pixels, frames, self.dtype), vae.decode_bytes(*pixels, self.dtype)
+        tiles = [need(*pixels, frames, self.dtype) for need in (vae.tiled_encode_bytes, vae.tiled_decode_bytes)]
+        return {False: whole, True: (tiles[0], tiles[1])}
+
+    @cached_property
+    def storage_of_file(self) -> dict[str, Storage]:
+        """Storage of the single files that replace transformers and stay as they are: GGUF."""
+        found: dict[str, Storage] = {}
+        for part, path in self.options.files.items():
+            storage = self.options.file_storage.get(part, "gguf" if path.suffix.lower() == ".gguf" else "bfloat16")
+            if storage == "gguf" and part in self.shapes.experts:
+                found[part] = storage
+        return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a model on cards.
+
+    Attributes:
+        storage: of the transformers' weights, but for GGUF files.
+        text: where the text encoder runs.
+        is_apart: the two experts have a card each.
+    """
+
+    task: Task
+    storage: Storage
+    offload: Offload
+    merge: bool
+    tiles: bool
+    text: TextPlace
+    parallel: Parallel = field(default_factory=Parallel)
+    is_apart: bool = False
+
+    @property
+    def cards(self) -> int:
+        return self.parallel.ranks * (2 if self.is_apart else 1)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.storage not in _QUANTISED
+
+    @property
+    def discomfort(self) -> tuple[int, ...]:
+        """Order candidates of one speed."""
+        weights = self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload)
+        return (*weights, self.parallel.shard, self.cards, self.tiles, _TEXT_PLACES.index(self.text))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Tell if LoRAs are attached and not merged."""
+        return not self.merge and any(self.task.shapes.lora_ranks.values())
+
+    def storage_of(self, expert: str) -> Storage:
+        return self.task.storage_of_file.get(expert, self.storage)
+
+    # ---- bytes ----
+
+    def _weights(self, expert: str) -> int:
+        shape, storage = self.task.shapes.transformer, self.storage_of(expert)
+        size = shape.weight_bytes(storage, self.task.options.file_bytes.get(expert, 0))
+        return size + (0 if self.merge else self.task.shapes.lora_bytes(expert))
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes of each expert, with its LoRA where that is not merged."""
+        return {expert: self._weights(expert) for expert in self.task.shapes.experts}
+
+    def _block(self, expert: str) -> int:
+        shape = self.task.shapes.transformer
+        lora = 0 if self.merge else self.task.shapes.lora_bytes(expert) // shape.layers
+        return shape.block_bytes(self.storage_of(expert), self.task.options.file_bytes.get(expert, 0)) + lora
+
+    @property
+    def _resident(self) -> int:
+        """Weights on a card, whatever happens there."""
+        if self.offload != "none":
+            return 0
+        size = max(self.weights.values()) if self.is_apart else sum(self.weights.values())
+        return -(-size // self.parallel.ranks) if self.parallel.shard else size
+
+    @property
+    def _denoising(self) -> int:
+        """Weights on a card while the transformer computes."""
+        shape = self.task.shapes.transformer
+        block = max(self._block(expert) for expert in self.task.shapes.experts)
+        others = shape.other_bytes(self.storage)
+        layer = 2 * shape.largest_layer  # of weights that are cast to bf16, one layer at a time
+        size = {
+            "none": self._resident + (2 * block if self.parallel.shard else 0),
+            "model": max(self.weights.values()),
+            "blocks": others + 2 * block,
+            "disk": others + 2 * block,
+            "leaves": others + 2 * layer,
+        }[self.offload]
+        return size + (layer if any(self.storage_of(e) in (*_QUANTISED, "gguf") for e in self.weights) else 0)
+
+    @cached_property
+    def gpu_peak_bytes(self) -> dict[str, int]:
+        """The most on any card, by stage."""
+        shapes, size = self.task.shapes, self.task.size
+        dtype, text_dtype = self.task.dtype, self.task.text_dtype
+        text = shapes.text_encoder.weight_bytes(text_dtype)
+        stays = text if self.text == "stay" else 0
+        vae = 0 if self.offload == "model" else shapes.vae.weight_bytes(dtype)
+        resident = self._resident + vae + stays
+        to_encode = {
+            "cpu": 0,
+            "leaves": shapes.text_encoder.streamed_bytes(text_dtype),
+            "stay": 0,
+        }.get(self.text, text) + shapes.text_encoder.activation_bytes() * (self.text != "cpu")
+        vae_at_work = shapes.vae.weight_bytes(dtype) - vae
+        encode, decode = self.task.vae_bytes[self.tiles]
+        tokens = -(-shapes.transformer.tokens(size) // (self.parallel.ulysses * self.parallel.ring))
+        activations = shapes.transformer.activation_bytes(
+            tokens,
+            dtype=dtype,
+            adapters=self.has_adapter,
+            quantised=self.storage in _QUANTISED and self.is_fast,
+        )
+        return {
+            "encode": resident + max(to_encode, vae_at_work + encode),
+            "denoise": self._denoising + vae + stays + activations + shapes.latent_bytes,
+            "decode": resident + vae_at_work + decode + min(_FRAME_BYTES, decode),
+        }
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        return max(self.gpu_peak_bytes.values())
+
+    @cached_property
+    def ram_peak_bytes(self) -> int:
+        """The most in the RAM of the machine, in all ranks, with weights that are read straight to their place."""
+        shapes = self.task.shapes
+        kept = sum(map(shapes.lora_bytes, shapes.experts)) if self.merge else 0  # matrices, for another alpha
+        if self.offload in ("model", "blocks", "leaves"):
+            kept += sum(self.weights.values())
+        if self.offload == "model":
+            kept += shapes.vae.weight_bytes(self.task.dtype)
+        text = shapes.text_encoder.weight_bytes(self.task.text_dtype) if self.text in ("turns", "leaves", "cpu") else 0
+        process = min(PROCESS_BYTES, PROCESS_BYTES // 2 + 2 * shapes.parameters)
+        return self.parallel.ranks * (process + kept) + text
+
+    @property
+    def disk_bytes(self) -> int:
+        """Weights that are written to disk."""
+        return sum(self.weights.values()) if self.offload == "disk" else 0
+
+    # ---- speed ----
+
+    @property
+    def is_fast(self) -> bool:
+        """Tell if layers multiply in 8 bits, which changes results more than the rounding of weights."""
+        return self.task.options.memory == "fastest" and not self.has_adapter
+
+    @cached_property
+    def relative_speed(self) -> float:
+        task, parallel = self.task, self.parallel
+        linear, attention = task.flops
+        moved = max(self.weights.values())
+        swaps = 2 * len(self.weights) if self.offload == "model" else 0
+        work = speed.Work(
+            linear,
+            attention,
+            streamed_bytes=moved if self.offload in ("blocks", "leaves", "disk") else 0,
+            from_disk=self.offload == "disk",
+            by_leaf=self.offload == "leaves",
+            gathered_bytes=moved * (parallel.ranks - 1) // parallel.ranks if parallel.shard else 0,
+            swapped_bytes=swaps * moved,
+            passes=task.steps * (2 if task.guidance and parallel.guidance == 1 else 1),
+            sequence=parallel.ulysses * parallel.ring,
+            guidance=parallel.guidance,
+        )
+        storage = next(iter(task.storage_of_file.values()), self.storage)
+        return speed.relative_speed(
+            work, task.machine, task.capability, storage, merged=not self.has_adapter, in_8_bits=self.is_fast
+        )
+
+    # ---- the plan ----
+
+    def plan(self, *, notes: tuple[str, ...] = ()) -> Plan:
+        """Describe this candidate."""
+        parts = {expert: self._expert_plan(number, expert) for number, expert in enumerate(self.weights)}
+        return Plan(
+            model=self.task.name,
+            wish=self.task.options.memory,
+            parts={**parts, "text_encoder": self._text_plan(), "vae": self._vae_plan()},
+            merge=self.merge,
+            parallel=self.parallel,
+            gpu_peak_bytes=self.gpu_peak_bytes,
+            ram_peak_bytes=self.ram_peak_bytes,
+            relative_speed=round(self.relative_speed, 4),
+            notes=(*self._notes(), *notes),
+        )
+
+    def _expert_plan(self, number: int, expert: str) -> PartPlan:
+        storage, size = self.storage_of(expert), readable(self.weights[expert])
+        shared = f", 1/{self.parallel.ranks} on each card" if self.parallel.shard else ""
+        limit = "" if self.relative_speed > 0.95 or self.parallel.ranks > 1 else ", which limits the speed"
+        reason = {
+            "none": f"its {size} stay on {'a card of its own' if self.is_apart else 'the card'}{shared}",
+            "model": f"its {size} take turns on the card with the other parts",
+            "blocks": f"its {size} stay in RAM: the next block is copied while one computes{limit}",
+            "leaves": f"its {size} stay in RAM and are copied layer by layer{limit}",
+            "disk": f"its {size} stay on disk, block by block, for lack of RAM{limit}",
+        }[self.offload]
+        if storage in _QUANTISED:
+            reason += f"; {storage} rounds its weights" + (" and multiplies in 8 bits" if self.is_fast else "")
+        return PartPlan(self.task.dtype, storage, "cuda", self.offload, card=number * self.is_apart, reason=reason)
+
+    def _text_plan(self) -> PartPlan:
+        dtype = self.task.text_dtype
+        size = readable(self.task.shapes.text_encoder.weight_bytes(dtype))
+        part = PartPlan(dtype, dtype, "cuda", when="prompt")
+        if self.text == "stay":
+            return replace(part, when="stay", reason=f"its {size} fit beside the rest")
+        if self.text == "prompt":
+            return replace(part, reason=f"its {size} are on the card for a new prompt only")
+        if self.text == "turns":
+            return replace(part, offload="model", reason=f"its {size} take the transformer's place for a new prompt")
+        if self.text == "leaves":
+            return replace(part, offload="leaves", reason=f"its {size} are too large for the card: layer by layer")
+        return replace(part, device="cpu", reason="the card has no room for its largest layer")
+
+    def _vae_plan(self) -> PartPlan:
+        dtype = self.task.dtype
+        decode = readable(self.gpu_peak_bytes["decode"])
+        reason = f"decoding in {'tiles' if self.tiles else 'whole frames'} holds {decode}"
+        offload: Offload = "model" if self.offload == "model" else "none"
+        return PartPlan(dtype, dtype, "cuda", offload, tiles=self.tiles, reason=reason)
+
+    def _notes(self) -> Iterator[str]:
+        if self.merge and not self.is_exact:
+            yield f"alpha is frozen: LoRAs are merged before rounding to {self.storage}; another alpha loads anew"
+        elif self.merge:
+            yield "LoRAs are merged: another alpha merges again from the untouched weights"
+        if self.task.capability < (8, 0) and self.task.dtype == "bfloat16":
+            yield "this card emulates bf16: expect it to be slower than the figure"
+        if self.parallel.reason:
+            yield self.parallel.reason
+
+
+def candidates(task: Task) -> Iterator[Candidate]:
+    """List all ways to run a task on cards, in no order."""
+    storages, offloads = _storages(task), OFFLOADS
+    if task.is_small:
+        offloads = ("none",)
+    has_lora = any(task.shapes.lora_ranks.values())
+    merge = has_lora and not task.is_small and not task.storage_of_file
+    for (parallel, is_apart), storage, offload in product(_groups(task), storages, offloads):
+        if (is_apart or parallel.shard) and offload != "none":
+            continue
+        if offload == "disk" and storage == "int8":  # which diffusers cannot write to disk
+            continue
+        if parallel.shard and (storage in _QUANTISED or task.storage_of_file):
+            continue
+        for text, tiles in product(_TEXT_PLACES, (False, True)):
+            if text == ("prompt" if offload == "model" else "turns"):
+                continue
+            if text == "stay" and (offload != "none" or is_apart):
+                continue
+            yield Candidate(task, storage, offload, merge, tiles, text, parallel, is_apart)
+
+
+def _storages(task: Task) -> tuple[Storage, ...]:
+    exact: Storage = "bfloat16"
+    if task.is_small:
+        return (exact if task.is_native and task.capability >= (8, 0) else "float32",)
+    if task.storage_of_file.keys() == set(task.shapes.experts):
+        return (exact,)
+    quantize = task.options.quantize
+    if quantize == "none":
+        return (exact,)
+    if quantize in _QUANTISED:
+        return (quantize,)  # type: ignore[return-value]  # narrowed by _QUANTISED
+    multiplies_int8 = (7, 5) <= task.capability < (8, 9)
+    return (exact, "int8", "fp8") if multiplies_int8 else (exact, "fp8")
+
+
+def _groups(task: Task) -> Iterator[tuple[Parallel, bool]]:
+    """List the ways to share out cards: ranks, and whether each rank has a card for each expert."""
+    if task.is_small:
+        yield Parallel(), False
+        return
+    count = task.options.gpus or len(task.machine.cards)
+    is_fixed = task.options.gpus is not None
+    for ranks in range(1, count + 1):
+        degrees = _degrees(task, ranks)
+        if degrees is None:
+            continue
+        for is_apart in (False, True) if len(task.shapes.experts) == 2 else (False,):
+            used = ranks * (1 + is_apart)
+            if used > count or (is_fixed and used != count):
+                continue
+            yield degrees, is_apart
+        if ranks > 1 and (not is_fixed or ranks == count):
+            reason = f"each card holds 1/{ranks} of the weights and gathers a block before it computes"
+            yield replace(degrees, shard=True, reason=reason), False
+
+
+def _degrees(task: Task, ranks: int) -> Parallel | None:
+    """Divide ranks into the two passes of guidance and slices of the tokens; None where they cannot be."""
+    guidance = 2 if task.guidance and ranks % 2 == 0 else 1
+    ulysses = ranks // guidance
+    if task.shapes.transformer.heads % ulysses:
+        return None
+    reasons = []
+    if guidance == 2:
+        reasons.append("the two passes of guidance run at once")
+    if ulysses > 1:
+        reasons.append(f"{ulysses} cards share the tokens of a pass")
+    return Parallel(guidance=guidance, ulysses=ulysses, reason="; ".join(reasons))

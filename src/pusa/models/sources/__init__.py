@@ -1,0 +1,1 @@
+"""Recognise the files that people have of Wan's models: folders, single files, ComfyUI's folder, published ones."""

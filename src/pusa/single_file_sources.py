@@ -1,0 +1,109 @@
+"""Choose the single files that a pipeline is loaded from: those of a user, and smaller ones that others publish."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pusa import resources, zoo
+from pusa.models.sources import file_parts, file_set, published
+from pusa.resources import DType, dtype_of
+from pusa.zoo import ZooModel
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+
+
+@dataclass(frozen=True)
+class FileSources:
+    """Parts of a pipeline in single files.
+
+    Attributes:
+        files: "transformer", "transformer_2", "text_encoder", "vae" -> file; checked by their headers.
+        keep_quantized: as for `pusa.models.single_file.loading.load_single_file`.
+    """
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    keep_quantized: bool = False
+
+    def has_all(self, here: Collection[str], experts: int) -> bool:
+        """Tell if `here` names every component that has weights or words, for a model with so many transformers."""
+        needed = {"tokenizer", "text_encoder", "vae", "transformer"} | ({"transformer_2"} if experts == 2 else set())
+        return needed <= set(here)
+
+    def default_dtype(self, model: ZooModel | None, others: Mapping[str, int]) -> DType:
+        """Choose the dtype of all parts by their parameters: those of a published model, or of the files and others."""
+        counts = dict(model.parameters) if model and not model.is_ours else dict(others)
+        return resources.default_dtype(sum({**counts, **file_parts.parameter_counts(self.files)}.values()))
+
+    def load(
+        self, replaced: Collection[str], *, dtype: DType, config: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Load the parts that nothing replaces; raise ResourcesError if they do not fit into memory together."""
+        wanted = {part: path for part, path in self.files.items() if part not in replaced}
+        if not self.keep_quantized:
+            names = ", ".join(dict.fromkeys(path.name for path in wanted.values()))
+            resources.check_ram(resources.weight_bytes(file_parts.parameter_counts(wanted), dtype), names)
+        return file_parts.load_parts(wanted, dtype=dtype, config=config or None, keep_quantized=self.keep_quantized)
+
+
+def take(source: str | Path, options: dict[str, Any], dtype: "DType | None", only: str | None = None) -> FileSources:
+    """Take what concerns single files out of the options of `pusa.loading.load_pipeline`.
+
+    Args:
+        source: of the pipeline; a model that the user has added, and ComfyUI's folder, have files of their own.
+        options: of these the function removes
+            ``files``: part -> path, in place of the source's part. An all-in-one file gives several;
+            ``storage``: part -> "bfloat16" or "fp8": for a model that is downloaded, take a file of others' in it where
+            that is smaller. None: "bfloat16" for the parts that run in it;
+            ``keep_quantized``: keep weights of linear layers as the files store them.
+            Components and options of the Hub are looked at.
+        dtype: of the pipeline.
+        only: the one part that is loaded.
+
+    Raises:
+        FileNotFoundError, DamagedFileError, WrongArchitectureError: a file is missing, is cut short, or does not hold
+            the part, or not that of the model.
+    """
+    given = {part: Path(path).expanduser() for part, path in (options.pop("files", None) or {}).items()}
+    storage: Mapping[str, str] | None = options.pop("storage", None)
+    keep_quantized = options.pop("keep_quantized", False)
+    model = zoo.find(source)
+    files = file_set.expand({**(model.files if model else {}), **given})
+    if only is not None:
+        files = {part: path for part, path in files.items() if part == only}
+    if model is not None and not model.is_ours:
+        file_parts.check_model(files, model.transformer, model.experts, model.family or model.name)
+        if model.hub_id is not None:
+            skip = [name for name in file_set.PARTS if name in options or name in files or only not in (None, name)]
+            files |= _published(model, storage, dtype, skip, options)
+    return FileSources(files, keep_quantized)
+
+
+def _published(
+    model: ZooModel,
+    storage: Mapping[str, str] | None,
+    dtype: "DType | None",
+    skip: Collection[str],
+    options: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Find, or download, files that are smaller than those in the model's own repository."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if options.keys() & {"variant", "revision", "device_map", "quantization_config", "force_download"}:
+        return {}  # these are about the repository's own files
+    if storage is None:
+        in_bf16 = [part for part in file_set.PARTS if dtype is None or dtype_of(part, dtype) == torch.bfloat16]
+        storage = dict.fromkeys(in_bf16, "bfloat16")
+    cache = options.get("cache_dir")
+    wanted = published.wanted(
+        model.published, storage, str(model.hub_id), larger_than=model.file_bytes, skip=skip, cache=cache
+    )
+    if not wanted:
+        return {}
+    zoo.check_resources(model, dtype=dtype, skip=skip)
+    missing = sum(file.size_bytes for file in wanted.values() if published.cached_path(file, cache) is None)
+    resources.check_disk(missing, Path(cache or HF_HUB_CACHE), model.name)
+    hub = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
+    return published.fetch(wanted, **hub)

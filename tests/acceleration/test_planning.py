@@ -1,0 +1,259 @@
+"""A plan fits the machine, follows the user's wish, and says why; where nothing fits it says what would."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+from plan_table import CARDS, MODELS, SIZES, TI2V_5B, cell, machine_of, plan_of, plans_of, table
+
+from pusa import zoo
+from pusa.acceleration.decisions import WISHES, Card, LoadOptions, Machine, Plan, Wish
+from pusa.acceleration.machine import described_machine
+from pusa.acceleration.planning import plan, plans, usable_bytes
+
+TABLE = Path(__file__).with_name("plans.txt")
+GB = 10**9
+SOME_RAM = (16, 64, 256)
+MANY = [(model, size, cards, ram) for model in MODELS for size in SIZES for cards in CARDS for ram in SOME_RAM]
+
+
+def test_common_machines_run_as_the_table_says() -> None:
+    """A change of the rules shows here as a change of plans.txt: see `plan_table.table`."""
+    assert "\n".join(table()) == TABLE.read_text()
+
+
+# ---- properties ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_every_plan_fits_and_every_fallback_is_smaller(wish: Wish) -> None:
+    for model, size, cards, ram in MANY:
+        machine = machine_of(cards, ram)
+        found = plans_of(model, size, cards, ram, wish)
+        if found[0].problem:
+            assert len(found) == 1
+            assert not found[0].parts
+            continue
+        for one in found:
+            assert one.peak_bytes <= usable_bytes(machine.cards[0]) < machine.cards[0].memory_bytes
+            assert one.ram_peak_bytes <= machine.ram_bytes
+            assert set(one.gpu_peak_bytes) == {"encode", "denoise", "decode"}
+            assert one.parallel.ranks <= len(machine.cards)
+            assert all(part.reason for part in one.parts.values())
+        assert all(later.peak_bytes < earlier.peak_bytes for earlier, later in pairwise(found))
+
+
+def test_wishes_are_kept() -> None:
+    for model, size, cards, ram in MANY:
+        fastest, balanced, smallest = (plan_of(model, size, cards, ram, wish) for wish in WISHES)
+        assert bool(fastest.problem) == bool(balanced.problem) == bool(smallest.problem)
+        if not balanced.problem:
+            assert fastest.relative_speed >= balanced.relative_speed
+            assert smallest.peak_bytes <= balanced.peak_bytes
+            assert smallest.peak_bytes <= fastest.peak_bytes
+
+
+def is_exact(found: Plan) -> bool:
+    return found.parts["transformer"].storage == "bfloat16"
+
+
+def offload(found: Plan) -> str:
+    return found.parts["transformer"].offload
+
+
+def test_more_memory_never_makes_it_slower_but_for_exact_weights_or_to_spare_the_disk() -> None:
+    wishes: tuple[Wish, ...] = ("fastest", "balanced")
+    for model, wish in product(MODELS, wishes):
+        rows = [[plan_of(model, size, cards, ram, wish) for ram in SOME_RAM] for size in SIZES for cards in CARDS]
+        for ram, count, capability in product((32, 128), (1, 2, 4), ((8, 6), (9, 0))):
+            machines = [machine_of(f"{count}x{gb}", ram, capability) for gb in (8, 16, 24, 48, 80)]
+            options = LoadOptions(memory=wish)
+            rows.append([plan(MODELS[model], machine=machine, options=options) for machine in machines])
+        for less, more in (pair for row in rows for pair in pairwise(row)):
+            if not less.problem:
+                assert not more.problem
+                becomes_exact = wish == "balanced" and is_exact(more) and not is_exact(less)
+                spares_disk = wish == "balanced" and offload(less) == "disk" != offload(more)
+                assert more.relative_speed >= less.relative_speed or becomes_exact or spares_disk
+
+
+# ---- decisions -------------------------------------------------------------------------------------------------------
+
+
+def test_balanced_is_exact_where_the_bus_keeps_up_and_quantised_where_it_does_not() -> None:
+    machine = machine_of("1x24", 64)
+    streamed = plan("wan2.1-14b", machine=machine)
+    assert cell(streamed) == "bf16-blocks"
+    assert streamed.relative_speed > 0.95  # a block is copied in less time than one computes
+    slow = plan("wan2.1-14b", machine=replace(machine, offload_bytes_per_second=1e9))
+    assert cell(slow) == "fp8"
+    assert any("alpha is frozen" in note for note in slow.notes)
+    kept = plan(
+        "wan2.1-14b",
+        machine=replace(machine, offload_bytes_per_second=1e9),
+        options=LoadOptions(quantize="none"),
+    )
+    assert is_exact(kept)
+    assert kept.relative_speed < 0.5
+
+
+def test_eight_bits_follow_the_generation_of_the_card() -> None:
+    fastest = LoadOptions(memory="fastest")
+    storages = {
+        capability: plan("wan2.1-14b", machine=described_machine(gpu_gb=80, capability=capability), options=fastest)
+        .parts["transformer"]
+        .storage
+        for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
+    }
+    assert storages == {(8, 0): "int8", (8, 6): "int8", (8, 9): "fp8", (9, 0): "fp8", (12, 0): "fp8"}
+    forced = plan("wan2.1-14b", machine=machine_of("1x80", 64), options=LoadOptions(quantize="int8"))
+    assert forced.parts["transformer"].storage == "int8"
+
+
+def test_two_cards_share_guidance_or_without_it_the_tokens() -> None:
+    machine = machine_of("2x48", 64)
+    both = plan("wan2.1-14b", machine=machine)
+    assert (both.parallel.guidance, both.parallel.ulysses) == (2, 1)
+    assert both.relative_speed > 1.9
+    for guidance in (False, 1.0):
+        alone = plan("wan2.1-14b", machine=machine, guidance=guidance)
+        assert (alone.parallel.guidance, alone.parallel.ulysses) == (1, 2)
+    assert plan("wan2.1-14b", machine=machine, guidance=3.0) == both
+    one = plan("wan2.1-14b", machine=machine, options=LoadOptions(gpus=1))
+    assert one.parallel.ranks == 1
+
+
+def test_two_experts_have_a_card_each_where_both_do_not_fit_one() -> None:
+    found = plan("wan2.2-a14b", machine=machine_of("2x48", 64))
+    assert [found.parts[part].card for part in ("transformer", "transformer_2")] == [0, 1]
+    assert found.parallel.ranks == 1
+    assert found.parts["transformer"].offload == "none"
+
+
+def test_an_adapter_stays_live_where_weights_cannot_be_merged() -> None:
+    options = LoadOptions(transformer=Path("wan2.1-t2v-14b-Q8_0.gguf"))
+    found = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=options)
+    assert found.parts["transformer"].storage == "gguf"
+    assert not found.merge
+    small = replace(options, file_bytes={"transformer": 9 * GB})
+    smaller = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=small)
+    assert smaller.gpu_peak_bytes["denoise"] < found.gpu_peak_bytes["denoise"] - 5 * GB
+    low_rank = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=options, lora_ranks={"transformer": 128})
+    assert found.gpu_peak_bytes["denoise"] - low_rank.gpu_peak_bytes["denoise"] == pytest.approx(3.7 * GB, rel=0.01)
+    in_eight_bits = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=replace(options, quantize="fp8"))
+    assert any("quantize=fp8 has no effect" in note for note in in_eight_bits.notes)
+
+
+def test_no_lora_is_nothing_to_merge() -> None:
+    machine = machine_of("1x48", 64)
+    assert plan("wan2.1-14b", machine=machine).merge
+    for none in ({}, (), (0,)):
+        assert not plan("wan2.1-14b", machine=machine, lora_ranks=none).merge
+    two = plan("wan2.1-14b", machine=machine, lora_ranks=(512, 64))
+    assert two == plan("wan2.1-14b", machine=machine, lora_ranks={"transformer": 576})
+
+
+def test_the_5b_model_is_planned_from_its_shapes() -> None:
+    found = plan(TI2V_5B, machine=machine_of("1x24", 32))
+    assert cell(found) == "bf16"
+    assert found.gpu_peak_bytes["denoise"] == pytest.approx(13.7 * GB, rel=0.1)  # 10.0 of weights, 2.1 at work, the VAE
+    assert found.gpu_peak_bytes["decode"] == pytest.approx(21.2 * GB, rel=0.1)
+
+
+def test_a_folder_is_planned_from_its_own_shapes(tmp_path: Path) -> None:
+    from pusa import PusaPipeline
+
+    PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "tiny-wan")
+    found = plan(str(tmp_path / "tiny-wan"), machine=Machine(ram_bytes=16 * GB))
+    assert found.model == "tiny-wan"
+    assert found.parts["transformer"].dtype == "float32"
+    unknown = plan("somebody/some-model", machine=machine_of("1x48", 64))
+    assert unknown.model == "wan2.1-14b"
+
+
+def test_cards_of_two_kinds_count_as_the_smaller_one() -> None:
+    large, small = machine_of("1x80", 256).cards[0], machine_of("1x8", 256).cards[0]
+    mixed = replace(machine_of("1x80", 256), cards=(large, small))
+    alone = plan("wan2.1-14b", machine=mixed, options=LoadOptions(gpus=1))
+    assert cell(alone) == "bf16"
+    both = plan("wan2.1-14b", machine=mixed, options=LoadOptions(gpus=2))
+    assert both.peak_bytes <= usable_bytes(small)
+
+
+# ---- without a card --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "has_bf16", "dtypes"),
+    [
+        ("tiny", True, ("float32", "float32", "float32")),
+        ("mini", False, ("float32", "float32", "float32")),
+        ("mini", True, ("bfloat16", "float32", "bfloat16")),
+        ("wan2.1-1.3b", False, ("bfloat16", "bfloat16", "float32")),
+    ],
+)
+def test_a_machine_without_a_card_computes_on_its_cpu(model: str, has_bf16: bool, dtypes: tuple[str, ...]) -> None:
+    if model not in zoo.ZOO:
+        pytest.skip("the weights of the embedded model are not here")
+    machine = Machine(ram_bytes=32 * GB, cpu_has_bf16=has_bf16)
+    (found,) = plans(model, machine=machine)
+    parts = [found.parts[part] for part in ("transformer", "text_encoder", "vae")]
+    assert tuple(part.dtype for part in parts) == dtypes
+    assert {part.device for part in parts} == {"cpu"}
+    assert found.peak_bytes == 0
+    assert 0 < found.ram_peak_bytes <= machine.ram_bytes
+    assert found.merge is False
+    assert plans(model, machine=machine, options=LoadOptions(gpus=1)) == [found]
+    no_cuda = replace(machine, cards=(Card(16 * GB, "another vendor's", None),))
+    assert plans(model, machine=no_cuda) == [found]
+
+
+def test_small_models_stay_whole_on_one_card() -> None:
+    for model in {"tiny", "mini"} & zoo.ZOO.keys():
+        for options in (LoadOptions(), LoadOptions(memory="fastest", quantize="fp8", gpus=2)):
+            found = plan(model, machine=machine_of("2x24", 32), options=options)
+            assert {part.offload for part in found.parts.values()} == {"none"}
+            assert found.parallel.ranks == 1
+            assert found.parts["transformer"].storage == ("bfloat16" if model == "mini" else "float32")
+
+
+# ---- where nothing fits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "words"),
+    [
+        (machine_of("1x8", 64), {}, ("needs 9", "of GPU memory for 1280x720", "832x480 with 81 frames fits")),
+        (machine_of("1x12", 16), {}, ("of RAM", "15 GB is free", "add memory, or take a smaller model")),
+        (Machine(ram_bytes=30 * GB), {}, ("of RAM", "without a GPU, and 30 GB is free")),
+        (machine_of("1x24", 64), {"gpus": 2}, ("gpus=2", "usable cards here: 1", "take one of 1")),
+        (machine_of("4x48", 256), {"gpus": 3}, ("cannot be shared by 3 cards", "take one of 1, 2, 4")),
+        (replace(machine_of("1x12", 32), disk_bytes=GB), {}, ("of disk", "1.0 GB is free")),
+    ],
+)
+def test_a_problem_names_need_supply_and_a_way_out(machine: Machine, options: dict, words: tuple[str, ...]) -> None:
+    (found,) = plans("wan2.1-14b", size=(1280, 720, 81), machine=machine, options=LoadOptions(**options))
+    for word in words:
+        assert word in found.problem
+    assert found.summary == found.problem
+
+
+def test_the_way_out_is_true() -> None:
+    machine = machine_of("1x12", 64)
+    options = LoadOptions(quantize="none")
+    found = plan("wan2.1-14b", size=(1920, 1088, 81), machine=machine, options=options)
+    assert "832x480 with 81 frames fits" in found.problem
+    assert not plan("wan2.1-14b", size=(832, 480, 81), machine=machine, options=options).problem
+    portrait = plan("wan2.1-14b", size=(1088, 1920, 81), machine=machine)
+    assert "480x832 with 81 frames fits" in portrait.problem
+
+
+def test_planning_imports_no_torch() -> None:
+    program = (
+        "import sys; from pusa.acceleration import plan; from pusa.acceleration.machine import described_machine as m; "
+        "plan('wan2.1-14b', machine=m(gpu_gb=24)); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

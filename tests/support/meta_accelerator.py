@@ -1,0 +1,99 @@
+"""Stand-ins for an accelerator on a machine without one.
+
+The meta device computes shapes and holds no values: a read of a value, a copy to the CPU and a mix of devices all
+raise, where a GPU would wait, or copy, without a word. ``cpu:0`` is the CPU under another name, so that moves there and
+back can be counted while everything still computes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from pusa.models import finite
+from pusa.pipeline import PusaPipeline
+
+ACCELERATOR = torch.device("cpu:0")
+
+
+class Waits:
+    """Record the reads of values that a call of a pipeline may make: before its first step, and after its last.
+
+    The checks for NaN and infinity are such reads; on the meta device they are recorded and pass.
+
+    Attributes:
+        in_loop: reads between the first and the last step.
+        outside: reads before and after.
+        steps: forwards of the transformers.
+    """
+
+    def __init__(self, pipe: PusaPipeline, forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.in_loop = self.outside = self.steps = 0
+        self._forwards = forwards
+        monkeypatch.setattr("pusa.pipeline.is_finite", self._is_finite)
+        monkeypatch.setattr(finite.FiniteSteps, "check", lambda _: self._count())
+        for expert in (pipe.transformer, pipe.transformer_2):
+            if expert is not None:
+                expert.register_forward_hook(self._after_forward)
+
+    def _after_forward(self, *_: Any) -> None:
+        self.steps += 1
+
+    def _is_finite(self, tensor: torch.Tensor) -> bool:
+        self._count()
+        return tensor.is_meta or bool(tensor.isfinite().all())
+
+    def _count(self) -> None:
+        if 0 < self.steps < self._forwards:
+            self.in_loop += 1
+        else:
+            self.outside += 1
+
+
+class _Placed(torch.nn.Parameter):
+    """A parameter that says it is on another device."""
+
+    place: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.place
+
+
+class Moves:
+    """List the moves of a pipeline's components between RAM and the accelerator, in their order.
+
+    A component that has moved to `ACCELERATOR` says that it is there, as the hooks of model offloading ask it.
+
+    Attributes:
+        log: ``("transformer", "in")``, ``("transformer", "out")``, ...
+    """
+
+    def __init__(self, pipe: PusaPipeline) -> None:
+        self.log: list[tuple[str, str]] = []
+        self._places: dict[str, torch.device] = {}
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                self._places[name] = torch.device("cpu")
+                part.to = partial(self._to, name, part.to)
+                part.parameters = partial(self._parameters, name, part.parameters)
+
+    def _to(self, name: str, to: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        targets = [value for value in (*args, *options.values()) if isinstance(value, (str, torch.device))]
+        for target in map(torch.device, targets):
+            if target != self._places[name]:
+                self._places[name] = target
+                self.log.append((name, "in" if target == ACCELERATOR else "out"))
+        return to(*args, **options)
+
+    def _parameters(self, name: str, parameters: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
+        for parameter in parameters(*args):
+            placed = parameter.detach().as_subclass(_Placed)
+            placed.place = self._places[name]
+            yield placed
+
+    def of(self, name: str) -> list[str]:
+        """List the moves of one component."""
+        return [way for part, way in self.log if part == name]

@@ -1,0 +1,69 @@
+"""Wan2.2 TI2V-5B: its sizes and defaults, and image-to-video as diffusers' own pipeline makes it."""
+
+import pytest
+import torch
+from components import make_transformer
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from PIL import Image
+
+from pusa import GenerationRequest, PusaCondition, PusaPipeline, zoo
+from pusa.conditions import fit_image
+from pusa.models import tiny, wan22_vae
+from pusa.request import rounding_notes
+from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.server.studio.forms import FormDefaults
+
+DEFAULTS = zoo.defaults_of("wan2.2-ti2v-5b")
+
+
+def test_the_defaults_are_those_of_its_own_configuration() -> None:
+    assert (DEFAULTS.width, DEFAULTS.height, DEFAULTS.num_frames, DEFAULTS.fps) == (1280, 704, 121, 24)
+    assert (DEFAULTS.steps, DEFAULTS.shift, DEFAULTS.guidance) == (50, 5, 5)
+    model = zoo.get("wan2.2-ti2v-5b")
+    assert model.expand_timesteps
+    assert not zoo.get("wan2.1-14b").expand_timesteps
+    assert model.resident_bytes == 2 * (4_999_787_712 + 5_680_910_336) + 4 * 704_688_668
+
+
+def test_sizes_are_rounded_to_multiples_of_32() -> None:
+    request = GenerationRequest(prompt="a cat", width=1280, height=720, seed=0)
+    resolved = request.resolved(DEFAULTS)
+    assert (resolved.width, resolved.height) == (1280, 736)
+    notes = rounding_notes(request, resolved, DEFAULTS.size_multiple)
+    assert notes == ["height 720 becomes 736: it has to be a multiple of 32"]
+    assert request.resolved(zoo.defaults_of("wan2.1-14b")).height == 720
+
+
+def test_the_studio_offers_sizes_that_it_can_make() -> None:
+    sizes = [tuple(map(int, size.split("x"))) for size in FormDefaults(generation=DEFAULTS).sizes]
+    assert sizes[0] == (1280, 704)
+    assert (704, 1280) in sizes
+    assert all(side % 32 == 0 for size in sizes for side in size)
+
+
+def components() -> dict:
+    narrow = {"encoder.conv1.weight": [8, 12, 3, 3, 3], "decoder.conv1.weight": [32, 48, 3, 3, 3]}
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(**wan22_vae.config_from_shapes(narrow)).eval()
+    return {
+        "tokenizer": tiny.tokenizer(),
+        "text_encoder": tiny.text_encoder(),
+        "vae": vae,
+        "transformer": make_transformer(in_channels=48, out_channels=48),
+        "expand_timesteps": True,
+    }
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_an_image_at_the_first_frame_without_a_lora_equals_the_pipeline_of_diffusers(guidance: float) -> None:
+    image = Image.effect_mandelbrot((96, 64), (-3, -2.5, 2, 2.5), 20).convert("RGB")
+    call = {"prompt": "a cat", "negative_prompt": "", "height": 64, "width": 96, "num_frames": 9}
+    call |= {"num_inference_steps": 4, "guidance_scale": guidance, "output_type": "latent", "max_sequence_length": 16}
+    call["latents"] = torch.randn(1, 48, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    # The scheduler of diffusers has another grid of sigmas, which is not the point here.
+    scheduler = PusaFlowMatchEulerScheduler(shift=5.0)
+    stock = WanImageToVideoPipeline(**components(), scheduler=scheduler, image_encoder=None, image_processor=None)
+    expected = stock(image=fit_image(image, 96, 64, "crop"), **call).frames
+    pipe = PusaPipeline(**components(), scheduler=PusaFlowMatchEulerScheduler(shift=5.0))
+    made = pipe(conditions=[PusaCondition(image=image, latent_index=0)], **call).frames
+    assert (made - expected).abs().max() < 1e-5 * (expected.max() - expected.min())
