@@ -268,7 +268,7 @@ def _ranks() -> Finding:
     with TemporaryDirectory() as folder, launch(2, device_type=device_type) as ranks:
         videos = []
         for name, together in (("two", ranks), ("one", None)):
-            list(generate(request, Path(folder) / f"{name}.mp4", ranks=together))
+            list(generate(request, Path(folder) / f"{name}.mp4", ranks=together, device=device_type))
             videos.append((Path(folder) / f"{name}.mp4").read_bytes())
     seconds, is_equal = round(time.perf_counter() - began, 1), videos[0] == videos[1]
     where = "GPUs" if device_type == "cuda" else "CPU processes"

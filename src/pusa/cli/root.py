@@ -180,7 +180,7 @@ def _run(
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
     with join_ranks(request, load) as ranks:
-        options |= {"ranks": ranks} if ranks else {}
+        options |= {"ranks": ranks, "device": ranks.device.type} if ranks else {}
         _show(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 

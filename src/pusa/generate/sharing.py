@@ -91,13 +91,13 @@ def smaller_plan(ranks: Ranks | None, resident: Resident, report: Report) -> Cal
 class SharedModel:
     """Hold, on a rank other than 0, the model that rank 0 has asked for."""
 
-    def __init__(self, message: Mapping[str, Any]) -> None:
+    def __init__(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
         """Load it: `message` is that of `request_model`."""
         options: dict[str, Any] = {
             name: Path(value) if name in _FILES and value else value for name, value in message["options"].items()
         }
         self._request = ResolvedRequest.model_validate(message["request"])
-        self._resident = resident_of(self._request, LoadOptions(**options))
+        self._resident = resident_of(self._request, LoadOptions(**options), device=ranks.device.type)
         self.pipe = self._resident.prepare(self._request, None, _ignore)
 
     def share(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
