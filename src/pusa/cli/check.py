@@ -1,6 +1,7 @@
 """Check a machine for `pusa check`: measure what it has, and try what the other commands need."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -75,7 +76,8 @@ def findings(*, with_ranks: bool = True) -> Iterator[Finding]:
         try:
             yield look()
         except Exception as error:
-            yield Finding(name, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}", ok=False)
+            reason = next(iter(str(error).strip().splitlines()), "")
+            yield Finding(name, f"{type(error).__name__}: {reason}", ok=False)
 
 
 def _cards() -> int:
@@ -214,21 +216,25 @@ def _quantisation() -> Finding:
 
 
 def _compile() -> Finding:
+    import shutil
+
     import torch
 
-    device = "cuda" if _cards() else "cpu"
+    if not _cards():  # on a CPU, compiling one function takes up to a minute: look only for the compiler
+        compiler = next((name for name in (os.environ.get("CXX", "g++"), "g++", "clang++") if shutil.which(name)), None)
+        text = f"with {compiler}, not tried" if compiler else "not here: it needs g++ or clang++"
+        return Finding("compile", text, True, {"compiler": compiler})
     began = time.perf_counter()
     try:
+        x = torch.linspace(-1, 1, 64, device="cuda")
         compiled = torch.compile(lambda x: torch.nn.functional.gelu(x * 2 + 1))
-        x = torch.linspace(-1, 1, 64, device=device)
         is_equal = torch.allclose(compiled(x), torch.nn.functional.gelu(x * 2 + 1), atol=1e-5)
-    except Exception as error:  # a machine without a compiler runs everything else
+    except Exception as error:  # everything else runs without it
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return Finding("compile", f"not here, so without --compile ({reason[:100]})", True, {"works": False})
+        return Finding("compile", f"does not work here ({reason[:100]})", True, {"works": False})
     seconds = round(time.perf_counter() - began, 1)
-    return Finding(
-        "compile", f"works ({seconds:g} s for one function)", is_equal, {"works": is_equal, "seconds": seconds}
-    )
+    text = f"{'works' if is_equal else 'gives other numbers'} ({seconds:g} s for one function)"
+    return Finding("compile", text, is_equal, {"works": is_equal, "seconds": seconds})
 
 
 def _speed() -> Finding:
