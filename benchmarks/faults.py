@@ -2,18 +2,21 @@
 
     python benchmarks/faults.py                                       # 200 kills, the real server, the tiny model
     python benchmarks/faults.py --engine fake --kills 200             # quicker: its child runs no model
+    python benchmarks/faults.py --ranks 2                             # each job is shared by two processes
     python benchmarks/faults.py --database postgresql://user:password@host/empty
 
 A server (`pusa serve`, with a worker in it) and a worker beside it (`pusa worker`) share a queue. Clients keep it full
 of requests of a few kinds (words, a picture, a long video of several windows, a loop) and send one again, under the
 same Idempotency-Key, for as long as they get no answer. Meanwhile SIGKILL hits one of four processes, drawn at random,
 at a random moment: the server, the child that holds its model, the worker, or that one's child. Whatever was killed is
-started again. Instead of a kill one in ten of them is stopped (SIGSTOP) for some seconds, once in a while for longer
+started again. With `--ranks` a job is shared by several children, of which a harm hits one, any of them. Instead of a
+kill one in ten of them is stopped (SIGSTOP) for some seconds, once in a while for longer
 than its lease, and one in ten times a bit of a stored checkpoint is flipped. In the end, when all is done:
 
     lost        accepted jobs (the client has got an id) that are not completed
     corrupt     videos that cannot be decoded, or differ by a byte from one that was made without interruption
     duplicated  keys with more than one job, and jobs with more than one video
+    orphans     children that outlive the server or the worker that started them
 
 The table's last column must be 0. Kills are not the jobs' fault, so `max_failures` is out of reach here.
 """
@@ -54,6 +57,7 @@ LEASE_SECONDS = 20
 WAITING_JOBS = 6  # that the clients keep in the queue
 _START_SECONDS = 300.0  # for a process to be there again; a machine may be busy
 _END_SECONDS = 1800.0  # for the last jobs
+_RANK_SECONDS = 8  # after which a stopped rank is taken for hung: some of the pauses are longer
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
@@ -141,6 +145,7 @@ class Processes:
         self._settings = {"data": str(folder / "data"), **settings}
         self._engine, self._log = engine, folder / "worker.log"
         self._worker: subprocess.Popen[bytes] | None = None
+        self._seen: set[psutil.Process] = set()  # children, also of processes that are gone
 
     def start(self) -> None:
         self.server.start()
@@ -151,12 +156,24 @@ class Processes:
         command = [str(Path(__file__).resolve()), "--be-worker"] if self._engine == "fake" else ["-m", "pusa", "worker"]
         self._worker = start_python(command, self._settings, self._log)
 
-    def kill(self, victim: str) -> bool:
+    def _children(self, parent: int, chance: random.Random) -> list[psutil.Process]:
+        """Choose one of the processes that hold a model; none if there is none."""
+        found = _children(parent)
+        self._seen.update(found)
+        return [chance.choice(found)] if found else []
+
+    def orphans(self) -> list[str]:
+        """List the children that have been seen and still run, after both parents have ended."""
+        time.sleep(1.0)
+        return [str(child.pid) for child in self._seen if child.is_running() and child.status() != "zombie"]
+
+    def kill(self, victim: str, chance: random.Random) -> bool:
         """SIGKILL it; whether it was there. A server or worker that was killed is started again."""
         assert self._worker is not None
         parent = self.server.pid if victim.startswith("server") else self._worker.pid
+        self._seen.update(_children(parent))
         if victim.endswith("child"):
-            children = _children(parent)
+            children = self._children(parent, chance)
             for child in children:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
@@ -170,11 +187,11 @@ class Processes:
             self._start_worker()
         return True
 
-    def pause(self, victim: str, seconds: float) -> bool:
+    def pause(self, victim: str, seconds: float, chance: random.Random) -> bool:
         """Stop it for some seconds, as a machine that swaps does; whether it was there."""
         assert self._worker is not None
         parent = psutil.Process(self.server.pid if victim.startswith("server") else self._worker.pid)
-        found = _children(parent.pid) if victim.endswith("child") else [parent]
+        found = self._children(parent.pid, chance) if victim.endswith("child") else [parent]
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -184,6 +201,8 @@ class Processes:
     def stop(self) -> None:
         """In good order."""
         assert self._worker is not None
+        for parent in (self.server.pid, self._worker.pid):
+            self._seen.update(_children(parent))
         self._worker.send_signal(signal.SIGTERM)
         self.server.stop()
         self._worker.wait(60)
@@ -237,7 +256,7 @@ def be_worker() -> None:
 
 
 def run(
-    folder: Path, *, engine: str, kills: int, every_seconds: float, database: str | None, seed: int
+    folder: Path, *, engine: str, ranks: int, kills: int, every_seconds: float, database: str | None, seed: int
 ) -> dict[str, Any]:
     settings = {
         "model": "tiny" if engine == "tiny" else "fake",
@@ -250,6 +269,8 @@ def run(
         "max_failures": "100",
         "queue_limit": "1000",
         "key_queue_limit": "1000",
+        "cpu_ranks": str(ranks),
+        "rank_seconds": str(_RANK_SECONDS),
         **({"database": database} if database else {}),
     }
     chance = random.Random(seed)
@@ -269,11 +290,11 @@ def run(
             victim, harm = chance.choice(VICTIMS), chance.random()
             if harm < STOPPED_SHARE:
                 seconds = chance.uniform(1.0, 5.0) if chance.random() < 0.8 else 1.3 * LEASE_SECONDS
-                others["stopped"] += processes.pause(victim, seconds)
+                others["stopped"] += processes.pause(victim, seconds, chance)
             elif harm < STOPPED_SHARE + DAMAGED_SHARE:
                 others["checkpoints damaged"] += damage_checkpoint(files, chance)
             else:
-                killed[victim] += processes.kill(victim)
+                killed[victim] += processes.kill(victim, chance)
         clients.stop()
         _until(lambda: not any(queue.counts()[s] for s in ("queued", "in_progress")), _END_SECONDS, "jobs do not end")
     finally:
@@ -285,9 +306,11 @@ def run(
         "lost": [key for key, id in clients.accepted.items() if id not in jobs or jobs[id].status != "completed"],
         "corrupt": corrupt(list(jobs.values()), files, folder, engine),
         "duplicated": duplicated(list(jobs.values()), clients.accepted, files),
+        "orphans": processes.orphans(),
     }
     return {
         "engine": engine,
+        "ranks": ranks,
         "database": "postgresql" if database and database.startswith("postgresql") else "sqlite",
         "kills": sum(killed.values()),
         "killed": dict(killed),
@@ -403,6 +426,7 @@ def table(result: dict[str, Any]) -> str:
         ("accepted jobs / lost", str(result["accepted"]), str(result["lost"])),
         ("videos / corrupt", str(result["completed"]), str(result["corrupt"])),
         ("keys / duplicated", str(result["accepted"]), str(result["duplicated"])),
+        ("ranks of a worker / orphans", str(result["ranks"]), str(result["orphans"])),
     ]
     return "\n".join(f"{name:30} {count:34} {bad:>4}" for name, count, bad in rows)
 
@@ -411,6 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--engine", choices=("tiny", "fake"), default="tiny")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each job, on the CPU")
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two kills")
     parser.add_argument("--database", help="postgresql://... with no tables in it; default: SQLite in the folder")
     parser.add_argument("--folder", type=Path, help="kept for a look at it; default: a temporary one")
@@ -426,6 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = run(
             folder,
             engine=options.engine,
+            ranks=options.ranks,
             kills=options.kills,
             every_seconds=options.every,
             database=options.database,
@@ -433,7 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(table(result))
     print(json.dumps(result))
-    return int(any(result[name] for name in ("lost", "corrupt", "duplicated")))
+    return int(any(result[name] for name in ("lost", "corrupt", "duplicated", "orphans")))
 
 
 if __name__ == "__main__":

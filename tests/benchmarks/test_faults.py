@@ -8,12 +8,14 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("engine", "kills", "every"), [("fake", 12, 1.5), ("tiny", 4, 8.0)])
-def test_nothing_is_lost_corrupt_or_made_twice(engine, kills, every, tmp_path, capsys):
-    arguments = ["--engine", engine, "--kills", str(kills), "--every", str(every), "--folder", str(tmp_path / "run")]
-    assert faults.main(arguments) == 0
+@pytest.mark.parametrize(
+    ("engine", "ranks", "kills", "every"), [("fake", 1, 12, 1.5), ("fake", 2, 12, 1.5), ("tiny", 1, 4, 8.0)]
+)
+def test_nothing_is_lost_corrupt_or_made_twice(engine, ranks, kills, every, tmp_path, capsys):
+    numbers = ["--ranks", str(ranks), "--kills", str(kills), "--every", str(every)]
+    assert faults.main(["--engine", engine, *numbers, "--folder", str(tmp_path / "run")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (result["lost"], result["corrupt"], result["duplicated"]) == (0, 0, 0)
+    assert (result["lost"], result["corrupt"], result["duplicated"], result["orphans"]) == (0, 0, 0, 0)
     assert result["kills"] == kills
     assert result["accepted"] == result["completed"] > 0
 

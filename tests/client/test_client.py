@@ -110,6 +110,19 @@ def test_an_image_goes_as_input_reference_whatever_it_is(tmp_path: Path) -> None
         assert json.loads(parts["extra_params"][0]) == {"seed": 1}
 
 
+def test_an_estimate_sends_what_a_video_would_and_no_key() -> None:
+    answer = {"object": "video.estimate", "model": "tiny", "tokens": 120, "plan": "tiny: on the CPU", "seconds": None}
+    server = Server(httpx.Response(200, json=answer))
+    found = server.client().estimate("a fox", size=(96, 64), num_frames=17)
+    assert (found.tokens, found.plan, found.seconds, found.problem) == (120, "tiny: on the CPU", None, None)
+    (request,) = server.requests
+    assert request.url.path == "/v1/videos/estimate"
+    assert json.loads(request.content) == {"prompt": "a fox", "size": "96x64", "num_frames": 17}
+    assert "idempotency-key" not in request.headers
+    server.client().estimate("a fox", image=b"picture")
+    assert b'name="input_reference"' in server.requests[-1].content
+
+
 def test_keyframes_are_one_json_string_that_points_to_files() -> None:
     server = Server(video())
     places: tuple[int | str, ...] = (3, "80f", "1.5s", "last")

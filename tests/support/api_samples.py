@@ -17,12 +17,13 @@ from fastapi import FastAPI
 from PIL import Image
 from server_samples import quick_settings, wait_until
 
-from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
 from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.queue import Job
+from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import VideoService
 from pusa.server.transfers.probe import probe_file
 from pusa.server.transfers.uploads import Prober, Upload, UploadInfo
@@ -77,6 +78,7 @@ class InstantExecutor:
         prompt = task.request["prompt"]
         yield Stage("load")
         yield Resolved({"width": WIDTH, "height": HEIGHT, "fps": 16.0, **_set(task.request)})
+        yield Planned("tiny: transformer on the CPU in float32")
         yield Note("as it was asked for")
         yield Stage("denoise")
         yield Step(1, 2, 1.0)
@@ -184,12 +186,19 @@ def refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(folder: Path, *, near_prober: bool = True, drain_seconds: float = 2.0, **changes: Any) -> Iterator[Served]:
+def serving(
+    folder: Path,
+    *,
+    near_prober: bool = True,
+    drain_seconds: float = 2.0,
+    plan: PlanFunction = plan_model,
+    **changes: Any,
+) -> Iterator[Served]:
     """A server with these settings; everything of it is below `folder`."""
     executor = InstantExecutor(folder / "executor")
     changes = {"model": "tiny", "studio": False, "min_free_bytes": 0, **changes}
     settings = quick_settings(folder / "data", **changes)
-    app = create_app(settings, make_executor=lambda _: executor, drain_seconds=drain_seconds)
+    app = create_app(settings, make_executor=lambda *_: executor, plan=plan, drain_seconds=drain_seconds)
     if near_prober:
         app.state.service.submitter.prober = NearProber(app.state.service.submitter.prober.limits)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -121,18 +121,20 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve_fake() -> None:
-    """Serve the app with a `LocalExecutor` whose child runs the fake engine."""
+    """Serve the app with an executor whose processes run the fake engine."""
+    from functools import partial
+
     import uvicorn
 
     from pusa.server.app import create_app
     from pusa.server.connections import raise_file_limit, uvicorn_options
     from pusa.server.logs import configure_logging
     from pusa.server.settings import load_settings
-    from pusa.server.worker.executor import LocalExecutor
+    from pusa.server.worker.worker import make_executor
 
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)
-    app = create_app(settings, make_executor=lambda s: LocalExecutor(s.model, target=FAKE_ENGINE))
+    app = create_app(settings, make_executor=partial(make_executor, target=FAKE_ENGINE))
     uvicorn.run(app, host=settings.host, port=settings.port, **uvicorn_options(settings, raise_file_limit()))
 
 

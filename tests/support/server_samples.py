@@ -15,7 +15,8 @@ from pusa.server.jobs.queue import Job, JobQueue, NewJob
 from pusa.server.jobs.store import FileStore
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.attempt import Delays
-from pusa.server.worker.executor import Executor, LocalExecutor
+from pusa.server.worker.executor import Executor
+from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.messages import Task
 from pusa.server.worker.worker import Worker
 

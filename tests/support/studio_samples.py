@@ -17,7 +17,7 @@ from ports import free_port
 from pusa.server.app import create_app
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.worker.executor import LocalExecutor
+from pusa.server.worker.local import LocalExecutor
 
 ENGINE = "studio_engine:StudioEngine"
 # The first draws no window: the others' own pages can take all of a small machine's time.
@@ -46,7 +46,7 @@ def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterato
     """A server on a free port; `engine` None is the real one."""
     port = free_port()
 
-    def executor(settings: ServerSettings) -> LocalExecutor:
+    def executor(settings: ServerSettings, _: int) -> LocalExecutor:
         target = {"target": engine} if engine else {}
         return LocalExecutor(settings.model, env={"PYTHONPATH": str(SUPPORT)}, **target)
 

@@ -53,23 +53,11 @@ def launch(size: int, *, device_type: str = "cuda", module: str = FOLLOWER, **wa
     Raises:
         ValueError: this machine has fewer GPUs.
     """
-    if device_type == "cuda":
-        check_gpus(size)
-    os.environ.update({name: value for name, value in _loopback().items() if name not in os.environ})
-    listener = socket.create_server((_HOST, 0), backlog=size + 8)
-    store = dist.TCPStore(
-        _HOST,
-        listener.getsockname()[1],
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),  # else it would listen on every network
-        timeout=timedelta(seconds=60),
-    )
-    ranks = Ranks(0, size, _device(device_type, 0), store=store, **watching)
+    ranks, port = host(size, device_type=device_type, **watching)
     followers: list[_Follower] = []
     try:
         for rank in range(1, size):
-            follower = _Follower(module, rank, size, store.port, device_type, watching)
+            follower = _Follower(module, rank, size, port, device_type, watching)
             followers.append(follower)
             ranks.watch_process(rank, follower.describe_end)
             ranks.on_failure(follower.kill)  # so that nobody waits for it any more
@@ -79,6 +67,35 @@ def launch(size: int, *, device_type: str = "cuda", module: str = FOLLOWER, **wa
         deadline = time.monotonic() + _END_SECONDS
         for follower in followers:
             follower.end(0.0 if ranks.has_failed or not ranks.is_connected else deadline - time.monotonic())
+
+
+def host(size: int, port: int = 0, *, device_type: str = "cuda", **watching: Any) -> tuple[Ranks, int]:
+    """Be rank 0 of ranks that are started elsewhere on this machine, and that `join` at a port of the loopback.
+
+    Args:
+        port: 0 takes a free one.
+        watching: arguments of `Ranks` about time.
+
+    Returns:
+        The ranks, not connected yet, and the port.
+
+    Raises:
+        ValueError: this machine has fewer GPUs.
+        OSError: the port is taken.
+    """
+    if device_type == "cuda":
+        check_gpus(size)
+    os.environ.update({name: value for name, value in _loopback().items() if name not in os.environ})
+    listener = socket.create_server((_HOST, port), backlog=size + 8)
+    store = dist.TCPStore(
+        _HOST,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),  # else it would listen on every network
+        timeout=timedelta(seconds=60),
+    )
+    return Ranks(0, size, _device(device_type, 0), store=store, **watching), store.port
 
 
 class _Follower:

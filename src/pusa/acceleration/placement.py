@@ -4,6 +4,7 @@ The order matters: LoRAs are merged into full weights, then those are stored in 
 and the rest moves to its device. Promotion to per-frame timesteps came first, in the pipeline's constructor.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ def is_alpha_frozen(pipe: Any) -> bool:
     for name, model in _modules(pipe).items():
         if name in EXPERTS and adapter_names(model):
             try:
-                plan_rewrite(model, merged=state_of(model).merged, alpha_changes=True)
+                another = dict.fromkeys(adapter_names(model), math.nan)  # equal to none
+                plan_rewrite(model, merged=state_of(model).merged, alphas=another)
             except ValueError:  # they are int8, or on disk
                 return True
     return False

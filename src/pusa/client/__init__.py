@@ -5,6 +5,7 @@ It needs httpx, no torch and no server.
 
 from pusa.client.client import AsyncPusaClient, PusaClient
 from pusa.client.wire import (
+    Estimate,
     Event,
     JobFailedError,
     Keyframe,
@@ -18,6 +19,7 @@ from pusa.client.wire import (
 
 __all__ = [
     "AsyncPusaClient",
+    "Estimate",
     "Event",
     "JobFailedError",
     "Keyframe",

@@ -33,6 +33,7 @@ except ImportError as missing:
 
 from pusa.client.blocking import BlockingHTTP, result_of
 from pusa.client.wire import (
+    Estimate,
     Event,
     EventReader,
     File,
@@ -45,12 +46,10 @@ from pusa.client.wire import (
     Variant,
     Video,
     WaitTimeoutError,
-    body_of,
+    creation_of,
     error_of,
     key_header,
     number_of,
-    references,
-    size_text,
     source_videos,
     typed,
     video_of,
@@ -131,13 +130,17 @@ class AsyncPusaClient:
             PusaError: the server refuses; `param` names the field.
             ServerUnreachableError: the server does not answer.
         """
-        fields = {"prompt": prompt, "model": model, "seconds": seconds, "size": size_text(size), **options}
+        fields = {"model": model, "seconds": seconds, "size": size, **options}
         with ExitStack() as files:
-            parts = references(files, fields, image, keyframes, video)
-            response = await self._request(
-                "POST", "/v1/videos", **body_of(fields, parts), **key_header(idempotency_key)
-            )
+            body = creation_of(files, prompt, image=image, keyframes=keyframes, video=video, **fields)
+            response = await self._request("POST", "/v1/videos", **body, **key_header(idempotency_key))
         return video_of(response)
+
+    async def estimate(self, prompt: str = "", **options: Any) -> Estimate:
+        """Tell what `create` with the same arguments would need, and how the model would run; no job is made."""
+        with ExitStack() as files:
+            response = await self._request("POST", "/v1/videos/estimate", **creation_of(files, prompt, **options))
+        return typed(Estimate, response.json())
 
     async def create_and_wait(
         self,
@@ -467,6 +470,7 @@ class PusaClient:
         self.base_url = self._methods.base_url
 
     create = _blocking(AsyncPusaClient.create)
+    estimate = _blocking(AsyncPusaClient.estimate)
     create_and_wait = _blocking(AsyncPusaClient.create_and_wait)
     retrieve = _blocking(AsyncPusaClient.retrieve)
     wait = _blocking(AsyncPusaClient.wait)

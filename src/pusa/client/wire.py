@@ -29,7 +29,8 @@ class Video:
     """A job and its video.
 
     `status` is ``queued``, ``in_progress``, ``completed`` or ``failed``; `progress` is 0..100; times are unix seconds.
-    `details` holds the whole answer of the server, including what has no field here.
+    `plan` says in one line how the model runs, once it does. `details` holds the whole answer of the server, including
+    what has no field here.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Video:
     queue_position: int | None = None
     seed: int | None = None
     notes: Sequence[str] = ()
+    plan: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -61,6 +63,30 @@ class Video:
     def cancelled(self) -> bool:
         """Return True for a cancelled job: the OpenAI API has no such status, so it is a failed one with this code."""
         return bool(self.error) and self.error.get("code") == "cancelled"  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Hold what a request would need.
+
+    `plan` says in one line how the model runs (None: no worker has reported its machine), `gpu_peak_bytes` the most
+    that a card holds by stage, `seconds` the time that earlier videos of as many tokens took (None before the first),
+    `problem` why `create` would refuse it.
+    """
+
+    model: str = ""
+    size: str = ""
+    num_frames: int = 0
+    num_inference_steps: int = 0
+    windows: int = 1
+    tokens: int = 0
+    plan: str | None = None
+    gpu_peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    ram_peak_bytes: int | None = None
+    seconds: float | None = None
+    problem: str | None = None
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +224,21 @@ def references(
         request_fields["keyframes"] = json.dumps(places)
     parts = [("input_reference[]", part_of(files, k.image, f"{i}.png")) for i, k in enumerate(keyframes)]
     return parts if video is None else [*parts, ("video_reference", part_of(files, video, "video.mp4"))]
+
+
+def creation_of(
+    files: ExitStack,
+    prompt: str,
+    *,
+    image: File | None = None,
+    keyframes: Sequence[Keyframe] = (),
+    video: File | None = None,
+    size: str | tuple[int, int] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the arguments of httpx for a new video."""
+    request_fields = {"prompt": prompt, "size": size_text(size), **options}
+    return body_of(request_fields, references(files, request_fields, image, keyframes, video))
 
 
 def source_videos(files: ExitStack, request_fields: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
+from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import ServiceError, VideoService, in_thread
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import DAMAGED
@@ -45,7 +46,8 @@ def create_app(
     *,
     queue: JobQueue | None = None,
     files: FileStore | None = None,
-    make_executor: Callable[[ServerSettings], Executor] = make_executor,
+    make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
+    plan: PlanFunction = plan_model,
     studio_later: bool = False,
     drain_seconds: float = 2.0,
 ) -> FastAPI:
@@ -54,7 +56,8 @@ def create_app(
     Args:
         settings: of the server and its workers.
         queue, files: replace those that the settings name.
-        make_executor: called once for each of `settings.workers`.
+        make_executor: called with the number of each of `settings.workers`.
+        plan: plans what requests need, see `pusa.server.plans`.
         studio_later: load the studio after the server has started, which makes the start seconds faster.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
 
@@ -65,7 +68,7 @@ def create_app(
     settings.scratch_folder.mkdir(mode=0o700, exist_ok=True)
     queue = queue or JobQueue(settings.database_url)
     files = files or FileStore(settings.files_url)
-    service = VideoService(settings, queue, files)
+    service = VideoService(settings, queue, files, plan)
     metrics = Metrics(service)
     background = _BackgroundThreads(service, metrics, make_executor)
     root_page = RootPage(service, settings, later=studio_later)
@@ -124,7 +127,7 @@ class _BackgroundThreads:
     """Start and stop the workers and housekeeping of one app."""
 
     def __init__(
-        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings], Executor]
+        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings, int], Executor]
     ) -> None:
         self._service, self._metrics, self._make_executor = service, metrics, make_executor
         self._stop = threading.Event()
@@ -134,8 +137,8 @@ class _BackgroundThreads:
     def start(self) -> None:
         """Start the workers, housekeeping and a spare process for probing uploads."""
         service, settings = self._service, self._service.settings
-        for _ in range(settings.workers):
-            worker = Worker(settings, service.queue, service.files, self._make_executor(settings))
+        for number in range(settings.workers):
+            worker = Worker(settings, service.queue, service.files, self._make_executor(settings, number))
             thread = threading.Thread(target=worker.run, args=(self._stop,), name=worker.name, daemon=True)
             thread.start()
             self._threads.append(thread)

@@ -127,6 +127,7 @@ class _Gauges(Collector):
             ("pusa:num_requests_running", "Jobs that are being made.", state.running),
             ("pusa:num_requests_waiting", "Jobs that wait.", state.queued),
             ("pusa:num_workers", "Workers that have said something lately.", state.workers),
+            ("pusa:num_ranks", "Processes of all workers that hold the model, or load it.", state.ranks),
             ("pusa:model_ready", "1 if a worker has the model in memory.", int(state.ready)),
         ):
             family = GaugeMetricFamily(name, help, labels=["model_name"])

@@ -10,7 +10,10 @@ from pusa.server.settings import ServerSettings
 
 @dataclass(frozen=True)
 class ServerState:
-    """State of the workers: `ready` once one of them has the model in memory, else how far loading is."""
+    """State of the workers: `ready` once one of them has the model in memory, else how far loading is.
+
+    `ranks` counts the processes of all workers that hold the model, or load it.
+    """
 
     ready: bool
     stage: str
@@ -20,6 +23,7 @@ class ServerState:
     queued: int = 0
     running: int = 0
     workers: int = 0
+    ranks: int = 0
 
 
 def read_readiness(queue: JobQueue, settings: ServerSettings, model: str) -> ServerState:
@@ -44,6 +48,7 @@ def read_readiness(queue: JobQueue, settings: ServerSettings, model: str) -> Ser
         queued=counts["queued"],
         running=counts["in_progress"],
         workers=len(workers),
+        ranks=sum(len(state.get("pids") or ()) for state in states),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import public_name
+from pusa.request import ResolvedRequest
 from pusa.server.clock import TrustedClock
 from pusa.server.errors import ServiceError
 from pusa.server.feed import JobFeed, Snapshot
@@ -28,6 +29,7 @@ from pusa.server.jobs.housekeeping import remove_files
 from pusa.server.jobs.integrity import FileIntegrity
 from pusa.server.jobs.queue import Job, JobQueue, QueueFull, Status
 from pusa.server.jobs.store import FileStore
+from pusa.server.plans import Estimate, PlanFunction, Planner, plan_model
 from pusa.server.readiness import ServerState, read_readiness
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import JobSubmitter, in_thread, model_name, queue_full
@@ -80,9 +82,12 @@ class VideoService:
     restriction.
     """
 
-    def __init__(self, settings: ServerSettings, queue: JobQueue, files: FileStore) -> None:
+    def __init__(
+        self, settings: ServerSettings, queue: JobQueue, files: FileStore, plan: PlanFunction = plan_model
+    ) -> None:
         self.settings, self.queue, self.files = settings, queue, files
-        self.submitter = JobSubmitter(settings, queue, files)
+        self.planner = Planner(settings, queue, plan)
+        self.submitter = JobSubmitter(settings, queue, files, self.planner)
         self.spool = Spool(settings.scratch_folder / "uploads")
         self.started_at = int(time.time())
         self.clock = TrustedClock()
@@ -122,6 +127,12 @@ class VideoService:
     async def create(self, request: Mapping[str, Any], uploads: Mapping[str, Upload], **options: Any) -> Job:
         """Store a request as a job; arguments and errors are those of `JobSubmitter.create`."""
         return await self.submitter.create(request, uploads, **options)
+
+    async def estimate(
+        self, request: Mapping[str, Any], uploads: Mapping[str, Upload]
+    ) -> tuple[ResolvedRequest, Estimate]:
+        """Tell what a request would need, without a job; arguments and errors are those of `create`."""
+        return await self.submitter.estimate(request, uploads)
 
     # ---- submitting jobs made from other jobs ------------------------------------------------------------------------
 

@@ -120,6 +120,26 @@ class ServerSettings(StrictModel):
     ray_address: str | None = field(
         None, "Address of the Ray cluster.", unset="the one that Ray finds, or a new local one"
     )
+    gpus: int = field(
+        0,
+        "Cards that share each job of a worker; each worker has cards of its own. 0 leaves the number to the plan.",
+        ge=0,
+        le=64,
+    )
+    cpu_ranks: int = field(
+        1,
+        "For tests on a machine without a GPU: processes that share each job there, as cards would. It is no faster.",
+        ge=1,
+        le=8,
+    )
+    rank_seconds: float = field(
+        120.0,
+        "How long one of the processes that share a job may show no sign of life before all of them are killed; the "
+        "job continues from its checkpoint.",
+        unit="seconds",
+        ge=2,
+        le=3600,
+    )
     ray_gpus: float = field(1.0, "GPUs that each of Ray's actors takes; 0 for a CPU.", ge=0, le=64)
     lease_seconds: float = field(
         60.0,
@@ -282,6 +302,16 @@ class ServerSettings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_ranks(self) -> "ServerSettings":
+        if self.executor == "ray" and (self.gpus > 1 or self.cpu_ranks > 1):
+            name = "cpu_ranks" if self.cpu_ranks > 1 else "gpus"
+            raise ValueError(
+                f"{name}={getattr(self, name)} and executor=ray: only processes of one machine share a job; leave it "
+                "out, or set executor=local on the machines with the cards"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_marks(self) -> "ServerSettings":
         if self.require_mark and self.metadata == "off":
             raise ValueError("require_mark and metadata=off exclude each other: choose metadata=minimal or full")
@@ -303,7 +333,7 @@ class ServerSettings(StrictModel):
     @property
     def load_options(self) -> LoadOptions:
         """The way in which workers load the model."""
-        return LoadOptions(memory=self.memory, quantize=self.quantize)
+        return LoadOptions(memory=self.memory, quantize=self.quantize, gpus=self.gpus or None)
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
         """Return what a result tells of itself: what a client asks for, within what the operator allows."""

@@ -6,6 +6,7 @@ Every call that touches the disk or the database runs in a thread, so that the e
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -19,13 +20,15 @@ from pydantic import ValidationError
 from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import parse_lora, public_name
-from pusa.request import METADATA, GenerationRequest, ResolvedRequest, match_orientation
+from pusa.positions import latent_frames
+from pusa.request import FRAMES_PER_LATENT, METADATA, GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamaged, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
+from pusa.server.plans import Estimate, Planner
 from pusa.server.settings import ServerSettings
 from pusa.server.transfers.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, display_name
 
@@ -47,10 +50,14 @@ class JobSubmitter:
         model: public name of the server's model.
         loras: sources of the LoRAs that the operator offers, by public name.
         prober: reads the metadata of uploads in a child process.
+        planner: plans requests for the workers' machines.
     """
 
-    def __init__(self, settings: ServerSettings, queue: JobQueue, files: FileStore) -> None:
+    def __init__(
+        self, settings: ServerSettings, queue: JobQueue, files: FileStore, planner: Planner | None = None
+    ) -> None:
         self.settings, self.queue, self.files = settings, queue, files
+        self.planner = planner or Planner(settings, queue)
         self.prober = Prober(
             ProbeLimits(
                 max_bytes=settings.max_body_bytes,
@@ -122,6 +129,9 @@ class JobSubmitter:
         uploads = await self.probe(uploads)
         checked = self._validate(request, uploads)
         resolved = self._resolve(checked, uploads)
+        planned = await in_thread(self.planner.plan_request, resolved)
+        if planned is not None and planned.problem:
+            raise ServiceError(400, "does_not_fit", planned.problem, "size")
         stated = {name: await in_thread(FileDigest.of, upload.path) for name, upload in uploads.items()}
         digests = {name: digest.sha256 for name, digest in stated.items()}
         fingerprint = _fingerprint(checked, digests)
@@ -165,6 +175,14 @@ class JobSubmitter:
                 f"this Idempotency-Key belongs to another request, {job.id}: use a new key for a new request",
             )
         return job
+
+    async def estimate(
+        self, request: Mapping[str, Any], uploads: Mapping[str, Upload]
+    ) -> tuple[ResolvedRequest, Estimate]:
+        """Check a request as `create` does, fill it and estimate what it would need; store nothing."""
+        uploads = await self.probe(uploads)
+        resolved = self._resolve(self._validate(request, uploads), uploads)
+        return resolved, await in_thread(self.planner.estimate, resolved)
 
     async def _store(self, new: NewJob, inputs: Mapping[str, tuple[Path, FileDigest]], is_retry: bool) -> Job:
         """Copy the inputs to the store, then add the row; without a new row the copies are removed."""
@@ -260,6 +278,7 @@ class JobSubmitter:
         ):
             if value > limit:
                 raise invalid_value(f"{text} are too many: this server makes at most {limit}", param)
+        _check_lengths(resolved, uploads)
         return resolved
 
 
@@ -297,6 +316,24 @@ def _total_seconds(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> 
     sides = {"extend": 1, "transition": 2}.get(resolved.task, 0)
     before = sum(upload.info.seconds for upload in uploads.values() if upload.info) if sides else 0.0
     return before + (resolved.frames - sides * resolved.overlap) / resolved.fps
+
+
+def _check_lengths(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> None:
+    """Raise ServiceError (400) for a video that is shorter than what is taken over from it."""
+    if resolved.task not in ("extend", "transition"):
+        return
+    # A transition's second video begins inside the clip, where a latent frame holds four frames.
+    needed = (resolved.overlap, FRAMES_PER_LATENT * latent_frames(resolved.overlap))
+    for spec, count in zip(resolved.conditions, needed, strict=False):
+        info = uploads[spec.file].info
+        assert info is not None
+        frames = info.frames if info.fps == resolved.fps else math.ceil(info.seconds * resolved.fps)
+        if frames < count:
+            message = (
+                f"{display_name(uploads[spec.file])} has {frames} frames at {resolved.fps:g} fps, {count} are taken "
+                "over: give a longer video or a smaller overlap"
+            )
+            raise invalid_value(message, "overlap")
 
 
 def _fingerprint(request: GenerationRequest, digests: Mapping[str, str]) -> str:

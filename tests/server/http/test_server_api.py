@@ -52,6 +52,7 @@ def test_sdk_creates_polls_and_downloads(server: Served, sdk: Any) -> None:
     done = sdk.videos.poll(video.id)
     assert (done.status, done.progress) == ("completed", 100)
     assert done.completed_at >= done.created_at
+    assert done.plan == "tiny: transformer on the CPU in float32"
     content = sdk.videos.download_content(video.id).read()
     assert content[4:8] == b"ftyp"
     assert server.job(video.id).request["frames"] == 16

@@ -23,7 +23,7 @@ def test_a_migration_keeps_every_job_with_every_field_and_the_workers(url):
             found = {**asdict(job), "inputs": list(job.inputs), "notes": list(job.notes)}
             stored = {name: value for name, value in row.items() if name != "progressed"}  # known to the queue alone
             assert {name: found[name] for name in stored} == stored
-            assert (job.seq, job.turn, job.not_before) == (number, 0, None)
+            assert (job.seq, job.turn, job.not_before, job.plan) == (number, 0, None, None)
         assert [(w.name, w.state) for w in queue.workers()] == [("host/boot/1-2.00/0", {"ready": True})]
         queue.close()
 

@@ -28,7 +28,7 @@ from pusa.server.worker.engine_process import (
     rename_files,
     run_task,
 )
-from pusa.server.worker.executor import LocalExecutor
+from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.messages import Cancelled, Error, Task
 
 

@@ -23,16 +23,19 @@ from pusa.server.http.schemas import (
     ModelList,
     RemixVideo,
     VideoDeleted,
+    VideoEstimate,
     VideoList,
     VideoObject,
+    estimate_response,
+    model_plan,
     video_from_job,
 )
 from pusa.server.http.sse import events
 from pusa.server.jobs.queue import Job, Status
-from pusa.server.service import Variant, VideoService, in_thread
+from pusa.server.service import Upload, Variant, VideoService, in_thread
 from pusa.server.transfers.downloads import download
 
-_RESERVED = ("characters", "edits", "extensions", "sync")
+_RESERVED = ("characters", "edits", "estimate", "extensions", "sync")
 
 
 class _VideoConvertor(Convertor[str]):
@@ -173,15 +176,38 @@ async def _wait_for_disconnect(request: Request) -> None:
         await asyncio.sleep(_DISCONNECT_SECONDS)
 
 
+@router.post(
+    "/videos/estimate",
+    response_model=VideoEstimate,
+    responses=openapi.errors(400, 413, 415, 503, 507),
+    openapi_extra=openapi.body(CreateVideo, "input_reference"),
+    summary="Tell what a video would need",
+)
+async def estimate(request: Request, service: Service) -> VideoEstimate:
+    """Checks a body of `POST /v1/videos` and returns what it would need on a worker's machine, without a job."""
+    async with read_request(request, service) as reader:
+        _, fields, uploads = await _read_create(reader, service)
+        resolved, found = await service.estimate(fields, uploads)
+    return estimate_response(service.model, resolved, found)
+
+
+async def _read_create(
+    reader: RequestReader, service: VideoService
+) -> tuple[CreateVideo, dict[str, Any], dict[str, Upload]]:
+    """Read the body of a new video; return it, the fields of a `GenerationRequest` and the uploads."""
+    body = await reader.validate(CreateVideo, _CREATE_FILE_FIELDS)
+    references = await reader.references(body)
+    keyframes, inside = await reader.keyframes(body, references)
+    uploads = await service.submitter.probe({**references, **inside})
+    infos = {name: upload.info for name in references if (upload := uploads[name]).info is not None}
+    fields = to_request.build_request(body, defaults=service.defaults)
+    fields["conditions"] = to_request.build_conditions(body, keyframes, infos, fields.get("task"))
+    return body, fields, uploads
+
+
 async def _create(request: Request, service: VideoService, owner: str, options: Mapping[str, Any]) -> Job:
     async with read_request(request, service) as reader:
-        body = await reader.validate(CreateVideo, _CREATE_FILE_FIELDS)
-        references = await reader.references(body)
-        keyframes, inside = await reader.keyframes(body, references)
-        uploads = await service.submitter.probe({**references, **inside})
-        infos = {name: upload.info for name in references if (upload := uploads[name]).info is not None}
-        fields = to_request.build_request(body, defaults=service.defaults)
-        fields["conditions"] = to_request.build_conditions(body, keyframes, infos, fields.get("task"))
+        body, fields, uploads = await _read_create(reader, service)
         uses_seconds = body.seconds is not None and to_request.merge_extra_params(body).num_frames is None
         keeps_length = fields.get("task", "generate") in ("generate", "loop")
         return await service.create(
@@ -442,7 +468,7 @@ async def list_models(service: Service) -> ModelList:
     return ModelList(data=[await in_thread(_model, service)])
 
 
-@router.get("/models/{id:path}", response_model=Model, responses=openapi.errors(404), summary="Look at a model")
+@router.get("/models/{id:path}", response_model=Model, responses=openapi.errors(404, 503), summary="Look at a model")
 async def get_model(id: Id, service: Service) -> Model:
     if id != service.model:
         raise ServiceError(404, "model_not_found", f"there is no model {id[:60]!r}: there is {service.model}", "model")
@@ -466,4 +492,5 @@ def _model(service: VideoService) -> Model:
             "guidance_scale": defaults.guidance,
             "flow_shift": defaults.shift,
         },
+        plan=model_plan(service.planner.plan_defaults(defaults)),
     )

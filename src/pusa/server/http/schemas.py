@@ -4,13 +4,16 @@ Names are OpenAI's first, then vLLM-Omni's, then ours. Ranges are taken from `Ge
 """
 
 import copy
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from pusa.acceleration.decisions import Machine, Plan
 from pusa.fields import StrictModel, field
-from pusa.request import GenerationRequest, Metadata, Multiplier, PositionField, Text
+from pusa.request import GenerationRequest, Metadata, Multiplier, PositionField, ResolvedRequest, Text
 from pusa.server.jobs.job import Job
+from pusa.server.plans import Estimate
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
@@ -254,10 +257,29 @@ class VideoObject(BaseModel):
     seconds_left: float | None = None
     queue_position: int | None = None
     notes: list[str] = []
+    plan: str | None = None
     seed: int | None = None
     inference_time_s: float | None = None
     stage_durations: dict[str, float] = {}
     peak_memory_mb: float | None = None
+
+
+class VideoEstimate(BaseModel):
+    """What a request would need. Without a plan no worker has reported its machine, or its model cannot be planned."""
+
+    object: Literal["video.estimate"] = "video.estimate"
+    model: str
+    size: str
+    num_frames: int
+    num_inference_steps: int = Field(description="Of all windows of a long video.")
+    windows: int
+    tokens: int = Field(description="Of the transformer's input, in one window.")
+    plan: str | None = Field(description="How the model runs, in one line.")
+    gpu_peak_bytes: dict[str, int] = Field(description="The most that a card holds, by stage.")
+    ram_peak_bytes: int | None
+    seconds: float | None = Field(description="From earlier videos of as many tokens; null before the first one.")
+    problem: str | None = Field(description="Why it would be refused.")
+    notes: list[str]
 
 
 class VideoList(BaseModel):
@@ -274,6 +296,25 @@ class VideoDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class ModelCard(BaseModel):
+    name: str
+    memory_bytes: int
+
+
+class ModelPlan(BaseModel):
+    """How a video of the model's own size is made on a worker's machine, whose memory is as it was before loading."""
+
+    summary: str
+    parts: list[dict[str, Any]]
+    ranks: int
+    gpu_peak_bytes: dict[str, int]
+    ram_peak_bytes: int
+    problem: str | None
+    notes: list[str]
+    cards: list[ModelCard]
+    ram_bytes: int
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -281,6 +322,9 @@ class Model(BaseModel):
     owned_by: str
     title: str
     defaults: dict[str, Any]
+    plan: ModelPlan | None = Field(
+        None, description="Null while no worker has reported its machine, or if the model cannot be planned."
+    )
 
 
 class ModelList(BaseModel):
@@ -294,7 +338,10 @@ class Health(BaseModel):
 
 
 class Ready(BaseModel):
-    """State of the workers; `stage` and `percent` tell how far the model is loaded, jobs are accepted meanwhile."""
+    """State of the workers; `stage` and `percent` tell how far the model is loaded, jobs are accepted meanwhile.
+
+    `ranks` counts the processes of all workers that hold the model, or load it.
+    """
 
     ready: bool
     stage: str
@@ -304,6 +351,7 @@ class Ready(BaseModel):
     queued: int
     running: int
     workers: int
+    ranks: int
 
 
 def video_from_job(job: Job, position: int | None = None) -> VideoObject:
@@ -333,8 +381,46 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         seconds_left=None if job.seconds_left is None else round(job.seconds_left, 1),
         queue_position=position,
         notes=list(job.notes),
+        plan=job.plan,
         seed=job.request.get("seed"),
         peak_memory_mb=timings.pop("peak_memory_mb", None),
         stage_durations=timings,
         inference_time_s=round(sum(s for stage, s in timings.items() if stage != "queue"), 4) if timings else None,
+    )
+
+
+def estimate_response(model: str, request: ResolvedRequest, found: Estimate) -> VideoEstimate:
+    """Convert what a request would need for clients."""
+    plan = found.plan
+    return VideoEstimate(
+        model=model,
+        size=f"{request.width}x{request.height}",
+        num_frames=request.frames,
+        num_inference_steps=found.steps,
+        windows=found.windows,
+        tokens=found.tokens,
+        plan=None if plan is None else plan.summary,
+        gpu_peak_bytes={} if plan is None else dict(plan.gpu_peak_bytes),
+        ram_peak_bytes=None if plan is None else plan.ram_peak_bytes,
+        seconds=None if found.seconds is None else round(found.seconds, 2),
+        problem=None if plan is None else plan.problem or None,
+        notes=[] if plan is None else list(plan.notes),
+    )
+
+
+def model_plan(found: tuple[Plan, Machine] | None) -> ModelPlan | None:
+    """Convert a model's plan, and the machine that it is for, for clients."""
+    if found is None:
+        return None
+    plan, machine = found
+    return ModelPlan(
+        summary=plan.summary,
+        parts=[{"part": name, **asdict(part)} for name, part in plan.parts.items()],
+        ranks=plan.parallel.ranks,
+        gpu_peak_bytes=dict(plan.gpu_peak_bytes),
+        ram_peak_bytes=plan.ram_peak_bytes,
+        problem=plan.problem or None,
+        notes=list(plan.notes),
+        cards=[ModelCard(name=card.name, memory_bytes=card.memory_bytes) for card in machine.cards],
+        ram_bytes=machine.ram_bytes,
     )

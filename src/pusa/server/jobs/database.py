@@ -106,6 +106,7 @@ jobs = sa.Table(
     sa.Column("error_message", sa.Text),
     sa.Column("turn", sa.BigInteger, nullable=False, default=0),  # owners take turns, see `admission.next_turn`
     sa.Column("not_before", sa.Double),  # a failed attempt is repeated no earlier
+    sa.Column("plan", sa.Text),  # one line: how the model runs; NULL before the first attempt
     sa.UniqueConstraint("owner", "idempotency_key", name="jobs_idempotency"),  # NULLs differ from one another
     sqlite_autoincrement=True,
 )

@@ -67,7 +67,7 @@ class Job(NewJob):
     progress. `checkpoint` is a key of the FileStore with `checkpoint_step` steps done; `results` are keys by kind
     (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known. Owners take
     turns: of the waiting jobs with the highest priority the one with the lowest `turn` runs first. After a failed
-    attempt a job waits until `not_before`.
+    attempt a job waits until `not_before`. `plan` is one line about how the model runs on the worker's machine.
     """
 
     seq: int
@@ -96,6 +96,7 @@ class Job(NewJob):
     error_message: str | None = None
     turn: int = 0
     not_before: float | None = None
+    plan: str | None = None
 
     @property
     def ended(self) -> bool:

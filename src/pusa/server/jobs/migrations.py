@@ -44,5 +44,10 @@ def add_turns_and_files(connection: Connection) -> None:
         connection.execute(sa.text(statement))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files,)
+def add_plan(connection: Connection) -> None:
+    """Add the line that says how the model runs."""
+    connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN plan TEXT"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files, add_plan)
 """Migrations by version: the n-th (from 1) turns version n of the tables into version n + 1."""

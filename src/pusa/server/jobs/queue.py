@@ -292,13 +292,12 @@ class JobQueue:
         checkpoint_digest: FileDigest | None = None,
         resolved: Mapping[str, Any] | None = None,
         notes: Collection[str] | None = None,
+        plan: str | None = None,
     ) -> bool:
         """Extend the lease and record the attempt's progress in one statement; None leaves a value unchanged.
 
-        A `checkpoint_step` beyond the last one is progress: it resets the count of failures.
-
-        Returns:
-            True if the worker must cancel the job.
+        A `checkpoint_step` beyond the last one is progress: it resets the count of failures. Returns True if the worker
+        must cancel the job.
 
         Raises:
             LeaseLost: the worker must stop and drop its result.
@@ -312,6 +311,7 @@ class JobQueue:
             "checkpoint": checkpoint,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
+            "plan": plan and storable(plan),
             **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
         values = {name: value for name, value in values.items() if value is not None}

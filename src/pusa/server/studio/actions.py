@@ -19,10 +19,10 @@ from pusa import media
 from pusa.positions import latent_frames
 from pusa.request import preset_noise
 from pusa.server.jobs.housekeeping import check_space
-from pusa.server.jobs.queue import Job
+from pusa.server.jobs.queue import Job, QueueUnavailable
 from pusa.server.jobs.store import StorageFullError
 from pusa.server.service import ServiceError, Upload, VideoService, in_thread
-from pusa.server.studio import examples
+from pusa.server.studio import examples, views
 from pusa.server.studio.files.uploads import VisitorFiles
 from pusa.server.studio.forms import (
     TABS,
@@ -32,6 +32,7 @@ from pusa.server.studio.forms import (
     build_request,
     format_list,
     read_positions,
+    sized_request,
     spread_positions,
     with_preset,
 )
@@ -80,8 +81,8 @@ class Actions:
         latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
         # Gradio would call a handler for each of many fields that change at once, in any order: instead the timeline's
         # script waits for all of them and calls once. Pasted text raises no `input` in Gradio, hence `change`.
-        triggers = [parts[name].input for name in ("noise", "frames", "fps", "overlap")]
-        triggers += [parts[name].change for name in (*_PLACES, *_FILES, "mode")]
+        triggers = [parts[name].input for name in ("noise", "frames", "fps", "overlap", "steps", "guidance")]
+        triggers += [parts[name].change for name in (*_PLACES, *_FILES, "mode", "size")]
         gr.on(triggers, None, js="() => pusa.fieldsChanged()", api_visibility="private", show_progress="hidden")
         parts["timeline"].refresh(self.redraw, {*fields, parts["timeline"]}, parts["timeline"], **latest)
         parts["images"].change(
@@ -223,9 +224,21 @@ class Actions:
         return Form(**fields)
 
     def redraw(self, values: Values) -> dict[str, Any]:
-        """Draw the timeline from the fields; it returns the call's number, by which the page drops outdated answers."""
+        """Draw the timeline from the fields, and estimate what the video would need.
+
+        The answer holds the call's number, by which the page drops outdated ones.
+        """
         number = (values[self.parts["timeline"]] or {}).get("asked")
-        return {**timeline_value(self.form(values), self.defaults), "asked": number}
+        form = self.form(values)
+        return {**timeline_value(form, self.defaults), "asked": number, "estimate": self._estimate(form)}
+
+    def _estimate(self, form: Form) -> dict[str, Any] | None:
+        """Estimate what a video of the form's size and length would need; None if a field is not understood."""
+        try:
+            request = sized_request(form).resolved(self.defaults.generation)
+            return views.estimate(self.service.planner.estimate(request))
+        except (ValueError, QueueUnavailable):
+            return None
 
     def pictures_changed(self, values: Values) -> Updates:
         """Spread the positions over the clip anew if the number of images has changed."""

@@ -250,6 +250,21 @@ def build_request(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Pat
     return request, files
 
 
+def sized_request(form: Form) -> GenerationRequest:
+    """Build a request of the form's size, length and steps, without its inputs. Raises ValueError."""
+    width, height = read_size(form.size) or (None, None)
+    return GenerationRequest(
+        task="loop" if form.task == "loop" else "generate",  # the others take as much, and need videos
+        prompt="-",
+        width=width,
+        height=height,
+        frames=int(form.frames or 0) or None,
+        steps=int(form.steps or 0) or None,
+        guidance=float(form.guidance or 0) or None,
+        overlap=int(form.overlap or 0) or None,
+    )
+
+
 def _conditions(form: Form) -> list[Condition]:
     match form.tab, form.mode:
         case "image", _:

@@ -29,7 +29,7 @@ from pusa.server.studio.routes import ASSETS, router
 from pusa.server.studio.texts import LANGUAGES, texts, translations
 from pusa.server.studio.theme import theme
 
-SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js")
+SCRIPTS = ("common.js", "timeline.js", "stage.js", "gallery.js", "header.js", "words.js", "estimate.js")
 STYLES = ("studio.css", "timeline.css", "stage.css")
 
 # The browser may ask no other server, whatever a component tries. Gradio's own scripts are inline and evaluated.

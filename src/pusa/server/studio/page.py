@@ -32,6 +32,7 @@ def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
                 _preset(parts, defaults)
                 _advanced(parts, defaults, service.settings)
                 with gr.Column(elem_id="pusa-submit"):
+                    _custom_part("estimate", None)
                     parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
                     parts["problem"] = _custom_part("problem", None)
             with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):

@@ -8,6 +8,7 @@ from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
 from pusa.server.jobs.queue import Job
+from pusa.server.plans import Estimate
 
 _SETTINGS = ("steps", "guidance", "shift", "alpha", "seed", "preset")
 _VARIANTS = ("video", "thumbnail", "contact_sheet")
@@ -44,11 +45,26 @@ def details(job: Job, position: int | None) -> dict[str, Any]:
         "progress": job.progress,
         "seconds_left": job.seconds_left,
         "notes": list(job.notes),
+        "plan": job.plan,
         "error": job.error_message,
         "took_seconds": None if None in (job.started_at, job.completed_at) else job.completed_at - job.started_at,  # type: ignore[operator]
         "settings": settings(job.resolved or job.request),
         "request": without_keys(job.resolved or job.request),
         "aspect": _aspect(job.size),
+    }
+
+
+def estimate(found: Estimate) -> dict[str, Any] | None:
+    """Return what a request would need, for the line above the button; None if nothing is known."""
+    plan = found.plan
+    if plan is None and found.seconds is None:
+        return None
+    return {
+        "plan": None if plan is None else plan.summary,
+        "problem": bool(plan and plan.problem),
+        "gpu_bytes": 0 if plan is None else plan.peak_bytes,
+        "ram_bytes": 0 if plan is None else plan.ram_peak_bytes,
+        "seconds": found.seconds,
     }
 
 

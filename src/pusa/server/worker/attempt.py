@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError
 from pusa.server.settings import ServerSettings
@@ -217,6 +217,8 @@ class Attempt:
                 if text not in self.notes:
                     self.notes.append(text)
                     self.heartbeat(notes=self.notes)
+            case Planned(summary):
+                self.heartbeat(plan=summary)
             case Resolved(request):
                 if self.job.resolved is None:
                     self.heartbeat(resolved=request)

@@ -5,6 +5,8 @@ from standard input and writes messages to standard output, both pickled, and en
 has ended then. The output of libraries goes to standard error.
 
     python -m pusa.server.worker.engine_process MODULE:CLASS MODEL [LORA...]
+
+A group of ranks is as many of these processes; RANK and WORLD_SIZE tell each which one it is.
 """
 
 import importlib
@@ -12,26 +14,44 @@ import logging
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from pusa.acceleration.decisions import LoadOptions
+from pusa.acceleration.decisions import LoadOptions, Machine
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
 from pusa.provenance.options import MarkOptions
 from pusa.server.logs import configure_logging, log_context
-from pusa.server.worker.messages import Cancelled, CancelTask, Error, LoadFailed, Loading, Message, ModelReady, Task
+from pusa.server.worker import engine_ranks
+from pusa.server.worker.messages import (
+    Alive,
+    Cancelled,
+    CancelTask,
+    Error,
+    LoadFailed,
+    Loading,
+    MachineFound,
+    Message,
+    ModelReady,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from pusa.acceleration.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
 _MESSAGE_CHARACTERS = 500
+_ALIVE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 ReportLoading = Callable[[str, float | None], None]
 
@@ -47,15 +67,23 @@ class Engine(Protocol):
 
 
 class PusaEngine:
-    """Run tasks with `pusa.generate.generate`.
+    """Run tasks with `pusa.generate.generate`; in a group of ranks, as its first rank or as one that follows it.
 
-    PUSA_MEMORY and PUSA_QUANTIZE, as in the server's settings, tell how the model is loaded.
+    PUSA_MEMORY, PUSA_QUANTIZE and PUSA_GPUS, as in the server's settings, tell how the model is loaded.
     """
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
         given = {name: os.environ.get(f"PUSA_{name.upper()}") for name in ("memory", "quantize")}
-        self.load_options = LoadOptions(**{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+        gpus = int(os.environ.get("PUSA_GPUS") or 0) or None
+        self.load_options = LoadOptions(gpus=gpus, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+        self._ranks: Ranks | None = None
+
+    def find_machine(self) -> Machine:
+        """Measure what this process may use of its machine, before the model is loaded."""
+        from pusa.acceleration.machine import machine
+
+        return machine()
 
     def load(self, report: ReportLoading) -> str:
         """Load the model; the percentage is the share of its weights that is read, and 0 during a download."""
@@ -65,22 +93,32 @@ class PusaEngine:
 
         self.model = zoo.with_fallback(self.model)  # as `generate` does; the job's notes say so
         report("loading", 0.0)
-        load_pipeline(self.model, self.loras, load=self.load_options, progress=percent_of(report))
+        progress = percent_of(report)
+        self._ranks = engine_ranks.join_group()
+        if self._ranks is None:
+            load_pipeline(self.model, self.loras, load=self.load_options, progress=progress)
+        else:
+            engine_ranks.load_shared(self._ranks, self.model, self.loras, self.load_options, progress)
         return self.model
 
     def run(self, task: Task, is_cancelled: Callable[[], bool]) -> Iterator[Message]:
+        if self._ranks is not None and not self._ranks.is_main:
+            yield from engine_ranks.follow_task(self._ranks)
+            return
         from contextlib import closing
 
         from pusa.generate import generate
         from pusa.request import GenerationRequest
 
-        _check_marks(task.marks)
-        request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
+        with engine_ranks.released_on_error(self._ranks):
+            _check_marks(task.marks)
+            request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
+            checked = GenerationRequest.model_validate(request)
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
         clock = _StageClock()
         events = generate(
-            GenerationRequest.model_validate(request),
+            checked,
             video,
             stop=is_cancelled,
             preview_every=1 if task.preview_seconds else 0,
@@ -91,6 +129,7 @@ class PusaEngine:
             checkpoint_seconds=task.checkpoint_seconds,
             marks=task.marks,
             load=self.load_options,
+            ranks=self._ranks,
         )
         is_done = False
         with closing(events):
@@ -296,6 +335,8 @@ class Inbox:
 def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
     """Load the model, then run tasks; return an exit status when the process must not run another one."""
     try:
+        if isinstance(engine, PusaEngine) and engine_ranks.world_size() == 1:  # a rank among others must touch no card
+            send(MachineFound(engine.find_machine()))
         send(ModelReady(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
     except Exception as error:
         logger.exception("the model cannot be loaded")
@@ -330,12 +371,31 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
             except (EOFError, OSError, pickle.UnpicklingError):
                 os._exit(0)  # the parent has ended, and a step may take minutes
 
+    def show_life() -> None:
+        while True:
+            send(Alive())
+            time.sleep(_ALIVE_SECONDS)
+
     threading.Thread(target=listen, name="pusa-commands", daemon=True).start()
+    threading.Thread(target=show_life, name="pusa-alive", daemon=True).start()
     return work(engine, inbox, send)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process, even a stopped one, when the thread that started it ends."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before
+        os._exit(0)
 
 
 def main(target: str, model: str, *loras: str) -> None:
     """Take over standard input and output, so that libraries cannot use them, and serve."""
+    die_with_parent()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,25 +1,20 @@
-"""Run tasks in another process that holds the model: the interface, and the executor with one child process.
+"""Run tasks in other processes that hold the model: the interface, and what all executors share.
 
-An executor need not be durable, as the queue's lease and the checkpoint in the store are. If its process dies, the task
-ends with an `Error`, and the worker's next attempt continues from the checkpoint.
+`pusa.server.worker.local` runs processes of this machine, `pusa.server.worker.ray` actors of a cluster. An executor
+need not be durable, as the queue's lease and the checkpoint in the store are. If its process dies, the task ends with
+an `Error`, and the worker's next attempt continues from the checkpoint.
 """
 
-import logging
-import os
-import pickle
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pusa.server.worker.engine_process import PUSA_ENGINE, is_fatal
+from pusa.acceleration.decisions import Machine
+from pusa.server.worker.engine_process import is_fatal
 from pusa.server.worker.messages import (
     LAST,
     Cancelled,
@@ -27,15 +22,13 @@ from pusa.server.worker.messages import (
     Error,
     LoadFailed,
     Loading,
+    MachineFound,
     Message,
     ModelReady,
     Task,
 )
 
-logger = logging.getLogger(__name__)
-
 _RESTART_SECONDS = (0.0, 2.0, 10.0, 30.0, 60.0)  # back-off by the number of starts in a row that failed
-_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +38,8 @@ class ExecutorState:
     `stage` is one of stopped, starting, importing, loading, ready and failed.
 
     A group of processes (`world_size` ranks, `pids` by rank) has one state: it is ready when every rank is, shows the
-    percentage of the slowest, and has failed when one has.
+    percentage of the slowest, and has failed when one has. `machine` is where it runs, as it was before the model was
+    loaded; None: unknown.
     """
 
     stage: str = "stopped"
@@ -54,6 +48,7 @@ class ExecutorState:
     pids: tuple[int, ...] = ()
     world_size: int = 1
     error: str | None = None
+    machine: Machine | None = None
 
     @property
     def ready(self) -> bool:
@@ -88,11 +83,16 @@ class Executor(Protocol):
 
 
 class Child(ABC):
-    """Represent a process that holds the model; `inbox` receives its messages, and None when it has ended."""
+    """Represent the processes that hold the model; `inbox` receives messages of a task, and None when they have ended.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: its name.
+        world_size: number of processes.
+    """
+
+    def __init__(self, model: str, world_size: int = 1) -> None:
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.state = ExecutorState(stage="starting", model=model)
+        self.state = ExecutorState(stage="starting", model=model, world_size=world_size)
         self.was_ready = False
         self.began_at, self.ended_at = time.monotonic(), 0.0  # 0 while it lives
         self._is_ending = False
@@ -100,7 +100,7 @@ class Child(ABC):
     def _receive(self, message: Any) -> None:
         """Put a message of a task into the inbox; apply one about loading to the state."""
         self.was_ready = self.was_ready or isinstance(message, ModelReady)
-        state = _state_after(self.state, message)
+        state = state_after(self.state, message)
         if state is None:
             self.inbox.put(message)
         elif self.state.stage != "failed":  # not killed in the meantime
@@ -132,6 +132,10 @@ class Child(ABC):
     @abstractmethod
     def describe_end(self) -> str:
         """Wait for the end and describe it for people."""
+
+    def describe_silence(self, seconds: float) -> str:
+        """Say that no message of a task came for some seconds, after which it is killed."""
+        return f"nothing was heard of it for {seconds:g} s, so its process was ended"
 
 
 class ChildExecutor:
@@ -216,11 +220,11 @@ class ChildExecutor:
             try:
                 message = child.inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
+                reason = child.describe_silence(self.stall_seconds)
                 child.kill()
                 if kill_at is not None and deadline == kill_at:
                     yield Cancelled()
                 else:
-                    reason = f"nothing was heard of it for {self.stall_seconds:g} s, so its process was ended"
                     yield Error("stalled", reason, retry=True)
                 return
             if message is _DEADLINE_CHANGED:
@@ -253,7 +257,7 @@ class ChildExecutor:
 _DEADLINE_CHANGED: Any = object()  # wakes `_messages` up
 
 
-def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
+def state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
     """Return the state after a message about loading; None for the messages of a task."""
     match message:
         case Loading(stage, percent):
@@ -262,91 +266,6 @@ def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
             return replace(state, stage="ready", percent=100.0, model=model)
         case LoadFailed(error):
             return replace(state, error=error)
+        case MachineFound(machine):
+            return replace(state, machine=machine)
     return None
-
-
-class LocalExecutor(ChildExecutor):
-    """Run tasks in a child process on this machine.
-
-    Args:
-        model, loras: names to load, as in a request.
-        target: ``module:name`` of the `pusa.server.worker.engine_process.Engine` to run.
-        env: environment variables to set in the child, such as CUDA_VISIBLE_DEVICES.
-        limits: see `ChildExecutor`.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        loras: Sequence[str] = (),
-        *,
-        target: str = PUSA_ENGINE,
-        env: Mapping[str, str] | None = None,
-        **limits: float,
-    ) -> None:
-        command = [sys.executable, "-m", "pusa.server.worker.engine_process", target, model, *loras]
-        super().__init__(lambda: _Process(command, model, {**os.environ, **(env or {})}), model, **limits)
-
-
-class _Process(Child):
-    """Start the child process, and a thread that receives its messages."""
-
-    def __init__(self, command: Sequence[str], model: str, env: Mapping[str, str]) -> None:
-        super().__init__(model)
-        self._write_lock = threading.Lock()
-        # A session of its own: Ctrl-C in a terminal must reach the server alone, which then stops its jobs in order.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(env), start_new_session=True
-        )
-        self.state = replace(self.state, pids=(self._process.pid,))
-        self._listener = threading.Thread(target=self._listen, name="pusa-child", daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        try:
-            while True:
-                self._receive(pickle.load(self._process.stdout))
-        except (EOFError, OSError, pickle.UnpicklingError):
-            pass  # it has ended, perhaps in the middle of a message
-        self._process.kill()
-        self._process.wait()
-        self._close_input()
-        self._process.stdout.close()
-        self._mark_ended()
-
-    def send(self, command: Task | CancelTask) -> None:
-        assert self._process.stdin is not None
-        with self._write_lock:
-            try:
-                pickle.dump(command, self._process.stdin)
-                self._process.stdin.flush()
-            except (OSError, ValueError):
-                logger.info("the child process has ended and takes no more commands")
-
-    def _close_input(self) -> None:
-        assert self._process.stdin is not None
-        with self._write_lock, suppress(OSError):  # nobody reads what is still in the buffer
-            self._process.stdin.close()
-
-    def _kill(self) -> None:
-        self._process.kill()
-
-    def end(self) -> None:
-        """Close the input, which makes the process end by itself; kill it after a moment. The state is final then."""
-        self._is_ending = True
-        self._close_input()
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._listener.join(_CLOSE_SECONDS)
-
-    def describe_end(self) -> str:
-        code = self._process.wait()
-        if code >= 0:
-            return f"the process that holds the model ended with status {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = " (perhaps the system was out of memory)" if -code == signal.SIGKILL else ""
-        return f"the process that holds the model was ended by {name}{hint}"

@@ -29,7 +29,8 @@ def main() -> int:
         print(f"no worker of this machine was heard of in the last {SEEN_WITHIN_SECONDS:g} seconds", file=sys.stderr)
         return 1
     for worker in alive:
-        print(worker.name, worker.state.get("stage"), worker.state.get("job") or "")
+        pids = ",".join(map(str, worker.state.get("pids") or ()))
+        print(worker.name, worker.state.get("stage"), f"pids={pids}", worker.state.get("job") or "")
     return 0
 
 

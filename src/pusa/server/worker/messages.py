@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pusa.acceleration.decisions import Machine
 from pusa.events import Done, Event
 from pusa.provenance.options import MarkOptions
 
@@ -48,6 +49,18 @@ class Loading:
 
     stage: str
     percent: float | None = None
+
+
+@dataclass(frozen=True)
+class MachineFound:
+    """Report the machine that the process runs on, before it loads the model."""
+
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Show that a process lives, also during a long step."""
 
 
 @dataclass(frozen=True)

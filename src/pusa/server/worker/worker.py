@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from pusa.fsutil import is_full, private_folder
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
+from pusa.server.plans import machine_as_json
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.attempt import Attempt, Delays
 from pusa.server.worker.engine_process import PUSA_ENGINE
-from pusa.server.worker.executor import Executor, ExecutorState, LocalExecutor
+from pusa.server.worker.executor import Executor, ExecutorState
+from pusa.server.worker.local import LocalExecutor
+from pusa.server.worker.placement import place
 from pusa.server.worker.progress import StageRatios
 
 __all__ = ["Worker", "make_executor", "run_worker", "worker_name"]
@@ -196,6 +200,8 @@ class Worker:
             "percent": state.percent,
             "model": state.model,
             "world_size": state.world_size,
+            "pids": list(state.pids),
+            "machine": None if state.machine is None else machine_as_json(state.machine),
             "error": state.error,
             "job": None if attempt is None else attempt.job.id,
         }
@@ -237,10 +243,15 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Executor:
-    """Make the executor that the settings name; `target` is another engine, for tests and benchmarks.
+def make_executor(settings: ServerSettings, number: int = 0, *, target: str = PUSA_ENGINE) -> Executor:
+    """Make the executor that the settings name.
 
-    Raises ImportError if Ray is not installed and the settings name it.
+    Args:
+        number: of the worker among those of this process, which decides which cards it has.
+        target: another engine, for tests and benchmarks.
+
+    Raises:
+        ImportError: Ray is not installed and the settings name it.
     """
     limits: dict[str, Any] = {
         "grace_seconds": settings.cancel_seconds,
@@ -249,7 +260,7 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
     }
     load: dict[str, str] = {}  # what `PusaEngine` reads, where it differs from the defaults
     if settings.load_options != LoadOptions():
-        load = {"PUSA_MEMORY": settings.memory, "PUSA_QUANTIZE": settings.quantize}
+        load = {"PUSA_MEMORY": settings.memory, "PUSA_QUANTIZE": settings.quantize, "PUSA_GPUS": str(settings.gpus)}
     if settings.executor == "ray":
         from pusa.server.worker.ray import RayExecutor
 
@@ -262,15 +273,29 @@ def make_executor(settings: ServerSettings, *, target: str = PUSA_ENGINE) -> Exe
             env=load,
             **limits,
         )
-    logs: dict[str, str] = {"PUSA_LOG_FORMAT": settings.log_format, "PUSA_LOG_LEVEL": settings.log_level}
-    return LocalExecutor(settings.model, settings.lora, target=target, env=logs | load, **limits)
+    env = {
+        "PUSA_LOG_FORMAT": settings.log_format,
+        "PUSA_LOG_LEVEL": settings.log_level,
+        "PUSA_RANK_SECONDS": str(settings.rank_seconds),
+        **load,
+    }
+    return LocalExecutor(
+        settings.model,
+        settings.lora,
+        target=target,
+        env=env,
+        place=partial(place, settings, number),
+        silent_seconds=settings.rank_seconds,
+        **limits,
+    )
 
 
 def run_worker(settings: ServerSettings, stop: threading.Event) -> None:
     """Run `settings.workers` workers (at least one) in this process until `stop` is set, for ``pusa worker``."""
     private_folder(settings.data_folder)
     queue, files = JobQueue(settings.database_url), FileStore(settings.files_url)
-    workers = [Worker(settings, queue, files, make_executor(settings)) for _ in range(max(1, settings.workers))]
+    numbers = range(max(1, settings.workers))
+    workers = [Worker(settings, queue, files, make_executor(settings, number)) for number in numbers]
     threads = [threading.Thread(target=worker.run, args=(stop,), name=worker.name) for worker in workers]
     for thread in threads:
         thread.start()

@@ -73,6 +73,7 @@
           h("div.st-line", {}, h("strong.st-what", {}, what), h("span.st-more", {}, more)),
           bar(job.progress, job.status === "queued" ? "is-waiting" : null),
           h("p.st-prompt", {}, job.prompt),
+          h("p.pusa-note.st-plan", {}, job.plan || ""),
           button("cancel", "close", () => act(`jobs/${job.id}/cancel`, () => pusa.follow(job.id)), "", { disabled: job.cancelling }),
         ),
       ];
@@ -82,6 +83,7 @@
       const [what, more] = words();
       body.querySelector(".st-what").textContent = what;
       body.querySelector(".st-more").textContent = more;
+      body.querySelector(".st-plan").textContent = job.plan || "";
       const value = Math.round(job.progress);
       const line = body.querySelector(".st-bar");
       line.firstElementChild.style.width = `${value}%`;

@@ -346,6 +346,7 @@
     function take() {
       value = props.value;
       if (!value) return;
+      if ("estimate" in value) pusa.showEstimate?.(value.estimate);
       readPictures();
       draw();
     }

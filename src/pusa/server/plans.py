@@ -1,0 +1,230 @@
+"""Plan how the served model runs on the machines of its workers, and estimate what a request would need.
+
+A worker publishes its machine with its state (`pusa.server.worker.placement`), so plans are those of the machines that
+make the videos, wherever the server runs. Nothing here loads torch.
+"""
+
+import logging
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from pusa import zoo
+from pusa.acceleration.decisions import Card, LoadOptions, Machine, Plan
+from pusa.defaults import GenerationDefaults
+from pusa.positions import latent_frames
+from pusa.request import ResolvedRequest
+from pusa.server.jobs.queue import Job, JobQueue, Status
+from pusa.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int, int]
+"""Width, height and frames of what a model makes at once."""
+
+PlanFunction = Callable[[str, Size, Machine, LoadOptions, float], Plan]
+"""Plan how a model (a source, as in a request) makes a clip on a machine, with a guidance scale."""
+
+_KEPT_SECONDS = 2.0  # for which the workers' machines, and the durations of earlier jobs, are not read again
+_KEPT_PLANS = 256
+_RECENT_JOBS = 100
+_COMPLETED: tuple[Status, ...] = ("completed",)
+
+
+def plan_model(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> Plan:
+    """Call `pusa.acceleration.plan`, which is imported when it is needed first."""
+    from pusa.acceleration import plan
+
+    found: Plan = plan(model, size=size, machine=machine, options=options, guidance=guidance)
+    return found
+
+
+def machine_as_json(machine: Machine) -> dict[str, Any]:
+    """Convert a machine to plain values."""
+    return asdict(machine)
+
+
+def machine_from_json(values: Mapping[str, Any]) -> Machine:
+    """Convert what `machine_as_json` returned, after a way through JSON. Raises TypeError for other values."""
+    cards = []
+    for card in values.get("cards", ()):
+        capability = card.get("capability")
+        cards.append(Card(**{**card, "capability": None if capability is None else tuple(capability)}))
+    return Machine(**{**values, "cards": tuple(cards)})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Tell what a request would need.
+
+    Attributes:
+        tokens: of the transformer's input; a long video's are those of one window.
+        windows: that a long video is made in.
+        steps: denoising steps of all windows.
+        plan: how the model runs; None while no worker has reported its machine, or the planner does not know the model.
+        seconds: measured on this server for as many tokens; None before the first such video.
+    """
+
+    tokens: int
+    windows: int
+    steps: int
+    plan: Plan | None
+    seconds: float | None
+
+
+class Planner:
+    """Plan requests for the machines of the workers, and estimate their durations from earlier jobs.
+
+    All methods read the database at times: call them in a thread.
+
+    Args:
+        plan: see `plan_model`.
+        kept_seconds: for which what was read from the database is used.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        queue: JobQueue,
+        plan: PlanFunction = plan_model,
+        *,
+        kept_seconds: float = _KEPT_SECONDS,
+    ) -> None:
+        self._settings, self._queue, self._plan = settings, queue, plan
+        self._kept_seconds = kept_seconds
+        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+        self._lock = threading.Lock()
+        self._machines: tuple[Machine, ...] = ()
+        self._durations: list[_Duration] = []
+        self._machines_read_at = self._durations_read_at = float("-inf")
+
+    @cached_property
+    def _token_pixels(self) -> int:
+        return token_pixels(self._settings.model)
+
+    def machines(self) -> tuple[Machine, ...]:
+        """Return the different machines of the workers that were heard of lately."""
+        now = time.monotonic()
+        if now - self._machines_read_at >= self._kept_seconds:
+            seen_seconds = max(2 * self._settings.lease_seconds, 10.0)
+            states = [worker.state.get("machine") for worker in self._queue.workers(seen_within_seconds=seen_seconds)]
+            found: dict[Machine, None] = {}
+            for state in states:
+                with suppress(TypeError, AttributeError):  # of a worker of another version
+                    found |= {machine_from_json(state): None} if state else {}
+            self._machines, self._machines_read_at = tuple(found), now
+        return self._machines
+
+    def plan(self, size: Size, guidance: float) -> tuple[Plan, Machine] | None:
+        """Plan a clip on the workers' machines; of several, the first one on which it works.
+
+        Returns:
+            A plan, whose `problem` says why it works on none of them, and its machine; None if no machine, or the
+            model, is not known.
+        """
+        plans = [(plan, machine) for machine in self.machines() if (plan := self._plan_on(machine, size, guidance))]
+        return next((found for found in plans if not found[0].problem), plans[0] if plans else None)
+
+    def _plan_on(self, machine: Machine, size: Size, guidance: float) -> Plan | None:
+        options = self._settings.load_options
+        key = machine, size, guidance > 1, options
+        with self._lock:
+            if key not in self._plans:
+                if len(self._plans) >= _KEPT_PLANS:
+                    self._plans.clear()
+                self._plans[key] = self._call(machine, size, guidance, options)
+            return self._plans[key]
+
+    def _call(self, machine: Machine, size: Size, guidance: float, options: LoadOptions) -> Plan | None:
+        try:
+            return self._plan(self._settings.model, size, machine, options, guidance)
+        except (ValueError, OSError, ImportError) as error:  # a model of a kind that the planner does not know
+            logger.warning("%s cannot be planned: %s", self._settings.model, error)
+            return None
+
+    def plan_request(self, request: ResolvedRequest) -> Plan | None:
+        """Plan a request, see `plan`."""
+        found = self.plan((request.width, request.height, min(request.frames, request.window)), request.guidance)
+        return None if found is None else found[0]
+
+    def plan_defaults(self, defaults: GenerationDefaults) -> tuple[Plan, Machine] | None:
+        """Plan a video of the model's own size and length, see `plan`."""
+        return self.plan((defaults.width, defaults.height, defaults.num_frames), float(defaults.guidance))
+
+    def estimate(self, request: ResolvedRequest) -> Estimate:
+        """Estimate what a request would need."""
+        tokens, windows = tokens_of(request, self._token_pixels), windows_of(request)
+        steps = request.steps * windows
+        seconds = self._seconds(_Kind(tokens, request.guidance > 1), steps, request.frames)
+        return Estimate(tokens, windows, steps, self.plan_request(request), seconds)
+
+    def _seconds(self, kind: "_Kind", steps: int, frames: int) -> float | None:
+        now = time.monotonic()
+        if now - self._durations_read_at >= self._kept_seconds:
+            jobs, _ = self._queue.page(limit=_RECENT_JOBS, statuses=_COMPLETED)
+            self._durations = [found for job in jobs if (found := _duration_of(job, self._token_pixels)) is not None]
+            self._durations_read_at = now
+        alike = [found for found in self._durations if found.kind == kind]
+        if not alike:
+            return None
+        per_step = statistics.median(found.seconds_per_step for found in alike)
+        per_frame = statistics.median(found.other_seconds_per_frame for found in alike)
+        return per_step * steps + per_frame * frames
+
+
+def token_pixels(model: str) -> int:
+    """Return the side of the square of pixels that a token of a latent frame stands for; Wan2.1's for other models."""
+    from pusa.acceleration.needs import shapes_of
+
+    entry = zoo.find(zoo.with_fallback(model)) or zoo.get("wan2.1-14b")
+    return 2 * shapes_of(entry).vae.spatial
+
+
+def tokens_of(request: ResolvedRequest, pixels: int) -> int:
+    """Count the tokens of a request's clip, or of a window of it, where one stands for `pixels` squared."""
+    frames = latent_frames(min(request.frames, request.window))
+    return frames * (request.height // pixels) * (request.width // pixels)
+
+
+def windows_of(request: ResolvedRequest) -> int:
+    """Count the windows that a request's video is denoised in; a loop's last one is its bridge."""
+    total, window, overlap = (latent_frames(n) for n in (request.frames, request.window, request.overlap))
+    bridges = 0
+    if request.task == "loop":
+        bridges, total = 1, total - (window - 2 * overlap)
+    return bridges + 1 + (math.ceil((total - window) / (window - overlap)) if total > window else 0)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Jobs of one kind take equally long for a step."""
+
+    tokens: int
+    is_guided: bool
+
+
+@dataclass(frozen=True)
+class _Duration:
+    kind: _Kind
+    seconds_per_step: float
+    other_seconds_per_frame: float
+
+
+def _duration_of(job: Job, pixels: int) -> _Duration | None:
+    """Measure a completed job; None for one that was interrupted, or does not tell enough."""
+    denoise_seconds = job.timings.get("denoise", 0.0)
+    if job.attempt != 1 or not job.steps or not denoise_seconds or job.resolved is None:
+        return None
+    try:
+        request = ResolvedRequest.model_validate(job.resolved)
+    except ValueError:  # of an earlier version
+        return None
+    others = sum(job.timings.get(stage, 0.0) for stage in ("load", "encode", "decode", "finish"))
+    kind = _Kind(tokens_of(request, pixels), request.guidance > 1)
+    return _Duration(kind, denoise_seconds / job.steps, others / request.frames)
