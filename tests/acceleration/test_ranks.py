@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rank_samples import IMAGE, LAST, VIDEO, run, start, write_inputs
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.acceleration.ranks import Ranks
 from pusa.generate import generate, load_pipeline
 from pusa.request import GenerationRequest
@@ -50,22 +51,19 @@ def test_two_ranks_make_every_task_equal_to_the_bit(task: str, files: Path, two:
 
 
 def test_both_ranks_compute_one_pass_each(files: Path, two: Ranks) -> None:
-    run(files, "text", two)
     calls: list[int] = []
-    pipe = load_pipeline("tiny")
+    pipe = load_pipeline("tiny", load=LoadOptions(gpus=2))
     handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
-        run(files, "again", two)
-        assert len(calls) == 2  # a pass in each of two steps
-        run(files, "alone", None)
-        assert len(calls) == 2 + 4
+        run(files, "shared", two)
     finally:
         handle.remove()
+    assert len(calls) == 2  # one pass in each of two steps
 
 
 def test_without_guidance_the_ranks_share_the_tokens(files: Path, two: Ranks) -> None:
     expected = run(files, "one", None, guidance=1.0)
-    pipe = load_pipeline("tiny")
+    pipe = load_pipeline("tiny", load=LoadOptions(gpus=2))
     tokens: list[int] = []
     handle = pipe.transformer.blocks[1].register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[1]))
     try:

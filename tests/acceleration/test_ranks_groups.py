@@ -15,7 +15,7 @@ import torch.distributed as dist
 from gloo import all_gather_of_any_size
 from rank_samples import IMAGE, INPUTS, run, start, write_inputs
 
-from pusa.acceleration.decisions import Parallel
+from pusa.acceleration.decisions import LoadOptions, Parallel
 from pusa.acceleration.ranks import RankError, Ranks
 from pusa.generate import generate, load_pipeline
 from pusa.request import GenerationRequest
@@ -78,7 +78,7 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_no_file(stage: str, files:
                 if getattr(event, "stage", "") == stage and follower.is_running():
                     follower.kill()
 
-        hook = load_pipeline("tiny").text_encoder.register_forward_pre_hook(kill)
+        hook = load_pipeline("tiny", load=LoadOptions(gpus=2)).text_encoder.register_forward_pre_hook(kill)
         with pytest.raises(RankError) as caught:
             consume()
         hook.remove()

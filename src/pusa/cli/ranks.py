@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pusa.acceleration.decisions import LoadOptions
 from pusa.cli.groups import Command, Session
+from pusa.request import GenerationRequest
 
 if TYPE_CHECKING:
     from pusa.acceleration.ranks import Ranks
@@ -28,7 +30,7 @@ def ranks_options(command: C) -> C:
         type=click.IntRange(1),
         expose_value=False,
         callback=_keep,
-        help="GPUs of this machine that share the work of this video. [default: one]",
+        help="GPUs of this machine that share the work of this video. [default: the plan's choice]",
     )
     ranks_on = click.option(
         "--ranks-on",
@@ -76,8 +78,8 @@ def _follow(device_type: str) -> int:
 
 
 @contextmanager
-def join_ranks() -> Iterator["Ranks | None"]:
-    """Start the ranks that the command asks for, or join those of torchrun; None if this process works alone.
+def join_ranks(request: GenerationRequest, load: LoadOptions) -> Iterator["Ranks | None"]:
+    """Start as many ranks as the command or the plan says, or join those of torchrun; None: this process works alone.
 
     Raises:
         ValueError: this machine has fewer GPUs, or torchrun has started another number of ranks.
@@ -95,7 +97,7 @@ def join_ranks() -> Iterator["Ranks | None"]:
             yield ranks
         finally:
             ranks.close()
-    elif gpus is None or gpus == 1:
+    elif (size := gpus or _planned_ranks(request, load)) == 1:
         if gpus == 1 and device_type == "cuda":
             from pusa.acceleration.launch import check_gpus
 
@@ -104,5 +106,19 @@ def join_ranks() -> Iterator["Ranks | None"]:
     else:
         from pusa.acceleration.launch import launch
 
-        with launch(gpus, device_type=device_type) as ranks:
+        with launch(size, device_type=device_type) as ranks:
             yield ranks
+
+
+def _planned_ranks(request: GenerationRequest, load: LoadOptions) -> int:
+    """Ask the plan how many ranks make a request's video on this machine."""
+    import torch
+
+    if not torch.cuda.is_available() or torch.cuda.device_count() < 2:
+        return 1
+    from pusa import zoo
+    from pusa.acceleration.machine import machine
+    from pusa.generate.residents import choose_plans
+
+    plans = choose_plans(request.resolved(zoo.defaults_of(request.model)), load, machine())
+    return plans[0].parallel.ranks if plans else 1

@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +179,8 @@ def _run(
 
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
-    with join_ranks() as ranks:
-        options |= {"ranks": ranks, "load": replace(load, gpus=ranks.size)} if ranks else {}
+    with join_ranks(request, load) as ranks:
+        options |= {"ranks": ranks, "device": ranks.device.type} if ranks else {}
         show_run(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
 

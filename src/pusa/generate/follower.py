@@ -61,7 +61,7 @@ def _follow_run(ranks: Ranks) -> Events:
         if kind == "model":
             ranks.stage = "load"
             yield Stage("load")
-            model = SharedModel(message)
+            model = SharedModel(ranks, message)
         elif model is None:
             raise RuntimeError(f"rank 0 sends {kind!r} before a model")
         elif kind == "share":

@@ -125,7 +125,9 @@ class Resident:
             from pusa.acceleration.machine import machine
 
             self.machine = machine()
-        return choose_plans(request, self.options, self.machine)
+        found = choose_plans(request, self.options, self.machine)
+        ranks = self.options.gpus or 1  # as many processes as share the work
+        return [plan for plan in found if plan.parallel.ranks == ranks] or found
 
     def _without_failed(self, plans: list[Plan], request: ResolvedRequest) -> list[Plan]:
         """Leave out plans that ran out of memory for a request of this size or a smaller one."""

@@ -109,11 +109,11 @@ def generate(
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
-        sharing.request_model(ranks, resolved, load or LoadOptions())
+        options = sharing.request_model(ranks, resolved, load or LoadOptions())
         resident = (
             residents.Resident(pipeline, [])
             if pipeline
-            else residents.resident_of(resolved, load or LoadOptions(), device=device, is_planned=plans is not None)
+            else residents.resident_of(resolved, options, device=device, is_planned=plans is not None)
         )
         pipe = resident.prepare(resolved, plans, report)
         sharing.share(ranks, pipe, resolved, resident.plan)

@@ -1,7 +1,7 @@
 """Let the ranks of a group make a video together: rank 0 runs `generate`, and tells the others what to load."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,22 @@ def watch(
     return stop_or_fail, watched
 
 
-def request_model(ranks: Ranks | None, request: ResolvedRequest, options: LoadOptions) -> None:
+def request_model(ranks: Ranks | None, request: ResolvedRequest, options: LoadOptions) -> LoadOptions:
     """Make all other ranks load the model of a request, with its LoRAs and their alphas.
 
     They begin at once, while rank 0 loads its own; one that fails ends the group.
+
+    Returns:
+        The options to load it with on every rank: a plan for as many cards as there are ranks.
     """
     if ranks is None:
-        return
+        return options
+    options = replace(options, gpus=ranks.size)
     if not ranks.is_connected:
         ranks.wait_until_all_are_here()
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
     ranks.send({"kind": "model", "request": request.model_dump(mode="json"), "options": plain})
+    return options
 
 
 def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, plan: Plan | None) -> None:
@@ -86,13 +91,13 @@ def smaller_plan(ranks: Ranks | None, resident: Resident, report: Report) -> Cal
 class SharedModel:
     """Hold, on a rank other than 0, the model that rank 0 has asked for."""
 
-    def __init__(self, message: Mapping[str, Any]) -> None:
+    def __init__(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
         """Load it: `message` is that of `request_model`."""
         options: dict[str, Any] = {
             name: Path(value) if name in _FILES and value else value for name, value in message["options"].items()
         }
         self._request = ResolvedRequest.model_validate(message["request"])
-        self._resident = resident_of(self._request, LoadOptions(**options))
+        self._resident = resident_of(self._request, LoadOptions(**options), device=ranks.device.type)
         self.pipe = self._resident.prepare(self._request, None, _ignore)
 
     def share(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
