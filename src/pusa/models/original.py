@@ -277,6 +277,8 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     if z_dim != expected:
         raise WrongArchitectureError(f"this VAE has {z_dim} latent channels; the {name} VAE has {expected}")
     if is_wan22:
+        if (widest := shapes["decoder.conv1.weight"][0]) % 4:
+            raise WrongArchitectureError(f"its decoder begins with {widest} channels, no multiple of 4")
         return wan22_vae.config_from_shapes(shapes)
     return {"base_dim": shapes["encoder.conv1.weight"][0], "z_dim": z_dim}
 
