@@ -168,7 +168,7 @@ def test_model_offloading_moves_each_part_once_per_stage_with_a_preview_at_every
     whole: PusaPipeline, tmp_path: Path
 ) -> None:
     make(whole, tmp_path / "plain.mp4")
-    moves = Moves(whole)
+    moves = Moves(whole.components)
     whole.enable_model_cpu_offload(device=ACCELERATOR)
     events = make(whole, tmp_path / "out.mp4")
     assert len([event for event in events if event.kind == "preview"]) == 6
@@ -184,7 +184,7 @@ def test_the_first_run_of_a_vae_fits_its_previews_before_the_transformer_is_ther
     whole: PusaPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
-    moves = Moves(whole)
+    moves = Moves(whole.components)
     whole.enable_model_cpu_offload(device=ACCELERATOR)
     make(whole, tmp_path / "out.mp4", steps=2)
     assert moves.of("transformer") == ["in", "out"]
@@ -193,7 +193,7 @@ def test_the_first_run_of_a_vae_fits_its_previews_before_the_transformer_is_ther
 
 def test_windows_of_a_long_video_move_each_part_once_each(whole: PusaPipeline, tmp_path: Path) -> None:
     make(whole, tmp_path / "first.mp4", steps=2)
-    moves = Moves(whole)
+    moves = Moves(whole.components)
     whole.enable_model_cpu_offload(device=ACCELERATOR)
     events = make(whole, tmp_path / "out.mp4", steps=3, frames=29, window=17, overlap=5)
     windows = [event.step for event in events if event.kind == "step"][-1] // 3
@@ -203,7 +203,7 @@ def test_windows_of_a_long_video_move_each_part_once_each(whole: PusaPipeline, t
 
 
 def test_a_vae_that_ran_at_every_step_would_be_counted(whole: PusaPipeline) -> None:
-    moves = Moves(whole)
+    moves = Moves(whole.components)
     whole.enable_model_cpu_offload(device=ACCELERATOR)
 
     def after_step(pipe: PusaPipeline, _: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
