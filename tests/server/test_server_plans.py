@@ -17,7 +17,7 @@ from pusa.acceleration.decisions import Card, LoadOptions, Machine, Parallel, Pa
 from pusa.events import Planned
 from pusa.request import GenerationRequest, ResolvedRequest
 from pusa.server.jobs.queue import JobQueue
-from pusa.server.plans import Planner, Size, machine_as_json, machine_from_json, tokens_of, windows_of
+from pusa.server.plans import Planner, Size, has_shapes, machine_as_json, machine_from_json, tokens_of, windows_of
 
 GB = 10**9
 CARD_24 = Machine((Card(24 * GB, "RTX 4090", (8, 9)),), ram_bytes=64 * GB)
@@ -101,6 +101,18 @@ def test_processes_that_share_jobs_without_a_gpu_have_the_plan_of_one(queue: Job
     found = planner.plan_request(resolved())
     assert found is not None
     assert found.summary == "wan2.1-14b: transformer on the CPU in bfloat16, merged"
+
+
+def test_a_model_that_nobody_knows_has_no_plan(queue: JobQueue, tmp_path: Path) -> None:
+    publish(queue, "small", Machine(ram_bytes=5))
+    unknown = Planner(quick_settings(tmp_path, model="somebody/their-model"), queue)
+    assert unknown.plan_request(resolved()) is None  # so nothing is refused
+    assert (found := Planner(quick_settings(tmp_path, model="wan2.1-14b"), queue).plan_request(resolved())) is not None
+    assert found.problem
+    folder = tmp_path / "folder" / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert has_shapes(str(folder.parent))
 
 
 def test_seconds_are_those_of_earlier_videos_of_as_many_tokens(queue: JobQueue, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def studio(
     port = free_port()
 
     def executor(settings: ServerSettings, _: int) -> LocalExecutor:
-        target = {"target": engine} if engine else {}
+        target: dict[str, Any] = {"target": engine} if engine else {}
         env = {"PYTHONPATH": str(SUPPORT)}
         return LocalExecutor(settings.model, env=env, place=lambda: Placement(machine=machine), **target)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pusa import zoo
@@ -107,6 +108,10 @@ class Planner:
         self._groups_read_at = self._durations_read_at = float("-inf")
 
     @cached_property
+    def _is_known(self) -> bool:
+        return has_shapes(self._settings.model)
+
+    @cached_property
     def _token_pixels(self) -> int:
         return token_pixels(self._settings.model)
 
@@ -146,11 +151,13 @@ class Planner:
 
     def _call(self, group: "_Group", size: Size, guidance: float) -> Plan | None:
         """Plan for the ranks that share each job, as they do themselves: a small clip could do with fewer."""
+        if not self._is_known:
+            return None
         machine, ranks = group.machine, group.ranks
         options = replace(self._settings.load_options, gpus=ranks if machine.cards and ranks > 1 else None)
         try:
             plans = self._plan(self._settings.model, size, machine, options, guidance)
-        except (ValueError, OSError, ImportError) as error:  # a model of a kind that the planner does not know
+        except (ValueError, OSError, ImportError) as error:  # such as a damaged configuration
             logger.warning("%s cannot be planned: %s", self._settings.model, error)
             return None
         return next((plan for plan in plans if plan.parallel.ranks == ranks), plans[0])
@@ -183,6 +190,17 @@ class Planner:
         per_step = statistics.median(found.seconds_per_step for found in alike)
         per_frame = statistics.median(found.other_seconds_per_frame for found in alike)
         return per_step * steps + per_frame * frames
+
+
+def has_shapes(model: str) -> bool:
+    """Return True if a model is in the zoo, or a folder in diffusers layout.
+
+    The planner takes any other for Wan2.1 14B, by which no request may be refused.
+    """
+    return (
+        zoo.find(zoo.with_fallback(model)) is not None
+        or (Path(model).expanduser() / "transformer" / "config.json").is_file()
+    )
 
 
 def token_pixels(model: str) -> int:
