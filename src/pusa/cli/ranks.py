@@ -29,7 +29,7 @@ class _Count(click.ParamType):
 
     def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> int:
         if not (str(value).isdecimal() and int(value) >= 1):
-            self.fail(f"{value!r} is no whole number from 1: give one, or leave --gpus out for the plan's choice", parameter, ctx)
+            self.fail(f"{value!r} is no whole number from 1: give one, or leave --gpus out", parameter, ctx)
         return int(value)
 
 
