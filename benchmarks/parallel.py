@@ -24,7 +24,6 @@ from pusa.acceleration.decisions import Parallel
 from pusa.acceleration.launch import launch
 from pusa.events import Step
 from pusa.generate import generate
-from pusa.libraries import quiet_libraries
 from pusa.numerals import parse_size
 from pusa.request import GenerationRequest
 
@@ -61,7 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--ranks", type=int, help="the most ranks [default: GPUs, or 4 CPU processes]")
     options = parser.parse_args(arguments)
-    quiet_libraries()
     width, height = parse_size(options.size, "--size")
     request = GenerationRequest(
         **{name: getattr(options, name) for name in ("model", "frames", "steps", "guidance")},
