@@ -1,7 +1,7 @@
 """Load single files in ComfyUI's layouts as modules."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from transformers import UMT5EncoderModel
 from pusa import resources
 from pusa.models import streaming
 from pusa.models.files import WrongArchitectureError
+from pusa.models.fp8 import STORAGE, store_as_fp8
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
+from pusa.models.streaming import Devices, bytes_in_ram, device_of
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
@@ -39,6 +41,8 @@ def load_single_file(
     torch_dtype: "DType | None" = None,
     *,
     keep_quantized: bool = False,
+    device: Devices = "cpu",
+    as_fp8: Collection[str] = (),
 ) -> Components:
     """Load the models in a safetensors or GGUF file as ComfyUI's users have it.
 
@@ -57,9 +61,12 @@ def load_single_file(
             (time embedding, norms, modulation) stays so.
         keep_quantized: keep the matrices of linear layers as they are stored (fp8, int8, GGUF) and compute each at
             its use, rounded to the dtype. Needs ``pip install "pusa[quant]"``.
+        device: where the weights go as they are read: one for all, or by component (the CPU for others).
+        as_fp8: components whose linear layers are stored as fp8 (`pusa.models.fp8`) as they are read; without effect
+            beside `keep_quantized`.
 
     Returns:
-        Component -> module, on the CPU, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
+        Component -> module, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
         "vae"; and "tokenizer" if the file holds one that can be read. Attribute `notes` says what was left out.
 
     Raises:
@@ -79,12 +86,16 @@ def load_single_file(
     empty, notes = _empty_models(file, configs)
     counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
     dtype = resources.default_dtype(sum(counts.values())) if torch_dtype is None else torch_dtype
-    resources.check_ram(_bytes_in_memory(file, counts, dtype, keep_quantized), file.path.name)
+    need = _bytes_in_memory(file, counts, dtype, keep_quantized)
+    resources.check_ram(bytes_in_ram(need, device, () if keep_quantized else as_fp8), file.path.name)
     components: dict[str, Any] = {}
     with TensorReader(file.header) as reader:
         for component, each in empty.items():
             part_dtype = resources.dtype_of(component, dtype)
-            components[component] = _load(each, reader, part_dtype, keep_quantized=keep_quantized)
+            if component in as_fp8 and not keep_quantized:
+                store_as_fp8(each.model, part_dtype)
+            place = device_of(component, device)
+            components[component] = _load(each, reader, part_dtype, place, keep_quantized=keep_quantized)
     if "text_encoder" in components:
         tokenizer, note = load_tokenizer(file)
         if tokenizer is None:
@@ -115,10 +126,18 @@ def _bytes_in_memory(file: SingleFile, counts: Mapping[str, int], dtype: DType, 
     return {str(part.component): part.size_bytes for part in file.parts if part.component in counts}
 
 
-def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_quantized: bool) -> nn.Module:
+def _load(
+    empty: EmptyModel,
+    reader: TensorReader,
+    dtype: torch.dtype,
+    device: "torch.device | str",
+    *,
+    keep_quantized: bool,
+) -> nn.Module:
     """Fill a model tensor by tensor."""
     model = empty.model
     state = {}
+    sources = model.__dict__.setdefault("_pusa_weights", {})  # see `pusa.models.streaming.sources_of`
     for name, parameter in model.state_dict().items():
         tensor = empty.tensors.get(name)
         if tensor is None:
@@ -127,7 +146,10 @@ def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_q
         if keep_quantized and own_dtype == dtype and can_keep(model, name, tensor):
             keep(model, name, tensor, reader, dtype)
         else:
-            state[name] = reader.read(tensor, own_dtype).reshape(parameter.shape)
+            value = reader.read(tensor, own_dtype).to(device).reshape(parameter.shape)
+            state[name] = value.to(STORAGE) if parameter.dtype == STORAGE else value
+            if (source := reader.source_of(tensor)) is not None and tensor.header.shape == tuple(parameter.shape):
+                sources[name] = source
     model.load_state_dict(state, strict=False, assign=True)
     if isinstance(model, UMT5EncoderModel):
         model.encoder.embed_tokens.weight = model.shared.weight
@@ -137,7 +159,7 @@ def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_q
         raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
     if isinstance(model, WanTransformer3DModel):
         model = PusaWanTransformer3DModel.from_wan(model)
-    return model.eval()
+    return model.to(device).eval()
 
 
 def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
