@@ -143,7 +143,7 @@ def test_an_adapter_stays_live_where_weights_cannot_be_merged() -> None:
     assert not found.merge
     small = replace(options, file_bytes={"transformer": 9 * GB})
     smaller, larger = (
-        min(way.gpu_peak_bytes["denoise"] for way in plans("wan2.1-14b", machine=machine, options=each) if is_whole(way))
+        min(way.gpu_peak_bytes["denoise"] for way in plans(found.model, machine=machine, options=each) if is_whole(way))
         for each in (small, options)
     )
     assert smaller < larger - 5 * GB

@@ -363,8 +363,8 @@ def _load(
 def load_text_encoder(resident: Resident, model: str) -> torch.nn.Module:
     """Load the text encoder that a resident's pipeline does without; its file's weights stay as the plan says."""
     part, given = resident.part("text_encoder"), {}
-    if part is not None and part.kept:
-        given = {"keep_quantized": ["text_encoder"], "dtype": getattr(torch, part.dtype)}
+    if part is not None:
+        given = {"dtype": getattr(torch, part.dtype), "keep_quantized": part.kept}
     return loading.load_text_encoder(model, files=resident.options.files, **given)
 
 
