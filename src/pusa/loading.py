@@ -231,8 +231,8 @@ def load_text_encoder(
     """
     single_files = single_file_sources.take(source, hub, dtype, only="text_encoder")
     if single_files.files:
-        dtype = dtype or (torch.float32 if str(source) == "tiny" else torch.bfloat16)
-        return single_files.load({}, dtype=dtype)["text_encoder"]
+        count = sum(file_parts.parameter_counts(single_files.files).values())
+        return single_files.load({}, dtype=dtype or resources.default_dtype(count))["text_encoder"]
     if str(source) == "tiny":
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]

@@ -22,11 +22,11 @@ class FileSources:
 
     Attributes:
         files: "transformer", "transformer_2", "text_encoder", "vae" -> file; checked by their headers.
-        keep_quantized: as for `pusa.models.single_file.loading.load_single_file`.
+        keep_quantized: the matrices of all parts, or of those that are named, stay as the files store them.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    keep_quantized: bool = False
+    keep_quantized: bool | Collection[str] = False
 
     def has_all(self, here: Collection[str], experts: int) -> bool:
         """Tell if `here` names every component that has weights or words, for a model with so many transformers."""
@@ -49,10 +49,9 @@ class FileSources:
     ) -> dict[str, Any]:
         """Load the parts that nothing replaces; raise ResourcesError if they do not fit into memory together."""
         wanted = {part: path for part, path in self.files.items() if part not in replaced}
-        if not self.keep_quantized:
-            names = ", ".join(dict.fromkeys(path.name for path in wanted.values()))
-            need = resources.weight_bytes(file_parts.parameter_counts(wanted), dtype)
-            resources.check_ram(bytes_in_ram(need, device, as_fp8), names)
+        names = ", ".join(dict.fromkeys(path.name for path in wanted.values()))
+        need = file_parts.weight_bytes(wanted, dtype, self.keep_quantized)
+        resources.check_ram(bytes_in_ram(need, device, as_fp8), names)
         given: dict[str, Any] = {"keep_quantized": self.keep_quantized, "device": device, "as_fp8": as_fp8}
         return file_parts.load_parts(wanted, dtype=dtype, config=config or None, **given)
 
@@ -73,7 +72,7 @@ def take(
             ``files``: part -> path, in place of the source's part. An all-in-one file gives several;
             ``storage``: part -> "bfloat16" or "fp8": for a model that is downloaded, take a file of others' in it where
             that is smaller. None: "bfloat16" for the parts that run in it;
-            ``keep_quantized``: keep weights of linear layers as the files store them.
+            ``keep_quantized``: keep weights of linear layers as the files store them; True, or the names of parts.
             Components and options of the Hub are looked at.
         dtype: of the pipeline.
         only: the one part that is loaded.

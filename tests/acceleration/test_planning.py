@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plan_table import CARDS, MODELS, SIZES, TI2V_5B, cell, machine_of, plan_of, plans_of, table
@@ -135,16 +136,70 @@ def test_two_experts_have_a_card_each_where_both_do_not_fit_one() -> None:
 
 def test_an_adapter_stays_live_where_weights_cannot_be_merged() -> None:
     options = LoadOptions(transformer=Path("wan2.1-t2v-14b-Q8_0.gguf"))
-    found = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=options)
-    assert found.parts["transformer"].storage == "gguf"
+    machine = machine_of("1x32", 64)
+    found = plan("wan2.1-14b", machine=machine, options=options)
+    assert (found.parts["transformer"].storage, found.parts["transformer"].kept) == ("gguf", True)
+    assert found.parts["transformer"].offload == "none"
     assert not found.merge
     small = replace(options, file_bytes={"transformer": 9 * GB})
-    smaller = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=small)
-    assert smaller.gpu_peak_bytes["denoise"] < found.gpu_peak_bytes["denoise"] - 5 * GB
-    low_rank = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=options, lora_ranks={"transformer": 128})
+    smaller, larger = (
+        min(way.gpu_peak_bytes["denoise"] for way in plans(found.model, machine=machine, options=each) if is_whole(way))
+        for each in (small, options)
+    )
+    assert smaller < larger - 5 * GB
+    low_rank = plan("wan2.1-14b", machine=machine, options=options, lora_ranks={"transformer": 128})
     assert found.gpu_peak_bytes["denoise"] - low_rank.gpu_peak_bytes["denoise"] == pytest.approx(3.7 * GB, rel=0.01)
-    in_eight_bits = plan("wan2.1-14b", machine=machine_of("1x48", 64), options=replace(options, quantize="fp8"))
-    assert any("quantize=fp8 has no effect" in note for note in in_eight_bits.notes)
+    in_eight_bits = plan("wan2.1-14b", machine=machine, options=replace(options, quantize="fp8"))
+    assert in_eight_bits.parts == found.parts
+    assert any("quantize=fp8 has no effect on a file in gguf" in note for note in in_eight_bits.notes)
+
+
+def is_whole(found: Plan) -> bool:
+    return found.parts["transformer"].offload == "none"
+
+
+STORED: dict[str, Any] = {
+    "transformer": Path("wan.gguf"),
+    "file_storage": {"transformer": "gguf", "text_encoder": "fp8"},
+    "file_bytes": {"transformer": 9 * GB, "text_encoder": 7 * GB},
+}
+
+
+def test_a_quantised_file_grows_only_where_full_weights_fit_the_card() -> None:
+    for cards, storage, offload in (("1x12", "gguf", "blocks"), ("1x24", "gguf", "none"), ("1x48", "bfloat16", "none")):
+        found = plan("wan2.1-14b", machine=machine_of(cards, 32), options=LoadOptions(**STORED))
+        transformer = found.parts["transformer"]
+        assert (transformer.storage, transformer.offload) == (storage, offload), cards
+        assert found.merge == (not transformer.kept) == (storage == "bfloat16")
+        assert (found.parts["text_encoder"].storage, found.parts["text_encoder"].kept) == ("fp8", True)
+    full = plan("wan2.1-14b", machine=machine_of("1x12", 64), options=LoadOptions(**STORED, quantize="none"))
+    assert {part.storage for part in full.parts.values()} == {"bfloat16"}
+    assert not any(part.kept for part in full.parts.values())
+
+
+def test_fallbacks_of_full_weights_are_the_file_as_it_is() -> None:
+    ways = plans("wan2.1-14b", machine=machine_of("1x48", 64), options=LoadOptions(**STORED))
+    storages = list(dict.fromkeys(way.parts["transformer"].storage for way in ways))
+    assert storages == ["bfloat16", "gguf"]
+    assert {way.parts["transformer"].offload for way in ways} >= {"none", "blocks", "leaves"}
+
+
+def test_files_in_fp8_and_int8_are_never_streamed_from_disk() -> None:
+    # With so little RAM only the disk is left, to which diffusers writes GGUF's blocks alone.
+    for storage, is_problem in (("gguf", False), ("fp8", True), ("int8", True)):
+        options = LoadOptions(transformer=Path("wan"), file_storage={"transformer": storage})
+        found = plan("wan2.1-14b", machine=machine_of("1x12", 16), options=options, lora_ranks={})
+        assert bool(found.problem) == is_problem, storage
+
+
+def test_without_a_card_a_file_stays_quantised_where_ram_is_short() -> None:
+    for ram, storage in ((128, "bfloat16"), (32, "gguf")):
+        found = plan("wan2.1-14b", machine=Machine(ram_bytes=ram * GB), options=LoadOptions(**STORED))
+        assert found.parts["transformer"].storage == storage
+        assert found.parts["transformer"].kept == (storage == "gguf")
+        assert found.merge == (storage == "bfloat16")
+    asked = LoadOptions(**STORED, quantize="fp8")
+    assert plan("wan2.1-14b", machine=Machine(ram_bytes=128 * GB), options=asked).parts["transformer"].kept
 
 
 def test_no_lora_is_nothing_to_merge() -> None:

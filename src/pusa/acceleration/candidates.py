@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 from pusa.acceleration import speed
@@ -23,6 +24,7 @@ OFFLOADS: tuple[Offload, ...] = ("none", "model", "blocks", "leaves", "disk")
 _TEXT_PLACES: tuple[TextPlace, ...] = ("stay", "prompt", "turns", "leaves", "cpu")  # the quickest first
 _QUANTISED = ("fp8", "int8")
 _FP32_COPIES = 3  # of one weight, while a LoRA is merged into it
+_DEQUANTISING_BYTES = 10  # a weight that is computed in fp32 from its file's values, and rounded
 _FRAME_BYTES = 50_000_000  # decoded frames on their way to the file
 
 
@@ -76,13 +78,37 @@ class Task:
 
     @cached_property
     def storage_of_file(self) -> dict[str, Storage]:
-        """Storage of the single files that replace transformers and stay as they are: GGUF."""
-        found: dict[str, Storage] = {}
-        for part, path in self.options.files.items():
-            storage = self.options.file_storage.get(part, "gguf" if path.suffix.lower() == ".gguf" else "bfloat16")
-            if storage == "gguf" and part in self.shapes.experts:
-                found[part] = storage
-        return found
+        """Storage of the transformers whose single files are quantised and may stay so."""
+        return {part: storage for part, storage in self._quantised_files.items() if part in self.shapes.experts}
+
+    @cached_property
+    def text_storage(self) -> Storage:
+        """Storage of the text encoder: its file's own, which costs no time worth mentioning."""
+        return self._quantised_files.get("text_encoder", self.text_dtype)
+
+    @cached_property
+    def text_bytes(self) -> int:
+        """Bytes of the text encoder's weights."""
+        is_kept = "text_encoder" in self._quantised_files
+        size = self.options.file_bytes.get("text_encoder", 0) if is_kept else 0
+        return size or self.shapes.text_encoder.weight_bytes(self.text_dtype)
+
+    @cached_property
+    def _quantised_files(self) -> dict[str, Storage]:
+        """Storage of the parts that may stay as their files store them, if they are quantised."""
+        if self.is_small or self.options.quantize == "none":
+            return {}
+        by_name = {part: _storage_by_name(path) for part, path in self.options.files.items()}
+        stored = {**by_name, **self.options.file_storage}
+        return {part: storage for part, storage in stored.items() if storage in (*_QUANTISED, "gguf")}
+
+    def dequantised(self) -> "Task":
+        """Return the same task with all files' weights converted to full ones."""
+        return replace(self, options=replace(self.options, quantize="none"))
+
+
+def _storage_by_name(path: Path) -> Storage:
+    return "gguf" if path.suffix.lower() == ".gguf" else "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -90,9 +116,10 @@ class Candidate:
     """One way to run a model on cards.
 
     Attributes:
-        storage: of the transformers' weights, but for GGUF files.
+        storage: of the transformers' weights, but for those that are kept as files store them.
         text: where the text encoder runs.
         is_apart: the two experts have a card each.
+        keeps: transformers whose files are quantised stay as those store them; False: they become full weights.
     """
 
     task: Task
@@ -103,6 +130,7 @@ class Candidate:
     text: TextPlace
     parallel: Parallel = field(default_factory=Parallel)
     is_apart: bool = False
+    keeps: bool = False
 
     @property
     def cards(self) -> int:
@@ -115,7 +143,7 @@ class Candidate:
     @property
     def discomfort(self) -> tuple[int, ...]:
         """Order candidates of one speed."""
-        weights = self.storage != "bfloat16", self.storage == "fp8", OFFLOADS.index(self.offload)
+        weights = self.storage != "bfloat16" or self.keeps, self.storage == "fp8", OFFLOADS.index(self.offload)
         return (*weights, self.parallel.shard, self.cards, self.tiles, _TEXT_PLACES.index(self.text))
 
     @property
@@ -123,15 +151,23 @@ class Candidate:
         """Tell if LoRAs are attached and not merged."""
         return not self.merge and any(self.task.shapes.lora_ranks.values())
 
+    @property
+    def kept(self) -> dict[str, Storage]:
+        """Storage of the transformers that stay as their files store them."""
+        return self.task.storage_of_file if self.keeps else {}
+
     def storage_of(self, expert: str) -> Storage:
-        return self.task.storage_of_file.get(expert, self.storage)
+        return self.kept.get(expert, self.storage)
 
     # ---- bytes ----
 
     def _weights(self, expert: str) -> int:
         shape, storage = self.task.shapes.transformer, self.storage_of(expert)
-        size = shape.weight_bytes(storage, self.task.options.file_bytes.get(expert, 0))
+        size = shape.weight_bytes(storage, self._file_bytes(expert))
         return size + (0 if self.merge else self.task.shapes.lora_bytes(expert))
+
+    def _file_bytes(self, expert: str) -> int:
+        return self.task.options.file_bytes.get(expert, 0) if expert in self.kept else 0
 
     @cached_property
     def weights(self) -> dict[str, int]:
@@ -141,7 +177,7 @@ class Candidate:
     def _block(self, expert: str) -> int:
         shape = self.task.shapes.transformer
         lora = 0 if self.merge else self.task.shapes.lora_bytes(expert) // shape.layers
-        return shape.block_bytes(self.storage_of(expert), self.task.options.file_bytes.get(expert, 0)) + lora
+        return shape.block_bytes(self.storage_of(expert), self._file_bytes(expert)) + lora
 
     @property
     def _resident(self) -> int:
@@ -165,14 +201,16 @@ class Candidate:
             "disk": others + 2 * block,
             "leaves": others + 2 * layer,
         }[self.offload]
-        return size + (layer if any(self.storage_of(e) in (*_QUANTISED, "gguf") for e in self.weights) else 0)
+        if self.kept:
+            return size + _DEQUANTISING_BYTES * shape.largest_layer
+        return size + (layer if self.storage in _QUANTISED else 0)
 
     @cached_property
     def gpu_peak_bytes(self) -> dict[str, int]:
         """The most on any card, by stage."""
         shapes, size = self.task.shapes, self.task.size
         dtype, text_dtype = self.task.dtype, self.task.text_dtype
-        text = shapes.text_encoder.weight_bytes(text_dtype)
+        text = self.task.text_bytes
         stays = text if self.text == "stay" else 0
         vae = 0 if self.offload == "model" else shapes.vae.weight_bytes(dtype)
         resident = self._resident + vae + stays
@@ -233,10 +271,12 @@ class Candidate:
         kept = sum(map(shapes.lora_bytes, shapes.experts)) if self.merge else 0  # matrices, for another alpha
         if self.offload in ("model", "blocks", "leaves"):
             kept += sum(self.weights.values())
+        elif self.offload == "none":
+            kept += sum(self.weights[expert] for expert in self.kept)  # read before they move
         if self.offload == "model":
             kept += shapes.vae.weight_bytes(self.task.dtype)
             loaded += shapes.vae.weight_bytes(self.task.dtype)
-        text = shapes.text_encoder.weight_bytes(self.task.text_dtype) if self.text in ("turns", "leaves", "cpu") else 0
+        text = self.task.text_bytes if self.text in ("turns", "leaves", "cpu") else 0
         process = min(PROCESS_BYTES, PROCESS_BYTES // 2 + 2 * shapes.parameters)
         ranks = self.parallel.ranks
         return max(ranks * (process + loaded), ranks * (process + kept) + text)
@@ -251,7 +291,7 @@ class Candidate:
     @property
     def is_fast(self) -> bool:
         """Tell if layers multiply in 8 bits, which changes results more than the rounding of weights."""
-        return self.task.options.memory == "fastest" and not self.has_adapter
+        return self.task.options.memory == "fastest" and not self.has_adapter and not self.kept
 
     @cached_property
     def relative_speed(self) -> float:
@@ -271,7 +311,7 @@ class Candidate:
             sequence=parallel.ulysses * parallel.ring,
             guidance=parallel.guidance,
         )
-        storage = next(iter(task.storage_of_file.values()), self.storage)
+        storage = next(iter(self.kept.values()), self.storage)
         return speed.relative_speed(
             work, task.machine, task.capability, storage, merged=not self.has_adapter, in_8_bits=self.is_fast
         )
@@ -304,14 +344,24 @@ class Candidate:
             "leaves": f"its {size} stay in RAM and are copied layer by layer{limit}",
             "disk": f"its {size} stay on disk, block by block, for lack of RAM{limit}",
         }[self.offload]
-        if storage in _QUANTISED:
+        if expert in self.kept:
+            reason += f"; they stay as {storage}, as its file has them"
+        elif storage in _QUANTISED:
             reason += f"; {storage} rounds its weights" + (" and multiplies in 8 bits" if self.is_fast else "")
-        return PartPlan(self.task.dtype, storage, "cuda", self.offload, card=number * self.is_apart, reason=reason)
+        return PartPlan(
+            self.task.dtype,
+            storage,
+            "cuda",
+            self.offload,
+            card=number * self.is_apart,
+            reason=reason,
+            kept=expert in self.kept,
+        )
 
     def _text_plan(self) -> PartPlan:
-        dtype = self.task.text_dtype
-        size = readable(self.task.shapes.text_encoder.weight_bytes(dtype))
-        part = PartPlan(dtype, dtype, "cuda", when="prompt")
+        dtype, storage = self.task.text_dtype, self.task.text_storage
+        size = readable(self.task.text_bytes)
+        part = PartPlan(dtype, storage, "cuda", when="prompt", kept=storage != dtype)
         if self.text == "stay":
             return replace(part, when="stay", reason=f"its {size} fit beside the rest")
         if self.text == "prompt":
@@ -342,39 +392,43 @@ class Candidate:
 
 def candidates(task: Task) -> Iterator[Candidate]:
     """List all ways to run a task on cards, in no order."""
-    storages, offloads = _storages(task), OFFLOADS
+    offloads = OFFLOADS
     if task.is_small:
         offloads = ("none",)
     has_lora = any(task.shapes.lora_ranks.values())
-    merge = has_lora and not task.is_small and not task.storage_of_file
-    for (parallel, is_apart), storage, offload in product(_groups(task), storages, offloads):
+    for (parallel, is_apart), (storage, keeps), offload in product(_groups(task), _storages(task), offloads):
+        merge = has_lora and not task.is_small and not keeps
         if (is_apart or parallel.shard) and offload != "none":
             continue
-        if offload == "disk" and storage == "int8":  # which diffusers cannot write to disk
+        kept = set(task.storage_of_file.values()) if keeps else set()
+        if offload == "disk" and ("int8" in (storage, *kept) or "fp8" in kept):  # diffusers cannot write them to disk
             continue
-        if parallel.shard and (storage in _QUANTISED or task.storage_of_file):
+        if task.storage_of_file and not keeps and offload != "none" and task.options.memory != "fastest":
+            continue  # files that are quantised for the sake of memory grow only where they fit the card
+        if parallel.shard and (storage in _QUANTISED or keeps):
             continue
         for text, tiles in product(_TEXT_PLACES, (False, True)):
             if text == ("prompt" if offload == "model" else "turns"):
                 continue
             if text == "stay" and (offload != "none" or is_apart):
                 continue
-            yield Candidate(task, storage, offload, merge, tiles, text, parallel, is_apart)
+            yield Candidate(task, storage, offload, merge, tiles, text, parallel, is_apart, keeps)
 
 
-def _storages(task: Task) -> tuple[Storage, ...]:
+def _storages(task: Task) -> list[tuple[Storage, bool]]:
+    """List storages of transformers, and if those whose files are quantised are kept so."""
     exact: Storage = "bfloat16"
     if task.is_small:
-        return (exact if task.is_native and task.capability >= (8, 0) else "float32",)
-    if task.storage_of_file.keys() == set(task.shapes.experts):
-        return (exact,)
-    quantize = task.options.quantize
-    if quantize == "none":
-        return (exact,)
-    if quantize in _QUANTISED:
-        return (quantize,)  # type: ignore[return-value]  # narrowed by _QUANTISED
+        return [(exact if task.is_native and task.capability >= (8, 0) else "float32", False)]
+    quantize, keeps = task.options.quantize, bool(task.storage_of_file)
     multiplies_int8 = (7, 5) <= task.capability < (8, 9)
-    return (exact, "int8", "fp8") if multiplies_int8 else (exact, "fp8")
+    others: tuple[Storage, ...] = (exact, "int8", "fp8") if multiplies_int8 else (exact, "fp8")
+    if quantize == "none" or task.storage_of_file.keys() == set(task.shapes.experts):
+        others = (exact,)
+    elif quantize in _QUANTISED:
+        others = (quantize,)  # type: ignore[assignment]  # narrowed by _QUANTISED
+    dequantised = [(exact, False)] if keeps and quantize == "auto" else []
+    return [*((storage, keeps) for storage in others), *dequantised]
 
 
 def _groups(task: Task) -> Iterator[tuple[Parallel, bool]]:

@@ -28,8 +28,10 @@ class LoadOptions:
         quantize: how the transformers' weights are stored; "auto" leaves it to the plan.
         gpus: how many cards to use; None: the plan's choice, of those that are there.
         transformer, transformer_2, text_encoder, vae: single files that replace the model's parts.
-        file_storage: component -> how its single file stores the weights; without an entry, by the file's name.
-        file_bytes: component -> size of its single file; without an entry, a guess.
+        file_storage: component -> how its single file stores the weights; without an entry, by the file's header, or
+            by its name where it is not here.
+        file_bytes: component -> memory that its single file takes if its weights are kept as they are stored; without
+            an entry, by the file's header, or a guess.
     """
 
     memory: Wish = "balanced"
@@ -95,6 +97,7 @@ class PartPlan:
         when: "stay": loaded once and kept; "prompt": loaded for a new prompt and freed after it.
         tiles: decode in spatial tiles (the VAE's only).
         reason: one line for people.
+        kept: its weights stay as its single file stores them, in fewer bits.
     """
 
     dtype: Literal["bfloat16", "float32"]
@@ -105,6 +108,7 @@ class PartPlan:
     card: int = 0
     tiles: bool = False
     reason: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class TransformerShape:
         return self.width * (self.width + self.freq_dim) + self.layers * 8 * self.width
 
     def block_bytes(self, storage: Storage, file_bytes: int = 0) -> int:
-        """Compute the bytes of one block."""
-        if storage == "gguf" and file_bytes:
+        """Compute the bytes of one block; `file_bytes` as for `weight_bytes`."""
+        if file_bytes:
             return round(file_bytes * self.block_parameters / self.total_parameters)
         return round(self.block_parameters * _BYTES_PER_WEIGHT[storage])
 
@@ -84,8 +84,8 @@ class TransformerShape:
         return 2 * self.other_parameters + 2 * min(self._kept_in_fp32, self.other_parameters)
 
     def weight_bytes(self, storage: Storage, file_bytes: int = 0) -> int:
-        """Compute the bytes of all weights; of a GGUF file, those of the file where they are known."""
-        if storage == "gguf" and file_bytes:
+        """Compute the bytes of all weights: `file_bytes`, where they are kept as a file stores them."""
+        if file_bytes:
             return file_bytes
         return self.layers * self.block_bytes(storage) + self.other_bytes(storage)
 

@@ -59,8 +59,9 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     if plan.problem:
         raise ResourcesError(plan.problem)
     for name, part in plan.parts.items():
-        if part.storage == "int8" and part.offload == "disk":
-            raise ValueError(f"the {name} cannot be kept on disk as int8: store it as fp8, or keep it in RAM")
+        if part.offload == "disk" and (part.storage == "int8" or (part.kept and part.storage == "fp8")):
+            way_out = "keep it in RAM" if part.kept else "store it as fp8, or keep it in RAM"
+            raise ValueError(f"the {name} cannot be kept on disk as {part.storage}: {way_out}")
     if reason := _obstacle(pipe, plan):
         raise ValueError(f"{reason}: load the model again for this plan")
     _undo(pipe)
@@ -135,7 +136,7 @@ def parts_read_as_fp8(plan: Plan) -> list[str]:
     """
     if plan.wish == "fastest":
         return []
-    return [name for name, part in plan.parts.items() if name in EXPERTS and part.storage == "fp8"]
+    return [name for name, part in plan.parts.items() if name in EXPERTS and part.storage == "fp8" and not part.kept]
 
 
 def can_apply(pipe: Any, plan: Plan) -> bool:
@@ -184,6 +185,8 @@ def _obstacle(pipe: Any, plan: Plan) -> str:
         storage = quantization.storage_of(module)
         if storage in quantization.QUANTISED and storage != part.storage:
             return f"the {name} is stored as {storage}, not as {part.storage}"
+        if part.kept and storage not in quantization.QUANTISED:
+            return f"the {name} is stored as {storage}, not as {part.storage} as its file has it"
         if part.storage == "float32" and storage in ("bfloat16", "float16"):
             return f"the {name} is stored as {storage}, not as float32"
         if name in EXPERTS and storage in quantization.QUANTISED and not _can_merge(module, plan.merge):

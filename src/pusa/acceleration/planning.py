@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pusa.acceleration.candidates import PROCESS_BYTES, Candidate, Task, candidates
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
+from pusa.acceleration.file_weights import read_files
 from pusa.acceleration.needs import Ranks, clip_of, shapes_of
 from pusa.acceleration.speed import rate_of
 from pusa.defaults import WAN_DEFAULTS, ClipSize
@@ -76,12 +77,13 @@ def plans(
     """
     model = _model_of(model) if isinstance(model, str) else model
     shapes = shapes_of(model, lora_ranks)
+    options = read_files(options or LoadOptions(), model.files)
     task = Task(
         name=model.name,
         shapes=shapes,
         size=clip_of(model, shapes, size),
         machine=replace(machine, cards=tuple(card for card in machine.cards if card.capability is not None)),
-        options=options or LoadOptions(),
+        options=options,
         guidance=guidance if isinstance(guidance, bool) else guidance > 1,
         steps=model.defaults.steps,
         is_native=model.folder is not None,
@@ -177,15 +179,30 @@ def _order(task: Task, ways: list[Candidate], fitting: list[Candidate]) -> Calla
 
 
 def _plan_for_cpu(task: Task) -> Plan:
-    """Plan for a machine without a usable card: everything stays as it is loaded."""
+    """Plan for a machine without a usable card: everything stays as it is loaded.
+
+    Files that are quantised become full weights, which are faster, unless RAM is short or the user wants fewer bits.
+    """
+    if task.options.quantize == "auto":
+        full = _plan_in_ram(task.dequantised())
+        if not full.problem:
+            return full
+    return _plan_in_ram(task)
+
+
+def _plan_in_ram(task: Task) -> Plan:
     shapes, is_bf16 = task.shapes, not task.is_small or (task.is_native and task.machine.cpu_has_bf16)
     dtype: Any = "bfloat16" if is_bf16 else "float32"
     large_dtypes: dict[str, Any] = {"text_encoder": dtype, "vae": "float32"}
     dtypes = large_dtypes if not task.is_small else {"text_encoder": "float32", "vae": dtype}
-    weights = {expert: shapes.transformer.weight_bytes(dtype) for expert in shapes.experts}
+    kept, file_bytes = task.storage_of_file, task.options.file_bytes
+    weights = {
+        expert: shapes.transformer.weight_bytes(kept.get(expert, dtype), file_bytes.get(expert, 0) * (expert in kept))
+        for expert in shapes.experts
+    }
     loras = sum(map(shapes.lora_bytes, shapes.experts))
     vae = shapes.vae.weight_bytes(dtypes["vae"])
-    text = shapes.text_encoder.weight_bytes(dtypes["text_encoder"])
+    text = task.text_bytes
     size = task.size
     activations = shapes.transformer.activation_bytes(
         shapes.transformer.tokens(size), dtype=dtype, adapters=loras > 0 and task.is_small
@@ -206,14 +223,22 @@ def _plan_for_cpu(task: Task) -> Plan:
         )
     where = "there is no GPU" if not task.is_small else "small enough for the CPU"
     parts = {
-        expert: PartPlan(dtype, dtype, "cpu", reason=f"{where}: {readable(weights[expert])}") for expert in weights
+        expert: PartPlan(
+            dtype,
+            kept.get(expert, dtype),
+            "cpu",
+            reason=f"{where}: {readable(weights[expert])}" + (", as its file has them" if expert in kept else ""),
+            kept=expert in kept,
+        )
+        for expert in weights
     }
     parts["text_encoder"] = PartPlan(
         dtypes["text_encoder"],
-        dtypes["text_encoder"],
+        task.text_storage,
         "cpu",
         when="stay" if task.is_small else "prompt",
         reason=f"{readable(text)}" + ("" if task.is_small else ", for a new prompt only"),
+        kept=task.text_storage != dtypes["text_encoder"],
     )
     parts["vae"] = PartPlan(
         dtypes["vae"], dtypes["vae"], "cpu", tiles=tiles, reason=f"decoding holds {readable(decodes[tiles])}"
@@ -223,7 +248,7 @@ def _plan_for_cpu(task: Task) -> Plan:
         model=task.name,
         wish=task.options.memory,
         parts=parts,
-        merge=loras > 0 and not task.is_small,
+        merge=loras > 0 and not task.is_small and not kept,
         ram_peak_bytes=peaks[tiles],
         notes=tuple(notes),
     )
@@ -296,6 +321,7 @@ def _readable_size(task: Task) -> str:
 
 
 def _notes(task: Task) -> tuple[str, ...]:
-    if task.storage_of_file and task.options.quantize in ("fp8", "int8"):
-        return (f"quantize={task.options.quantize} has no effect: a GGUF file stays as it is",)
+    others = [storage for storage in task.storage_of_file.values() if storage != task.options.quantize]
+    if others and task.options.quantize in ("fp8", "int8"):
+        return (f"quantize={task.options.quantize} has no effect on a file in {others[0]}, which stays as it is",)
     return ()

@@ -387,6 +387,11 @@ def decode(
     from pusa.generate import decode as decode_latents
 
     marks, load = take_mark_options(options), take_load_options(options)
+    if model is not None:
+        from pusa.cli.files import find_files
+
+        request, load = find_files(GenerationRequest(model=model, prompt=file.stem), load)
+        model = request.model
     given: dict[str, Any] = {"model": model, "metadata": metadata, "marks": marks, "load": load}
     show_run(lambda stop: decode_latents(file, path, stop=stop, **given), as_json)
 

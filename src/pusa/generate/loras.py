@@ -182,6 +182,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
                 f"the {part} comes from {new.get('file', 'the model')}, and this video was made with "
                 + (f"{old['file']}: give it with --{part.replace('_', '-')}" if old else "the model's own")
             )
+        elif old.get("kept") != new.get("kept"):
+            was, is_now = (f"as {entry['kept']}" if "kept" in entry else "as full weights" for entry in (old, new))
+            yield f"this video was made with {old['file']} {was} and is made {is_now} now: small differences are likely"
     old_files, new_files = before.get("lora", []), now.get("lora", [])
     for was, file in zip(old_files, new_files, strict=False):
         if was["sha256"] != file["sha256"]:

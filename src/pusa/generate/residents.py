@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pusa import zoo
+from pusa import loading, zoo
 from pusa.acceleration import placement, quantization
 from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan
 from pusa.events import BytesProgress, Note, Planned, Report
@@ -117,13 +117,15 @@ class Resident:
         return self.pipe
 
     def _choose(self, request: ResolvedRequest) -> list[Plan]:
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not files_of(request.model, self.options):
             return []  # nothing to decide: see `plan_as_loaded`
         if self.machine is None:
             from pusa.acceleration.machine import machine
 
             self.machine = machine()
         found = choose_plans(request, self.options, self.machine)
+        if not torch.cuda.is_available():
+            return [plan for plan in found if any(part.kept for part in plan.parts.values())]
         ranks = self.options.gpus or 1  # as many processes as share the work
         return [plan for plan in found if plan.parallel.ranks == ranks] or found
 
@@ -352,10 +354,19 @@ def _load(
         given["storage"] = {part: kind if kind in as_is else "bfloat16" for part, kind in stored.items()}
         given["device"] = placement.devices_to_load(plan, resident.device)
         given["as_fp8"] = placement.parts_read_as_fp8(plan)
+        given["keep_quantized"] = [part for part, how in plan.parts.items() if how.kept]
     pipe = PusaPipeline.from_pretrained(model, files=resident.options.files, progress=progress, **given)
     attached = loras.attach(pipe, sources, layers)
     pipe.set_progress_bar_config(disable=True)
     return pipe, attached
+
+
+def load_text_encoder(resident: Resident, model: str) -> torch.nn.Module:
+    """Load the text encoder that a resident's pipeline does without; its file's weights stay as the plan says."""
+    part, given = resident.part("text_encoder"), {}
+    if part is not None:
+        given = {"dtype": getattr(torch, part.dtype), "keep_quantized": part.kept}
+    return loading.load_text_encoder(model, files=resident.options.files, **given)
 
 
 def weights_of(resident: Resident, model: str) -> dict[str, Any]:
@@ -364,6 +375,9 @@ def weights_of(resident: Resident, model: str) -> dict[str, Any]:
     source = identity if "@" in identity else zoo.public_name(model)  # of a Hub model its id and revision
     weights = loras.hashes(source, local_folder(model), resident.loras, files_of(model, resident.options))
     part = resident.part("transformer") or resident.part("transformer_2")
-    if part is not None and part.storage in ("fp8", "int8"):
+    if part is not None and part.storage in ("fp8", "int8") and not part.kept:
         weights["model"]["storage"] = part.storage
+    for name, entry in weights.get("parts", {}).items():
+        if (how := resident.part(name)) is not None and how.kept:
+            entry["kept"] = how.storage
     return weights

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa import loading, media, zoo
+from pusa import media, zoo
 from pusa.acceleration.decisions import LoadOptions, Plan
 from pusa.acceleration.ranks import RankError, Ranks
 from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
@@ -156,7 +156,7 @@ def generate(
             take_smaller_plan=take_smaller_plan,
             text_encoder=resident.part("text_encoder"),
             device=device,
-            load_text_encoder=partial(loading.load_text_encoder, resolved.model, files=resident.options.files),
+            load_text_encoder=partial(residents.load_text_encoder, resident, resolved.model),
         )
         _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         if checkpoint is not None:

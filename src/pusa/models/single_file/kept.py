@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pusa.models.single_file.quantisation import FP8_TYPES, StoredTensor
+from pusa.models.single_file.quantisation import FP8_TYPES, GGUF_BLOCKS, StoredTensor
 from pusa.models.single_file.tensors import TensorReader
-
-GGUF_BLOCKS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS")
 
 
 class MissingPackageError(ModuleNotFoundError):

@@ -1,7 +1,7 @@
 """Load single files in ComfyUI's layouts as modules."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pusa.models.files import WrongArchitectureError
 from pusa.models.fp8 import STORAGE, store_as_fp8
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
-from pusa.models.single_file.recognition import SingleFile, recognise
+from pusa.models.single_file.recognition import Part, SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
 from pusa.models.streaming import Devices, bytes_in_ram, device_of
@@ -40,7 +40,8 @@ def load_single_file(
     config: Mapping[str, Any] | None = None,
     torch_dtype: "DType | None" = None,
     *,
-    keep_quantized: bool = False,
+    keep_quantized: bool | Collection[str] = False,
+    components: Collection[str] | None = None,
     device: Devices = "cpu",
     as_fp8: Collection[str] = (),
 ) -> Components:
@@ -60,10 +61,12 @@ def load_single_file(
             billion parameters, otherwise bf16 with the VAE in fp32. In bf16 and fp16 what diffusers keeps in fp32
             (time embedding, norms, modulation) stays so.
         keep_quantized: keep the matrices of linear layers as they are stored (fp8, int8, GGUF) and compute each at
-            its use, rounded to the dtype. Needs ``pip install "pusa[quant]"``.
+            its use, rounded to the dtype: of all components, or of those that are named. Needs
+            ``pip install "pusa[quant]"``.
+        components: those to load, of several in the file; None: all.
         device: where the weights go as they are read: one for all, or by component (the CPU for others).
         as_fp8: components whose linear layers are stored as fp8 (`pusa.models.fp8`) as they are read; without effect
-            beside `keep_quantized`.
+            on those that `keep_quantized` keeps.
 
     Returns:
         Component -> module, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
@@ -74,42 +77,58 @@ def load_single_file(
         DamagedFileError: cut short, or no file of weights.
         WrongArchitectureError: another family (image-to-video, VACE, ...), a format that would be read wrongly
             (nvfp4, mxfp8, ...), tensors missing or left over; it names them.
-        ValueError: `config` has fields that nothing in the file takes.
+        ValueError: `config` has fields that nothing in the file takes, or the file lacks one of `components`.
         ResourcesError: not enough memory.
     """
     file = recognise(path)
-    if file.problem:
-        raise WrongArchitectureError(file.problem if file.parts else f"{file.path.name}: {file.problem}")
-    if not file.parts or len(set(file.components)) != len(file.parts):
-        raise WrongArchitectureError(f"{file.path.name} holds {file.title}: one model of each kind can be loaded")
+    parts = _parts(file, components)
     configs = split_config(config, file)
-    empty, notes = _empty_models(file, configs)
+    empty, notes = _empty_models(file, parts, configs)
+    kept = set(empty) if keep_quantized is True else set(keep_quantized or ())
     counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
     dtype = resources.default_dtype(sum(counts.values())) if torch_dtype is None else torch_dtype
-    need = _bytes_in_memory(file, counts, dtype, keep_quantized)
-    resources.check_ram(bytes_in_ram(need, device, () if keep_quantized else as_fp8), file.path.name)
-    components: dict[str, Any] = {}
+    as_fp8 = set(as_fp8) - kept
+    need = _bytes_in_memory(file, counts, dtype, kept)
+    resources.check_ram(bytes_in_ram(need, device, as_fp8), file.path.name)
+    loaded: dict[str, Any] = {}
     with TensorReader(file.header) as reader:
         for component, each in empty.items():
             part_dtype = resources.dtype_of(component, dtype)
-            if component in as_fp8 and not keep_quantized:
+            if component in as_fp8:
                 store_as_fp8(each.model, part_dtype)
             place = device_of(component, device)
-            components[component] = _load(each, reader, part_dtype, place, keep_quantized=keep_quantized)
-    if "text_encoder" in components:
+            loaded[component] = _load(each, reader, part_dtype, place, keep_quantized=component in kept)
+    if "text_encoder" in loaded:
         tokenizer, note = load_tokenizer(file)
         if tokenizer is None:
             notes.append(note)
         else:
-            components["tokenizer"] = tokenizer
+            loaded["tokenizer"] = tokenizer
     for note in notes:
         logger.warning("%s", note)
-    return Components(components, tuple(notes))
+    return Components(loaded, tuple(notes))
 
 
-def _empty_models(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, EmptyModel], list[str]]:
+def _parts(file: SingleFile, components: Collection[str] | None) -> list[Part]:
+    """Choose what to load of a file, and refuse what cannot be."""
+    parts = list(file.parts)
+    if components is not None and not file.is_lora:
+        parts = [part for part in file.parts if part.component in components]
+        if missing := sorted(set(components) - {str(part.component) for part in parts}):
+            raise ValueError(f"components={missing}: {file.path.name} holds {file.title}")
+    is_all = len(parts) == len(file.parts)
+    if problem := file.problem if is_all else next((part.problem for part in parts if part.problem), ""):
+        raise WrongArchitectureError(problem if file.parts else f"{file.path.name}: {problem}")
+    if not parts or len({part.component for part in parts} - {None}) != len(parts):
+        raise WrongArchitectureError(f"{file.path.name} holds {file.title}: one model of each kind can be loaded")
+    return parts
+
+
+def _empty_models(
+    file: SingleFile, parts: Iterable[Part], configs: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, EmptyModel], list[str]]:
     empty, notes = {}, []
-    for part in file.parts:
+    for part in parts:
         component = str(part.component)
         try:
             empty[component] = empty_model(file, part, configs.get(component, {}))
@@ -120,10 +139,11 @@ def _empty_models(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -> tu
     return empty, notes
 
 
-def _bytes_in_memory(file: SingleFile, counts: Mapping[str, int], dtype: DType, keep_quantized: bool) -> dict[str, int]:
-    if not keep_quantized:
-        return resources.weight_bytes(counts, dtype)
-    return {str(part.component): part.size_bytes for part in file.parts if part.component in counts}
+def _bytes_in_memory(
+    file: SingleFile, counts: Mapping[str, int], dtype: DType, kept: Collection[str]
+) -> dict[str, int]:
+    sizes = {str(part.component): part.kept_bytes for part in file.parts if part.component in kept}
+    return {**resources.weight_bytes(counts, dtype), **{name: sizes[name] for name in counts if name in sizes}}
 
 
 def _load(

@@ -21,6 +21,11 @@ GGUF_TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0", "Q5_1", "Q4_0", "Q4_1"),
     *("IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M"),
 )
+GGUF_BLOCKS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS")
+"""Those of matrices that can be kept as they are stored."""
+
+_KEPT = {**dict.fromkeys(FP8_TYPES, "fp8"), "I8": "int8", **dict.fromkeys(GGUF_BLOCKS, "gguf")}
+_LOOKED_UP = ("shared", "embed_tokens", "token_emb")  # a text encoder's words are no linear layer
 FORMATS = {"float8_e4m3fn": FP8_TYPES, "float8_e5m2": FP8_TYPES, "int8_tensorwise": ("I8",)}
 
 _SCALES = (".scale_weight", ".weight_scale")
@@ -229,6 +234,24 @@ def _layout(stored: Mapping[str, StoredTensor], tensors: Mapping[str, TensorHead
 
 def _layer_scales(tensors: Mapping[str, TensorHeader]) -> Iterator[tuple[str, TensorHeader]]:
     return ((name, tensor) for name, tensor in tensors.items() if name.endswith(_SCALES))
+
+
+def kept_size(stored: Mapping[str, StoredTensor]) -> tuple[str, int]:
+    """Compute how a component is in memory whose matrices are kept as they are stored.
+
+    Returns:
+        "fp8", "int8" or "gguf", or "" where no matrix is quantised; and the bytes, with the others in 16 bits.
+    """
+    sizes: Counter[str] = Counter()
+    for name, tensor in stored.items():
+        header = tensor.header
+        kind = _KEPT.get(header.type, "") if len(header.shape) == 2 and name.endswith(".weight") else ""
+        if kind and not any(word in name for word in _LOOKED_UP):
+            sizes[kind] += header.size_bytes
+        else:
+            sizes[""] += 2 * header.values
+    kinds = [kind for kind, _ in sizes.most_common() if kind]
+    return kinds[0] if kinds else "", sizes.total()
 
 
 def _refusal(where: str, why: str) -> WrongArchitectureError:

@@ -14,7 +14,7 @@ from pusa.lora.sources import NOISE_OF, expert_of
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.single_file.families import Shapes, family_of
 from pusa.models.single_file.headers import FileHeader, Format, read_header
-from pusa.models.single_file.quantisation import MARKER, StoredPart, metadata_layers, stored_part
+from pusa.models.single_file.quantisation import MARKER, StoredPart, kept_size, metadata_layers, stored_part
 
 Component = Literal["transformer", "text_encoder", "vae"]
 
@@ -52,6 +52,8 @@ class Part:
         parameters, size_bytes: in the file.
         problem: why it is not loaded, as far as headers tell; "" if nothing speaks against it.
         keys: name without prefix -> name in the file.
+        kept_storage: "fp8", "int8" or "gguf": what most of its matrices can be kept as; "" for full weights.
+        kept_bytes: of memory, with those matrices kept and the rest in 16 bits.
     """
 
     component: Component | None
@@ -70,6 +72,8 @@ class Part:
     size_bytes: int
     problem: str
     keys: Mapping[str, str]
+    kept_storage: str = ""
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ def _part(header: FileHeader, prefix: str, keys: Mapping[str, str]) -> Part:
         sum(tensor.size_bytes for tensor in tensors),
         problem,
         keys,
+        *(kept_size(stored.tensors) if stored else ("", 0)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
+from pusa import resources
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.loading import load_single_file
 from pusa.models.single_file.recognition import recognise
@@ -21,6 +22,15 @@ from pusa.resources import DType
 def parameter_counts(files: Mapping[str, Path]) -> dict[str, int]:
     """Count the parameters of each part, from the headers of the files."""
     return {part: part_in(recognise(path), part).parameters for part, path in files.items()}
+
+
+def weight_bytes(
+    files: Mapping[str, Path], dtype: DType, keep_quantized: bool | Collection[str] = False
+) -> dict[str, int]:
+    """Compute the memory that each part takes, from the headers of the files; arguments as `load_parts`."""
+    kept = files if keep_quantized is True else keep_quantized or ()
+    sizes = resources.weight_bytes(parameter_counts(files), dtype)
+    return sizes | {part: part_in(recognise(files[part]), part).kept_bytes for part in files if part in kept}
 
 
 def check_model(files: Mapping[str, Path], transformer: Mapping[str, Any], experts: int, name: str) -> None:
@@ -68,7 +78,7 @@ def load_parts(
     *,
     dtype: DType,
     config: Mapping[str, Mapping[str, Any]] | None = None,
-    keep_quantized: bool = False,
+    keep_quantized: bool | Collection[str] = False,
     device: Devices = "cpu",
     as_fp8: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def load_parts(
         files: part -> file; several parts may be in one.
         dtype: one for all, or by component with a "default".
         config: component -> arguments that tensors do not tell, for models of unpublished sizes.
-        keep_quantized: as for `load_single_file`.
+        keep_quantized: as for `load_single_file`, of all parts or of those that are named.
         device: one for all parts, or by part (the CPU for others).
         as_fp8: parts that are stored as fp8 as they are read, as for `load_single_file`.
 
@@ -88,11 +98,13 @@ def load_parts(
     parts: dict[str, Any] = {}
     for path in dict.fromkeys(files.values()):
         wanted = [part for part, other in files.items() if other == path]
+        kept = wanted if keep_quantized is True else [part for part in wanted if part in (keep_quantized or ())]
         loaded = load_single_file(
             path,
             config=config,
             torch_dtype=_by_component(dtype, wanted),
-            keep_quantized=keep_quantized,
+            keep_quantized=[component_of(part) for part in kept],
+            components=[component_of(part) for part in wanted],
             device={component_of(part): device_of(part, device) for part in wanted},
             as_fp8=[component_of(part) for part in wanted if part in as_fp8],
         )
