@@ -425,6 +425,8 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _flat(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
