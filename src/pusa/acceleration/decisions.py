@@ -7,7 +7,7 @@ carries it out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Wish = Literal["fastest", "balanced", "smallest"]
 Quantize = Literal["auto", "none", "fp8", "int8"]
@@ -30,6 +30,9 @@ class LoadOptions:
         transformer, transformer_2, text_encoder, vae: single files that replace the model's parts.
         file_storage: component -> how its single file stores the weights; without an entry, by the file's name.
         file_bytes: component -> size of its single file; without an entry, a guess.
+
+    Raises:
+        ValueError: an unknown word, or fewer than one card.
     """
 
     memory: Wish = "balanced"
@@ -41,6 +44,13 @@ class LoadOptions:
     vae: Path | None = None
     file_storage: Mapping[str, Storage] = field(default_factory=dict, hash=False, compare=False)
     file_bytes: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, words in (("memory", get_args(Wish)), ("quantize", get_args(Quantize))):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(words)}")
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"gpus={self.gpus} is below 1: leave it out for the plan's choice")
 
     @property
     def files(self) -> dict[str, Path]:
