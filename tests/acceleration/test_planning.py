@@ -312,3 +312,16 @@ def test_planning_imports_no_torch() -> None:
         "plan('wan2.1-14b', machine=m(gpu_gb=24)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory": "most"}, "memory='most' is none of fastest, balanced, smallest"),
+        ({"quantize": "fp4"}, "quantize='fp4' is none of auto, none, fp8, int8"),
+        ({"gpus": 0}, "gpus=0 is below 1"),
+    ],
+)
+def test_impossible_wishes_are_errors(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoadOptions(**values)

@@ -77,9 +77,13 @@ def load_single_file(
         DamagedFileError: cut short, or no file of weights.
         WrongArchitectureError: another family (image-to-video, VACE, ...), a format that would be read wrongly
             (nvfp4, mxfp8, ...), tensors missing or left over; it names them.
-        ValueError: `config` has fields that nothing in the file takes, or the file lacks one of `components`.
+        ValueError: `config` has fields that nothing in the file takes, the file lacks one of `components`, or `torch_dtype`
+            is no floating type of torch.
         ResourcesError: not enough memory.
     """
+    for given in torch_dtype.values() if isinstance(torch_dtype, Mapping) else (torch_dtype,):
+        if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
+            raise ValueError(f"torch_dtype={given!r} is no floating type: give torch.bfloat16, for one")
     file = recognise(path)
     parts = _parts(file, components)
     configs = split_config(config, file)
