@@ -158,6 +158,8 @@ class Plan:
         relative_speed: denoising steps per second, relative to all weights resident in bf16, merged, on one such card.
         problem: why nothing fits, what is needed and a way out; "" if the plan works.
         notes: further lines for people.
+        in_8_bits: where the wish is "fastest", quantised layers multiply in 8 bits on cards that can. False: RAM has
+            no room for the full weights that such layers are made of.
     """
 
     model: str
@@ -170,6 +172,7 @@ class Plan:
     relative_speed: float = 1.0
     problem: str = ""
     notes: tuple[str, ...] = ()
+    in_8_bits: bool = True
 
     @property
     def peak_bytes(self) -> int:

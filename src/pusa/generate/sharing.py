@@ -112,7 +112,7 @@ class SharedModel:
         plan = message["plan"]
         if plan and self._resident.plan and _stored(_plain(self._resident.plan)) != _stored(plan):
             parts = {name: PartPlan(**part) for name, part in plan["parts"].items()}
-            same = Plan(plan["model"], plan["wish"], parts, plan["merge"])
+            same = Plan(plan["model"], plan["wish"], parts, plan["merge"], in_8_bits=plan["in_8_bits"])
             self.pipe = self._resident.prepare(self._request, [same], _ignore)
         parallel.enable(self.pipe, Parallel(**message["parallel"]), ranks)
 
@@ -126,10 +126,17 @@ def _ignore(event: Event) -> None:
 
 def _plain(plan: Plan) -> dict[str, Any]:
     parts = {name: asdict(part) for name, part in plan.parts.items()}
-    return {"model": plan.model, "wish": plan.wish, "parts": parts, "merge": plan.merge}
+    return {
+        "model": plan.model,
+        "wish": plan.wish,
+        "parts": parts,
+        "merge": plan.merge,
+        "in_8_bits": plan.in_8_bits,
+    }
 
 
 def _stored(plan: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what of a plan changes what the transformers compute."""
     parts = {name: part for name, part in plan["parts"].items() if name.startswith("transformer")}
-    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, plan["merge"], plan["wish"]
+    how = plan["merge"], plan["wish"], plan["in_8_bits"]
+    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, how
