@@ -79,13 +79,18 @@ def request_model(ranks: Ranks | None, request: ResolvedRequest, options: LoadOp
 
 
 def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, plan: Plan | None) -> None:
-    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen."""
+    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen.
+
+    Raises:
+        ValueError: the attention heads do not divide among so many ranks.
+    """
     if ranks is None:
         return parallel.disable(pipe)
     chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
+    heads = pipe.transformer.config.num_attention_heads
     if chosen is None:
-        heads = pipe.transformer.config.num_attention_heads
         chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
+    parallel.check_heads(heads, chosen.ulysses)  # before the others enable it
     ranks.send({"kind": "share", "parallel": asdict(chosen), "plan": plan and _plain(plan)})
     parallel.enable(pipe, chosen, ranks)
 
