@@ -16,7 +16,7 @@ than its lease, and one in ten times a bit of a stored checkpoint is flipped. In
     lost        accepted jobs (the client has got an id) that are not completed
     corrupt     videos that cannot be decoded, or differ by a byte from one that was made without interruption
     duplicated  keys with more than one job, and jobs with more than one video
-    orphans     children that outlive the server or the worker that started them
+    orphans     children that outlive the server or the worker that started them by more than ten seconds
 
 The table's last column must be 0. Kills are not the jobs' fault, so `max_failures` is out of reach here.
 """
@@ -57,6 +57,7 @@ LEASE_SECONDS = 20
 WAITING_JOBS = 6  # that the clients keep in the queue
 _START_SECONDS = 300.0  # for a process to be there again; a machine may be busy
 _END_SECONDS = 1800.0  # for the last jobs
+_ORPHAN_SECONDS = 10.0  # that a child may take to notice the end of its parent
 _RANK_SECONDS = 8  # after which a stopped rank is taken for hung: some of the pauses are longer
 
 
@@ -163,9 +164,12 @@ class Processes:
         return [chance.choice(found)] if found else []
 
     def orphans(self) -> list[str]:
-        """List the children that have been seen and still run, after both parents have ended."""
-        time.sleep(1.0)
-        return [str(child.pid) for child in self._seen if child.is_running() and child.status() != "zombie"]
+        """List the children that have been seen and still run, some seconds after both parents have ended.
+
+        A child that lost its parent while it imported its modules notices it after that.
+        """
+        _, alive = psutil.wait_procs(self._seen, timeout=_ORPHAN_SECONDS)
+        return [str(child.pid) for child in alive if child.is_running() and child.status() != "zombie"]
 
     def kill(self, victim: str, chance: random.Random) -> bool:
         """SIGKILL it; whether it was there. A server or worker that was killed is started again."""

@@ -25,6 +25,15 @@ from torch import Tensor
 from transformers import T5Tokenizer, UMT5EncoderModel
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests and their processes cache and add out of the user's folders; a test may set others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("PUSA_CACHE", "PUSA_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        yield
+
+
 def _folder(name: str) -> Path:
     folder = SHARED / name
     if not folder.is_dir():

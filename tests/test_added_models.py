@@ -126,7 +126,7 @@ def test_info_describes_a_folder(tmp_path: Path) -> None:
         result = pusa(*command, "folder")
         assert result.exit_code == 0
         assert "none of the zoo: a transformer of 3 blocks, width 96, 16 channels" in result.stdout
-        assert 'missing files  ["vae/config.json"]' in result.stdout
+        assert "missing files  vae/config.json" in result.stdout
     assert "holds no model" in pusa("info", tmp_path).stderr
 
 

@@ -20,7 +20,7 @@ from pusa import resources, single_file_sources, zoo
 from pusa.models import files, original, parts, tiny
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
 from pusa.models.sources import file_parts
-from pusa.models.streaming import Devices, LoadCounter, Progress, device_of
+from pusa.models.streaming import Devices, LoadCounter, Progress, bytes_in_ram, device_of
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
 from pusa.resources import DType, dtype_of
@@ -42,6 +42,7 @@ def load_pipeline(
     dtype: "DType | None" = None,
     shift: float | None = None,
     device: Devices = "cpu",
+    as_fp8: Collection[str] = (),
     progress: Progress | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -54,6 +55,8 @@ def load_pipeline(
             billion parameters on, fp32 below; `pusa.resources.native_dtype` for models of our own recipe.
         shift: flow shift of the scheduler. None: the source's, or 5.
         device: where the weights go as they are read: one for all parts, or by component (the CPU for others).
+        as_fp8: transformers whose linear layers are stored as fp8 (`pusa.models.fp8`) as they are read; those that
+            diffusers has to read, and "tiny", stay as they are.
         progress: called with the bytes read so far and those of all, after each tensor.
         kwargs: components that replace the source's (``text_encoder=None`` leaves it out); ``files``, ``storage`` and
             ``keep_quantized`` (see `pusa.single_file_sources`); and whatever
@@ -68,9 +71,10 @@ def load_pipeline(
         ResourcesError: not enough disk or memory.
     """
     dtype = torch_dtype if dtype is None else dtype
-    single_files = single_file_sources.take(source, kwargs, dtype)
+    is_planned = isinstance(device, Mapping) or bool(as_fp8)  # what is kept in RAM is less than all weights
+    single_files = single_file_sources.take(source, kwargs, dtype, check_ram=not is_planned)
+    given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "as_fp8": as_fp8, "progress": progress}
     if single_files.files:
-        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
         return _load_with_files(cls, source, single_files, **given, **kwargs)
     if shift is not None:
         kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
@@ -84,24 +88,30 @@ def load_pipeline(
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         replaced = [name for name in COMPONENTS if name in kwargs]
         options = {name: kwargs[name] for name in ("variant", "use_safetensors") if name in kwargs}
-        folder, revision = _fetch(source, skip=replaced, dtype=dtype, **hub, **options)
+        folder, revision = _fetch(source, skip=replaced, dtype=dtype, check_ram=not is_planned, **hub, **options)
         streams = kwargs.keys().isdisjoint(_LEFT_TO_DIFFUSERS)  # otherwise not bf16 or fp32, or not in RAM
-        elsewhere = [part for part in COMPONENTS if streams and str(device_of(part, device)) != "cpu"]
+        places: dict[str, Any] = {"device": device if streams else "cpu", "as_fp8": as_fp8 if streams else ()}
         _check_together(folder, kwargs)
         variant = kwargs.get("variant")
-        dtype = _check_folder(
-            folder, source, skip=replaced, dtype=dtype, check_ram=streams, elsewhere=elsewhere, variant=variant
-        )
+        dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=streams, variant=variant, **places)
         if files.is_original(folder):
             counter = _counter(progress, original.weight_files(folder, skip=replaced))
-            loaded = original.load_components(folder, dtype=dtype, skip=replaced, device=device, counter=counter)
+            loaded = original.load_components(
+                folder, dtype=dtype, skip=replaced, device=device, counter=counter, as_fp8=as_fp8
+            )
             pipe = cls(**loaded | kwargs)
         else:
             sources = parts.streamed_files(folder, skip=replaced, variant=variant) if streams else {}
             counter = _counter(progress, sources)
             loaded = {
                 part: parts.load_part(
-                    folder, part, paths, dtype_of(part, dtype), device=device_of(part, device), counter=counter
+                    folder,
+                    part,
+                    paths,
+                    dtype_of(part, dtype),
+                    device=device_of(part, device),
+                    counter=counter,
+                    as_fp8=part in as_fp8,
                 )
                 for part, paths in sources.items()
             }
@@ -122,6 +132,7 @@ def _load_with_files(
     dtype: "DType | None",
     shift: float | None,
     device: Devices,
+    as_fp8: Collection[str],
     progress: Progress | None,
     **kwargs: Any,
 ) -> Any:
@@ -145,10 +156,7 @@ def _load_with_files(
             raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
         config, others = files.transformer_configs(folder), files.parameter_counts(folder, skip=here)
     dtype = dtype or sources.default_dtype(model, others)
-    loaded = sources.load(kwargs, dtype=dtype, config=config)
-    for part in parts.PARTS:
-        if part in loaded:
-            loaded[part].to(device_of(part, device))
+    loaded = sources.load(kwargs, dtype=dtype, config=config, device=device, as_fp8=as_fp8)
     loaded |= {"tokenizer": tokenizer} if tokenizer is not None else {}
     if folder is None:
         assert model is not None
@@ -156,8 +164,8 @@ def _load_with_files(
         ratios = {"boundary_ratio": model.defaults.boundary_ratio, "expand_timesteps": model.expand_timesteps}
         pipe = cls(**scheduler | ratios | loaded | kwargs)
     else:
-        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "progress": progress}
-        pipe = load_pipeline(cls, folder, **given, **(loaded | kwargs))
+        given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "as_fp8": as_fp8}
+        pipe = load_pipeline(cls, folder, progress=progress, **given, **(loaded | kwargs))
     if (loaded | kwargs).get("text_encoder") is None:
         file = sources.files.get("text_encoder")
         identity = revision or (_identity(folder) if folder else None)
@@ -229,8 +237,7 @@ def load_text_encoder(
         return tiny.text_encoder(resources.dtype_of("text_encoder", dtype or {}))
     others = [name for name in COMPONENTS if name != "text_encoder"]
     folder, _ = _fetch(_remainder(source), skip=others, dtype=dtype, **hub)
-    elsewhere = [] if str(device) == "cpu" else ["text_encoder"]
-    checked = _check_folder(folder, source, skip=others, dtype=dtype, elsewhere=elsewhere)
+    checked = _check_folder(folder, source, skip=others, dtype=dtype, device=device)
     encoder_dtype = resources.dtype_of("text_encoder", checked)
     options: dict[str, Any] = {"device": device, "keep_mapped": str(device) == "cpu"}
     if files.is_original(folder):
@@ -295,13 +302,11 @@ def _check_folder(
     skip: Collection[str],
     dtype: "DType | None",
     check_ram: bool = True,
-    elsewhere: Collection[str] = (),
+    device: Devices = "cpu",
+    as_fp8: Collection[str] = (),
     variant: str | None = None,
 ) -> DType:
-    """Check files, architecture and memory for a folder before it is read; return the dtype to load it in.
-
-    `elsewhere` names parts that do not stay in RAM.
-    """
+    """Check files, architecture and memory for a folder before it is read; return the dtype to load it in."""
     missing = files.missing_files(folder, skip=skip)
     if missing:
         raise MissingFilesError(f"{folder} is not complete; missing: {', '.join(missing)}")
@@ -315,7 +320,7 @@ def _check_folder(
         dtype = resources.native_dtype() if is_ours else resources.default_dtype(sum(counts.values()))
     if check_ram:
         weights = resources.weight_bytes(counts, dtype)
-        resources.check_ram({part: size for part, size in weights.items() if part not in elsewhere}, str(source))
+        resources.check_ram(bytes_in_ram(weights, device, as_fp8), str(source))
     return dtype
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pusa import resources, zoo
 from pusa.models.sources import file_parts, file_set, published
+from pusa.models.streaming import Devices, bytes_in_ram
 from pusa.resources import DType, dtype_of
 from pusa.zoo import ZooModel
 
@@ -38,16 +39,31 @@ class FileSources:
         return resources.default_dtype(sum({**counts, **file_parts.parameter_counts(self.files)}.values()))
 
     def load(
-        self, replaced: Collection[str], *, dtype: DType, config: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        replaced: Collection[str],
+        *,
+        dtype: DType,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        device: Devices = "cpu",
+        as_fp8: Collection[str] = (),
     ) -> dict[str, Any]:
         """Load the parts that nothing replaces; raise ResourcesError if they do not fit into memory together."""
         wanted = {part: path for part, path in self.files.items() if part not in replaced}
         names = ", ".join(dict.fromkeys(path.name for path in wanted.values()))
-        resources.check_ram(file_parts.weight_bytes(wanted, dtype, self.keep_quantized), names)
-        return file_parts.load_parts(wanted, dtype=dtype, config=config or None, keep_quantized=self.keep_quantized)
+        need = file_parts.weight_bytes(wanted, dtype, self.keep_quantized)
+        resources.check_ram(bytes_in_ram(need, device, as_fp8), names)
+        given: dict[str, Any] = {"keep_quantized": self.keep_quantized, "device": device, "as_fp8": as_fp8}
+        return file_parts.load_parts(wanted, dtype=dtype, config=config or None, **given)
 
 
-def take(source: str | Path, options: dict[str, Any], dtype: "DType | None", only: str | None = None) -> FileSources:
+def take(
+    source: str | Path,
+    options: dict[str, Any],
+    dtype: "DType | None",
+    only: str | None = None,
+    *,
+    check_ram: bool = True,
+) -> FileSources:
     """Take what concerns single files out of the options of `pusa.loading.load_pipeline`.
 
     Args:
@@ -60,6 +76,7 @@ def take(source: str | Path, options: dict[str, Any], dtype: "DType | None", onl
             Components and options of the Hub are looked at.
         dtype: of the pipeline.
         only: the one part that is loaded.
+        check_ram: False: the caller has checked that a model fits that is downloaded.
 
     Raises:
         FileNotFoundError, DamagedFileError, WrongArchitectureError: a file is missing, is cut short, or does not hold
@@ -76,7 +93,7 @@ def take(source: str | Path, options: dict[str, Any], dtype: "DType | None", onl
         file_parts.check_model(files, model.transformer, model.experts, model.family or model.name)
         if model.hub_id is not None:
             skip = [name for name in file_set.PARTS if name in options or name in files or only not in (None, name)]
-            files |= _published(model, storage, dtype, skip, options)
+            files |= _published(model, storage, dtype, skip, options, check_ram=check_ram)
     return FileSources(files, keep_quantized)
 
 
@@ -86,6 +103,8 @@ def _published(
     dtype: "DType | None",
     skip: Collection[str],
     options: Mapping[str, Any],
+    *,
+    check_ram: bool,
 ) -> dict[str, Path]:
     """Find, or download, files that are smaller than those in the model's own repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -101,7 +120,7 @@ def _published(
     )
     if not wanted:
         return {}
-    zoo.check_resources(model, dtype=dtype, skip=skip)
+    zoo.check_resources(model, dtype=dtype, skip=skip, ram=check_ram)
     missing = sum(file.size_bytes for file in wanted.values() if published.cached_path(file, cache) is None)
     resources.check_disk(missing, Path(cache or HF_HUB_CACHE), model.name)
     hub = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}

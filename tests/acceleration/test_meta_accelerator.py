@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 from meta_accelerator import ACCELERATOR, Moves, Waits
+from PIL import Image
+from plan_samples import make_plan
 from torch import Tensor
 
-from pusa import GenerationRequest, PusaCondition, PusaFlowMatchEulerScheduler, PusaPipeline, media
+from pusa import GenerationRequest, PusaCondition, PusaFlowMatchEulerScheduler, PusaPipeline, loading, media, zoo
+from pusa.acceleration import apply
+from pusa.acceleration.decisions import LoadOptions
 from pusa.events import Event
 from pusa.generate import generate
-from pusa.models.vae import decode_video
+from pusa.generate.residents import resident_of
+from pusa.models.vae import decode_chunks, decode_video
 from pusa.scheduler import wave_sigmas
 
 SIZE: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 9}
@@ -97,9 +102,10 @@ def test_nor_with_a_solver_that_remembers_or_with_two_experts(
 
 
 def test_nor_does_the_vae(pipe: PusaPipeline) -> None:
-    chunks = list(pipe.decode_stream(noise(1, 16, 3, 4, 6).to("meta")))
-    assert [chunk.shape for chunk in chunks] == [(1, 3, n, 32, 48) for n in (1, 4, 4)]
-    assert all(chunk.is_meta for chunk in chunks)
+    z = noise(1, 16, 3, 4, 6).to("meta")
+    for chunks in (list(pipe.decode_stream(z)), list(decode_chunks(pipe.vae, z.split(2, dim=2), park=None))):
+        assert [chunk.shape for chunk in chunks] == [(1, 3, n, 32, 48) for n in (1, 4, 4)]
+        assert all(chunk.is_meta for chunk in chunks)
     assert pipe.encode_frames(torch.zeros(1, 3, 5, 32, 48)).shape == (1, 16, 2, 4, 6)
 
 
@@ -139,11 +145,26 @@ def test_a_whole_run_denoises_without_a_wait(tmp_path: Path, monkeypatch: pytest
 
 # ---- parts move once per stage -------------------------------------------------------------------------------------
 
+OFFLOADS: dict[str, Callable[[PusaPipeline], None]] = {
+    "a plan": lambda pipe: apply(pipe, make_plan("model"), device=ACCELERATOR),
+    "diffusers": lambda pipe: pipe.enable_model_cpu_offload(device=ACCELERATOR),
+}
+CLIP: dict[str, Any] = {"prompt": "a cat", "seed": 0, "width": 48, "height": 32, "frames": 9, "steps": 3}
 
-def make(pipe: PusaPipeline, output: Path, **options: Any) -> list[Event]:
-    size = {"width": 48, "height": 32, "frames": 9, "steps": 6}
-    request = GenerationRequest(model="tiny", prompt="a cat", seed=0, **{**size, **options})
-    return list(generate(request, output, pipeline=pipe, preview_every=1))
+
+def make(pipe: PusaPipeline | None, output: Path, model: str = "tiny", **options: Any) -> list[Event]:
+    given = {key: options.pop(key) for key in ("plans", "device") if key in options}
+    request = GenerationRequest(model=model, **{**CLIP, **options})
+    return list(generate(request, output, pipeline=pipe, preview_every=1, **given))
+
+
+def count_previews(events: list[Event]) -> int:
+    return len([event for event in events if event.kind == "preview"])
+
+
+def turns(*names: str) -> list[tuple[str, str]]:
+    """The moves of parts that compute one after another; the last one stays."""
+    return [(name, way) for name in names for way in ("in", "out")][:-1]
 
 
 @pytest.fixture
@@ -164,47 +185,82 @@ def _cache(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUSA_CACHE", str(cache_folder))
 
 
-def test_model_offloading_moves_each_part_once_per_stage_with_a_preview_at_every_step(
-    whole: PusaPipeline, tmp_path: Path
+@pytest.mark.parametrize("kind", OFFLOADS)
+def test_each_part_moves_once_per_stage_with_a_preview_at_every_step(
+    whole: PusaPipeline, tmp_path: Path, kind: str
 ) -> None:
     make(whole, tmp_path / "plain.mp4")
-    moves = Moves(whole)
-    whole.enable_model_cpu_offload(device=ACCELERATOR)
-    events = make(whole, tmp_path / "out.mp4")
-    assert len([event for event in events if event.kind == "preview"]) == 6
-    assert moves.of("text_encoder") == ["in", "out"]
-    assert moves.of("transformer") == ["in", "out"]
-    assert moves.of("vae")[:1] == ["in"]
-    assert len(moves.of("vae")) <= 2
-    assert moves.log.index(("vae", "in")) > moves.log.index(("transformer", "out"))
+    moves = Moves(whole.components)
+    OFFLOADS[kind](whole)
+    assert count_previews(make(whole, tmp_path / "out.mp4")) == 3
+    assert moves.log == turns("text_encoder", "transformer", "vae")
     assert np.array_equal(media.read_video(tmp_path / "out.mp4"), media.read_video(tmp_path / "plain.mp4"))
+
+
+def test_generate_by_a_plan_moves_each_part_once_per_stage(tmp_path: Path) -> None:
+    plans = [make_plan("model")]
+    request = GenerationRequest(model="tiny", **CLIP).resolved(zoo.defaults_of("tiny"))
+    resident = resident_of(request, LoadOptions(), device=str(ACCELERATOR), is_planned=True)
+    moves = Moves(resident.prepare(request, plans, lambda event: None).components)
+    assert moves.log == []
+    runs = {"plans": plans, "device": str(ACCELERATOR)}
+    make(None, tmp_path / "first.mp4", steps=1, **runs)  # may fit the previews
+    moves.log.clear()
+    assert count_previews(make(None, tmp_path / "second.mp4", **runs)) == 3
+    assert moves.log == [("vae", "out"), *turns("text_encoder", "transformer", "vae")]
+
+
+def test_an_encoder_that_is_loaded_for_a_prompt_moves_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
+    PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "model")
+    moves, load = Moves({}), loading.load_text_encoder
+
+    def watched(*args: Any, **options: Any) -> Any:
+        encoder = load(*args, **options)
+        moves.watch("text_encoder", encoder)
+        return encoder
+
+    monkeypatch.setattr(loading, "load_text_encoder", watched)
+    runs = {"model": str(tmp_path / "model"), "plans": [make_plan("model")], "device": str(ACCELERATOR), "steps": 1}
+    for prompt, known in (("a cat", 1), ("a cat", 1), ("a dog", 2)):
+        make(None, tmp_path / "out.mp4", prompt=prompt, guidance=3.0, **runs)
+        assert moves.log == [("text_encoder", "in"), ("text_encoder", "out")] * known
+
+
+def test_keyframes_and_two_experts_move_each_part_once_per_stage(tiny_pipeline: TinyPipeline) -> None:
+    pipe = tiny_pipeline(experts=2)
+    moves = Moves(pipe.components)
+    apply(pipe, make_plan("model"), device=ACCELERATOR)
+    ends = [PusaCondition(image=Image.new("RGB", (48, 32)), latent_index=index) for index in (0, "last")]
+    options = {"conditions": ends, "num_inference_steps": STEPS, "output_type": "pt", **SIZE}
+    pipe("a cat", generator=torch.Generator().manual_seed(0), **options)
+    assert moves.log == turns("vae", "text_encoder", "transformer", "transformer_2", "vae")
 
 
 def test_the_first_run_of_a_vae_fits_its_previews_before_the_transformer_is_there(
     whole: PusaPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
-    moves = Moves(whole)
-    whole.enable_model_cpu_offload(device=ACCELERATOR)
-    make(whole, tmp_path / "out.mp4", steps=2)
-    assert moves.of("transformer") == ["in", "out"]
-    assert moves.log.index(("vae", "in")) < moves.log.index(("transformer", "in"))
+    moves = Moves(whole.components)
+    OFFLOADS["a plan"](whole)
+    make(whole, tmp_path / "out.mp4", steps=1)
+    assert moves.log == turns("text_encoder", "vae", "transformer", "vae")
 
 
 def test_windows_of_a_long_video_move_each_part_once_each(whole: PusaPipeline, tmp_path: Path) -> None:
-    make(whole, tmp_path / "first.mp4", steps=2)
-    moves = Moves(whole)
-    whole.enable_model_cpu_offload(device=ACCELERATOR)
-    events = make(whole, tmp_path / "out.mp4", steps=3, frames=29, window=17, overlap=5)
-    windows = [event.step for event in events if event.kind == "step"][-1] // 3
+    make(whole, tmp_path / "first.mp4", steps=1)
+    moves = Moves(whole.components)
+    OFFLOADS["a plan"](whole)
+    events = make(whole, tmp_path / "out.mp4", steps=2, frames=29, window=17, overlap=5)
+    windows = [event.step for event in events if event.kind == "step"][-1] // 2
     assert windows > 1
-    assert moves.of("transformer") == ["in", "out"] * windows
-    assert moves.of("vae").count("in") == windows
+    assert moves.log == turns("text_encoder", *["transformer", "vae"] * windows)
 
 
-def test_a_vae_that_ran_at_every_step_would_be_counted(whole: PusaPipeline) -> None:
-    moves = Moves(whole)
-    whole.enable_model_cpu_offload(device=ACCELERATOR)
+@pytest.mark.parametrize("kind", OFFLOADS)
+def test_a_vae_that_ran_at_every_step_would_be_counted(whole: PusaPipeline, kind: str) -> None:
+    moves = Moves(whole.components)
+    OFFLOADS[kind](whole)
 
     def after_step(pipe: PusaPipeline, _: int, __: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         decode_video(pipe.vae, tensors["denoised"][:, :, :1])

@@ -109,7 +109,7 @@ def test_a_plan_that_fails_in_the_middle_leaves_a_pipeline_that_takes_another(ti
         def to(self, *args: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == 2:
+            if calls == 1:
                 raise torch.OutOfMemoryError("out of memory")
             return super().to(*args, **options)
 

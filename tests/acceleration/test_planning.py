@@ -41,7 +41,7 @@ def test_every_plan_fits_and_every_fallback_is_smaller(wish: Wish) -> None:
         for one in found:
             assert one.peak_bytes <= usable_bytes(machine.cards[0]) < machine.cards[0].memory_bytes
             assert one.ram_peak_bytes <= machine.ram_bytes
-            assert set(one.gpu_peak_bytes) == {"encode", "denoise", "decode"}
+            assert set(one.gpu_peak_bytes) - {"load"} == {"encode", "denoise", "decode"}
             assert one.parallel.ranks <= len(machine.cards)
             assert all(part.reason for part in one.parts.values())
         assert all(later.peak_bytes < earlier.peak_bytes for earlier, later in pairwise(found))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rank_samples import IMAGE, LAST, VIDEO, run, start, write_inputs
 
+from pusa import zoo
 from pusa.acceleration.decisions import LoadOptions
 from pusa.acceleration.ranks import Ranks
 from pusa.generate import generate, load_pipeline
@@ -48,6 +49,16 @@ def two() -> Iterator[Ranks]:
 def test_two_ranks_make_every_task_equal_to_the_bit(task: str, files: Path, two: Ranks) -> None:
     expected = run(files, "one", None, **TASKS[task])
     assert np.array_equal(run(files, "two", two, **TASKS[task]), expected)
+
+
+def test_two_ranks_make_a_video_of_the_embedded_model_equal_to_the_bit(files: Path, two: Ranks) -> None:
+    if "mini" not in zoo.ZOO:
+        pytest.skip("the weights of the embedded model are not in src/pusa/mini/weights")
+    asked = {"model": "mini", "prompt": "a red apple", "steps": 2, "frames": 5, "conditions": [IMAGE]}
+    expected = run(files, "one", None, **asked)
+    found = run(files, "two", two, **asked)
+    assert np.array_equal(found, expected)
+    assert found.std() > 10  # a picture
 
 
 def test_both_ranks_compute_one_pass_each(files: Path, two: Ranks) -> None:

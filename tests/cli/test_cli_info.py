@@ -149,16 +149,35 @@ def test_info_of_a_lora(golden, name):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("transformer/weights_original.safetensors", "transformer, original layout"),
-        ("transformer/weights_diffusers.safetensors", "transformer, diffusers layout"),
-        ("vae/weights_original.safetensors", "VAE"),
-        ("text/weights_transformers.safetensors", "text encoder (UMT5)"),
+        ("transformer/weights_original.safetensors", "a Wan text-to-video transformer (fp32)"),
+        ("transformer/weights_diffusers.safetensors", "a Wan text-to-video transformer (fp32)"),
+        ("vae/weights_original.safetensors", "the Wan2.1 VAE (fp32)"),
+        ("text/weights_transformers.safetensors", "the UMT5 text encoder (fp32)"),
+        ("singlefiles/transformer_bf16_prefix.safetensors", "a Wan text-to-video transformer (bf16)"),
+        ("singlefiles/all_in_one_checkpoint.safetensors", "a Wan text-to-video transformer (fp8_plain) and the UMT5"),
     ],
 )
-def test_info_of_a_checkpoint_names_the_part(golden, name, part):
+def test_info_of_a_checkpoint_names_its_parts(golden, name, part):
     facts = json.loads(pusa("info", golden / name, "--json").stdout)
     assert facts["kind"] == "a checkpoint"
-    assert facts["part"].startswith(part)
+    assert facts["holds"].startswith(part)
+    assert facts["cannot be used"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("vace", "a VACE model"), ("t5xxl_not_umt5", "a T5 v1.1 encoder (not UMT5)"), ("i2v_wan21", "an image-to-video")],
+)
+def test_info_of_a_checkpoint_that_would_be_refused_says_why(golden, name, what):
+    facts = json.loads(pusa("info", golden / f"singlefiles/refuse_{name}.safetensors", "--json").stdout)
+    assert facts["holds"].startswith(what)
+    assert what in facts["cannot be used"]
+
+
+def test_lists_of_words_are_shown_without_brackets():
+    assert re.search(
+        r"^  transformer +Comfy-Org/\S+ \(28\.6 GB\), Comfy", pusa("models", "show", "wan2.1-14b").stdout, re.M
+    )
 
 
 def test_info_of_anything_else_is_one_line(tmp_path):

@@ -57,6 +57,8 @@ def test_wishes_and_numbers_of_cards_are_passed_on() -> None:
         (["plan", "wan2.1-14b", "--size", "big"], "'big' is no size: write WIDTHxHEIGHT"),
         (["plan", "wan2.1-14b", "--capability", "Ada"], "'Ada' is no compute capability"),
         (["plan", "wan2.1-14b", "--gpu-gb", "-1"], "-1"),
+        (["plan", "wan2.1-14b", "--gpu-gb", "inf"], "gpu_gb=inf is above 1,000,000"),
+        (["plan", "wan2.1-14b", "--ram-gb", "1e9"], "ram_gb=1e+09 is above 1,000,000"),
         (["plan", "wan2.1-14b", "--count", "2"], "--count describes a card: give --gpu-gb, too"),
     ],
 )
@@ -77,3 +79,17 @@ def test_the_guide_shows_what_the_command_prints() -> None:
 
 def test_planning_for_another_machine_loads_no_torch() -> None:
     assert "torch" not in imports_of(["plan", "wan2.1-14b", "--gpu-gb", "24"])
+
+
+def test_zero_is_a_description_too() -> None:
+    without_ram = pusa("plan", "wan2.1-14b", "--gpu-gb", "24", "--ram-gb", "0")
+    assert "of RAM for 832x480 and 81 frames on this card, and 0 MB is free" in without_ram.stdout
+    without_card = json.loads(pusa("plan", "wan2.1-14b", "--gpu-gb", "0", "--json").stdout)
+    assert without_card["machine"]["cards"] == []
+    assert without_card["machine"]["ram_bytes"] == 64 * 2**30 - 2 * 10**9
+
+
+def test_a_long_video_is_planned_for_by_its_window() -> None:
+    long, short = (pusa("plan", "wan2.1-14b", "--gpu-gb", "24", "--frames", frames) for frames in ("801", "81"))
+    assert long.stdout == short.stdout
+    assert long.stderr == "801 frames are made in windows of 81: planning for a window\n"

@@ -17,22 +17,24 @@ from pusa.acceleration.decisions import Card, LoadOptions, Machine, Parallel, Pa
 from pusa.events import Planned
 from pusa.request import GenerationRequest, ResolvedRequest
 from pusa.server.jobs.queue import JobQueue
-from pusa.server.plans import Planner, Size, machine_as_json, machine_from_json, tokens_of, windows_of
+from pusa.server.plans import Planner, Size, has_shapes, machine_as_json, machine_from_json, tokens_of, windows_of
 
 GB = 10**9
 CARD_24 = Machine((Card(24 * GB, "RTX 4090", (8, 9)),), ram_bytes=64 * GB)
 CARD_80 = Machine((Card(80 * GB, "H100", (9, 0)), Card(80 * GB, "H100", (9, 0))), ram_bytes=256 * GB)
 
 
-def plan(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> Plan:
+def plan(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> list[Plan]:
     """Plan by a rule of this test: a clip needs a byte of a card for each pixel, times a thousand."""
     need = 1000 * size[0] * size[1] * size[2]
     have = sum(card.memory_bytes for card in machine.cards)
     problem = f"{model} needs {need} bytes and there are {have}: ask for a smaller size" if need > have else ""
     part = PartPlan("bfloat16", "bfloat16", "cuda", reason="all of it fits")
-    ranks = Parallel(guidance=len(machine.cards) or 1)
     peaks = {"denoise": need, "decode": need // 2}
-    return Plan(model, options.memory, {"transformer": part}, False, ranks, peaks, 7 * GB, 1.0, problem, ("a note",))
+    return [
+        Plan(model, options.memory, {"transformer": part}, False, ranks, peaks, 7 * GB, 1.0, problem, ("a note",))
+        for ranks in ([Parallel(guidance=options.gpus)] if options.gpus else [Parallel(guidance=2), Parallel()])
+    ]
 
 
 @pytest.fixture
@@ -42,8 +44,9 @@ def queue(tmp_path: Path) -> Iterator[JobQueue]:
     found.close()
 
 
-def publish(queue: JobQueue, name: str, machine: Machine) -> None:
-    queue.record_worker(name, {"ready": True, "stage": "ready", "machine": machine_as_json(machine)})
+def publish(queue: JobQueue, name: str, machine: Machine, ranks: int = 1) -> None:
+    state = {"ready": True, "stage": "ready", "machine": machine_as_json(machine), "world_size": ranks}
+    queue.record_worker(name, state)
 
 
 def resolved(**fields: Any) -> ResolvedRequest:
@@ -81,7 +84,35 @@ def test_a_plan_is_for_the_machine_that_a_worker_has_published(queue: JobQueue, 
     large = planner.plan_request(resolved())
     assert large is not None
     assert not large.problem  # one of the workers can make it
-    assert "on 2 GPUs" in large.summary
+
+
+def test_a_plan_is_for_as_many_cards_as_share_each_job(queue: JobQueue, tmp_path: Path) -> None:
+    planner = planner_of(queue, tmp_path)
+    for ranks, where in ((3, "on 3 GPUs"), (2, "on 2 GPUs"), (1, "on the GPU")):
+        publish(queue, "group", CARD_80, ranks)
+        found = planner.plan_request(resolved(width=480, height=480, frames=17))
+        assert found is not None
+        assert where in found.summary
+
+
+def test_processes_that_share_jobs_without_a_gpu_have_the_plan_of_one(queue: JobQueue, tmp_path: Path) -> None:
+    planner = Planner(quick_settings(tmp_path, model="wan2.1-14b"), queue)
+    publish(queue, "group", Machine(ram_bytes=256 * GB), 2)
+    found = planner.plan_request(resolved())
+    assert found is not None
+    assert found.summary == "wan2.1-14b: transformer on the CPU in bfloat16, merged"
+
+
+def test_a_model_that_nobody_knows_has_no_plan(queue: JobQueue, tmp_path: Path) -> None:
+    publish(queue, "small", Machine(ram_bytes=5))
+    unknown = Planner(quick_settings(tmp_path, model="somebody/their-model"), queue)
+    assert unknown.plan_request(resolved()) is None  # so nothing is refused
+    assert (found := Planner(quick_settings(tmp_path, model="wan2.1-14b"), queue).plan_request(resolved())) is not None
+    assert found.problem
+    folder = tmp_path / "folder" / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert has_shapes(str(folder.parent))
 
 
 def test_seconds_are_those_of_earlier_videos_of_as_many_tokens(queue: JobQueue, tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ raise, where a GPU would wait, or copy, without a word. ``cpu:0`` is the CPU und
 back can be counted while everything still computes.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -63,37 +62,52 @@ class _Placed(torch.nn.Parameter):
 
 
 class Moves:
-    """List the moves of a pipeline's components between RAM and the accelerator, in their order.
+    """List the moves of parts between RAM and the accelerator, in their order.
 
-    A component that has moved to `ACCELERATOR` says that it is there, as the hooks of model offloading ask it.
+    A part that has moved to `ACCELERATOR` says that it is there, as the hooks of model offloading ask it.
+
+    Args:
+        parts: name -> part, such as a pipeline's components; those that are no modules are passed over.
 
     Attributes:
         log: ``("transformer", "in")``, ``("transformer", "out")``, ...
     """
 
-    def __init__(self, pipe: PusaPipeline) -> None:
+    def __init__(self, parts: Mapping[str, Any]) -> None:
         self.log: list[tuple[str, str]] = []
-        self._places: dict[str, torch.device] = {}
-        for name, part in pipe.components.items():
+        for name, part in parts.items():
             if isinstance(part, torch.nn.Module):
-                self._places[name] = torch.device("cpu")
-                part.to = partial(self._to, name, part.to)
-                part.parameters = partial(self._parameters, name, part.parameters)
+                self.watch(name, part)
 
-    def _to(self, name: str, to: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        targets = [value for value in (*args, *options.values()) if isinstance(value, (str, torch.device))]
-        for target in map(torch.device, targets):
-            if target != self._places[name]:
-                self._places[name] = target
-                self.log.append((name, "in" if target == ACCELERATOR else "out"))
-        return to(*args, **options)
-
-    def _parameters(self, name: str, parameters: Callable[..., Iterator[Any]], *args: Any) -> Iterator[Any]:
-        for parameter in parameters(*args):
-            placed = parameter.detach().as_subclass(_Placed)
-            placed.place = self._places[name]
-            yield placed
+    def watch(self, name: str, part: torch.nn.Module) -> None:
+        """List the moves of one part more, which is in RAM."""
+        # A class, as accelerate deletes a method that is set on a module when it takes its hook away.
+        part.__class__ = _watched(type(part), name, self.log)
 
     def of(self, name: str) -> list[str]:
-        """List the moves of one component."""
+        """List the moves of one part."""
         return [way for part, way in self.log if part == name]
+
+
+def _watched(owner: Any, name: str, log: list[tuple[str, str]]) -> type:
+    """Derive a class whose module says where it was moved last, and lists its moves."""
+
+    class Watched(owner):  # type: ignore[misc]
+        place = torch.device("cpu")
+
+        def to(self, *args: Any, **options: Any) -> Any:
+            targets = [value for value in (*args, *options.values()) if isinstance(value, (str, torch.device))]
+            for target in map(torch.device, targets):
+                if target != self.place:
+                    self.place = target
+                    log.append((name, "in" if target == ACCELERATOR else "out"))
+            return super().to(*args, **options)
+
+        def parameters(self, recurse: bool = True) -> Iterator[Any]:
+            for parameter in super().parameters(recurse):
+                placed = parameter.detach().as_subclass(_Placed)
+                placed.place = self.place
+                yield placed
+
+    Watched.__name__ = owner.__name__
+    return Watched

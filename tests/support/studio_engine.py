@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pusa import media, zoo
-from pusa.events import Done, Note, Preview, Resolved, Stage, Step
+from pusa.events import Done, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.request import GenerationRequest
 from pusa.server.worker.engine_process import ReportLoading
 from pusa.server.worker.messages import Cancelled, Error, Message, Task
@@ -37,6 +37,7 @@ class StudioEngine:
         request = asked.resolved(zoo.defaults_of(self.model)).model_dump(mode="json")
         yield Stage("load")
         yield Resolved(request)
+        yield Planned(f"{self.model}: transformer on the CPU in float32")
         if "zeppelin" in asked.prompt:
             yield Note("mini was not trained on 'zeppelin'")
         yield Stage("denoise")

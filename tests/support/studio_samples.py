@@ -14,10 +14,12 @@ from needs import missing
 from paths import SUPPORT
 from ports import free_port
 
+from pusa.acceleration.decisions import Machine
 from pusa.server.app import create_app
+from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.worker.local import LocalExecutor
+from pusa.server.worker.local import LocalExecutor, Placement
 
 ENGINE = "studio_engine:StudioEngine"
 # The first draws no window: the others' own pages can take all of a small machine's time.
@@ -42,15 +44,23 @@ def settings_of(folder: Path, **changes: Any) -> ServerSettings:
 
 
 @contextmanager
-def studio(folder: Path, engine: str | None = ENGINE, **changes: Any) -> Iterator[Running]:
-    """A server on a free port; `engine` None is the real one."""
+def studio(
+    folder: Path,
+    engine: str | None = ENGINE,
+    *,
+    machine: Machine | None = None,
+    plan: PlanFunction = plan_model,
+    **changes: Any,
+) -> Iterator[Running]:
+    """A server on a free port; `engine` None is the real one. Its worker reports `machine`, for which `plan` plans."""
     port = free_port()
 
     def executor(settings: ServerSettings, _: int) -> LocalExecutor:
-        target = {"target": engine} if engine else {}
-        return LocalExecutor(settings.model, env={"PYTHONPATH": str(SUPPORT)}, **target)
+        target: dict[str, Any] = {"target": engine} if engine else {}
+        env = {"PYTHONPATH": str(SUPPORT)}
+        return LocalExecutor(settings.model, env=env, place=lambda: Placement(machine=machine), **target)
 
-    app = create_app(settings_of(folder, port=port, **changes), make_executor=executor)
+    app = create_app(settings_of(folder, port=port, **changes), make_executor=executor, plan=plan)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -23,6 +23,7 @@ PROCESS_BYTES = 2 * 10**9  # of RAM: Python, torch, CUDA's libraries, the tensor
 OFFLOADS: tuple[Offload, ...] = ("none", "model", "blocks", "leaves", "disk")
 _TEXT_PLACES: tuple[TextPlace, ...] = ("stay", "prompt", "turns", "leaves", "cpu")  # the quickest first
 _QUANTISED = ("fp8", "int8")
+_FP32_COPIES = 3  # of one weight, while a LoRA is merged into it
 _DEQUANTISING_BYTES = 10  # a weight that is computed in fp32 from its file's values, and rounded
 _FRAME_BYTES = 50_000_000  # decoded frames on their way to the file
 
@@ -227,11 +228,36 @@ class Candidate:
             adapters=self.has_adapter,
             quantised=self.storage in _QUANTISED and self.is_fast,
         )
-        return {
+        peaks = {
             "encode": resident + max(to_encode, vae_at_work + encode),
             "denoise": self._denoising + vae + stays + activations + shapes.latent_bytes,
             "decode": resident + vae_at_work + decode + min(_FRAME_BYTES, decode),
         }
+        if self.merge and all(map(self._is_read_to_card, shapes.experts)):
+            loras = list(map(shapes.lora_bytes, shapes.experts))
+            merging = _FP32_COPIES * 4 * shapes.transformer.largest_layer
+            peaks["load"] = self._resident + vae + (max(loras) if self.is_apart else sum(loras)) + merging
+        return peaks
+
+    def _is_read_as_fp8(self, expert: str) -> bool:
+        """Tell if weights are rounded as they are read: see `pusa.acceleration.placement.parts_read_as_fp8`."""
+        return self.storage_of(expert) == "fp8" and self.task.options.memory != "fastest"
+
+    def _is_read_to_card(self, expert: str) -> bool:
+        """Tell if weights go from their file to the card: see `pusa.acceleration.placement.devices_to_load`."""
+        if self.offload != "none" or self.parallel.shard or expert in self.task.storage_of_file:
+            return False
+        return self.is_exact or self._is_read_as_fp8(expert)
+
+    def _bytes_to_load(self, expert: str) -> int:
+        """Compute the most of an expert that is in RAM while it is loaded, with its LoRA."""
+        shape, storage = self.task.shapes.transformer, self.storage_of(expert)
+        lora = self.task.shapes.lora_bytes(expert)
+        if self._is_read_to_card(expert):
+            return lora
+        if storage in _QUANTISED and not self._is_read_as_fp8(expert):
+            storage = "bfloat16"  # they are made of it, when LoRAs are merged
+        return shape.weight_bytes(storage, self.task.options.file_bytes.get(expert, 0)) + lora
 
     @cached_property
     def peak_bytes(self) -> int:
@@ -239,8 +265,9 @@ class Candidate:
 
     @cached_property
     def ram_peak_bytes(self) -> int:
-        """The most in the RAM of the machine, in all ranks, with weights that are read straight to their place."""
+        """The most in the RAM of the machine, in all ranks: while the model is loaded, or afterwards."""
         shapes = self.task.shapes
+        loaded = sum(map(self._bytes_to_load, shapes.experts))
         kept = sum(map(shapes.lora_bytes, shapes.experts)) if self.merge else 0  # matrices, for another alpha
         if self.offload in ("model", "blocks", "leaves"):
             kept += sum(self.weights.values())
@@ -248,9 +275,11 @@ class Candidate:
             kept += sum(self.weights[expert] for expert in self.kept)  # read before they move
         if self.offload == "model":
             kept += shapes.vae.weight_bytes(self.task.dtype)
+            loaded += shapes.vae.weight_bytes(self.task.dtype)
         text = self.task.text_bytes if self.text in ("turns", "leaves", "cpu") else 0
         process = min(PROCESS_BYTES, PROCESS_BYTES // 2 + 2 * shapes.parameters)
-        return self.parallel.ranks * (process + kept) + text
+        ranks = self.parallel.ranks
+        return max(ranks * (process + loaded), ranks * (process + kept) + text)
 
     @property
     def disk_bytes(self) -> int:
@@ -351,7 +380,7 @@ class Candidate:
         return PartPlan(dtype, dtype, "cuda", offload, tiles=self.tiles, reason=reason)
 
     def _notes(self) -> Iterator[str]:
-        if self.merge and not self.is_exact:
+        if self.merge and not self.is_exact and not all(map(self._is_read_as_fp8, self.weights)):
             yield f"alpha is frozen: LoRAs are merged before rounding to {self.storage}; another alpha loads anew"
         elif self.merge:
             yield "LoRAs are merged: another alpha merges again from the untouched weights"

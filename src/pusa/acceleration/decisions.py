@@ -142,8 +142,9 @@ class Plan:
         parts: part -> how it runs.
         merge: the LoRAs are merged into the weights; False: they stay adapters, whose alpha changes at once.
         parallel: ranks.
-        gpu_peak_bytes: the most that a card holds at once, by stage: "encode", "denoise", "decode".
-        ram_peak_bytes: the most that the machine's RAM holds at once.
+        gpu_peak_bytes: the most that a card holds at once, by stage: "encode", "denoise", "decode"; and "load" where
+            LoRAs are merged on the card.
+        ram_peak_bytes: the most that the machine's RAM holds at once, while the model is loaded or afterwards.
         relative_speed: denoising steps per second, relative to all weights resident in bf16, merged, on one such card.
         problem: why nothing fits, what is needed and a way out; "" if the plan works.
         notes: further lines for people.

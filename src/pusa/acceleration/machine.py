@@ -9,6 +9,7 @@ from pusa.acceleration.decisions import Card, Machine
 
 GIB = 2**30
 CONTEXT_BYTES = 500_000_000  # of a card: CUDA's context and its libraries
+_MOST_GB = 1e6
 _CARD_SHARE = 0.98  # of a card's memory that programs see
 SYSTEM_BYTES = 2 * 10**9  # of RAM: the operating system
 OFFLOAD_BYTES_PER_SECOND = {(8, 9): 22e9, (9, 0): 45e9, (12, 0): 45e9}  # of pinned memory: PCIe 4 and 5 with 16 lanes
@@ -64,11 +65,13 @@ def described_machine(
         disk_gb: free disk, in decimal GB.
 
     Raises:
-        ValueError: a negative number, or no card.
+        ValueError: a negative number or one above 1,000,000 GB, or no card.
     """
     for name, value in (("gpu_gb", gpu_gb), ("ram_gb", ram_gb), ("disk_gb", disk_gb)):
         if not value >= 0:
             raise ValueError(f"{name}={value:g} is below 0")
+        if value > _MOST_GB:
+            raise ValueError(f"{name}={value:g} is above {_MOST_GB:,.0f}")
     if count < 1:
         raise ValueError(f"count={count} is below 1: for a machine without a card, give gpu_gb=0")
     memory = max(round(_CARD_SHARE * gpu_gb * GIB) - CONTEXT_BYTES, 0)

@@ -28,8 +28,10 @@ from torch.distributed.fsdp import fully_shard
 from pusa.acceleration.decisions import Parallel
 from pusa.acceleration.ranks import Ranks, first_line
 from pusa.models.passes import LocalPasses, StepInputs, predict
+from pusa.models.vae import is_out_of_memory
 
 EXPERTS = ("transformer", "transformer_2")
+MEMORY_ADVICE = "give --gpus 1, where smaller plans take over, or --memory smallest"
 
 
 def choose(ranks: int, *, guided: bool, heads: int, link: str = "pcie") -> Parallel:
@@ -107,6 +109,13 @@ def disable(pipe: Any) -> None:
         for model in passes.models:
             _unite_tokens(model)
     pipe.passes = LocalPasses()
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return why a rank cannot go on, in a line for the other ranks; if memory ran out, with the way out."""
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return f"out of memory: {MEMORY_ADVICE}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _models(pipe: Any) -> list[Any]:
@@ -257,7 +266,7 @@ class SharedPasses(LocalPasses):
                 predicted = predict(model, inputs, [self._pass] if is_shared else range(passes))
             return self.ranks.gather(predicted[0], self._guidance_group) if is_shared else predicted
         except BaseException as error:  # the others wait for this rank: the group cannot go on
-            self.ranks.report_failure(f"{type(error).__name__}: {first_line(error)}")
+            self.ranks.report_failure(describe_failure(error))
             raise
 
     def _allow_uneven(self, model: Any, latents: Tensor) -> None:

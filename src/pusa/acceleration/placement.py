@@ -1,7 +1,9 @@
 """Carry out a plan on a loaded pipeline, and undo it.
 
-The order matters: LoRAs are merged into full weights, then those are stored in fewer bits, then offloading hooks them,
-and the rest moves to its device. Promotion to per-frame timesteps came first, in the pipeline's constructor.
+The order matters: LoRAs are merged into full weights, or into fp8 ones whose files have the full ones, then those are
+stored in fewer bits, then offloading hooks them, and the rest moves to its device. Weights stay where they are until
+then: what was read to a card never passes through RAM. Promotion to per-frame timesteps came first, in the pipeline's
+constructor.
 """
 
 import math
@@ -19,6 +21,7 @@ from pusa.acceleration import offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
 from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
+from pusa.models.streaming import WeightsChangedError
 from pusa.models.vae import prepare_vae
 from pusa.resources import ResourcesError
 
@@ -40,7 +43,8 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     go back to a plan with full weights (see `can_apply`).
 
     Args:
-        pipe: a `PusaPipeline` on the CPU, or one with a plan. Parts that it lacks are passed over.
+        pipe: a `PusaPipeline` on the CPU or on the devices of `devices_to_load`, or one with a plan. Parts that it
+            lacks are passed over.
         plan: of `pusa.acceleration.plan`.
         device: the accelerator that the plan means by "cuda".
         disk_folder: where weights go that the plan keeps on disk, until the plan is undone; None: ``offload`` in the
@@ -60,7 +64,7 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
             raise ValueError(f"the {name} cannot be kept on disk as {part.storage}: {way_out}")
     if reason := _obstacle(pipe, plan):
         raise ValueError(f"{reason}: load the model again for this plan")
-    remove(pipe)
+    _undo(pipe)
     applied = pipe.applied_plan = _Applied(plan)
     parts = _parts(pipe, plan)
     accelerator = torch.device(device)
@@ -73,6 +77,9 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
         _prepare(name, getattr(pipe, name), part, plan, accelerator)
     if plan.parallel.shard:  # `parallel.enable` moves each rank's share
         parts = {name: part for name, part in parts.items() if name not in EXPERTS}
+    for name, module in _modules(pipe).items():
+        if name not in parts or not _is_whole_on_accelerator(parts[name]):
+            module.to("cpu")
     _place(pipe, parts, accelerator, applied, disk_folder)
 
 
@@ -82,12 +89,54 @@ def remove(pipe: Any) -> None:
     Weights in fewer bits stay so, and merged LoRAs stay merged (`unmerge_lora` restores them where weights are full).
     This works in the middle of a plan that has failed, too.
     """
+    _undo(pipe)
+    for module in _modules(pipe).values():
+        module.to("cpu")
+
+
+def discard(pipe: Any) -> None:
+    """Take a pipeline's parts away from it, wherever their weights are, so that others can be read in their place."""
+    _clear(pipe)
+    pipe.register_modules(**dict.fromkeys(PARTS))
+
+
+def _undo(pipe: Any) -> None:
     for module in _modules(pipe).values():
         offload.remove_offload(module)
         offload.unpark_adapters(module)
+    _clear(pipe)
+
+
+def _clear(pipe: Any) -> None:
     for folder in pipe.applied_plan.folders if getattr(pipe, "applied_plan", None) else ():
         folder.cleanup()
     pipe.applied_plan = None
+
+
+def devices_to_load(plan: Plan, device: str | torch.device) -> dict[str, torch.device]:
+    """Choose the parts that can be read straight to the accelerator: those that a plan keeps there as they are read.
+
+    Args:
+        device: the accelerator that the plan means by "cuda".
+    """
+    as_fp8 = parts_read_as_fp8(plan)
+    return {
+        name: device_for(part, torch.device(device))
+        for name, part in plan.parts.items()
+        if _is_whole_on_accelerator(part)
+        and (part.storage in quantization.FULL or name in as_fp8)
+        and not (plan.parallel.shard and name in EXPERTS)
+    }
+
+
+def parts_read_as_fp8(plan: Plan) -> list[str]:
+    """List the transformers whose weights can be rounded to fp8 as they are read (see `pusa.models.fp8`).
+
+    Cards that multiply in fp8 store weights in another way, with scales, which needs the full ones.
+    """
+    if plan.wish == "fastest":
+        return []
+    return [name for name, part in plan.parts.items() if name in EXPERTS and part.storage == "fp8" and not part.kept]
 
 
 def can_apply(pipe: Any, plan: Plan) -> bool:
@@ -116,6 +165,10 @@ def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
     return torch.device("cuda", part.card or torch.cuda.current_device())
 
 
+def _is_whole_on_accelerator(part: PartPlan) -> bool:
+    return part.device == "cuda" and part.offload == "none" and part.when == "stay"
+
+
 def _modules(pipe: Any) -> Mapping[str, nn.Module]:
     found = {name: getattr(pipe, name, None) for name in PARTS}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
@@ -136,12 +189,21 @@ def _obstacle(pipe: Any, plan: Plan) -> str:
             return f"the {name} is stored as {storage}, not as {part.storage} as its file has it"
         if part.storage == "float32" and storage in ("bfloat16", "float16"):
             return f"the {name} is stored as {storage}, not as float32"
-        if name not in EXPERTS or storage not in quantization.QUANTISED or not adapter_names(module):
-            continue
-        if state_of(module).merged != plan.merge:
+        if name in EXPERTS and storage in quantization.QUANTISED and not _can_merge(module, plan.merge):
             state = "merged into" if state_of(module).merged else "attached beside"
             return f"the LoRAs of the {name} are {state} weights stored as {storage}"
     return ""
+
+
+def _can_merge(model: Any, merged: bool) -> bool:
+    """Tell if the LoRAs of a model in fewer bits are merged, or not, as wanted, or can be."""
+    if not adapter_names(model) or state_of(model).merged == merged:
+        return True
+    try:
+        plan_rewrite(model, merged=merged)
+    except (ValueError, WeightsChangedError):
+        return False
+    return True
 
 
 def _merge(pipe: Any, plan: Plan) -> None:

@@ -9,13 +9,14 @@ from itertools import chain
 from typing import Any
 
 import torch
-from diffusers import ModelMixin, WanTransformer3DModel
-from diffusers.hooks import apply_layerwise_casting
+from diffusers import WanTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from pusa.acceleration.decisions import Storage
+from pusa.models.fp8 import store_as_fp8
 
+FULL: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 QUANTISED: tuple[Storage, ...] = ("fp8", "int8", "gguf")
 _ADA = (8, 9)  # the first CUDA capability that multiplies in fp8
 
@@ -25,9 +26,6 @@ _DTYPES: dict[torch.dtype, Storage] = {
     torch.float16: "float16",
 }
 _TYPES: dict[str, Storage] = {"Int8Tensor": "int8", "Float8Tensor": "fp8", "GGUFParameter": "gguf"}
-
-# Of T5: its embeddings are looked up, not multiplied, and its blocks cast their input to the dtype of `wo` themselves.
-_TEXT_ENCODER_SKIPS = ("shared", "embed_tokens", "norm", "relative_attention_bias", r"\bwo\b")
 
 
 def storage_of(model: nn.Module) -> Storage:
@@ -71,7 +69,7 @@ def quantize(
     """
     is_transformer = isinstance(model, WanTransformer3DModel)
     if storage == "fp8" and not (is_fast and is_transformer):
-        _store_as_fp8(model, dtype)
+        store_as_fp8(model, dtype)
     elif storage in ("fp8", "int8") and is_transformer:
         _check_torchao()
         from torchao.quantization import quantize_
@@ -90,13 +88,6 @@ def multiplies_in_8_bits(storage: Storage, device: torch.device, *, has_adapters
     if device.type != "cuda" or has_adapters:
         return False
     return storage == "int8" or torch.cuda.get_device_capability(device) >= _ADA
-
-
-def _store_as_fp8(model: nn.Module, dtype: torch.dtype) -> None:
-    if isinstance(model, ModelMixin):  # skips LoRAs, norms, embeddings and the head
-        model.enable_layerwise_casting(torch.float8_e4m3fn, dtype)
-    else:
-        apply_layerwise_casting(model, torch.float8_e4m3fn, dtype, skip_modules_pattern=_TEXT_ENCODER_SKIPS)
 
 
 def _check_torchao() -> None:

@@ -16,6 +16,7 @@ from pusa.cli.groups import json_option
 _COPY_BYTES = 256 * 2**20
 _MATRIX = {"cpu": 384, "cuda": 8192}  # a CPU that emulates bf16 may reach 0.1 GFLOP/s
 _LEAST_DISK_BYTES = 10**9
+_RANKS_SECONDS = 300.0  # the longest wait for the other process, which loads all libraries
 _ATTENTION = ("flash_attn", "flash_attn_interface", "sageattention", "xformers", "kernels")
 
 
@@ -55,7 +56,8 @@ def check(as_json: bool, no_ranks: bool) -> int:
     if as_json:
         click.echo(json.dumps({"ok": is_ok, "seconds": seconds, "findings": [asdict(one) for one in found]}))
     else:
-        click.echo(f"{'everything works' if is_ok else 'something does not work: see FAILED'} ({seconds:g} s)")
+        end = "everything works" if is_ok else "something does not work: see FAILED"
+        click.echo(f"{end}{'' if _cards() else '; there is no GPU'} ({seconds:g} s)")
     return 0 if is_ok else 1
 
 
@@ -112,7 +114,7 @@ def _gpus() -> Finding:
     count = _cards()
     if not count:
         build = "" if torch.version.cuda else " (this build of PyTorch is for CPUs)"
-        return Finding("GPUs", f"none{build}: everything runs on the CPU, and --gpus has no effect", True, {"count": 0})
+        return Finding("GPUs", f"none{build}: everything runs on the CPU; leave --gpus out", True, {"count": 0})
     cards: list[dict[str, Any]] = []
     for number in range(count):
         properties = torch.cuda.get_device_properties(number)
@@ -255,11 +257,18 @@ def _speed() -> Finding:
             best = min(best, time.perf_counter() - began)
             if best > 1:
                 break
-        rates[str(dtype).removeprefix("torch.")] = round(2 * size**3 / best / 1e12, 3)
+        rates[str(dtype).removeprefix("torch.")] = float(f"{2 * size**3 / best / 1e12:.3g}")
     is_fast = is_bf16_fast(device)
-    text = f"{rates['bfloat16']:g} TFLOP/s in bf16, {rates['float32']:g} in fp32, on the {'GPU' if _cards() else 'CPU'}"
+    unit, factor = ("TFLOP/s", 1) if _cards() else ("GFLOP/s", 1000)
+    text = (
+        f"{rates['bfloat16'] * factor:.3g} {unit} in bf16, {rates['float32'] * factor:.3g} in fp32, "
+        f"on the {'GPU' if _cards() else 'CPU'}"
+    )
     return Finding(
-        "speed", text + ("" if is_fast else ": bf16 is emulated"), True, {**rates, "bf16_is_native": is_fast}
+        "speed",
+        text + ("" if is_fast else ": bf16 is emulated"),
+        True,
+        {**{f"{name}_tflop_per_s": rate for name, rate in rates.items()}, "bf16_is_native": is_fast},
     )
 
 
@@ -273,7 +282,7 @@ def _ranks() -> Finding:
     request = GenerationRequest(model="tiny", prompt="a balloon", seed=0, steps=2, frames=5)
     device_type = "cuda" if _cards() > 1 else "cpu"
     began = time.perf_counter()
-    with TemporaryDirectory() as folder, launch(2, device_type=device_type) as ranks:
+    with TemporaryDirectory() as folder, launch(2, device_type=device_type, timeout_seconds=_RANKS_SECONDS) as ranks:
         videos = []
         for name, together in (("two", ranks), ("one", None)):
             list(generate(request, Path(folder) / f"{name}.mp4", ranks=together, device=device_type))

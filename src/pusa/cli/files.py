@@ -118,10 +118,10 @@ def add_model(
         recognised = zoo.recognise(place) if place else None
         family = model or file_set.family_of(files, families) or (recognised.family if recognised else None) or ""
     if not family:
-        raise ValueError(
-            f"nothing tells which model {name} is: give --transformer, --folder, --comfyui, or --model "
-            f"({', '.join(families)})"
-        )
+        ways = f"--model ({', '.join(families)})"
+        if "transformer" in files:
+            raise ValueError(f"--transformer {files['transformer'].name} is of no published size: give {ways}")
+        raise ValueError(f"nothing tells which model {name} is: give --transformer, --folder, --comfyui, or {ways}")
     if model is not None and family != model:
         raise ValueError(f"--model {model} is given, and the files are {family}")
     file_parts.check_model(files, *families[family], family)

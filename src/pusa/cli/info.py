@@ -31,7 +31,8 @@ def describe(file: str) -> dict[str, Any]:
     if path.suffix.lower() == ".gguf":
         return _describe_single_file(path)
     if path.suffix.lower() == _SAFETENSORS:
-        return _describe_tensors(path, *_read_safetensors(path))
+        facts = _describe_tensors(path, *_read_safetensors(path))
+        return _with_recognised_parts(facts, path) if "part" in facts else facts
     if path.suffix.lower() in _PICKLES:
         return _describe_tensors(path, *_read_pickle(path), {})
     return _describe_media(path)
@@ -149,6 +150,15 @@ def _describe_single_file(path: Path) -> dict[str, Any]:
     file = recognise(path)
     problems = [part.problem for part in file.parts if part.problem]
     return {"kind": "a checkpoint", "holds": describe(file, families()), "cannot be used": "; ".join(problems)}
+
+
+def _with_recognised_parts(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Name the part as the commands that load a single file do: prefixes, other families, several parts in one."""
+    from pusa.models.single_file.recognition import recognise
+
+    if not any(part.component for part in recognise(path).parts):
+        return facts
+    return {**_describe_single_file(path), **{name: value for name, value in facts.items() if name != "part"}}
 
 
 def _describe_lora(path: Path) -> dict[str, Any]:

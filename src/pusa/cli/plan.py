@@ -53,7 +53,11 @@ class _Capability(click.ParamType):
 )
 @click.option("--nvlink", is_flag=True, help="The cards are linked by NVLink, not by PCIe alone.")
 @click.option("--size", type=_Size(), metavar="WIDTHxHEIGHT", help="Size of the video. [default: the model's]")
-@click.option("--frames", type=click.IntRange(min=1), help="Frames of the video. [default: the model's]")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Frames of the video; more than the model's own are made in windows. [default: the model's]",
+)
 @click.option("--no-guidance", is_flag=True, help="Plan for guidance 1, which makes one pass per step.")
 @click.option(
     "--memory",
@@ -91,10 +95,14 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
     found_model = find_model(model)
     defaults = found_model.defaults
     width, height = options["size"] or (defaults.width, defaults.height)
+    frames = options["frames"] or defaults.num_frames
+    if frames > defaults.num_frames:
+        click.echo(f"{frames} frames are made in windows of {defaults.num_frames}: planning for a window", err=True)
+        frames = defaults.num_frames
     machine = _machine(options)
     found = plans(
         found_model,
-        size=(width, height, options["frames"] or defaults.num_frames),
+        size=(width, height, frames),
         machine=machine,
         options=LoadOptions(memory=options["memory"], quantize=options["quantize"], gpus=options["gpus"]),
         guidance=not options["no_guidance"],
@@ -109,7 +117,8 @@ def _machine(options: dict[str, Any]) -> "Machine":
     from pusa.acceleration.machine import described_machine
     from pusa.acceleration.machine import machine as this_machine
 
-    described = {name: options[name] for name in _DESCRIBES if options[name] not in (None, False)}
+    given = {name: options[name] for name in _DESCRIBES}
+    described = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 counts
     if not described:
         return this_machine()
     if "gpu_gb" not in described and (of_cards := described.keys() & {"count", "capability", "nvlink"}):

@@ -22,12 +22,23 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
     setattr(ctx.find_root().obj, str(parameter.name), value)
 
 
+class _Count(click.ParamType):
+    """Parse a number of GPUs."""
+
+    name = "integer"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not (str(value).isdecimal() and int(value) >= 1):
+            self.fail(f"{value!r} is no whole number from 1: give one, or leave --gpus out", parameter, ctx)
+        return int(value)
+
+
 def ranks_options(command: C) -> C:
     """Add ``--gpus`` to a command, and for tests the kind of device; the session holds their values."""
     gpus = click.option(
         "--gpus",
         metavar="N",
-        type=click.IntRange(1),
+        type=_Count(),
         expose_value=False,
         callback=_keep,
         help="GPUs of this machine that share the work of this video. [default: the plan's choice]",

@@ -174,12 +174,11 @@ def _run(
 
     request, load = find_files(request, load)
     check_model(request.model)
-
-    from pusa.generate import generate
-
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
-    with join_ranks(request, load) as ranks:
+    with join_ranks(request, load) as ranks:  # before the libraries: the other ranks load them at the same time
+        from pusa.generate import generate
+
         options |= {"ranks": ranks, "device": ranks.device.type} if ranks else {}
         show_run(lambda stop: generate(request, path, stop=stop, **options), as_json)
 
@@ -426,6 +425,8 @@ def _lines(facts: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _flat(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

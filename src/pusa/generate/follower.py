@@ -45,7 +45,7 @@ def follow_run(ranks: Ranks) -> Events:
     except RankError:
         raise
     except BaseException as error:
-        ranks.report_failure(f"{type(error).__name__}: {first_line(error)}")
+        ranks.report_failure(parallel.describe_failure(error))
         raise
 
 

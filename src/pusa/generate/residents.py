@@ -11,7 +11,7 @@ import torch
 
 from pusa import loading, zoo
 from pusa.acceleration import placement, quantization
-from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan, Storage
+from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan
 from pusa.events import BytesProgress, Note, Planned, Report
 from pusa.generate import loras
 from pusa.models.streaming import Progress
@@ -19,8 +19,6 @@ from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest, ResolvedRequest
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-
-_FULL: tuple[Storage, ...] = ("float32", "bfloat16", "float16")
 
 Load = Callable[[Plan | None, Progress], tuple[PusaPipeline, loras.Loras]]
 
@@ -177,8 +175,7 @@ class Resident:
         assert self._load is not None
         old, self._is_read = self.pipe, False
         if old is not None:
-            placement.remove(old)
-            old.register_modules(**dict.fromkeys(placement.PARTS))
+            placement.discard(old)
             free_memory()
         pipe, self.loras = self._load(self.plan, progress)
         if old is None:
@@ -245,7 +242,9 @@ def _dtypes(plan: Plan | None) -> dict[str, torch.dtype] | None:
     """Return the dtype to load each part in; None: the model's own."""
     if plan is None:
         return None
-    names = {name: part.storage if part.storage in _FULL else part.dtype for name, part in plan.parts.items()}
+    names = {
+        name: part.storage if part.storage in quantization.FULL else part.dtype for name, part in plan.parts.items()
+    }
     default = names.get("transformer", "float32")
     return {name: getattr(torch, dtype) for name, dtype in {"default": default, **names}.items()}
 
@@ -353,6 +352,8 @@ def _load(
         given["dtype"] = _dtypes(plan)
         as_is = ("fp8", "float32")  # other storages are made of bf16
         given["storage"] = {part: kind if kind in as_is else "bfloat16" for part, kind in stored.items()}
+        given["device"] = placement.devices_to_load(plan, resident.device)
+        given["as_fp8"] = placement.parts_read_as_fp8(plan)
         given["keep_quantized"] = [part for part, how in plan.parts.items() if how.kept]
     pipe = PusaPipeline.from_pretrained(model, files=resident.options.files, progress=progress, **given)
     attached = loras.attach(pipe, sources, layers)

@@ -155,6 +155,7 @@ def generate(
             checkpoint=saved,
             take_smaller_plan=take_smaller_plan,
             text_encoder=resident.part("text_encoder"),
+            device=device,
             load_text_encoder=partial(residents.load_text_encoder, resident, resolved.model),
         )
         _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)

@@ -6,11 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pusa.acceleration import parallel
 from pusa.acceleration.decisions import LoadOptions, Parallel, PartPlan, Plan
-from pusa.acceleration.ranks import Ranks
+from pusa.acceleration.ranks import Ranks, first_line
 from pusa.events import Event, Report, Stage
 from pusa.generate.residents import Resident, resident_of
+from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
 
@@ -44,6 +47,10 @@ def watch(
 
             try:
                 run(report_or_fail)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise torch.OutOfMemoryError(f"{first_line(error)}; or {parallel.MEMORY_ADVICE}") from error
             finally:
                 if ranks.is_connected and not ranks.has_failed:
                     ranks.send({"kind": "done"})

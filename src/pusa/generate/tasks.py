@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pusa import loading, long_video, media
 from pusa.acceleration.decisions import PartPlan
+from pusa.acceleration.placement import device_for
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import Checkpoint, Report, Stage, Step
 from pusa.generate.checkpoint import DenoisingCheckpoint
@@ -55,6 +56,7 @@ class Tasks:
         take_smaller_plan: makes `pipe` run in less memory, after it ran out in the place that is named; False: it
             cannot.
         text_encoder: how a text encoder that is loaded for new prompts runs; None: on the CPU, dropped afterwards.
+        device: the accelerator that this plan means by "cuda".
         load_text_encoder: returns one, for a pipeline that has none; None: that of the request's model.
     """
 
@@ -70,6 +72,7 @@ class Tasks:
         checkpoint: DenoisingCheckpoint | None = None,
         take_smaller_plan: Callable[[str], bool] = lambda where: False,
         text_encoder: PartPlan | None = None,
+        device: str = "cuda",
         load_text_encoder: Callable[[], torch.nn.Module] | None = None,
     ) -> None:
         self.request, self.inputs, self.pipe, self.report = request, inputs, pipe, report
@@ -80,6 +83,7 @@ class Tasks:
         self._take_smaller_plan = take_smaller_plan
         self._reached: tuple[Tensor, int] | None = None  # latents and steps done of the window that is being denoised
         self._text_encoder = text_encoder
+        self._device = torch.device(device)
         self._load_text_encoder = load_text_encoder or partial(loading.load_text_encoder, request.model)
         if checkpoint is not None and checkpoint.generator_state is not None:
             self.generator.set_state(checkpoint.generator_state)
@@ -214,6 +218,7 @@ class Tasks:
                 guidance_scale=request.guidance,
                 load_text_encoder=self._load_text_encoder,
                 plan=self._text_encoder,
+                device=None if self._text_encoder is None else device_for(self._text_encoder, self._device),
                 progress=self._report_encoding,
             )
         else:

@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from pusa.lora.bases import base_of, compute_dtype_of, is_on_disk, parameter_of
 from pusa.lora.layouts import LoraFile, Pair, fold, unknown_prefix
 from pusa.models.streaming import WeightsChangedError, WeightSource, sources_of
 
@@ -141,7 +142,7 @@ def check_fits(model: Any, lora: LoraFile) -> None:
 def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
     """Explain why a layer of the file does not fit the model; empty if it does."""
     try:
-        module = _base(model, layer)
+        module = base_of(model, layer)
     except AttributeError:
         return "this transformer has no such layer"
     if layer in lora.pairs:
@@ -153,7 +154,7 @@ def _misfit(model: Any, lora: LoraFile, layer: str) -> str:
         else:
             return f"a {type(module).__name__} takes no LoRA"
         dtype = module.weight.dtype
-        if dtype.is_floating_point and dtype.itemsize == 1 and _compute_dtype(module) is None:
+        if dtype.is_floating_point and dtype.itemsize == 1 and compute_dtype_of(module) is None:
             return f"stored as {dtype}, in which nothing computes: cast the weights with enable_layerwise_casting"
         if (b.shape[0], a[0].numel()) != (shape[0], math.prod(shape[1:])):
             return f"B A is {b.shape[0]} x {a[0].numel()}, the weight {' x '.join(map(str, shape))}"
@@ -186,7 +187,7 @@ def attach(pipeline: Any, model: Any, lora: LoraFile, adapter_name: str, alpha: 
     if lora.pairs:
         tensors: dict[str, Tensor] = {}
         for name, (a, b) in lora.pairs.items():
-            kernel = _base(model, name).weight.shape[2:] if isinstance(_base(model, name), nn.Conv3d) else ()
+            kernel = base_of(model, name).weight.shape[2:] if isinstance(base_of(model, name), nn.Conv3d) else ()
             tensors[f"{name}.lora_A.weight"] = a.reshape(a.shape[0], -1, *kernel)
             tensors[f"{name}.lora_B.weight"] = b.reshape(b.shape[0], -1, *(1 for _ in kernel))
         owner = (
@@ -216,18 +217,11 @@ def _set_dtypes(model: Any, adapter_name: str, tensors: dict[str, Tensor]) -> No
     PEFT casts an adapter to the dtype of the weights beside it, and would round it to fp8.
     """
     for name, layer in lora_layers(model).items():
-        dtype = _compute_dtype(layer.get_base_layer())
+        dtype = compute_dtype_of(layer.get_base_layer())
         if dtype is not None and f"{name}.lora_A.weight" in tensors:
             for half in ("lora_A", "lora_B"):
                 weight = getattr(layer, half)[adapter_name].weight
                 weight.data = tensors[f"{name}.{half}.weight"].to(weight.device, dtype)
-
-
-def _compute_dtype(module: nn.Module) -> torch.dtype | None:
-    """Return the dtype that a layer of diffusers computes in if it stores its weights in another; else None."""
-    registry = getattr(module, "_diffusers_hook", None)
-    casting = registry.get_hook("layerwise_casting") if registry is not None else None
-    return casting.compute_dtype if casting is not None else getattr(module, "compute_dtype", None)  # GGUFLinear's
 
 
 @contextmanager
@@ -257,7 +251,7 @@ def restored_on_failure(pipeline: Any, models: Iterable[Any]) -> Iterator[None]:
         with torch.no_grad():
             for model, state, values in zip(models, states, rewritten, strict=True):
                 for name in values.keys() - state.untouched.keys():
-                    _parameter(model, name).copy_(values[name].read())
+                    parameter_of(model, name).copy_(values[name].read())
                 state.written.clear()  # whatever the failed attempt wrote, every parameter is written again
                 rewrite(model)
                 for parameter in model.parameters():
@@ -393,7 +387,7 @@ def rewrite(model: Any) -> None:
     state = state_of(model)
     plan = plan_rewrite(model, merged=state.merged)
     for name in _changing(state, plan):
-        parameter = _parameter(model, name)
+        parameter = parameter_of(model, name)
         if name not in plan:
             parameter.copy_(state.untouched[name].read())
             del state.untouched[name], state.written[name]
@@ -415,39 +409,48 @@ def rewrite(model: Any) -> None:
 
 
 def _untouched(model: Any, name: str) -> Untouched:
-    """Describe a parameter that no LoRA has changed: by its place in a file, if the file still has this very value."""
-    parameter = _parameter(model, name)
+    """Describe a parameter that no LoRA has changed: by its place in a file, if the file still has this very value.
+
+    One that was rounded to fp8 as it was read is untouched in the dtype that it was rounded from.
+    """
+    parameter = parameter_of(model, name)
+    layer = base_of(model, name.rpartition(".")[0])
+    dtype = parameter.dtype if parameter.dtype in _MERGEABLE else compute_dtype_of(layer)
+    assert dtype is not None  # see `_check_writable`
     source = sources_of(model).get(name)
     if source is not None:
         with suppress(WeightsChangedError):
-            stored = source.read().to(parameter.device, parameter.dtype)
-            if torch.equal(stored, parameter):
-                return Untouched(parameter.dtype, source)
-    return Untouched(parameter.dtype, parameter.detach().to("cpu", copy=True))
+            stored = source.read().to(parameter.device, dtype)
+            if torch.equal(stored.to(parameter.dtype).to(dtype), parameter.to(dtype)):
+                return Untouched(dtype, source)
+    return Untouched(dtype, parameter.detach().to("cpu", dtype, copy=True))
 
 
 def _check_writable(model: Any, name: str) -> None:
-    parameter = _parameter(model, name)
+    parameter = parameter_of(model, name)
     was_cast = name in state_of(model).untouched and parameter.dtype.is_floating_point  # after it was merged
+    source, layer = sources_of(model).get(name), base_of(model, name.rpartition(".")[0])
+    if source is not None and compute_dtype_of(layer) is not None:  # cast as it was read
+        source.check()
+        was_cast = True
     if type(parameter) is not nn.Parameter or (parameter.dtype not in _MERGEABLE and not was_cast):
         kind = f"{type(parameter).__name__} of {parameter.dtype}"
+        if state_of(model).merged:
+            raise ValueError(
+                f"{name} is a {kind} with LoRAs merged into it: load the model again with another alpha, or without "
+                "quantised weights, where alpha can change"
+            )
         raise ValueError(
             f"{name} is a {kind}: quantised or sharded weights cannot be rewritten; keep the adapter attached, or load "
             "the model again, merge, and then quantise"
         )
+    if is_on_disk(model, name):
+        raise ValueError(
+            f"{name} is kept on disk by group offloading, which would not see a change: call "
+            "pusa.acceleration.placement.remove first, and apply the plan again afterwards"
+        )
     if parameter.is_meta:
         raise ValueError(f"{name} is offloaded out of reach: merge before enabling sequential offloading")
-
-
-def _base(model: Any, layer: str) -> Any:
-    """Find a module of the stock model, inside its LoRA wrapper if it has one."""
-    module = model.get_submodule(layer)
-    return module.get_base_layer() if isinstance(module, LoraLayer) else module
-
-
-def _parameter(model: Any, name: str) -> nn.Parameter:
-    layer, _, parameter = name.rpartition(".")
-    return getattr(_base(model, layer), parameter)
 
 
 def matrices(model: Any, layer: str, adapter_name: str) -> Pair:

@@ -152,6 +152,7 @@ def merge_lora(pipeline: Any) -> None:
     `unmerge_lora` keep working, and read the untouched weights again from the model's files, which must stay as they
     are. A copy stays on the CPU of those that no file has: a model made in memory, or changed since it was loaded. The
     adapters stay attached, switched off. Quantise after merging: `enable_layerwise_casting` keeps all this working.
+    Weights that were read as fp8 (`pusa.models.fp8`) are merged as if they were read in full, merged and then cast.
 
     Raises:
         ValueError: no adapter is attached, or weights are quantised, sharded or offloaded out of reach.

@@ -50,18 +50,35 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         if size_bytes < 8 or header_bytes > size_bytes - 8:
-            raise DamagedFileError(f"{path.name} is no whole safetensors file: it has {size_bytes} bytes")
+            raise DamagedFileError(
+                f"{path.name} is no whole safetensors file: it has {size_bytes} bytes; download or copy it again"
+            )
         try:
             header = json.loads(file.read(header_bytes))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"{path.name} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise DamagedFileError(f"{path.name} is no safetensors file: its header is no JSON object")
     tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+    for key, entry in tensors.items():
+        if not _is_entry(entry):
+            raise DamagedFileError(f"{path.name} is no safetensors file: its header does not describe {key!r}")
     whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size_bytes < whole_bytes:
-        raise DamagedFileError(f"{path.name} is cut short: {size_bytes} of {whole_bytes} bytes")
+        raise DamagedFileError(
+            f"{path.name} is cut short: {size_bytes} of {whole_bytes} bytes; download or copy it again"
+        )
     return tensors
+
+
+def _is_entry(entry: Any) -> bool:
+    """Tell if an entry of a safetensors header has a dtype, sizes, and the two ends of its data."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, ends = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(ends, list) or len(ends) != 2:
+        return False
+    return all(type(number) is int and number >= 0 for number in (*shape, *ends)) and ends[0] <= ends[1]
 
 
 def is_original(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pusa.models import files, wan22_vae
 from pusa.models.files import WrongArchitectureError
+from pusa.models.fp8 import store_as_fp8
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 from pusa.models.parts import Tensors, check_tensors, refuse_quantised, tensors_in
 from pusa.models.streaming import Devices, LoadCounter, Places, device_of, fill, places
@@ -277,6 +279,8 @@ def vae_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     if z_dim != expected:
         raise WrongArchitectureError(f"this VAE has {z_dim} latent channels; the {name} VAE has {expected}")
     if is_wan22:
+        if (widest := shapes["decoder.conv1.weight"][0]) % 4:
+            raise WrongArchitectureError(f"its decoder begins with {widest} channels, no multiple of 4")
         return wan22_vae.config_from_shapes(shapes)
     return {"base_dim": shapes["encoder.conv1.weight"][0], "z_dim": z_dim}
 
@@ -324,10 +328,21 @@ def empty_transformer(folder: Path) -> WanTransformer3DModel:
 
 
 def load_transformer(
-    folder: Path, dtype: torch.dtype, *, device: "torch.device | str" = "cpu", counter: LoadCounter | None = None
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    device: "torch.device | str" = "cpu",
+    counter: LoadCounter | None = None,
+    as_fp8: bool = False,
 ) -> WanTransformer3DModel:
-    """Load one expert tensor by tensor: see `pusa.models.streaming.fill`."""
+    """Load one expert tensor by tensor: see `pusa.models.streaming.fill`.
+
+    Args:
+        as_fp8: store its linear layers as fp8 (`pusa.models.fp8`) as they are read.
+    """
     model = empty_transformer(folder)
+    if as_fp8:
+        store_as_fp8(model, dtype)
     fill(model, places_of_transformer(folder), dtype, device=device, counter=counter)
     return model
 
@@ -401,6 +416,7 @@ def load_components(
     skip: Collection[str] = (),
     device: Devices = "cpu",
     counter: LoadCounter | None = None,
+    as_fp8: Collection[str] = (),
 ) -> dict[str, Any]:
     """Load all components of a `WanPipeline` from a complete folder in the original layout.
 
@@ -410,6 +426,7 @@ def load_components(
         skip: components not to load.
         device: one for all, or by component; the CPU for those that it does not name.
         counter: counts the bytes read.
+        as_fp8: transformers whose linear layers are stored as fp8 as they are read.
 
     Returns:
         Arguments of the pipeline class.
@@ -419,7 +436,8 @@ def load_components(
     """
     experts = files.original_experts(folder)
     loaders: dict[str, Any] = {"vae": (load_vae, folder), "text_encoder": (load_text_encoder, folder)}
-    loaders |= {component: (load_transformer, place) for component, place in experts.items()}  # the largest last
+    for component, place in experts.items():  # the largest last
+        loaders[component] = (partial(load_transformer, as_fp8=component in as_fp8), place)
     components: dict[str, Any] = {
         component: load(place, dtype_of(component, dtype), device=device_of(component, device), counter=counter)
         for component, (load, place) in loaders.items()

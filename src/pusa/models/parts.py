@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 
 from pusa.models import files
 from pusa.models.files import WrongArchitectureError
+from pusa.models.fp8 import store_as_fp8
 from pusa.models.streaming import LoadCounter, Places, fill, places
 from pusa.models.tensors import load_tensors
 
@@ -206,9 +207,16 @@ def load_part(
     device: "torch.device | str" = "cpu",
     counter: LoadCounter | None = None,
     keep_mapped: bool = False,
+    as_fp8: bool = False,
 ) -> torch.nn.Module:
-    """Load one part of a checked folder in diffusers layout from its `streamed_files`: see `fill`."""
+    """Load one part of a checked folder in diffusers layout from its `streamed_files`: see `fill`.
+
+    Args:
+        as_fp8: store its linear layers as fp8 (`pusa.models.fp8`) as they are read.
+    """
     model, weights = empty_part(folder, part, paths)
+    if as_fp8:
+        store_as_fp8(model, dtype)
     fill(model, weights, dtype, device=device, counter=counter, keep_mapped=keep_mapped)
     if isinstance(model, transformers.PreTrainedModel):
         model.config._name_or_path = str(folder / part)

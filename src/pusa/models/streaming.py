@@ -5,7 +5,7 @@ A tensor is read, cast and put in its place before the next one is read, so that
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from pusa.models import files
+from pusa.models.fp8 import STORAGE
 from pusa.models.tensors import open_tensors
 
 Progress = Callable[[int, int], None]  # bytes read so far, and of all
@@ -27,12 +28,23 @@ class WeightsChangedError(RuntimeError):
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A tensor in a file, with the file's size and time of change when it was read."""
+    """A tensor in a file, with the file's size and time of change when it was read.
+
+    Attributes:
+        scale_key: of the tensor that it is multiplied by, one number or one for each row; "": none.
+    """
 
     path: Path
     key: str
     size_bytes: int
     changed_ns: int
+    scale_key: str = ""
+
+    @classmethod
+    def of(cls, path: Path, key: str, scale_key: str = "") -> "WeightSource":
+        """Describe a tensor of a file as it is now."""
+        stat = path.stat()
+        return cls(path, key, stat.st_size, stat.st_mtime_ns, scale_key)
 
     def check(self) -> None:
         """Raise WeightsChangedError unless the file is as it was."""
@@ -48,10 +60,14 @@ class WeightSource:
         )
 
     def read(self) -> Tensor:
-        """Read the tensor as it is stored, mapped from disk; raise as `check`."""
+        """Read the tensor as it is stored, mapped from disk, or its scaled values in fp32; raise as `check`."""
         self.check()
         with open_tensors(self.path) as get:
-            return get(self.key)
+            stored = get(self.key)
+            if not self.scale_key:
+                return stored
+            scale = get(self.scale_key).float().reshape(-1, *[1] * (stored.ndim - 1))
+            return stored.to(torch.float32, copy=True).mul_(scale)
 
 
 class LoadCounter:
@@ -69,6 +85,12 @@ class LoadCounter:
 def device_of(part: str, device: Devices) -> torch.device | str:
     """Return the device of a part: the one for all, or its own, and the CPU if it has none."""
     return device.get(part, "cpu") if isinstance(device, Mapping) else device
+
+
+def bytes_in_ram(weights: Mapping[str, int], device: Devices, as_fp8: Collection[str]) -> dict[str, int]:
+    """Leave out of the bytes of parts those that go to other devices, and halve those that are read as fp8."""
+    on_cpu = {part: size for part, size in weights.items() if str(device_of(part, device)) == "cpu"}
+    return {part: size // 2 if part in as_fp8 else size for part, size in on_cpu.items()}
 
 
 def weight_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -115,25 +137,26 @@ def fill(
     """Read all weights of a model on the meta device, cast them and put them on a device.
 
     Args:
-        model: as `accelerate.init_empty_weights` leaves it. The caller has checked that the files have exactly its
-            tensors; names that it lacks are passed over.
+        model: as `accelerate.init_empty_weights` leaves it, with `pusa.models.fp8.store_as_fp8` if wanted: weights
+            that are fp8 there are cast to it, too. The caller has checked that the files have exactly its tensors;
+            names that it lacks are passed over.
         weights: see `places`.
         dtype: see `weight_dtype`.
         keep_mapped: leave weights that need no cast on disk, mapped into memory: right for a model on the CPU that is
             used once. Otherwise no file stays mapped.
     """
     sources = model.__dict__.setdefault("_pusa_weights", {})
-    known = set(model.state_dict())
+    known = {name: empty.dtype for name, empty in model.state_dict().items()}
     for path, names in weights.items():
-        stat = path.stat()
+        source = WeightSource.of(path, "")
         with open_tensors(path) as get:
             for key, name in names.items():
                 if name not in known:
                     continue
                 stored = get(key)
                 value = stored.to(device, weight_dtype(model, name, dtype), copy=not keep_mapped)
-                _put(model, name, value)
-                sources[name] = WeightSource(path, key, stat.st_size, stat.st_mtime_ns)
+                _put(model, name, value.to(STORAGE) if known[name] == STORAGE else value)
+                sources[name] = replace(source, key=key)
                 if counter is not None:
                     counter.add(stored.nbytes)
                 del stored, value

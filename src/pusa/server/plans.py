@@ -9,10 +9,11 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pusa import zoo
@@ -28,8 +29,11 @@ logger = logging.getLogger(__name__)
 Size = tuple[int, int, int]
 """Width, height and frames of what a model makes at once."""
 
-PlanFunction = Callable[[str, Size, Machine, LoadOptions, float], Plan]
-"""Plan how a model (a source, as in a request) makes a clip on a machine, with a guidance scale."""
+PlanFunction = Callable[[str, Size, Machine, LoadOptions, float], Sequence[Plan]]
+"""List plans of how a model (a source, as in a request) makes a clip on a machine, with a guidance scale; best first.
+
+There is at least one; where nothing fits, it has a `problem`.
+"""
 
 _KEPT_SECONDS = 2.0  # for which the workers' machines, and the durations of earlier jobs, are not read again
 _KEPT_PLANS = 256
@@ -37,12 +41,11 @@ _RECENT_JOBS = 100
 _COMPLETED: tuple[Status, ...] = ("completed",)
 
 
-def plan_model(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> Plan:
-    """Call `pusa.acceleration.plan`, which is imported when it is needed first."""
-    from pusa.acceleration import plan
+def plan_model(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> list[Plan]:
+    """Call `pusa.acceleration.planning.plans`, which is imported when it is needed first."""
+    from pusa.acceleration.planning import plans
 
-    found: Plan = plan(model, size=size, machine=machine, options=options, guidance=guidance)
-    return found
+    return plans(model, size=size, machine=machine, options=options, guidance=guidance)
 
 
 def machine_as_json(machine: Machine) -> dict[str, Any]:
@@ -100,26 +103,31 @@ class Planner:
         self._kept_seconds = kept_seconds
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self._lock = threading.Lock()
-        self._machines: tuple[Machine, ...] = ()
+        self._groups: tuple[_Group, ...] = ()
         self._durations: list[_Duration] = []
-        self._machines_read_at = self._durations_read_at = float("-inf")
+        self._groups_read_at = self._durations_read_at = float("-inf")
+
+    @cached_property
+    def _is_known(self) -> bool:
+        return has_shapes(self._settings.model)
 
     @cached_property
     def _token_pixels(self) -> int:
         return token_pixels(self._settings.model)
 
-    def machines(self) -> tuple[Machine, ...]:
-        """Return the different machines of the workers that were heard of lately."""
+    def _different_groups(self) -> "tuple[_Group, ...]":
+        """Return the different machines and numbers of ranks of the workers that were heard of lately."""
         now = time.monotonic()
-        if now - self._machines_read_at >= self._kept_seconds:
+        if now - self._groups_read_at >= self._kept_seconds:
             seen_seconds = max(2 * self._settings.lease_seconds, 10.0)
-            states = [worker.state.get("machine") for worker in self._queue.workers(seen_within_seconds=seen_seconds)]
-            found: dict[Machine, None] = {}
+            states = [worker.state for worker in self._queue.workers(seen_within_seconds=seen_seconds)]
+            found: dict[_Group, None] = {}
             for state in states:
                 with suppress(TypeError, AttributeError):  # of a worker of another version
-                    found |= {machine_from_json(state): None} if state else {}
-            self._machines, self._machines_read_at = tuple(found), now
-        return self._machines
+                    if values := state.get("machine"):
+                        found[_Group(machine_from_json(values), int(state.get("world_size", 1)))] = None
+            self._groups, self._groups_read_at = tuple(found), now
+        return self._groups
 
     def plan(self, size: Size, guidance: float) -> tuple[Plan, Machine] | None:
         """Plan a clip on the workers' machines; of several, the first one on which it works.
@@ -128,25 +136,31 @@ class Planner:
             A plan, whose `problem` says why it works on none of them, and its machine; None if no machine, or the
             model, is not known.
         """
-        plans = [(plan, machine) for machine in self.machines() if (plan := self._plan_on(machine, size, guidance))]
+        groups = self._different_groups()
+        plans = [(plan, group.machine) for group in groups if (plan := self._plan_on(group, size, guidance))]
         return next((found for found in plans if not found[0].problem), plans[0] if plans else None)
 
-    def _plan_on(self, machine: Machine, size: Size, guidance: float) -> Plan | None:
-        options = self._settings.load_options
-        key = machine, size, guidance > 1, options
+    def _plan_on(self, group: "_Group", size: Size, guidance: float) -> Plan | None:
+        key = group, size, guidance > 1
         with self._lock:
             if key not in self._plans:
                 if len(self._plans) >= _KEPT_PLANS:
                     self._plans.clear()
-                self._plans[key] = self._call(machine, size, guidance, options)
+                self._plans[key] = self._call(group, size, guidance)
             return self._plans[key]
 
-    def _call(self, machine: Machine, size: Size, guidance: float, options: LoadOptions) -> Plan | None:
+    def _call(self, group: "_Group", size: Size, guidance: float) -> Plan | None:
+        """Plan for the ranks that share each job, as they do themselves: a small clip could do with fewer."""
+        if not self._is_known:
+            return None
+        machine, ranks = group.machine, group.ranks
+        options = replace(self._settings.load_options, gpus=ranks if machine.cards and ranks > 1 else None)
         try:
-            return self._plan(self._settings.model, size, machine, options, guidance)
-        except (ValueError, OSError, ImportError) as error:  # a model of a kind that the planner does not know
+            plans = self._plan(self._settings.model, size, machine, options, guidance)
+        except (ValueError, OSError, ImportError) as error:  # such as a damaged configuration
             logger.warning("%s cannot be planned: %s", self._settings.model, error)
             return None
+        return next((plan for plan in plans if plan.parallel.ranks == ranks), plans[0])
 
     def plan_request(self, request: ResolvedRequest) -> Plan | None:
         """Plan a request, see `plan`."""
@@ -178,6 +192,17 @@ class Planner:
         return per_step * steps + per_frame * frames
 
 
+def has_shapes(model: str) -> bool:
+    """Return True if a model is in the zoo, or a folder in diffusers layout.
+
+    The planner takes any other for Wan2.1 14B, by which no request may be refused.
+    """
+    return (
+        zoo.find(zoo.with_fallback(model)) is not None
+        or (Path(model).expanduser() / "transformer" / "config.json").is_file()
+    )
+
+
 def token_pixels(model: str) -> int:
     """Return the side of the square of pixels that a token of a latent frame stands for; Wan2.1's for other models."""
     from pusa.acceleration.needs import shapes_of
@@ -199,6 +224,14 @@ def windows_of(request: ResolvedRequest) -> int:
     if request.task == "loop":
         bridges, total = 1, total - (window - 2 * overlap)
     return bridges + 1 + (math.ceil((total - window) / (window - overlap)) if total > window else 0)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The machine of a worker, and how many ranks of it share each job."""
+
+    machine: Machine
+    ranks: int
 
 
 @dataclass(frozen=True)

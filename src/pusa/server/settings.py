@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,15 +19,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
 from pusa.acceleration.decisions import LoadOptions, Quantize, Wish
-from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs, shown
+from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs
 from pusa.provenance.options import MarkOptions
 from pusa.request import METADATA, Metadata
+from pusa.server.keys_file import check_key_lengths, read_keys
 
 __all__ = ["ServerSettings", "load_settings", "parse_option"]
 
 PREFIX = "PUSA_"
 CONFIG_VARIABLE = "PUSA_CONFIG"
-MIN_KEY_LENGTH = 16
 
 _MIB, _GIB = 2**20, 2**30
 _OTHER_VARIABLES = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # no settings: of this module, the client, caches
@@ -293,7 +293,7 @@ class ServerSettings(StrictModel):
 
     @model_validator(mode="after")
     def _check_access(self) -> "ServerSettings":
-        _check_length(self.api_keys)
+        check_key_lengths(self.api_keys)
         if not (self.api_keys or self.insecure or self.is_loopback):
             raise ValueError(
                 f"host={self.host} can be reached by others and there is no API key: set PUSA_API_KEYS or "
@@ -476,30 +476,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-
-
-def read_keys(path: Path) -> list[str]:
-    """Read a file with one API key a line.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no key, or one that is too short.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"api_keys_file={shown(str(path))} is not there: check its name and who may read it")
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    keys = [line for line in lines if line]
-    if not keys:
-        raise ValueError(f"api_keys_file={shown(str(path))} holds no key: write one a line")
-    _check_length(keys)
-    return keys
-
-
-def _check_length(keys: Sequence[str]) -> None:
-    """Raise ValueError for a key that is too short; the message must not contain it."""
-    short = [len(key) for key in keys if len(key) < MIN_KEY_LENGTH]
-    if short:
-        raise ValueError(
-            f"an API key has {short[0]} characters and needs {MIN_KEY_LENGTH}: "
-            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` makes one"
-        )

@@ -308,6 +308,24 @@ def test_a_file_cut_short_is_damaged(tmp_path: Path, tensors: Tensors) -> None:
         load_single_file(tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a": 5}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": 7, "shape": ["1"], "data_offsets": [0, "4"]}}',
+    ],
+)
+def test_a_header_of_nonsense_is_damage(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "nonsense.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(DamagedFileError, match="no safetensors file: its header does not describe 'a'"):
+        load_single_file(path)
+
+
 def test_a_stock_transformer_and_the_loaded_one_agree(tmp_path: Path) -> None:
     stock = make_transformer(3, num_layers=1)
     path = write(tmp_path / "wan.safetensors", original.transformer_to_original(stock.state_dict()))

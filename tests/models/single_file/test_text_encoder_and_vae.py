@@ -14,9 +14,9 @@ from torch import nn
 from pusa import load_single_file
 from pusa.models import original
 from pusa.models.files import WrongArchitectureError
+from pusa.models.original import WAN22_VAE
 from pusa.models.single_file.recognition import recognise
 from pusa.models.single_file.text_encoder import write_tokenizer
-from pusa.models.single_file.vae import WAN22_VAE
 
 
 def spiece_model(*, byte_fallback: bool = True) -> torch.Tensor:

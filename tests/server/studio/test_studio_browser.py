@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from studio_samples import Visitor, chromium, studio
+from studio_samples import Visitor, studio
 
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
@@ -15,12 +15,6 @@ from pusa.server.studio import examples
 pytestmark = pytest.mark.slow  # together two minutes, and only where a browser is
 
 PICTURES, CLIPS = examples.PICTURES, examples.CLIPS
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from pusa.server.studio.forms import Form, FormDefaults
 FIELDS = ("timeline", *Form.__dataclass_fields__)
 
 
-def plan(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> Plan:
+def plan(model: str, size: Size, machine: Machine, options: LoadOptions, guidance: float) -> list[Plan]:
     """Plan by a rule of this test: up to 128 pixels work."""
     problem = "" if size[0] <= 128 else f"{size[0]} pixels need too much: ask for 128"
     parts = {"transformer": PartPlan("float32", "float32", "cpu")}
-    return Plan(model, options.memory, parts, ram_peak_bytes=1000 * size[0] * size[1], problem=problem)
+    return [Plan(model, options.memory, parts, ram_peak_bytes=1000 * size[0] * size[1], problem=problem)]
 
 
 @pytest.fixture

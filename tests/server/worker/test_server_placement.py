@@ -14,12 +14,12 @@ from pusa.server.worker.placement import cards_of, find_machine, has_gpu, place
 CARDS = tuple(Card(80 * 10**9, f"card {number}", (9, 0)) for number in range(4))
 
 
-def plan(model: str, size: tuple[int, int, int], machine: Machine, options: LoadOptions, guidance: float) -> Plan:
+def plan(model: str, size: tuple[int, int, int], machine: Machine, options: LoadOptions, guidance: float) -> list[Plan]:
     """Use all cards that the options allow."""
     count = options.gpus or len(machine.cards)
     part = PartPlan("bfloat16", "bfloat16", "cuda")
     problem = "" if model != "wan2.1-1.3b" else "nothing fits: take a smaller model"
-    return Plan(model, "balanced", {"transformer": part}, parallel=Parallel(ulysses=count), problem=problem)
+    return [Plan(model, "balanced", {"transformer": part}, parallel=Parallel(ulysses=count), problem=problem)]
 
 
 def placed(folder: Path, number: int = 0, cards: int = 4, visible: str = "", **settings: Any) -> Any:
@@ -42,9 +42,21 @@ def test_workers_of_a_machine_share_its_cards(tmp_path: Path) -> None:
 
 def test_the_settings_limit_the_cards_of_a_worker(tmp_path: Path) -> None:
     one = placed(tmp_path, 1, workers=2, gpus=1)
-    assert (one.ranks, one.env) == (1, {"CUDA_VISIBLE_DEVICES": "1"})
-    assert placed(tmp_path, 1, cards=2, workers=2, gpus=1, visible="2,GPU-5").env == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
-    assert placed(tmp_path, gpus=3).ranks == 3
+    assert (one.ranks, one.env) == (1, {"CUDA_VISIBLE_DEVICES": "1", "PUSA_GPUS": "0"})
+    assert placed(tmp_path, 1, cards=2, workers=2, gpus=1, visible="2,GPU-5").env["CUDA_VISIBLE_DEVICES"] == "GPU-5"
+    three = placed(tmp_path, gpus=3)
+    assert (three.ranks, three.env["PUSA_GPUS"]) == (3, "3")
+
+
+def test_one_process_that_uses_two_cards_plans_for_one_rank(tmp_path: Path) -> None:
+    """Wan2.2 has two experts: a card for each is a plan of one rank."""
+    experts = {
+        name: PartPlan("bfloat16", "bfloat16", "cuda", card=card) for card, name in enumerate(("first", "second"))
+    }
+    settings = quick_settings(tmp_path, model="wan2.2-14b", gpus=2)
+    plans = [Plan("wan2.2-14b", "balanced", experts)]
+    found = place(settings, find=lambda: Machine(CARDS[:2], 10**12), plan=lambda *_: plans, environ={})
+    assert (found.ranks, found.env) == (1, {"CUDA_VISIBLE_DEVICES": "0,1", "PUSA_GPUS": "0"})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -396,12 +395,14 @@ def test_a_killed_worker_leaves_its_job_to_another_one_soon(is_idle_one_there, h
     env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     command = [sys.executable, "-c", program, str(house.settings.data_folder)]
     with subprocess.Popen(command, env=env) as victim:
-        wait_until(lambda: house.job(job).checkpoint_step >= 4)
-        (child,) = psutil.Process(victim.pid).children()
-        scratch = list(house.settings.scratch_folder.iterdir())
-        if is_idle_one_there:
-            house.hire(delays=Delays(reclaim_seconds=0.1))
-        victim.send_signal(signal.SIGKILL)
+        try:
+            wait_until(lambda: house.job(job).checkpoint_step >= 4)
+            (child,) = psutil.Process(victim.pid).children()
+            scratch = list(house.settings.scratch_folder.iterdir())
+            if is_idle_one_there:
+                house.hire(delays=Delays(reclaim_seconds=0.1))
+        finally:
+            victim.kill()  # also where the test fails: it would run for ever
     wait_until(lambda: not child.is_running())
     if not is_idle_one_there:
         house.hire()  # its lease is far from over

@@ -17,7 +17,6 @@ from pusa.models.parts import check_tensors
 from pusa.models.single_file.quantisation import StoredTensor, stored_part
 from pusa.models.single_file.recognition import Part, SingleFile
 from pusa.models.single_file.text_encoder import text_encoder_config, to_transformers
-from pusa.models.single_file.vae import key_table, vae_config
 
 Value = TypeVar("Value")
 Config = dict[str, Any]
@@ -133,9 +132,9 @@ def _text_encoder(
 
 
 def _vae(part: Part, stored: Mapping[str, StoredTensor], config: Config) -> tuple[nn.Module, dict[str, StoredTensor]]:
-    table = key_table(part.family)
+    table = original.WAN22_VAE if part.family == "wan2.2-vae" else original.VAE
     wan = table.to_original(stored) if part.names == "diffusers" else dict(stored)
-    vae = vae_config(part.family, {name: tensor.header.shape for name, tensor in wan.items()})
+    vae = original.vae_config_from_keys({name: tensor.header.shape for name, tensor in wan.items()})
     with init_empty_weights():
         return AutoencoderKLWan(**vae | config), table.to_diffusers(wan)
 

@@ -122,7 +122,9 @@ def _gguf_header(path: Path) -> FileHeader:
     for tensor in reader.tensors:
         end = int(tensor.data_offset) + int(tensor.n_bytes)
         if end > size_bytes:
-            raise DamagedFileError(f"{path.name} is cut short: {size_bytes} of at least {end} bytes")
+            raise DamagedFileError(
+                f"{path.name} is cut short: {size_bytes} of at least {end} bytes; download or copy it again"
+            )
         shape = tuple(int(size) for size in reversed(tensor.shape))  # GGUF counts dimensions from the fastest
         original = reader.fields.get(_ORIG_SHAPE + tensor.name)
         if original is not None:

@@ -13,11 +13,13 @@ from transformers import UMT5EncoderModel
 from pusa import resources
 from pusa.models import streaming
 from pusa.models.files import WrongArchitectureError
+from pusa.models.fp8 import STORAGE, store_as_fp8
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
 from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import Part, SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
+from pusa.models.streaming import Devices, bytes_in_ram, device_of
 from pusa.models.text_encoder import check_text_encoder
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
@@ -40,6 +42,8 @@ def load_single_file(
     *,
     keep_quantized: bool | Collection[str] = False,
     components: Collection[str] | None = None,
+    device: Devices = "cpu",
+    as_fp8: Collection[str] = (),
 ) -> Components:
     """Load the models in a safetensors or GGUF file as ComfyUI's users have it.
 
@@ -60,9 +64,12 @@ def load_single_file(
             its use, rounded to the dtype: of all components, or of those that are named. Needs
             ``pip install "pusa[quant]"``.
         components: those to load, of several in the file; None: all.
+        device: where the weights go as they are read: one for all, or by component (the CPU for others).
+        as_fp8: components whose linear layers are stored as fp8 (`pusa.models.fp8`) as they are read; without effect
+            on those that `keep_quantized` keeps.
 
     Returns:
-        Component -> module, on the CPU, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
+        Component -> module, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
         "vae"; and "tokenizer" if the file holds one that can be read. Attribute `notes` says what was left out.
 
     Raises:
@@ -80,12 +87,17 @@ def load_single_file(
     kept = set(empty) if keep_quantized is True else set(keep_quantized or ())
     counts = {part: sum(p.numel() for p in each.model.parameters()) for part, each in empty.items()}
     dtype = resources.default_dtype(sum(counts.values())) if torch_dtype is None else torch_dtype
-    resources.check_ram(_bytes_in_memory(file, counts, dtype, kept), file.path.name)
+    as_fp8 = set(as_fp8) - kept
+    need = _bytes_in_memory(file, counts, dtype, kept)
+    resources.check_ram(bytes_in_ram(need, device, as_fp8), file.path.name)
     loaded: dict[str, Any] = {}
     with TensorReader(file.header) as reader:
         for component, each in empty.items():
             part_dtype = resources.dtype_of(component, dtype)
-            loaded[component] = _load(each, reader, part_dtype, keep_quantized=component in kept)
+            if component in as_fp8:
+                store_as_fp8(each.model, part_dtype)
+            place = device_of(component, device)
+            loaded[component] = _load(each, reader, part_dtype, place, keep_quantized=component in kept)
     if "text_encoder" in loaded:
         tokenizer, note = load_tokenizer(file)
         if tokenizer is None:
@@ -134,10 +146,18 @@ def _bytes_in_memory(
     return {**resources.weight_bytes(counts, dtype), **{name: sizes[name] for name in counts if name in sizes}}
 
 
-def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_quantized: bool) -> nn.Module:
+def _load(
+    empty: EmptyModel,
+    reader: TensorReader,
+    dtype: torch.dtype,
+    device: "torch.device | str",
+    *,
+    keep_quantized: bool,
+) -> nn.Module:
     """Fill a model tensor by tensor."""
     model = empty.model
     state = {}
+    sources = model.__dict__.setdefault("_pusa_weights", {})  # see `pusa.models.streaming.sources_of`
     for name, parameter in model.state_dict().items():
         tensor = empty.tensors.get(name)
         if tensor is None:
@@ -146,7 +166,10 @@ def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_q
         if keep_quantized and own_dtype == dtype and can_keep(model, name, tensor):
             keep(model, name, tensor, reader, dtype)
         else:
-            state[name] = reader.read(tensor, own_dtype).reshape(parameter.shape)
+            value = reader.read(tensor, own_dtype).to(device).reshape(parameter.shape)
+            state[name] = value.to(STORAGE) if parameter.dtype == STORAGE else value
+            if (source := reader.source_of(tensor)) is not None and tensor.header.shape == tuple(parameter.shape):
+                sources[name] = source
     model.load_state_dict(state, strict=False, assign=True)
     if isinstance(model, UMT5EncoderModel):
         model.encoder.embed_tokens.weight = model.shared.weight
@@ -156,7 +179,7 @@ def _load(empty: EmptyModel, reader: TensorReader, dtype: torch.dtype, *, keep_q
         raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
     if isinstance(model, WanTransformer3DModel):
         model = PusaWanTransformer3DModel.from_wan(model)
-    return model.eval()
+    return model.to(device).eval()
 
 
 def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:

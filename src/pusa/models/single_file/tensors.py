@@ -14,6 +14,7 @@ from torch import Tensor
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.single_file.headers import FileHeader, open_gguf
 from pusa.models.single_file.quantisation import StoredTensor
+from pusa.models.streaming import WeightSource
 
 # Plain weights are small, and scaled fp8 fills its range up to 448: a matrix above this has lost its scale.
 _LARGEST_UNSCALED = 100.0
@@ -74,6 +75,12 @@ class TensorReader:
             return None
         scale = self._file.get_tensor(tensor.scale).to(torch.float32, copy=True)
         return scale.reshape(-1, *[1] * (len(tensor.header.shape) - 1))  # of rows, also if there are as many columns
+
+    def source_of(self, tensor: StoredTensor) -> WeightSource | None:
+        """Describe where a tensor's exact values can be read again; None in a GGUF file."""
+        if self._header.format == "gguf":
+            return None
+        return WeightSource.of(self._header.path, tensor.key, tensor.scale or "")
 
     def blocks(self, tensor: StoredTensor) -> Tensor:
         """Copy the packed blocks of a GGUF tensor, uint8 ``[rows, bytes]``."""

@@ -14,6 +14,7 @@ from pusa.models.single_file.recognition import recognise
 from pusa.models.single_file.text_encoder import load_tokenizer
 from pusa.models.sources import configs
 from pusa.models.sources.file_set import OPTIONS, component_of, part_in, transformer_config
+from pusa.models.streaming import Devices, device_of
 from pusa.models.vae import channels_last
 from pusa.resources import DType
 
@@ -78,6 +79,8 @@ def load_parts(
     dtype: DType,
     config: Mapping[str, Mapping[str, Any]] | None = None,
     keep_quantized: bool | Collection[str] = False,
+    device: Devices = "cpu",
+    as_fp8: Collection[str] = (),
 ) -> dict[str, Any]:
     """Load parts from files.
 
@@ -86,6 +89,8 @@ def load_parts(
         dtype: one for all, or by component with a "default".
         config: component -> arguments that tensors do not tell, for models of unpublished sizes.
         keep_quantized: as for `load_single_file`, of all parts or of those that are named.
+        device: one for all parts, or by part (the CPU for others).
+        as_fp8: parts that are stored as fp8 as they are read, as for `load_single_file`.
 
     Returns:
         Part -> module; and a tokenizer, if the text encoder's file has one.
@@ -100,6 +105,8 @@ def load_parts(
             torch_dtype=_by_component(dtype, wanted),
             keep_quantized=[component_of(part) for part in kept],
             components=[component_of(part) for part in wanted],
+            device={component_of(part): device_of(part, device) for part in wanted},
+            as_fp8=[component_of(part) for part in wanted if part in as_fp8],
         )
         parts |= {part: loaded[component_of(part)] for part in wanted}
         if "text_encoder" in wanted and "tokenizer" in loaded:

@@ -179,7 +179,7 @@ def describe(file: SingleFile, families: Families) -> str:
     parts = list(_parts_as_text(file))
     fitting = families_of(file, families)
     fits = f"; fits {' or '.join(fitting)}" if fitting else ""
-    return f"{' and '.join(parts)}, {readable(file.size_bytes)}{fits}"
+    return f"{' and '.join(parts) or 'no part of a Wan model'}, {readable(file.size_bytes)}{fits}"
 
 
 def _parts_as_text(file: SingleFile) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from starlette.datastructures import Headers
 
-from pusa.server.settings import read_keys
+from pusa.server.keys_file import read_keys
 
 logger = logging.getLogger(__name__)
 

@@ -111,14 +111,15 @@ def place(
     found = Placement(1, {_VISIBLE: ",".join(names[index] for index in own)}, machine)
     defaults = zoo.defaults_of(settings.model)
     size = (defaults.width, defaults.height, defaults.num_frames)
-    planned = plan(settings.model, size, machine, settings.load_options, float(defaults.guidance))
+    planned = plan(settings.model, size, machine, settings.load_options, float(defaults.guidance))[0]
     if planned.problem:  # loading says so too, and it may know better
         logger.warning("%s", planned.problem)
         return found
     logger.info("%s", planned.summary)
-    if planned.parallel.ranks == 1:
-        return found
     ranks = planned.parallel.ranks
+    if ranks == 1:
+        # It may use several cards, one for each expert: as many as are visible, and no plan for several ranks.
+        return replace(found, env={**found.env, "PUSA_GPUS": "0"})
     shared = {PARALLEL_VARIABLE: json.dumps(asdict(planned.parallel)), "PUSA_GPUS": str(ranks)}
     return replace(found, ranks=ranks, env={**found.env, **shared})
 
