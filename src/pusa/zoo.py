@@ -359,6 +359,7 @@ def _in_comfyui(folder: Path) -> ZooModel:
         title=f"in ComfyUI: {family.title}",
         family=family.name,
         files=choice.files,
+        own_lora=choice.own_lora,
     )
 
 

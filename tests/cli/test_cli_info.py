@@ -11,6 +11,7 @@ import pytest
 from command_line import pusa
 from PIL import Image
 from safetensors.numpy import save_file
+from sparse_models import transformer_shapes, vae_shapes, write_sparse
 
 from pusa.cli.options import build_conditions
 from pusa.events import Done, Event
@@ -90,6 +91,25 @@ def test_decode_makes_a_video_of_saved_latents(asked, tmp_path):
     assert (result.exit_code, result.stdout) == (0, "z.mp4\n")
     assert asked == [Path("z.safetensors")]
     assert pusa("decode", "nope.safetensors", "-o", "z.mp4").exit_code == 2
+
+
+def test_decode_finds_the_files_of_comfyuis_folder_and_others(tmp_path, monkeypatch):
+    given = []
+
+    def fake(latents: Path, output: Path, **options: Any) -> Iterator[Event]:
+        given.append(options)
+        output.write_bytes(b"")
+        yield Done({"video": output})
+
+    monkeypatch.setattr("pusa.generate.decode", fake)
+    save_file({"latents": np.zeros((1, 16, 2, 4, 4), np.float32)}, tmp_path / "z.safetensors")
+    models = tmp_path / "ComfyUI/models"
+    write_sparse(models / "diffusion_models/t.safetensors", transformer_shapes("wan2.1-1.3b"))
+    vae = write_sparse(models / "vae/v.safetensors", vae_shapes("wan2.1"))
+    assert pusa("decode", "z.safetensors", "-o", "z.mp4", "--model", tmp_path / "ComfyUI").exit_code == 0
+    assert (given[0]["model"], given[0]["load"].vae) == ("wan2.1-1.3b", vae)
+    assert pusa("decode", "z.safetensors", "-o", "z.mp4", "--vae", vae).exit_code == 0
+    assert (given[1]["model"], given[1]["load"].files) == (None, {"vae": vae})
 
 
 def test_info_of_our_video_says_how_it_was_made(tmp_path):

@@ -13,7 +13,7 @@ from pusa.models import original, wan22_vae
 from pusa.zoo import ZOO
 
 Shapes = Mapping[str, Sequence[int]]
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 
 
 def transformer_shapes(model: str) -> dict[str, list[int]]:

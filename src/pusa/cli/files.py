@@ -52,10 +52,13 @@ def find_files(request: GenerationRequest, load: LoadOptions) -> tuple[Generatio
     from pusa import zoo
     from pusa.models.sources import comfyui, file_set
 
-    place = comfyui.models_folder(folder) if folder is not None else None
+    place, loras = comfyui.models_folder(folder) if folder is not None else None, list(request.lora)
     if place is not None:
         choice = comfyui.choose(comfyui.scan(place), zoo.families(), load.files)
         family, files = choice.family, dict(choice.files)
+        if not loras and choice.loras:
+            loras = list(choice.own_lora)
+            click.echo(choice.lora_note, err=True)
     elif is_default and load.files:
         files = file_set.expand(load.files)
         found = file_set.family_of(files, zoo.families())
@@ -69,7 +72,7 @@ def find_files(request: GenerationRequest, load: LoadOptions) -> tuple[Generatio
     named = ", ".join(f"{part} {path.name}" for part, path in files.items())
     click.echo(f"{family}, with {named}", err=True)
     changes: dict[str, Any] = files
-    return request.model_copy(update={"model": family}), replace(load, **changes)
+    return request.model_copy(update={"model": family, "lora": loras}), replace(load, **changes)
 
 
 def add_model(
@@ -92,6 +95,7 @@ def add_model(
     from pusa.models.sources import file_parts, file_set
 
     files, families = take_files(options), zoo.families()
+    note = ""
     if name in zoo.ZOO:
         raise ValueError(f"{name} is a model of the zoo: give another name")
     if model is not None and model not in families:
@@ -107,6 +111,8 @@ def add_model(
             raise ValueError(f"--comfyui {comfyui} has no folder diffusion_models, unet or checkpoints")
         choice = comfyui_folder.choose(comfyui_folder.scan(found), families, files)
         family, files = choice.family, dict(choice.files)
+        if not lora:
+            lora, note = choice.own_lora, choice.lora_note
     else:
         files = file_set.expand(files)
         recognised = zoo.recognise(place) if place else None
@@ -122,7 +128,12 @@ def add_model(
     sources = tuple(_absolute(source) for source in lora)
     added_models.write(added_models.AddedModel(name, family, files, sources, place))
     parts = ", ".join(f"{part} {path.name}" for part, path in files.items())
-    return f"{name} is {family}" + (f" with {parts}" if parts else "") + (f" of {place.name}" if place else "")
+    return (
+        f"{name} is {family}"
+        + (f" with {parts}" if parts else "")
+        + (f" of {place.name}" if place else "")
+        + (f"; {note}" if note else "")
+    )
 
 
 def _folder(text: str, option: str) -> Path:

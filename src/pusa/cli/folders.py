@@ -86,7 +86,7 @@ def _describe_comfyui(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": "ComfyUI's folder of models",
         "files": {str(file.path.relative_to(folder)): file_set.describe(file, families) for file in found.usable},
-        "LoRAs": [str(path.relative_to(folder)) for path in found.loras],
+        "LoRAs": [str(file.path.relative_to(folder)) for file in found.loras],
         "cannot be used": list(found.refused),
     }
     try:

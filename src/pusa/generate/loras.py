@@ -9,7 +9,7 @@ from pusa.fsutil import FileStat, fingerprint_of, sampled_fingerprint_of, stat_o
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
 from pusa.lora.placement import PlacedFile, Source, find_files, place_loras
-from pusa.lora.sources import EXPERTS, NOISE_OF, parse_lora
+from pusa.lora.sources import EXPERTS, NOISE_OF, parse_lora, public_name
 from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
 
@@ -87,7 +87,8 @@ def own_files(entry: zoo.ZooModel) -> tuple[list[str | dict[str, Path]], list[st
     if entry.is_ours:
         return [], []  # in the folder, and attached with it
     if entry.own_lora:
-        told = f"{entry.name} is a {entry.family}: its defaults and the LoRAs that were added with it apply"
+        names = " and ".join(map(public_name, entry.own_lora))
+        told = f"{entry.name} is a {entry.family}: its defaults and its own LoRA ({names}) apply"
         return list(entry.own_lora), [told]
     told = f"{entry.name} is recognised as {entry.family}" if entry.family else ""
     if entry.lora is None:

@@ -107,3 +107,16 @@ def test_a_text_encoder_is_kept_too(tmp_path: Path, kind: str, tiny_text_encoder
     with torch.no_grad():
         wanted, got = (model(tokens).last_hidden_state for model in (dequantised, kept))
     assert (got - wanted).abs().max() <= 2e-6 * wanted.abs().max()
+
+
+def test_one_component_of_an_all_in_one_file_is_loaded_and_kept_alone(golden: Path) -> None:
+    path = golden / "singlefiles/all_in_one_checkpoint.safetensors"
+    whole = load_single_file(path, config={"transformer": HEADS})
+    assert {"transformer", "text_encoder", "vae"} <= set(whole)
+    for keep in (False, ["text_encoder"], ["transformer"]):
+        alone = load_single_file(path, config={"transformer": HEADS}, components=["transformer"], keep_quantized=keep)
+        assert set(alone) == {"transformer"}
+        assert bool(quantised(alone["transformer"])) == (keep == ["transformer"])
+    assert set(load_single_file(path, components=["vae"])) == {"vae"}
+    with pytest.raises(ValueError, match=r"components=\['unet'\]: all_in_one_checkpoint\.safetensors holds "):
+        load_single_file(path, components=["unet"])

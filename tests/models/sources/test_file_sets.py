@@ -172,6 +172,43 @@ def test_files_are_found_by_content(comfy: Path) -> None:
         assert (model.family, model.files) == ("wan2.1-1.3b", choice.files)
 
 
+def lora_shapes(rank: int, width: int = 1536, layers: int = 30) -> dict[str, list[int]]:
+    names = [f"diffusion_model.blocks.{number}.self_attn.q" for number in range(layers)]
+    return {f"{name}.lora_A.weight": [rank, width] for name in names} | {
+        f"{name}.lora_B.weight": [width, rank] for name in names
+    }
+
+
+def test_the_only_pusa_lora_of_a_folder_is_its_own(comfy: Path) -> None:
+    write_sparse(comfy / "loras/speed.safetensors", lora_shapes(64))
+    write_sparse(comfy / "loras/pusa_14b.safetensors", lora_shapes(512, 5120, 40))  # of another model
+    write_sparse(comfy / "loras/Pusa_high_noise.safetensors", lora_shapes(512))  # of one expert of two
+    choice = comfyui.choose(comfyui.scan(comfy), FAMILIES)
+    assert (choice.loras, choice.lora_note) == ((), "")
+    renamed = write_sparse(comfy / "loras/mine.safetensors", lora_shapes(512))
+    choice = comfyui.choose(comfyui.scan(comfy), FAMILIES)
+    assert choice.own_lora == (str(renamed),)
+    assert choice.lora_note == f"with the Pusa LoRA of the folder: --lora {renamed}"
+    model = zoo.find(comfy)
+    assert model is not None
+    assert model.own_lora == (str(renamed),)
+    named = write_sparse(comfy / "loras/pusa_rank64.safetensors", lora_shapes(64))
+    choice = comfyui.choose(comfyui.scan(comfy), FAMILIES)
+    assert choice.own_lora == ()
+    assert choice.lora_note.endswith(f"choose with --lora {renamed} or --lora {named}")
+
+
+def test_a_pair_of_pusa_loras_is_one(comfy: Path) -> None:
+    (comfy / "diffusion_models/wan/my_model.safetensors").unlink()
+    for noise in ("high", "low"):
+        write_sparse(comfy / f"unet/wan2.2_{noise}_noise.safetensors", WIDE, mark=noise.encode())
+    write_sparse(comfy / "loras/Wan21_Pusa.safetensors", lora_shapes(512, 5120, 40))
+    high = write_sparse(comfy / "loras/Pusa_high_noise.safetensors", lora_shapes(512, 5120, 40))
+    assert comfyui.choose(comfyui.scan(comfy), FAMILIES).own_lora == ()
+    low = write_sparse(comfy / "loras/Pusa_low_noise.safetensors", lora_shapes(512, 5120, 40))
+    assert comfyui.choose(comfyui.scan(comfy), FAMILIES).own_lora == (f"high={high},low={low}",)
+
+
 def test_several_candidates_are_listed_with_the_options_that_choose(comfy: Path) -> None:
     write_sparse(comfy / "diffusion_models/other.safetensors", TI2V)
     found = comfyui.scan(comfy)

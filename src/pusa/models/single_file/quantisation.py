@@ -25,6 +25,7 @@ GGUF_BLOCKS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0", "Q5_1", "
 """Those of matrices that can be kept as they are stored."""
 
 _KEPT = {**dict.fromkeys(FP8_TYPES, "fp8"), "I8": "int8", **dict.fromkeys(GGUF_BLOCKS, "gguf")}
+_IN_FP32 = ("time_embed", "modulation", "scale_shift_table")  # in a transformer, by diffusers
 _LOOKED_UP = ("shared", "embed_tokens", "token_emb")  # a text encoder's words are no linear layer
 FORMATS = {"float8_e4m3fn": FP8_TYPES, "float8_e5m2": FP8_TYPES, "int8_tensorwise": ("I8",)}
 
@@ -240,16 +241,17 @@ def kept_size(stored: Mapping[str, StoredTensor]) -> tuple[str, int]:
     """Compute how a component is in memory whose matrices are kept as they are stored.
 
     Returns:
-        "fp8", "int8" or "gguf", or "" where no matrix is quantised; and the bytes, with the others in 16 bits.
+        "fp8", "int8" or "gguf", or "" where no matrix is quantised; and the bytes of a model in 16 bits otherwise.
     """
     sizes: Counter[str] = Counter()
     for name, tensor in stored.items():
         header = tensor.header
         kind = _KEPT.get(header.type, "") if len(header.shape) == 2 and name.endswith(".weight") else ""
-        if kind and not any(word in name for word in _LOOKED_UP):
+        in_fp32 = any(word in name for word in _IN_FP32)
+        if kind and not in_fp32 and not any(word in name for word in _LOOKED_UP):
             sizes[kind] += header.size_bytes
         else:
-            sizes[""] += 2 * header.values
+            sizes[""] += (4 if in_fp32 else 2) * header.values
     kinds = [kind for kind, _ in sizes.most_common() if kind]
     return kinds[0] if kinds else "", sizes.total()
 

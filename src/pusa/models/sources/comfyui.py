@@ -4,11 +4,13 @@ Only headers are read. Names count for high and low noise alone, which no conten
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pusa.lora.sources import stem_of
+from pusa.lora.sources import NOISE_OF, stem_of
 from pusa.models.files import DamagedFileError
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.sources.file_set import OPTIONS, Families, describe, expand, families_of, family_of, is_same
@@ -25,22 +27,40 @@ class Found:
 
     Attributes:
         usable: files with parts of Wan text-to-video models; an all-in-one file has several.
-        loras: LoRA files.
+        loras: LoRA files, recognised.
         refused: a line for each file of Wan's that cannot be used, with the reason, or that is damaged.
     """
 
     folder: Path
     usable: tuple[SingleFile, ...]
-    loras: tuple[Path, ...]
+    loras: tuple[SingleFile, ...]
     refused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of the zoo, and the files of its parts (part of a pipeline -> file)."""
+    """A model of the zoo, the files of its parts (part of a pipeline -> file), and the Pusa LoRAs that fit it.
+
+    Attributes:
+        loras: each as `pusa.lora.sources.parse_lora` reads it; a pair for two experts is one.
+    """
 
     family: str
     files: Mapping[str, Path]
+    loras: tuple[str, ...] = ()
+
+    @property
+    def own_lora(self) -> tuple[str, ...]:
+        """The LoRA that the folder has for this model, if it is the only one."""
+        return self.loras if len(self.loras) == 1 else ()
+
+    @property
+    def lora_note(self) -> str:
+        """Say which LoRA is used of the folder's, or that there are several; "" if there are none."""
+        if len(self.loras) == 1:
+            return f"with the Pusa LoRA of the folder: --lora {self.loras[0]}"
+        ways = " or ".join(f"--lora {source}" for source in self.loras)
+        return f"the folder has several Pusa LoRAs, and none of them is used: choose with {ways}" if ways else ""
 
 
 def models_folder(folder: Path) -> Path | None:
@@ -65,7 +85,7 @@ def scan(folder: Path) -> Found:
             refused.append(f"{path.relative_to(folder)}: {error}")
             continue
         if file.is_lora:
-            loras.append(path)
+            loras.append(file)
         parts = [part for part in file.parts if part.component]
         if any(not part.problem for part in parts):
             usable.append(file)
@@ -112,7 +132,7 @@ def choose(found: Found, families: Families, given: Mapping[str, Path] | None = 
     for part, kind in (("vae", _VAE_OF[channels]), ("text_encoder", "umt5")):
         if part not in chosen and (path := _only(found, families, part, kind)):
             chosen[part] = path
-    return Choice(family, chosen)
+    return Choice(family, chosen, tuple(_pusa_loras(found, *families[family])))
 
 
 def _transformers(found: Found, families: Families) -> dict[str, Path]:
@@ -154,6 +174,38 @@ def _only(found: Found, families: Families, part: str, kind: str) -> Path | None
         lines = [f"{OPTIONS[part]} {file.path} ({describe(file, families)})" for file in distinct]
         raise ValueError(_several(found, {"vae": "VAEs"}.get(part, "text encoders"), lines))
     return distinct[0].path if distinct else None
+
+
+# ---- LoRAs -----------------------------------------------------------------------------------------------------------
+
+_PUSA_RANK = 512  # of the published ones; those for speed or style have 256 at most
+_LORA_INPUT = re.compile(r"blocks[._](\d+)[._](?:self_attn|attn1).*(?:lora_A|lora_down|lora\.down)\b.*weight$")
+
+
+def _pusa_loras(found: Found, transformer: Mapping[str, Any], experts: int) -> Iterator[str]:
+    """List the Pusa LoRAs that fit a model, by their shapes, and by their name or their rank.
+
+    Those for Wan2.2's experts have the shapes of Wan2.1's: a pair, as its names tell, is for two experts only.
+    """
+    width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    fitting = [file for file in found.loras if _is_pusa_lora(file, width, transformer["num_layers"])]
+    pairs: dict[str, dict[str, SingleFile]] = {}
+    for file in fitting:
+        if experts == 1 and file.expert is None:
+            yield str(file.path)
+        elif experts == 2 and file.expert is not None:
+            pairs.setdefault(stem_of(str(file.path)), {})[file.expert] = file
+    for pair in pairs.values():
+        if len(pair) == 2:
+            yield ",".join(f"{NOISE_OF[expert]}={pair[expert].path}" for expert in sorted(pair))
+
+
+def _is_pusa_lora(file: SingleFile, width: int, layers: int) -> bool:
+    shapes = {key: tensor.shape for key, tensor in file.header.tensors.items()}
+    inputs = [(int(match[1]), shape) for key, shape in shapes.items() if (match := _LORA_INPUT.search(key))]
+    if {number for number, _ in inputs} != set(range(layers)) or {shape[-1] for _, shape in inputs} != {width}:
+        return False
+    return "pusa" in file.path.name.lower() or {shape[0] for _, shape in inputs} == {_PUSA_RANK}
 
 
 def _several(found: Found, what: str, lines: Sequence[str]) -> str:
