@@ -11,7 +11,7 @@ import pytest
 from plan_table import CARDS, MODELS, SIZES, TI2V_5B, cell, machine_of, plan_of, plans_of, table
 
 from pusa import zoo
-from pusa.acceleration.decisions import WISHES, Card, LoadOptions, Machine, Plan, Wish
+from pusa.acceleration.decisions import WISHES, Card, LoadOptions, Machine, Plan, Storage, Wish
 from pusa.acceleration.machine import described_machine
 from pusa.acceleration.planning import plan, plans, usable_bytes
 
@@ -184,12 +184,17 @@ def test_fallbacks_of_full_weights_are_the_file_as_it_is() -> None:
     assert {way.parts["transformer"].offload for way in ways} >= {"none", "blocks", "leaves"}
 
 
-def test_files_in_fp8_and_int8_are_never_streamed_from_disk() -> None:
-    # With so little RAM only the disk is left, to which diffusers writes GGUF's blocks alone.
-    for storage, is_problem in (("gguf", False), ("fp8", True), ("int8", True)):
-        options = LoadOptions(transformer=Path("wan"), file_storage={"transformer": storage})
-        found = plan("wan2.1-14b", machine=machine_of("1x12", 16), options=options, lora_ranks={})
-        assert bool(found.problem) == is_problem, storage
+@pytest.mark.parametrize(
+    ("storage", "size_gb", "is_problem"),
+    [("gguf", 8, False), ("gguf", 15, True), ("fp8", 15, True), ("int8", 15, True)],
+)
+def test_a_file_that_stays_quantised_must_fit_into_ram_as_it_is_read(
+    storage: Storage, size_gb: int, is_problem: bool
+) -> None:
+    sizes = {"transformer": size_gb * GB}
+    options = LoadOptions(transformer=Path("wan"), file_storage={"transformer": storage}, file_bytes=sizes)
+    found = plan("wan2.1-14b", machine=machine_of("1x12", 16), options=options, lora_ranks={})
+    assert bool(found.problem) == is_problem
 
 
 def test_without_a_card_a_file_stays_quantised_where_ram_is_short() -> None:
