@@ -115,6 +115,8 @@ def test_a_transformer_of_another_size_needs_a_model(tmp_path: Path, golden: Pat
     result = pusa("generate", "a cat", "--transformer", file)
     assert result.exit_code == 2
     assert "transformer_bf16.safetensors: of no published size: give --model" in result.stderr
+    result = pusa("models", "add", "small", "--transformer", file)
+    assert "--transformer transformer_bf16.safetensors is of no published size: give --model" in result.stderr
     result = pusa("generate", "a cat", "--vae", golden / "singlefiles/wan_2.1_vae_bf16.safetensors")
     assert "no transformer, which would tell the model: give --model" in result.stderr
 

@@ -126,6 +126,8 @@ def test_nothing_is_left_of_a_conversion_that_is_stopped_or_fails(
 def test_bad_sources_and_targets_are_refused(tmp_path: Path, diffusers_folder: Path) -> None:
     with pytest.raises(ValueError, match="model exists already: give a new folder"):
         list(convert(diffusers_folder, diffusers_folder))
+    with pytest.raises(ValueError, match=r"config\.json is a file, and .* would be in it: give another folder"):
+        list(convert(diffusers_folder, diffusers_folder / "vae" / "config.json" / "new"))
     with pytest.raises(ValueError, match="'tiny' has no files"):
         list(convert("tiny", tmp_path / "new"))
     with pytest.raises(ValueError, match="dtype='float32' is not one of bfloat16, float16"):

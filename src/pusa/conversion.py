@@ -139,6 +139,8 @@ def _part(name: str, model: nn.Module, weights: Places, dtype: torch.dtype) -> _
 
 def _check_disk(need: int, folder: Path) -> None:
     existing = next(place for place in folder.absolute().parents if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file, and {folder} would be in it: give another folder")
     have = shutil.disk_usage(existing).free
     if need > have:
         raise ResourcesError(

@@ -1,6 +1,7 @@
 """The denoising loop never waits for its device, and offloading moves each part once per stage, previews included."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,17 @@ def test_generate_by_a_plan_moves_each_part_once_per_stage(tmp_path: Path) -> No
     assert moves.log == [("vae", "out"), *turns("text_encoder", "transformer", "vae")]
 
 
-def test_an_encoder_that_is_loaded_for_a_prompt_moves_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_is_loaded_for_a_prompt_moves_once_and_while_no_other_part_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
     PusaPipeline.from_pretrained("tiny").save_pretrained(tmp_path / "model")
-    moves, load = Moves({}), loading.load_text_encoder
+    request = GenerationRequest(model=str(tmp_path / "model"), **CLIP)
+    plans = [make_plan("model")]
+    resolved = request.resolved(zoo.defaults_of(request.model))
+    resident = resident_of(resolved, LoadOptions(), device=str(ACCELERATOR), is_planned=True)
+    pipe = resident.prepare(resolved, plans, lambda event: None)
+    moves, load = Moves(pipe.components), loading.load_text_encoder
 
     def watched(*args: Any, **options: Any) -> Any:
         encoder = load(*args, **options)
@@ -221,10 +229,17 @@ def test_an_encoder_that_is_loaded_for_a_prompt_moves_once(tmp_path: Path, monke
         return encoder
 
     monkeypatch.setattr(loading, "load_text_encoder", watched)
-    runs = {"model": str(tmp_path / "model"), "plans": [make_plan("model")], "device": str(ACCELERATOR), "steps": 1}
-    for prompt, known in (("a cat", 1), ("a cat", 1), ("a dog", 2)):
-        make(None, tmp_path / "out.mp4", prompt=prompt, guidance=3.0, **runs)
-        assert moves.log == [("text_encoder", "in"), ("text_encoder", "out")] * known
+    runs = {"model": request.model, "plans": plans, "device": str(ACCELERATOR)}
+    with closing(generate(request, tmp_path / "out.mp4", plans=plans, device=str(ACCELERATOR))) as events:
+        next(event for event in events if event.kind == "step" and event.stage == "denoise")
+    expected = turns("text_encoder", "transformer")
+    assert moves.log == expected
+    make(None, tmp_path / "out.mp4", steps=1, prompt="a dog", **runs)
+    expected += [("transformer", "out"), *turns("text_encoder", "vae", "transformer", "vae")]
+    assert moves.log == expected
+    make(None, tmp_path / "out.mp4", steps=1, **runs)  # both prompts are cached
+    expected += [("vae", "out"), *turns("transformer", "vae")]
+    assert moves.log == expected
 
 
 def test_keyframes_and_two_experts_move_each_part_once_per_stage(tiny_pipeline: TinyPipeline) -> None:

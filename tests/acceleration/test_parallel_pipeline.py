@@ -15,7 +15,7 @@ from components import make_text_encoder, make_tokenizer, make_transformer, make
 from torch import Tensor
 
 from pusa.acceleration.decisions import Parallel
-from pusa.acceleration.parallel import choose, disable, enable
+from pusa.acceleration.parallel import check_heads, choose, disable, enable
 from pusa.conditions import PusaCondition
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler, wave_sigmas
@@ -150,6 +150,18 @@ def test_the_passes_of_guidance_are_divided_first(ranks: int, guided: bool, expe
     chosen = choose(ranks, guided=guided, heads=40)
     assert (chosen.guidance, chosen.ulysses) == expected
     assert chosen.ranks == ranks
+
+
+@pytest.mark.parametrize(("heads", "ranks"), [(40, 8), (40, 3), (12, 4), (12, 1), (3, 2)])
+def test_heads_that_pad_to_less_than_a_share_are_divided(heads: int, ranks: int) -> None:
+    check_heads(heads, ranks)
+
+
+def test_heads_that_do_not_divide_are_refused_with_the_numbers_that_do() -> None:
+    with pytest.raises(ValueError, match=r"^ulysses=8: 12 attention heads do not divide .*: 1, 2, 3, 4, 6 do$"):
+        check_heads(12, 8)
+    with pytest.raises(ValueError, match=r"^ulysses=4: 3 attention heads do not divide .*: 1, 2, 3 do$"):
+        check_heads(3, 4)
 
 
 def test_sharing_needs_a_group() -> None:

@@ -91,7 +91,7 @@ def test_balanced_is_exact_where_the_bus_keeps_up_and_quantised_where_it_does_no
     assert streamed.relative_speed > 0.95  # a block is copied in less time than one computes
     slow = plan("wan2.1-14b", machine=replace(machine, offload_bytes_per_second=1e9))
     assert cell(slow) == "fp8"
-    assert any("alpha is frozen" in note for note in slow.notes)
+    assert any("another alpha merges again" in note for note in slow.notes)
     kept = plan(
         "wan2.1-14b",
         machine=replace(machine, offload_bytes_per_second=1e9),
@@ -312,3 +312,16 @@ def test_planning_imports_no_torch() -> None:
         "plan('wan2.1-14b', machine=m(gpu_gb=24)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory": "most"}, "memory='most' is none of fastest, balanced, smallest"),
+        ({"quantize": "fp4"}, "quantize='fp4' is none of auto, none, fp8, int8"),
+        ({"gpus": 0}, "gpus=0 is below 1"),
+    ],
+)
+def test_impossible_wishes_are_errors(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoadOptions(**values)

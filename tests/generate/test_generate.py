@@ -234,7 +234,9 @@ def test_the_text_encoder_is_read_for_new_prompts_only(tmp_path, monkeypatch):
     monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
     reads = []
     load = loading.load_text_encoder
-    monkeypatch.setattr("pusa.loading.load_text_encoder", lambda source: reads.append(source) or load(source))
+    monkeypatch.setattr(
+        "pusa.loading.load_text_encoder", lambda *given, **more: reads.append(given) or load(*given, **more)
+    )
     clip = {"model": str(tmp_path / "model"), "width": WIDTH, "height": HEIGHT, "frames": 5, "negative_prompt": ""}
     run(tmp_path / "a.mp4", **clip)
     run(tmp_path / "b.mp4", **clip)

@@ -253,7 +253,10 @@ def test_replay_says_if_weights_were_rounded_in_another_way(tmp_path: Path) -> N
         for quantize in ("auto", "int8")
     ]
     assert said == [
-        ["this video was made with --quantize int8: its weights were rounded in another way than now"],
+        [
+            "this video was made with --quantize int8, and its weights are rounded in another way now: give it for "
+            "equal frames"
+        ],
         [],
     ]
 

@@ -51,6 +51,8 @@ def test_bad_arguments_are_refused(tmp_path: Path, transformer: Any, file: Path)
         reduce_file(file, tmp_path / "small.pt", 2)
     with pytest.raises(ValueError, match="is the file that is read"):
         reduce_file(file, file, 2)
+    with pytest.raises(ValueError, match=r"nowhere is no folder"):
+        reduce_file(file, tmp_path / "nowhere" / "small.safetensors", 2)
     pairs = comfyui(make_pairs(transformer, rank=2))
     both = pairs | {key.replace("diffusion_model.", "transformer_2."): value for key, value in pairs.items()}
     with pytest.raises(ValueError, match=r"both experts of Wan2\.2: split it"):

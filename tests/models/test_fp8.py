@@ -146,7 +146,6 @@ from pathlib import Path
 import torch
 from pusa.lora import load_pusa, merge_lora
 from pusa.models import original
-from pusa.models.fp8 import store_as_fp8
 from pusa.models.wan import PusaWanTransformer3DModel
 from lora_samples import pipe
 
@@ -159,15 +158,12 @@ def watch():
         most = max(most, anonymous())
         time.sleep(0.002)
 
-as_fp8 = sys.argv[3] == "as_fp8"
 before = most = anonymous()
 threading.Thread(target=watch, daemon=True).start()
-model = original.load_transformer(Path(sys.argv[1]), torch.bfloat16, as_fp8=as_fp8)
+model = original.load_transformer(Path(sys.argv[1]), torch.bfloat16, as_fp8=True)
 model = PusaWanTransformer3DModel.from_wan(model)
 load_pusa(pipe(model), sys.argv[2])
 merge_lora(pipe(model))
-if not as_fp8:
-    store_as_fp8(model, torch.bfloat16)
 print(most - before, sum(value.nbytes for value in model.parameters()))
 """
 
@@ -178,15 +174,14 @@ def test_memory_holds_fp8_and_a_tensor_and_never_the_whole_model(tmp_path: Path)
     pairs = make_pairs(model, rank=8)
     lora = write(tmp_path / "lora.safetensors", comfyui({name: pairs[name] for name in pairs if "blocks.8." in name}))
     write_transformer(tmp_path / "wan", original.transformer_to_original(model.state_dict()), shards=2, num_heads=8)
-    largest = 4 * max(value.numel() for value in model.parameters())
     del model, pairs
-    path = os.pathsep.join(str(folder) for folder in (Path(__file__).parents[1] / "support",))
-    peaks = {}
-    for how in ("as_fp8", "whole"):
-        command = [sys.executable, "-c", PEAK, str(tmp_path / "wan"), str(lora), how]
-        output = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=100, capture_output=True, text=True
-        ).stdout
-        peaks[how], size = map(int, output.split())
-    assert size < peaks["as_fp8"] < size + 4 * largest + 30_000_000
-    assert peaks["whole"] > 1.9 * size
+    output = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "wan"), str(lora)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")},
+        check=True,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    ).stdout
+    peak, size = map(int, output.split())
+    assert size < peak < 1.8 * size  # 1.7 with the fp32 copies of one weight; of the whole model in bf16 above 2

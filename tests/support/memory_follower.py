@@ -17,5 +17,5 @@ if __name__ == "__main__":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 1 has ...")
         return forward(self, *args, **options)
 
-    PusaWanTransformer3DModel.forward = short  # type: ignore[method-assign]
+    PusaWanTransformer3DModel.forward = short
     sys.exit(main())

@@ -120,6 +120,7 @@ class Candidate:
         text: where the text encoder runs.
         is_apart: the two experts have a card each.
         keeps: transformers whose files are quantised stay as those store them; False: they become full weights.
+        in_8_bits: layers multiply in 8 bits if the wish is "fastest".
     """
 
     task: Task
@@ -131,6 +132,7 @@ class Candidate:
     parallel: Parallel = field(default_factory=Parallel)
     is_apart: bool = False
     keeps: bool = False
+    in_8_bits: bool = True
 
     @property
     def cards(self) -> int:
@@ -241,7 +243,8 @@ class Candidate:
 
     def _is_read_as_fp8(self, expert: str) -> bool:
         """Tell if weights are rounded as they are read: see `pusa.acceleration.placement.parts_read_as_fp8`."""
-        return self.storage_of(expert) == "fp8" and self.task.options.memory != "fastest"
+        multiplies = self.task.options.memory == "fastest" and self.in_8_bits
+        return self.storage_of(expert) == "fp8" and not multiplies and expert not in self.kept
 
     def _is_read_to_card(self, expert: str) -> bool:
         """Tell if weights go from their file to the card: see `pusa.acceleration.placement.devices_to_load`."""
@@ -291,7 +294,8 @@ class Candidate:
     @property
     def is_fast(self) -> bool:
         """Tell if layers multiply in 8 bits, which changes results more than the rounding of weights."""
-        return self.task.options.memory == "fastest" and not self.has_adapter and not self.kept
+        is_fastest = self.task.options.memory == "fastest"
+        return is_fastest and self.in_8_bits and not self.has_adapter and not self.kept
 
     @cached_property
     def relative_speed(self) -> float:
@@ -331,6 +335,7 @@ class Candidate:
             ram_peak_bytes=self.ram_peak_bytes,
             relative_speed=round(self.relative_speed, 4),
             notes=(*self._notes(), *notes),
+            in_8_bits=self.in_8_bits,
         )
 
     def _expert_plan(self, number: int, expert: str) -> PartPlan:
@@ -412,7 +417,10 @@ def candidates(task: Task) -> Iterator[Candidate]:
                 continue
             if text == "stay" and (offload != "none" or is_apart):
                 continue
-            yield Candidate(task, storage, offload, merge, tiles, text, parallel, is_apart, keeps)
+            way = Candidate(task, storage, offload, merge, tiles, text, parallel, is_apart, keeps)
+            yield way
+            if storage == "fp8" and task.options.memory == "fastest" and not keeps:
+                yield replace(way, in_8_bits=False)  # slower, and read as fp8
 
 
 def _storages(task: Task) -> list[tuple[Storage, bool]]:

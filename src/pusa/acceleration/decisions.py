@@ -7,7 +7,7 @@ carries it out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Wish = Literal["fastest", "balanced", "smallest"]
 Quantize = Literal["auto", "none", "fp8", "int8"]
@@ -32,6 +32,9 @@ class LoadOptions:
             by its name where it is not here.
         file_bytes: component -> memory that its single file takes if its weights are kept as they are stored; without
             an entry, by the file's header, or a guess.
+
+    Raises:
+        ValueError: an unknown word, or fewer than one card.
     """
 
     memory: Wish = "balanced"
@@ -43,6 +46,13 @@ class LoadOptions:
     vae: Path | None = None
     file_storage: Mapping[str, Storage] = field(default_factory=dict, hash=False, compare=False)
     file_bytes: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, words in (("memory", get_args(Wish)), ("quantize", get_args(Quantize))):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(words)}")
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"gpus={self.gpus} is below 1: leave it out for the plan's choice")
 
     @property
     def files(self) -> dict[str, Path]:
@@ -148,6 +158,8 @@ class Plan:
         relative_speed: denoising steps per second, relative to all weights resident in bf16, merged, on one such card.
         problem: why nothing fits, what is needed and a way out; "" if the plan works.
         notes: further lines for people.
+        in_8_bits: where the wish is "fastest", quantised layers multiply in 8 bits on cards that can. False: RAM has
+            no room for the full weights that such layers are made of.
     """
 
     model: str
@@ -160,6 +172,7 @@ class Plan:
     relative_speed: float = 1.0
     problem: str = ""
     notes: tuple[str, ...] = ()
+    in_8_bits: bool = True
 
     @property
     def peak_bytes(self) -> int:

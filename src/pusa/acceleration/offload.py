@@ -65,6 +65,13 @@ def visit(module: nn.Module, device: torch.device) -> None:
     add_hook_to_module(module, TakeTurns(device, stays=False))
 
 
+def end_turns(modules: Iterable[Any]) -> None:
+    """Move parts that take turns to the CPU, where another needs the room that takes no turns with them."""
+    for module in modules:
+        if isinstance(getattr(module, "_hf_hook", None), TakeTurns) and device_of(module) != _CPU:
+            module.to(_CPU)
+
+
 def stay_on_cpu(module: nn.Module) -> None:
     """Let a part compute on the CPU whatever device its inputs are on, and return its outputs there."""
     add_hook_to_module(module, AlignDevicesHook(execution_device=_CPU, io_same_device=True))

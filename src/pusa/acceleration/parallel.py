@@ -56,6 +56,16 @@ def choose(ranks: int, *, guided: bool, heads: int, link: str = "pcie") -> Paral
     return Parallel(guidance=guidance, ulysses=ulysses, reason=", ".join(reasons))
 
 
+def check_heads(heads: int, ulysses: int) -> None:
+    """Raise ValueError if Ulysses cannot divide so many attention heads: diffusers pads fewer than a rank has."""
+    share = -(-heads // ulysses)
+    if share * ulysses - heads >= share:
+        possible = [str(n) for n in range(1, ulysses) if n * -(-heads // n) - heads < -(-heads // n)]
+        raise ValueError(
+            f"ulysses={ulysses}: {heads} attention heads do not divide among so many ranks: {', '.join(possible)} do"
+        )
+
+
 def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
     """Share the steps of a pipeline among ranks from now on; every rank must call it.
 
@@ -69,7 +79,7 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
     Raises:
         RuntimeError: there is no such group.
         ValueError: the number of ranks differs, the pipeline's weights are divided already, an attention backend
-            does not do it, or a step cache would decide differently on every rank.
+            does not do it, the heads do not divide, or a step cache would decide differently on every rank.
     """
     models, current = _models(pipe), pipe.passes
     if isinstance(current, SharedPasses) and current.is_for(ranks, parallel, models):
@@ -144,6 +154,7 @@ def _split_tokens(model: Any, parallel: Parallel, mesh: DeviceMesh) -> ContextPa
             "a step cache looks at a rank's own tokens and would decide differently on each: disable_cache() first, or "
             "share the passes of guidance only"
         )
+    check_heads(model.config.num_attention_heads, parallel.ulysses)
     config = ContextParallelConfig(ulysses_degree=parallel.ulysses, ring_degree=parallel.ring, mesh=mesh)
     # diffusers divides the rank by the number of accelerators, even where the mesh is of CPUs and there are none.
     count = torch.accelerator.device_count() or mesh.size()

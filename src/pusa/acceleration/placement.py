@@ -134,7 +134,7 @@ def parts_read_as_fp8(plan: Plan) -> list[str]:
 
     Cards that multiply in fp8 store weights in another way, with scales, which needs the full ones.
     """
-    if plan.wish == "fastest":
+    if _multiplies_in_8_bits(plan):
         return []
     return [name for name, part in plan.parts.items() if name in EXPERTS and part.storage == "fp8" and not part.kept]
 
@@ -163,6 +163,10 @@ def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
     if accelerator.type != "cuda" or accelerator.index is not None:
         return accelerator
     return torch.device("cuda", part.card or torch.cuda.current_device())
+
+
+def _multiplies_in_8_bits(plan: Plan) -> bool:
+    return plan.wish == "fastest" and plan.in_8_bits
 
 
 def _is_whole_on_accelerator(part: PartPlan) -> bool:
@@ -219,7 +223,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
     device = device_for(part, accelerator)
     if part.storage in ("fp8", "int8") and quantization.storage_of(module) != part.storage:
         has_adapters = not plan.merge and name in EXPERTS and bool(adapter_names(module))
-        is_fast = plan.wish == "fastest" and quantization.multiplies_in_8_bits(
+        is_fast = _multiplies_in_8_bits(plan) and quantization.multiplies_in_8_bits(
             part.storage, device, has_adapters=has_adapters
         )
         place = device if part.offload == "none" and device.type == "cuda" else None

@@ -174,7 +174,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"the model is another one than this video was made with ({name}{is_now}, was {was})"
     was_stored, is_stored = (weights.get("storage", "none") for weights in (old, new))
     if old and was_stored != is_stored:
-        yield f"this video was made with --quantize {was_stored}: its weights were rounded in another way than now"
+        yield (
+            f"this video was made with --quantize {was_stored}, and its weights are rounded in another way now: give "
+            "it for equal frames"
+        )
     old_parts, new_parts = before.get("parts", {}), now.get("parts", {})
     for part in sorted({*old_parts, *new_parts} if before else ()):
         old, new = old_parts.get(part, {}), new_parts.get(part, {})

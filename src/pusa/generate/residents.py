@@ -231,7 +231,7 @@ def plan_as_loaded(pipe: PusaPipeline, model: str, options: LoadOptions) -> Plan
 def _placement(plan: Plan) -> Any:
     """Return what of a plan changes the pipeline."""
     parts = {name: replace(part, reason="") for name, part in plan.parts.items()}
-    return parts, plan.merge, replace(plan.parallel, reason=""), plan.wish == "fastest"
+    return parts, plan.merge, replace(plan.parallel, reason=""), plan.wish == "fastest" and plan.in_8_bits
 
 
 def _size_of(request: ResolvedRequest) -> int:

@@ -79,13 +79,18 @@ def request_model(ranks: Ranks | None, request: ResolvedRequest, options: LoadOp
 
 
 def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, plan: Plan | None) -> None:
-    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen."""
+    """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen.
+
+    Raises:
+        ValueError: the attention heads do not divide among so many ranks.
+    """
     if ranks is None:
         return parallel.disable(pipe)
     chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
+    heads = pipe.transformer.config.num_attention_heads
     if chosen is None:
-        heads = pipe.transformer.config.num_attention_heads
         chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
+    parallel.check_heads(heads, chosen.ulysses)  # before the others enable it
     ranks.send({"kind": "share", "parallel": asdict(chosen), "plan": plan and _plain(plan)})
     parallel.enable(pipe, chosen, ranks)
 
@@ -112,7 +117,7 @@ class SharedModel:
         plan = message["plan"]
         if plan and self._resident.plan and _stored(_plain(self._resident.plan)) != _stored(plan):
             parts = {name: PartPlan(**part) for name, part in plan["parts"].items()}
-            same = Plan(plan["model"], plan["wish"], parts, plan["merge"])
+            same = Plan(plan["model"], plan["wish"], parts, plan["merge"], in_8_bits=plan["in_8_bits"])
             self.pipe = self._resident.prepare(self._request, [same], _ignore)
         parallel.enable(self.pipe, Parallel(**message["parallel"]), ranks)
 
@@ -126,10 +131,17 @@ def _ignore(event: Event) -> None:
 
 def _plain(plan: Plan) -> dict[str, Any]:
     parts = {name: asdict(part) for name, part in plan.parts.items()}
-    return {"model": plan.model, "wish": plan.wish, "parts": parts, "merge": plan.merge}
+    return {
+        "model": plan.model,
+        "wish": plan.wish,
+        "parts": parts,
+        "merge": plan.merge,
+        "in_8_bits": plan.in_8_bits,
+    }
 
 
 def _stored(plan: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what of a plan changes what the transformers compute."""
     parts = {name: part for name, part in plan["parts"].items() if name.startswith("transformer")}
-    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, plan["merge"], plan["wish"]
+    how = plan["merge"], plan["wish"], plan["in_8_bits"]
+    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, how

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pusa import loading, long_video, media
+from pusa.acceleration import offload
 from pusa.acceleration.decisions import PartPlan
 from pusa.acceleration.placement import device_for
 from pusa.conditions import PusaCondition, fit_image
@@ -233,6 +234,8 @@ class Tasks:
         return {"prompt_embeds": positive, "negative_prompt_embeds": negative}
 
     def _report_encoding(self, done: int, total: int) -> None:
+        if not done and self._text_encoder is not None and self._text_encoder.device == "cuda":
+            offload.end_turns(self.pipe.components.values())  # a run that was stopped has left its transformer there
         self.report(Step(done, total, stage="encode") if done else Stage("encode", total))
 
     def _denoise(self, length: int, conditions: list[PusaCondition]) -> Tensor:

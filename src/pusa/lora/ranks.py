@@ -60,6 +60,8 @@ def reduce_file(path: Path, output: Path, rank: int) -> ExportReport:
         raise ValueError(f"rank={rank} is below 1")
     if output.suffix != ".safetensors":
         raise ValueError(f"{output} must end in .safetensors")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"{output} cannot be written: {output.parent} is no folder")
     if output.exists() and output.samefile(path):
         raise ValueError(f"{output} is the file that is read: give the new file another name")
     if len(experts_of_keys(path)) > 1:

@@ -306,6 +306,14 @@ def test_a_file_cut_short_is_damaged(tmp_path: Path, tensors: Tensors) -> None:
             load_single_file(path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors: no such file"):
         load_single_file(tmp_path / "nothing.safetensors")
+    with pytest.raises(DamagedFileError, match="is a folder: give a file in it"):
+        load_single_file(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.int8, {"default": torch.bfloat16, "vae": "fp32"}])
+def test_a_dtype_that_is_none_is_refused(tmp_path: Path, tensors: Tensors, dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"torch_dtype=.* is no floating type: give torch\.bfloat16, for one"):
+        load_single_file(write(tmp_path / "a.safetensors", tensors), torch_dtype=dtype)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import itertools
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from pusa.server.jobs.store import FileStore, StorageFullError
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
 LIMIT_BYTES = 200_000
+ADDRESSES = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         max_uploads=2,
         allowed_hosts=["videos.example.org"],
         allowed_origins=["https://pages.example.org"],
+        trusted_proxies=["127.0.0.1"],
     ) as served:
         yield served
 
@@ -65,8 +68,10 @@ def create(client: httpx.Client, **fields: Any) -> httpx.Response:
 
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", f"Basic {ANNS}", "Bearer \xff", f"bearer {ANNS[:-1]}"])
 def test_nothing_but_health_and_readiness_is_open_without_a_key(server: Served, key: str) -> None:
+    given = [(b"authorization", key.encode("latin-1"))] if key else []
     for path in ("/v1/videos", "/v1/models", "/metrics", "/openapi.json", "/docs", "/", "/nowhere"):
-        answer = server.http.get(path, headers=[(b"authorization", key.encode("latin-1"))] if key else {})
+        address = f"192.0.2.{next(ADDRESSES)}"  # each another one, as refusals of one address wait
+        answer = server.http.get(path, headers=[*given, (b"x-forwarded-for", address.encode())])
         assert refusal(answer, 401)["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
     assert server.http.get("/health").status_code == 200

@@ -76,9 +76,11 @@ def read_header(path: Path) -> FileHeader:
 
     Raises:
         FileNotFoundError: no such file.
-        DamagedFileError: neither format, or the file ends before its last tensor.
+        DamagedFileError: neither format, a folder, or the file ends before its last tensor.
         ModuleNotFoundError: a GGUF file, and no package `gguf`.
     """
+    if path.is_dir():
+        raise DamagedFileError(f"{path} is a folder: give a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:

@@ -77,9 +77,13 @@ def load_single_file(
         DamagedFileError: cut short, or no file of weights.
         WrongArchitectureError: another family (image-to-video, VACE, ...), a format that would be read wrongly
             (nvfp4, mxfp8, ...), tensors missing or left over; it names them.
-        ValueError: `config` has fields that nothing in the file takes, or the file lacks one of `components`.
+        ValueError: `config` has fields that nothing in the file takes, the file lacks one of `components`, or
+            `torch_dtype` is no floating type of torch.
         ResourcesError: not enough memory.
     """
+    for given in torch_dtype.values() if isinstance(torch_dtype, Mapping) else (torch_dtype,):
+        if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
+            raise ValueError(f"torch_dtype={given!r} is no floating type: give torch.bfloat16, for one")
     file = recognise(path)
     parts = _parts(file, components)
     configs = split_config(config, file)
@@ -175,7 +179,7 @@ def _load(
         model.encoder.embed_tokens.weight = model.shared.weight
         check_text_encoder(model)
     empty_names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if empty_names:
+    if empty_names and str(device) != "meta":
         raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
     if isinstance(model, WanTransformer3DModel):
         model = PusaWanTransformer3DModel.from_wan(model)
