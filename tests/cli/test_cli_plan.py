@@ -1,10 +1,12 @@
 """Test `pusa plan`: any machine, this machine, and the table of the guide."""
 
 import json
+from pathlib import Path
 
 import pytest
 from command_line import imports_of, pusa
 from paths import ROOT
+from sparse_models import transformer_shapes, write_sparse
 
 from pusa import zoo
 
@@ -93,3 +95,15 @@ def test_a_long_video_is_planned_for_by_its_window() -> None:
     long, short = (pusa("plan", "wan2.1-14b", "--gpu-gb", "24", "--frames", frames) for frames in ("801", "81"))
     assert long.stdout == short.stdout
     assert long.stderr == "801 frames are made in windows of 81: planning for a window\n"
+
+
+def test_a_quantised_file_is_planned_as_it_is(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "t.safetensors", transformer_shapes("wan2.1-14b"), "F8_E4M3")
+    card = ("--gpu-gb", "24", "--ram-gb", "64", "--transformer", file, "--json")
+    for words, storage, kept in (((), "fp8", True), (("--quantize", "none"), "bfloat16", False)):
+        result = pusa("plan", *card, *words)
+        assert (result.exit_code, "wan2.1-14b, with transformer t.safetensors" in result.stderr) == (0, True)
+        [best, *_] = json.loads(result.stdout)["plans"]
+        transformer = best["parts"]["transformer"]
+        assert (best["model"], transformer["storage"], transformer["kept"]) == ("wan2.1-14b", storage, kept)
+    assert pusa("plan", "wan2.1-14b", "--transformer", "absent.gguf").exit_code == 2

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pusa.cli.files import find_files, take_files
 from pusa.cli.groups import Command, json_option
+from pusa.cli.options import add_options
 
 if TYPE_CHECKING:
-    from pusa.acceleration.decisions import Machine, Plan
+    from pusa.acceleration.decisions import LoadOptions, Machine, Plan
 
 _DESCRIBES = ("gpu_gb", "count", "ram_gb", "disk_gb", "capability", "nvlink")
 
@@ -68,6 +70,7 @@ class _Capability(click.ParamType):
 )
 @click.option("--quantize", type=click.Choice(["auto", "none", "fp8", "int8"]), default="auto", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), help="Use exactly so many cards. [default: the plan's choice]")
+@add_options
 @click.option("--table", is_flag=True, help="Print the table of docs/on_your_card.md instead: models on common cards.")
 @json_option
 def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
@@ -79,6 +82,7 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
     \b
     Here:               pusa plan wan2.1-14b
     On a 24 GB card:    pusa plan wan2.1-14b --gpu-gb 24 --ram-gb 64 --size 1280x720
+    A file on 12 GB:    pusa plan --transformer wan2.1-t2v-14b-Q4_K_M.gguf --gpu-gb 12
     On two A6000:       pusa plan wan2.2-a14b --gpu-gb 48 --count 2 --ram-gb 128 --capability 8.6
     """
     if table:
@@ -86,12 +90,10 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
 
         click.echo(buyers_table())
         return
-    if model is None:
-        raise click.UsageError("Missing argument 'MODEL'.")
-    from pusa.acceleration.decisions import LoadOptions
     from pusa.acceleration.planning import plans
     from pusa.cli.info import find_model
 
+    model, load = _load_options(model, options)
     found_model = find_model(model)
     defaults = found_model.defaults
     width, height = options["size"] or (defaults.width, defaults.height)
@@ -104,13 +106,29 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
         found_model,
         size=(width, height, frames),
         machine=machine,
-        options=LoadOptions(memory=options["memory"], quantize=options["quantize"], gpus=options["gpus"]),
+        options=load,
         guidance=not options["no_guidance"],
     )
     if as_json:
         click.echo(json.dumps({"machine": asdict(machine), "plans": [asdict(one) for one in found]}))
     else:
         click.echo("\n".join(_lines(found, machine)))
+
+
+def _load_options(model: str | None, options: dict[str, Any]) -> "tuple[str, LoadOptions]":
+    """Return the model, which the files tell where it is not named, and what is asked of its plan."""
+    from pusa.acceleration.decisions import LoadOptions
+    from pusa.request import GenerationRequest
+
+    files: dict[str, Any] = take_files(options)
+    load = LoadOptions(memory=options["memory"], quantize=options["quantize"], gpus=options["gpus"], **files)
+    if not files:
+        if model is None:
+            raise click.UsageError("Missing argument 'MODEL'.")
+        return model, load
+    request = GenerationRequest(prompt="a plan") if model is None else GenerationRequest(prompt="a plan", model=model)
+    request, load = find_files(request, load)
+    return request.model, load
 
 
 def _machine(options: dict[str, Any]) -> "Machine":
