@@ -87,7 +87,7 @@ def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, pla
     if ranks is None:
         return parallel.disable(pipe)
     chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
-    heads = pipe.transformer.config.num_attention_heads
+    heads = (pipe.transformer or pipe.transformer_2).config.num_attention_heads
     if chosen is None:
         chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
     parallel.check_heads(heads, chosen.ulysses)  # before the others enable it
