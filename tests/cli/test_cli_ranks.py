@@ -74,6 +74,14 @@ def test_gpus_are_a_whole_number_from_1(value: str) -> None:
     assert f"'--gpus': '{value}' is no whole number from 1: give one, or leave --gpus out" in done.output
 
 
+def test_ranks_of_torchrun_leave_decoding_to_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert pusa("decode", "not-here.safetensors").exit_code == 0
+    monkeypatch.setenv("RANK", "0")
+    assert pusa("decode", "not-here.safetensors").exit_code != 0
+
+
 # ---- torchrun --------------------------------------------------------------------------------------------------------
 
 

@@ -381,6 +381,8 @@ def decode(
     latents: str, model: str | None, metadata: Metadata | None, output: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make the video of LATENTS, a .safetensors file that a run has saved before decoding."""
+    if is_follower():
+        return  # decoding is not divided: rank 0 of torchrun does it
     file = find_file(latents, "file")
     path = output_path(output, file.stem.removesuffix(".latents"))
 

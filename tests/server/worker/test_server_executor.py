@@ -15,6 +15,7 @@ from paths import SUPPORT
 from server_samples import fake_executor, request, wait_until
 
 from pusa import media
+from pusa.acceleration.ranks import RankError
 from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.finite import NotFiniteError
@@ -218,6 +219,8 @@ def test_importing_the_worker_loads_no_torch():
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
         (MemoryError(), "out_of_memory", False),
+        (RankError("rank 1 of 2 has failed: out of memory", 1), "out_of_memory", False),
+        (RankError("rank 1 of 2 was killed", 1), "internal_error", True),
         (ResourcesError("it needs 30 GB"), "out_of_memory", False),
         (DecodeMemoryError("no", torch.zeros(1)), "out_of_memory", False),
         (OSError(28, "No space left on device"), "disk_full", True),

@@ -243,6 +243,7 @@ def error_message(error: BaseException, task: Task) -> Error:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourcesError":
         return Error("out_of_memory", text or "not enough memory", retry=False)
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from pusa.acceleration.ranks import RankError
         from pusa.models.finite import NotFiniteError
         from pusa.models.vae import DecodeError, DecodeMemoryError, is_out_of_memory
 
@@ -255,7 +256,7 @@ def error_message(error: BaseException, task: Task) -> Error:
             return Error("internal_error", text.partition("; the denoised latents")[0], retry=False, latents=latents)
         if isinstance(error, NotFiniteError):  # the same weights would do it again
             return Error("internal_error", text, retry=False)
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or (isinstance(error, RankError) and "out of memory" in text):
             advice = "out of memory: ask for a smaller size, fewer frames or a shorter window"
             return Error("out_of_memory", advice, retry=False)
     return Error("internal_error", f"{type(error).__name__}: {text}" if text else type(error).__name__, retry=True)
