@@ -427,7 +427,8 @@ def check_resources(
     if dtype is not None or "transformer" in skip:
         resources.check_ram(resources.weight_bytes(counts, dtype), model.name, otherwise=otherwise)
     elif problem := plan(replace(model, parameters=counts), machine=machine or this_machine()).problem:
-        raise resources.ResourcesError(problem + otherwise)
+        said = problem.removesuffix(", or take a smaller model") if smaller else problem
+        raise resources.ResourcesError(said + otherwise)
 
 
 def _cached_bytes(model: ZooModel, cache: Path) -> int:

@@ -158,6 +158,7 @@ def watch():
         most = max(most, anonymous())
         time.sleep(0.002)
 
+import gguf, peft, torchao  # which the first LoRA imports
 before = most = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 model = original.load_transformer(Path(sys.argv[1]), torch.bfloat16, as_fp8=True)

@@ -280,7 +280,10 @@ def test_files_cut_short_by_a_broken_download_are_found_out(wan21: Path) -> None
     (wan21 / "diffusion_pytorch_model-00002-of-00002.safetensors").write_bytes(b"oops")
     first, second, vae = files.missing_files(wan21)
     assert first.startswith("diffusion_pytorch_model-00001-of-00002.safetensors (cut short: ")
-    assert second == "diffusion_pytorch_model-00002-of-00002.safetensors (no whole safetensors file: it has 4 bytes)"
+    assert second == (
+        "diffusion_pytorch_model-00002-of-00002.safetensors "
+        "(no whole safetensors file: it has 4 bytes; download or copy it again)"
+    )
     assert vae.startswith("Wan2.1_VAE.pth (cut short: ")
     with pytest.raises(files.MissingFilesError, match="cut short"):
         PusaPipeline.from_pretrained(wan21)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pusa.cli.groups import json_option
+from pusa.cli.groups import Command, json_option
 
 _COPY_BYTES = 256 * 2**20
 _MATRIX = {"cpu": 384, "cuda": 8192}  # a CPU that emulates bf16 may reach 0.1 GFLOP/s
@@ -37,7 +37,7 @@ class Finding:
     figures: dict[str, Any] | None = None
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 @click.option("--no-ranks", is_flag=True, help="Leave out the video that two processes make together (20 s).")
 def check(as_json: bool, no_ranks: bool) -> int:

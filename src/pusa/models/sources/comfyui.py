@@ -66,7 +66,8 @@ class Choice:
 def models_folder(folder: Path) -> Path | None:
     """Return ComfyUI's folder of models, if a folder is one or has it under ``models``; else None."""
     for place in (folder, folder / "models"):
-        has_transformers = any((place / name).is_dir() for name in _TRANSFORMERS)
+        names = {name for name in FOLDERS if (place / name).is_dir()}
+        has_transformers = names.intersection(_TRANSFORMERS) and names != {"checkpoints"}  # a training run has such
         if has_transformers and not (place / "model_index.json").exists():
             return place
     return None
