@@ -150,3 +150,20 @@ def ratio(values: Tensor, reference: Tensor) -> Figure:
     value = top.mean() / below.mean()
     error = float((top - value * below).std() / math.sqrt(n) / below.mean()) if n > 1 else None
     return {"value": float(value), "n": n, "error": error}
+
+
+def format_figure(figure: Figure, name: str, *, decibel_digits: int = 1) -> str:
+    """Format a figure with its standard error or its interval; PSNR at its upper limit as "equal".
+
+    Args:
+        name: of the measure; its end tells the unit: ``_db`` or ``ssim``.
+    """
+    value, error = figure["value"], figure.get("error")
+    if value is None:
+        return ""
+    if name.endswith("_db") and value >= EQUAL_DB - 0.05:
+        return "equal"
+    digits = decibel_digits if name.endswith("_db") else 3 if name.endswith("ssim") else 2
+    if "low" in figure and "high" in figure:
+        return f"{figure['low']:.{digits}f}..{figure['high']:.{digits}f}"
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

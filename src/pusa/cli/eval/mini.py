@@ -1,4 +1,4 @@
-"""Define `pusa eval`: measure how good a model is."""
+"""Define `pusa eval mini` and `pusa eval paper`: measure a model of the small world, and the paper's claims on it."""
 
 import json
 import logging
@@ -8,25 +8,12 @@ from pathlib import Path
 
 import click
 
-from pusa.cli.groups import Group, json_option
+from pusa.cli.eval.names import Names
+from pusa.cli.groups import Command, json_option
 from pusa.cli.run import Stopped
 from pusa.numerals import parse_whole
 
-_PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
-
-
-@click.group("eval", cls=Group)
-def evaluation() -> None:
-    """Measure how good a model is."""
-
-
-def _parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    parts = tuple(part.strip() for part in text.split(","))
-    if unknown := [part for part in parts if part not in _PARTS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_PARTS)}")
-    return parts
+PARTS = ("probes", "vae", "t2v", "i2v", "start-end", "keyframes", "extension", "transition", "loop")
 
 
 def _picture_cache() -> Path:
@@ -43,7 +30,7 @@ def _steps(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     return numbers
 
 
-@evaluation.command()
+@click.command(cls=Command)
 @click.option("--model", default="mini", show_default=True, help="The embedded model, or a folder its recipe has made.")
 @click.option(
     "--cache",
@@ -67,7 +54,7 @@ def _steps(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
     "--steps", default="4,10,30", show_default=True, callback=_steps, help="Denoising steps to try text-to-video at."
 )
 @click.option(
-    "--part", "parts", callback=_parts, metavar="NAMES", help=f"Do only these: {', '.join(_PARTS)}. [default: all]"
+    "--part", "parts", type=Names(PARTS), metavar="NAMES", help=f"Do only these: {', '.join(PARTS)}. [default: all]"
 )
 @click.option(
     "--photos",
@@ -103,6 +90,8 @@ def mini(
 
     cache = cache or _picture_cache()
     files = list_photographs(photos) if photos else installed_photographs()
+    if photos and not files:
+        raise click.UsageError(f"--photos: no JPEG, PNG or WebP file is in {', '.join(map(str, photos))}")
     evaluator = load_evaluator(model, cache, out)
     photographs = PhotographWorld(files, motion_frames=evaluator.world.motion_frames) if files else None
     if photographs is None:
@@ -121,7 +110,7 @@ def mini(
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else as_markdown(report), nl=as_json)
 
 
-@evaluation.command()
+@click.command(cls=Command)
 @click.argument("work", metavar="FOLDER", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="For results. [default: FOLDER/paper]")
 @click.option(

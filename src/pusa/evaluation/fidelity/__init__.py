@@ -1,0 +1,1 @@
+"""Measure how faithful a model is to a user's own clips, without any download (``pusa eval fidelity``)."""

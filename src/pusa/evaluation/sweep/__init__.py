@@ -1,0 +1,1 @@
+"""Repeat an evaluation over a grid of settings, as one job that can be resumed (``pusa eval sweep``)."""
