@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,9 @@ class Golden:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def pipeline_case(self, case: str) -> dict[str, Any]:
-        return next(c for c in self.json("pipeline/index")["cases"] if c["case"] == case)
+    def record_of(self, part: str, case: str) -> dict[str, Any]:
+        """Return what the index of a part says of a case."""
+        return next(c for c in self.json(f"{part}/index")["cases"] if c["case"] == case)
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,47 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def spread(tensor: Tensor) -> float:
     return (tensor.max() - tensor.min()).item()
+
+
+@dataclass
+class Walk:
+    """Hold what a call of a pipeline does; with guidance a step has two passes.
+
+    Attributes:
+        experts: of each pass, 0 for the transformer and 1 for the second one, of low noise.
+        inputs, times, outputs: of each pass, ``[C, F, h, w]``, ``[F]`` and ``[C, F, h, w]``.
+        latents: after each step, ``[C, F, h, w]``.
+        frames: what the call returns.
+    """
+
+    experts: list[int] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
+    times: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    frames: Any = None
+
+
+def walk(pipe: PusaPipeline, **call: Any) -> Walk:
+    """Call a pipeline, and note what its transformers are given, and predict."""
+    seen = Walk()
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any], output: tuple[Tensor]) -> None:
+        seen.experts.append(int(module is pipe.transformer_2))
+        seen.inputs.append(kwargs["hidden_states"][0].clone())
+        seen.times.append(kwargs["timestep"][0].clone())
+        seen.outputs.append(output[0][0])
+
+    def keep(pipe: PusaPipeline, k: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.latents.append(tensors["latents"][0])
+        return {}
+
+    models = [model for model in (pipe.transformer, pipe.transformer_2) if model is not None]
+    hooks = [model.register_forward_hook(note, with_kwargs=True) for model in models]
+    seen.frames = pipe(callback_on_step_end=keep, **call).frames
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """Parity with the original implementation: component, error and tolerance of each recorded number, as one table.
 
-The recorded tensors (`golden/`) are what the original Pusa V1.0 computed from tiny random weights. Each check runs our
-code on their inputs and gives the largest absolute difference, next to what it may be: twice the error that a faithful
-implementation reached when they were recorded, or what the claim itself says (equal to the bit, 1e-5 of the range).
+The recorded tensors (`golden/`) are what the original Pusa V1.0, V0.5 on Mochi and FVDM computed from tiny random
+weights. Each check runs our code on their inputs and gives the largest absolute difference, next to what it may be:
+twice the error that a faithful implementation reached when they were recorded, or what the claim itself says (equal to
+the bit, 1e-5 of the range).
 
     python benchmarks/parity.py --golden FOLDER
 
@@ -17,7 +18,11 @@ import sys
 from pathlib import Path
 
 import _component_checks  # noqa: F401 (registers its checks)
+import _fvdm_checks  # noqa: F401
+import _mochi_checks  # noqa: F401
+import _mochi_loop_checks  # noqa: F401
 import _pipeline_checks  # noqa: F401
+import _wan22_checks  # noqa: F401
 from _common import table
 from _golden import CHECKS, DEPARTURES, Golden
 

@@ -1,8 +1,10 @@
 """Models that a user adds by name: kept, found everywhere, and never told to others by their paths."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_comfyuis_folder_gets_a_name(tmp_path: Path) -> None:
             ("mine", "--model", "wan2.1-14b", "--transformer", "models/my_model.safetensors"),
             "30 blocks of width 1536 and 16 channels, and wan2.1-14b has 40 of 5120",
         ),
-        (("mine", "--transformer", "models/other.safetensors"), "no part of a Wan model"),
+        (("mine", "--transformer", "models/other.safetensors"), "no part of a Wan or Mochi model"),
     ],
 )
 def test_what_cannot_be_a_model_is_refused(transformer: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -85,6 +87,29 @@ def test_a_damaged_description_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "home" / "models" / "mine.json").write_text("{")
     with pytest.raises(ValueError, match="`pusa models remove mine`, and add it again"):
         zoo.find("mine")
+
+
+def test_a_folder_of_settings_that_cannot_be_written_says_what_to_do(
+    transformer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("PUSA_HOME", str(tmp_path / "a-file"))
+    result = pusa("models", "add", "mine", "--transformer", str(transformer))
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+    assert "set PUSA_HOME to a folder that you may write to" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        (["t.safetensors"], TypeError, 'files is a list: give the part of each, such as {"transformer": path}'),
+        ({"unet": "t.safetensors"}, ValueError, "files has 'unet', which is none of transformer, transformer_2"),
+    ],
+)
+def test_files_that_name_no_parts_are_refused(files: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        PusaPipeline.from_pretrained("tiny", files=files)
 
 
 def test_parts_of_a_pipeline_come_from_files(tmp_path: Path) -> None:

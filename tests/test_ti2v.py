@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from components import make_transformer
-from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
+from bases import ti2v_components
+from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
 from pusa import GenerationRequest, PusaCondition, PusaPipeline, zoo
 from pusa.conditions import fit_image
-from pusa.models import tiny, wan22_vae
 from pusa.request import rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.server.studio.forms import FormDefaults
+from pusa.server.studio.forms import Form, FormDefaults, with_preset
 
 DEFAULTS = zoo.defaults_of("wan2.2-ti2v-5b")
 
@@ -34,24 +33,30 @@ def test_sizes_are_rounded_to_multiples_of_32() -> None:
     assert request.resolved(zoo.defaults_of("wan2.1-14b")).height == 720
 
 
+def test_images_are_kept_as_they_are_as_in_its_training() -> None:
+    """Keep them unless a request says otherwise; other models have the preset of Pusa V1.0, 0.2 for one image."""
+    image = {"kind": "image", "file": "cat.png"}
+    video = {"kind": "video", "file": "cat.mp4", "positions": ["0", "1"]}
+    request = GenerationRequest(prompt="a cat", conditions=[image, image | {"positions": ["last"]}])
+    assert [condition.noise for condition in request.resolved(DEFAULTS).conditions] == [[0.0], [0.0]]
+    of_others = request.resolved(zoo.defaults_of("wan2.1-14b"))
+    assert [condition.noise for condition in of_others.conditions] == [[0.2], [0.5]]
+    creative = GenerationRequest(prompt="a cat", preset="creative", conditions=[image])
+    assert creative.resolved(DEFAULTS).conditions[0].noise == [0.4]
+    asked = GenerationRequest(prompt="a cat", conditions=[image | {"noise": [0.3]}])
+    assert asked.resolved(DEFAULTS).conditions[0].noise == [0.3]
+    kept = GenerationRequest(prompt="a cat", conditions=[video])
+    assert kept.resolved(DEFAULTS).conditions[0].noise == [0.0, 0.3]
+    form = FormDefaults(generation=DEFAULTS)
+    assert (form.noise, form.multipliers) == (0.0, "0,0")
+    assert with_preset(Form(preset="creative"), form).noise == 0.4
+
+
 def test_the_studio_offers_sizes_that_it_can_make() -> None:
     sizes = [tuple(map(int, size.split("x"))) for size in FormDefaults(generation=DEFAULTS).sizes]
     assert sizes[0] == (1280, 704)
     assert (704, 1280) in sizes
     assert all(side % 32 == 0 for size in sizes for side in size)
-
-
-def components() -> dict:
-    narrow = {"encoder.conv1.weight": [8, 12, 3, 3, 3], "decoder.conv1.weight": [32, 48, 3, 3, 3]}
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(**wan22_vae.config_from_shapes(narrow)).eval()
-    return {
-        "tokenizer": tiny.tokenizer(),
-        "text_encoder": tiny.text_encoder(),
-        "vae": vae,
-        "transformer": make_transformer(in_channels=48, out_channels=48),
-        "expand_timesteps": True,
-    }
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -62,8 +67,8 @@ def test_an_image_at_the_first_frame_without_a_lora_equals_the_pipeline_of_diffu
     call["latents"] = torch.randn(1, 48, 3, 4, 6, generator=torch.Generator().manual_seed(2))
     # The scheduler of diffusers has another grid of sigmas, which is not the point here.
     scheduler = PusaFlowMatchEulerScheduler(shift=5.0)
-    stock = WanImageToVideoPipeline(**components(), scheduler=scheduler, image_encoder=None, image_processor=None)
+    stock = WanImageToVideoPipeline(**ti2v_components(), scheduler=scheduler, image_encoder=None, image_processor=None)
     expected = stock(image=fit_image(image, 96, 64, "crop"), **call).frames
-    pipe = PusaPipeline(**components(), scheduler=PusaFlowMatchEulerScheduler(shift=5.0))
+    pipe = PusaPipeline(**ti2v_components(), scheduler=PusaFlowMatchEulerScheduler(shift=5.0))
     made = pipe(conditions=[PusaCondition(image=image, latent_index=0)], **call).frames
     assert (made - expected).abs().max() < 1e-5 * (expected.max() - expected.min())

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, WanPipeline
 from huggingface_hub.errors import EntryNotFoundError
 from lora_samples import comfyui, make_pairs, write
+from model_folders import cached_snapshot
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -95,7 +96,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
     for model in zoo.ZOO.values():
         size = model.defaults
         assert size.width % 16 == size.height % 16 == 0
-        assert size.num_frames % 4 == 1
+        assert size.num_frames % size.frames_per_latent == 1
 
 
 def test_sizes_follow_from_parameter_counts() -> None:
@@ -324,11 +325,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cache = tmp_path / "cache"
 
     def add(hub_id: str) -> None:
-        repository = cache / f"models--{hub_id.replace('/', '--')}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs/main").write_text("abc123")
-        (repository / "snapshots").mkdir()
-        folder.rename(repository / "snapshots/abc123")
+        folder.rename(cached_snapshot(cache, hub_id))
 
     return cache, add
 

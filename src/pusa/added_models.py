@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class AddedModel:
-    """A model of the zoo (`family`) whose parts are files, or a folder, of the user's.
+    """Describe a model of the zoo (`family`) whose parts are files, or a folder, of the user's.
 
     Attributes:
         files: part of a pipeline ("transformer", "transformer_2", "text_encoder", "vae") -> file.
@@ -70,6 +70,7 @@ def write(model: AddedModel) -> Path:
 
     Raises:
         ValueError: a name that is no plain word.
+        OSError: the folder of settings cannot be written.
     """
     path = _path(model.name)
     if path is None:
@@ -80,9 +81,14 @@ def write(model: AddedModel) -> Path:
         "lora": list(model.lora),
         "folder": str(_absolute(model.folder)) if model.folder else None,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}): set PUSA_HOME to a folder that you may write to"
+        ) from error
     return path
 
 

@@ -8,7 +8,6 @@ model loaded from the folder in this dtype is the one loaded from the source in 
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from pusa import loading
 from pusa.events import BytesProgress, Done, Events, Report, RunEnded, Stage, as_events
-from pusa.fsutil import flush
+from pusa.fsutil import check_new_folder, flush, replacing_folder
 from pusa.models import files, original, parts
 from pusa.models.streaming import LoadCounter, Places, weight_dtype
 from pusa.models.tensors import open_tensors
@@ -35,12 +34,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 2 * 10**9
 
 _SMALL_PARTS = ("scheduler", "tokenizer")
-_TIED_COPY = "encoder.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part to write: its empty model, and for each name in it where its value is and which dtype it gets."""
+    """Hold a part to write: its empty model, and for each name in it where its value is and which dtype it gets."""
 
     name: str
     model: Any
@@ -82,8 +80,7 @@ def convert(
     def run(report: Report) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} exists already: give a new folder")
+        check_new_folder(folder)
         report(Stage("load"))
         place = loading.find_folder(source)
         found = list(_parts(place, DTYPES[dtype]))
@@ -98,7 +95,7 @@ def convert(
             shown(done_bytes, total_bytes)
 
         counter = LoadCounter(progress, sum(path.stat().st_size for path in paths))
-        with _replacing_folder(folder) as target:
+        with replacing_folder(folder) as target:
             for part in found:
                 _write_part(part, target / part.name, shard_bytes, counter)
             _write_small_files(place, target, found)
@@ -131,9 +128,9 @@ def _part(name: str, model: nn.Module, weights: Places, dtype: torch.dtype) -> _
         for key, weight in names.items():
             if weight in known:
                 sources[weight] = path, key
-    if _TIED_COPY in sources:  # transformers writes it under its first name alone
-        tied = sources.pop(_TIED_COPY)
-        sources.setdefault("shared.weight", tied)
+    if original.TIED_COPY in sources:  # transformers writes it under its first name alone
+        tied = sources.pop(original.TIED_COPY)
+        sources.setdefault(original.EMBEDDING, tied)
     return _Part(name, model, sources, {weight: weight_dtype(model, weight, dtype) for weight in sources})
 
 
@@ -147,24 +144,6 @@ def _check_disk(need: int, folder: Path) -> None:
             f"the converted model needs {readable(need)} of disk, and {existing} has {readable(have)}: free some, or "
             "give a folder on a larger disk"
         )
-
-
-@contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `folder`, which becomes `folder` at the end, or is removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        yield part
-        if folder.exists():
-            folder.rmdir()  # empty, or this raises
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    flush(folder.parent)
 
 
 def _write_part(part: _Part, folder: Path, shard_bytes: int, counter: LoadCounter) -> None:
@@ -191,7 +170,7 @@ def _write_part(part: _Part, folder: Path, shard_bytes: int, counter: LoadCounte
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if is_encoder:
         part.model.config.architectures = [type(part.model).__name__]
-        part.model.config.dtype = part.dtypes["shared.weight"]
+        part.model.config.dtype = part.dtypes[original.EMBEDDING]
         part.model.config.save_pretrained(folder)
     else:
         part.model.save_config(folder)

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import DiffusionPipeline, WanPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers import UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from pusa import resources, single_file_sources, zoo
+from pusa.lora.sources import EXPERTS
 from pusa.models import files, original, parts, tiny
+from pusa.models.bases import WAN, Base, base_in, base_of, base_of_config
 from pusa.models.files import COMPONENTS, MissingFilesError, WrongArchitectureError
 from pusa.models.sources import file_parts
 from pusa.models.streaming import Devices, LoadCounter, Progress, bytes_in_ram, device_of
 from pusa.models.text_encoder import check_text_encoder, identity_of_files, identity_of_module
 from pusa.models.vae import channels_last
 from pusa.resources import DType, dtype_of
-from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.single_file_sources import HUB_OPTIONS, FileSources
 from pusa.zoo import ZooModel
 
@@ -76,8 +77,6 @@ def load_pipeline(
     given: dict[str, Any] = {"dtype": dtype, "shift": shift, "device": device, "as_fp8": as_fp8, "progress": progress}
     if single_files.files:
         return _load_with_files(cls, source, single_files, **given, **kwargs)
-    if shift is not None:
-        kwargs["scheduler"] = PusaFlowMatchEulerScheduler(shift=shift)
     identity: str | None
     is_encoder_given = kwargs.get("text_encoder") is not None
     if str(source) == "tiny":
@@ -95,7 +94,7 @@ def load_pipeline(
         variant = kwargs.get("variant")
         dtype = _check_folder(folder, source, skip=replaced, dtype=dtype, check_ram=streams, variant=variant, **places)
         if files.is_original(folder):
-            counter = _counter(progress, original.weight_files(folder, skip=replaced))
+            counter = _counter(progress, files.weight_files(folder, skip=replaced))
             loaded = original.load_components(
                 folder, dtype=dtype, skip=replaced, device=device, counter=counter, as_fp8=as_fp8
             )
@@ -119,6 +118,8 @@ def load_pipeline(
             with _no_progress_bars() if model is not None and model.is_ours else nullcontext():  # our own take a second
                 pipe = _from_diffusers_folder(cls, folder, dtype, loaded, kwargs)
         identity = revision or _identity(folder)
+    if shift is not None:
+        pipe.scheduler = pipe.base.scheduler(shift)
     if not is_encoder_given:
         pipe.text_encoder_identity = identity
     return pipe
@@ -160,7 +161,8 @@ def _load_with_files(
     loaded |= {"tokenizer": tokenizer} if tokenizer is not None else {}
     if folder is None:
         assert model is not None
-        scheduler = {"scheduler": PusaFlowMatchEulerScheduler(shift=shift or model.defaults.shift)}
+        base = base_of((loaded | kwargs).get("transformer"))
+        scheduler = {"scheduler": base.scheduler(shift or model.defaults.shift)}
         ratios = {"boundary_ratio": model.defaults.boundary_ratio, "expand_timesteps": model.expand_timesteps}
         pipe = cls(**scheduler | ratios | loaded | kwargs)
     else:
@@ -177,10 +179,17 @@ def _from_diffusers_folder(
     cls: type, folder: Path, dtype: DType, loaded: Mapping[str, Any], kwargs: dict[str, Any]
 ) -> Any:
     """Let diffusers make the pipeline of the parts that are loaded or given; it loads the others itself."""
+    base = _base_with(folder, {**loaded, **kwargs})
     scheduler = files.read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
-    if hasattr(cls, "load_pusa") and scheduler != FlowMatchEulerDiscreteScheduler.__name__:
-        kwargs.setdefault("scheduler", PusaFlowMatchEulerScheduler())  # Wan's own are replaced without a word
+    is_ours = hasattr(cls, "load_pusa")
+    untold = is_ours and base is not WAN and all(kwargs.get(part, 0) is None for part in EXPERTS)  # by a transformer
+    if untold or (is_ours and scheduler != base.libraries["scheduler"][1]):
+        kwargs.setdefault("scheduler", base.scheduler())  # Wan's own are replaced without a word
+    if not base.has_text:
+        kwargs = {"text_encoder": None, "tokenizer": None} | kwargs
     pipe = DiffusionPipeline.from_pretrained.__func__(cls, folder, dtype=dtype, **loaded, **kwargs)
+    if untold:
+        pipe.base = base
     for part in parts.PARTS:
         if part not in loaded and part not in kwargs and getattr(pipe, part, None) is not None:
             _release_files(getattr(pipe, part))
@@ -241,7 +250,7 @@ def load_text_encoder(
     encoder_dtype = resources.dtype_of("text_encoder", checked)
     options: dict[str, Any] = {"device": device, "keep_mapped": str(device) == "cpu"}
     if files.is_original(folder):
-        counter = _counter(progress, original.weight_files(folder, skip=others))
+        counter = _counter(progress, files.weight_files(folder, skip=others))
         encoder = original.load_text_encoder(folder, encoder_dtype, counter=counter, **options)
     elif sources := parts.streamed_files(folder, skip=others):
         paths, counter = sources["text_encoder"], _counter(progress, sources)
@@ -259,6 +268,13 @@ def find_folder(source: str | Path) -> Path:
     """
     if str(source) == "tiny":
         raise ValueError("'tiny' has no files, as it is built in memory: give another model")
+    model = zoo.find(source)
+    if model is not None and model.weights:
+        own = next(iter(model.weights.values()))
+        raise ValueError(
+            f"{model.name} is not one folder: {own.repository}/{own.name} stands beside the parts of {model.hub_id}; "
+            "PusaPipeline.from_pretrained(...).save_pretrained(FOLDER) writes one"
+        )
     folder, _ = _fetch(source, skip=(), dtype=None, check_ram=False)
     _check_folder(folder, source, skip=(), dtype=None, check_ram=False)
     return folder
@@ -338,12 +354,18 @@ def _check_together(folder: Path, kwargs: Mapping[str, Any]) -> None:
         if config:
             configs[part] = config
     boundary = kwargs.get("boundary_ratio", index.get("boundary_ratio"))
-    parts.check_together(configs, boundary)
+    parts.check_together(configs, boundary, _base_with(folder, kwargs))
     if boundary is not None and "transformer" in configs and "transformer_2" not in {**configs, **kwargs}:
         raise ValueError(
             f"{folder.name} has boundary_ratio={boundary:g} and no transformer_2 to take over there: add its folder, "
             "or give boundary_ratio=None to run one transformer alone"
         )
+
+
+def _base_with(folder: Path, replaced: Mapping[str, Any]) -> Base:
+    """Find the base of a folder whose transformer may be replaced."""
+    given = replaced.get("transformer") or replaced.get("transformer_2")
+    return base_in(folder) if given is None else base_of(given)
 
 
 def _check_hub(hub_id: str, options: Mapping[str, Any]) -> None:
@@ -380,7 +402,7 @@ def _check_architecture(folder: Path, model: ZooModel | None, *, skip: Collectio
 
 
 def _check_config(config: Mapping[str, Any], model: ZooModel | None, where: str) -> None:
-    files.check_text_to_video(config, where)
+    base_of_config(config, where)
     for name, value in (model.transformer if model else {}).items():
         if name in config and config[name] != value:
             raise WrongArchitectureError(f"{where} has {name}={config[name]!r}, and not {value!r} as expected")

@@ -1,4 +1,7 @@
-"""Choose the single files that a pipeline is loaded from: those of a user, and smaller ones that others publish."""
+"""Choose the single files that a pipeline is loaded from.
+
+They are those of a user, a model's own where only its transformer is published, and smaller ones that others publish.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +11,9 @@ from typing import Any
 import torch
 
 from pusa import resources, zoo
+from pusa.models.single_file.recognition import recognise
 from pusa.models.sources import file_parts, file_set, published
+from pusa.models.sources.published import PublishedFile
 from pusa.models.streaming import Devices, bytes_in_ram
 from pusa.resources import DType, dtype_of
 from pusa.zoo import ZooModel
@@ -18,7 +23,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 
 @dataclass(frozen=True)
 class FileSources:
-    """Parts of a pipeline in single files.
+    """Hold the parts of a pipeline that are in single files.
 
     Attributes:
         files: "transformer", "transformer_2", "text_encoder", "vae" -> file; checked by their headers.
@@ -79,10 +84,11 @@ def take(
         check_ram: False: the caller has checked that a model fits that is downloaded.
 
     Raises:
+        TypeError: `files` is no mapping. ValueError: it names no part of a pipeline.
         FileNotFoundError, DamagedFileError, WrongArchitectureError: a file is missing, is cut short, or does not hold
             the part, or not that of the model.
     """
-    given = {part: Path(path).expanduser() for part, path in (options.pop("files", None) or {}).items()}
+    given = _checked(options.pop("files", None) or {})
     storage: Mapping[str, str] | None = options.pop("storage", None)
     keep_quantized = options.pop("keep_quantized", False)
     model = zoo.find(source)
@@ -93,8 +99,59 @@ def take(
         file_parts.check_model(files, model.transformer, model.experts, model.family or model.name)
         if model.hub_id is not None:
             skip = [name for name in file_set.PARTS if name in options or name in files or only not in (None, name)]
+            files |= _own_weights(model, dtype, skip, options, check_ram=check_ram)
+            skip += files.keys() - set(skip)
             files |= _published(model, storage, dtype, skip, options, check_ram=check_ram)
     return FileSources(files, keep_quantized)
+
+
+def _checked(given: Any) -> dict[str, Path]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f'files is a {type(given).__name__}: give the part of each, such as {{"transformer": path}}')
+    if unknown := sorted(map(str, given.keys() - set(file_set.PARTS))):
+        raise ValueError(f"files has {unknown[0]!r}, which is none of {', '.join(file_set.PARTS)}")
+    return {part: Path(path).expanduser() for part, path in given.items()}
+
+
+def _own_weights(
+    model: ZooModel, dtype: "DType | None", skip: Collection[str], options: Mapping[str, Any], *, check_ram: bool
+) -> dict[str, Path]:
+    """Find, or download, the single files of a model whose other parts are its base's.
+
+    Raises:
+        FileNotFoundError: one cannot be had; the base's own part would be another model.
+        WrongArchitectureError: one is not what the zoo says.
+    """
+    wanted = {part: file for part, file in model.weights.items() if part not in skip}
+    if not wanted:
+        return {}
+    _check_download(model, wanted, dtype, skip, options.get("cache_dir"), check_ram=check_ram)
+    files = published.fetch_own(model.name, wanted, **_hub(options))
+    for part, path in files.items():
+        file_set.part_in(recognise(path), part)
+    file_parts.check_model(files, model.transformer, model.experts, model.name)
+    return files
+
+
+def _check_download(
+    model: ZooModel,
+    wanted: Mapping[str, PublishedFile],
+    dtype: "DType | None",
+    skip: Collection[str],
+    cache: str | Path | None,
+    *,
+    check_ram: bool,
+) -> None:
+    """Raise ResourcesError unless memory suffices for a model, and the disk for files that are not here yet."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    zoo.check_resources(model, dtype=dtype, skip=skip, ram=check_ram)
+    missing = sum(file.size_bytes for file in wanted.values() if published.cached_path(file, cache) is None)
+    resources.check_disk(missing, Path(cache or HF_HUB_CACHE), model.name)
+
+
+def _hub(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
 
 
 def _published(
@@ -107,8 +164,6 @@ def _published(
     check_ram: bool,
 ) -> dict[str, Path]:
     """Find, or download, files that are smaller than those in the model's own repository."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     if options.keys() & {"variant", "revision", "device_map", "quantization_config", "force_download"}:
         return {}  # these are about the repository's own files
     if storage is None:
@@ -120,8 +175,5 @@ def _published(
     )
     if not wanted:
         return {}
-    zoo.check_resources(model, dtype=dtype, skip=skip, ram=check_ram)
-    missing = sum(file.size_bytes for file in wanted.values() if published.cached_path(file, cache) is None)
-    resources.check_disk(missing, Path(cache or HF_HUB_CACHE), model.name)
-    hub = {name: options[name] for name in ("cache_dir", "local_files_only", "token") if name in options}
-    return published.fetch(wanted, **hub)
+    _check_download(model, wanted, dtype, skip, cache, check_ram=check_ram)
+    return published.fetch(wanted, **_hub(options))

@@ -7,16 +7,19 @@ into a pipeline.
 
 import difflib
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa import added_models, resources
-from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS, GenerationDefaults
+from pusa.defaults import FastSettings, GenerationDefaults
+from pusa.fsutil import FileStat, stat_of
 from pusa.models import files
+from pusa.models.bases import Base, base_of_values, defaults_in
+from pusa.models.catalogue import PUBLISHED, LoraSource, ZooModel
 from pusa.models.sources import comfyui, configs
-from pusa.models.sources.published import PublishedFile
 from pusa.resources import DType, readable
 
 if TYPE_CHECKING:
@@ -24,151 +27,6 @@ if TYPE_CHECKING:
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "weights"
 CARD_FILE = "pusa.json"
-
-
-@dataclass(frozen=True)
-class LoraSource:
-    """Pusa LoRA of a model: a Hub id or a folder, and the file of each expert."""
-
-    source: str
-    files: Mapping[str, str]
-
-    def fetch(self, **hub: Any) -> dict[str, Path]:
-        """Find the files on this machine, or download them.
-
-        Args:
-            hub: arguments of `huggingface_hub.hf_hub_download`.
-
-        Returns:
-            Expert -> path.
-        """
-        folder = Path(self.source)
-        if folder.is_dir():
-            return {expert: folder / name for expert, name in self.files.items()}
-        from huggingface_hub import hf_hub_download
-
-        return {expert: Path(hf_hub_download(self.source, name, **hub)) for expert, name in self.files.items()}
-
-
-@dataclass(frozen=True)
-class ZooModel:
-    """One model.
-
-    Attributes:
-        transformer: values its transformer's configuration must have.
-        hub_id, folder: one of them, or neither for "tiny", which `pusa.models.tiny` builds.
-        parameters: component -> count.
-        file_bytes: component -> size of its download.
-        words: vocabulary of a model trained on no other words: kind -> groups of phrases of one meaning.
-        family: the model of the zoo that a user's own folder or files were recognised as; None for the zoo's models.
-        files: single files of the user's, by the part of a pipeline that they are.
-        own_lora: LoRAs that the user has added with the model, as a request has them; they replace `lora`.
-        published: single files of others, part -> storage ("bfloat16", "float16", "fp8") -> file.
-        vae_config: values of its VAE's configuration, where neither a folder nor the latent channels tell them.
-    """
-
-    name: str
-    title: str
-    transformer: Mapping[str, Any]
-    defaults: GenerationDefaults = WAN_DEFAULTS
-    hub_id: str | None = None
-    folder: Path | None = None
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    file_bytes: Mapping[str, int] = field(default_factory=dict)
-    lora: LoraSource | None = None
-    words: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    family: str | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
-    own_lora: tuple[str, ...] = ()
-    published: Mapping[str, Mapping[str, PublishedFile]] = field(default_factory=dict)
-    vae_config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_ours(self) -> bool:
-        """True for models of our own recipe, whose folder holds the Pusa LoRA too, and for "tiny"."""
-        return self.hub_id is None and self.family is None
-
-    @property
-    def expand_timesteps(self) -> bool:
-        """True for Wan2.2 TI2V-5B, trained with a time for each token: it follows a clean first frame by itself."""
-        return self.transformer.get("in_channels") == 48
-
-    @property
-    def experts(self) -> int:
-        return 2 if self.defaults.boundary_ratio is not None else 1
-
-    @property
-    def download_bytes(self) -> int:
-        return sum(self.file_bytes.values())
-
-
-# Counted from the published shapes. The Hub holds fp32, 4 bytes each, except Wan2.2's text encoder (bf16).
-_TEXT_ENCODER_PARAMETERS = 5_680_910_336
-_VAE_PARAMETERS, _WAN22_VAE_PARAMETERS = 126_892_531, 704_688_668
-_WAN = {"attention_head_dim": 128, "in_channels": 16, "out_channels": 16, "text_dim": 4096, "freq_dim": 256}
-_WAN_1B = {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
-_WAN_14B = {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
-_WAN_5B = {
-    **_WAN,
-    "in_channels": 48,
-    "out_channels": 48,
-    "num_attention_heads": 24,
-    "ffn_dim": 14336,
-    "num_layers": 30,
-}
-
-
-_COMFY_WAN21, _COMFY_WAN22 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
-_PUBLISHED_TEXT_ENCODER = {
-    "float16": PublishedFile(
-        _COMFY_WAN21, "split_files/text_encoders/umt5_xxl_fp16.safetensors", 2 * _TEXT_ENCODER_PARAMETERS
-    ),
-    "fp8": PublishedFile(
-        _COMFY_WAN21,
-        "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
-        _TEXT_ENCODER_PARAMETERS + 256_384 * 4096,  # its embedding stays in fp16
-    ),
-}
-_ITEMSIZES = {"bfloat16": 2, "float16": 2, "fp8": 1}
-
-
-def _published(repository: str, parameters: int, **names: str) -> dict[str, PublishedFile]:
-    """List the single files of a transformer: storage -> name without folder and suffix."""
-    return {
-        storage: PublishedFile(
-            repository, f"split_files/diffusion_models/{name}.safetensors", _ITEMSIZES[storage] * parameters
-        )
-        for storage, name in names.items()
-    }
-
-
-def _wan(
-    name: str,
-    title: str,
-    hub_id: str,
-    transformer: Mapping[str, Any],
-    experts: Mapping[str, int],
-    *,
-    text_encoder_itemsize: int = 4,
-    vae: int = _VAE_PARAMETERS,
-    defaults: GenerationDefaults = WAN_DEFAULTS,
-    lora: LoraSource | None = None,
-    published: Mapping[str, Mapping[str, PublishedFile]],
-) -> ZooModel:
-    parameters = {"text_encoder": _TEXT_ENCODER_PARAMETERS, **experts, "vae": vae}
-    file_bytes = {part: 4 * count for part, count in parameters.items()}
-    file_bytes["text_encoder"] = text_encoder_itemsize * _TEXT_ENCODER_PARAMETERS
-    return ZooModel(
-        name=name,
-        title=title,
-        transformer=transformer,
-        defaults=defaults,
-        hub_id=hub_id,
-        parameters=parameters,
-        file_bytes=file_bytes,
-        lora=lora,
-        published={"text_encoder": _PUBLISHED_TEXT_ENCODER, **published},
-    )
 
 
 def read_folder(folder: Path, name: str) -> ZooModel | None:
@@ -181,11 +39,12 @@ def read_folder(folder: Path, name: str) -> ZooModel | None:
         return None
     card = files.read_json(folder / CARD_FILE)
     try:
+        fast = {"fast": FastSettings(**card["defaults"]["fast"])} if "fast" in card["defaults"] else {}
         return ZooModel(
             name=name,
             title=card["title"],
             transformer=files.read_json(folder / "transformer" / "config.json"),
-            defaults=GenerationDefaults(**card["defaults"]),
+            defaults=replace(defaults_in(folder), **card["defaults"] | fast),
             folder=folder,
             parameters=files.parameter_counts(folder),
             lora=LoraSource(str(folder), card["lora"]) if "lora" in card else None,
@@ -213,63 +72,7 @@ ZOO: dict[str, ZooModel] = {
             parameters={"text_encoder": 65_152, "transformer": 473_536, "vae": 924_491},
             vae_config={"base_dim": 8},
         ),
-        _wan(
-            "wan2.1-1.3b",
-            "Wan2.1 text-to-video, 1.3 billion parameters, 480p; no Pusa adapter is published",
-            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-            _WAN_1B,
-            {"transformer": 1_418_996_800},
-            published={
-                "transformer": _published(_COMFY_WAN21, 1_418_996_800, bfloat16="wan2.1_t2v_1.3B_bf16"),
-            },
-        ),
-        _wan(
-            "wan2.1-14b",
-            "Wan2.1 text-to-video, 14 billion parameters, 480p and 720p: the base of Pusa V1.0",
-            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-            _WAN_14B,
-            {"transformer": 14_288_491_584},
-            lora=LoraSource("RaphaelLiu/PusaV1", {"transformer": "pusa_v1.pt"}),
-            published={
-                "transformer": _published(
-                    _COMFY_WAN21, 14_288_491_584, bfloat16="wan2.1_t2v_14B_bf16", fp8="wan2.1_t2v_14B_fp8_scaled"
-                ),
-            },
-        ),
-        _wan(
-            "wan2.2-a14b",
-            "Wan2.2 text-to-video, two experts of 14 billion parameters, for high and for low noise",
-            "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-            _WAN_14B,
-            {"transformer": 14_288_491_584, "transformer_2": 14_288_491_584},
-            text_encoder_itemsize=2,
-            defaults=GenerationDefaults(alpha={"transformer": 1.5, "transformer_2": 1.4}, boundary_ratio=0.875),
-            lora=LoraSource(
-                "RaphaelLiu/Pusa-Wan2.2-V1",
-                {"transformer": "high_noise_pusa.safetensors", "transformer_2": "low_noise_pusa.safetensors"},
-            ),
-            published={
-                part: _published(
-                    _COMFY_WAN22,
-                    14_288_491_584,
-                    float16=f"wan2.2_t2v_{noise}_noise_14B_fp16",
-                    fp8=f"wan2.2_t2v_{noise}_noise_14B_fp8_scaled",
-                )
-                for part, noise in (("transformer", "high"), ("transformer_2", "low"))
-            },
-        ),
-        _wan(
-            "wan2.2-ti2v-5b",
-            "Wan2.2 text- and image-to-video, 5 billion parameters, 720p at 24 fps: follows an image at the first "
-            "frame as it is; no Pusa adapter for other places is published",
-            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-            _WAN_5B,
-            {"transformer": 4_999_787_712},
-            text_encoder_itemsize=2,
-            vae=_WAN22_VAE_PARAMETERS,
-            defaults=TI2V_DEFAULTS,
-            published={"transformer": _published(_COMFY_WAN22, 4_999_787_712, float16="wan2.2_ti2v_5B_fp16")},
-        ),
+        *PUBLISHED,
     )
 }
 
@@ -319,13 +122,16 @@ def _added(name: str) -> ZooModel | None:
 def find(source: str | Path) -> ZooModel | None:
     """Find a model by its name, its Hub id or its folder; None for other sources.
 
-    A folder is described by its ``pusa.json``, or recognised by its content (see `recognise`).
+    A folder is described by its ``pusa.json``, or recognised by its content (see `recognise`). The Hub id of a base
+    stands for the base: with its own weights, not with those of the model of the zoo.
 
     Raises:
         ValueError: a folder, or a model that was added, is described badly; or a ComfyUI folder has no model, or
             several (the message lists them).
     """
     named = next((model for model in ZOO.values() if str(source) in (model.name, model.hub_id)), None)
+    if named is not None and str(source) == named.hub_id:
+        named = replace(named, weights={})
     folder = Path(os.path.expanduser(source))
     return named or _added(str(source)) or read_folder(folder, folder.name) or recognise(folder)
 
@@ -346,12 +152,34 @@ def recognise(folder: Path) -> ZooModel | None:
         return None
     name = Path(os.path.abspath(folder)).name
     return replace(
-        family, name=name, title=f"recognised: {family.title}", hub_id=None, folder=folder, family=family.name
+        family,
+        name=name,
+        title=f"recognised: {family.title}",
+        hub_id=None,
+        folder=folder,
+        family=family.name,
+        weights={},
+    )
+
+
+def in_folder(folder: Path) -> ZooModel | None:
+    """Describe any model of a base in a folder in diffusers layout, for plans; None without a transformer there."""
+    if not (folder / "transformer" / "config.json").is_file():
+        return None
+    defaults = defaults_in(folder)
+    has_two = (folder / "transformer_2" / "config.json").is_file()
+    return ZooModel(
+        name=public_name(str(folder)),
+        title="a folder in diffusers layout",
+        transformer=files.read_json(folder / "transformer" / "config.json"),
+        defaults=replace(defaults, boundary_ratio=0.875) if has_two else defaults,
+        parameters=files.parameter_counts(folder),
+        vae_config=files.read_json(folder / "vae" / "config.json"),
     )
 
 
 def _in_comfyui(folder: Path) -> ZooModel:
-    choice = comfyui.choose(comfyui.scan(folder), families())
+    choice = _chosen(folder, tuple(stat for path in comfyui.files_in(folder) for stat in stat_of(path)))
     family = ZOO[choice.family]
     return replace(
         family,
@@ -361,6 +189,12 @@ def _in_comfyui(folder: Path) -> ZooModel:
         files=choice.files,
         own_lora=choice.own_lora,
     )
+
+
+@lru_cache(maxsize=8)
+def _chosen(folder: Path, stats: tuple[FileStat, ...]) -> comfyui.Choice:
+    """Choose the files of a ComfyUI folder; their headers are read again only if one has changed since."""
+    return comfyui.choose(comfyui.scan(folder), families())
 
 
 def family_of(config: Mapping[str, Any], experts: int = 1) -> ZooModel | None:
@@ -382,9 +216,23 @@ def with_fallback(source: str) -> str:
 
 
 def defaults_of(source: str | Path) -> GenerationDefaults:
-    """Return the defaults of the model that `find` returns for a source, after `with_fallback`; else Wan's."""
+    """Return the defaults of the model that `find` returns for a source, after `with_fallback`; else its base's."""
     model = find(with_fallback(str(source)))
-    return model.defaults if model else WAN_DEFAULTS
+    return model.defaults if model else defaults_in(Path(os.path.expanduser(source)))
+
+
+def base_of(source: str | Path) -> Base:
+    """Find the kind of base of the model that `find` returns for a source, or of a folder; Wan where nothing tells."""
+    return base_of_values(transformer_config(source))
+
+
+def transformer_config(source: str | Path) -> Mapping[str, Any]:
+    """Read what is known of the transformer of a source without a download; nothing of an unknown Hub id."""
+    model = find(with_fallback(str(source)))
+    folder = Path(os.path.expanduser(source)) if model is None else model.folder
+    parts = ("transformer", "transformer_2")
+    configs = [] if folder is None else [files.read_json(folder / part / "config.json") for part in parts]
+    return next(filter(None, configs), {} if model is None else model.transformer)
 
 
 # ---- resources -----------------------------------------------------------------------------------------------------

@@ -25,10 +25,6 @@ def test_meets_the_recorded_number(check: Any, data: Any) -> None:
     assert measured.error <= measured.tolerance
 
 
-BASES_TO_COME = ("fvdm", "mochi", "wan22")
-"""Recorded for models that are not here yet."""
-
-
 @pytest.mark.parametrize("departure", recorded.DEPARTURES, ids=lambda d: f"{d.component}: {d.case}")
 def test_a_listed_departure_is_still_one(departure: Any, data: Any) -> None:
     assert departure.measure(data) > 1e-3  # or it belongs among the checks
@@ -36,9 +32,9 @@ def test_a_listed_departure_is_still_one(departure: Any, data: Any) -> None:
 
 def test_every_recorded_case_is_checked(golden: Path) -> None:
     cases = {word for c in recorded.CHECKS + recorded.DEPARTURES for word in (c.case, *c.case.split())}
-    here = [path for path in golden.iterdir() if path.name not in BASES_TO_COME]
-    names = [path.stem.removeprefix("case_") for part in here for path in part.glob("case_*.safetensors")]
-    trajectories = [path.stem for part in here for path in part.glob("trajectory_*")]
+    names = [path.stem.removeprefix("case_") for path in golden.glob("**/case_*.safetensors")]
+    names += [path.stem.removeprefix("loop_") for path in golden.glob("**/loop_*.safetensors")]
+    trajectories = [path.stem for path in golden.glob("**/trajectory_*")]
     names += [stem.removeprefix("trajectory_").rsplit("_", 1)[0] for stem in trajectories]
     names += [path.stem for path in golden.glob("keys/wan*.json")] + [
         path.stem for path in golden.glob("keys/umt5*.json")

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from diffusers import GGUFQuantizationConfig
 from lora_samples import Pairs, comfyui, make_pairs, pipe, run, same, weights, with_differences, write
 from model_folders import write_transformer
+from single_file_samples import matrices, write_gguf
 from torch import Tensor
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -51,18 +50,9 @@ def int8(model: PusaWanTransformer3DModel) -> None:
 
 @pytest.fixture
 def gguf_file(tmp_path: Path, in_bf16: Make) -> Path:
-    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "wan")
-    for key, value in original.transformer_to_original(in_bf16().state_dict()).items():
-        array = value.float().numpy()
-        kind = gguf.GGMLQuantizationType.F32
-        if value.ndim == 2 and key.startswith("blocks."):
-            kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(key, gguf.quantize(np.ascontiguousarray(array), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tmp_path / "base.gguf"
+    tensors = original.transformer_to_original(in_bf16().state_dict())
+    types = {f"{name}.weight": "Q8_0" for name in matrices(tensors)}
+    return write_gguf(tmp_path / "base.gguf", tensors, types)[0]
 
 
 def load_gguf(path: Path, tmp_path: Path, in_bf16: Make) -> PusaWanTransformer3DModel:

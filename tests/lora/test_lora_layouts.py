@@ -30,6 +30,7 @@ from lora_samples import (
     wrapped_old_pickle,
     write,
 )
+from model_folders import cached_snapshot
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -317,11 +318,8 @@ def test_a_hub_id_downloads_only_what_is_needed(
 def test_offline_a_hub_id_is_found_in_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, transformer: Any, pairs: Pairs
 ) -> None:
-    repository = tmp_path / "models--someone--PusaV1"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text("0" * 40)
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
+    snapshot = cached_snapshot(tmp_path, "someone/PusaV1", "0" * 40)
+    snapshot.mkdir()
     write(snapshot / "pusa_v1.safetensors", comfyui(pairs))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

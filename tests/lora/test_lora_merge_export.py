@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pusa.lora import describe_lora, export_lora, load_pusa, merge_lora, set_alpha, unload_lora, unmerge_lora
+from pusa.lora.adapters import state_of
 from pusa.lora.layouts import Layout
 from pusa.models.wan import PusaWanTransformer3DModel
 
@@ -93,6 +94,32 @@ def test_after_merging_alpha_and_further_loras_are_as_if_merged_anew(
     assert same(weights(patient), weights(direct))
     unload_lora(pipe(patient))
     assert same(weights(patient), weights(tiny_transformer()))
+
+
+def test_the_same_alpha_writes_no_merged_weight_again(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:
+    """A server sets it for each request, and the weights may have many gigabytes."""
+    load_pusa(pipe(transformer), write(tmp_path / "lora.safetensors", comfyui(pairs)), alpha=1.4)
+    merge_lora(pipe(transformer))
+    weight = transformer.get_submodule(next(iter(pairs))).base_layer.weight
+    writes, merged = weight._version, weight.detach().clone()
+    set_alpha(pipe(transformer), 1.4)
+    assert weight._version == writes
+    set_alpha(pipe(transformer), 1.3)
+    assert weight._version > writes
+    assert not torch.equal(weight, merged)
+    set_alpha(pipe(transformer), 1.4)
+    transformer.set_adapters(["pusa"], [0.7])  # past this module: it counts, too
+    set_alpha(pipe(transformer), 1.4)
+    assert torch.equal(weight, merged)
+    assert transformer.get_submodule(next(iter(pairs))).scaling["pusa"] == 1.4
+
+
+def test_a_merge_keeps_no_second_copy_of_the_matrices(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:
+    load_pusa(pipe(transformer), write(tmp_path / "lora.safetensors", comfyui(pairs)))
+    merge_lora(pipe(transformer))
+    written = state_of(transformer).written
+    assert len(written) == len(pairs)
+    assert [part for entries in written.values() for _, part in entries] == [None] * len(pairs)
 
 
 def test_merging_takes_adapters_loaded_by_diffusers_too(tmp_path: Path, transformer: Any, pairs: Pairs) -> None:

@@ -178,11 +178,15 @@ def test_memory_holds_fp8_and_a_tensor_and_never_the_whole_model(tmp_path: Path)
     del model, pairs
     output = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "wan"), str(lora)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
+            "MALLOC_TRIM_THRESHOLD_": "100000",  # freed memory goes back at once: what malloc keeps depends on the CPU
+        },
         check=True,
         timeout=300,
         capture_output=True,
         text=True,
     ).stdout
     peak, size = map(int, output.split())
-    assert size < peak < 1.8 * size  # 1.7 with the fp32 copies of one weight; of the whole model in bf16 above 2
+    assert size < peak < 1.5 * size  # 1.3 with the fp32 copies of one weight; of the whole model in bf16 above 2

@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from components import make_vae
+from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pusa.models.fvdm import tiny as fvdm_tiny
 from pusa.models.latent_preview import SHIPPED, LatentPreview, draw_clips, fit, identity_of_vae, preview_of
-from pusa.models.vae import decode_video, encode_video
+from pusa.models.mochi import tiny as mochi_tiny
+from pusa.models.vae import CODECS, decode_video, encode_video
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -59,13 +62,23 @@ class LinearVae(torch.nn.Module):
         return type("Encoded", (), {"latent_dist": posterior})
 
 
-def test_a_map_inverts_an_encoder_that_is_linear() -> None:
+def test_a_map_inverts_an_encoder_that_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CODECS, LinearVae, CODECS[AutoencoderKLWan])
     vae: Any = LinearVae()
     preview = LatentPreview(fit(vae))
     for clip in draw_clips(2, size=64, seed=11).split(1):
         for index in (0, 1):
             picture = preview(encode_video(vae, clip), index).permute(2, 0, 1)[None].float() / 127.5 - 1
             assert psnr(F.avg_pool2d(picture, 4), F.avg_pool2d(clip[:, :, 3 * index], 8)) > 35
+
+
+@pytest.mark.parametrize("tiny", [mochi_tiny, fvdm_tiny], ids=["mochi", "fvdm"])
+def test_the_vae_of_any_base_has_a_preview(tiny: Any, tmp_path: Path) -> None:
+    vae = tiny.components()["vae"]
+    preview = preview_of(vae, folder=tmp_path)
+    latents = encode_video(vae, draw_clips(1, size=32, frames=7))
+    assert preview(latents, 1).shape == (16, 16, 3)
+    assert identity_of_vae(vae) != identity_of_vae(tiny.components(seed=1)["vae"])
 
 
 def test_another_vae_is_fitted_once_and_kept(tiny_vae: Callable[..., Any], tmp_path: Path) -> None:

@@ -1,17 +1,14 @@
 """Several processes give what one gives: Ulysses context parallelism and FSDP2, on two CPU processes with gloo."""
 
-import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from components import make_transformer
 from diffusers import ContextParallelConfig
-from gloo import all_gather_of_any_size
+from gloo import all_gather_of_any_size, run_in_processes
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -106,27 +103,21 @@ def promotion_after_sharding() -> str:
     return str(refused.value)
 
 
-def in_each_process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+def in_each_process(rank: int) -> dict[str, Any]:
     torch.accelerator.device_count = lambda: WORLD  # diffusers counts accelerators, of which a CPU build has none
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORLD)
     dist.all_gather = all_gather_of_any_size  # type: ignore[assignment]
-    found = {
+    return {
         "ulysses": context_parallel(6, 8),  # 5 frames of 12 tokens: each process ends in the middle of a frame
         "ulysses anything": context_parallel(6, 6, ulysses_anything=True),  # 45 tokens: 23 and 22
         "sharded": sharded(),
         "promotion after sharding": promotion_after_sharding(),
     }
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Run the processes once for all tests and return the findings of each."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(in_each_process, args=(folder,), nprocs=WORLD, join=True)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return run_in_processes(in_each_process, WORLD, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("ulysses", [30, 30]), ("ulysses anything", [23, 22])])

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from _golden import TRANSFORMER_CASES
-from diffusers import FirstBlockCacheConfig, MagCacheConfig, PyramidAttentionBroadcastConfig, WanTransformer3DModel
-from diffusers.hooks import SeaCacheConfig, TaylorSeerCacheConfig
+from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
+from diffusers.hooks import SeaCacheConfig
 from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from torch import Tensor
+from transformer_checks import assert_cache_skips_work, assert_promoted_in_place, step_caches
 
 from pusa.models.wan import PusaWanTransformer3DModel, PusaWanTransformerBlock
 
@@ -183,15 +184,8 @@ def test_image_embeddings_of_wan_i2v_models(tiny_transformer: Callable[..., WanT
 
 
 def test_promotion_is_in_place_and_copies_nothing(stock: WanTransformer3DModel) -> None:
-    storage = {name: parameter.data_ptr() for name, parameter in stock.named_parameters()}
-    keys = list(stock.state_dict())
-    model = PusaWanTransformer3DModel.from_wan(stock)
-    assert model is stock
-    assert isinstance(model, PusaWanTransformer3DModel)
-    assert all(type(block) is PusaWanTransformerBlock for block in model.blocks)
-    assert {name: parameter.data_ptr() for name, parameter in model.named_parameters()} == storage
-    assert list(model.state_dict()) == keys
-    assert PusaWanTransformer3DModel.from_wan(model) is model
+    promote = PusaWanTransformer3DModel.from_wan
+    assert_promoted_in_place(stock, promote, PusaWanTransformer3DModel, PusaWanTransformerBlock)
 
 
 def test_weights_load_strictly_both_ways(tiny_transformer: Callable[..., WanTransformer3DModel]) -> None:
@@ -403,42 +397,12 @@ def test_compiled_blocks_run_one_graph_at_all_timesteps(model: PusaWanTransforme
     torch._dynamo.reset()
 
 
-CACHES = {
-    "first block": FirstBlockCacheConfig(threshold=10.0),
-    "MagCache": MagCacheConfig(threshold=10.0, num_inference_steps=8, mag_ratios=[1.0] * 8, retention_ratio=0.25),
-    "SeaCache": SeaCacheConfig(threshold=10.0),
-    "PAB": PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_block_identifiers=["blocks"],
-        current_timestep_callback=lambda: 500,
-    ),
-    "TaylorSeer": TaylorSeerCacheConfig(
-        cache_interval=3, disable_cache_before_step=2, cache_identifiers=[r"blocks\.\d+\.attn1"]
-    ),
-}
+CACHES = step_caches("blocks") | {"SeaCache": SeaCacheConfig(threshold=10.0)}
 
 
 @pytest.mark.parametrize("name", CACHES)
 def test_caches_skip_work_between_steps(model: PusaWanTransformer3DModel, name: str) -> None:
-    attentions: list[None] = []  # the work that is left
-    for block in model.blocks:
-        block.attn1.to_q.register_forward_hook(lambda *_: attentions.append(None))
-    expected = velocity(model, MULTI_FRAME)
-    attentions.clear()
-
-    model.enable_cache(CACHES[name])
-    sigmas = torch.linspace(1, 0, 9)[:-1]
-    for k, sigma in enumerate(sigmas.tolist()):
-        with model.cache_context("cond", step_index=k, sigma=sigma, num_inference_steps=8):
-            output = velocity(model, MULTI_FRAME * sigma)
-        if k == 0:
-            assert torch.equal(output, expected)
-        assert output.isfinite().all()
-    all_of_them = len(sigmas) * len(model.blocks)
-    assert len(model.blocks) <= len(attentions) < all_of_them
-
-    model.disable_cache()
-    assert torch.equal(velocity(model, MULTI_FRAME), expected)
+    assert_cache_skips_work(model, CACHES[name], MULTI_FRAME, velocity)
 
 
 def test_attention_backends_can_be_chosen(model: PusaWanTransformer3DModel) -> None:

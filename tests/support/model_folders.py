@@ -1,4 +1,4 @@
-"""Write models to folders as Wan publishes them."""
+"""Write models to folders: as Wan publishes them, and as a ``pusa.json`` describes them."""
 
 import json
 from pathlib import Path
@@ -23,6 +23,22 @@ def write_transformer(folder: Path, tensors: dict[str, torch.Tensor], *, shards:
     for name in names:
         save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, folder / name)
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def cached_snapshot(cache: Path, hub_id: str, revision: str = "abc123") -> Path:
+    """Enter a repository with one revision into a local cache of the Hub; return where its files go, yet to be made."""
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    return repository / "snapshots" / revision
+
+
+def describe_model(folder: Path, **defaults: Any) -> str:
+    """Describe a model with these defaults in a folder, without its weights; return its source."""
+    folder.mkdir()
+    (folder / "pusa.json").write_text(json.dumps({"title": "a model of tests", "defaults": defaults}))
+    return str(folder)
 
 
 def write_original(folder: Path, parts: dict[str, Any], *, shards: int = 2) -> Path:

@@ -19,7 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 def transformer_tensors(seed: int = 0, **changes: Any) -> Tensors:
-    """Wan's own names -> tensors of a transformer with one block."""
+    """Make the tensors of a transformer with one block, under Wan's own names."""
     model = make_transformer(seed, **{"num_layers": 1, **changes})
     generator = torch.Generator().manual_seed(seed)
     tensors = original.transformer_to_original(model.state_dict())  # biases and norms begin as zeros and ones
@@ -27,7 +27,7 @@ def transformer_tensors(seed: int = 0, **changes: Any) -> Tensors:
 
 
 def matrices(tensors: Mapping[str, Tensor], part: str = "blocks.") -> list[str]:
-    """Layers whose weight is a matrix: their names without ``.weight``."""
+    """List the layers whose weight is a matrix: their names without ``.weight``."""
     return [
         name.removesuffix(".weight")
         for name, value in tensors.items()
@@ -66,7 +66,7 @@ def scaled(
 
 
 def declaration(format: str = "float8_e4m3fn", **fields: Any) -> Tensor:
-    """A ``comfy_quant`` tensor: JSON as bytes."""
+    """Make a ``comfy_quant`` tensor: JSON as bytes."""
     return torch.frombuffer(bytearray(json.dumps({"format": format, **fields}).encode()), dtype=torch.uint8).clone()
 
 

@@ -1,4 +1,4 @@
-"""Load, scale, merge, export and reduce LoRAs on a Wan pipeline. The package imports its names on first use."""
+"""Load, scale, merge, export and reduce LoRAs on a pipeline. The package imports its names on first use."""
 
 from typing import TYPE_CHECKING
 

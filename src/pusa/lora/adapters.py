@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pusa.lora.bases import base_of, compute_dtype_of, is_on_disk, parameter_of
 from pusa.lora.layouts import LoraFile, Pair, fold, unknown_prefix
+from pusa.models import bases
 from pusa.models.streaming import WeightsChangedError, WeightSource, sources_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Untouched:
-    """A parameter before a LoRA changed it: its dtype, and its value on the CPU or where its value is on disk."""
+    """Hold a parameter as it was before a LoRA: its dtype, and its value on the CPU or where its value is on disk."""
 
     dtype: torch.dtype
     value: Tensor | WeightSource
@@ -67,17 +68,17 @@ Additions = list[tuple[float, Tensor | Pair]]  # (alpha, difference) or (alpha, 
 
 @dataclass
 class AdapterState:
-    """LoRA state of a transformer.
+    """Hold the LoRA state of a transformer.
 
     Attributes:
         untouched: rewritten parameters by name, as they were before.
-        written: what was added to them.
+        written: what was added to them; None for matrices, which would stay in memory wherever they were.
         merged: all active adapters are in the weights.
     """
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     untouched: dict[str, Untouched] = field(default_factory=dict)
-    written: dict[str, Additions] = field(default_factory=dict)
+    written: dict[str, list[tuple[float, Tensor | None]]] = field(default_factory=dict)
     merged: bool = False
 
 
@@ -90,16 +91,19 @@ def check_fits(model: Any, lora: LoraFile) -> None:
     Raises:
         ValueError: another model's LoRA, layers or keys that do not fit, or weights that cannot be rewritten.
     """
-    guess, width, blocks = lora.model, width_of(model), model.config.num_layers
+    base = bases.base_of(model)
+    guess, (width, blocks) = lora.model, base.size_of(model.config)
     layers = sorted(lora.layers)
-    if guess.family != "Wan":
-        raise ValueError(f"{lora.path.name} is a LoRA for {guess}, not for Wan (one of its layers: {layers[0]})")
+    misfits = {layer: reason for layer in layers if (reason := _misfit(model, lora, layer))}
+    if misfits and guess.family != base.name:  # layers of some names are in several models
+        raise ValueError(
+            f"{lora.path.name} is a LoRA for {guess}, not for {base.name} (one of its layers: {layers[0]})"
+        )
     if (guess.width and guess.width != width) or guess.blocks > blocks:
         raise ValueError(
-            f"this LoRA was made for a Wan model of width {guess.width or 'unknown'} with {guess.blocks} blocks; "
-            f"this transformer has width {width} and {blocks} blocks ({lora.path.name})"
+            f"this LoRA was made for a {guess.family} model of width {guess.width or 'unknown'} with {guess.blocks} "
+            f"blocks; this transformer has width {width} and {blocks} blocks ({lora.path.name})"
         )
-    misfits = {layer: reason for layer in layers if (reason := _misfit(model, lora, layer))}
     if misfits and (guess.vace or guess.image_to_video):
         layer, reason = next(iter(misfits.items()))
         kind = "VACE" if guess.vace else "image-to-video Wan"
@@ -132,10 +136,11 @@ def check_fits(model: Any, lora: LoraFile) -> None:
         raise ValueError(
             "the attention projections are fused and would ignore a LoRA: call unfuse_qkv_projections first"
         )
-    if model.config.in_channels != model.config.out_channels:
+    channels = base.channels(model.config)
+    if model.config.in_channels != channels:
         logger.warning(
             "this transformer is image-to-video (%d channels in, %d out); Pusa is made for text-to-video Wan",
-            *(model.config.in_channels, model.config.out_channels),
+            *(model.config.in_channels, channels),
         )
 
 
@@ -405,7 +410,7 @@ def rewrite(model: Any) -> None:
         if parameter.dtype not in _MERGEABLE:  # cast to fp8 after merging: as if merged anew, then cast
             total = total.to(untouched.dtype)
         parameter.copy_(total)
-        state.written[name] = plan[name]
+        state.written[name] = [(alpha, part if isinstance(part, Tensor) else None) for alpha, part in plan[name]]
 
 
 def _untouched(model: Any, name: str) -> Untouched:
@@ -464,6 +469,20 @@ def matrices(model: Any, layer: str, adapter_name: str) -> Pair:
     return wrapper.lora_A[adapter_name].weight.detach(), wrapper.lora_B[adapter_name].weight.detach()
 
 
+def has_alpha(model: Any, adapter_name: str, alpha: float) -> bool:
+    """Tell if an adapter has an alpha already, in all that it changes."""
+    adapter = state_of(model).adapters.get(adapter_name)
+    layers = [layer for layer in lora_layers(model).values() if adapter_name in layer.lora_A]
+    is_set = all(layer.scaling[adapter_name] == alpha * _own_scale(layer, adapter_name) for layer in layers)
+    return adapter is not None and adapter.alpha == alpha and is_set
+
+
+def _own_scale(layer: LoraLayer, adapter_name: str) -> float:
+    """Compute the factor of B A at alpha 1."""
+    rank = layer.r[adapter_name]
+    return float(layer.lora_alpha[adapter_name] / (math.sqrt(rank) if layer.use_rslora[adapter_name] else rank))
+
+
 def contents(model: Any, adapter_name: str) -> tuple[dict[str, Pair], dict[str, Tensor]]:
     """Return an adapter at alpha 1: its pairs and its differences, on the CPU or a GPU (not MPS, without float64)."""
     adapter = state_of(model).adapters.get(adapter_name)
@@ -473,15 +492,9 @@ def contents(model: Any, adapter_name: str) -> tuple[dict[str, Pair], dict[str, 
         if adapter_name not in layer.lora_A:
             continue
         a, b = matrices(model, name, adapter_name)
-        rank = layer.r[adapter_name]
-        scale = layer.lora_alpha[adapter_name] / (math.sqrt(rank) if layer.use_rslora[adapter_name] else rank)
+        scale = _own_scale(layer, adapter_name)
         pairs[name] = (a.cpu(), fold(b, scale).cpu()) if a.is_mps else (a, fold(b, scale))
         bias = layer.lora_B[adapter_name].bias
         if bias is not None:
             deltas[f"{name}.bias"] = bias.detach().float() * scale
     return pairs, deltas
-
-
-def width_of(model: Any) -> int:
-    """Compute the width of a transformer."""
-    return model.config.num_attention_heads * model.config.attention_head_dim

@@ -1,25 +1,24 @@
-"""Read and write LoRA files of any layout for Wan, and recognise those of other models."""
+"""Read and write LoRA files: of any layout for Wan, under diffusers' names for other bases; recognise further ones."""
 
 import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pusa.lora.tensor_files import read_tensors
+from pusa.models.bases.base import Base, LoraLayout
 from pusa.models.files import DamagedFileError
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 
-Layout = Literal["comfyui", "diffusers", "original"]
+Layout = LoraLayout
 Pair = tuple[Tensor, Tensor]  # A [rank, in], B [out, rank]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -60,10 +59,11 @@ _SCALES = re.compile(r"(scale_weight|weight_scale|scaled_fp8|comfy_quant)$")
 _OTHER_MODELS = (
     (r"individual_token_refiner|img_attn_qkv|txt_attn_qkv", "HunyuanVideo"),
     (r"double_blocks|single_blocks|single_transformer_blocks", "Flux or HunyuanVideo"),
-    (r"qkv_x|qkv_y", "Mochi"),
+    (r"qkv_x|qkv_y|attn1[._](?:add_[qkv]_proj|to_add_out)", "Mochi"),
+    (r"blocks_(?:spatial|temp)[._]", "FVDM"),
     (r"lora_te|text_model|down_blocks|up_blocks|mid_block|input_blocks|output_blocks", "Stable Diffusion"),
     (r"joint_blocks|attn.add_q_proj|attn_add_q_proj", "Stable Diffusion 3 or Qwen-Image"),
-    (r"transformer_blocks", "LTX-Video or CogVideoX"),
+    (r"transformer_blocks", "Mochi, LTX-Video or CogVideoX"),
 )
 _WAN_BLOCK = re.compile(r"(?P<prefix>.*?)\bblocks[._]\d+[._](?P<name>.+)")
 _WAN_SIZES = {(1536, 30): "1.3B", (5120, 40): "14B", (3072, 30): "5B"}
@@ -196,7 +196,7 @@ def read_lora(path: Path, expert: str | None = None, *, shapes_only: bool = Fals
         ValueError: the file is no LoRA, is damaged or of an unsupported kind, holds NaN or infinity, or is a pickle
             that holds code.
     """
-    tensors, metadata = _read_tensors(path, shapes_only=shapes_only)
+    tensors, metadata = read_tensors(path, shapes_only=shapes_only)
     if expert is not None and len(_experts_of(tensors)) > 1:
         second = expert == "transformer_2"
         tensors = {key: value for key, value in tensors.items() if bool(_SECOND_EXPERT.match(key)) == second}
@@ -211,7 +211,7 @@ def read_lora(path: Path, expert: str | None = None, *, shapes_only: bool = Fals
 
 def experts_of_keys(path: Path) -> set[str]:
     """Return the experts of Wan2.2 that a file's keys name (`transformer_2.`); empty if all keys are of one kind."""
-    keys = _read_tensors(path, shapes_only=True)[0] if path.suffix == ".safetensors" else {}
+    keys = read_tensors(path, shapes_only=True)[0] if path.suffix == ".safetensors" else {}
     return _experts_of(keys)
 
 
@@ -378,73 +378,14 @@ def _guess_model(pairs: dict[str, Pair], deltas: dict[str, Tensor], keys: Iterab
     return ModelGuess("Wan", width, max(blocks, default=-1) + 1, image, vace)
 
 
-def _read_tensors(path: Path, *, shapes_only: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read tensors by key, with `shapes_only` all but the alphas on the meta device, and the header's metadata."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no LoRA file {str(path)!r}")
-    if path.suffix != ".safetensors":
-        content = _read_pickle(path)
-        return {key: value if shapes_only else _widened(value) for key, value in content.items()}, {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            if not shapes_only:
-                tensors = {key: _widened(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-                return tensors, file.metadata() or {}
-            tensors = {}
-            for key in file.keys():  # noqa: SIM118
-                tensors[key] = file.get_tensor(key) if key.endswith(".alpha") else _on_meta(file.get_slice(key))
-            return tensors, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a readable safetensors file: {error}") from error
-
-
-def _widened(value: Any) -> Any:
-    """Convert an fp8 tensor to bf16, which holds all values of both formats exactly; return others unchanged."""
-    if isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1:
-        return value.to(torch.bfloat16)
-    return value
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
-
-
-def _on_meta(part: Any) -> Tensor:
-    return torch.empty(part.get_shape(), dtype=_DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{path.name} is refused: its pickle is damaged or holds code, not only tensors. Nothing in it was run; "
-            "ask its author for a safetensors file"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path.name} is not a readable PyTorch file: {error}") from error
-    while isinstance(content, dict):
-        inner = next(
-            (content[key] for key in ("state_dict", "module", "model") if isinstance(content.get(key), dict)), None
-        )
-        if inner is None:
-            return {
-                key: value
-                for key, value in content.items()
-                if isinstance(value, Tensor) or (isinstance(value, float | int) and str(key).endswith(".alpha"))
-            }
-        content = inner
-    raise ValueError(f"{path.name} holds a {type(content).__name__}, not a dict of tensors")
+def checked_layout(layout: Layout | None, base: Base) -> Layout:
+    """Return a layout that files with LoRAs of a base have, its first one for None. Raises ValueError for another."""
+    if layout is None:
+        return base.lora_layouts[0]
+    if layout not in base.lora_layouts:
+        ways = ", ".join(base.lora_layouts)
+        raise ValueError(f"layout={layout!r} is not one of {ways}, which LoRAs of {base.name} have")
+    return layout
 
 
 def write_lora(

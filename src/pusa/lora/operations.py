@@ -1,4 +1,4 @@
-"""Load, scale, merge and export LoRAs on a Wan pipeline.
+"""Load, scale, merge and export LoRAs on a pipeline.
 
 `load_pusa` attaches a LoRA as a PEFT adapter. Its alpha is one number read at every forward, so it changes at once, and
 going back to an alpha gives the same output bit for bit. Merging starts from the untouched weights and rounds once.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,17 +24,18 @@ from pusa.lora.adapters import (
     contents,
     detach,
     enable,
+    has_alpha,
     lora_layers,
     plan_rewrite,
     restored_on_failure,
     rewrite,
     state_of,
-    width_of,
 )
-from pusa.lora.layouts import Layout, LoraInfo, Pair, describe_lora, read_lora, write_lora
+from pusa.lora.layouts import Layout, LoraInfo, Pair, checked_layout, describe_lora, read_lora, write_lora
 from pusa.lora.placement import Source, place_lora
 from pusa.lora.ranks import ExportReport, reduce_file, reduce_pair, report_of
 from pusa.lora.sources import EXPERTS
+from pusa.models.bases import base_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def load_pusa(
     its name. All files are read and checked before any is attached, and a failure leaves the model as it was.
 
     Args:
-        pipeline: `PusaPipeline`, `WanPipeline`, or a Wan transformer alone.
+        pipeline: `PusaPipeline`, `WanPipeline`, or a transformer alone.
         source: a file, a folder, a Hub id (`owner/repo[/folder][/file]`), with a strength if wanted (`FILE@1.2`), or
             one of these per expert: `{"transformer": high, "transformer_2": low}` or `"high=FILE,low=FILE"`. In a
             folder, a high/low-noise pair goes to its experts. A single file goes to the expert that its name tells
@@ -123,7 +124,8 @@ def load_pusa(
 def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> None:
     """Change an adapter's alpha from the next forward on; other adapters keep theirs.
 
-    After `merge_lora` this merges again from the untouched weights: slower, equally exact.
+    After `merge_lora` this merges again from the untouched weights: slower, equally exact. Experts that have this
+    alpha already stay as they are.
 
     Args:
         alpha: one number, or a number for each expert to change.
@@ -134,7 +136,11 @@ def set_alpha(pipeline: Any, alpha: Alpha, *, adapter_name: str = "pusa") -> Non
     models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
     if not models:
         raise _unknown_adapter(pipeline, adapter_name)
-    alphas = _per_expert(alpha, models)
+    alphas = {
+        expert: value
+        for expert, value in _per_expert(alpha, models).items()
+        if not has_alpha(models[expert], adapter_name, value)
+    }
     for expert, value in alphas.items():  # raises before anything changes
         plan_rewrite(models[expert], merged=state_of(models[expert]).merged, alphas={adapter_name: value})
     for expert, value in alphas.items():
@@ -198,7 +204,7 @@ def export_lora(
     pipeline: Any,
     path: str | os.PathLike[str],
     *,
-    layout: Layout = "comfyui",
+    layout: Layout | None = None,
     adapter_name: str = "pusa",
     rank: int | None = None,
 ) -> ExportReport:
@@ -208,7 +214,8 @@ def export_lora(
         path: `NAME.safetensors`; two experts give `NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`;
             `load_pusa` reads them from their folder.
         layout: "comfyui" (`diffusion_model.`, read by ComfyUI and diffusers, holds everything), "diffusers"
-            (`transformer.`) or "original" (as `pusa_v1.pt`); the last two cannot hold every difference.
+            (`transformer.`) or "original" (as `pusa_v1.pt`); the last two cannot hold every difference. None: "comfyui"
+            of Wan, "diffusers" of other bases, whose names the other two do not have.
         adapter_name: as in `load_pusa`.
         rank: keep this many singular values per layer (the best approximation in the Frobenius norm); None keeps all.
 
@@ -218,11 +225,11 @@ def export_lora(
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path={str(path)!r} must end in .safetensors")
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout={layout!r} is not one of {', '.join(get_args(Layout))}")
     models = {name: model for name, model in _experts(pipeline).items() if adapter_name in adapter_names(model)}
     if not models:
         raise _unknown_adapter(pipeline, adapter_name)
+    base = base_of(next(iter(models.values())))
+    layout = checked_layout(layout, base)
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank} is below 1")
 
@@ -236,9 +243,10 @@ def export_lora(
         for name, pair in full.items():
             pairs[name], *lost[f"{expert}.{name}"] = reduce_pair(pair, rank)
         expert_rank = max((a.shape[0] for a, _ in pairs.values()), default=0)
-        adapter = state_of(model).adapters.get(adapter_name)
+        adapter, base = state_of(model).adapters.get(adapter_name), base_of(model)
+        width, blocks = base.size_of(model.config)
         metadata = {
-            "base": f"Wan, width {width_of(model)}, {model.config.num_layers} blocks",
+            "base": f"{base.name}, width {width}, {blocks} blocks",
             "rank": str(expert_rank),
             "alpha": str(adapter.alpha if adapter else 1.0),
             "layout": layout,

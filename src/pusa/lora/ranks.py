@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pusa.lora.layouts import Pair, experts_of_keys, read_lora, write_lora
+from pusa.lora.layouts import Layout, Pair, experts_of_keys, read_lora, write_lora
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Files written by `export_lora` or `reduce_file`; over all of them, the layers, the largest rank and the errors.
+    """List the files that `export_lora` or `reduce_file` wrote; in all, layers, largest rank and errors.
 
     Errors are Frobenius norms of the change of B A over those of B A, 0 if the rank is not reduced.
     """
@@ -45,7 +45,7 @@ def report_of(paths: Sequence[Path], layers: int, rank: int, lost: Mapping[str, 
 
 
 def reduce_file(path: Path, output: Path, rank: int) -> ExportReport:
-    """Write a LoRA file at a lower rank, in ComfyUI's layout, without the model that it is for.
+    """Write a LoRA file at a lower rank, in ComfyUI's layout (Wan's) or diffusers', without the model that it is for.
 
     Args:
         path: of any layout that `pusa.lora.layouts.read_lora` reads.
@@ -75,8 +75,9 @@ def reduce_file(path: Path, output: Path, rank: int) -> ExportReport:
     for name, pair in lora.pairs.items():
         pairs[name], *lost[name] = reduce_pair(pair, rank)
     largest = max((a.shape[0] for a, _ in pairs.values()), default=0)
-    metadata = {"base": str(lora.model), "rank": str(largest), "layout": "comfyui"}
-    write_lora(output, pairs, lora.deltas, layout="comfyui", metadata=metadata)
+    layout: Layout = "comfyui" if lora.model.family == "Wan" else "diffusers"
+    metadata = {"base": str(lora.model), "rank": str(largest), "layout": layout}
+    write_lora(output, pairs, lora.deltas, layout=layout, metadata=metadata)
     return report_of([output], len(lora.layers), largest, lost)
 
 

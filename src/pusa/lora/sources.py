@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 EXPERTS = ("transformer", "transformer_2")
 NOISE_OF = {"transformer": "high", "transformer_2": "low"}
@@ -29,6 +30,13 @@ _TECHNICAL = re.compile(
     r"v?\d+|e(?:poch)?\d*|s(?:tep|teps)?\d*|r(?:ank)?\d*|dim\d*|alpha\d*|[bf]p?f?(?:8|16|32)|bf|fp|f|e\dm\d|e4m3fn|e5m2|"
     r"scaled|resized|dynamic|avg|lora|model|adapter|final|comfyui|diffusers|kj|pytorch|weights|safetensors|v"
 )
+
+
+def transformers_of(pipe: Any) -> list[Any]:
+    """List the transformers that a pipeline has, the high-noise one first; or one that is given without a pipeline."""
+    if hasattr(pipe, "blocks"):
+        return [pipe]
+    return [model for name in EXPERTS if (model := getattr(pipe, name, None)) is not None]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Wan's models: the transformer with a timestep per latent frame, the VAE frame by frame, the text encoder."""
+"""Hold the networks of all bases: transformers with a timestep per latent frame, VAEs frame by frame, text encoders."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 COMPONENTS = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer", "transformer_2")
+PARTS = ("transformer", "transformer_2", "text_encoder", "vae")  # those with weights
 ORIGINAL_VAE, ORIGINAL_WAN22_VAE = "Wan2.1_VAE", "Wan2.2_VAE"
 ORIGINAL_TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 ORIGINAL_EXPERTS = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
-TRANSFORMER_CLASSES = ("WanTransformer3DModel", "PusaWanTransformer3DModel")
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
@@ -41,7 +41,15 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the header: key -> ``dtype``, ``shape`` and ``data_offsets``.
+    """Read the header: key -> ``dtype``, ``shape`` and ``data_offsets``; raise as `safetensors_contents`."""
+    return safetensors_contents(path)[0]
+
+
+def safetensors_contents(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any], int]:
+    """Read the header with what belongs to it.
+
+    Returns:
+        Entries of the tensors, as `safetensors_header`; the file's metadata; and where its data begin.
 
     Raises:
         DamagedFileError: no safetensors header, or the file ends before its last tensor (an interrupted download).
@@ -59,16 +67,18 @@ def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             raise DamagedFileError(f"{path.name} is no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise DamagedFileError(f"{path.name} is no safetensors file: its header is no JSON object")
-    tensors = {key: entry for key, entry in header.items() if key != "__metadata__"}
+    metadata = header.pop("__metadata__", None) or {}
+    tensors: dict[str, dict[str, Any]] = header
     for key, entry in tensors.items():
         if not _is_entry(entry):
             raise DamagedFileError(f"{path.name} is no safetensors file: its header does not describe {key!r}")
-    whole_bytes = 8 + header_bytes + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    data_start = 8 + header_bytes
+    whole_bytes = data_start + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size_bytes < whole_bytes:
         raise DamagedFileError(
             f"{path.name} is cut short: {size_bytes} of {whole_bytes} bytes; download or copy it again"
         )
-    return tensors
+    return tensors, metadata, data_start
 
 
 def _is_entry(entry: Any) -> bool:
@@ -179,15 +189,18 @@ def _missing_diffusers(folder: Path, skip: Collection[str]) -> Iterator[str]:
                 yield from _damaged_shards(folder, shards(part), part / f"{stem}.safetensors")
 
 
-def weight_files(folder: Path) -> dict[str, list[Path]]:
-    """List the files with the weights of each part of a folder in either layout, missing ones included."""
+def weight_files(folder: Path, *, skip: Collection[str] = ()) -> dict[str, list[Path]]:
+    """List the files with the weights of each part of a folder in either layout, missing ones included.
+
+    Args:
+        skip: parts to leave out.
+    """
     if is_original(folder):
         found = {part: transformer_shards(place) for part, place in original_experts(folder).items()}
-        return found | {
-            "text_encoder": [original_weights(folder, ORIGINAL_TEXT_ENCODER)],
-            "vae": [original_vae(folder)],
-        }
-    parts = [part for part in diffusers_components(folder) if part not in ("tokenizer", "scheduler")]
+        found["text_encoder"] = [original_weights(folder, ORIGINAL_TEXT_ENCODER)]
+        found["vae"] = [original_vae(folder)]
+        return {part: paths for part, paths in found.items() if part not in skip}
+    parts = [part for part in diffusers_components(folder) if part not in ("tokenizer", "scheduler", *skip)]
     return {part: shards(folder / part) or sorted((folder / part).glob("*.bin")) for part in parts}
 
 
@@ -235,16 +248,11 @@ def _damaged(root: Path, path: Path) -> Iterator[str]:
 
 
 def check_text_to_video(config: Mapping[str, Any], where: str) -> None:
-    """Check that a diffusers transformer configuration is that of a Wan text-to-video model.
+    """Check that the configuration of a Wan transformer is that of a text-to-video model.
 
     Raises:
-        WrongArchitectureError: a class of another model, or an image-to-video model of Wan's.
+        WrongArchitectureError: an image-to-video model of Wan's.
     """
-    name = config.get("_class_name", TRANSFORMER_CLASSES[0])
-    if name not in TRANSFORMER_CLASSES:
-        raise WrongArchitectureError(
-            f"{where} is a {name}; Pusa needs a Wan text-to-video transformer ({TRANSFORMER_CLASSES[0]})"
-        )
     channels = (config.get("in_channels", 16), config.get("out_channels", 16))
     if channels[0] != channels[1] or config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
         raise WrongArchitectureError(
@@ -277,6 +285,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def describe_single_file(path: Path) -> str:
     """Explain, for an error, that a file given as a model is none, and what it seems to be."""
+    from pusa.models.single_file.families import noun_of
     from pusa.models.single_file.recognition import recognise  # it reads headers by this module
 
     found = "a single GGUF file" if path.suffix == ".gguf" else "a single file"
@@ -291,7 +300,7 @@ def describe_single_file(path: Path) -> str:
             return f"{path} is a LoRA: give it with --lora, or load_pusa, beside a model"
         if file.problem:
             return f"{path} is {found}: {file.problem}"
-        nouns = [{"text_encoder": "text encoder", "vae": "VAE"}.get(part, part) for part in file.components]
+        nouns = [noun_of(part) for part in file.components]
         found = "an all-in-one checkpoint" if len(nouns) > 1 else f"a single-file checkpoint of the {nouns[0]}"
     elif any(stem in path.name for stem in (ORIGINAL_VAE, ORIGINAL_WAN22_VAE, ORIGINAL_TEXT_ENCODER)):
         part = "text encoder" if ORIGINAL_TEXT_ENCODER in path.name else "VAE"

@@ -12,13 +12,13 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.fsutil import cache_folder, replacing
-from pusa.models.vae import encode_video
+from pusa.models.vae import codec_of, encode_video
+from pusa.models.vaes.codec import VAE
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class LatentPreview:
         return ((picture.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def preview_of(vae: AutoencoderKLWan, *, shipped: Path = SHIPPED, folder: Path | None = None) -> LatentPreview:
+def preview_of(vae: VAE, *, shipped: Path = SHIPPED, folder: Path | None = None) -> LatentPreview:
     """Read the map of a VAE from the package or from `folder`, or fit it and keep it there.
 
     Args:
@@ -91,9 +91,9 @@ def _read(path: Path, identity: str) -> Tensor | None:
         return None
 
 
-def identity_of_vae(vae: AutoencoderKLWan) -> str:
+def identity_of_vae(vae: VAE) -> str:
     """Hash the encoder of a VAE: names, shapes and some values of its parameters, the same in fp32 and in bf16."""
-    digest = hashlib.sha256(str([vae.config.latents_mean, vae.config.latents_std]).encode())
+    digest = hashlib.sha256(str(codec_of(vae).normalisation(vae)).encode())
     for name, parameter in vae.encoder.named_parameters():
         values = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].to("cpu", torch.bfloat16)
         digest.update(f"{name}:{list(parameter.shape)};".encode())
@@ -102,8 +102,8 @@ def identity_of_vae(vae: AutoencoderKLWan) -> str:
 
 
 @torch.no_grad()
-def fit(vae: AutoencoderKLWan, *, clips: int = _CLIPS, seed: int = 0) -> Tensor:
-    """Fit the maps of a VAE, ``[2, 9 * C + 1, 48]``, to what its encoder makes of drawn clips of 5 frames.
+def fit(vae: VAE, *, clips: int = _CLIPS, seed: int = 0) -> Tensor:
+    """Fit the maps of a VAE, ``[2, 9 * C + 1, 48]``, to what its encoder makes of drawn clips of two latent frames.
 
     The clips are encoded where the VAE is, in its dtype.
 
@@ -115,15 +115,17 @@ def fit(vae: AutoencoderKLWan, *, clips: int = _CLIPS, seed: int = 0) -> Tensor:
     Raises:
         ValueError: the VAE makes NaN or infinity of them.
     """
-    scale = vae.config.scale_factor_spatial
-    clips = max(clips, math.ceil(6 * (9 * vae.config.z_dim + 1) / _CELLS**2))
-    videos = draw_clips(clips, size=_CELLS * scale, seed=seed)
+    codec = codec_of(vae)
+    scale, factor = codec.pixels_per_latent(vae), codec.frames_per_latent(vae)
+    clips = max(clips, math.ceil(6 * (9 * codec.channels(vae) + 1) / _CELLS**2))
+    videos = draw_clips(clips, size=_CELLS * scale, frames=factor + 1, seed=seed)
     # Several at a time: torch is slow for one alone on a CPU, and a card needs memory for each.
     latents = torch.cat([encode_video(vae, batch).cpu() for batch in videos.split(8)])
     if not bool(latents.isfinite().all()):
         raise ValueError("the VAE makes NaN or infinity of pictures: load it in fp32")
-    # The third of the four frames of a later latent frame is the nearest to their mean.
-    return torch.stack([_least_squares(latents[:, :, i], videos[:, :, 3 * i], scale) for i in (0, 1)])
+    # The frame after the middle of a later latent frame, Wan's third of four, is the nearest to their mean.
+    shown = (0, factor // 2 + 1)
+    return torch.stack([_least_squares(latents[:, :, i], videos[:, :, k], scale) for i, k in enumerate(shown)])
 
 
 def _least_squares(latents: Tensor, frames: Tensor, scale: int) -> Tensor:

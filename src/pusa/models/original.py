@@ -23,6 +23,7 @@ from pusa.models.files import WrongArchitectureError
 from pusa.models.fp8 import store_as_fp8
 from pusa.models.names import BLOCK_NAMES, MODEL_NAMES
 from pusa.models.parts import Tensors, check_tensors, refuse_quantised, tensors_in
+from pusa.models.sources import configs
 from pusa.models.streaming import Devices, LoadCounter, Places, device_of, fill, places
 from pusa.resources import DType, dtype_of
 from pusa.scheduler import PusaFlowMatchEulerScheduler
@@ -158,9 +159,8 @@ _WAN22_STAGE = re.compile(
     r"(?:encoder\.downsamples|decoder\.upsamples)\.\d+\.(?:down|up)samples\.|"
     r"encoder\.down_blocks\.\d+\.(?:resnets|downsampler)\.|decoder\.up_blocks\.\d+\.upsampler\."
 )
-_TIED_COPY = (
-    "encoder.embed_tokens.weight"  # transformers has the embedding under two names, Wan and safetensors under one
-)
+# Transformers has the embedding under two names, Wan and safetensors under one.
+EMBEDDING, TIED_COPY = "shared.weight", "encoder.embed_tokens.weight"
 
 
 def transformer_to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
@@ -195,14 +195,10 @@ def text_encoder_to_transformers(state_dict: Mapping[str, Value]) -> dict[str, V
 
 def text_encoder_to_original(state_dict: Mapping[str, Value]) -> dict[str, Value]:
     """Invert `text_encoder_to_transformers`; drop the second name of the tied embedding."""
-    return TEXT_ENCODER.to_original({key: value for key, value in state_dict.items() if key != _TIED_COPY})
+    return TEXT_ENCODER.to_original({key: value for key, value in state_dict.items() if key != TIED_COPY})
 
 
 # ---- configurations ------------------------------------------------------------------------------------------------
-
-
-def _count_blocks(shapes: Mapping[str, Sequence[int]]) -> int:
-    return 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks."))
 
 
 def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | None = None) -> dict[str, Any]:
@@ -225,7 +221,7 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | No
         )
     dim, in_channels, *patch_size = patch
     out_channels = head[0] // math.prod(patch_size)
-    takes_images = any(".k_img." in key or key.startswith("img_emb.") for key in shapes)
+    takes_images = configs.takes_images(shapes)
     config: dict[str, Any] = {
         "in_channels": in_channels,
         "out_channels": out_channels,
@@ -234,17 +230,12 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]], *, num_heads: int | No
     }
     files.check_text_to_video(config, "this checkpoint")
     transformer_to_diffusers(shapes)
-    if num_heads is None and dim % 128:
+    if num_heads is None and dim % configs.HEAD_DIM:
         raise WrongArchitectureError(f"a width of {dim} is no multiple of 128: config.json must say num_heads")
-    heads = num_heads or dim // 128
-    return config | {
+    return {
+        **config,
+        **configs.config_from_shapes(shapes, num_heads),
         "patch_size": tuple(patch_size),
-        "num_attention_heads": heads,
-        "attention_head_dim": dim // heads,
-        "text_dim": shapes["text_embedding.0.weight"][1],
-        "freq_dim": shapes["time_embedding.0.weight"][1],
-        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-        "num_layers": _count_blocks(shapes),
         "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
         "qk_norm": "rms_norm_across_heads" if "blocks.0.self_attn.norm_q.weight" in shapes else None,
     }
@@ -260,7 +251,7 @@ def text_encoder_config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UMT5Co
         d_model=d_model,
         d_kv=shapes["blocks.0.attn.q.weight"][0] // num_heads,
         d_ff=shapes["blocks.0.ffn.fc1.weight"][0],
-        num_layers=_count_blocks(shapes),
+        num_layers=configs.count_blocks(shapes),
         num_heads=num_heads,
         relative_attention_num_buckets=num_buckets,
     )
@@ -399,14 +390,6 @@ def load_text_encoder(
     encoder, weights = empty_text_encoder(folder)
     fill(encoder, weights, dtype, device=device, counter=counter, keep_mapped=keep_mapped)
     return encoder
-
-
-def weight_files(folder: Path, *, skip: Collection[str] = ()) -> dict[str, list[Path]]:
-    """List the files with the weights of each part of a folder."""
-    found = {part: files.transformer_shards(place) for part, place in files.original_experts(folder).items()}
-    found["vae"] = [files.original_vae(folder)]
-    found["text_encoder"] = [files.original_weights(folder, files.ORIGINAL_TEXT_ENCODER)]
-    return {part: paths for part, paths in found.items() if part not in skip}
 
 
 def load_components(

@@ -3,6 +3,7 @@
 Parts in diffusers layout are loaded here, too.
 """
 
+import importlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +13,21 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import WanTransformer3DModel
 
 from pusa.models import files
-from pusa.models.files import WrongArchitectureError
+from pusa.models.bases import TRANSFORMER_CLASSES, WAN, Base, base_named
+from pusa.models.files import PARTS, WrongArchitectureError
 from pusa.models.fp8 import store_as_fp8
 from pusa.models.streaming import LoadCounter, Places, fill, places
 from pusa.models.tensors import load_tensors
 
-PARTS = ("transformer", "transformer_2", "text_encoder", "vae")
-
 Tensors = Mapping[str, tuple[Sequence[int], str]]  # key -> shape, dtype as in a safetensors header
 
-STREAMED_CLASSES = (*files.TRANSFORMER_CLASSES, "AutoencoderKLWan", "UMT5EncoderModel")
+STREAMED_CLASSES = (
+    *TRANSFORMER_CLASSES,
+    *("AutoencoderKLWan", "AutoencoderKLMochi", "AutoencoderKL"),
+    *("UMT5EncoderModel", "T5EncoderModel"),
+)
 
 _SCALE = re.compile(
     r"(?:^|[._])(?:scale_weight|scale_input|weight_scale(?:_2|_inv)?|input_scale|scaled_fp8|comfy_quant|absmax|"
@@ -81,7 +84,7 @@ def check_tensors(model: torch.nn.Module, tensors: Tensors, where: str) -> None:
     missing = [key for key in missing if not _is_ignored(model, "_keys_to_ignore_on_load_missing", key)]
     unexpected = [key for key in tensors if key not in shapes]
     unexpected = [key for key in unexpected if not _is_ignored(model, "_keys_to_ignore_on_load_unexpected", key)]
-    if isinstance(model, transformers.UMT5EncoderModel):
+    if isinstance(model, transformers.UMT5EncoderModel | transformers.T5EncoderModel):
         unexpected = [key for key in unexpected if not _DECODER.search(key)]
     faults = [
         f"{len(keys)} {fault}: {keys[0]}" + (", ..." if len(keys) > 1 else "")
@@ -150,8 +153,10 @@ def checkpoint_files(folder: Path, part: str, variant: str | None) -> list[Path]
 
 def _empty_model(class_name: str, config: Mapping[str, Any]) -> torch.nn.Module | None:
     """Build a model without its weights; None for a class that neither library has."""
-    if class_name in files.TRANSFORMER_CLASSES:
-        cls: Any = WanTransformer3DModel
+    base = base_named(class_name)
+    if base is not None:
+        library, stock_class = base.libraries["transformer"]
+        cls: Any = getattr(importlib.import_module(library), stock_class)
     else:
         cls = getattr(transformers, class_name, None) or getattr(diffusers, class_name, None)
     if cls is None:
@@ -228,12 +233,13 @@ def load_part(
 # ---- parts that belong together --------------------------------------------------------------------------------------
 
 
-def check_together(parts: Mapping[str, Any], boundary_ratio: float | None) -> None:
+def check_together(parts: Mapping[str, Any], boundary_ratio: float | None, base: Base = WAN) -> None:
     """Check that the configurations of a pipeline's parts fit each other.
 
     Args:
         parts: configuration of each part that is there (a mapping, or an object with attributes).
         boundary_ratio: where the second expert takes over.
+        base: the kind of model that they are of.
 
     Raises:
         ValueError: two experts without a boundary, or one outside 0..1; different channels or text widths.
@@ -246,7 +252,7 @@ def check_together(parts: Mapping[str, Any], boundary_ratio: float | None) -> No
         )
     if boundary_ratio is not None and not 0 <= boundary_ratio <= 1:
         raise ValueError(f"boundary_ratio={boundary_ratio:g} is outside 0..1: it is a sigma (0.875), not a timestep")
-    for name, other, what in _pairs(parts, experts):
+    for name, other, what in _pairs(parts, experts, base):
         (part, value), (with_part, with_value) = name, other
         if None not in (value, with_value) and value != with_value:
             raise ValueError(
@@ -266,13 +272,15 @@ def check_experts(experts: Collection[str], boundary_ratio: float | None) -> Non
         )
 
 
-def _pairs(parts: Mapping[str, Any], experts: list[str]) -> Iterator[tuple[tuple[str, Any], tuple[str, Any], str]]:
+def _pairs(
+    parts: Mapping[str, Any], experts: list[str], base: Base
+) -> Iterator[tuple[tuple[str, Any], tuple[str, Any], str]]:
     for expert in experts:
         if "vae" in parts:
-            channels = expert, _value(parts[expert], "out_channels")
-            yield channels, ("vae", _value(parts["vae"], "z_dim")), "latent channels"
+            latent = next(filter(None, (_value(parts["vae"], key) for key in ("z_dim", "latent_channels"))), None)
+            yield (expert, base.channels(parts[expert])), ("vae", latent), "latent channels"
         if "text_encoder" in parts:
-            width = expert, _value(parts[expert], "text_dim")
+            width = expert, base.text_width(parts[expert])
             yield width, ("text_encoder", _value(parts["text_encoder"], "d_model")), "channels of text"
     if len(experts) == 2:
         for key in ("in_channels", "out_channels"):

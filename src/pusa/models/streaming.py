@@ -4,7 +4,7 @@ A tensor is read, cast and put in its place before the next one is read, so that
 `pusa.lora` reads weights again from there, in place of keeping a second copy of a model.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,20 @@ class WeightsChangedError(RuntimeError):
     """A file is not the one any more that a model was loaded from."""
 
 
+def rows_of(tensor: Tensor, rows: Sequence[tuple[int, int]]) -> Tensor:
+    """Take ranges of a tensor's rows, in this order; all without any. A single one is a view."""
+    if len(rows) < 2:
+        return tensor[slice(*rows[0])] if rows else tensor
+    return torch.cat([tensor[first:last] for first, last in rows])
+
+
 @dataclass(frozen=True)
 class WeightSource:
-    """A tensor in a file, with the file's size and time of change when it was read.
+    """Name a tensor in a file, with the file's size and time of change when it was read.
 
     Attributes:
         scale_key: of the tensor that it is multiplied by, one number or one for each row; "": none.
+        rows: ranges of the stored rows that it is made of, in this order; (): all of them.
     """
 
     path: Path
@@ -39,12 +47,13 @@ class WeightSource:
     size_bytes: int
     changed_ns: int
     scale_key: str = ""
+    rows: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, path: Path, key: str, scale_key: str = "") -> "WeightSource":
+    def of(cls, path: Path, key: str, scale_key: str = "", rows: tuple[tuple[int, int], ...] = ()) -> "WeightSource":
         """Describe a tensor of a file as it is now."""
         stat = path.stat()
-        return cls(path, key, stat.st_size, stat.st_mtime_ns, scale_key)
+        return cls(path, key, stat.st_size, stat.st_mtime_ns, scale_key, rows)
 
     def check(self) -> None:
         """Raise WeightsChangedError unless the file is as it was."""
@@ -65,9 +74,9 @@ class WeightSource:
         with open_tensors(self.path) as get:
             stored = get(self.key)
             if not self.scale_key:
-                return stored
+                return rows_of(stored, self.rows)
             scale = get(self.scale_key).float().reshape(-1, *[1] * (stored.ndim - 1))
-            return stored.to(torch.float32, copy=True).mul_(scale)
+            return rows_of(stored.to(torch.float32, copy=True).mul_(scale), self.rows)
 
 
 class LoadCounter:

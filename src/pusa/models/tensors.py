@@ -18,7 +18,7 @@ class UnsafeFileError(ValueError):
 
 @dataclass(frozen=True)
 class OpenTensors:
-    """Tensors of an open file: `keys` lists them, a call with a key reads one."""
+    """Give the tensors of an open file: `keys` lists them, a call with a key reads one."""
 
     keys: Sequence[str]
     _read: Callable[[str], Tensor]

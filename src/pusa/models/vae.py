@@ -1,25 +1,34 @@
-"""Encode frames to normalised latents with Wan's VAE, and decode latents to frames one latent frame at a time.
+"""Encode frames to normalised latents, and decode latents to frames one latent frame at a time, with any base's VAE.
 
-The VAE is causal in time: latent frame 0 is 1 frame, every later one is 4, and none depends on what follows. So frames
-decoded one latent frame at a time are equal to the bit to those of one call. Only this module uses the caches inside
-diffusers' VAE (`_cached_conv_counts`, `feat_cache`).
+`pusa.models.vaes` says of each class of VAEs how it does that; the rest is alike: pieces, tiles, and what is done when
+memory runs out.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
-from typing import Any
+from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers import AutoencoderKL, AutoencoderKLMochi, AutoencoderKLWan
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
 from pusa.acceleration.decisions import PartPlan
+from pusa.models.mochi.vae import MochiCodec
+from pusa.models.vaes.codec import VAE, Codec, Stream
+from pusa.models.vaes.framewise import FramewiseCodec
+from pusa.models.vaes.wan import WanCodec
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)
+
+CODECS: dict[type[VAE], Codec] = {
+    AutoencoderKL: FramewiseCodec(),
+    AutoencoderKLMochi: MochiCodec(),
+    AutoencoderKLWan: WanCodec(),
+}
+AnyVAE = TypeVar("AnyVAE", bound=nn.Module)
 
 # Texts of other errors: of the CPU's allocator, of pinned memory, and of libraries on the GPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -37,7 +46,19 @@ class DecodeMemoryError(DecodeError):
     """Decoding ran out of memory, even tile by tile."""
 
 
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+def codec_of(vae: VAE) -> Codec:
+    """Return how a VAE encodes and decodes.
+
+    Raises:
+        TypeError: it is of no class of `CODECS`.
+    """
+    for vae_class, codec in CODECS.items():
+        if isinstance(vae, vae_class):
+            return codec
+    raise TypeError(f"a VAE of class {type(vae).__name__}: give one of {', '.join(c.__name__ for c in CODECS)}")
+
+
+def channels_last(vae: AnyVAE) -> AnyVAE:
     """Reorder a VAE's kernels, in place, for bf16 (on CPUs 1.4 times as fast; fp32 gains nothing).
 
     Values and saved files stay the same.
@@ -49,7 +70,7 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def prepare_vae(vae: AutoencoderKLWan, plan: PartPlan) -> AutoencoderKLWan:
+def prepare_vae(vae: VAE, plan: PartPlan) -> VAE:
     """Set a VAE's dtype, the order of its kernels and its use of tiles as a plan says, in place.
 
     Where it is, and how it is offloaded, stay as they are.
@@ -61,40 +82,30 @@ def prepare_vae(vae: AutoencoderKLWan, plan: PartPlan) -> AutoencoderKLWan:
     return channels_last(vae) if dtype == torch.bfloat16 else vae
 
 
-def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean, std
-
-
 @torch.no_grad()
-def encode_video(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+def encode_video(vae: VAE, video: Tensor, *, normalize: bool = True) -> Tensor:
     """Encode frames to normalised latents, without sampling (the mode of the posterior).
 
     Args:
-        vae: any `AutoencoderKLWan`.
-        video: ``[B, 3, 4n + 1, H, W]`` in -1..1; diffusers' VAE would silently drop further frames.
+        vae: of a class of `CODECS`.
+        video: ``[B, 3, T n + 1, H, W]`` in -1..1, where T is the number of frames per latent frame (Wan's 4, Mochi's
+            6, a VAE of pictures 1); diffusers' VAEs would silently drop, or misplace, further frames.
+
+        normalize: False leaves the mean and the scale of the encoder, which no transformer is meant to see.
 
     Returns:
         fp32 ``[B, C, n + 1, h, w]``, mean 0 and variance about 1 per channel.
 
     Raises:
-        ValueError: the number of frames is not 4n + 1.
+        ValueError: the number of frames is not T n + 1.
     """
-    factor = vae.config.scale_factor_temporal
-    if video.shape[2] % factor != 1:
-        raise ValueError(f"{video.shape[2]} frames: the VAE takes {factor}n + 1 of them (1, 5, 9, ...)")
-    latents = vae.encode(video.to(get_module_execution_device(vae), vae.dtype)).latent_dist.mode().float()
-    mean, std = _statistics(vae, latents)
-    return (latents - mean) / std
-
-
-def _denormalised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    latents = latents.to(get_module_execution_device(vae), vae.dtype)
-    mean, std = _statistics(vae, latents)
-    return latents * std + mean
+    codec = codec_of(vae)
+    count, factor = video.shape[2], codec.frames_per_latent(vae)
+    if count < 1 or (count - 1) % factor:
+        some = ", ".join(str(frames_of(n, factor)) for n in (1, 2, 3))
+        raise ValueError(f"{count} frames: the VAE takes {factor}n + 1 of them ({some}, ...)")
+    latents = codec.encode(vae, video.to(get_module_execution_device(vae))).float()
+    return codec.normalise(vae, latents) if normalize else latents
 
 
 def move_to_ram(tensor: Tensor) -> Tensor:
@@ -106,7 +117,7 @@ def move_to_ram(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_chunks(
-    vae: AutoencoderKLWan,
+    vae: VAE,
     latents: Tensor | Iterable[Tensor],
     *,
     park: Callable[[Tensor], Tensor] | None = move_to_ram,
@@ -116,115 +127,90 @@ def decode_chunks(
     With `vae.use_tiling` each piece is decoded tile by tile, with one tile at a time on the device.
 
     Args:
-        vae: any `AutoencoderKLWan`; several streams may be open at once.
+        vae: of a class of `CODECS`; several streams may be open at once.
         latents: ``[B, C, F, h, w]``, or consecutive pieces of it.
         park: moves what the convolutions keep of earlier frames (gigabytes) off the device while the next piece is
             awaited, and while another tile is decoded; None leaves it there.
 
     Yields:
-        Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype. Without tiles n is 1, then 4, 4, ..., and they are
-        equal to the bit to ``vae.decode`` of the whole. With tiles there is one chunk for each piece, on the CPU, equal
-        to the bit to that of ``vae.tiled_decode``.
+        Frames ``[B, 3, n, H, W]`` in -1..1, in the VAE's dtype. Without tiles n is 1, then 4, 4, ... (Mochi: 6), and
+        they are equal to ``vae.decode`` of the whole (Wan: to the bit; Mochi: but for the rounding of fp32). With tiles
+        there is one chunk for each piece, on the CPU, equal alike to that of ``vae.tiled_decode``. A VAE of pictures
+        decodes one frame at a time, in tiles or not.
     """
+    codec = codec_of(vae)
     pieces = [latents] if isinstance(latents, Tensor) else latents
     last = length_hint(pieces) - 1  # -1: unknown
-    stream, tiles = _Stream(vae), _Tiles(vae)
+    stream, tiles = codec.stream(vae), _Tiles(vae, codec)
     for number, piece in enumerate(pieces):
         if hasattr(vae, "_hf_hook"):  # model offloading hooks `vae.decode`, which is not called here
             vae._hf_hook.pre_forward(vae)
-        z = _denormalised(vae, piece)
+        z = codec.denormalise(vae, piece.to(get_module_execution_device(vae), vae.dtype))
         if tiles.are_needed(z):
-            yield _finished(vae, tiles.decode(z, park))
+            yield codec.finish(vae, tiles.decode(z, park))
             continue
-        for frames in stream.decode(vae.post_quant_conv(z)):
-            yield _finished(vae, frames)
+        for frames in stream.decode(z):
+            yield codec.finish(vae, frames)
             del frames  # freed, if the caller has done so, before the next ones are decoded
         if park is not None and number != last:
             stream.park(park)
 
 
-def _finished(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
-    if vae.config.patch_size is not None:
-        frames = unpatchify(frames, patch_size=vae.config.patch_size)
-    return frames.clamp(-1, 1)
-
-
-class _Stream:
-    """Decode consecutive latents; keep what each causal convolution needs of earlier frames."""
-
-    def __init__(self, vae: AutoencoderKLWan) -> None:
-        self._decoder = vae.decoder
-        self._cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
-        self._is_first = True
-
-    def decode(self, z: Tensor) -> Iterator[Tensor]:
-        """Yield the decoder's output ``[B, c, n, H, W]`` for each latent frame of ``[B, C, F, h, w]``."""
-        self.park(lambda tensor: tensor.to(z.device, non_blocking=True))
-        for frame in z.split(1, dim=2):
-            yield self._decoder(frame, feat_cache=self._cache, feat_idx=[0], first_chunk=self._is_first)
-            self._is_first = False
-
-    def park(self, move: Callable[[Tensor], Tensor]) -> None:
-        for index, kept in enumerate(self._cache):  # one by one, so that there are never two copies of all
-            if isinstance(kept, Tensor):  # others are marks of diffusers
-                self._cache[index] = move(kept)
-
-
 class _Tiles:
-    """Decode consecutive latents in diffusers' tiles, blended as in `AutoencoderKLWan.tiled_decode`.
+    """Decode consecutive latents in diffusers' tiles, blended as in the VAE's own `tiled_decode`.
 
     That function needs a whole video at once, and holds all its tiles on the device.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
-        self._vae = vae
-        self._streams: dict[tuple[int, int], _Stream] = {}
-        patch, scale = vae.config.patch_size or 1, vae.spatial_compression_ratio
-        sizes = vae.tile_sample_min_height, vae.tile_sample_min_width
-        strides = vae.tile_sample_stride_height, vae.tile_sample_stride_width
-        self._size = [size // scale for size in sizes]  # latents
-        self._stride = [stride // scale for stride in strides]
-        self._shown = [stride // patch for stride in strides]  # of the decoder's output
-        self._blend = [size // patch - shown for size, shown in zip(sizes, self._shown, strict=True)]
-        self._scale = scale // patch
+    def __init__(self, vae: VAE, codec: Codec) -> None:
+        self._vae, self._codec, self._layout = vae, codec, codec.tile_layout(vae)
+        self._streams: dict[tuple[int, int], Stream] = {}
 
     def are_needed(self, z: Tensor) -> bool:
         """Tell if latents ``[B, C, F, h, w]`` are decoded in tiles."""
-        return self._vae.use_tiling and (z.shape[3] > self._size[0] or z.shape[4] > self._size[1])
+        layout = self._layout
+        return (
+            layout is not None and self._vae.use_tiling and (z.shape[3] > layout.size[0] or z.shape[4] > layout.size[1])
+        )
 
     def decode(self, z: Tensor, park: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Decode the next latents to the decoder's output ``[B, c, n, H, W]``, on the CPU."""
-        height, width = z.shape[3:]
+        layout, (height, width) = self._layout, z.shape[3:]
+        assert layout is not None
         rows = [
-            [self._tile(z, top, left, park) for left in range(0, width, self._stride[1])]
-            for top in range(0, height, self._stride[0])
+            [self._tile(z, top, left, layout.size, park) for left in range(0, width, layout.stride[1])]
+            for top in range(0, height, layout.stride[0])
         ]
         shown_rows = []
         for above, row in zip([None, *rows], rows, strict=False):
             shown = []
             for column, tile in enumerate(row):
                 if above is not None:
-                    tile = self._vae.blend_v(above[column], tile, self._blend[0])
+                    tile = self._vae.blend_v(above[column], tile, layout.blend[0])
                 if column:
-                    tile = self._vae.blend_h(row[column - 1], tile, self._blend[1])
-                shown.append(tile[..., : self._shown[0], : self._shown[1]])
+                    tile = self._vae.blend_h(row[column - 1], tile, layout.blend[1])
+                shown.append(tile[..., : layout.shown[0], : layout.shown[1]])
             shown_rows.append(torch.cat(shown, dim=-1))
-        return torch.cat(shown_rows, dim=-2)[..., : height * self._scale, : width * self._scale]
+        return torch.cat(shown_rows, dim=-2)[..., : height * layout.scale, : width * layout.scale]
 
-    def _tile(self, z: Tensor, top: int, left: int, park: Callable[[Tensor], Tensor] | None) -> Tensor:
-        stream = self._streams.setdefault((top, left), _Stream(self._vae))
-        tile = z[..., top : top + self._size[0], left : left + self._size[1]]
+    def _tile(
+        self, z: Tensor, top: int, left: int, size: tuple[int, int], park: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        stream = self._streams.setdefault((top, left), self._codec.stream(self._vae))
+        tile = z[..., top : top + size[0], left : left + size[1]]
         parts = []
         for frame in tile.split(1, dim=2):
-            parts += [frames.cpu() for frames in stream.decode(self._vae.post_quant_conv(frame))]
+            parts += [frames.cpu() for frames in stream.decode(frame)]
         if park is not None:
             stream.park(park)
         return torch.cat(parts, dim=2)
 
 
 @torch.no_grad()
-def decode_video(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Decode normalised latents ``[B, C, F, h, w]`` to a video ``[B, 3, 4F - 3, H, W]`` in -1..1, in the VAE's dtype.
+def decode_video(vae: VAE, latents: Tensor) -> Tensor:
+    """Decode normalised latents ``[B, C, F, h, w]`` to a video ``[B, 3, T (F - 1) + 1, H, W]`` in -1..1, in its dtype.
+
+    T is the number of frames per latent frame: Wan's 4, Mochi's 6, a VAE of pictures 1.
 
     When memory runs out, decode again in tiles, then tile by tile and latent frame by latent frame with the result on
     the CPU (users lost hours of denoising to a failing decode: Wan2.2 issue 34, WanVideoWrapper issue 1476).
@@ -256,18 +242,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def _decode_at_once(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def _decode_at_once(vae: VAE, latents: Tensor) -> Tensor:
     video, done = torch.empty(0), 0
     for frames in decode_chunks(vae, latents):
         if done == 0:  # allocated once, so that the video never exists twice
-            count = frames_of(latents.shape[2], vae.config.scale_factor_temporal)
+            count = frames_of(latents.shape[2], codec_of(vae).frames_per_latent(vae))
             video = frames.new_empty(*frames.shape[:2], count, *frames.shape[3:])
         video[:, :, done : done + frames.shape[2]] = frames
         done += frames.shape[2]
     return video
 
 
-def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def _decode_tiled(vae: VAE, latents: Tensor) -> Tensor:
     was_tiling = vae.use_tiling
     vae.use_tiling = True
     try:
@@ -276,14 +262,14 @@ def _decode_tiled(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         vae.use_tiling = was_tiling
 
 
-def decode_tile_by_tile(vae: AutoencoderKLWan, latents: Tensor, tile: int = 16, stride: int = 12) -> Tensor:
+def decode_tile_by_tile(vae: VAE, latents: Tensor, tile: int = 16, stride: int = 12) -> Tensor:
     """Decode as `decode_video` with one tile at a time on the device; blend tiles where they overlap.
 
     Args:
         tile, stride: size and distance of the tiles in latent pixels.
     """
     height, width = latents.shape[3:]
-    scale = vae.config.scale_factor_spatial
+    scale = codec_of(vae).pixels_per_latent(vae)
     video = weight = torch.zeros(())
     for top in range(0, max(height - tile, 0) + stride, stride):
         for left in range(0, max(width - tile, 0) + stride, stride):

@@ -78,7 +78,9 @@ def test_a_tensor_left_over_or_missing_is_named(tmp_path: Path, tensors: Tensors
 def test_a_stranger_beside_the_transformer_is_refused(tmp_path: Path, tensors: Tensors) -> None:
     named = {f"model.diffusion_model.{name}": value for name, value in tensors.items()}
     path = write(tmp_path / "stranger.safetensors", named | {"cond_stage_model.x.weight": torch.zeros(2)})
-    with pytest.raises(WrongArchitectureError, match=r"no part of a Wan model \(tensors such as cond_stage_model"):
+    with pytest.raises(
+        WrongArchitectureError, match=r"no part of a Wan or Mochi model \(tensors such as cond_stage_model"
+    ):
         load(path)
 
 

@@ -85,7 +85,7 @@ def test_other_files(tmp_path: Path, tensors: Tensors) -> None:
     with pytest.raises(WrongArchitectureError, match="it is a LoRA: give it with --lora"):
         load_single_file(lora)
     other = write(tmp_path / "sdxl.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1, 1)})
-    with pytest.raises(WrongArchitectureError, match="no part of a Wan model"):
+    with pytest.raises(WrongArchitectureError, match="no part of a Wan or Mochi model"):
         load_single_file(other)
     with pytest.raises(WrongArchitectureError, match="holds no tensors"):
         load_single_file(write(tmp_path / "none.safetensors", {}))

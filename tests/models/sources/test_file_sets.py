@@ -77,9 +77,7 @@ SIZES = ((WIDE, "wan2.1-14b"), (NARROW, "wan2.1-1.3b"), (TI2V, "wan2.2-ti2v-5b")
 
 
 def test_a_transformer_tells_its_model_whatever_its_name_and_prefix(tmp_path: Path) -> None:
-    for number, (shapes, family) in enumerate(
-        ((WIDE, "wan2.1-14b"), (NARROW, "wan2.1-1.3b"), (TI2V, "wan2.2-ti2v-5b"))
-    ):
+    for number, (shapes, family) in enumerate(SIZES):
         for prefix in ("", "model.diffusion_model.", "diffusion_model."):
             file = write_sparse(tmp_path / f"{number}.safetensors", shapes, prefix=prefix)
             assert file_set.family_of({"transformer": file}, FAMILIES) == family
@@ -170,6 +168,25 @@ def test_files_are_found_by_content(comfy: Path) -> None:
         model = zoo.find(folder)
         assert model is not None
         assert (model.family, model.files) == ("wan2.1-1.3b", choice.files)
+
+
+def test_headers_are_read_again_only_if_a_file_has_changed(comfy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+
+    def scan(folder: Path, read=comfyui.scan) -> comfyui.Found:
+        scanned.append(folder)
+        return read(folder)
+
+    monkeypatch.setattr(comfyui, "scan", scan)
+    first = zoo.find(comfy)
+    assert zoo.find(comfy) == first
+    assert scanned == [comfy]
+    write_sparse(comfy / "vae/another_name.safetensors", VAE)
+    (comfy / "vae/old.safetensors").unlink()
+    changed = zoo.find(comfy)
+    assert changed is not None
+    assert changed.files["vae"].name == "another_name.safetensors"
+    assert scanned == [comfy, comfy]
 
 
 def lora_shapes(rank: int, width: int = 1536, layers: int = 30) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from model_folders import cached_snapshot
 
 from pusa import zoo
 from pusa.models.sources import published
@@ -44,10 +45,7 @@ def test_a_file_as_large_as_the_repositorys_own_is_not_taken() -> None:
 
 
 def test_what_is_in_the_cache_is_not_downloaded_again(tmp_path: Path) -> None:
-    repository = tmp_path / f"models--{str(MODEL.hub_id).replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text("abc")
-    part = repository / "snapshots/abc/transformer"
+    part = cached_snapshot(tmp_path, str(MODEL.hub_id)) / "transformer"
     part.mkdir(parents=True)
     (part / "config.json").write_text("{}")
     assert "transformer" in wanted(tmp_path, ASKED)  # the configuration alone

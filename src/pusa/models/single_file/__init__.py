@@ -1,1 +1,1 @@
-"""Wan's models in single files, in the layouts of ComfyUI: recognise them by their content, and load them exactly."""
+"""Recognise models in single files, in the layouts of ComfyUI, by their content, and load them exactly."""

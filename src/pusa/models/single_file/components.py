@@ -2,17 +2,19 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, MochiTransformer3DModel, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pusa.models import original
 from pusa.models.files import WrongArchitectureError
+from pusa.models.mochi.checkpoint import transformer_to_diffusers
+from pusa.models.mochi.layout import config_from_keys
 from pusa.models.parts import check_tensors
 from pusa.models.single_file.quantisation import StoredTensor, stored_part
 from pusa.models.single_file.recognition import Part, SingleFile
@@ -30,7 +32,7 @@ class UnknownHeadsError(WrongArchitectureError):
 
 @dataclass(frozen=True)
 class EmptyModel:
-    """A model on the meta device, and where its tensors are: name in its state dict -> place in the file."""
+    """Hold a model on the meta device, and where its tensors are: name in its state dict -> place in the file."""
 
     model: nn.Module
     tensors: Mapping[str, StoredTensor]
@@ -79,6 +81,8 @@ def _fit(shape: tuple[int, ...], wanted: tuple[int, ...] | None) -> tuple[int, .
 def _transformer(
     part: Part, stored: Mapping[str, StoredTensor], config: Config
 ) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    if part.family == "mochi":
+        return _mochi_transformer(part, stored, config)
     wan = original.transformer_to_original(stored) if part.names == "diffusers" else dict(stored)
     shapes = {name: tensor.header.shape for name, tensor in wan.items()}
     patch = shapes["patch_embedding.weight"]
@@ -99,6 +103,17 @@ def _transformer(
     return model, original.transformer_to_diffusers(wan)
 
 
+def _mochi_transformer(
+    part: Part, stored: Mapping[str, StoredTensor], config: Config
+) -> tuple[nn.Module, dict[str, StoredTensor]]:
+    shapes = {name: tensor.header.shape for name, tensor in stored.items()}
+    with init_empty_weights():
+        model = MochiTransformer3DModel(**config_from_keys(shapes, part.names) | config)
+    if part.names == "genmo":
+        return model, transformer_to_diffusers(stored, StoredTensor.take)
+    return model, dict(stored)
+
+
 def _heads(width: int, config: Config) -> int:
     heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
     if heads is None and size is None and width % 128:
@@ -115,8 +130,7 @@ def _heads(width: int, config: Config) -> int:
 
 
 def _reshaped(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    header = tensor.header
-    return StoredTensor(tensor.key, type(header)(shape, header.type, header.offset, header.size_bytes), tensor.scale)
+    return replace(tensor, header=replace(tensor.header, shape=shape))
 
 
 # ---- text encoder and VAE --------------------------------------------------------------------------------------------
@@ -153,7 +167,7 @@ def split_config(config: Mapping[str, Any] | None, file: SingleFile) -> dict[str
     """
     if not config:
         return {}
-    fields = {component: _fields(component) for component in file.components}
+    fields = {str(part.component): _fields(part) for part in file.parts if part.component}
     if set(config) <= {"transformer", "text_encoder", "vae"}:
         given = {name: dict(value) for name, value in config.items() if name in fields}
     else:
@@ -172,10 +186,11 @@ def split_config(config: Mapping[str, Any] | None, file: SingleFile) -> dict[str
     }
 
 
-def _fields(component: str) -> set[str]:
-    if component == "text_encoder":
+def _fields(part: Part) -> set[str]:
+    if part.component == "text_encoder":
         return set(UMT5Config().to_dict())
-    cls: Callable[..., Any] = WanTransformer3DModel if component == "transformer" else AutoencoderKLWan
+    transformer = MochiTransformer3DModel if part.family == "mochi" else WanTransformer3DModel
+    cls: Callable[..., Any] = transformer if part.component == "transformer" else AutoencoderKLWan
     return set(inspect.signature(cls.__init__).parameters) - {"self"}
 
 

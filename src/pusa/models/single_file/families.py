@@ -5,6 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pusa.models.files import WrongArchitectureError
+from pusa.models.mochi import layout as mochi_layout
+
 # Signs of Wan transformers that are no text-to-video models: start of a name -> family, title. The first counts.
 _SIGNS = (
     (("vace_patch_embedding.", "vace_blocks."), "vace", "a VACE model"),
@@ -19,10 +22,11 @@ _SIGNS = (
 )
 _TEXT_TO_VIDEO = "Pusa needs a text-to-video base (T2V, or TI2V-5B), which it conditions by its timesteps"
 _PLAIN_T5_VOCABULARY = 32128
+NO_PART = "no part of a Wan or Mochi model"
 
 
 class Shapes(dict[str, tuple[int, ...]]):
-    """Shapes of a component's tensors by their names without prefix."""
+    """Map the names of a component's tensors, without prefix, to their shapes."""
 
     def begins(self, *starts: str) -> bool:
         return any(name.startswith(starts) for name in self)
@@ -39,7 +43,7 @@ class Shapes(dict[str, tuple[int, ...]]):
 
 @dataclass(frozen=True)
 class Family:
-    """A component and its kind, as `recognition.Part` describes them; `problem` says why the kind is refused."""
+    """Describe a component and its kind, as `recognition.Part` does; `problem` says why the kind is refused."""
 
     component: Literal["transformer", "text_encoder", "vae"] | None
     name: str
@@ -54,7 +58,12 @@ class Family:
 
     @property
     def noun(self) -> str:
-        return {"text_encoder": "text encoder", "vae": "VAE"}.get(self.component or "", self.component or "model")
+        return noun_of(self.component or "model")
+
+
+def noun_of(component: str) -> str:
+    """Name a component for people."""
+    return {"text_encoder": "text encoder", "vae": "VAE"}.get(component, component)
 
 
 def family_of(shapes: Shapes) -> Family:
@@ -63,12 +72,33 @@ def family_of(shapes: Shapes) -> Family:
         return _vae(shapes)
     if shapes.begins("enc.blk.", "encoder.block.", "blocks.0.pos_embedding.", "token_embedding."):
         return _text_encoder(shapes)
+    if names := mochi_layout.layout_of(shapes):
+        return _mochi(shapes, names)
     if shapes.begins(
         "head.modulation", "patch_embedding.", "blocks.0.modulation", "vace_blocks.", "condition_embedder."
     ):
         return _transformer(shapes)
     some = ", ".join(sorted(shapes)[:3])
-    return Family(None, "unknown", "no part of a Wan model", problem=f"no part of a Wan model (tensors such as {some})")
+    return Family(None, "unknown", NO_PART, problem=f"{NO_PART} (tensors such as {some})")
+
+
+def _mochi(shapes: Shapes, names: str) -> Family:
+    title = "Mochi's transformer"
+    try:
+        config = mochi_layout.config_from_keys(shapes, names)
+    except WrongArchitectureError as error:
+        return Family("transformer", "mochi", title, names, problem=f"{title}, and not whole: {error}")
+    return Family(
+        "transformer",
+        "mochi",
+        title,
+        names,
+        config["in_channels"],
+        config["out_channels"],
+        config["num_attention_heads"] * config["attention_head_dim"],
+        config["num_layers"],
+        config["text_embed_dim"],
+    )
 
 
 def _transformer(shapes: Shapes) -> Family:
@@ -151,7 +181,7 @@ def _text_encoder(shapes: Shapes) -> Family:
         layers=layers,
         problem=(
             f"a T5 v1.1 encoder (not UMT5): {biases} of its {layers} blocks have a bias of positions, and all of "
-            "UMT5's have. Take umt5_xxl, with which Wan reads prompts"
+            "UMT5's have. Take umt5_xxl, with which Wan reads prompts; Mochi's encoder comes from its folder"
             if is_plain
             else ""
         ),

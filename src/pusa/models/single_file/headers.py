@@ -1,6 +1,5 @@
 """Read the headers of safetensors and GGUF files: names, shapes, types and places of tensors. Imports no torch."""
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -60,7 +59,7 @@ class FileHeader:
 
     @property
     def architecture(self) -> str | None:
-        """GGUF's ``general.architecture``: "wan", "t5encoder", "pig" or nothing."""
+        """Return GGUF's ``general.architecture``: "wan", "t5encoder", "pig" or nothing."""
         return self.metadata.get(_ARCHITECTURE)
 
     def read(self, name: str) -> bytes:
@@ -91,14 +90,11 @@ def read_header(path: Path) -> FileHeader:
 def _safetensors_header(path: Path) -> FileHeader:
     if path.suffix == ".gguf":
         raise DamagedFileError(f"{path.name} is no GGUF file: it does not begin with GGUF")
-    header = files.safetensors_header(path)
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        metadata = json.loads(file.read(header_bytes)).get("__metadata__") or {}
+    entries, metadata, data_start = files.safetensors_contents(path)
     tensors = {}
-    for name, entry in header.items():
+    for name, entry in entries.items():
         start, end = entry["data_offsets"]
-        tensors[name] = TensorHeader(tuple(entry["shape"]), entry["dtype"], 8 + header_bytes + start, end - start)
+        tensors[name] = TensorHeader(tuple(entry["shape"]), entry["dtype"], data_start + start, end - start)
     return FileHeader(path, "safetensors", path.stat().st_size, tensors, metadata)
 
 

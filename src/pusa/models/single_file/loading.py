@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import nn
 from transformers import UMT5EncoderModel
 
 from pusa import resources
-from pusa.models import streaming
+from pusa.models.bases import base_of
 from pusa.models.files import WrongArchitectureError
 from pusa.models.fp8 import STORAGE, store_as_fp8
 from pusa.models.single_file.components import EmptyModel, UnknownHeadsError, empty_model, split_config
@@ -19,16 +18,15 @@ from pusa.models.single_file.kept import can_keep, keep
 from pusa.models.single_file.recognition import Part, SingleFile, recognise
 from pusa.models.single_file.tensors import TensorReader
 from pusa.models.single_file.text_encoder import load_tokenizer
-from pusa.models.streaming import Devices, bytes_in_ram, device_of
+from pusa.models.streaming import Devices, bytes_in_ram, device_of, weight_dtype
 from pusa.models.text_encoder import check_text_encoder
-from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.resources import DType
 
 logger = logging.getLogger(__name__)
 
 
 class Components(dict[str, Any]):
-    """The components of a file by their names in a pipeline; `notes` says, for people, what was left out and why."""
+    """Map names in a pipeline to the components of a file; `notes` says, for people, what was left out and why."""
 
     def __init__(self, components: Mapping[str, Any], notes: tuple[str, ...] = ()) -> None:
         super().__init__(components)
@@ -48,15 +46,16 @@ def load_single_file(
     """Load the models in a safetensors or GGUF file as ComfyUI's users have it.
 
     bf16, fp16, fp32, fp8 (plain, or scaled by tensor or by row, in the layouts of 2025 and later), int8 and GGUF, with
-    or without prefixes; names of Wan, diffusers, transformers and llama.cpp. Weights are exactly
+    or without prefixes; names of Wan, genmo, diffusers, transformers and llama.cpp. Weights are exactly
     float32(stored) * float32(scale), or a GGUF's values in fp32, rounded once to the dtype. Memory holds the result and
     one tensor more.
 
     Args:
         path: a file of a transformer, a text encoder or a VAE, or of several (an all-in-one checkpoint).
-        config: what tensors do not tell, as arguments of `WanTransformer3DModel`, `UMT5Config` or `AutoencoderKLWan`,
-            or component -> arguments. Real models need none: their heads have 128 channels. Where it is for one
-            component of several, a transformer whose heads stay unknown is left out, with a note.
+        config: what tensors do not tell, as arguments of `WanTransformer3DModel`, `MochiTransformer3DModel`,
+            `UMT5Config` or `AutoencoderKLWan`, or component -> arguments. Real models need none: their heads have 128
+            channels. Where it is for one component of several, a transformer whose heads stay unknown is left out, with
+            a note.
         torch_dtype: one for all, or by component with a "default". None: as elsewhere in Pusa: fp32 for files below a
             billion parameters, otherwise bf16 with the VAE in fp32. In bf16 and fp16 what diffusers keeps in fp32
             (time embedding, norms, modulation) stays so.
@@ -69,8 +68,9 @@ def load_single_file(
             on those that `keep_quantized` keeps.
 
     Returns:
-        Component -> module, for inference: "transformer" (a `PusaWanTransformer3DModel`), "text_encoder",
-        "vae"; and "tokenizer" if the file holds one that can be read. Attribute `notes` says what was left out.
+        Component -> module, for inference: "transformer" (a `PusaWanTransformer3DModel` or a
+        `PusaMochiTransformer3DModel`), "text_encoder", "vae"; and "tokenizer" if the file holds one that can be read.
+        Attribute `notes` says what was left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,6 +102,8 @@ def load_single_file(
                 store_as_fp8(each.model, part_dtype)
             place = device_of(component, device)
             loaded[component] = _load(each, reader, part_dtype, place, keep_quantized=component in kept)
+            if component == "transformer":
+                loaded[component] = base_of(each.model).adopt(each.model)
     if "text_encoder" in loaded:
         tokenizer, note = load_tokenizer(file)
         if tokenizer is None:
@@ -166,7 +168,7 @@ def _load(
         tensor = empty.tensors.get(name)
         if tensor is None:
             continue  # checked before: it is tied to another
-        own_dtype = _dtype_of(model, name, dtype)
+        own_dtype = weight_dtype(model, name, dtype)
         if keep_quantized and own_dtype == dtype and can_keep(model, name, tensor):
             keep(model, name, tensor, reader, dtype)
         else:
@@ -181,13 +183,4 @@ def _load(
     empty_names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty_names and str(device) != "meta":
         raise RuntimeError(f"{len(empty_names)} weights were not filled (first: {empty_names[0]})")
-    if isinstance(model, WanTransformer3DModel):
-        model = PusaWanTransformer3DModel.from_wan(model)
     return model.to(device).eval()
-
-
-def _dtype_of(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Choose the dtype of a parameter: both libraries keep some in fp32, transformers only beside fp16."""
-    if isinstance(model, UMT5EncoderModel) and dtype != torch.float16:
-        return dtype
-    return streaming.weight_dtype(model, name, dtype)

@@ -7,13 +7,14 @@ weight. Layers are told one by one, as files mix scaled and plain ones.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.headers import FileHeader, TensorHeader
 
+COMPILED = "_orig_mod."  # in names of compiled models
 MARKER = "scaled_fp8"  # of files of 2025: all their fp8 layers are scaled
 FP8_TYPES = ("F8_E4M3", "F8_E5M2")
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
@@ -24,7 +25,9 @@ GGUF_TYPES = (
 GGUF_BLOCKS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS")
 """Those of matrices that can be kept as they are stored."""
 
-_KEPT = {**dict.fromkeys(FP8_TYPES, "fp8"), "I8": "int8", **dict.fromkeys(GGUF_BLOCKS, "gguf")}
+KeptStorage = Literal["", "fp8", "int8", "gguf"]
+
+_KEPT: dict[str, KeptStorage] = {**dict.fromkeys(FP8_TYPES, "fp8"), "I8": "int8", **dict.fromkeys(GGUF_BLOCKS, "gguf")}
 _IN_FP32 = ("time_embed", "modulation", "scale_shift_table")  # in a transformer, by diffusers
 _LOOKED_UP = ("shared", "embed_tokens", "token_emb")  # a text encoder's words are no linear layer
 FORMATS = {"float8_e4m3fn": FP8_TYPES, "float8_e5m2": FP8_TYPES, "int8_tensorwise": ("I8",)}
@@ -56,17 +59,32 @@ class StoredTensor:
         header: its shape, type and place.
         scale: name of its scale in the file; None: its values are what is stored.
         is_among_scaled: it is an fp8 matrix without a scale in a component that has scaled ones.
+        rows: ranges of the stored rows that it is made of, in this order; (): all of them.
     """
 
     key: str
     header: TensorHeader
     scale: str | None = None
     is_among_scaled: bool = False
+    rows: tuple[tuple[int, int], ...] = ()
+
+    def take(self, order: Sequence[int], count: int) -> "StoredTensor":
+        """Take pieces of its rows, of `count` equal ones, in this order.
+
+        Raises:
+            ValueError: the rows are no multiple of `count`.
+        """
+        size, rest = divmod(self.header.shape[0], count)
+        if rest:
+            raise ValueError(f"{self.key} has {self.header.shape[0]} rows, which are no {count} equal pieces")
+        shape = (size * len(order), *self.header.shape[1:])
+        header = replace(self.header, shape=shape, size_bytes=self.header.size_bytes // count * len(order))
+        return replace(self, header=header, rows=tuple((number * size, (number + 1) * size) for number in order))
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """The tensors of one component: name without prefix -> where its values are; and the name of the layout.
+    """Hold the tensors of one component: name without prefix -> where its values are; and the name of the layout.
 
     A layout is "bf16", "fp16", "fp32", "fp8_plain", "fp8_scaled_old", "fp8_scaled_new", "fp8_scaled_per_row",
     "fp8_mixed" (scaled and plain fp8 layers), "int8_tensorwise" or "gguf".
@@ -157,7 +175,7 @@ def metadata_layers(header: FileHeader, where: str) -> dict[str, dict[str, Any]]
     layers = _parse_json(text, f"{_METADATA} of {where}").get("layers", {})
     if not isinstance(layers, dict) or not all(isinstance(entry, dict) for entry in layers.values()):
         raise _refusal(where, f"its {_METADATA} has no layers")
-    return {layer.replace("_orig_mod.", ""): entry for layer, entry in layers.items()}
+    return {layer.replace(COMPILED, ""): entry for layer, entry in layers.items()}
 
 
 def _parse_json(text: str | bytes, what: str) -> dict[str, Any]:
@@ -237,13 +255,13 @@ def _layer_scales(tensors: Mapping[str, TensorHeader]) -> Iterator[tuple[str, Te
     return ((name, tensor) for name, tensor in tensors.items() if name.endswith(_SCALES))
 
 
-def kept_size(stored: Mapping[str, StoredTensor]) -> tuple[str, int]:
+def kept_size(stored: Mapping[str, StoredTensor]) -> tuple[KeptStorage, int]:
     """Compute how a component is in memory whose matrices are kept as they are stored.
 
     Returns:
         "fp8", "int8" or "gguf", or "" where no matrix is quantised; and the bytes of a model in 16 bits otherwise.
     """
-    sizes: Counter[str] = Counter()
+    sizes: Counter[KeptStorage] = Counter()
     for name, tensor in stored.items():
         header = tensor.header
         kind = _KEPT.get(header.type, "") if len(header.shape) == 2 and name.endswith(".weight") else ""

@@ -7,20 +7,29 @@ of the text-to-video model. Only high and low noise are told by the name, as not
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from pusa.fsutil import FileStat, stat_of
 from pusa.lora.sources import NOISE_OF, expert_of
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.single_file.families import Shapes, family_of
 from pusa.models.single_file.headers import FileHeader, Format, read_header
-from pusa.models.single_file.quantisation import MARKER, StoredPart, kept_size, metadata_layers, stored_part
+from pusa.models.single_file.quantisation import (
+    COMPILED,
+    MARKER,
+    KeptStorage,
+    StoredPart,
+    kept_size,
+    metadata_layers,
+    stored_part,
+)
 
 Component = Literal["transformer", "text_encoder", "vae"]
 
 SPIECE_MODEL = "spiece_model"  # the sentencepiece model of a tokenizer, as bytes
 
-_COMPILED = "_orig_mod."
 # The longest first. The last two may hold any component.
 _PREFIXES = (
     re.compile(r"model\.diffusion_model\."),
@@ -36,14 +45,14 @@ _LORA = re.compile(r"lora[._](?:[AB]|up|down)\b|\.diff(?:_b|_m)?$")
 
 @dataclass(frozen=True)
 class Part:
-    """One component in a single file.
+    """Describe one component in a single file.
 
     Attributes:
-        component: of a pipeline: "transformer", "text_encoder", "vae"; None: no part of a Wan model.
-        family: "t2v", "ti2v", "i2v", "vace", ...; "umt5", "t5"; "wan2.1-vae", "wan2.2-vae"; "unknown".
+        component: of a pipeline: "transformer", "text_encoder", "vae"; None: no part of a base.
+        family: "t2v", "ti2v", "i2v", "vace", ..., "mochi"; "umt5", "t5"; "wan2.1-vae", "wan2.2-vae"; "unknown".
         title: the family in words.
         layout: see `StoredPart`; "" if it cannot be read.
-        names: "wan", "diffusers", "hf" (transformers') or "llama.cpp".
+        names: "wan", "genmo", "diffusers", "hf" (transformers') or "llama.cpp".
         prefix: before the names in the file.
         in_channels, out_channels: of the transformer's latents; of the VAE's, both.
         width: channels of the transformer or the text encoder.
@@ -72,13 +81,13 @@ class Part:
     size_bytes: int
     problem: str
     keys: Mapping[str, str]
-    kept_storage: str = ""
+    kept_storage: KeptStorage = ""
     kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """A file of weights, recognised.
+    """Describe a file of weights, as `recognise` finds it.
 
     Attributes:
         path, format, size_bytes: the file, "safetensors" or "gguf", and its size.
@@ -102,17 +111,17 @@ class SingleFile:
 
     @property
     def expert(self) -> str | None:
-        """The transformer of a Wan2.2 pair that the name tells: "transformer" is the high-noise one."""
+        """Tell by the name which transformer of a Wan2.2 pair it is: "transformer" is the high-noise one."""
         return expert_of(str(self.path))
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What of a pipeline is in it."""
+        """List what of a pipeline is in it."""
         return tuple(part.component for part in self.parts if part.component)
 
     @property
     def problem(self) -> str:
-        """Why it cannot be loaded, as far as headers tell; "" if nothing speaks against it."""
+        """Say why it cannot be loaded, as far as headers tell; "" if nothing speaks against it."""
         if self.is_lora:
             return "it is a LoRA: give it with --lora, or load_pusa, beside a model"
         if not self.parts:
@@ -136,7 +145,7 @@ class SingleFile:
 
 
 def recognise(path: str | Path) -> SingleFile:
-    """Recognise a safetensors or GGUF file by its header.
+    """Recognise a safetensors or GGUF file by its header, which is not read again unless the file has changed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -144,6 +153,12 @@ def recognise(path: str | Path) -> SingleFile:
         ModuleNotFoundError: a GGUF file, and no package `gguf`.
     """
     path = Path(path).expanduser()
+    return _recognise(path, stat_of(path) if path.is_file() else ())
+
+
+@lru_cache(maxsize=128)  # half a megabyte each; a GGUF file with a tokenizer takes many seconds to read
+def _recognise(path: Path, stats: tuple[FileStat, ...]) -> SingleFile:
+    """Recognise a file as it is while it has these `stats`."""
     header = read_header(path)
     groups, spiece_model = _groups(header)
     is_lora = any(_LORA.search(key) for key in header.tensors)
@@ -169,7 +184,7 @@ def _groups(header: FileHeader) -> tuple[dict[str, dict[str, str]], str | None]:
     groups: dict[str, dict[str, str]] = {}
     spiece_model = None
     for key in header.tensors:
-        clean = key.replace(_COMPILED, "")
+        clean = key.replace(COMPILED, "")
         if clean.rpartition(".")[2] == SPIECE_MODEL:
             spiece_model = key
             continue
@@ -222,7 +237,7 @@ def _part(header: FileHeader, prefix: str, keys: Mapping[str, str]) -> Part:
 
 def _check_metadata(header: FileHeader, where: str) -> None:
     """Refuse a file whose header names quantised layers that none of its tensors has."""
-    names = {key.replace(_COMPILED, "") for key in header.tensors}
+    names = {key.replace(COMPILED, "") for key in header.tensors}
     names |= {name for key in names for name in _without_prefix(key)}
     layers = metadata_layers(header, where)
     unknown = [layer for layer in layers if not {f"{name}.weight" for name in _without_prefix(layer)} & names]

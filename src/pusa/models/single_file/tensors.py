@@ -14,7 +14,7 @@ from torch import Tensor
 from pusa.models.files import DamagedFileError, WrongArchitectureError
 from pusa.models.single_file.headers import FileHeader, open_gguf
 from pusa.models.single_file.quantisation import StoredTensor
-from pusa.models.streaming import WeightSource
+from pusa.models.streaming import WeightSource, rows_of
 
 # Plain weights are small, and scaled fp8 fills its range up to 448: a matrix above this has lost its scale.
 _LARGEST_UNSCALED = 100.0
@@ -67,28 +67,30 @@ class TensorReader:
                     f"without a scale (plain weights stay far below {_LARGEST_UNSCALED:g}): get the file again, or "
                     "the bf16 or fp16 one"
                 )
-        return stored
+        return rows_of(stored, tensor.rows)
 
     def scale(self, tensor: StoredTensor) -> Tensor | None:
         """Read a tensor's scale in fp32: ``[1, ...]``, or ``[rows, 1, ...]``, with as many dimensions as the tensor."""
         if tensor.scale is None:
             return None
         scale = self._file.get_tensor(tensor.scale).to(torch.float32, copy=True)
-        return scale.reshape(-1, *[1] * (len(tensor.header.shape) - 1))  # of rows, also if there are as many columns
+        scale = scale.reshape(-1, *[1] * (len(tensor.header.shape) - 1))  # of rows, also if there are as many columns
+        return rows_of(scale, tensor.rows) if len(scale) > 1 else scale
 
     def source_of(self, tensor: StoredTensor) -> WeightSource | None:
         """Describe where a tensor's exact values can be read again; None in a GGUF file."""
         if self._header.format == "gguf":
             return None
-        return WeightSource.of(self._header.path, tensor.key, tensor.scale or "")
+        return WeightSource.of(self._header.path, tensor.key, tensor.scale or "", tensor.rows)
 
     def blocks(self, tensor: StoredTensor) -> Tensor:
         """Copy the packed blocks of a GGUF tensor, uint8 ``[rows, bytes]``."""
-        return torch.from_numpy(self._gguf[tensor.key].data.copy())
+        return rows_of(torch.from_numpy(self._gguf[tensor.key].data.copy()), tensor.rows)
 
     def _read_gguf(self, tensor: StoredTensor) -> Tensor:
         import gguf
 
         mapped = self._gguf[tensor.key]
         values = gguf.dequantize(mapped.data, mapped.tensor_type)
-        return torch.from_numpy(values.copy() if not values.flags.owndata else values).reshape(tensor.header.shape)
+        whole = torch.from_numpy(values.copy() if not values.flags.owndata else values)
+        return rows_of(whole, tensor.rows).reshape(tensor.header.shape)

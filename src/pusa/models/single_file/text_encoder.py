@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 from tokenizers.models import Unigram
 
 from pusa.models import original
-from pusa.models.original import KeyTable
+from pusa.models.original import EMBEDDING, TIED_COPY, KeyTable
 from pusa.models.single_file.recognition import SingleFile
 
 Value = TypeVar("Value")
 
-EMBEDDING, TIED = "shared.weight", "encoder.embed_tokens.weight"
 _DECODER = re.compile(r"^(?:decoder\.|lm_head\.|dec\.|output\.)")  # of whole UMT5 models; only the encoder is used
 _LLAMA = {
     "attn_norm": "0.layer_norm",
@@ -57,8 +56,8 @@ def to_transformers(tensors: Mapping[str, Value], names: str) -> dict[str, Value
         return original.text_encoder_to_transformers(encoder)
     if names == "llama.cpp":
         return LLAMA_NAMES.to_diffusers(encoder)
-    if EMBEDDING not in encoder and TIED in encoder:
-        encoder[EMBEDDING] = encoder[TIED]
+    if EMBEDDING not in encoder and TIED_COPY in encoder:
+        encoder[EMBEDDING] = encoder[TIED_COPY]
     return original.text_encoder_to_transformers(original.text_encoder_to_original(encoder))
 
 

@@ -10,23 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pusa.lora.sources import NOISE_OF, stem_of
+from pusa.lora.sources import EXPERTS, NOISE_OF, stem_of
+from pusa.models.bases import base_of_values
 from pusa.models.files import DamagedFileError
+from pusa.models.single_file.families import noun_of
 from pusa.models.single_file.recognition import SingleFile, recognise
 from pusa.models.sources.file_set import OPTIONS, Families, describe, expand, families_of, family_of, is_same
 
 _TRANSFORMERS = ("diffusion_models", "unet", "checkpoints")
 FOLDERS = (*_TRANSFORMERS, "text_encoders", "clip", "vae", "loras")
 _SUFFIXES = (".safetensors", ".sft", ".gguf")
-_VAE_OF = {16: "wan2.1-vae", 48: "wan2.2-vae"}  # by latent channels
+_VAE_OF = {16: "wan2.1-vae", 48: "wan2.2-vae"}  # by latent channels; that of other models comes from their folder
 
 
 @dataclass(frozen=True)
 class Found:
-    """Files of a ComfyUI folder.
+    """Hold the files of a ComfyUI folder.
 
     Attributes:
-        usable: files with parts of Wan text-to-video models; an all-in-one file has several.
+        usable: files with parts of a model of the zoo; an all-in-one file has several.
         loras: LoRA files, recognised.
         refused: a line for each file of Wan's that cannot be used, with the reason, or that is damaged.
     """
@@ -39,7 +41,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """A model of the zoo, the files of its parts (part of a pipeline -> file), and the Pusa LoRAs that fit it.
+    """Name a model of the zoo, the files of its parts (part of a pipeline -> file), and the Pusa LoRAs that fit it.
 
     Attributes:
         loras: each as `pusa.lora.sources.parse_lora` reads it; a pair for two experts is one.
@@ -51,7 +53,7 @@ class Choice:
 
     @property
     def own_lora(self) -> tuple[str, ...]:
-        """The LoRA that the folder has for this model, if it is the only one."""
+        """Return the LoRA that the folder has for this model, if it is the only one."""
         return self.loras if len(self.loras) == 1 else ()
 
     @property
@@ -79,7 +81,7 @@ def scan(folder: Path) -> Found:
     Symbolic links are followed, and a file that has several names counts once.
     """
     usable, loras, refused = [], [], []
-    for path in _files(folder):
+    for path in files_in(folder):
         try:
             file = recognise(path)
         except (DamagedFileError, ModuleNotFoundError, OSError) as error:
@@ -95,7 +97,8 @@ def scan(folder: Path) -> Found:
     return Found(folder, tuple(usable), tuple(loras), tuple(refused))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_in(folder: Path) -> Iterator[Path]:
+    """List the files that `scan` reads, in order."""
     seen: set[str] = set()
     for name in FOLDERS:
         for place, folders, names in os.walk(folder / name, followlinks=True):
@@ -129,8 +132,9 @@ def choose(found: Found, families: Families, given: Mapping[str, Path] | None = 
     if family is None:
         raise ValueError(f"{files['transformer'].name} is no transformer of {', '.join(families)}")
     chosen = expand(files)  # with what an all-in-one file has
-    channels = families[family][0]["in_channels"]
-    for part, kind in (("vae", _VAE_OF[channels]), ("text_encoder", "umt5")):
+    transformer = families[family][0]
+    kinds = {"vae": _VAE_OF.get(transformer["in_channels"]), "text_encoder": base_of_values(transformer).text_encoder}
+    for part, kind in kinds.items():
         if part not in chosen and (path := _only(found, families, part, kind)):
             chosen[part] = path
     return Choice(family, chosen, tuple(_pusa_loras(found, *families[family])))
@@ -142,7 +146,7 @@ def _transformers(found: Found, families: Families) -> dict[str, Path]:
     pairs = {name for name, (_, experts) in families.items() if experts == 2}
     of_pairs = [file for file in fitting if file.expert and pairs & set(families_of(file, families))]
     sets: list[dict[str, SingleFile]] = [{"transformer": file} for file in fitting if file not in of_pairs]
-    highs, lows = ([file for file in of_pairs if file.expert == part] for part in ("transformer", "transformer_2"))
+    highs, lows = ([file for file in of_pairs if file.expert == part] for part in EXPERTS)
     for high in highs:
         same = [low for low in lows if stem_of(str(low.path)) == stem_of(str(high.path))]
         sets += [{"transformer": high, "transformer_2": low} for low in same or lows]
@@ -162,7 +166,7 @@ def _transformers(found: Found, families: Families) -> dict[str, Path]:
     raise ValueError(_several(found, "transformers", lines))
 
 
-def _only(found: Found, families: Families, part: str, kind: str) -> Path | None:
+def _only(found: Found, families: Families, part: str, kind: str | None) -> Path | None:
     """Return the only file with a VAE or a text encoder; files that hold nothing else go before all-in-one files."""
     fitting = [
         file
@@ -173,7 +177,7 @@ def _only(found: Found, families: Families, part: str, kind: str) -> Path | None
     distinct = [file for n, file in enumerate(alone) if not any(is_same(file.path, other.path) for other in alone[:n])]
     if len(distinct) > 1:
         lines = [f"{OPTIONS[part]} {file.path} ({describe(file, families)})" for file in distinct]
-        raise ValueError(_several(found, {"vae": "VAEs"}.get(part, "text encoders"), lines))
+        raise ValueError(_several(found, f"{noun_of(part)}s", lines))
     return distinct[0].path if distinct else None
 
 

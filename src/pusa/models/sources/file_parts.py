@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pusa import resources
+from pusa.models.bases import base_of_values
 from pusa.models.files import WrongArchitectureError
 from pusa.models.single_file.loading import load_single_file
 from pusa.models.single_file.recognition import recognise
@@ -49,6 +50,7 @@ def check_model(files: Mapping[str, Path], transformer: Mapping[str, Any], exper
             f"{name} has one transformer and --transformer-2 {files['transformer_2'].name} is given: leave it out, or "
             "take --model wan2.2-a14b"
         )
+    base = base_of_values(transformer)
     for part, path in files.items():
         file, where = recognise(path), f"{OPTIONS[part]} {path.name}"
         entry = part_in(file, part)
@@ -58,14 +60,16 @@ def check_model(files: Mapping[str, Path], transformer: Mapping[str, Any], exper
                 f"{name} has {transformer['num_layers']} of {_width(transformer)} and {transformer['in_channels']}: "
                 "give --model the name that fits, or leave it out"
             )
-        if part == "vae" and entry.out_channels != transformer["out_channels"]:
+        if part == "vae" and entry.out_channels != base.channels(transformer):
             raise WrongArchitectureError(
                 f"{where} is {entry.title} with {entry.out_channels} latent channels, and {name} has "
-                f"{transformer['out_channels']}: give the other VAE"
+                f"{base.channels(transformer)}: give the other VAE"
             )
-        if part == "text_encoder" and entry.width != transformer["text_dim"]:
+        if part == "text_encoder" and entry.family != base.text_encoder:
+            raise WrongArchitectureError(f"{where} is {entry.title}, and {name} reads text with another: leave it out")
+        if part == "text_encoder" and entry.width != base.text_width(transformer):
             raise WrongArchitectureError(
-                f"{where} has {entry.width} channels of text, and {name} takes {transformer['text_dim']}"
+                f"{where} has {entry.width} channels of text, and {name} takes {base.text_width(transformer)}"
             )
 
 

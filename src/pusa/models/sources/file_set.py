@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pusa.lora.sources import NOISE_OF
-from pusa.models.files import WrongArchitectureError
+from pusa.fsutil import samples_of
+from pusa.lora.sources import EXPERTS, NOISE_OF
+from pusa.models.files import PARTS, WrongArchitectureError
+from pusa.models.mochi import layout as mochi_layout
+from pusa.models.single_file.families import NO_PART, noun_of
 from pusa.models.single_file.recognition import Part, SingleFile, recognise
 from pusa.models.sources import configs
 from pusa.resources import readable
 
-PARTS = ("transformer", "transformer_2", "text_encoder", "vae")
 OPTIONS = {part: "--" + part.replace("_", "-") for part in PARTS}
 
 Families = Mapping[str, tuple[Mapping[str, Any], int]]
@@ -31,10 +33,11 @@ def part_in(file: SingleFile, part: str) -> Part:
     option = OPTIONS[part]
     if file.is_lora:
         raise WrongArchitectureError(f"{option} {file.path.name} is a LoRA: give it with --lora, beside a model")
-    found = next((entry for entry in file.parts if entry.component == component_of(part)), None)
+    found = file.part(component_of(part))
     if found is None:
-        others = [entry.title for entry in file.parts if entry.component] or ["no part of a Wan model"]
-        raise WrongArchitectureError(f"{option} {file.path.name} holds {' and '.join(others)}, and no {_noun(part)}")
+        others = [entry.title for entry in file.parts if entry.component] or [NO_PART]
+        noun = noun_of(component_of(part))
+        raise WrongArchitectureError(f"{option} {file.path.name} holds {' and '.join(others)}, and no {noun}")
     if found.problem:
         raise WrongArchitectureError(f"{option}: {found.problem}")
     return found
@@ -62,7 +65,7 @@ def expand(files: Mapping[str, Path]) -> dict[str, Path]:
         part_in(file, part)
     _check_experts(found)
     expanded = dict(files)
-    for file in (found[part] for part in ("transformer", "transformer_2") if part in found):
+    for file in (found[part] for part in EXPERTS if part in found):
         for entry in file.parts:
             if entry.component in ("text_encoder", "vae") and not entry.problem:
                 expanded.setdefault(entry.component, file.path)
@@ -89,19 +92,13 @@ def is_same(first: Path, second: Path) -> bool:
     """Tell if two files hold the same bytes, by their sizes and samples of their content."""
     if first.samefile(second):
         return True
-    size_bytes = first.stat().st_size
-    if size_bytes != second.stat().st_size:
+    if first.stat().st_size != second.stat().st_size:
         return False
-    with first.open("rb") as one, second.open("rb") as other:
-        for sample in range(_SAMPLES):
-            for file in (one, other):
-                file.seek(max(0, size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-            if one.read(_SAMPLE_BYTES) != other.read(_SAMPLE_BYTES):
-                return False
-    return True
+    pairs = zip(samples_of(first, _SAMPLES), samples_of(second, _SAMPLES), strict=True)
+    return all(one == other for one, other in pairs)
 
 
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+_SAMPLES = 64
 
 
 # ---- families --------------------------------------------------------------------------------------------------------
@@ -109,7 +106,10 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 def transformer_config(file: SingleFile) -> dict[str, Any] | None:
     """Derive a configuration, as `configs.folder_config`, from the transformer in a file; None without one."""
-    part = next((entry for entry in file.parts if entry.component == "transformer"), None)
+    part = file.part("transformer")
+    if part is not None and part.family == "mochi" and not part.problem:
+        shapes = {name: file.header.tensors[key].shape for name, key in part.keys.items()}
+        return {"_class_name": mochi_layout.STOCK_CLASS, **mochi_layout.config_from_keys(shapes, part.names)}
     if part is None or part.heads is None:
         return None
     rows = _rows(file, part, "blocks.0.ffn.0.bias", "blocks.0.ffn.net.0.proj.bias")
@@ -145,7 +145,7 @@ def family_of(files: Mapping[str, Path], families: Families) -> str | None:
     Raises:
         ValueError: two transformers that are no pair, or one whose name says that it is half of a pair.
     """
-    found = {part: recognise(files[part]) for part in ("transformer", "transformer_2") if part in files}
+    found = {part: recognise(files[part]) for part in EXPERTS if part in files}
     if not found:
         return None
     names = [set(families_of(file, families)) for file in found.values()]
@@ -179,7 +179,7 @@ def describe(file: SingleFile, families: Families) -> str:
     parts = list(_parts_as_text(file))
     fitting = families_of(file, families)
     fits = f"; fits {' or '.join(fitting)}" if fitting else ""
-    return f"{' and '.join(parts) or 'no part of a Wan model'}, {readable(file.size_bytes)}{fits}"
+    return f"{' and '.join(parts) or NO_PART}, {readable(file.size_bytes)}{fits}"
 
 
 def _parts_as_text(file: SingleFile) -> Iterator[str]:
@@ -187,7 +187,3 @@ def _parts_as_text(file: SingleFile) -> Iterator[str]:
         if part.component:
             noise = f", {file.noise} noise" if file.noise and part.component == "transformer" else ""
             yield f"{part.title} ({part.layout or 'a layout that is not read'}{noise})"
-
-
-def _noun(part: str) -> str:
-    return {"vae": "VAE", "text_encoder": "text encoder"}.get(part, "transformer")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pusa.errors import first_line
 from pusa.models import files
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ Download = Callable[..., str]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file in a repository of the Hub; `size_bytes` is computed from its parameters."""
+    """Name a file in a repository of the Hub; `size_bytes` is computed from its parameters."""
 
     repository: str
     name: str
@@ -85,15 +86,42 @@ def fetch(found: Mapping[str, PublishedFile], *, download: Download | None = Non
     Returns:
         Part -> path.
     """
-    if download is None:
-        import huggingface_hub
-
-        download = huggingface_hub.hf_hub_download
+    download = download or _hub_download()
     paths = {}
     for part, file in found.items():
         try:
             paths[part] = Path(download(file.repository, file.name, **hub))
         except Exception as error:  # its class depends on the Hub client's HTTP library
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            logger.warning("%s/%s is not to be had (%s): taking larger files", file.repository, file.name, reason)
+            logger.warning(
+                "%s/%s is not to be had (%s): taking larger files", file.repository, file.name, first_line(error)
+            )
     return paths
+
+
+def fetch_own(model: str, weights: Mapping[str, PublishedFile], **hub: Any) -> dict[str, Path]:
+    """Download, or find in the cache, the files of a model that nothing can take the place of.
+
+    Args:
+        model: its name, for messages.
+        weights: part -> file.
+        hub: as for `fetch`.
+
+    Raises:
+        FileNotFoundError: one cannot be had.
+    """
+    download, paths = _hub_download(), {}
+    for part, file in weights.items():
+        try:
+            paths[part] = Path(download(file.repository, file.name, **hub))
+        except Exception as error:  # its class depends on the Hub client's HTTP library
+            raise FileNotFoundError(
+                f"{file.repository}/{file.name}, the {part} of {model}, is not in the local cache and cannot be "
+                f'downloaded ({first_line(error)}): download it once, or give files={{"{part}": path}} (--{part})'
+            ) from error
+    return paths
+
+
+def _hub_download() -> Download:
+    import huggingface_hub
+
+    return huggingface_hub.hf_hub_download

@@ -1,0 +1,1 @@
+"""Hold the base Mochi, of Pusa V0.5."""
