@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from model_folders import describe_model
 
 from pusa.data.dataset import LatentDataset
+from pusa.data.prepare import ClipSettings
 from pusa.data.synthesize import SynthesisSettings, synthesize
 from pusa.pipeline import PusaPipeline
 
@@ -94,6 +96,20 @@ def test_more_clips_are_added_and_none_is_made_again(whole, tmp_path):
 def test_settings_that_cannot_be_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         made(tmp_path, SynthesisSettings(model="tiny", **changes))
+
+
+@pytest.mark.parametrize("factor", [1, 6])
+def test_clips_have_the_lengths_that_their_model_makes(factor, tmp_path):
+    model = describe_model(tmp_path / "model", width=64, height=64, num_frames=1 + 2 * factor, frames_per_latent=factor)
+    assert ClipSettings(model=model).resolved().frames == (1 + 2 * factor,)
+    for frames in (1, 1 + 3 * factor):
+        assert SynthesisSettings(model=model, frames=frames).resolved().frames == frames
+        assert ClipSettings(model=model, frames=(frames,)).resolved().frames == (frames,)
+    wrong, message = {1: (-1, "1 or more frames; give 1"), 6: (17, r"6n \+ 1 frames; give 19")}[factor]
+    with pytest.raises(ValueError, match=f"frames={wrong}: a clip has {message}"):
+        SynthesisSettings(model=model, frames=wrong).resolved()
+    with pytest.raises(ValueError, match=f"frames={wrong}: a clip has {message}"):
+        ClipSettings(model=model, frames=(wrong,))
 
 
 def test_wan_is_guided_as_its_authors_do_and_a_model_of_the_package_as_it_is_made_for():

@@ -21,7 +21,8 @@ def refusal(*overrides: str, source: str = "wan2.1-14b-vta") -> str:
 
 
 def test_ready_configurations_are_there_and_valid() -> None:
-    assert list(ready_configs()) == ["mini-vta", "wan2.1-1.3b-vta", "wan2.1-14b-vta", "wan2.2-a14b-vta"]
+    wan = ["wan2.1-1.3b-vta", "wan2.1-14b-vta", "wan2.2-a14b-vta", "wan2.2-ti2v-5b-vta"]
+    assert list(ready_configs()) == ["fvdm", "mini-vta", "pusa-v0.5", *wan]
     for name in ready_configs():
         config = load_config(name)
         assert config.name == name
@@ -172,7 +173,7 @@ def test_all_problems_are_named_at_once() -> None:
 def test_an_unknown_configuration_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         load_config("wan2.1-15b-vta")
-    assert "one of mini-vta, wan2.1-1.3b-vta, wan2.1-14b-vta, wan2.2-a14b-vta" in str(refused.value)
+    assert "one of fvdm, mini-vta, pusa-v0.5, wan2.1-1.3b-vta, wan2.1-14b-vta, wan2.2-a14b-vta, " in str(refused.value)
     (tmp_path / "broken.toml").write_text("steps = ")
     with pytest.raises(ValueError) as refused_file:
         load_config(tmp_path / "broken.toml")

@@ -81,7 +81,7 @@ def test_the_estimate_says_what_checkpoints_take() -> None:
 def test_too_little_disk_is_an_error_before_the_first_step(
     clips: Path, tiny_transformer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
+    monkeypatch.setattr(disk, "free_disk_bytes", lambda folder: 1_000_000)
     config = make_config(clips, tmp_path / "run", method={"kind": "full"})
     with pytest.raises(ResourcesError, match=r"need \d+ MB of disk .* and 1 MB are free: .*output=FOLDER"):
         train(config, transformer=tiny_transformer())

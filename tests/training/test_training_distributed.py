@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from components import make_transformer
-from gloo import all_gather_of_any_size
+from gloo import all_gather_of_any_size, fork_warm
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -98,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    mp.spawn(in_each_process, args=(folder, port), nprocs=WORLD, join=True)
+    fork_warm(in_each_process, (folder, port), WORLD)
     return folder
 
 

@@ -12,37 +12,39 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from pusa import zoo
 from pusa.conditions import pixels
 from pusa.data.dataset import DatasetWriter, without_padding
+from pusa.defaults import GenerationDefaults
 from pusa.events import Note, Report, Stage, Step
 from pusa.media import to_uint8
 from pusa.media.previews import spread
 from pusa.models.text_encoder import identity_of_module
-from pusa.models.vae import decode_chunks, encode_video
+from pusa.models.vae import codec_of, decode_chunks, encode_video
+from pusa.models.vaes.codec import VAE
 from pusa.pipeline import PusaPipeline
-from pusa.positions import frames_of, nearest_of
-from pusa.request import FRAMES_PER_LATENT, SIZE_MULTIPLE
+from pusa.positions import frames_of, length_rule, nearest_of
 
 T = TypeVar("T")
 
 _SAME_ENCODER = 0.9  # least cosine between embeddings of one caption; another encoder's are unrelated
-_TEXT_PARTS, _MODEL_PARTS = ("tokenizer", "text_encoder"), ("transformer", "transformer_2")
+_PARTS = ("tokenizer", "text_encoder", "vae", "transformer", "transformer_2")
 
 
-def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int], multiple: int = SIZE_MULTIPLE) -> None:
-    """Raise ValueError unless sizes (width, height) are multiples of the model's and lengths 4n + 1 frames."""
+def check_clip_shape(sizes: Iterable[tuple[int, int]], lengths: Iterable[int], defaults: GenerationDefaults) -> None:
+    """Raise ValueError unless a model with these defaults can make sizes (width, height) and lengths in frames."""
+    multiple, factor = defaults.size_multiple, defaults.frames_per_latent
     for size in sizes:
         if any(side < multiple or side % multiple for side in size):
             sides = "x".join(str(nearest_of(side, multiple)) for side in size)
             raise ValueError(f"size {size[0]}x{size[1]}: sides are multiples of {multiple}; give {sides}")
     for count in lengths:
-        if count < 1 or count % FRAMES_PER_LATENT != 1:
-            near = nearest_of(max(1, count), FRAMES_PER_LATENT, 1)
-            raise ValueError(f"frames={count}: a clip has {FRAMES_PER_LATENT}n + 1 frames; give {near}")
+        if count < 1 or (count - 1) % factor:
+            near = nearest_of(max(1, count), factor, 1)
+            raise ValueError(f"frames={count}: a clip has {length_rule(factor)} frames; give {near}")
 
 
 class StageProgress:
@@ -88,10 +90,12 @@ def add_prompts(
     missing = [caption for caption in dict.fromkeys(["", *captions]) if not writer.has_prompt(caption)]
     if not missing:
         return
-    report(Stage("load the text encoder"))
-    pipe = PusaPipeline.from_pretrained(writer.facts.model, vae=None, **dict.fromkeys(_MODEL_PARTS))
-    writer.identify(text_encoder=identity_of_module(pipe.text_encoder, pipe.tokenizer))
-    pipe.text_encoder.to(devices()[0])
+    base = zoo.base_of(writer.facts.model)
+    report(Stage("load the text encoder" if base.has_text else "load the transformer"))
+    pipe = _load(writer.facts.model, *base.prompt_parts)
+    if pipe.text_encoder is not None:
+        writer.identify(text_encoder=identity_of_module(pipe.text_encoder, pipe.tokenizer))
+        pipe.text_encoder.to(devices()[0])
     length = writer.facts.max_sequence_length
     if reference is not None:
         _check_text_encoder(pipe, length, *reference)
@@ -100,7 +104,8 @@ def add_prompts(
     for caption in missing:
         embeds = encode_prompt(pipe, caption, length)
         writer.add_prompt(caption, embeds)
-        cut += bool(embeds[-1].ne(0).any()) and len(pipe.tokenizer(caption)["input_ids"]) > length
+        is_full = base.has_text and bool(embeds[-1].ne(0).any())
+        cut += is_full and len(pipe.tokenizer(caption)["input_ids"]) > length
         progress.advance()
     writer.flush()
     if cut:
@@ -118,24 +123,28 @@ def _check_text_encoder(pipe: PusaPipeline, length: int, caption: str, embeds: T
 
 @torch.no_grad()
 def encode_prompt(pipe: PusaPipeline, text: str, max_sequence_length: int) -> Tensor:
-    """Encode a prompt to embeddings ``[max_sequence_length, D]`` in the text encoder's dtype."""
+    """Encode a prompt to embeddings ``[max_sequence_length, D]`` in the text encoder's dtype, fp32 without one."""
     embeds, _ = pipe.encode_prompt(
         [text],
         do_classifier_free_guidance=False,
         max_sequence_length=max_sequence_length,
-        dtype=pipe.text_encoder.dtype,
+        dtype=torch.float32 if pipe.text_encoder is None else pipe.text_encoder.dtype,
     )
     return embeds[0]
 
 
-def load_vae(model: str) -> AutoencoderKLWan:
+def load_vae(model: str) -> VAE:
     """Load a model's VAE alone, on the CPU."""
-    return PusaPipeline.from_pretrained(model, **dict.fromkeys((*_TEXT_PARTS, *_MODEL_PARTS))).vae
+    return _load(model, "vae").vae
 
 
-def identity_of_vae(vae: AutoencoderKLWan) -> str:
+def _load(model: str, *parts: str) -> PusaPipeline:
+    return PusaPipeline.from_pretrained(model, **dict.fromkeys(part for part in _PARTS if part not in parts))
+
+
+def identity_of_vae(vae: VAE) -> str:
     """Hash a VAE: its normalisation, and the names, shapes and some values of its parameters."""
-    digest = hashlib.sha256(json.dumps([vae.config.latents_mean, vae.config.latents_std]).encode())
+    digest = hashlib.sha256(json.dumps(codec_of(vae).normalisation(vae)).encode())
     for name, parameter in vae.named_parameters():
         sample = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
         digest.update(f"{name}:{list(parameter.shape)};".encode())
@@ -144,7 +153,7 @@ def identity_of_vae(vae: AutoencoderKLWan) -> str:
 
 
 def decode_spread(
-    vae: AutoencoderKLWan, latents: Tensor, count: int, write: Callable[[np.ndarray], object] = lambda frames: None
+    vae: VAE, latents: Tensor, count: int, write: Callable[[np.ndarray], object] = lambda frames: None
 ) -> tuple[list[int], np.ndarray]:
     """Decode latents ``[1, C, F, h, w]`` and keep at most `count` frames, evenly spread from the first to the last.
 
@@ -154,7 +163,7 @@ def decode_spread(
     Returns:
         The numbers of the frames that are kept, and these, uint8 ``[count, H, W, 3]``.
     """
-    numbers = spread(frames_of(latents.shape[2], vae.config.scale_factor_temporal), count)
+    numbers = spread(frames_of(latents.shape[2], codec_of(vae).frames_per_latent(vae)), count)
     kept: list[np.ndarray] = []
     at = 0
     for chunk in decode_chunks(vae, latents):
@@ -168,14 +177,14 @@ def decode_spread(
 class ClipEncoder:
     """Encode clips on several devices, a VAE on each, while the caller fetches the next ones."""
 
-    def __init__(self, vae: AutoencoderKLWan, vae_devices: Sequence[torch.device]) -> None:
-        self._free: queue.Queue[AutoencoderKLWan] = queue.Queue()
+    def __init__(self, vae: VAE, vae_devices: Sequence[torch.device]) -> None:
+        self._free: queue.Queue[VAE] = queue.Queue()
         for number, device in enumerate(vae_devices):
             self._free.put((vae if number == 0 else copy.deepcopy(vae)).to(device))
         self._count = len(vae_devices)
 
     def encode(self, frames: np.ndarray) -> Tensor:
-        """Encode uint8 frames [4n + 1, H, W, 3] to normalised latents, fp32 ``[C, n + 1, h, w]`` on the CPU."""
+        """Encode uint8 frames ``[n, H, W, 3]`` to normalised latents, fp32 ``[C, F, h, w]`` on the CPU."""
         vae = self._free.get()
         try:
             return encode_video(vae, pixels(list(frames)))[0].cpu()

@@ -3,8 +3,6 @@
 Motion and detail are measured on the latents that will be trained on; thumbnails are decoded from them.
 """
 
-import base64
-import io
 import json
 import logging
 from collections import Counter
@@ -27,7 +25,7 @@ from pusa.data.prepare import SKIPPED_FILE, reasons_of
 from pusa.events import Done, Events, Note, Report, Stage, as_events, report_until_stopped
 from pusa.generate import prompt_hints
 from pusa.generate.prompt_hints import vocabulary
-from pusa.media.previews import Strip, grid, spread, strip_sheet, write_picture
+from pusa.media.previews import Strip, as_data_uri, grid, spread, strip_sheet, write_picture
 from pusa.resources import readable, readable_time
 
 logger = logging.getLogger(__name__)
@@ -369,6 +367,4 @@ def as_uri(strip: Strip) -> str:
     scale = min(_THUMBNAIL_SIDE / max(width, height), 3.0)
     size = max(1, round(scale * width)), max(1, round(scale * height))
     frames = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in strip.frames]
-    buffer = io.BytesIO()
-    grid(frames, len(frames), gap=_GAP).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return as_data_uri(grid(frames, len(frames), gap=_GAP), quality=85)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pusa.data.format import ORIGINAL_SUFFIX, ClipInfo, DatasetFacts, caption_key, without_padding
+from pusa.errors import first_line
 from pusa.positions import frames_of
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ METADATA_FILE = "metadata.csv"
 _NAMES = ("file_name", "video", "file", "path")
 _TEXTS = ("text", "prompt", "caption")
 _FPS = 16.0  # of Wan's models; the layout stores none
+_FRAMES_PER_LATENT = 4
 _PIXELS_PER_LATENT = 8
 
 
@@ -59,7 +61,7 @@ class OriginalFolder:
                 ClipInfo(
                     id=name,
                     shard=str(path.relative_to(folder)),
-                    frames=frames_of(frames),
+                    frames=frames_of(frames, _FRAMES_PER_LATENT),
                     height=height * _PIXELS_PER_LATENT,
                     width=width * _PIXELS_PER_LATENT,
                     latent_shape=(channels, frames, height, width),
@@ -134,8 +136,8 @@ def _load(path: Path) -> tuple[Tensor, Tensor]:
         except RuntimeError:  # files of torch before 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({reason[:100]})") from error
+        reason = first_line(error)[:100]
+        raise ValueError(f"{path} is damaged, or holds more than tensors ({reason})") from error
     return _tensor_of(path, "latents", content, 4), _tensor_of(path, "prompt_emb.context", content, 2)
 
 

@@ -49,9 +49,10 @@ class ClipSettings:
 
     Attributes:
         model: a name of the zoo, a Hub id or a folder.
-        sizes: (width, height) in pixels, multiples of 16; each clip gets the one that needs the least cutting.
+        sizes: (width, height) in pixels, multiples of the model's; each clip gets the one that needs the least cutting.
             Empty: the model's size, the same upright, and a square of the same area.
-        frames: lengths, 4n + 1; each video gets the longest that it fills. Pictures always have one frame.
+        frames: lengths that the model makes, 4n + 1 for Wan, 6n + 1 for Mochi, any for FVDM; each video gets the
+            longest that it fills. Pictures always have one frame.
         fps: frames per second of clips; videos of another rate are converted by dropping or repeating frames.
         clips_per_video: at most so many are cut from one video; None: as many as fit.
         stride_seconds: from the beginning of one clip to the next; None: they follow each other.
@@ -67,7 +68,7 @@ class ClipSettings:
     dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        check_clip_shape(self.sizes, self.frames)
+        check_clip_shape(self.sizes, self.frames, zoo.defaults_of(self.model))
         for name in ("fps", "clips_per_video", "stride_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -79,7 +80,6 @@ class ClipSettings:
         width, height = defaults.width, defaults.height
         multiple = defaults.size_multiple
         side = max(multiple, isqrt(width * height) // multiple * multiple)
-        check_clip_shape(self.sizes, self.frames, multiple)
         sizes = self.sizes or tuple(dict.fromkeys([(width, height), (height, width), (side, side)]))
         return replace(
             self,
@@ -147,7 +147,8 @@ def prepare(
         output: the dataset's folder.
         settings: how clips are cut. When a dataset is continued, sizes and lengths that are new are added to it as
             further buckets, whose clips come beside those that are there; other settings must not change.
-        captions, caption: see `pusa.data.sources.list_files`.
+        captions, caption: see `pusa.data.sources.list_files`. A model without text has the numbers of its classes as
+            captions, and files may have none; one without classes needs none, and takes none.
         workers: processes that decode; 0: none but this one. None: one per core, up to 8.
         stop: called at every step; True ends the run, and finished clips are kept.
 
@@ -168,7 +169,11 @@ def prepare(
         if is_original(folder):
             _convert_original(folder, output, settings, report_or_stop)
         else:
-            listing = sources.list_files(folder, captions=captions, caption=caption)
+            defaults = zoo.defaults_of(settings.model)
+            default = caption if defaults.has_text else caption or ""
+            listing = sources.list_files(folder, captions=captions, caption=default)
+            if defaults.classes == 0:  # every prompt is empty
+                listing.items = [replace(item, caption="") for item in listing.items]
             _prepare(listing, output, settings, workers, report_or_stop)
         report(Done({"dataset": output}))
 

@@ -47,9 +47,9 @@ class Listing:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, caption: str | None, **where: Any) -> None:
-        caption = " ".join(caption.split()) if caption else ""
-        if caption:
-            self.items.append(Item(name, caption, **where))
+        text = " ".join(caption.split()) if caption else ""
+        if text or caption == "":
+            self.items.append(Item(name, text, **where))
         else:
             self.skipped.append((name, _NO_CAPTION))
 
@@ -62,7 +62,7 @@ def list_files(source: str | Path, *, captions: Path | None = None, caption: str
             ``metadata.csv`` or ``.jsonl`` with ``file_name``), a CSV, JSON or JSONL table (a column for the file, one
             for the caption; files beside the table), a single file, or what the `datasets` library saves.
         captions: a table or ``captions.json`` that takes precedence over all others.
-        caption: for files that have none; None: they are left out.
+        caption: for files that have none, and may be empty; None: they are left out.
 
     Raises:
         FileNotFoundError, ValueError: there is no such source, or it holds nothing to prepare.

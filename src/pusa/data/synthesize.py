@@ -31,7 +31,7 @@ class SynthesisSettings:
     Attributes:
         model: a name of the zoo, a Hub id or a folder. No adapter is attached.
         size: (width, height) in pixels, multiples of 16.
-        frames: 4n + 1.
+        frames: length that the model makes, 4n + 1 for Wan.
         steps: of denoising; 50 are Wan's own for text-to-video. Few steps suit a Pusa model, not its base.
         guidance: scale; None: 5, Wan's own for text-to-video, or the default of a model in the package.
         shift: flow shift of the sampler.
@@ -59,7 +59,7 @@ class SynthesisSettings:
         defaults = zoo.defaults_of(self.model)
         width, height = self.size or (defaults.width, defaults.height)
         frames = self.frames or defaults.num_frames
-        check_clip_shape([(width, height)], [frames], defaults.size_multiple)
+        check_clip_shape([(width, height)], [frames], defaults)
         zoo_model = zoo.find(self.model)
         guidance = self.guidance or (defaults.guidance if zoo_model and zoo_model.is_ours else _WAN_GUIDANCE)
         if self.steps < 1 or guidance < 1:

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, Pipe, wait
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from pusa.errors import first_line
+
 T = TypeVar("T")
 
 _END = None
@@ -144,13 +146,9 @@ def _results(work: Callable[[T], Iterable[Any]], task: T) -> Iterator[Any]:
     try:
         yield from work(task)
     except (ValueError, OSError) as error:  # raised by media readers with a readable message
-        yield Failure(_line(error))
+        yield Failure(first_line(error))
     except Exception as error:
-        yield Failure(f"{type(error).__name__}: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        yield Failure(f"{type(error).__name__}: {first_line(error)}")
 
 
 def _describe_exit(code: int) -> str:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from pusa.models.bases import WAN, Base
 from pusa.training.config import TrainConfig
 from pusa.training.objective import NoiseRange, draw_sigmas
 
@@ -167,10 +168,11 @@ def generator_of(seed: int, *place: int | str) -> Generator:
 class Reader:
     """Read clips and draw their noise levels and noise."""
 
-    def __init__(self, data: Data, config: TrainConfig, noise_range: NoiseRange) -> None:
+    def __init__(self, data: Data, config: TrainConfig, noise_range: NoiseRange, base: Base = WAN) -> None:
         self.data = data
         self.config = config
         self.noise_range = noise_range
+        self.base = base
         self.empty = data.empty_embeds if config.objective.caption_dropout > 0 else None
         self._lock = threading.Lock()  # datasets keep files open and need not be safe to share
 
@@ -183,7 +185,7 @@ class Reader:
         for clip, generator in zip(clips, generators, strict=True):
             with self._lock:
                 latents, embeds = self.data.latents(clip)[:, :frames].float(), self.data.embeds(clip).float()
-            sigmas = draw_sigmas(latents.shape[1], objective, generator, self.noise_range)
+            sigmas = draw_sigmas(latents.shape[1], objective, generator, self.noise_range, self.base)
             dropped = torch.rand((), generator=generator) < objective.caption_dropout
             if training and dropped and self.empty is not None:
                 embeds = self.empty.float()

@@ -1,6 +1,5 @@
 """Count the disk that a run's checkpoints take, check that it is free, and report a disk that fills up; no torch."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from pusa.fsutil import is_full
-from pusa.resources import ResourcesError, readable
+from pusa.resources import ResourcesError, free_disk_bytes, readable
 from pusa.training.config import TrainConfig
 
 _FP32 = 4
@@ -60,7 +59,7 @@ def _most_checkpoints(config: TrainConfig) -> int:
 def check_disk(config: TrainConfig, need: DiskNeed, folder: Path) -> None:
     """Check that a run's files fit beside those it has written already. Raises ResourcesError if not."""
     held = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
-    missing, free = need.total - held, free_bytes(folder)
+    missing, free = need.total - held, free_disk_bytes(folder)
     if missing > free:
         raise ResourcesError(
             f"the checkpoints of {folder} need {readable(missing)} of disk ({need.checkpoints} of "
@@ -68,12 +67,6 @@ def check_disk(config: TrainConfig, need: DiskNeed, folder: Path) -> None:
             f"free some, name a larger disk with output=FOLDER, or lower checkpoint.keep_last "
             f"({config.checkpoint.keep_last}) or method.rank"
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder, which need not exist yet."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(existing).free
 
 
 @contextmanager
@@ -89,7 +82,7 @@ def explaining_full_disk(folder: Path, what: str, need: int) -> Iterator[None]:
         if not (is_full(error) or "No space left on device" in str(error)):  # the latter is safetensors'
             raise
         raise ResourcesError(
-            f"the disk is full: {what} in {folder} needs {readable(need)}, and {readable(free_bytes(folder))} are "
+            f"the disk is full: {what} in {folder} needs {readable(need)}, and {readable(free_disk_bytes(folder))} are "
             "free. Earlier checkpoints are intact: free some space, or move the folder to a larger disk, and go on "
             "with --resume"
         ) from error

@@ -92,8 +92,14 @@ def load_base(source: str) -> BaseModel:
     """Read a zoo model, a folder in diffusers layout, or a Hub id (its small configuration files are downloaded).
 
     Raises:
-        ValueError, FileNotFoundError: there is no such model.
+        ValueError, FileNotFoundError: there is no such model, or no estimate for its kind.
     """
+    kind = zoo.base_of(source)
+    if not kind.is_estimated:
+        raise ValueError(
+            f"{source} is a {kind.name} model, whose training nobody has counted yet: a run says its clips per second "
+            "after the first steps"
+        )
     if zoo.with_fallback(source) == "tiny":
         from pusa.models.tiny import TRANSFORMER
 
@@ -102,7 +108,8 @@ def load_base(source: str) -> BaseModel:
     folder = zoo_model.folder if zoo_model and zoo_model.folder else Path(source).expanduser()
     text_tokens = zoo.defaults_of(source).max_sequence_length
     if zoo_model and not folder.is_dir():
-        return BaseModel(zoo_model.transformer, text_tokens, zoo_model.defaults.size_multiple // 2)
+        defaults = zoo_model.defaults
+        return BaseModel(zoo_model.transformer, text_tokens, defaults.size_multiple // 2, defaults.frames_per_latent)
     if folder.is_dir():
         read = {part: files.read_json(folder / part / "config.json") for part in ("transformer", "vae")}
     elif zoo.is_hub_id(source):

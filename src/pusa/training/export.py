@@ -3,16 +3,19 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pusa import __version__
-from pusa.lora.layouts import Layout, Pair, read_lora, write_lora
+from pusa import __version__, zoo
+from pusa.lora.layouts import Layout, Pair, checked_layout, read_lora, write_lora
+from pusa.models.bases import base_of
+from pusa.models.files import read_json
 from pusa.models.streaming import weight_dtype
 from pusa.training.checkpoint import Tensors, checkpoints, read_state
 from pusa.training.config import Expert, TrainConfig, load_config, public_name
@@ -53,10 +56,13 @@ def write_result(
         return path
     if is_lora:
         metadata = adapter_metadata(config, expert, step=step, data_hash=data_hash)
-        write_lora(path, pairs_of(gathered_tensors.items(), config), {}, layout="comfyui", metadata=metadata)
+        layout = checked_layout(None, base_of(model))
+        write_lora(path, pairs_of(gathered_tensors.items(), config), {}, layout=layout, metadata=metadata)
         return path
     part = path.with_name(f"{path.name}.part")
     part.mkdir(parents=True, exist_ok=True)
+    kept = model.state_dict().keys()  # some keep tables beside their parameters
+    gathered_tensors |= {name: table.cpu().clone() for name, table in model.named_buffers() if name in kept}
     save_torch_state_dict(gathered_tensors, part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
     model.save_config(part)
     if path.exists():
@@ -99,7 +105,7 @@ def export_run(
     run: str | Path,
     output: str | Path,
     *,
-    layout: Layout = "comfyui",
+    layout: Layout | None = None,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
     step: int | None = None,
@@ -108,38 +114,62 @@ def export_run(
 
     Args:
         run: the run's folder.
-        output: ``NAME.safetensors``; two experts give ``NAME_high_noise`` and ``NAME_low_noise``.
-        layout: "original" (as ``pusa_v1.pt``), "diffusers" or "comfyui".
+        output: ``NAME.safetensors``; two experts give ``NAME_high_noise`` and ``NAME_low_noise``. Of a full fine-tune
+            a new folder, for a whole model in diffusers layout: its transformers, and the other parts of its base.
+        layout: "original" (as ``pusa_v1.pt``), "diffusers" or "comfyui"; None: "comfyui", for other bases than Wan
+            "diffusers", the only one they have.
         scale: multiplies the adapter: 1.4 makes strength 1 what alpha 1.4 was.
         dtype: of the matrices; None: fp32, as trained.
         step: of a checkpoint to export instead of the result; its moving average, if it has one.
 
     Returns:
-        The files.
+        The files, or the folder.
 
     Raises:
         FileNotFoundError, ValueError: there is no run, no result or no such checkpoint, or an argument is wrong.
     """
     folder, target = Path(run), Path(output)
-    if target.suffix != ".safetensors":
-        raise ValueError(f"output={str(output)!r} must end in .safetensors")
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout={layout!r} is not one of {', '.join(get_args(Layout))}")
-    if not math.isfinite(scale) or scale == 0:
-        raise ValueError(f"scale={scale:g} must be a finite number other than 0")
     config = load_config(folder)
     if config.method.kind == "full":
-        raise ValueError(
-            f"{folder} is a full fine-tune: its transformers lie in {folder / 'model'}, in diffusers layout"
-        )
+        return [_export_model(folder, target, config)]
+    if target.suffix != ".safetensors":
+        raise ValueError(f"output={str(output)!r} must end in .safetensors")
+    chosen = checked_layout(layout, zoo.base_of(config.model.source))
+    if not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"scale={scale:g} must be a finite number other than 0")
     written = []
     for expert in config.model.experts:
         pairs, metadata = _read_adapter(folder, config, expert, step)
         scaled = {layer: (a.to(dtype or a.dtype), (b * scale).to(dtype or b.dtype)) for layer, (a, b) in pairs.items()}
         path = _with_expert(target, config, expert)
-        write_lora(path, scaled, {}, layout=layout, metadata={**metadata, "scale": f"{scale:g}", "layout": layout})
+        write_lora(path, scaled, {}, layout=chosen, metadata={**metadata, "scale": f"{scale:g}", "layout": chosen})
         written.append(path)
     return written
+
+
+def _export_model(folder: Path, target: Path, config: TrainConfig) -> Path:
+    """Write the transformers of a full fine-tune, and the other parts of its base, as a model's folder."""
+    from pusa.pipeline import PusaPipeline
+
+    if target.suffix == ".safetensors" or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise ValueError(
+            f"{folder} is a full fine-tune, whose transformers lie in {folder / 'model'}: to write a whole model, give "
+            f"a new folder, not {target}"
+        )
+    paths = {expert: result_path(folder, config, expert) for expert in config.model.experts}
+    if missing := [path for path in paths.values() if not path.is_dir()]:
+        raise FileNotFoundError(f"{missing[0]} is not there: the run is not finished")
+    library, name = zoo.base_of(config.model.source).libraries["transformer"]
+    stock: Any = getattr(import_module(library), name)
+    dtype = torch.float32 if config.model.dtype == "fp32" else torch.bfloat16
+    trained = {expert: stock.from_pretrained(path, torch_dtype=dtype) for expert, path in paths.items()}
+    PusaPipeline.from_pretrained(config.model.source, **trained).save_pretrained(target)
+    source = zoo.find(config.model.source)
+    card = {} if source is None or source.folder is None else read_json(source.folder / zoo.CARD_FILE)
+    if card:
+        described = {key: value for key, value in card.items() if key != "lora"}  # that was the base's
+        (target / zoo.CARD_FILE).write_text(json.dumps(described, indent=2) + "\n")
+    return target
 
 
 def _read_adapter(

@@ -15,8 +15,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pusa.acceleration.blocks import blocks_of
 from pusa.lora.adapters import adapter_names
-from pusa.models.wan import PusaWanTransformer3DModel
+from pusa.models.bases import Base, base_of
 from pusa.training.batches import Shape
 from pusa.training.config import Expert, MethodConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from pusa.training.distributed import Processes
@@ -29,7 +30,7 @@ P = TypeVar("P", bound=Tensor)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_transformer(config: TrainConfig, expert: str) -> PusaWanTransformer3DModel:
+def load_transformer(config: TrainConfig, expert: str) -> Any:
     """Load one transformer of the source, on the CPU, in the dtype it is trained in, without the adapter of "mini".
 
     Raises:
@@ -62,7 +63,7 @@ def prepare(
     begins as the base, or as the base with the adapter `config.start_from`.
 
     Args:
-        transformer: a Wan transformer without adapters.
+        transformer: of any base, without adapters.
         shapes: of the latents it will see.
         expert: which one it is, for adapters that come in pairs.
         is_begun: its weights will be those of a checkpoint, so that `start_from` is not read.
@@ -74,7 +75,8 @@ def prepare(
         ValueError: it has adapters already, `start_from` does not fit, no layer has a name in the targets, or context
             parallelism cannot divide its heads or the clips' tokens.
     """
-    model: Any = PusaWanTransformer3DModel.from_wan(transformer)
+    base = base_of(transformer)
+    model: Any = base.adopt(transformer)
     if adapter_names(model):
         raise ValueError(
             f"the transformer has adapters already ({', '.join(adapter_names(model))}): merge or unload them first"
@@ -96,10 +98,10 @@ def prepare(
     if not is_sharded:
         model.to(device=processes.device)
     if processes.context_parallel > 1:
-        _enable_context_parallel(model, processes, shapes)
+        _enable_context_parallel(model, base, processes, shapes)
     if is_sharded:  # moves one block at a time to the device, where the whole model might not fit
         mesh = processes.mesh()
-        for block in model.blocks:
+        for block in blocks_of(model).values():
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
     model.train()
@@ -121,12 +123,17 @@ def _add_lora(model: Any, method: MethodConfig, seed: int) -> None:
                 nn.init.kaiming_uniform_(parameter.data, a=math.sqrt(5), generator=generator)
 
 
-def _enable_context_parallel(model: Any, processes: Processes, shapes: list[Shape]) -> None:
+def _enable_context_parallel(model: Any, base: Base, processes: Processes, shapes: list[Shape]) -> None:
     degree = processes.context_parallel
+    if getattr(model, "_cp_plan", None) is None:
+        raise ValueError(
+            f"context_parallel={degree}: a clip of {base.name} cannot be shared among cards; set parallel.fsdp=true, "
+            "or give each card clips of its own"
+        )
     heads = model.config.num_attention_heads
     if heads % degree:
         raise ValueError(f"context_parallel={degree} does not divide the {heads} attention heads")
-    p_t, p_h, p_w = model.config.patch_size
+    p_t, p_h, p_w = base.patch(model.config)
     for shape in shapes:
         tokens = (shape[1] // p_t) * (shape[2] // p_h) * (shape[3] // p_w)
         if tokens % degree:
@@ -171,7 +178,7 @@ def make_optimizers(parameters: Mapping[str, Tensor], config: OptimizerConfig) -
     """
     matrices: list[Tensor] = []
     if config.name == "muon":
-        matrices = [p for name, p in parameters.items() if p.ndim == 2 and name.startswith("blocks.")]
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and "blocks" in name.partition(".")[0]]
     rest = without(parameters.values(), matrices)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
@@ -273,7 +280,7 @@ class Updater:
         *,
         ema_decay: float | None,
     ) -> None:
-        self.parameters, self.optimizers = parameters, optimizers
+        self.model, self.parameters, self.optimizers = model, parameters, optimizers
         self.average = MovingAverage(model, parameters, ema_decay) if ema_decay else None
         self._rates = [group["lr"] for group in self._groups()]
 

@@ -1,10 +1,13 @@
-"""Compute the frame-aware flow matching loss: a noise level (sigma) for each latent frame, the velocity as target.
+"""Compute the frame-aware loss: a noise level (sigma) for each latent frame, and the error of its prediction.
 
 A clip of F latent frames has levels sigma in [0, 1]^F, 0 for data and 1 for noise. Frame f is mixed as
 ``x_f = (1 - sigma_f) * data_f + sigma_f * noise_f``; the target is ``noise - data``, whatever sigma is; the loss is the
 squared error of the model's velocity at ``(x, sigma)`` (Pusa V1.0, arXiv 2507.16116, section 2.2, after FVDM's
 vectorised timesteps, arXiv 2410.03160). Paper and released code differ in how sigma is drawn and how errors are
 weighted; the defaults follow the code, which made the published weights.
+
+That is flow matching, Wan's and Mochi's. A base (`pusa.models.bases`) says what its levels are, how noise is added and
+what is predicted: for FVDM a DDPM with its noise as the target. Here is what all have in common.
 
 Everything here is a pure function; what is random takes a generator and serves one clip.
 """
@@ -15,12 +18,14 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from pusa.scheduler import shifted
+from pusa.models.bases import WAN, Base
 from pusa.training.config import ObjectiveConfig
 
 NUM_TRAIN_TIMESTEPS = 1000
 LEVEL_BINS = 10
 _WHOLE = (0.0, 1.0)
+
+add_noise, velocity_target = WAN.add_noise, WAN.target  # of flow matching
 
 NoiseRange = tuple[float, float]
 
@@ -29,13 +34,13 @@ NoiseRange = tuple[float, float]
 
 
 @cache
-def training_grid(shift: float) -> Tensor:
-    """Return the sigmas of the shifted schedule of 1000 steps, 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
-    return shifted(torch.linspace(1, 0, NUM_TRAIN_TIMESTEPS + 1)[:-1], shift)
+def training_grid(shift: float, base: Base = WAN) -> Tensor:
+    """Return the sigmas that a base is trained at, Wan's from 1 down to ``shift / (999 + shift)``: fp32 ``[1000]``."""
+    return base.training_sigmas(shift)
 
 
 def sample_sigmas(
-    count: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+    count: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE, base: Base = WAN
 ) -> Tensor:
     """Draw `count` independent levels: fp32 ``[count]``.
 
@@ -51,7 +56,7 @@ def sample_sigmas(
     low, high = noise_range
     if objective.distribution == "uniform":
         return low + (high - low) * torch.rand(count, generator=generator)
-    grid = training_grid(objective.shift)
+    grid = training_grid(objective.shift, base)
     grid = grid[(grid >= low) & ((grid < high) | (high == 1))]
     if not len(grid):
         raise ValueError(f"no level of the grid with shift {objective.shift:g} lies in the noise range {low}..{high}")
@@ -59,7 +64,7 @@ def sample_sigmas(
 
 
 def independent_times(
-    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE, base: Base = WAN
 ) -> Tensor:
     """Draw a level for each frame: fp32 ``[frames]``.
 
@@ -67,35 +72,35 @@ def independent_times(
     end above 0 only one frame must reach the range, and a frame at random is drawn there if none has.
     """
     low, high = noise_range
-    sigmas = sample_sigmas(frames, objective, generator, (0.0, high))
+    sigmas = sample_sigmas(frames, objective, generator, (0.0, high), base)
     if sigmas.max() < low:
         lifted = torch.randint(frames, (), generator=generator)
-        sigmas[lifted] = sample_sigmas(1, objective, generator, noise_range)[0]
+        sigmas[lifted] = sample_sigmas(1, objective, generator, noise_range, base)[0]
     return sigmas
 
 
 def shared_time(
-    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE, base: Base = WAN
 ) -> Tensor:
     """Draw one level for all frames, as in plain text-to-video training: fp32 ``[frames]``."""
-    return sample_sigmas(1, objective, generator, noise_range).expand(frames).clone()
+    return sample_sigmas(1, objective, generator, noise_range, base).expand(frames).clone()
 
 
 def image_to_video_times(
-    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE, base: Base = WAN
 ) -> Tensor:
     """Draw one level for all frames but the first, which is clean: the paper's image-to-video baseline.
 
     A clip of one frame gets a level too: there would be nothing left to learn.
     """
-    sigmas = shared_time(frames, objective, generator, noise_range)
+    sigmas = shared_time(frames, objective, generator, noise_range, base)
     if frames > 1:
         sigmas[0] = 0
     return sigmas
 
 
 def draw_sigmas(
-    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE
+    frames: int, objective: ObjectiveConfig, generator: Generator, noise_range: NoiseRange = _WHOLE, base: Base = WAN
 ) -> Tensor:
     """Draw the levels of one clip as the configuration says: fp32 ``[frames]``.
 
@@ -109,7 +114,7 @@ def draw_sigmas(
     else:
         is_asynchronous = torch.rand((), generator=generator) < objective.asynchronous
         draw = independent_times if is_asynchronous else shared_time
-    sigmas = draw(frames, objective, generator, noise_range)
+    sigmas = draw(frames, objective, generator, noise_range, base)
     if objective.clean_frames > 0:
         clean = torch.rand(frames, generator=generator) < objective.clean_frames
         noisiest = int(sigmas.argmax())  # stays, so that a frame is left, and the expert the same
@@ -118,18 +123,7 @@ def draw_sigmas(
     return sigmas
 
 
-# ---- path, target and loss -----------------------------------------------------------------------------------------
-
-
-def add_noise(clean: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """Mix ``(1 - sigma) * clean + sigma * noise`` frame by frame: latents ``[B, C, F, h, w]``, sigmas ``[B, F]``."""
-    sigma = sigmas[:, None, :, None, None]
-    return (1 - sigma) * clean + sigma * noise
-
-
-def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
-    """Return ``noise - clean``, the derivative of the path, which is the same at every level."""
-    return noise - clean
+# ---- loss -----------------------------------------------------------------------------------------------------------
 
 
 def sigma_weights(sigmas: Tensor, shift: float) -> Tensor:
@@ -159,8 +153,8 @@ def frame_errors(velocity: Tensor, target: Tensor) -> Tensor:
     return (velocity.float() - target.float()).square().mean(dim=(1, 3, 4))
 
 
-def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """Reduce errors to the loss of a batch: the mean over its clips of the mean over their frames with sigma > 0.
+def clip_losses(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Reduce errors to the loss of each clip, ``[B]``: the mean over its frames with sigma > 0.
 
     With e_f the error of a frame and w_f its weight (`sigma_weights`), a clip counts
 
@@ -182,11 +176,16 @@ def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) ->
         return (values * noisy).sum(dim=1) / count  # [B]
 
     if objective.weighting == "none":
-        return mean(errors).mean()
+        return mean(errors)
     weights = sigma_weights(sigmas, objective.shift)
     if objective.weighting == "per_frame":
-        return mean(weights * errors).mean()
-    return (mean(errors) * mean(weights)).mean()
+        return mean(weights * errors)
+    return mean(errors) * mean(weights)
+
+
+def weighted_loss(errors: Tensor, sigmas: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Return the loss of a batch, the mean of its clips' losses; see `clip_losses`."""
+    return clip_losses(errors, sigmas, objective).mean()
 
 
 # ---- errors by level and frame -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pusa import __version__
+from pusa.models.bases import base_of
 from pusa.resources import readable_time
 from pusa.training.batches import Batch, BatchPlan, Data, Loader, Reader, held_out_batches
 from pusa.training.checkpoint import (
@@ -36,7 +37,7 @@ from pusa.training.disk import check_disk, disk_need, explaining_full_disk
 from pusa.training.distributed import Processes
 from pusa.training.export import write_result
 from pusa.training.model import Updater, kernels, lr_factor, make_optimizers, precision
-from pusa.training.objective import LossBins, add_noise, frame_errors, velocity_target, weighted_loss
+from pusa.training.objective import LossBins, clip_losses, frame_errors
 from pusa.training.reports import Reporter, check_tracker
 
 logger = logging.getLogger(__name__)
@@ -104,10 +105,10 @@ class Run:
     def __init__(self, context: RunContext, model: Any, parameters: dict[str, Tensor], *, resume: bool = False) -> None:
         config, noise_range = context.config, context.config.model.experts[context.expert]
         self.context, self.config, self.processes = context, config, context.processes
-        self.model, self.parameters = model, parameters
+        self.model, self.parameters, self.base = model, parameters, base_of(model)
         self.plan = BatchPlan(context.training.buckets, config, context.processes.data_parallel)
-        self.reader = Reader(context.training, config, noise_range)
-        self.held_out = Reader(context.held_out, config, noise_range)
+        self.reader = Reader(context.training, config, noise_range, self.base)
+        self.held_out = Reader(context.held_out, config, noise_range, self.base)
         optimizers = make_optimizers(parameters, config.optimizer)
         self.updater = Updater(model, parameters, optimizers, ema_decay=config.ema_decay)
         self.average = self.updater.average
@@ -204,7 +205,8 @@ class Run:
             for _ in range(self.plan.accumulation):
                 batch = loader.next()
                 clips += batch.counted
-                part, errors = self._loss(batch)
+                losses, errors = self._losses(batch)
+                part = losses.mean()
                 # Gradients are averaged over all processes; those that share a clip each hold a part of its gradient.
                 (part * processes.context_parallel / self.plan.accumulation).backward()
                 loss += float(part.detach()) / self.plan.accumulation
@@ -233,12 +235,20 @@ class Run:
         self.seconds_before = time.monotonic() - agreed
         return stop > 0
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x = add_noise(batch.latents, batch.noise, batch.sigmas)
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each clip, ``[B]``, and the errors of its frames, ``[B, F]``."""
+        clean, noise, sigmas, base = batch.latents, batch.noise, batch.sigmas, self.base
+        x = base.add_noise(clean, noise, sigmas)
         with precision(self.config, self.processes.device):
-            velocity = self.model(x, 1000 * batch.sigmas, batch.embeds, return_dict=False)[0]
-        errors = frame_errors(velocity, velocity_target(batch.latents, batch.noise))
-        return weighted_loss(errors, batch.sigmas, self.config.objective), errors
+            output = self.model(
+                hidden_states=x,
+                timestep=base.timesteps_of(sigmas),
+                return_dict=False,
+                **base.text_inputs(batch.embeds, x),
+            )[0]
+        errors = frame_errors(base.prediction(output, clean.shape[1]), base.target(clean, noise))
+        losses = clip_losses(errors, sigmas, self.config.objective)
+        return losses + base.further_loss(output, clean, noise, x, sigmas), errors
 
     def _skip(self, loss: float, norm: float) -> None:
         progress = self.progress
@@ -305,12 +315,9 @@ class Run:
         batches = held_out_batches(self.held_out, data_rank=processes.data_rank, data_parallel=processes.data_parallel)
         with self._evaluation_weights(), torch.no_grad(), kernels(self.config, self.model):
             for batch in batches:
-                _, errors = self._loss(batch.to(processes.device))
-                errors, sigmas = errors[: batch.counted].cpu(), batch.sigmas[: batch.counted]
-                bins.add(errors, sigmas)
-                for clip in range(batch.counted):
-                    loss = weighted_loss(errors[clip : clip + 1], sigmas[clip : clip + 1], self.config.objective)
-                    total += torch.stack([loss, torch.ones(())])
+                losses, errors = self._losses(batch.to(processes.device))
+                bins.add(errors[: batch.counted].cpu(), batch.sigmas[: batch.counted])
+                total += torch.stack([losses[: batch.counted].sum().cpu(), torch.tensor(float(batch.counted))])
                 if self.reporter is not None and time.monotonic() - reported > _SILENCE_SECONDS:
                     reported = time.monotonic()
                     logger.info("held-out loss: %d of %d clips here", total[1], share)

@@ -29,10 +29,11 @@ from typing import Any
 import torch
 
 from pusa.fsutil import replacing
+from pusa.models.bases import base_of
 from pusa.resources import is_bf16_fast
 from pusa.training.batches import Data
 from pusa.training.checkpoint import checkpoints, read_state
-from pusa.training.config import CONFIG_FILE, NO_FOLDERS, TrainConfig, leaves, load_config
+from pusa.training.config import CONFIG_FILE, NO_FOLDERS, Expert, TrainConfig, leaves, load_config
 from pusa.training.distributed import Processes, connect_processes
 from pusa.training.export import result_path
 from pusa.training.model import load_transformer, prepare
@@ -56,7 +57,7 @@ def train(
 
     Args:
         config: see `pusa.training.config`.
-        transformer: a Wan transformer to adapt, or one per expert, instead of loading ``config.model.source``. Its
+        transformer: one of any base to adapt, or one per expert, instead of loading ``config.model.source``. Its
             weights keep their dtype; afterwards it has the trained adapter attached as "pusa" (averaged if there is a
             moving average) and is in evaluation mode.
         dataset: instead of reading ``config.data.folders``.
@@ -65,7 +66,7 @@ def train(
             if there is one. Random numbers that it draws do not change the run. If it returns the path of an image, the
             tracker shows it beside the curves.
         resume: continue from the last checkpoint in the run's folder; without one, begin. A run that cannot be resumed
-            is left as it was, bit for bit.
+            is left as it was, bit for bit; one that is finished leaves `transformer` as it was, too.
         other_data: resume even if the data are others than those of the checkpoint.
 
     Returns:
@@ -90,16 +91,17 @@ def train(
     training, held_out = dataset.split(config.data.held_out_share, config.seed)
     with deterministic(config, processes), _Signals() as signals:
         for expert in config.model.experts:
-            context = RunContext(
-                config, expert, folder, processes, dataset, training, held_out, on_validate, lambda: signals.received
-            )
-            if resume and processes.agree(_is_finished(context)):
-                logger.info("%s is finished", context.expert_folder)
+            if resume and processes.agree(_is_finished(folder, config, expert)):
+                logger.info("%s is finished", config.expert_folder(folder, expert))
                 continue
             model = transformer[expert] if isinstance(transformer, Mapping) else transformer
             if model is None:
                 logger.info("loading %s of %s", expert, config.model.source)
                 model = load_transformer(config, expert)
+            config = config.resolved(base_of(model))
+            context = RunContext(
+                config, expert, folder, processes, dataset, training, held_out, on_validate, lambda: signals.received
+            )
             shapes = sorted({*training.buckets, *held_out.buckets})
             is_begun = resume and processes.agree(bool(checkpoints(context.expert_folder)))
             parts = prepare(model, config, processes, shapes, expert=expert, is_begun=bool(is_begun))
@@ -168,9 +170,9 @@ def _read_dataset(config: TrainConfig) -> Data:
     return LatentDataset(config.data.folders)
 
 
-def _is_finished(context: RunContext) -> bool:
-    config, found = context.config, checkpoints(context.expert_folder)
-    if not found or not result_path(context.folder, config, context.expert).exists():
+def _is_finished(folder: Path, config: TrainConfig, expert: Expert) -> bool:
+    found = checkpoints(config.expert_folder(folder, expert))
+    if not found or not result_path(folder, config, expert).exists():
         return False
     state = read_state(found[max(found)])
     return state["step"] >= config.steps if config.steps is not None else state["seconds"] >= (config.seconds or 0.0)

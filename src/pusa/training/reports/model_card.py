@@ -4,13 +4,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pusa import zoo
 from pusa.data.format import CLIPS_FILE, read_manifest
 from pusa.fsutil import replacing
+from pusa.markdown import markdown_table
 from pusa.training.config import TrainConfig, load_config, public_name
 from pusa.training.export import result_path
 from pusa.training.reports import read_metrics
@@ -47,14 +48,6 @@ def write_card(run_folder: str | Path) -> Path:
     with replacing(path) as part:
         part.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     return path
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    yield f"| {' | '.join(head)} |" if any(head) else "|" + " |" * len(head)
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _read_facts(folder: Path) -> Facts:
@@ -134,12 +127,12 @@ def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
     names = {e: result_path(folder, config, e).relative_to(folder).as_posix() for e in config.model.experts}
     if config.method.kind == "full":
         (name, *others) = names.values()
-        yield from ("In Python, with pusa:", "", "```python", "from pusa import PusaPipeline")
-        yield from ("from pusa.models.wan import PusaWanTransformer3DModel", "")
-        yield f'transformer = PusaWanTransformer3DModel.from_pretrained("{name}")'
+        kind = zoo.base_of(config.model.source).transformer_classes[-1]
+        yield from ("In Python, with pusa:", "", "```python", f"from pusa import {kind}, PusaPipeline", "")
+        yield f'transformer = {kind}.from_pretrained("{name}")'
         second = ""
         if others:
-            yield f'transformer_2 = PusaWanTransformer3DModel.from_pretrained("{others[0]}")'
+            yield f'transformer_2 = {kind}.from_pretrained("{others[0]}")'
             second = ", transformer_2=transformer_2"
         yield from (f'pipe = PusaPipeline.from_pretrained("{base}", transformer=transformer{second})', "```")
         return
@@ -151,10 +144,13 @@ def _use(folder: Path, config: TrainConfig) -> Iterator[str]:
     else:
         (file,) = names.values()
         source, option = f'"{file}"', f"--lora {file}"
+    if alpha != 1:
+        yield (
+            "The adapter was trained at strength (alpha) 1. Pusa V1.0 is best at 1.4: more follows the kept frames "
+            "better and moves less. Try 1.0 to 1.7."
+        )
+        yield ""
     yield from (
-        "The adapter was trained at strength (alpha) 1. Pusa V1.0 is best at 1.4: more follows the kept frames "
-        "better and moves less. Try 1.0 to 1.7.",
-        "",
         "In Python, with pusa:",
         "",
         "```python",
@@ -178,6 +174,10 @@ def _use_in_other_tools(config: TrainConfig, base: str, files: list[str], alpha:
     zoo_model = zoo.find(config.model.source)
     if zoo_model is not None and zoo_model.is_ours:
         yield f"`{base}` is part of the package pusa: there is nothing to load in diffusers or ComfyUI alone."
+        return
+    kind = zoo.base_of(config.model.source)
+    if "comfyui" not in kind.lora_layouts:
+        yield f"No other program has been tried with this adapter of {kind.name}."
         return
     hub_id = _hub_id(config.model.source) or base
     yield from (
@@ -213,7 +213,7 @@ def _training(folder: Path, config: TrainConfig, facts: Mapping[str, Facts]) -> 
         "data": f"{first['clips']:,} clips{_extent(config)}; {first['held_out_clips']:,} more held out",
         "data hash": f"`{first['data_hash']}`",
         "times of frames": _times(config),
-        "loss": f"squared error of the velocity, weighting {objective.weighting}",
+        "loss": f"squared error of the {zoo.base_of(config.model.source).predicts}, weighting {objective.weighting}",
         "caption dropout": f"{objective.caption_dropout:g}",
         "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, {_schedule(config)}",
         "precision": f"{config.model.dtype} with trained weights in fp32" if config.model.dtype == "bf16" else "fp32",

@@ -23,8 +23,8 @@ from pusa.data.dataset import LatentDataset
 from pusa.data.encoding import decode_spread
 from pusa.lora.adapters import lora_layers
 from pusa.media.previews import Strip, strip_sheet, write_picture
+from pusa.models.bases import base_of
 from pusa.positions import frames_of
-from pusa.scheduler import PusaFlowMatchEulerScheduler
 from pusa.training.checkpoint import random_states, restore_random_states
 from pusa.training.config import TrainConfig
 from pusa.training.export import result_path
@@ -143,7 +143,7 @@ def _evaluation_mode(pipe: Any, alpha: float) -> Iterator[None]:
     scalings = [layer.scaling[ADAPTER] for layer in layers]
     model.eval()
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(scheduler.config)
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
     for layer in layers:
         layer.set_scale(ADAPTER, alpha)
     try:
@@ -288,10 +288,10 @@ class Validator:
         if self._pipe is None:
             from pusa.pipeline import PusaPipeline
 
-            absent = dict.fromkeys(("text_encoder", "tokenizer", "transformer", "transformer_2"))
-            self._pipe = PusaPipeline.from_pretrained(self.config.model.source, **absent)
-            self._pipe.register_to_config(boundary_ratio=None)
-            self._pipe.scheduler = PusaFlowMatchEulerScheduler(shift=self.config.objective.shift)
+            base, absent = base_of(model), dict.fromkeys(("text_encoder", "tokenizer", "transformer_2"))
+            scheduler = base.scheduler(self.config.resolved(base).objective.shift)
+            parts = {"transformer": model, "scheduler": scheduler, "boundary_ratio": None}
+            self._pipe = PusaPipeline.from_pretrained(self.config.model.source, **absent, **parts)
             self._pipe.vae.to(device)
         self._pipe.register_modules(transformer=model)
         return self._pipe
