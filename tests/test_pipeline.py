@@ -247,6 +247,22 @@ def test_each_expert_has_a_guidance_scale(tiny_pipeline, monkeypatch):
     assert (len(high), len(low)) == (15, 15)
 
 
+def test_guidance_is_for_a_range_of_the_steps(pipe, monkeypatch):
+    calls = count_calls(pipe, monkeypatch)
+    plain = call(pipe, num_inference_steps=4, guidance_scale=3.0)
+    assert len(calls) == 8
+    assert torch.equal(plain, call(pipe, num_inference_steps=4, guidance_scale=3.0, guidance_start=0, guidance_stop=1))
+    for (start, stop), passes in {(0, 0.25): 5, (0.25, 0.5): 5, (0.5, 1): 6, (0.5, 0.5): 4, (0, 0.3): 5}.items():
+        calls.clear()
+        part = call(pipe, num_inference_steps=4, guidance_scale=3.0, guidance_start=start, guidance_stop=stop)
+        assert len(calls) == passes
+        assert not torch.equal(part, plain)
+    never = call(pipe, num_inference_steps=4, guidance_scale=3.0, guidance_stop=0)
+    assert torch.equal(never, call(pipe, num_inference_steps=4, guidance_scale=1.0))
+    with pytest.raises(ValueError, match=r"guidance_start=0\.5 and guidance_stop=0\.2 are no range"):
+        call(pipe, guidance_start=0.5, guidance_stop=0.2)
+
+
 def test_output_types(pipe):
     array = call(pipe, output_type="np")
     assert array.shape == (1, 17, 32, 48, 3)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pusa.defaults import FastSettings
 from pusa.fields import shown
+from pusa.positions import spans
 from pusa.request import (
     PRESETS,
     ConditionSpec,
@@ -23,7 +25,7 @@ from pusa.request import (
     field_specs,
     rounding_notes,
 )
-from pusa.zoo import GenerationDefaults
+from pusa.zoo import GenerationDefaults, defaults_of
 
 WAN = GenerationDefaults(steps=10, guidance=3.0, alpha=1.4, negative_prompt="blur")
 WAN22 = replace(WAN, alpha={"transformer": 1.5, "transformer_2": 1.4})
@@ -73,13 +75,13 @@ def test_anything_else_is_no_position(text):
      ("0s", 0), ("1.5s", 6), ("5s", 20), ("-1s", 17)],
 )  # fmt: skip
 def test_81_frames_are_latent_frames_0_to_20(text, index):
-    assert Position.parse(text).latent_index(81, 16.0) == index
+    assert Position.parse(text).latent_index(81, 16.0, 4) == index
 
 
 @pytest.mark.parametrize("text", [21, -22, "81f", "-82f", "6s"])
 def test_a_position_outside_the_video_is_refused_with_the_limits(text):
     with pytest.raises(ValueError, match=r"this video (has|is)"):
-        Position.parse(text).latent_index(81, 16.0)
+        Position.parse(text).latent_index(81, 16.0, 4)
 
 
 def test_a_position_is_the_argument_of_a_condition():
@@ -142,7 +144,6 @@ def test_numbers_have_a_range_and_choices_are_listed():
         ({"model": "m" * 5000}, "model has a length of 5000: the limit is 4096"),
         ({"prompt": "a\0b"}, r"'a\x00b' has a character that is not valid text: type it again"),
         ({"prompt": "\ud800"}, r"'\ud800' has a character that is not valid text: type it again"),
-        ({"prompt": " "}, "the prompt is empty: say what the video shows, or give an image or a video"),
         ({"conditions": {"file": "a"}}, "conditions={'file': 'a'} is not a list"),
         ({"conditions": [3]}, "condition 1: 3 is not a set of named values"),
         ({"conditions": [{}]}, "condition 1: file is missing"),
@@ -374,3 +375,93 @@ def test_images_are_encoded_as_the_model_has_it_and_videos_alone(own):
     request = GenerationRequest(prompt="x", conditions=[*images, {"kind": "video", "file": "c.mp4", "positions": [1]}])
     resolved = request.resolved(replace(WAN, encode=own))
     assert [condition.encode for condition in resolved.conditions] == [own, "single", "single"]
+
+
+# --- fast mode and guidance
+
+
+def test_fast_sets_what_the_request_leaves_open():
+    fast = FastSettings(steps=4, guidance=1.0, shift=5.0, alpha={"transformer": 1.5, "transformer_2": 1.4})
+    defaults = replace(WAN, shift=8.0, boundary_ratio=0.875, fast=fast)
+    request = GenerationRequest(prompt="x", fast=True).resolved(defaults)
+    assert (request.steps, request.guidance, request.shift, request.alpha, request.alpha_2) == (4, 1.0, 5.0, 1.5, 1.4)
+    own = {"steps": 6, "guidance": 3.0, "guidance_stop": 0.25, "shift": 3.0, "alpha": 1.1}
+    request = GenerationRequest(prompt="x", fast=True, **own).resolved(defaults)
+    assert {name: getattr(request, name) for name in own} == own
+    with pytest.raises(ValueError, match="mini has no fast mode"):
+        GenerationRequest(prompt="x", fast=True).resolved(WAN)
+    lora = GenerationRequest(prompt="x", fast=True, lora=["mine.safetensors"]).resolved(replace(WAN, shift=8.0))
+    assert (lora.steps, lora.guidance, lora.shift) == (4, 1.0, 8.0)
+
+
+def test_guidance_of_a_request_with_conditions_is_the_models_for_them():
+    defaults = replace(WAN, condition_guidance=1.5)
+    image = {"kind": "image", "file": "a.png"}
+    assert GenerationRequest(prompt="x").resolved(defaults).guidance == 3.0
+    assert GenerationRequest(prompt="x", conditions=[image]).resolved(defaults).guidance == 1.5
+    assert GenerationRequest(prompt="x", conditions=[image], guidance=2.0).resolved(defaults).guidance == 2.0
+    assert GenerationRequest(prompt="x", conditions=[image]).resolved(WAN).guidance == 3.0
+    with pytest.raises(ValidationError, match=r"guidance_start=0\.5 is above guidance_stop=0\.25"):
+        GenerationRequest(prompt="x", guidance_start=0.5, guidance_stop=0.25)
+
+
+# ---- schedules and prompts of a long video ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "schedule"),
+    [
+        ({}, "even"),
+        ({"schedule": "wave"}, "wave:2"),
+        ({"schedule": "wave:1"}, "wave:1"),
+        ({"schedule": "wave", "frames": 49, "window": 17, "overlap": 5, "steps": 10}, "wave:5"),
+    ],
+)
+def test_a_resolved_schedule_has_its_delay(fields, schedule):
+    resolved = GenerationRequest(model="tiny", prompt="a cat", **fields).resolved(defaults_of("tiny"))
+    assert resolved.schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "wave:0"}, "schedule='wave:0' is not understood: write even, wave or wave:DELAY"),
+        ({"schedule": "wave", "guidance_stop": 0.5}, "in a wave each frame is at another step"),
+        ({"schedule": "wave", "conditions": [{"kind": "draft", "file": "a.mp4"}]}, "follow its draft together"),
+        ({"schedule": "wave", "model": "wan2.2-a14b"}, "wan2.2-a14b has two experts.*--schedule even"),
+        ({"schedule": "wave:1", "frames": 49, "window": 17, "overlap": 5, "steps": 10}, "give wave:5 or more"),
+        ({"prompts": ["a", " "]}, "prompt 2 of prompts is empty"),
+        ({"prompts": ["0s: a", "b"]}, "prompt 2 of prompts has no time and others have"),
+        ({"prompts": ["1s: a", "2s: b"]}, "begins at 1s: the first must be at 0s"),
+        ({"prompts": ["0s: a", "2s: b", "2s: c"]}, "begin at 2s and then at 2s: their times must rise"),
+        ({"prompts": ["0s: a", "20f: b"]}, "give all times in seconds, or all in frames"),
+        ({"prompts": ["a", "b"], "frames": 17}, "2 prompts for a video of 17 frames, which is made in 1 window of 17"),
+        ({"prompts": ["0s: a", "9s: b"], "frames": 49, "window": 17}, "the prompt 'b': seconds=9: this video is"),
+        ({"prompts": ["0s: a", "2.9s: b"], "frames": 49, "window": 17}, "the prompt at 2.9s holds in no window"),
+        ({"prompts": ["0f: a", "19f: b", "20f: c"], "frames": 49, "window": 17}, "the prompt at 19f holds in no"),
+    ],
+)
+def test_schedules_and_prompts_that_cannot_be_are_explained(fields, message):
+    def resolve() -> None:
+        request = GenerationRequest(**{"model": "tiny", "prompt": "x", **fields})
+        request.resolved(defaults_of(request.model))
+
+    with pytest.raises(ValueError, match=message):
+        resolve()
+
+
+def test_prompts_hold_by_window_or_from_their_time_on():
+    size = {"model": "tiny", "frames": 49, "window": 17, "overlap": 5}
+    windows = spans(13, 5, 2)
+
+    def told(*prompts: str) -> list[str]:
+        story = GenerationRequest(prompts=list(prompts), **size).resolved(defaults_of("tiny")).place_prompts()
+        return [story.of_window(span) for span in windows]
+
+    assert told("a", "b") == ["a", "b", "b", "b"]  # the last one holds on
+    assert told("0s: a", "1.2s: b") == ["a", "b", "b", "b"]
+    assert told("0f: a", "40f: b") == ["a", "a", "a", "b"]
+    assert GenerationRequest(prompts=["0s: a", "2s: b"], **size).prompt == "a"
+    both = GenerationRequest(prompt="x", prompts=["a"], **size)
+    notes = rounding_notes(both, both.resolved(defaults_of("tiny")))
+    assert notes == ["prompts stand for the prompt, which only names the video"]

@@ -6,44 +6,20 @@ finish them, so memory does not depend on the length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pusa.conditions import PusaCondition, latent_indices_of
-from pusa.positions import frames_of
+from pusa.positions import Span, frames_of, spans
 from pusa.scheduler import shifted
 
 if TYPE_CHECKING:
     from pusa.pipeline import PusaPipeline
 
-
-@dataclass(frozen=True)
-class Span:
-    """One window of a long video, in latent frames; its first `overlap` are the last ones of the window before."""
-
-    start: int
-    length: int
-    overlap: int
-
-
-def spans(total: int, window: int, overlap: int) -> list[Span]:
-    """Cover `total` latent frames by windows of `window` that share `overlap`; the last may share more, to be full.
-
-    Raises:
-        ValueError: `overlap` is not in 1..window - 1.
-    """
-    if not 0 < overlap < window:
-        raise ValueError(
-            f"overlap={overlap} is outside 1..{window - 1}: a window of {window} must keep some and make some"
-        )
-    windows = [Span(0, min(window, total), 0)]
-    while (end := windows[-1].start + windows[-1].length) < total:
-        start = min(end - overlap, total - window)
-        windows.append(Span(start, window, end - start))
-    return windows
+__all__ = ["Span", "advance_by", "chain", "roll", "rolling_table", "spans"]
 
 
 def chain(
@@ -52,6 +28,7 @@ def chain(
     conditions: Sequence[PusaCondition] = (),
     *,
     fps: float = 16.0,
+    factor: int = 4,
 ) -> Iterator[Tensor]:
     """Denoise windows one after another, each from the last latents of the one before it.
 
@@ -60,6 +37,7 @@ def chain(
         denoise: returns the latents ``[1, C, length, h, w]`` of a window with these conditions.
         conditions: positions count in the whole video; each goes to the window that makes all of its latent frames.
         fps: frames per second, for positions in seconds.
+        factor: frames of a latent frame after the first; `pipe.vae_scale_factor_temporal`.
 
     Yields:
         New latents ``[1, C, n, h, w]``, for one call of `pusa.models.vae.decode_chunks`.
@@ -68,9 +46,9 @@ def chain(
         ValueError: no single window makes all latent frames of a condition; raised before the first window.
     """
     conditions_of: dict[Span, list[PusaCondition]] = {span: [] for span in windows}
-    num_frames = frames_of(windows[-1].start + windows[-1].length)
+    num_frames = frames_of(windows[-1].start + windows[-1].length, factor)
     for condition in conditions:
-        indices = latent_indices_of(condition, num_frames=num_frames, fps=fps)
+        indices = latent_indices_of(condition, num_frames=num_frames, fps=fps, factor=factor)
         span = _window_of(windows, indices)
         if span.start > 0:
             if len(indices) > 1 and indices != list(range(indices[0], indices[0] + len(indices))):

@@ -2,84 +2,98 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
+    DiffusionPipeline,
     SchedulerMixin,
     WanPipeline,
-    WanTransformer3DModel,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import get_module_execution_device
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pusa.conditions import Placement, PusaCondition, place
-from pusa.defaults import WAN_DEFAULTS, ClipSize, GenerationDefaults, clip_size
+from pusa.conditions import Conditions, Placement, place_for_prompts
+from pusa.defaults import ClipSize, GenerationDefaults, clip_size
 from pusa.lora import operations as lora
 from pusa.lora.sources import EXPERTS
+from pusa.models.bases import Base, base_of
+from pusa.models.bases.transformers import Transformer
 from pusa.models.finite import FiniteSteps, NotFiniteError, check_decoded, is_finite
+from pusa.models.frame_skipping import FrameSchedule, frame_obstacle
 from pusa.models.parts import PARTS, check_experts, check_together
-from pusa.models.passes import LocalPasses, StepInputs
+from pusa.models.passes import LocalPasses, StepInputs, check_range, is_in_range
 from pusa.models.text_encoder import check_text_encoder
-from pusa.models.vae import decode_chunks, decode_video, encode_video
-from pusa.models.wan import PusaWanTransformer3DModel
-from pusa.scheduler import check_scheduler, check_table, from_other
+from pusa.models.vae import codec_of, decode_chunks, decode_video, encode_video
+from pusa.scheduler import check_scheduler, check_start, check_table
 
 logger = logging.getLogger(__name__)
-
-Conditions = Sequence[PusaCondition] | Sequence[Sequence[PusaCondition]]
 
 
 class PusaPipeline(WanPipeline):
     """`diffusers.WanPipeline` with conditions at any latent frame, through one timestep per latent frame.
 
-    The constructor takes stock components: it turns transformers into `PusaWanTransformer3DModel` in place and replaces
-    other schedulers by `PusaFlowMatchEulerScheduler` (with the shift of a flow-matching Euler one, else the original's
-    5, and a warning); one assigned later must be of that class. `save_pretrained` writes a folder that plain diffusers
-    loads too.
+    The constructor takes stock components, of Wan or of another base (`pusa.models.bases`): it turns transformers into
+    the class of theirs that takes a timestep per latent frame, in place, and replaces other schedulers by the base's
+    (Wan's: `PusaFlowMatchEulerScheduler` with the shift of a flow-matching Euler one, else the original's 5, and a
+    warning); one assigned later must be such a one. `save_pretrained` writes a folder that plain diffusers loads too.
 
     Attributes:
         defaults: values for the arguments that a call leaves None: Wan's, or those of the model loaded.
+        base: how this kind of transformer is driven.
+        normalize_conditions: False gives the transformer pictures and videos as the VAE encodes them, as Pusa V0.5 was
+            published; the result is decoded from normalised latents, so that a kept frame changes its colours.
         passes: runs the transformer; `pusa.acceleration.parallel.enable` shares the work among processes.
+        frame_schedule: the latent frames that each step of the last call computes.
     """
 
     def __init__(
         self,
-        tokenizer: AutoTokenizer,
-        text_encoder: UMT5EncoderModel,
-        vae: AutoencoderKLWan,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: PreTrainedModel,
+        vae: AutoencoderKLWan | AutoencoderKLMochi | AutoencoderKL,
         scheduler: SchedulerMixin,
-        transformer: WanTransformer3DModel | PusaWanTransformer3DModel | None = None,
-        transformer_2: WanTransformer3DModel | PusaWanTransformer3DModel | None = None,
+        transformer: Transformer | None = None,
+        transformer_2: Transformer | None = None,
         boundary_ratio: float | None = None,
         expand_timesteps: bool = False,
     ):
+        DiffusionPipeline.__init__(self)  # the constructor above knows Wan's VAE only
+        self.base: Base = base_of(transformer or transformer_2)
         for expert in (transformer, transformer_2):
             if expert is not None:
-                PusaWanTransformer3DModel.from_wan(expert)
+                self.base.adopt(expert)
         if text_encoder is not None:
             check_text_encoder(text_encoder)
-        super().__init__(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
+        self.register_modules(
             vae=vae,
-            scheduler=from_other(scheduler),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
             transformer=transformer,
+            scheduler=self.base.scheduler_for(scheduler),
             transformer_2=transformer_2,
-            boundary_ratio=boundary_ratio,
-            expand_timesteps=expand_timesteps,
         )
-        self.defaults: GenerationDefaults = WAN_DEFAULTS
+        self.register_to_config(boundary_ratio=boundary_ratio, expand_timesteps=expand_timesteps)
+        codec = None if vae is None else codec_of(vae)
+        self.vae_scale_factor_temporal = codec.frames_per_latent(vae) if codec else self.base.defaults.frames_per_latent
+        self.vae_scale_factor_spatial = codec.pixels_per_latent(vae) if codec else 8
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+        self.normalize_conditions = True
         self.passes: LocalPasses = LocalPasses()
-        check_together(self._configs(), boundary_ratio)
+        self.frame_schedule = FrameSchedule()
+        configs = self._configs()
+        model = configs.get("transformer", configs.get("transformer_2", {}))
+        self.defaults: GenerationDefaults = self.base.defaults_of(model, configs.get("vae", {}))
+        check_together(configs, boundary_ratio, self.base)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scheduler":
@@ -129,12 +143,7 @@ class PusaPipeline(WanPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
         index_file = Path(save_directory) / "model_index.json"
         index = json.loads(index_file.read_text())
-        index["_class_name"] = WanPipeline.__name__
-        index["scheduler"] = ["diffusers", FlowMatchEulerDiscreteScheduler.__name__]
-        for name in ("transformer", "transformer_2"):
-            if index.get(name, [None])[0]:
-                index[name] = ["diffusers", WanTransformer3DModel.__name__]
-        index_file.write_text(json.dumps(index, indent=2) + "\n")
+        index_file.write_text(json.dumps(self.base.saved_index(index), indent=2) + "\n")
 
     load_pusa = lora.load_pusa
     set_alpha = lora.set_alpha
@@ -177,6 +186,9 @@ class PusaPipeline(WanPipeline):
         fps: float | None = None,
         frame_sigmas: Tensor | None = None,
         start_step: int = 0,
+        refresh_every: int = 1,
+        guidance_start: float = 0.0,
+        guidance_stop: float = 1.0,
     ) -> WanPipelineOutput:
         """Generate videos. Arguments that `diffusers.WanPipeline` has mean the same here.
 
@@ -187,19 +199,24 @@ class PusaPipeline(WanPipeline):
             negative_prompt: what to avoid (Wan's: `pusa.defaults.WAN_NEGATIVE_PROMPT`); unused at guidance 1.
             conditions: a list of `PusaCondition` for every video, or one list per prompt.
             height, width: pixels; rounded to the nearest multiple of 16 (32 for TI2V-5B), with a warning.
-            num_frames: rounded to the nearest 4n + 1, with a warning; the video has n + 1 latent frames.
+            num_frames: rounded to whole latent frames, with a warning; n + 1 are 4n + 1 frames of Wan, 6n + 1 of Mochi.
             num_inference_steps: steps N of the shifted grid.
             guidance_scale: 1 switches classifier-free guidance, and the second pass, off.
             guidance_scale_2: for the low-noise expert of Wan2.2; `guidance_scale` if None.
             latents: ``[B, C, F, h, w]``: the noise to start from, or with `start_step` the latents after that step.
             callback_on_step_end_tensor_inputs: as in diffusers, and "denoised": the clean latents that the model
                 expects at this step, for previews; changing them has no effect.
-            output_type: "np" ``[B, 4F - 3, H, W, 3]`` in 0..1, "pt" ``[B, 4F - 3, 3, H, W]``, "pil", or "latent"
+            output_type: "np" ``[B, frames, H, W, 3]`` in 0..1, "pt" ``[B, frames, 3, H, W]``, "pil", or "latent"
                 (normalised ``[B, C, F, h, w]``, as `decode` and `PusaCondition` take).
             fps: frames per second; only positions of conditions in seconds depend on it.
             frame_sigmas: a table ``[N + 1, F]`` of sigmas instead of `num_inference_steps`; see
                 `PusaFlowMatchEulerScheduler.set_timesteps` and `wave_sigmas`. Noise multipliers scale its columns.
-            start_step: resume a call after this many steps, from `latents` that its callback saw: equal to the bit.
+            start_step: resume a call after this many steps, from `latents` that its callback saw: equal to the bit,
+                where `frame_schedule.can_resume_at` is true.
+            refresh_every: 1 computes every latent frame at every step. Else those that do not move (kept, finished, not
+                begun yet) are computed at the steps that are multiples of this only: `models.frame_skipping`.
+            guidance_start, guidance_stop: parts of the steps, 0..1, between which they are guided, as `start` and
+                `stop` of diffusers' guiders; others are one pass.
 
         Returns:
             `WanPipelineOutput` with `frames`, or a tuple of them.
@@ -220,7 +237,7 @@ class PusaPipeline(WanPipeline):
         batch_size = num_prompts * num_videos_per_prompt
         shape, tensors = (batch_size, *size.shape), (latents, prompt_embeds, negative_prompt_embeds)
         self._check_call(shape, num_videos_per_prompt, output_type, *tensors, start_step)
-        self._set_guidance(guidance_scale, guidance_scale_2)
+        self._set_guidance(guidance_scale, guidance_scale_2, guidance_start, guidance_stop)
         self._attention_kwargs, self._interrupt = attention_kwargs, False
 
         # 2. Encode conditions
@@ -233,6 +250,8 @@ class PusaPipeline(WanPipeline):
 
         # 4. Prepare the sigma table
         self._set_timesteps(num_inference_steps, frame_sigmas, placement, batch_size, size.shape[1], start_step)
+        moves = self.scheduler.moves.expand(-1, size.shape[1])
+        self.frame_schedule = FrameSchedule.of(moves, 1 if frame_obstacle(self) else refresh_every)
 
         # 5. Prepare latents
         latents = self.prepare_latents(
@@ -288,11 +307,7 @@ class PusaPipeline(WanPipeline):
         return tensors["latents"]
 
     def check_finite(self) -> None:
-        """Raise NotFiniteError for the first step so far whose latents are not finite.
-
-        A call does so at its end: a callback that copies latents does it earlier, at the price of one wait for the
-        device.
-        """
+        """Raise NotFiniteError for the first step so far whose latents are not finite; it waits for the device."""
         self._finite.check()
 
     def _velocity(
@@ -302,29 +317,32 @@ class PusaPipeline(WanPipeline):
         expert, guidance = self._expert(k)
         model = getattr(self, expert)
         x = latents.to(get_module_execution_device(model), model.dtype)  # each expert may have a card of its own
-        guided = negative_prompt_embeds is not None and guidance > 1 and self.do_classifier_free_guidance
-        prompts = (prompt_embeds, negative_prompt_embeds) if guided else (prompt_embeds,)
+        prompts: tuple[Tensor, ...] = (prompt_embeds,)
+        is_guided = self.do_classifier_free_guidance and is_in_range(k, self._num_timesteps, *self._guidance_range)
+        if negative_prompt_embeds is not None and guidance > 1 and is_guided:
+            prompts = prompt_embeds, negative_prompt_embeds
         inputs = StepInputs(
             *(expert, k, self._num_timesteps, float(self.scheduler.sigmas[k])),
             latents=x,
-            timesteps=self.scheduler.frame_timesteps(k).expand(x.shape[0], x.shape[2]).to(x.device),  # [B, F]
-            prompts=prompts,  # type: ignore[arg-type]
+            timesteps=self.base.timesteps(self.scheduler, k).expand(x.shape[0], x.shape[2]).to(x.device),  # [B, F]
+            prompts=prompts,
             attention_kwargs=self._attention_kwargs,
+            frames=self.frame_schedule.at(k),
         )
         v, *v_uncond = [velocity.to(latents.device) for velocity in self.passes.run(self, inputs)]
         return v_uncond[0] + guidance * (v - v_uncond[0]) if v_uncond else v
 
     def _expert(self, k: int) -> tuple[str, float]:
-        """Choose the transformer and its guidance scale by the base grid's timestep at step k, as Wan2.2 does."""
+        """Choose the transformer and its guidance scale by the highest timestep of step k, as Wan2.2 does."""
         boundary, scale = self.config.boundary_ratio, self.scheduler.config.num_train_timesteps
-        if boundary is None or float(self.scheduler.sigmas[k] * scale) >= boundary * scale:
+        if boundary is None or float(self.scheduler.highest_sigmas[k] * scale) >= boundary * scale:
             return "transformer", self._guidance_scale
         return "transformer_2", self._guidance_scale_2
 
     @torch.no_grad()
     def encode_frames(self, video: Tensor) -> Tensor:
-        """Encode frames ``[B, 3, 4n + 1, H, W]`` in -1..1 to normalised latents; see `vae.encode_video`."""
-        return encode_video(self.vae, video)
+        """Encode frames ``[B, 3, n, H, W]`` in -1..1 to normalised latents; see `vae.encode_video`."""
+        return encode_video(self.vae, video, normalize=self.normalize_conditions)
 
     def decode(self, latents: Tensor, output_type: str = "np") -> Any:
         """Decode normalised latents ``[B, C, F, h, w]`` to frames of `output_type`; see `vae.decode_video`."""
@@ -344,7 +362,7 @@ class PusaPipeline(WanPipeline):
         return clip_size(
             self.defaults, height, width, num_frames,
             channels=model.in_channels,
-            patch=model.patch_size[1],
+            patch=self.base.patch(model)[1],
             spatial_factor=self.vae_scale_factor_spatial,
             temporal_factor=self.vae_scale_factor_temporal,
         )  # fmt: skip
@@ -359,7 +377,7 @@ class PusaPipeline(WanPipeline):
         negative_prompt_embeds: Tensor | None,
         start_step: int,
     ) -> None:
-        check_together(self._configs(), self.config.boundary_ratio)
+        check_together(self._configs(), self.config.boundary_ratio, self.base)
         check_experts([name for name in EXPERTS if getattr(self, name) is not None], self.config.boundary_ratio)
         if num_videos_per_prompt < 1:
             raise ValueError(f"num_videos_per_prompt={num_videos_per_prompt} is below 1")
@@ -373,9 +391,11 @@ class PusaPipeline(WanPipeline):
         if bad := next((name for name, value in given.items() if value is not None and not is_finite(value)), None):
             raise ValueError(f"{bad} holds NaN or infinity: give others")
 
-    def _set_guidance(self, scale: float | None, scale_2: float | None) -> None:
+    def _set_guidance(self, scale: float | None, scale_2: float | None, start: float = 0.0, stop: float = 1.0) -> None:
+        check_range(start, stop)
         self._guidance_scale = self.defaults.guidance if scale is None else scale
         self._guidance_scale_2 = self._guidance_scale if scale_2 is None else scale_2
+        self._guidance_range = start, stop
 
     def _place_conditions(
         self,
@@ -386,42 +406,24 @@ class PusaPipeline(WanPipeline):
         fps: float | None,
     ) -> Placement | None:
         """Encode conditions to latents ``[B or 1, C, F, h, w]`` and noise multipliers ``[B or 1, F]``."""
-        if isinstance(conditions, PusaCondition):
-            raise TypeError("conditions is one PusaCondition: give a list of them")
-        if not conditions:
-            return None
-        per_prompt = not isinstance(conditions[0], PusaCondition)
-        lists: list[Any] = list(conditions) if per_prompt else [conditions]
-        lists = [[self._with_default_encoding(condition) for condition in one] for one in lists]
-        if per_prompt and len(lists) != num_prompts:
-            raise ValueError(f"{len(lists)} lists of conditions for {num_prompts} prompts: give one for each")
-        placements = [
-            place(
-                one,
-                encode=self.encode_frames,
-                shape=size.shape,
-                num_frames=size.num_frames,
-                height=size.height,
-                width=size.width,
-                fps=self.defaults.fps if fps is None else fps,
-                factor=self.vae_scale_factor_temporal,
-            )
-            for one in lists
-        ]
-        if not all(is_finite(placement.latents) for placement in placements):
+        placement = place_for_prompts(
+            conditions,
+            num_prompts,
+            num_videos_per_prompt,
+            default_encode=self.defaults.encode,
+            encode=self.encode_frames,
+            shape=size.shape,
+            num_frames=size.num_frames,
+            height=size.height,
+            width=size.width,
+            fps=self.defaults.fps if fps is None else fps,
+            factor=self.vae_scale_factor_temporal,
+        )
+        if placement is not None and not is_finite(placement.latents):
             raise NotFiniteError(
                 "the latents of a condition hold NaN or infinity: load the VAE in fp32, or give others", "vae"
             )
-        repeats = num_videos_per_prompt if per_prompt else 1
-        return Placement(
-            latents=torch.stack([p.latents for p in placements]).repeat_interleave(repeats, 0),
-            noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
-        )
-
-    def _with_default_encoding(self, condition: PusaCondition) -> PusaCondition:
-        if not isinstance(condition, PusaCondition) or condition.image is None or condition.encode is not None:
-            return condition
-        return replace(condition, encode=self.defaults.encode)
+        return placement
 
     def _set_timesteps(
         self,
@@ -435,13 +437,11 @@ class PusaPipeline(WanPipeline):
         """Set the scheduler's table, and check that it fits this call.
 
         Raises:
-            ValueError: `frame_sigmas` has another number of videos or latent frames, has both experts at one step, or
-                starts below 1 in a free frame; `start_step` is outside the table.
+            ValueError: see `check_table` and `check_start`; `start_step` is outside the table.
         """
-        if frame_sigmas is None and num_inference_steps is None:
-            num_inference_steps = self.defaults.steps
+        grid_steps = self.defaults.steps if num_inference_steps is None else num_inference_steps
         self.scheduler.set_timesteps(
-            num_inference_steps if frame_sigmas is None else None,
+            grid_steps if frame_sigmas is None else None,
             self._execution_device,
             noise_multipliers=None if placement is None else placement.noise_multipliers,
             frame_sigmas=frame_sigmas,
@@ -449,14 +449,8 @@ class PusaPipeline(WanPipeline):
         if frame_sigmas is not None:
             table = torch.as_tensor(frame_sigmas).float()
             check_table(self.scheduler, table, batch_size, frames, self.config.boundary_ratio)
-            free = (
-                torch.ones(frames, dtype=torch.bool) if placement is None else (placement.noise_multipliers == 1).all(0)
-            )
-            starts = table[0].expand(*table.shape[1:-1], frames)[..., free]
-            if start_step == 0 and bool((starts < 1).any()):
-                raise ValueError(
-                    "frame_sigmas starts below 1 where nothing is known: give latents and start_step to go on"
-                )
+            if start_step == 0:
+                check_start(table, frames, None if placement is None else placement.noise_multipliers)
         steps = len(self.scheduler.timesteps)
         if not 0 <= start_step <= steps:
             raise ValueError(f"start_step={start_step} is outside 0..{steps}")
@@ -489,4 +483,15 @@ class PusaPipeline(WanPipeline):
             raise NotFiniteError(
                 "the text_encoder has computed NaN or infinity: load it in bf16 or fp32", "text_encoder"
             )
-        return positive, negative if self.do_classifier_free_guidance else None
+        dtype = (self.transformer or self.transformer_2).dtype  # once: a new tensor at each step is a new prompt
+        is_guided = negative is not None and self.do_classifier_free_guidance
+        trimmed = self.base.trimmed
+        return trimmed(positive).to(dtype), trimmed(negative).to(dtype) if is_guided else None
+
+    def _get_t5_prompt_embeds(
+        self, prompt: str | list[str], num_videos_per_prompt: int = 1, max_sequence_length: int = 512, **options: Any
+    ) -> Tensor:
+        """Encode texts by the base, for `encode_prompt`."""
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        embeds = self.base.encode_texts(self, texts, max_sequence_length=max_sequence_length, **options)
+        return embeds.repeat_interleave(num_videos_per_prompt, 0)

@@ -1,10 +1,12 @@
-"""Convert between frames, latent frames and seconds of a clip.
+"""Convert between frames, latent frames and seconds of a clip, and divide a long one into windows.
 
-Wan's causal VAE makes one latent frame of the first frame and one of every four after it, so 81 frames are latent
-frames 0..20. Nothing here imports torch.
+A causal VAE makes one latent frame of the first frame and one of every `factor` frames after it. Wan's factor is 4, so
+that 81 frames are latent frames 0..20; Mochi's is 6, and with a VAE of pictures it is 1: every frame is a latent frame.
+Nothing here imports torch.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
 Index = int | Literal["last"]
@@ -20,9 +22,40 @@ def frames_of(latents: int, factor: int = 4) -> int:
     return factor * (latents - 1) + 1
 
 
+def length_rule(factor: int) -> str:
+    """Write which numbers of frames a video can have: ``4n + 1`` for a factor of 4."""
+    return f"{factor}n + 1" if factor > 1 else "1 or more"
+
+
 def nearest_of(value: int, multiple: int, offset: int = 0) -> int:
     """Round `value` to the nearest ``multiple * n + offset`` of at least 1; halves go up."""
     return max((value - offset + multiple // 2) // multiple * multiple, 0 if offset else multiple) + offset
+
+
+@dataclass(frozen=True)
+class Span:
+    """Describe a window of a long video, in latent frames; its first `overlap` are the last of the window before."""
+
+    start: int
+    length: int
+    overlap: int
+
+
+def spans(total: int, window: int, overlap: int) -> list[Span]:
+    """Cover `total` latent frames by windows of `window` that share `overlap`; the last may share more, to be full.
+
+    Raises:
+        ValueError: `overlap` is not in 1..window - 1.
+    """
+    if not 0 < overlap < window:
+        raise ValueError(
+            f"overlap={overlap} is outside 1..{window - 1}: a window of {window} must keep some and make some"
+        )
+    windows = [Span(0, min(window, total), 0)]
+    while (end := windows[-1].start + windows[-1].length) < total:
+        start = min(end - overlap, total - window)
+        windows.append(Span(start, window, end - start))
+    return windows
 
 
 def latent_index_of(
@@ -61,7 +94,7 @@ def latent_index_of(
     else:
         frame = 0 if frame_index is None else frame_index
     frame = _index_in("frame_index", frame, num_frames, "frames")
-    return (frame - 1) // factor + 1  # 0 -> 0, 1..4 -> 1, 5..8 -> 2
+    return (frame - 1) // factor + 1  # with a factor of 4: 0 -> 0, 1..4 -> 1, 5..8 -> 2
 
 
 def _index_in(name: str, index: Index, count: int, unit: str) -> int:

@@ -59,13 +59,17 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "num_videos_per_prompt": 2,
     },
     "a kept frame": lambda: {"conditions": [PusaCondition(latents=noise(16, 1, 4, 6), latent_index=0)]},
+    "a kept frame that is left out": lambda: {
+        "conditions": [PusaCondition(latents=noise(16, 1, 4, 6), latent_index=0)],
+        "refresh_every": 5,
+    },
     "frames with noise of their own": lambda: {
         "conditions": [
             PusaCondition(latents=noise(16, 2, 4, 6), latent_index=[0, 2], noise_multiplier=[0.0, 0.3]),
         ]
     },
     "from latents": lambda: {"latents": noise(1, 16, 3, 4, 6), "start_step": 2},
-    "a wave": lambda: {"frame_sigmas": wave_sigmas(3, STEPS)},
+    "a wave": lambda: {"frame_sigmas": wave_sigmas(3, STEPS), "refresh_every": 5},
     "a callback": lambda: {
         "callback_on_step_end": keep_denoised,
         "callback_on_step_end_tensor_inputs": ["latents", "denoised"],

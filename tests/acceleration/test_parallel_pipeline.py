@@ -3,17 +3,16 @@
 On two CPU processes with gloo. All cases run in one start of them.
 """
 
-import json
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from components import make_text_encoder, make_tokenizer, make_transformer, make_vae
+from gloo import run_in_processes
 from torch import Tensor
 
+from pusa.acceleration import step_cache
 from pusa.acceleration.decisions import Parallel
 from pusa.acceleration.parallel import check_heads, choose, disable, enable
 from pusa.conditions import PusaCondition
@@ -55,18 +54,42 @@ CASES: dict[str, dict[str, Any]] = {
     "condition": {"conditions": [PusaCondition(latents=torch.ones(16, 2, 4, 6), latent_index=1, noise_multiplier=0.3)]},
     "wave": {"num_inference_steps": None, "frame_sigmas": wave_sigmas(5, 3, delay=1)},
     "adapter scale": {"attention_kwargs": {"scale": 0.5}},
+    "guidance in the second step alone": {"num_inference_steps": 4, "guidance_start": 0.25, "guidance_stop": 0.5},
 }
+LEFT_OUT: dict[str, Any] = {  # ranks that share the tokens compute every frame
+    "conditions": [PusaCondition(latents=torch.ones(16, 2, 4, 6), latent_index=[0, 3])],
+    "num_inference_steps": 7,
+    "refresh_every": 5,
+}
+ALL_CASES = {**CASES, "frames left out": LEFT_OUT}
 
 
 def worst(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+@cache
+def alone(experts: int, case: str) -> Tensor:
+    return call(make_pipe(experts), **ALL_CASES[case])
+
+
 def compare(parallel: Parallel, experts: int, rank: int) -> dict[str, float]:
-    alone, pipe = make_pipe(experts), make_pipe(experts)
+    pipe = make_pipe(experts)
     enable(pipe, parallel)
-    cases = CASES if experts == 1 else {"text": CASES["text"]}
-    return {name: worst(call(pipe, seed=rank, **more), call(alone, **more)) for name, more in cases.items()}
+    cases = list(CASES) if experts == 1 else ["text"]
+    if parallel.ulysses == 1:
+        cases.append("frames left out")
+    return {name: worst(call(pipe, seed=rank, **ALL_CASES[name]), alone(experts, name)) for name in cases}
+
+
+def cached(rank: int) -> float:
+    """Share the passes of guidance, each of which has a step cache of its own."""
+    alone, pipe = make_pipe(), make_pipe()
+    for one in (alone, pipe):
+        step_cache.enable(one, threshold=1e9)
+    enable(pipe, WAYS["guidance"])
+    options = {"num_inference_steps": 6, "guidance_stop": 0.5}
+    return worst(call(pipe, seed=rank, **options), call(alone, **options))
 
 
 def steps_until_stopped(rank: int) -> list[int]:
@@ -96,24 +119,19 @@ def refusals() -> dict[str, str]:
     return found | {"weights": str(refused.value)}
 
 
-def in_each_process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORLD)
-    found = {
+def in_each_process(rank: int) -> dict[str, Any]:
+    return {
         **{f"{name}, {n}": compare(parallel, n, rank) for name, parallel in WAYS.items() for n in (1, 2)},
+        "step cache": {"guidance for half of the steps": cached(rank)},
         "stopped": steps_until_stopped(rank),
         "refusals": refusals(),
     }
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Run the processes once for all tests and return the findings of each."""
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(in_each_process, args=(folder,), nprocs=WORLD, join=True)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return run_in_processes(in_each_process, WORLD, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.slow
@@ -124,6 +142,11 @@ def test_every_rank_gets_the_video_of_one_process(
 ) -> None:
     for each in found:
         assert max(each[f"{way}, {experts}"].values()) <= most, each
+
+
+@pytest.mark.slow
+def test_each_pass_has_a_step_cache_of_its_own(found: list[dict[str, Any]]) -> None:
+    assert [each["step cache"]["guidance for half of the steps"] for each in found] == [0.0, 0.0]
 
 
 @pytest.mark.slow

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from components import make_transformer
 from lora_samples import comfyui, make_pairs, run, same, weights, write
 from plan_samples import make_plan
 from torch import nn
 
 from pusa.acceleration import apply
+from pusa.acceleration.blocks import blocks_of
 from pusa.acceleration.decisions import PartPlan
 from pusa.acceleration.placement import can_apply, device_for, is_alpha_frozen, remove
 from pusa.acceleration.quantization import cast, quantize, storage_of
+from pusa.models.mochi.transformer import PusaMochiTransformer3DModel
 from pusa.resources import ResourcesError
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4, "guidance_scale": 2.0}
@@ -188,6 +191,16 @@ def test_fewer_bits_round_the_weights_of_blocks_alone(
     assert len(outside) > 20
 
 
+@pytest.mark.parametrize(("is_fast", "blocks"), [(False, range(6)), (True, range(1, 5))])
+def test_where_layers_multiply_in_8_bits_the_first_and_last_block_stay_full(is_fast: bool, blocks: range) -> None:
+    model = make_transformer(num_layers=6)
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    quantize(model, "int8", dtype=torch.float32, is_fast=is_fast)
+    changed = {name for name in linear if type(model.get_submodule(name).weight) is not torch.nn.Parameter}
+    assert changed == {name for name in linear if name.startswith(tuple(f"blocks.{n}." for n in blocks))}
+    assert storage_of(model) == "int8"
+
+
 @pytest.mark.parametrize("storage", ["fp8", "int8"])
 def test_an_adapter_beside_fewer_bits_keeps_its_bits_and_a_live_alpha(
     tiny_pipeline: Any, lora: Path, storage: Any
@@ -333,3 +346,19 @@ def test_what_is_merged_into_int8_stays_and_says_so(tiny_pipeline: Any, lora: Pa
         pipe.set_alpha(0.5)
     with pytest.raises(ValueError, match="the LoRAs of the transformer are merged into weights stored as int8"):
         apply(pipe, make_plan("none", "int8", merge=False), device="cpu")
+
+
+def test_a_plan_is_needed(tiny_pipeline: Any) -> None:
+    with pytest.raises(TypeError, match=r"plan is a NoneType: give one of pusa\.acceleration\.plan"):
+        apply(tiny_pipeline, None, device="cpu")  # type: ignore[arg-type]
+
+
+def test_blocks_of_another_base_are_quantised_without_their_modulation() -> None:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "pooled_projection_dim": 16, "text_embed_dim": 16}
+    model = PusaMochiTransformer3DModel(**sizes, num_layers=2, time_embed_dim=16)
+    assert list(blocks_of(model)) == ["transformer_blocks.0", "transformer_blocks.1"]
+    quantize(model, "int8", dtype=torch.float32)
+    rounded = {name for name, value in model.named_parameters() if type(value.data).__name__ == "Int8Tensor"}
+    assert {"transformer_blocks.0.attn1.add_q_proj.weight", "transformer_blocks.1.ff.net.2.weight"} <= rounded
+    assert all(name.startswith("transformer_blocks.") and ".norm" not in name for name in rounded)
+    assert storage_of(model) == "int8"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_table import CARDS, MODELS, SIZES, TI2V_5B, cell, machine_of, plan_of, plans_of, table
+from plan_table import CARDS, MODELS, TI2V_5B, cell, machine_of, plan_of, plans_of, sizes_of, table
 
 from pusa import zoo
 from pusa.acceleration.decisions import WISHES, Card, LoadOptions, Machine, Plan, Storage, Wish
@@ -18,7 +18,9 @@ from pusa.acceleration.planning import plan, plans, usable_bytes
 TABLE = Path(__file__).with_name("plans.txt")
 GB = 10**9
 SOME_RAM = (16, 64, 256)
-MANY = [(model, size, cards, ram) for model in MODELS for size in SIZES for cards in CARDS for ram in SOME_RAM]
+MANY = [
+    (model, size, cards, ram) for model in MODELS for size in sizes_of(model) for cards in CARDS for ram in SOME_RAM
+]
 
 
 def test_common_machines_run_as_the_table_says() -> None:
@@ -68,7 +70,9 @@ def offload(found: Plan) -> str:
 def test_more_memory_never_makes_it_slower_but_for_exact_weights_or_to_spare_the_disk() -> None:
     wishes: tuple[Wish, ...] = ("fastest", "balanced")
     for model, wish in product(MODELS, wishes):
-        rows = [[plan_of(model, size, cards, ram, wish) for ram in SOME_RAM] for size in SIZES for cards in CARDS]
+        rows = [
+            [plan_of(model, size, cards, ram, wish) for ram in SOME_RAM] for size in sizes_of(model) for cards in CARDS
+        ]
         for ram, count, capability in product((32, 128), (1, 2, 4), ((8, 6), (9, 0))):
             machines = [machine_of(f"{count}x{gb}", ram, capability) for gb in (8, 16, 24, 48, 80)]
             options = LoadOptions(memory=wish)
@@ -330,3 +334,40 @@ def test_planning_imports_no_torch() -> None:
 def test_impossible_wishes_are_errors(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoadOptions(**values)
+
+
+def test_a_size_has_three_numbers() -> None:
+    with pytest.raises(ValueError, match=r"has 2 numbers: give width, height and frames"):
+        plan("wan2.1-14b", size=(832, 480), machine=described_machine(gpu_gb=24))  # type: ignore[arg-type]
+
+
+# ---- frames that are left out of steps -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cards", "still", "computes_all"), [("1x141", 10, False), ("1x48", 10, True)])
+def test_frames_are_stored_where_there_is_room_for_them_and_computed_elsewhere(
+    cards: str, still: int, computes_all: bool
+) -> None:
+    machine = machine_of(cards, 128)
+    ways = plans("wan2.1-14b", machine=machine, still_frames=still)
+    (best, *_), without = ways, plans("wan2.1-14b", machine=machine)[0]
+    assert best.computes_all == computes_all
+    assert best.relative_speed == without.relative_speed
+    frame = 40 * 2 * 1560 * 5120 * 2  # layers, keys and values, tokens, width, bytes
+    more = 0 if computes_all else 2 * still * frame
+    assert best.gpu_peak_bytes["denoise"] - without.gpu_peak_bytes["denoise"] == more
+    assert any("no room for the keys and values of 10 latent frames" in note for note in best.notes) == computes_all
+    peaks = [way.peak_bytes for way in ways]
+    assert peaks == sorted(peaks, reverse=True)
+    kinds = [way.computes_all for way in ways]
+    assert kinds == sorted(kinds)  # those that make the same video come first
+
+
+def test_two_cards_store_one_pass_each_and_four_store_none() -> None:
+    machines = machine_of("2x141", 512, (9, 0)), machine_of("4x141", 512, (9, 0))
+    halved, shared = (plans("wan2.1-14b", machine=machine, still_frames=4)[0] for machine in machines)
+    assert halved.parallel.guidance == shared.parallel.guidance == 2
+    assert shared.parallel.ulysses == 2
+    alone, among = (plans("wan2.1-14b", machine=machine)[0] for machine in machines)
+    assert halved.gpu_peak_bytes["denoise"] - alone.gpu_peak_bytes["denoise"] == 4 * 40 * 2 * 1560 * 5120 * 2
+    assert shared.gpu_peak_bytes["denoise"] == among.gpu_peak_bytes["denoise"]

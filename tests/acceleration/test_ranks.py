@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rank_samples import IMAGE, LAST, VIDEO, run, start, write_inputs
+from rank_samples import IMAGE, LAST, VIDEO, run, start
 
 from pusa import zoo
 from pusa.acceleration.decisions import LoadOptions
@@ -19,6 +19,7 @@ from pusa.request import GenerationRequest
 
 pytestmark = pytest.mark.slow  # each rank imports torch, diffusers and transformers
 
+SMALL = {"width": 48, "height": 32}
 TASKS: dict[str, dict[str, Any]] = {
     "text": {},
     "image": {"conditions": [IMAGE]},
@@ -31,14 +32,6 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, which is the current one, with two pictures and a video."""
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def two() -> Iterator[Ranks]:
     with start(2) as ranks:
@@ -47,8 +40,9 @@ def two() -> Iterator[Ranks]:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_two_ranks_make_every_task_equal_to_the_bit(task: str, files: Path, two: Ranks) -> None:
-    expected = run(files, "one", None, **TASKS[task])
-    assert np.array_equal(run(files, "two", two, **TASKS[task]), expected)
+    asked = {**SMALL, **TASKS[task]}
+    expected = run(files, "one", None, **asked)
+    assert np.array_equal(run(files, "two", two, **asked), expected)
 
 
 def test_two_ranks_make_a_video_of_the_embedded_model_equal_to_the_bit(files: Path, two: Ranks) -> None:
@@ -86,8 +80,9 @@ def test_without_guidance_the_ranks_share_the_tokens(files: Path, two: Ranks) ->
 
 
 def test_a_stopped_run_resumes_on_all_ranks_to_the_same_video(files: Path, two: Ranks) -> None:
-    expected = run(files, "whole", None, frames=33, steps=3)
-    request = GenerationRequest(model="tiny", prompt="a cat", seed=0, steps=3, frames=33)
+    asked: dict[str, Any] = {**SMALL, "frames": 33, "steps": 3}
+    expected = run(files, "whole", None, **asked)
+    request = GenerationRequest(model="tiny", prompt="a cat", seed=0, **asked)
     steps: list[int] = []
     events = generate(
         request,
@@ -103,14 +98,14 @@ def test_a_stopped_run_resumes_on_all_ranks_to_the_same_video(files: Path, two: 
     assert steps[-1] < 6
     assert not (files / "stopped").exists()
     assert (files / "state").exists()
-    resumed = run(files, "resumed", two, frames=33, steps=3, checkpoint=files / "state", checkpoint_every=1)
+    resumed = run(files, "resumed", two, **asked, checkpoint=files / "state", checkpoint_every=1)
     assert np.array_equal(resumed, expected)
 
 
 def test_a_faulty_request_leaves_the_ranks_in_order(files: Path, two: Ranks) -> None:
     with pytest.raises(ValueError, match="latent_index=99: this video has 5"):
         run(files, "bad", two, conditions=[{**IMAGE, "positions": [99]}])
-    assert np.array_equal(run(files, "good", two), run(files, "alone", None))
+    assert np.array_equal(run(files, "good", two, **SMALL), run(files, "alone", None, **SMALL))
 
 
 def test_a_pipeline_of_the_caller_is_refused(files: Path, two: Ranks) -> None:

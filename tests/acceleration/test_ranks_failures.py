@@ -10,26 +10,19 @@ from typing import Any
 
 import psutil
 import pytest
-from rank_samples import INPUTS, run, start, write_inputs
+from rank_samples import INPUTS, run, start
 
 from pusa.acceleration.decisions import LoadOptions
-from pusa.acceleration.ranks import RankError, Ranks
+from pusa.acceleration.ranks import RankError
 from pusa.generate import generate, load_pipeline
 from pusa.request import GenerationRequest
 
 pytestmark = pytest.mark.slow  # each rank imports torch, diffusers and transformers
 
 
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, which is the current one, with two pictures and a video."""
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    return tmp_path
-
-
-def follower_of(ranks: Ranks) -> psutil.Process:
-    (process,) = psutil.Process().children()
+def find_follower() -> psutil.Process:
+    """Find rank 1 among the processes of this one: `multiprocessing` may have left one of its own."""
+    (process,) = (child for child in psutil.Process().children() if "--rank=1" in child.cmdline())
     return process
 
 
@@ -37,7 +30,7 @@ def follower_of(ranks: Ranks) -> psutil.Process:
 def test_a_killed_rank_ends_the_run_with_its_name_and_no_file(stage: str, files: Path) -> None:
     request = GenerationRequest(model="tiny", prompt="a cat", seed=0, steps=30, frames=33)
     with start(2) as ranks:
-        follower = follower_of(ranks)
+        follower = find_follower()
 
         def kill(*_: Any) -> None:
             if stage == "encode":
@@ -62,7 +55,7 @@ def test_a_rank_that_hangs_is_named_and_killed(files: Path) -> None:
     request = GenerationRequest(model="tiny", prompt="a cat", seed=0, steps=30)
     began = 0.0
     with start(2, silence_seconds=2.0) as ranks:
-        follower = follower_of(ranks)
+        follower = find_follower()
 
         def consume() -> None:
             nonlocal began

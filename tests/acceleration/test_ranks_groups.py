@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from gloo import all_gather_of_any_size
-from rank_samples import IMAGE, run, start, write_inputs
+from rank_samples import IMAGE, run, start
 
 from pusa.acceleration.decisions import Parallel
 
 pytestmark = pytest.mark.slow  # each rank imports torch, diffusers and transformers
 
 
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, which is the current one, with two pictures and a video."""
-    monkeypatch.chdir(tmp_path)
-    write_inputs(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def alone() -> dict[str, np.ndarray]:
+    """Keep what one process makes of each case, once for all tests."""
+    return {}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["ulysses 2", "guidance 2 x ulysses 2"],
 )
 def test_divided_tokens_give_the_video_within_rounding(
-    parallel: Parallel, files: Path, monkeypatch: pytest.MonkeyPatch
+    parallel: Parallel, files: Path, alone: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dist, "all_gather", all_gather_of_any_size)
     cases: dict[str, dict[str, Any]] = {
@@ -39,8 +37,10 @@ def test_divided_tokens_give_the_video_within_rounding(
         "uneven": {"width": 80, "height": 48},  # 75 tokens
         "long": {"frames": 33},
     }
-    expected = {name: run(files, name, None, **asked) for name, asked in cases.items()}
+    for name, asked in cases.items():
+        if name not in alone:
+            alone[name] = run(files, name, None, **asked)
     with start(parallel.ranks, parallel, module="gloo_follower") as ranks:
         for name, asked in cases.items():
             found = run(files, f"{name} shared", ranks, **asked)
-            assert np.abs(found.astype(int) - expected[name]).max() <= 1, name
+            assert np.abs(found.astype(int) - alone[name]).max() <= 1, name

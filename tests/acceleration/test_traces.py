@@ -10,7 +10,9 @@ from memory_trace import live_bytes, meta_transformer
 from peft import LoraConfig
 
 from pusa import zoo
-from pusa.acceleration.needs import WAN22_VAE, TransformerShape, VaeShape, shapes_of
+from pusa.acceleration.needs import shapes_of
+from pusa.acceleration.shapes.common import VaeShape
+from pusa.acceleration.shapes.wan import WAN22_VAE, WanTransformer, WanVae
 from pusa.models.vae import decode_chunks, encode_video
 
 CLOSE = 0.1
@@ -27,8 +29,6 @@ WAN22_CONFIG = {
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
 }
-TI2V_5B = {**zoo.get("wan2.1-1.3b").transformer, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48}
-TI2V_5B["out_channels"] = 48
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -51,17 +51,16 @@ def trace_forward(config: dict, height: int, width: int, *, dtype: str = "bfloat
     return count.peak
 
 
-def shape_of(config: dict) -> TransformerShape:
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    return TransformerShape(width, config["num_attention_heads"], config["ffn_dim"], config["num_layers"])
+def shape_of(config: dict) -> WanTransformer:
+    return WanTransformer.from_config(config)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.1-1.3b", "TI2V-5B"])
+@pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.1-1.3b", "wan2.2-ti2v-5b"])
 def test_a_forward_holds_what_is_predicted(name: str, size: str) -> None:
-    config = dict(TI2V_5B if name == "TI2V-5B" else zoo.get(name).transformer)
+    config = dict(zoo.get(name).transformer)
     height, width = SIZES[size]
-    pixels = 32 if name == "TI2V-5B" else 16
+    pixels = 32 if name == "wan2.2-ti2v-5b" else 16
     predicted = shape_of(config).activation_bytes(21 * (height // pixels) * (width // pixels))
     assert predicted == pytest.approx(trace_forward(config, height, width), rel=CLOSE)
 
@@ -74,18 +73,17 @@ def test_fp32_and_adapters_hold_what_is_predicted(name: str, dtype: str, rank: i
     assert predicted == pytest.approx(trace_forward(config, 480, 832, dtype=dtype, rank=rank), rel=CLOSE)
 
 
-@pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.1-1.3b", "TI2V-5B"])
+@pytest.mark.parametrize("name", ["wan2.1-14b", "wan2.1-1.3b", "wan2.2-ti2v-5b"])
 def test_weights_and_blocks_have_the_predicted_size(name: str) -> None:
-    config = dict(TI2V_5B if name == "TI2V-5B" else zoo.get(name).transformer)
+    config = dict(zoo.get(name).transformer)
     model = meta_transformer(config, torch.bfloat16)
     sizes = {key: value.numel() * value.element_size() for key, value in model.named_parameters()}
     block = sum(size for key, size in sizes.items() if key.startswith("blocks.0."))
     predicted = shape_of(config)
     assert predicted.weight_bytes("bfloat16") == pytest.approx(sum(sizes.values()), rel=0.01)
     assert predicted.block_bytes("bfloat16") == pytest.approx(block, rel=0.01)
-    if name != "TI2V-5B":
-        of_zoo = shapes_of(zoo.get(name)).transformer
-        assert of_zoo.weight_bytes("bfloat16") == pytest.approx(sum(sizes.values()), rel=0.005)
+    of_zoo = shapes_of(zoo.get(name)).transformer
+    assert of_zoo.weight_bytes("bfloat16") == pytest.approx(sum(sizes.values()), rel=0.005)
 
 
 def meta_vae(config: dict, dtype: str) -> AutoencoderKLWan:
@@ -99,9 +97,9 @@ def latents_of(shape: VaeShape, frames: int, height: int, width: int) -> torch.T
 
 
 VAES = [
-    pytest.param({}, VaeShape(), "480p", "bfloat16", id="wan2.1-480p"),
-    pytest.param({}, VaeShape(), "720p", "bfloat16", id="wan2.1-720p"),
-    pytest.param({}, VaeShape(), "480p", "float32", id="wan2.1-480p-fp32"),
+    pytest.param({}, WanVae(), "480p", "bfloat16", id="wan2.1-480p"),
+    pytest.param({}, WanVae(), "720p", "bfloat16", id="wan2.1-720p"),
+    pytest.param({}, WanVae(), "480p", "float32", id="wan2.1-480p-fp32"),
     pytest.param(WAN22_CONFIG, WAN22_VAE, "480p", "bfloat16", id="wan2.2-480p"),
     pytest.param(WAN22_CONFIG, WAN22_VAE, "720p", "bfloat16", id="wan2.2-720p"),
 ]
@@ -131,7 +129,7 @@ def test_encoding_holds_what_is_predicted(config: dict, shape: VaeShape, size: s
 
 
 def test_decoding_in_tiles_holds_what_is_predicted() -> None:
-    vae, shape = meta_vae({}, "bfloat16"), VaeShape()
+    vae, shape = meta_vae({}, "bfloat16"), WanVae()
     vae.use_tiling = True
     with live_bytes() as count, torch.device("meta"):
         vae.decode(latents_of(shape, 2, 320, 448).bfloat16(), return_dict=False)  # 2 by 3 tiles: a second each
@@ -139,10 +137,10 @@ def test_decoding_in_tiles_holds_what_is_predicted() -> None:
 
 
 def test_a_vae_reads_its_shape_from_its_configuration() -> None:
-    assert VaeShape.from_config(WAN22_CONFIG, WAN22_VAE.parameters) == WAN22_VAE
+    assert WanVae.from_config(WAN22_CONFIG, WAN22_VAE.parameters) == WAN22_VAE
     vae = meta_vae(WAN22_CONFIG, "bfloat16")
     assert sum(p.numel() for p in vae.parameters()) == WAN22_VAE.parameters
-    assert sum(p.numel() for p in meta_vae({}, "bfloat16").parameters()) == VaeShape().parameters
+    assert sum(p.numel() for p in meta_vae({}, "bfloat16").parameters()) == WanVae().parameters
 
 
 def test_the_trace_counts_what_the_allocator_of_the_cpu_counts() -> None:

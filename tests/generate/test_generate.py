@@ -12,19 +12,25 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanDecoder3d, WanEn
 from media_samples import psnr
 from memory_faults import run_out_of_memory
 from PIL import Image
+from small_models import make_smaller
 
 from pusa import loading, media, zoo
 from pusa.conditions import fit_image, pixels
 from pusa.events import Event, Stage, Step
 from pusa.generate import decode, generate, load_latents, read_request, save_latents
-from pusa.generate.run import output_frames
+from pusa.generate.output import output_frames
 from pusa.generate.tasks import OutputPlan
 from pusa.models import vae as vae_module
 from pusa.pipeline import PusaPipeline
 from pusa.request import GenerationRequest
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
-FRAMES, WIDTH, HEIGHT = 17, 96, 64  # the defaults of "tiny"
+FRAMES, WIDTH, HEIGHT = 17, 48, 32  # the defaults of "tiny" here
+
+
+@pytest.fixture(autouse=True)
+def _small_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_smaller(monkeypatch, "tiny", width=WIDTH, height=HEIGHT)
 
 
 @pytest.fixture
@@ -346,7 +352,7 @@ def test_out_of_memory_in_decoding_falls_back_to_tiles(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
         yield
 
-    monkeypatch.setattr("pusa.generate.run.decode_chunks", short)
+    monkeypatch.setattr("pusa.generate.output.decode_chunks", short)
     run(tmp_path / "tiled.mp4")
     assert calls == 1
     assert np.array_equal(frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "tiled.mp4"))

@@ -1,7 +1,7 @@
 """Where memory runs out, the next smaller plan takes over from the last step, and the video is the same."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,11 +57,27 @@ def _no_model_is_loaded() -> None:
     load_pipeline("tiny")  # lets the model of `run`, and the plans that failed for it, go
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "a.png")
-    return {"kind": "image", "file": str(tmp_path / "a.png"), "positions": [0], "noise": [0.2]}
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("picture") / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+    return {"kind": "image", "file": str(file), "positions": [0], "noise": [0.2]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., np.ndarray]:
+    """``whole(**asked)``: frames of an undisturbed run, which is made once; no model is loaded afterwards."""
+    made: dict[str, np.ndarray] = {}
+
+    def make(**asked: Any) -> np.ndarray:
+        if (key := str(asked)) not in made:
+            output = tmp_path_factory.mktemp("whole") / "whole.mp4"
+            run(output, **asked)
+            made[key] = frames_of(output)
+            load_pipeline("tiny")
+        return made[key]
+
+    return make
 
 
 # ---- the same video ------------------------------------------------------------------------------------------------
@@ -82,18 +98,18 @@ def picture(tmp_path: Path) -> dict[str, Any]:
 def test_wherever_memory_runs_out_the_video_is_the_same(
     tmp_path: Path,
     picture: dict[str, Any],
+    whole: Callable[..., np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     name: str,
     call: int,
     where: str,
 ) -> None:
-    run(tmp_path / "whole.mp4", conditions=[picture])
-    load_pipeline("tiny")
+    expected = whole(conditions=[picture])
     calls = run_out_of_memory(monkeypatch, owner, name, call=call)
     forwards = run_out_of_memory(monkeypatch, PusaWanTransformer3DModel, "forward", call=0)
     events = run(tmp_path / "out.mp4", conditions=[picture])
-    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), expected)
     assert [e.step for e in events if e.kind == "step" and e.stage == "denoise"] == [1, 2, 3]
     assert [text for text in messages(events) if "memory" in text] == [f"{where}: a smaller plan takes over"]
     one, two = EXACT[0].summary, EXACT[1].summary
@@ -101,7 +117,7 @@ def test_wherever_memory_runs_out_the_video_is_the_same(
     repeated = (2 - call % 2) if owner is PusaWanTransformer3DModel else 0  # of one step, not of those before it
     assert len(forwards) == 2 * STEPS + repeated
     assert len(calls) >= call
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "out.mp4", "whole.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -113,24 +129,45 @@ def test_wherever_memory_runs_out_the_video_is_the_same(
         (WanDecoder3d, 6),  # of the second window, which continues what the decoder kept of the first
     ],
 )
-def test_later_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, call: int) -> None:
+def test_later_windows_too(
+    tmp_path: Path, whole: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch, owner: type, call: int
+) -> None:
     long = {"frames": 33, "window": 17, "overlap": 5}
-    run(tmp_path / "whole.mp4", **long)
-    load_pipeline("tiny")
+    expected = whole(**long)
     run_out_of_memory(monkeypatch, owner, "forward", call=call)
     events = run(tmp_path / "out.mp4", **long)
-    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), expected)
     assert summaries(events) == [EXACT[0].summary, EXACT[1].summary]
     steps = [e.step for e in events if e.kind == "step" and e.stage == "denoise"]
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_several_plans_may_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole.mp4")
-    load_pipeline("tiny")
+@pytest.mark.parametrize(("call", "again"), [(2, 2), (5, 5), (6, 1), (7, 1)])
+def test_where_frames_are_left_out_a_run_goes_on_from_a_step_that_computes_all(
+    tmp_path: Path,
+    picture: dict[str, Any],
+    whole: Callable[..., np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    call: int,
+    again: int,
+) -> None:
+    asked = {"conditions": [{**picture, "noise": [0.0]}], "steps": 7, "guidance": 1.0, "frames": 9}
+    expected = whole(**asked)
+    assert not np.array_equal(whole(exact=True, **asked), expected)
+    forwards = run_out_of_memory(monkeypatch, PusaWanTransformer3DModel, "forward", call=call)
+    events = run(tmp_path / "out.mp4", **asked)
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), expected)
+    assert [e.step for e in events if e.kind == "step" and e.stage == "denoise"] == [1, 2, 3, 4, 5, 6, 7]
+    assert len(forwards) == 7 + again
+
+
+def test_several_plans_may_be_too_large(
+    tmp_path: Path, whole: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = whole()
     run_out_of_memory(monkeypatch, PusaWanTransformer3DModel, "forward", call=3, last=4)
     events = run(tmp_path / "out.mp4")
-    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), expected)
     assert summaries(events) == [plan.summary for plan in EXACT]
 
 
@@ -173,9 +210,9 @@ def test_without_a_smaller_plan_the_error_says_where_and_what_helps(
 
 
 def test_without_a_smaller_plan_the_latents_of_a_failed_decoding_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "whole.mp4")
+    expected = whole()
     with monkeypatch.context() as patch:
         run_out_of_memory(patch, WanDecoder3d, "forward", call=1, last=99)
         with pytest.raises(DecodeMemoryError, match=r"pusa decode .*out\.latents\.safetensors"):
@@ -184,7 +221,7 @@ def test_without_a_smaller_plan_the_latents_of_a_failed_decoding_are_kept(
     assert load_latents(saved)[0].shape[2] == 2
     run_out_of_memory(monkeypatch, WanDecoder3d, "forward", call=2)
     events = list(decode(saved, tmp_path / "out.mp4", plans=EXACT, device="cpu"))
-    assert np.array_equal(frames_of(tmp_path / "out.mp4"), frames_of(tmp_path / "whole.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "out.mp4"), expected)
     assert messages(events) == ["out of memory in decoding: a smaller plan takes over"]
 
 
@@ -209,21 +246,19 @@ def test_a_plan_that_failed_is_not_tried_again_for_as_large_a_video(
 
 
 def test_a_plan_in_fewer_bits_takes_over_and_exact_weights_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = (EXACT[0], make_plan("none", "fp8"))
-    run(tmp_path / "whole.mp4")
-    run(tmp_path / "small.mp4", width=16)
-    load_pipeline("tiny")
+    expected, small = whole(), whole(width=16)
     with monkeypatch.context() as patch:
         run_out_of_memory(patch, PusaWanTransformer3DModel, "forward", call=5)
         events = run(tmp_path / "out.mp4", plans)
     assert summaries(events)[-1] == "tiny: transformer on the GPU in fp8"
-    whole, out = frames_of(tmp_path / "whole.mp4"), frames_of(tmp_path / "out.mp4")
-    assert not np.array_equal(out, whole)
-    assert psnr(out, whole) > 30
+    out = frames_of(tmp_path / "out.mp4")
+    assert not np.array_equal(out, expected)
+    assert psnr(out, expected) > 30
     run(tmp_path / "small again.mp4", plans, width=16)  # the exact plan fits this one: the model is read again
-    assert np.array_equal(frames_of(tmp_path / "small again.mp4"), frames_of(tmp_path / "small.mp4"))
+    assert np.array_equal(frames_of(tmp_path / "small again.mp4"), small)
 
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])
@@ -279,6 +314,7 @@ def test_the_planner_hears_of_the_loras_and_of_one_window(tmp_path: Path, monkey
         "options": options,
         "guidance": 1.0,
         "lora_ranks": {"transformer": 7},
+        "still_frames": 2,  # the overlap of its windows
     }
 
 
@@ -311,10 +347,12 @@ def test_the_plan_as_loaded_tells_the_dtype_of_each_part(tiny_pipeline: Any) -> 
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 34.0), ("fp8", 32.0)])
-def test_fewer_bits_change_the_embedded_model_a_little(tmp_path: Path, mini: Any, quantize: Any, bound: float) -> None:
+def test_fewer_bits_change_the_embedded_model_a_little(
+    tmp_path: Path, mini: Any, whole: Callable[..., np.ndarray], quantize: Any, bound: float
+) -> None:
     asked = {"model": "mini", "prompt": "a red apple", "width": None, "height": None, "frames": 9}
-    run(tmp_path / "exact.mp4", None, **asked)
+    exact = whole(plans=None, **asked)
     run(tmp_path / "less.mp4", None, LoadOptions(quantize=quantize), **asked)
-    exact, less = frames_of(tmp_path / "exact.mp4"), frames_of(tmp_path / "less.mp4")
+    less = frames_of(tmp_path / "less.mp4")
     assert not np.array_equal(exact, less)
     assert psnr(exact, less) > bound

@@ -35,6 +35,7 @@ class Task:
     Attributes:
         name: the model's.
         steps: of a video, to share out what happens once per video.
+        still_frames: latent frames whose keys and values are stored between steps.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     guidance: bool
     steps: int
     is_native: bool = False  # a small model of our own recipe, trained in bf16
+    still_frames: int = 0
 
     @cached_property
     def capability(self) -> tuple[int, int]:
@@ -66,7 +68,19 @@ class Task:
 
     @cached_property
     def flops(self) -> tuple[float, float]:
-        return self.shapes.transformer.flops(self.shapes.transformer.tokens(self.size))
+        return self.shapes.transformer.flops(self.size)
+
+    def stored_frames_bytes(self, parallel: Parallel | None = None, dtype: str | None = None) -> int:
+        """Compute the bytes of the keys and values on a card; ranks that share the tokens store none."""
+        parallel = parallel or Parallel()
+        if parallel.ulysses * parallel.ring > 1:
+            return 0
+        passes = 2 if self.guidance and parallel.guidance == 1 else 1
+        return (
+            passes
+            * self.still_frames
+            * self.shapes.transformer.stored_frame_bytes(self.size, dtype=dtype or self.dtype)
+        )
 
     @cached_property
     def vae_bytes(self) -> dict[bool, tuple[int, int]]:
@@ -166,6 +180,8 @@ class Candidate:
     def _weights(self, expert: str) -> int:
         shape, storage = self.task.shapes.transformer, self.storage_of(expert)
         size = shape.weight_bytes(storage, self._file_bytes(expert))
+        if self.is_fast and storage in _QUANTISED:  # see `pusa.acceleration.quantization.ends_of`
+            size += 2 * (shape.block_bytes("bfloat16") - shape.block_bytes(storage))
         return size + (0 if self.merge else self.task.shapes.lora_bytes(expert))
 
     def _file_bytes(self, expert: str) -> int:
@@ -232,7 +248,9 @@ class Candidate:
         )
         peaks = {
             "encode": resident + max(to_encode, vae_at_work + encode),
-            "denoise": self._denoising + vae + stays + activations + shapes.latent_bytes,
+            "denoise": self._denoising
+            + (vae + stays + activations + shapes.latent_bytes)
+            + self.task.stored_frames_bytes(self.parallel),
             "decode": resident + vae_at_work + decode + min(_FRAME_BYTES, decode),
         }
         if self.merge and all(map(self._is_read_to_card, shapes.experts)):
@@ -328,7 +346,11 @@ class Candidate:
         return Plan(
             model=self.task.name,
             wish=self.task.options.memory,
-            parts={**parts, "text_encoder": self._text_plan(), "vae": self._vae_plan()},
+            parts={
+                **parts,
+                **({"text_encoder": self._text_plan()} if self.task.text_bytes else {}),
+                "vae": self._vae_plan(),
+            },
             merge=self.merge,
             parallel=self.parallel,
             gpu_peak_bytes=self.gpu_peak_bytes,
@@ -433,8 +455,8 @@ def _storages(task: Task) -> list[tuple[Storage, bool]]:
     others: tuple[Storage, ...] = (exact, "int8", "fp8") if multiplies_int8 else (exact, "fp8")
     if quantize == "none" or task.storage_of_file.keys() == set(task.shapes.experts):
         others = (exact,)
-    elif quantize in _QUANTISED:
-        others = (quantize,)  # type: ignore[assignment]  # narrowed by _QUANTISED
+    elif quantize != "auto":
+        others = (quantize,)
     dequantised = [(exact, False)] if keeps and quantize == "auto" else []
     return [*((storage, keeps) for storage in others), *dequantised]
 
@@ -462,13 +484,12 @@ def _groups(task: Task) -> Iterator[tuple[Parallel, bool]]:
 
 def _degrees(task: Task, ranks: int) -> Parallel | None:
     """Divide ranks into the two passes of guidance and slices of the tokens; None where they cannot be."""
-    guidance = 2 if task.guidance and ranks % 2 == 0 else 1
-    ulysses = ranks // guidance
-    if task.shapes.transformer.heads % ulysses:
+    divided, transformer = Parallel.divide(ranks, guided=task.guidance), task.shapes.transformer
+    if divided.ulysses > 1 and (not transformer.shares_tokens or transformer.heads % divided.ulysses):
         return None
     reasons = []
-    if guidance == 2:
+    if divided.guidance == 2:
         reasons.append("the two passes of guidance run at once")
-    if ulysses > 1:
-        reasons.append(f"{ulysses} cards share the tokens of a pass")
-    return Parallel(guidance=guidance, ulysses=ulysses, reason="; ".join(reasons))
+    if divided.ulysses > 1:
+        reasons.append(f"{divided.ulysses} cards share the tokens of a pass")
+    return replace(divided, reason="; ".join(reasons))

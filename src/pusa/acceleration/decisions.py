@@ -7,15 +7,20 @@ carries it out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
+
+from pusa.acceleration import attention as attention_backends
 
 Wish = Literal["fastest", "balanced", "smallest"]
 Quantize = Literal["auto", "none", "fp8", "int8"]
+Link = Literal["none", "pcie", "nvlink"]
 Offload = Literal["none", "model", "blocks", "leaves", "disk"]
 Storage = Literal["float32", "bfloat16", "float16", "fp8", "int8", "gguf"]
+Compile = Literal["auto", "always", "never"]
 
 WISHES: tuple[Wish, ...] = ("fastest", "balanced", "smallest")
 QUANTIZE: tuple[Quantize, ...] = ("auto", "none", "fp8", "int8")
+COMPILE: tuple[Compile, ...] = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class LoadOptions:
             by its name where it is not here.
         file_bytes: component -> memory that its single file takes if its weights are kept as they are stored; without
             an entry, by the file's header, or a guess.
+        attention: a name of `pusa.acceleration.attention.BACKENDS`, or diffusers' name of it; "auto" leaves it to the
+            plan.
+        compile: "never"; "always"; "auto": on cards, where this machine has what it takes.
 
     Raises:
         ValueError: an unknown word, or fewer than one card.
@@ -46,24 +54,27 @@ class LoadOptions:
     vae: Path | None = None
     file_storage: Mapping[str, Storage] = field(default_factory=dict, hash=False, compare=False)
     file_bytes: Mapping[str, int] = field(default_factory=dict, hash=False, compare=False)
+    attention: str = "auto"
+    compile: Compile = "never"
 
     def __post_init__(self) -> None:
-        for name, words in (("memory", get_args(Wish)), ("quantize", get_args(Quantize))):
+        for name, words in (("memory", WISHES), ("quantize", QUANTIZE), ("compile", COMPILE)):
             if getattr(self, name) not in words:
                 raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(words)}")
+        attention_backends.word_of(self.attention)
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"gpus={self.gpus} is below 1: leave it out for the plan's choice")
 
     @property
     def files(self) -> dict[str, Path]:
-        """Single files by the component that they replace."""
+        """Return single files by the component that they replace."""
         parts = ("transformer", "transformer_2", "text_encoder", "vae")
         return {part: path for part in parts if (path := getattr(self, part)) is not None}
 
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU.
+    """Describe one GPU.
 
     Attributes:
         memory_bytes: memory that is free for this process.
@@ -77,7 +88,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine: its cards, and what is free of its memory and disk.
+    """Describe a machine: its cards, and what is free of its memory and disk.
 
     Attributes:
         link: how cards exchange data.
@@ -88,14 +99,14 @@ class Machine:
     cards: tuple[Card, ...] = ()
     ram_bytes: int = 0
     disk_bytes: int = 0
-    link: Literal["none", "pcie", "nvlink"] = "none"
+    link: Link = "none"
     offload_bytes_per_second: float = 20e9
     cpu_has_bf16: bool = False
 
 
 @dataclass(frozen=True)
 class PartPlan:
-    """How one part of a pipeline ("transformer", "transformer_2", "text_encoder", "vae") runs.
+    """Say how one part of a pipeline ("transformer", "transformer_2", "text_encoder", "vae") runs.
 
     Attributes:
         dtype: of the computation: "bfloat16" or "float32".
@@ -123,7 +134,7 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How many ranks share the work, one card each: their number is guidance * ulysses * ring.
+    """Say how many ranks share the work, one card each: their number is guidance * ulysses * ring.
 
     Attributes:
         guidance: 2: the two passes of classifier-free guidance run on two groups of ranks.
@@ -141,10 +152,16 @@ class Parallel:
     def ranks(self) -> int:
         return self.guidance * self.ulysses * self.ring
 
+    @classmethod
+    def divide(cls, ranks: int, *, guided: bool) -> "Parallel":
+        """Divide ranks into the two passes of guidance where a step has two, and then the tokens of a pass."""
+        guidance = 2 if guided and ranks % 2 == 0 else 1
+        return cls(guidance=guidance, ulysses=ranks // guidance)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model makes a clip on a machine.
+    """Say how a model makes a clip on a machine.
 
     Attributes:
         model: its name.
@@ -160,6 +177,12 @@ class Plan:
         notes: further lines for people.
         in_8_bits: where the wish is "fastest", quantised layers multiply in 8 bits on cards that can. False: RAM has
             no room for the full weights that such layers are made of.
+        computes_all: every latent frame is computed at every step: memory has no room for the keys and values of those
+            that do not change (see `pusa.models.frame_skipping`).
+        attention: what computes the transformers' attention, of `pusa.acceleration.attention.BACKENDS`; "": what
+            diffusers takes by default.
+        compile: the transformers' blocks are compiled.
+        compile_decoder: the VAE's decoder is, too; it then holds what its convolutions keep of earlier frames twice.
     """
 
     model: str
@@ -173,15 +196,24 @@ class Plan:
     problem: str = ""
     notes: tuple[str, ...] = ()
     in_8_bits: bool = True
+    computes_all: bool = False
+    attention: str = ""
+    compile: bool = False
+    compile_decoder: bool = False
+
+    @property
+    def is_fast(self) -> bool:
+        """Tell if quantised layers multiply in 8 bits on cards that can."""
+        return self.wish == "fastest" and self.in_8_bits
 
     @property
     def peak_bytes(self) -> int:
-        """The most that a card holds in any stage."""
+        """Return the most that a card holds in any stage."""
         return max(self.gpu_peak_bytes.values(), default=0)
 
     @property
     def summary(self) -> str:
-        """One line that says what runs where, for logs, the API and the studio."""
+        """Say in one line what runs where, for logs, the API and the studio."""
         transformer = self.parts.get("transformer")
         if transformer is None or self.problem:
             return self.problem
@@ -196,5 +228,5 @@ class Plan:
             "disk": ", its blocks streamed from disk",
         }[transformer.offload]
         return f"{self.model}: transformer {where} in {transformer.storage}{offload}" + (
-            ", merged" if self.merge else ""
+            (", merged" if self.merge else "") + (", compiled" if self.compile else "")
         )

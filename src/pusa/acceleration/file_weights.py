@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from pusa.acceleration.decisions import LoadOptions, Storage
@@ -40,20 +39,12 @@ def read_files(options: LoadOptions, files: Mapping[str, Path]) -> LoadOptions:
 
 def _stored(path: Path, component: str) -> tuple[Storage, int] | None:
     """Return the storage of a component and its bytes; None if the file is not here, or without it."""
-    try:
-        stat = path.expanduser().stat()
-        return _stored_in(path, component, stat.st_mtime_ns, stat.st_size)
-    except (ValueError, OSError, ModuleNotFoundError):
-        return None
-
-
-@lru_cache(maxsize=64)
-def _stored_in(path: Path, component: str, changed_ns: int, size_bytes: int) -> tuple[Storage, int] | None:
-    """Read a header again only if the file has changed since."""
     from pusa.models.single_file.recognition import recognise
 
-    part = recognise(path).part(component)
+    try:
+        part = recognise(path).part(component)
+    except (ValueError, OSError, ModuleNotFoundError):
+        return None
     if part is None or part.problem:
         return None
-    storage: Storage = part.kept_storage or "bfloat16"  # type: ignore[assignment]  # one of three
-    return storage, part.kept_bytes
+    return part.kept_storage or "bfloat16", part.kept_bytes

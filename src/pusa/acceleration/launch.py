@@ -85,7 +85,7 @@ def host(size: int, port: int = 0, *, device_type: str = "cuda", **watching: Any
     """
     if device_type == "cuda":
         check_gpus(size)
-    os.environ.update({name: value for name, value in _loopback().items() if name not in os.environ})
+    _use_loopback()
     listener = socket.create_server((_HOST, port), backlog=size + 8)
     store = dist.TCPStore(
         _HOST,
@@ -152,14 +152,9 @@ def join(rank: int, size: int, port: int, *, device_type: str = "cuda", **watchi
     Raises:
         RankError: another rank has failed.
     """
-    os.environ.update({name: value for name, value in _loopback().items() if name not in os.environ})
+    _use_loopback()
     store = dist.TCPStore(_HOST, port, is_master=False, timeout=timedelta(seconds=60))
     return Ranks(rank, size, _device(device_type, rank), store=store, **watching)
-
-
-def is_under_torchrun() -> bool:
-    """Tell if torchrun, or a launcher like it, has started this process as one of several ranks."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join_torchrun(device_type: str = "cuda", **watching: Any) -> Ranks:
@@ -172,7 +167,7 @@ def join_torchrun(device_type: str = "cuda", **watching: Any) -> Ranks:
     if device_type == "cuda":
         check_gpus(local_size)
     if local_size == int(os.environ["WORLD_SIZE"]):
-        os.environ.update({name: value for name, value in _loopback().items() if name not in os.environ})
+        _use_loopback()
     store, rank, size = next(dist.rendezvous("env://"))
     assert isinstance(store, dist.TCPStore)
     return Ranks(rank, size, _device(device_type, int(os.environ.get("LOCAL_RANK", rank))), store=store, **watching)
@@ -185,9 +180,10 @@ def _device(device_type: str, index: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _loopback() -> dict[str, str]:
-    """Return the settings that keep gloo and NCCL on the loopback device."""
+def _use_loopback() -> None:
+    """Keep gloo and NCCL on the loopback device, unless the environment names another."""
     names = [
         name for name, addresses in psutil.net_if_addrs().items() if any(one.address == _HOST for one in addresses)
     ]
-    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if names else {}
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if names else ():
+        os.environ.setdefault(variable, names[0])

@@ -1,11 +1,11 @@
 """Measure this machine, or describe another one, for `pusa.acceleration.plan`."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from pusa import resources
-from pusa.acceleration.decisions import Card, Machine
+from pusa.acceleration.decisions import Card, Link, Machine
 
 GIB = 2**30
 CONTEXT_BYTES = 500_000_000  # of a card: CUDA's context and its libraries
@@ -16,6 +16,15 @@ OFFLOAD_BYTES_PER_SECOND = {(8, 9): 22e9, (9, 0): 45e9, (12, 0): 45e9}  # of pin
 _OFFLOAD_ELSEWHERE = 20e9
 # Capabilities before (8, 0) are mostly behind PCIe 3.
 _OFFLOAD_BEFORE_AMPERE = 11e9
+
+
+def machine_without_cards(*, disk_folder: Path | None = None) -> Machine:
+    """Measure free RAM and disk as `machine` does, and ask for no cards, which would load torch."""
+    folder = disk_folder or Path.home()
+    return Machine(
+        ram_bytes=resources.free_memory_bytes(),
+        disk_bytes=shutil.disk_usage(folder).free if folder.exists() else 0,
+    )
 
 
 def machine(*, disk_folder: Path | None = None) -> Machine:
@@ -30,17 +39,15 @@ def machine(*, disk_folder: Path | None = None) -> Machine:
     import torch
 
     cards: list[Card] = []
-    link: Literal["none", "pcie", "nvlink"] = "none"
+    link: Link = "none"
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, _ = torch.cuda.mem_get_info(index)
         cards.append(Card(free, torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)))
     if len(cards) > 1:
         link = _link_of(cards[0].name) if _have_peer_access(len(cards)) else "pcie"
-    folder = disk_folder or Path.home()
-    return Machine(
+    return replace(
+        machine_without_cards(disk_folder=disk_folder),
         cards=tuple(cards),
-        ram_bytes=resources.free_memory_bytes(),
-        disk_bytes=shutil.disk_usage(folder).free if folder.exists() else 0,
         link=link,
         offload_bytes_per_second=offload_rate(cards[0].capability if cards else None),
         cpu_has_bf16=resources.is_bf16_fast("cpu"),
@@ -54,7 +61,7 @@ def described_machine(
     ram_gb: float = 64.0,
     disk_gb: float = 200.0,
     capability: tuple[int, int] = (8, 9),
-    link: Literal["none", "pcie", "nvlink"] = "pcie",
+    link: Link = "pcie",
 ) -> Machine:
     """Describe a machine by what it is sold as; the context of CUDA and the operating system take their part.
 
@@ -102,7 +109,7 @@ def _have_peer_access(count: int) -> bool:
     return all(torch.cuda.can_device_access_peer(0, other) for other in range(1, count))
 
 
-def _link_of(name: str) -> Literal["pcie", "nvlink"]:
+def _link_of(name: str) -> Link:
     """Guess the link of cards that reach each other's memory: torch does not tell NVLink from PCIe."""
     has_nvlink = any(word in name for word in ("SXM", "HBM3", "H100", "H200", "B200", "GB200"))
     return "nvlink" if has_nvlink and "PCIe" not in name and "NVL" not in name else "pcie"

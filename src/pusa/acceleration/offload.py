@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from pusa import resources
+from pusa.acceleration.blocks import blocks_of
 from pusa.acceleration.decisions import Offload
 
 _CPU = torch.device("cpu")
@@ -37,6 +38,11 @@ class TakeTurns(ModelHook):
     def __init__(self, execution_device: torch.device, others: Iterable[nn.Module] = (), *, stays: bool = True) -> None:
         self.execution_device, self._stays = execution_device, stays
         self._others = list(others)
+
+    @property
+    def has_others(self) -> bool:
+        """Tell if other parts leave the accelerator for this one."""
+        return bool(self._others)
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for other in self._others:
@@ -58,6 +64,12 @@ def take_turns(parts: Iterable[tuple[nn.Module, torch.device]]) -> None:
     for module, device in parts:
         others = [other for other, place in parts if other is not module and place == device]
         add_hook_to_module(module, TakeTurns(device, others))
+
+
+def takes_turns(module: nn.Module) -> bool:
+    """Tell if a part has to wait for others to leave the accelerator before it computes, which takes seconds."""
+    hook = getattr(module, "_hf_hook", None)
+    return isinstance(hook, TakeTurns) and hook.has_others
 
 
 def visit(module: nn.Module, device: torch.device) -> None:
@@ -88,7 +100,7 @@ def stream(module: nn.Module, offload: Offload, device: torch.device, folder: Pa
     # A VAE's encoder and decoder are called without the VAE around them, which only hooks on their layers notice.
     by_block = offload in ("blocks", "disk") and not isinstance(module, AutoencoderKLWan)
     # Prefetching traces the order of the layers in a whole forward pass; of the other parts some never run.
-    uses_stream = device.type == "cuda" and hasattr(module, "blocks")
+    uses_stream = device.type == "cuda" and bool(blocks_of(module))
     if uses_stream:
         _pin_exact_sizes()
     apply_group_offloading(

@@ -13,7 +13,7 @@ conditions, a text encoder and a VAE.
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,35 +25,36 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from pusa.acceleration.blocks import blocks_of
 from pusa.acceleration.decisions import Parallel
-from pusa.acceleration.ranks import Ranks, first_line
+from pusa.acceleration.ranks import Ranks
+from pusa.errors import first_line
+from pusa.lora.sources import transformers_of
+from pusa.models.frame_skipping import StepFrames
 from pusa.models.passes import LocalPasses, StepInputs, predict
 from pusa.models.vae import is_out_of_memory
 
-EXPERTS = ("transformer", "transformer_2")
 MEMORY_ADVICE = "give --gpus 1, where smaller plans take over, or --memory smallest"
 
 
-def choose(ranks: int, *, guided: bool, heads: int, link: str = "pcie") -> Parallel:
+def choose(ranks: int, *, guided: bool, heads: int | None) -> Parallel:
     """Choose how a number of ranks share the work: the two passes of guidance first, then the tokens by Ulysses.
 
     Args:
         guided: a step has two passes.
-        heads: attention heads of the transformer, which Ulysses divides.
-        link: between the cards; only named in the reason.
+        heads: attention heads of the transformer, which Ulysses divides; None: it divides none.
 
     Raises:
         ValueError: `ranks` is below 1.
     """
     if ranks < 1:
         raise ValueError(f"gpus={ranks} is below 1")
-    guidance = 2 if guided and ranks % 2 == 0 else 1
-    ulysses = ranks // guidance
-    reasons = ["the two passes of guidance on two groups"] if guidance == 2 else []
-    if ulysses > 1:
-        uneven = "" if heads % ulysses == 0 else f", {heads} heads unevenly"
-        reasons.append(f"the tokens among {ulysses} (Ulysses over {link}{uneven})")
-    return Parallel(guidance=guidance, ulysses=ulysses, reason=", ".join(reasons))
+    divided = Parallel.divide(ranks, guided=guided)
+    reasons = ["the two passes of guidance on two groups"] if divided.guidance == 2 else []
+    if divided.ulysses > 1:
+        uneven = "" if heads is None or heads % divided.ulysses == 0 else f", {heads} heads unevenly"
+        reasons.append(f"the tokens among {divided.ulysses} (Ulysses{uneven})")
+    return replace(divided, reason=", ".join(reasons))
 
 
 def check_heads(heads: int, ulysses: int) -> None:
@@ -64,6 +65,19 @@ def check_heads(heads: int, ulysses: int) -> None:
         raise ValueError(
             f"ulysses={ulysses}: {heads} attention heads do not divide among so many ranks: {', '.join(possible)} do"
         )
+
+
+def check_tokens(model: Any, parallel: Parallel) -> None:
+    """Raise ValueError if ranks cannot share the tokens of a transformer's pass, or its attention heads, like that."""
+    shares = parallel.ulysses * parallel.ring
+    if shares == 1:
+        return
+    if not getattr(model, "_cp_plan", None):
+        raise ValueError(
+            f"gpus={parallel.ranks}: {shares} of them would share the tokens of a pass, which a "
+            f"{type(model).__name__} cannot divide: give --gpus 2 with guidance above 1, or --gpus 1"
+        )
+    check_heads(model.config.num_attention_heads, parallel.ulysses)
 
 
 def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
@@ -81,7 +95,7 @@ def enable(pipe: Any, parallel: Parallel, ranks: Ranks | None = None) -> None:
         ValueError: the number of ranks differs, the pipeline's weights are divided already, an attention backend
             does not do it, the heads do not divide, or a step cache would decide differently on every rank.
     """
-    models, current = _models(pipe), pipe.passes
+    models, current = transformers_of(pipe), pipe.passes
     if isinstance(current, SharedPasses) and current.is_for(ranks, parallel, models):
         return
     disable(pipe)
@@ -128,10 +142,6 @@ def describe_failure(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _models(pipe: Any) -> list[Any]:
-    return [model for name in EXPERTS if (model := getattr(pipe, name, None)) is not None]
-
-
 def _unite_tokens(model: Any) -> None:
     """Undo `enable_parallelism`, for which diffusers has no way."""
     remove_context_parallel(model, model._cp_plan)
@@ -154,7 +164,7 @@ def _split_tokens(model: Any, parallel: Parallel, mesh: DeviceMesh) -> ContextPa
             "a step cache looks at a rank's own tokens and would decide differently on each: disable_cache() first, or "
             "share the passes of guidance only"
         )
-    check_heads(model.config.num_attention_heads, parallel.ulysses)
+    check_tokens(model, parallel)
     config = ContextParallelConfig(ulysses_degree=parallel.ulysses, ring_degree=parallel.ring, mesh=mesh)
     # diffusers divides the rank by the number of accelerators, even where the mesh is of CPUs and there are none.
     count = torch.accelerator.device_count() or mesh.size()
@@ -166,9 +176,10 @@ def _split_tokens(model: Any, parallel: Parallel, mesh: DeviceMesh) -> ContextPa
 def _shard(model: Any, mesh: DeviceMesh, device: torch.device) -> None:
     """Divide the weights of a transformer's blocks among all ranks; a block is whole while it computes."""
     model.requires_grad_(False)
-    for block in model.blocks:
+    blocks = blocks_of(model).values()
+    for block in blocks:
         fully_shard(block, mesh=mesh)  # moves the share of this rank to its device
-    shared = {id(parameter) for parameter in model.blocks.parameters()}
+    shared = {id(parameter) for block in blocks for parameter in block.parameters()}
     for tensor in [*model.parameters(), *model.buffers()]:
         if id(tensor) not in shared and tensor.device != device:
             tensor.data = tensor.data.to(device)
@@ -199,6 +210,7 @@ class SharedPasses(LocalPasses):
         guidance_group: dist.ProcessGroup,
         configs: list[ContextParallelConfig],
     ) -> None:
+        super().__init__()
         self.ranks, self.parallel, self.models = ranks, parallel, models
         self._guidance_group, self._configs = guidance_group, configs
         self._pass = dist.get_rank(guidance_group)
@@ -223,12 +235,14 @@ class SharedPasses(LocalPasses):
                     _expect(self.ranks.receive()[0], "end")
             finally:
                 self._call = None
+                self.stores.clear()
             return
         self.ranks.send({"kind": "begin"}, [latents])
         try:
             yield latents
         finally:
             self._call = None
+            self.stores.clear()
             if not self.ranks.has_failed:
                 self.ranks.send({"kind": "end"})
 
@@ -264,6 +278,7 @@ class SharedPasses(LocalPasses):
             "steps": inputs.steps,
             "sigma": inputs.sigma,
             "attention_kwargs": inputs.attention_kwargs,
+            "frames": inputs.frames and asdict(inputs.frames),
         }
         self.ranks.send(message, [inputs.latents, inputs.timesteps, *(() if is_known else inputs.prompts)])
         call.prompts = inputs.prompts
@@ -274,8 +289,12 @@ class SharedPasses(LocalPasses):
         is_shared = self.parallel.guidance == 2 and passes == 2
         try:
             with self.ranks.naming_failures():
-                predicted = predict(model, inputs, [self._pass] if is_shared else range(passes))
-            return self.ranks.gather(predicted[0], self._guidance_group) if is_shared else predicted
+                predicted = predict(model, inputs, [self._pass] if is_shared else range(passes), self.stores)
+            if is_shared:
+                return self.ranks.gather(predicted[0], self._guidance_group)
+            if self.parallel.guidance == 2 and model.is_cache_enabled:  # the second group lacks the first pass's state
+                return self.ranks.gather(predicted[0], self._guidance_group)[:1]
+            return predicted
         except BaseException as error:  # the others wait for this rank: the group cannot go on
             self.ranks.report_failure(describe_failure(error))
             raise
@@ -297,18 +316,22 @@ class SharedPasses(LocalPasses):
     def follow_call(self, pipe: Any) -> Iterator[StepInputs]:
         """Compute, on a rank other than 0, the steps of a call that has begun there; yield each one that is done."""
         call = _Call()
-        while True:
-            message, tensors = self.ranks.receive()
-            if message["kind"] == "end":
-                return
-            inputs = _received_step(call, message, tensors)
-            self._compute(pipe, inputs)
-            yield inputs
+        try:
+            while True:
+                message, tensors = self.ranks.receive()
+                if message["kind"] == "end":
+                    return
+                inputs = _received_step(call, message, tensors)
+                self._compute(pipe, inputs)
+                yield inputs
+        finally:
+            self.stores.clear()
 
 
 def _received_step(call: _Call, message: dict[str, Any], tensors: list[Tensor]) -> StepInputs:
     _expect(message, "step")
     latents, timesteps, *prompts = tensors
+    frames = message["frames"]
     call.prompts = tuple(prompts) or call.prompts
     return StepInputs(
         expert=message["expert"],
@@ -319,6 +342,7 @@ def _received_step(call: _Call, message: dict[str, Any], tensors: list[Tensor]) 
         timesteps=timesteps,
         prompts=call.prompts,
         attention_kwargs=message["attention_kwargs"],
+        frames=frames and StepFrames(*map(tuple, (frames["computed"], frames["kept"]))),
     )
 
 

@@ -1,9 +1,9 @@
 """Carry out a plan on a loaded pipeline, and undo it.
 
 The order matters: LoRAs are merged into full weights, or into fp8 ones whose files have the full ones, then those are
-stored in fewer bits, then offloading hooks them, and the rest moves to its device. Weights stay where they are until
-then: what was read to a card never passes through RAM. Promotion to per-frame timesteps came first, in the pipeline's
-constructor.
+stored in fewer bits, then blocks are compiled, then offloading hooks them, and the rest moves to its device. Weights
+stay where they are until then: what was read to a card never passes through RAM. Promotion to per-frame timesteps came
+first, in the pipeline's constructor.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pusa.acceleration import offload, quantization
+from pusa.acceleration import attention, compilation, offload, quantization
 from pusa.acceleration.decisions import PartPlan, Plan
 from pusa.lora.adapters import adapter_names, plan_rewrite, state_of
 from pusa.lora.sources import EXPERTS
@@ -30,7 +30,7 @@ PARTS = ("text_encoder", *EXPERTS, "vae")
 
 @dataclass
 class _Applied:
-    """What `apply` has done to a pipeline."""
+    """Remember what `apply` has done to a pipeline."""
 
     plan: Plan
     folders: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
@@ -52,10 +52,13 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
 
     Raises:
         ResourcesError: the plan says that nothing fits.
+        TypeError: `plan` is no plan.
         ValueError: the pipeline's weights are in fewer bits already and the plan wants others; or the plan cannot be.
-        RuntimeError: torchao is needed and is not installed.
+        RuntimeError: torchao, or the attention backend, is needed and is not installed.
         torch.OutOfMemoryError: the weights do not fit; `apply` a smaller plan, or `remove` this one.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan is a {type(plan).__name__}: give one of pusa.acceleration.plan(model, machine=...)")
     if plan.problem:
         raise ResourcesError(plan.problem)
     for name, part in plan.parts.items():
@@ -75,6 +78,12 @@ def apply(pipe: Any, plan: Plan, *, device: str | torch.device = "cuda", disk_fo
     _merge(pipe, plan)
     for name, part in parts.items():
         _prepare(name, getattr(pipe, name), part, plan, accelerator)
+    if plan.attention:
+        attention.apply(pipe, plan.attention)
+    if plan.compile:
+        compilation.compile_blocks(pipe)
+    if plan.compile_decoder and "vae" in parts:
+        compilation.compile_decoder(pipe.vae)
     if plan.parallel.shard:  # `parallel.enable` moves each rank's share
         parts = {name: part for name, part in parts.items() if name not in EXPERTS}
     for name, module in _modules(pipe).items():
@@ -104,6 +113,10 @@ def _undo(pipe: Any) -> None:
     for module in _modules(pipe).values():
         offload.remove_offload(module)
         offload.unpark_adapters(module)
+    compilation.remove(pipe)
+    applied = getattr(pipe, "applied_plan", None)
+    if applied is not None and applied.plan.attention:  # others are the caller's own choice
+        attention.remove(pipe)
     _clear(pipe)
 
 
@@ -134,7 +147,7 @@ def parts_read_as_fp8(plan: Plan) -> list[str]:
 
     Cards that multiply in fp8 store weights in another way, with scales, which needs the full ones.
     """
-    if _multiplies_in_8_bits(plan):
+    if plan.is_fast:
         return []
     return [name for name, part in plan.parts.items() if name in EXPERTS and part.storage == "fp8" and not part.kept]
 
@@ -163,10 +176,6 @@ def device_for(part: PartPlan, accelerator: torch.device) -> torch.device:
     if accelerator.type != "cuda" or accelerator.index is not None:
         return accelerator
     return torch.device("cuda", part.card or torch.cuda.current_device())
-
-
-def _multiplies_in_8_bits(plan: Plan) -> bool:
-    return plan.wish == "fastest" and plan.in_8_bits
 
 
 def _is_whole_on_accelerator(part: PartPlan) -> bool:
@@ -223,9 +232,7 @@ def _prepare(name: str, module: Any, part: PartPlan, plan: Plan, accelerator: to
     device = device_for(part, accelerator)
     if part.storage in ("fp8", "int8") and quantization.storage_of(module) != part.storage:
         has_adapters = not plan.merge and name in EXPERTS and bool(adapter_names(module))
-        is_fast = _multiplies_in_8_bits(plan) and quantization.multiplies_in_8_bits(
-            part.storage, device, has_adapters=has_adapters
-        )
+        is_fast = plan.is_fast and quantization.multiplies_in_8_bits(part.storage, device, has_adapters=has_adapters)
         place = device if part.offload == "none" and device.type == "cuda" else None
         quantization.quantize(module, part.storage, dtype=getattr(torch, part.dtype), is_fast=is_fast, device=place)
     if name == "vae":

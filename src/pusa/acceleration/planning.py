@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pusa.acceleration import attention
 from pusa.acceleration.candidates import PROCESS_BYTES, Candidate, Task, candidates
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, PartPlan, Plan
 from pusa.acceleration.file_weights import read_files
 from pusa.acceleration.needs import Ranks, clip_of, shapes_of
 from pusa.acceleration.speed import rate_of
-from pusa.defaults import WAN_DEFAULTS, ClipSize
+from pusa.defaults import ClipSize
+from pusa.lora.sources import EXPERTS
+from pusa.positions import nearest_of
 from pusa.resources import readable, readable_time
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _HALF = 0.48  # of the speed that exact weights would have without limits; a little less than half is still half
 _STEP = 0.97  # a fallback needs at most this part of the plan before it
+
+COMPILING = "compiled: the first step of a new size takes a minute or two longer, once, as its code stays on disk"
 
 Size = ClipSize | tuple[int, int, int]
 
@@ -69,8 +74,13 @@ def plans(
     options: LoadOptions | None = None,
     guidance: bool | float = True,
     lora_ranks: Ranks = None,
+    still_frames: int = 0,
 ) -> list[Plan]:
     """List plans that fit, the best by the user's wish first, each next one with less GPU memory; arguments as `plan`.
+
+    Args:
+        still_frames: latent frames that do not change while others do, whose keys and values are stored where a plan
+            that does so is as fast as one that computes every frame at every step.
 
     Returns:
         At least one plan; where nothing fits, one with a `problem`.
@@ -87,32 +97,106 @@ def plans(
         guidance=guidance if isinstance(guidance, bool) else guidance > 1,
         steps=model.defaults.steps,
         is_native=model.folder is not None,
+        still_frames=still_frames,
     )
     found = _plans_of(task)
+    if still_frames and shapes.transformer.stores_frames:
+        found = _storing_or_computing(task, found)
+        task = replace(task, still_frames=0)
     if found[0].problem:
         out = _way_out(
             task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem
         )
         found = [replace(found[0], problem=f"{found[0].problem}: {out}")]
-    return found
+    capability = min((card.capability for card in task.machine.cards if card.capability), default=None)
+    kinds = {"has_loras": any(shapes.lora_ranks.values()), "is_small": task.is_small}
+    return [
+        with_kernels(plan, options, capability, can_compile_decoder=_has_room_to_decode(plan, task), **kinds)
+        for plan in found
+    ]
+
+
+def _has_room_to_decode(plan: Plan, task: Task) -> bool:
+    """Tell if a second copy of what the decoder keeps of earlier frames fits, which a compiled one holds."""
+    if plan.problem:
+        return False
+    copy = task.shapes.vae.cache_bytes(task.size.height, task.size.width, plan.parts["vae"].dtype)
+    peak = plan.gpu_peak_bytes.get("decode", plan.ram_peak_bytes)
+    rooms = [usable_bytes(card) for card in task.machine.cards] if plan.gpu_peak_bytes else [task.machine.ram_bytes]
+    return peak + copy <= min(rooms)
+
+
+def with_kernels(
+    plan: Plan,
+    options: LoadOptions,
+    capability: tuple[int, int] | None,
+    *,
+    has_loras: bool,
+    is_small: bool = False,
+    can_compile_decoder: bool = True,
+) -> Plan:
+    """Add to a plan what computes attention, and if the transformers are compiled.
+
+    LoRAs are merged then: beside the weights they cost as much as compiling gains, and another alpha merges again.
+
+    Args:
+        capability: the cards' least one; None: the plan is for the CPU.
+        is_small: the model gains nothing by another attention than torch's own.
+        can_compile_decoder: there is memory for it.
+
+    Raises:
+        ValueError: the attention that is asked for does not run there, or is not installed.
+    """
+    if plan.problem:
+        return plan
+    notes = list(plan.notes)
+    word = attention.choose(
+        capability,
+        asked=options.attention,
+        dtype="float32" if is_small else "bfloat16",
+        shares_tokens=plan.parallel.ulysses * plan.parallel.ring > 1,
+    )
+    is_open = options.attention == "auto" and (word == "native" or attention.is_chosen_by_environment())
+    if not is_open:
+        notes.append(attention.describe(word))
+    wants = options.compile == "always" or (options.compile == "auto" and capability is not None)
+    obstacle = _obstacle_to_compile(plan) if wants else ""
+    if wants:
+        notes.append(f"not compiled, as {obstacle}" if obstacle else COMPILING)
+    compiles = wants and not obstacle
+    is_full = all(part.storage == part.dtype for name, part in plan.parts.items() if name in EXPERTS)
+    merge = plan.merge or (compiles and has_loras and is_full)
+    vae = plan.parts.get("vae")  # layers with hooks of their own cannot be compiled; tiles have many sizes
+    is_whole = vae is not None and vae.offload in ("none", "model") and not vae.tiles
+    return replace(
+        plan,
+        attention="" if is_open else word,
+        compile=compiles,
+        compile_decoder=compiles and is_whole and can_compile_decoder,
+        merge=merge,
+        notes=tuple(notes),
+    )
+
+
+def _obstacle_to_compile(plan: Plan) -> str:
+    """Say why the transformers cannot be compiled where a plan has them; empty if they can."""
+    parts = [part for name, part in plan.parts.items() if name in EXPERTS]
+    if any(part.offload == "leaves" for part in parts):
+        return "its layers are streamed one by one"
+    if any(part.storage == "gguf" for part in parts):
+        return "its weights stay as GGUF has them"
+    if any(part.storage == "fp8" for part in parts) and not plan.is_fast:
+        return "its weights are fp8 and become full layer by layer"
+    if plan.parallel.shard or plan.parallel.ulysses * plan.parallel.ring > 1:
+        return "cards share its weights or its tokens"
+    return ""
 
 
 def _model_of(source: str) -> "ZooModel":
     from pusa import zoo
-    from pusa.models import files
 
-    folder = Path(source).expanduser()
-    if (known := zoo.find(zoo.with_fallback(source))) or not (folder / "transformer" / "config.json").is_file():
-        return known or zoo.get("wan2.1-14b")
-    has_two = (folder / "transformer_2" / "config.json").is_file()
-    return zoo.ZooModel(
-        name=zoo.public_name(source),
-        title="a folder in diffusers layout",
-        transformer=files.read_json(folder / "transformer" / "config.json"),
-        defaults=replace(WAN_DEFAULTS, boundary_ratio=0.875) if has_two else WAN_DEFAULTS,
-        parameters=files.parameter_counts(folder),
-        vae_config=files.read_json(folder / "vae" / "config.json"),
-    )
+    known = zoo.find(zoo.with_fallback(source)) or zoo.in_folder(Path(source).expanduser())
+    return known or zoo.get("wan2.1-14b")
 
 
 def _plans_of(task: Task) -> list[Plan]:
@@ -123,12 +207,9 @@ def _plans_of(task: Task) -> list[Plan]:
         return [_plan_for_cpu(task)]
     all_ways = list(candidates(task))
     if not all_ways:
-        heads = task.shapes.transformer.heads
-        return [
-            _problem(
-                task, f"{task.name} cannot be shared by {task.options.gpus} cards (it has {heads} attention heads)"
-            )
-        ]
+        shape = task.shapes.transformer
+        why = f"it has {shape.heads} attention heads" if shape.shares_tokens else "only guidance's passes are"
+        return [_problem(task, f"{task.name} cannot be shared by {task.options.gpus} cards ({why})")]
     fitting = [way for way in all_ways if _fits(way)]
     if not fitting:
         return [_problem(task, _shortage(all_ways))]
@@ -137,6 +218,22 @@ def _plans_of(task: Task) -> list[Plan]:
         if not chosen or way.peak_bytes <= _STEP * chosen[-1].peak_bytes:
             chosen.append(way)
     return [way.plan(notes=_notes(task)) for way in chosen]
+
+
+def _storing_or_computing(task: Task, storing: list[Plan]) -> list[Plan]:
+    """Choose between plans that store frames and those that compute every frame, which take over from them if smaller.
+
+    All that store them make the same video, to the bit.
+    """
+    others = _plans_of(replace(task, still_frames=0))
+    note = (
+        f"every frame is computed at every step: no room for the keys and values of {task.still_frames} latent "
+        f"frames that are kept ({readable(task.stored_frames_bytes())})"
+    )
+    computing = [replace(plan, computes_all=True, notes=(*plan.notes, note)) for plan in others if not plan.problem]
+    if storing[0].problem or storing[0].relative_speed < others[0].relative_speed:
+        return computing or others
+    return storing + [plan for plan in computing if plan.peak_bytes <= _STEP * storing[-1].peak_bytes]
 
 
 def _fits(way: Candidate) -> bool:
@@ -207,6 +304,7 @@ def _plan_in_ram(task: Task) -> Plan:
     activations = shapes.transformer.activation_bytes(
         shapes.transformer.tokens(size), dtype=dtype, adapters=loras > 0 and task.is_small
     )
+    activations += task.stored_frames_bytes(dtype=dtype)
     resident = min(PROCESS_BYTES // 2, 10**9) + sum(weights.values()) + loras + vae
     encode = text + shapes.text_encoder.activation_bytes()
     decodes = {
@@ -232,14 +330,15 @@ def _plan_in_ram(task: Task) -> Plan:
         )
         for expert in weights
     }
-    parts["text_encoder"] = PartPlan(
-        dtypes["text_encoder"],
-        task.text_storage,
-        "cpu",
-        when="stay" if task.is_small else "prompt",
-        reason=f"{readable(text)}" + ("" if task.is_small else ", for a new prompt only"),
-        kept=task.text_storage != dtypes["text_encoder"],
-    )
+    if text:
+        parts["text_encoder"] = PartPlan(
+            dtypes["text_encoder"],
+            task.text_storage,
+            "cpu",
+            when="stay" if task.is_small else "prompt",
+            reason=f"{readable(text)}" + ("" if task.is_small else ", for a new prompt only"),
+            kept=task.text_storage != dtypes["text_encoder"],
+        )
     parts["vae"] = PartPlan(
         dtypes["vae"], dtypes["vae"], "cpu", tiles=tiles, reason=f"decoding holds {readable(decodes[tiles])}"
     )
@@ -255,7 +354,7 @@ def _plan_in_ram(task: Task) -> Plan:
 
 
 def _seconds_on_cpu(task: Task) -> float:
-    operations = sum(task.shapes.transformer.flops(task.shapes.transformer.tokens(task.size)))
+    operations = sum(task.shapes.transformer.flops(task.size))
     return task.steps * (2 if task.guidance else 1) * operations / rate_of(None)
 
 
@@ -305,7 +404,8 @@ def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
     width, height, frames = task.size.width, task.size.height, task.size.num_frames
     portrait = height > width
     for long, short, count in [(832, 480, frames), (832, 480, 49), (640, 352, 49), (480, 256, 33)]:
-        smaller = (short, long, min(count, frames)) if portrait else (long, short, min(count, frames))
+        count = nearest_of(min(count, frames), task.shapes.vae.temporal, 1)
+        smaller = (short, long, count) if portrait else (long, short, count)
         if smaller[0] * smaller[1] * smaller[2] < width * height * frames and fits(smaller):
             return f"{smaller[0]}x{smaller[1]} with {smaller[2]} frames fits"
     return "close other programs, add memory, or take a smaller model"

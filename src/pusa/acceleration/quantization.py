@@ -1,7 +1,8 @@
 """Store the weights of a model in fewer bits: as fp8 by diffusers' layerwise casting, as int8 or fp8 by torchao.
 
 Only the linear layers of the transformer blocks change, which hold nearly all weights. Embeddings, norms, modulation
-and the head stay as they are, and so do LoRA adapters, whose alpha stays live.
+and the head stay as they are, and so do LoRA adapters, whose alpha stays live. Where layers multiply in 8 bits too, the
+first and the last block keep full weights, as errors there reach all of the picture.
 """
 
 import importlib.util
@@ -9,10 +10,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from pusa.acceleration.blocks import blocks_of
 from pusa.acceleration.decisions import Storage
 from pusa.models.fp8 import store_as_fp8
 
@@ -67,16 +68,28 @@ def quantize(
         RuntimeError: torchao is needed and is not installed.
         ValueError: this kind of model cannot be stored so.
     """
-    is_transformer = isinstance(model, WanTransformer3DModel)
-    if storage == "fp8" and not (is_fast and is_transformer):
+    blocks = list(blocks_of(model))
+    if storage == "fp8" and not (is_fast and blocks):
         store_as_fp8(model, dtype)
-    elif storage in ("fp8", "int8") and is_transformer:
+    elif storage in ("fp8", "int8") and blocks:
         _check_torchao()
         from torchao.quantization import quantize_
 
-        quantize_(model, _torchao_config(storage, is_fast), _is_linear_of_block, device=device)
+        kept = ends_of(len(blocks)) if is_fast else ()
+        inside = tuple(f"{name}." for number, name in enumerate(blocks) if number not in kept)
+        quantize_(
+            model,
+            _torchao_config(storage, is_fast),
+            lambda module, name: name.startswith(inside) and _is_quantised(module, name),
+            device=device,
+        )
     else:
         raise ValueError(f"a {type(model).__name__} cannot be stored as {storage}: a transformer can, as fp8 or int8")
+
+
+def ends_of(layers: int) -> tuple[int, ...]:
+    """List the blocks that keep full weights where the others multiply in 8 bits: the first and last, of 5 or more."""
+    return (0, layers - 1) if layers > 4 else ()
 
 
 def multiplies_in_8_bits(storage: Storage, device: torch.device, *, has_adapters: bool) -> bool:
@@ -108,8 +121,8 @@ def _torchao_config(storage: Storage, is_fast: bool) -> Any:
     return Int8DynamicActivationInt8WeightConfig() if is_fast else Int8WeightOnlyConfig()
 
 
-def _is_linear_of_block(module: nn.Module, name: str) -> bool:
-    """Select the linear layers of attention and feed-forward in the blocks, without the matrices of LoRAs."""
-    if not (isinstance(module, nn.Linear) and name.startswith("blocks.")):
-        return False
-    return set(LoraLayer.adapter_layer_names).isdisjoint(name.split("."))
+def _is_quantised(module: nn.Module, name: str) -> bool:
+    """Select the linear layers of attention and feed-forward, without modulation and the matrices of LoRAs."""
+    words = name.split(".")
+    is_modulation = any(word.startswith(("norm", "adaLN")) for word in words)
+    return isinstance(module, nn.Linear) and not is_modulation and set(LoraLayer.adapter_layer_names).isdisjoint(words)

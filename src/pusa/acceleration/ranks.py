@@ -350,11 +350,6 @@ class _Watch:
             self._give_up(str(failure))
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _is_alive(host: str, pid: int) -> bool:
     """Tell if a process lives, as far as this machine can know."""
     if host != socket.gethostname():

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pusa import zoo
-from pusa.acceleration.decisions import LoadOptions, Plan, Wish
+from pusa.acceleration.decisions import Link, LoadOptions, Plan, Wish
 from pusa.acceleration.machine import described_machine
 from pusa.acceleration.planning import plan
 
@@ -31,6 +31,7 @@ _COLUMNS = (
     ("wan2.1-14b", (1280, 720, 81)),
     ("wan2.2-a14b", (832, 480, 81)),
     ("wan2.2-a14b", (1280, 720, 81)),
+    ("pusa-v0.5", (848, 480, 163)),
 )
 _STORAGE = {"bfloat16": "exact", "fp8": "fp8", "int8": "int8"}
 _OFFLOAD = {"none": "", "model": " in turns", "blocks": " streamed", "leaves": " streamed", "disk": " from disk"}
@@ -45,13 +46,13 @@ def buyers_table(wish: Wish = "balanced") -> str:
 
 def _rows(columns: list[tuple[str, tuple[int, int, int]]], wish: Wish) -> Iterator[list[str]]:
     for title, count, memory, ram, capability in _MACHINES:
-        link = "nvlink" if count == 8 else "pcie"
+        link: Link = "nvlink" if count == 8 else "pcie"
         machine = described_machine(
             gpu_gb=memory,
             count=count,
             ram_gb=ram,
             capability=capability,
-            link=link,  # type: ignore[arg-type]  # one of the two
+            link=link,
         )
         plans = [plan(name, size=size, machine=machine, options=LoadOptions(memory=wish)) for name, size in columns]
         yield [title or "the same", f"{ram} GB", *map(_cell, plans)]

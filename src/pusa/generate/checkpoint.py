@@ -1,7 +1,9 @@
 """Save the latents of a run while it denoises, and resume an interrupted run from them.
 
 Denoising solves an ordinary differential equation: its state is the latents, the number of steps done and the state of
-the generator that draws the noise of later windows. A resumed run makes the same video, bit for bit.
+the generator that draws the noise of later windows. A resumed run makes the same video, bit for bit. Where frames that
+do not move are left out of steps, their keys and values are part of the state, too large for a file: such a run is
+saved before steps that compute every frame, see `pusa.models.frame_skipping`.
 """
 
 import hashlib
@@ -42,13 +44,13 @@ class DenoisingCheckpoint:
     Args:
         path: safetensors file with the latents of every window begun and the generator's state.
         request: the request of the run.
-        every: steps between two writes; the last step of a window is always written.
+        every: least number of steps between two writes; the last step of a window is always written.
         seconds: minimum time between two writes, except for the last step of a window.
         weights: hashes of the files that the run is made with.
 
     Attributes:
         windows: latents of the windows begun, fp32 ``[1, C, F, h, w]`` on the CPU, kept until the end: a window of 81
-            frames at 832 x 480 takes 8.4 MB.
+            frames at 832 x 480 takes 8.4 MB. A wave's are its turns, of the earlier ones the frames finished in each.
         steps_of_last: steps done in the last of them; the earlier ones are finished.
         generator_state: uint8 state after drawing the noise of the last window; None before that.
     """
@@ -64,10 +66,10 @@ class DenoisingCheckpoint:
     ) -> None:
         if every < 1:
             raise ValueError(f"checkpoint_every={every} is below 1")
-        self.path, self.key, self.every, self.steps = path, request_key(request, weights), every, request.steps
+        self.path, self.key, self.every = path, request_key(request, weights), every
         self.seconds, self.written_at = seconds, time.monotonic()
         self.windows: list[Tensor] = []
-        self.steps_of_last = 0
+        self.steps_of_last, self._steps = 0, request.steps  # done in the last window, and of all its steps
         self.generator_state: Tensor | None = None
 
     def read(self) -> str | None:
@@ -86,28 +88,38 @@ class DenoisingCheckpoint:
         self.windows, self.steps_of_last = windows, header["steps_of_last"]
         return None
 
-    def resume(self, window: int) -> tuple[Tensor | None, int]:
-        """Return the latents of a window and its steps done; None and 0 if it was not begun."""
+    def resume(self, window: int, steps: int) -> tuple[Tensor | None, int]:
+        """Return the latents of a window of `steps` steps and its steps done; None and 0 if it was not begun."""
         if window >= len(self.windows):
             return None, 0
-        return self.windows[window], self.steps_of_last if window == len(self.windows) - 1 else self.steps
+        return self.windows[window], self.steps_of_last if window == len(self.windows) - 1 else steps
 
-    def is_due(self, steps_done: int) -> bool:
-        """Tell if `save` will write the file after `steps_done` steps of a window."""
-        is_early = steps_done % self.every or time.monotonic() - self.written_at < self.seconds
-        return not is_early or steps_done >= self.steps
+    def is_past(self, window: int) -> bool:
+        """Tell if a later window was begun."""
+        return window < len(self.windows) - 1
 
-    def save(self, window: int, latents: Tensor, steps_done: int, generator: torch.Generator) -> bool:
+    def trim(self, window: int, begin: int, end: int) -> None:
+        """Keep latent frames `begin` to `end` of a finished window only: a later one has the others, too."""
+        if window == len(self.windows) - 1:
+            self.windows[window] = self.windows[window][:, :, begin:end]
+
+    def is_due(self, steps_done: int, steps: int) -> bool:
+        """Tell if `save` will write the file after `steps_done` of the `steps` steps of a window."""
+        written = self.steps_of_last if self.steps_of_last < self._steps else 0  # none of a window after a finished one
+        is_early = steps_done - written < self.every or time.monotonic() - self.written_at < self.seconds
+        return not is_early or steps_done >= steps
+
+    def save(self, window: int, latents: Tensor, steps_done: int, steps: int, generator: torch.Generator) -> bool:
         """Write the file durably and atomically if it is due; return True if it was.
 
         Args:
             window: number of the window; the earlier ones are finished.
-            latents: the window's latents after `steps_done` of its steps, ``[1, C, F, h, w]``.
+            latents: the window's latents after `steps_done` of its `steps` steps, ``[1, C, F, h, w]``.
         """
-        if not self.is_due(steps_done):
+        if not self.is_due(steps_done, steps):
             return False
         self.windows[window:] = [latents.detach().float().cpu()]
-        self.steps_of_last = steps_done
+        self.steps_of_last, self._steps = steps_done, steps
         header = {"key": self.key, "windows": len(self.windows), "steps_of_last": steps_done}
         tensors = {
             f"window_{number}": window_latents.contiguous() for number, window_latents in enumerate(self.windows)

@@ -13,7 +13,8 @@ import sys
 import torch
 
 from pusa.acceleration import launch, parallel
-from pusa.acceleration.ranks import RankError, Ranks, first_line
+from pusa.acceleration.ranks import RankError, Ranks
+from pusa.errors import first_line
 from pusa.events import Events, Stage, Step
 from pusa.generate.sharing import SharedModel
 

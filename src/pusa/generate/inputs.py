@@ -17,7 +17,7 @@ from pusa.fsutil import sha256_of
 from pusa.lora.sources import parse_lora
 from pusa.positions import frames_of
 from pusa.provenance.xmp import Mark, write_packet
-from pusa.request import ConditionSpec, ResolvedCondition, ResolvedRequest
+from pusa.request import ConditionSpec, ResolvedCondition, ResolvedRequest, final_size
 
 MAX_EMBEDDED_BYTES = 2_000_000  # of all inputs together
 _MOST_COMPRESSION = 16  # lossless; real footage reaches 4
@@ -127,6 +127,7 @@ def carry(inputs: Sequence[Input], request: ResolvedRequest, marks: Mapping[str,
     """
     contents: dict[str, str] = {}
     conditions, copies = [], []
+    size = _copied_size(request)
     free_bytes = MAX_EMBEDDED_BYTES
     for entry in inputs:
         condition = entry.condition.model_copy(update={"file": Path(entry.condition.file).name})
@@ -134,10 +135,10 @@ def carry(inputs: Sequence[Input], request: ResolvedRequest, marks: Mapping[str,
         xmp = b"" if mark is None else write_packet(mark)
         fitted, copy = None, None
         if condition.kind == "image":
-            fitted = _fit(entry.read_image(), entry, request)
+            fitted = _fit(entry.read_image(), entry, size)
             copy = _copy_image(fitted, xmp)
         else:
-            copy = _copy_video(entry, request, xmp, free_bytes)
+            copy = _copy_video(entry, request, size, xmp, free_bytes)
         sha256 = hashlib.sha256(copy or b"").hexdigest()
         if copy is not None and (sha256 in contents or len(copy) <= free_bytes):
             free_bytes -= 0 if sha256 in contents else len(copy)
@@ -157,9 +158,18 @@ def without_folders(request: ResolvedRequest) -> ResolvedRequest:
     return request.model_copy(update=names)
 
 
-def _fit(frame: Image.Image | np.ndarray, entry: Input, request: ResolvedRequest) -> Image.Image:
-    """Fit a frame to the video, without colour profile and all else that Pillow keeps beside the pixels."""
-    return Image.fromarray(np.asarray(fit_image(frame, request.width, request.height, entry.condition.fit)))
+def _fit(frame: Image.Image | np.ndarray, entry: Input, size: tuple[int, int]) -> Image.Image:
+    """Fit a frame to a size, without colour profile and all else that Pillow keeps beside the pixels."""
+    return Image.fromarray(np.asarray(fit_image(frame, *size, entry.condition.fit)))
+
+
+def _copied_size(request: ResolvedRequest) -> tuple[int, int]:
+    """Return the size of copies: that of the video, or for a draft that of the final, which is made from them."""
+    own = request.width, request.height
+    try:
+        return final_size(zoo.defaults_of(request.model), *own) if request.draft else own
+    except ValueError:  # a draft too large for a final of twice its size
+        return own
 
 
 def _copy_image(fitted: Image.Image, xmp: bytes) -> bytes:
@@ -168,11 +178,15 @@ def _copy_image(fitted: Image.Image, xmp: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _copy_video(entry: Input, request: ResolvedRequest, xmp: bytes, most_bytes: int) -> bytes | None:
+def _copy_video(
+    entry: Input, request: ResolvedRequest, size: tuple[int, int], xmp: bytes, most_bytes: int
+) -> bytes | None:
     """Copy the frames that the request uses; None as soon as they take more than `most_bytes`, or cannot take less."""
-    size, fps = (request.width, request.height), request.fps
-    most_frames = None if request.task in ("extend", "transition") else frames_used(entry.condition, request)
+    fps, is_draft = request.fps, entry.condition.kind == "draft"
+    reads_all = request.task in ("extend", "transition")  # the file shows the videos; their draft shows them, too
+    most_frames = None if reads_all else frames_used(entry.condition, request)
     video = media.probe_video(entry.source)
+    size = (video.width, video.height) if is_draft else size  # a draft is enlarged when it is read
     frames = round(video.seconds * fps) if most_frames is None else min(most_frames, round(video.seconds * fps))
     if 3 * size[0] * size[1] * frames > _MOST_COMPRESSION * most_bytes:
         return None
@@ -180,11 +194,12 @@ def _copy_video(entry: Input, request: ResolvedRequest, xmp: bytes, most_bytes: 
         path = Path(folder) / "copy.mp4"
         with media.VideoWriter(path, width=size[0], height=size[1], fps=fps, lossless=True, xmp=xmp) as writer:
             for frame in media.iter_video(entry.source, fps=fps, fit=size, max_frames=most_frames):
-                writer.write(np.asarray(_fit(frame, entry, request))[None])
+                writer.write((frame if is_draft else np.asarray(_fit(frame, entry, size)))[None])
         return path.read_bytes() if path.stat().st_size <= most_bytes else None
 
 
 def frames_used(condition: ResolvedCondition, request: ResolvedRequest) -> int:
     """Count the frames from the start of a video that a condition can use."""
-    indices = [position.latent_index(request.frames, request.fps) for position in condition.positions]
-    return frames_of(max(indices) + 1) if indices else request.frames
+    factor = request.frames_per_latent
+    indices = [position.latent_index(request.frames, request.fps, factor) for position in condition.positions]
+    return frames_of(max(indices) + 1, factor) if indices else request.frames

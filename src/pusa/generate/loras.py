@@ -1,10 +1,13 @@
 """Attach the LoRAs of a request to a pipeline, and tell which file got which strength on which expert."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pusa import zoo
+from pusa.acceleration.needs import own_lora_ranks
+from pusa.errors import first_line
 from pusa.fsutil import FileStat, fingerprint_of, sampled_fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
 from pusa.lora.layouts import read_lora
@@ -14,6 +17,9 @@ from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
 
 Loras = list[dict[str, PlacedFile]]
+
+FAST = "fast"
+"""Name of the adapter that a request with `fast` adds."""
 
 
 def attach(pipe: PusaPipeline, sources: Sequence[Source], layers: Literal["all", "fitting"]) -> Loras:
@@ -35,11 +41,48 @@ def check_files(sources: Iterable[str]) -> None:
             find_files(text)
 
 
+def fast_lora(request: ResolvedRequest) -> zoo.LoraSource | None:
+    """Return the 4-step LoRA that a request adds: none where LoRAs of its own replace all of the model's."""
+    if not request.fast or request.lora:
+        return None
+    model = zoo.find(request.model)
+    return model.fast_lora if model else None
+
+
+def fetch_fast(request: ResolvedRequest) -> dict[str, PlacedFile]:
+    """Find, or download, the files of the 4-step LoRA that a request adds: expert -> file; empty without one.
+
+    Raises:
+        FileNotFoundError: they are not here and cannot be downloaded.
+    """
+    lora = fast_lora(request)
+    if lora is None:
+        return {}
+    try:
+        files = lora.fetch()
+    except Exception as error:  # its class depends on the Hub client's HTTP library
+        names = " and ".join(f"{lora.source}/{name}" for name in lora.files.values())
+        raise FileNotFoundError(
+            f"the 4-step LoRA of {request.model} ({names}) is not on this machine and cannot be downloaded "
+            f"({first_line(error)}): give it, after Pusa's, with --lora FILE --lora FILE, or leave --fast out"
+        ) from error
+    return {expert: PlacedFile(path, 1.0, "for few steps") for expert, path in files.items()}
+
+
+def attach_fast(pipe: PusaPipeline, files: Mapping[str, PlacedFile]) -> None:
+    """Attach the files of `fetch_fast` at strength 1. Raises as `pusa.lora.load_pusa`."""
+    if files:
+        pipe.load_pusa({expert: file.path for expert, file in files.items()}, alpha=1.0, adapter_name=FAST)
+
+
 def ranks_of(request: ResolvedRequest) -> dict[str, int]:
-    """Sum the ranks of a request's LoRAs by expert, for a plan; empty where the model's own is taken."""
+    """Sum the ranks of a request's LoRAs by expert, for a plan; empty where the model's own Pusa LoRA is all."""
     model = zoo.find(request.model)
     sources = list(request.lora) or list(model.own_lora if model else ())
     ranks: dict[str, int] = {}
+    if model and fast_lora(request):
+        pusa = None if model.own_lora else model.lora  # the user's own are counted below
+        ranks = own_lora_ranks(replace(model, lora=pusa), fast=True)
     for files in place_loras(EXPERTS[: model.experts] if model else EXPERTS, sources):
         for expert, file in files.items():
             found = read_lora(file.path, expert, shapes_only=True).ranks
@@ -49,14 +92,19 @@ def ranks_of(request: ResolvedRequest) -> dict[str, int]:
 
 def has_pusa(pipe: PusaPipeline) -> bool:
     """Tell if an adapter follows the request's alpha."""
-    return bool(_experts_with_pusa(pipe))
+    return bool(_experts_with("pusa", pipe))
 
 
 def set_alphas(pipe: PusaPipeline, request: ResolvedRequest, loras: Loras) -> None:
-    """Set the first LoRA, or the model's own, to the request's alphas, save where its source has a strength."""
+    """Set the first LoRA, or the model's own, to the request's alphas, save where its source has a strength.
+
+    A 4-step LoRA acts for requests with `fast` alone.
+    """
     wanted = alphas(request, loras)
-    if experts := _experts_with_pusa(pipe):
+    if experts := _experts_with("pusa", pipe):
         pipe.set_alpha({expert: wanted[expert] for expert in experts})
+    if _experts_with(FAST, pipe):
+        pipe.set_alpha(1.0 if fast_lora(request) else 0.0, adapter_name=FAST)
 
 
 def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
@@ -75,6 +123,16 @@ def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
                 + (f", {file.reason}" if file.reason else "")
                 + (f"; {len(left_out)} image-to-video layers are left out ({left_out[0]}, ...)" if left_out else "")
             )
+
+
+def fast_notes(request: ResolvedRequest, files: Mapping[str, PlacedFile]) -> Iterator[str]:
+    """Write what makes few steps enough for a request with `fast`: the files of `fetch_fast`, or LoRAs of its own."""
+    if not request.fast:
+        return
+    if files:
+        yield from (f"4-step {note.removesuffix(', for few steps')}" for note in notes(request, [dict(files)]))
+    elif request.lora and (model := zoo.find(request.model)) and model.fast_lora:
+        yield "the LoRAs of the request replace the model's 4-step LoRA, too: one of them has to be made for few steps"
 
 
 def own_files(entry: zoo.ZooModel) -> tuple[list[str | dict[str, Path]], list[str]]:
@@ -98,10 +156,9 @@ def own_files(entry: zoo.ZooModel) -> tuple[list[str | dict[str, Path]], list[st
     except Exception as error:  # its class depends on the Hub client's HTTP library
         if not told:
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return [], [
             f"{told}: its defaults apply, but its Pusa LoRA ({entry.lora.source}) is not here and cannot be "
-            f"downloaded ({reason})"
+            f"downloaded ({first_line(error)})"
         ]
     return [source], [f"{told}: its defaults and its Pusa LoRA ({entry.lora.source}) apply"] if told else []
 
@@ -114,12 +171,10 @@ def missing_note(pipe: PusaPipeline, request: ResolvedRequest) -> str | None:
     if has_pusa(pipe) or not (request.conditions or request.task != "generate"):
         return None
     if not pipe.config.expand_timesteps:
-        return (
-            "no Pusa LoRA is loaded: unless one is merged into these weights, images and videos will not be followed "
-            "well; --lora FILE adds one"
-        )
-    specs = request.conditions
-    places = {place.latent_index(request.frames, request.fps) for spec in specs for place in spec.positions}
+        model = zoo.find(request.model)
+        return None if model is not None and model.weights else pipe.base.conditions_note or None
+    specs, clip = request.conditions, (request.frames, request.fps, request.frames_per_latent)
+    places = {place.latent_index(*clip) for spec in specs for place in spec.positions}
     is_first_frame = request.task == "generate" and [spec.kind for spec in specs] == ["image"] and places == {0}
     if is_first_frame and request.frames <= request.window:
         return None
@@ -136,9 +191,9 @@ def alphas(request: ResolvedRequest, loras: Loras) -> dict[str, float]:
     return asked | {expert: file.strength for expert, file in first.items() if file.strength is not None}
 
 
-def _experts_with_pusa(pipe: PusaPipeline) -> list[str]:
+def _experts_with(adapter: str, pipe: PusaPipeline) -> list[str]:
     models = {name: getattr(pipe, name) for name in EXPERTS}
-    return [name for name, model in models.items() if model is not None and "pusa" in adapter_names(model)]
+    return [name for name, model in models.items() if model is not None and adapter in adapter_names(model)]
 
 
 # ---- files that change -----------------------------------------------------------------------------------------------
@@ -178,6 +233,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             f"this video was made with --quantize {was_stored}, and its weights are rounded in another way now: give "
             "it for equal frames"
         )
+    if old and old.get("computes_all", False) != new.get("computes_all", False):
+        yield (
+            "this video was made with every frame computed at every step, for lack of memory: give --exact for equal "
+            "frames"
+            if "computes_all" in old
+            else "every frame is computed at every step now, for lack of memory: small differences are likely"
+        )
+    for key, option in (("compiled", "--compile"), ("attention", "--attention")):
+        if old and old.get(key) != new.get(key):
+            was, is_now = (_with(option, weights.get(key)) for weights in (old, new))
+            yield f"this video was made {was} and is made {is_now} now: small differences are likely"
     old_parts, new_parts = before.get("parts", {}), now.get("parts", {})
     for part in sorted({*old_parts, *new_parts} if before else ()):
         old, new = old_parts.get(part, {}), new_parts.get(part, {})
@@ -196,3 +262,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
                 f"LoRA {file['file']} is another one than this video was made with (sha256 {file['sha256'][:12]}..., "
                 f"was {was['sha256'][:12]}...)"
             )
+
+
+def _with(option: str, value: str | bool | None) -> str:
+    """Say if an option was given, and its value."""
+    if not value:
+        return f"without {option}"
+    return f"with {option}" + (f" {value}" if isinstance(value, str) else "")

@@ -26,7 +26,7 @@ class DenoisingProgress:
     def __init__(self, report: Report) -> None:
         self.total_steps = self.steps_done = self.windows_begun = 0
         self._report = report
-        self._steps_resumed = 0
+        self._steps_resumed = self._steps_reported = 0
         self._began_at: float | None = None
 
     def begin_window(self, steps_resumed: int) -> None:
@@ -36,19 +36,30 @@ class DenoisingProgress:
         self._steps_resumed += steps_resumed
 
     def begin_denoising(self) -> None:
-        """Report the stage and start the clock, before the first step of the first window that is denoised."""
+        """Report the stage, before the steps of each window; start the clock before the first that is denoised."""
+        self._report(Stage("denoise"))
         if self._began_at is None:
-            self._report(Stage("denoise"))
             self._began_at = time.monotonic()
+
+    def go_on(self) -> None:
+        """Report the stage again, after frames were decoded between two steps."""
+        self._report(Stage("denoise"))
 
     def count_step(self) -> int:
         """Count a step and return the number of steps done."""
         self.steps_done += 1
         return self.steps_done
 
+    def repeat(self, steps: int) -> None:
+        """Take back the last steps, which will be done again; they are not reported twice."""
+        self.steps_done -= steps
+
     def report_step(self) -> None:
         """Report the last step done; the time left assumes that every step takes as long as the average one."""
         assert self._began_at is not None
+        if self.steps_done <= self._steps_reported:
+            return
+        self._steps_reported = self.steps_done
         seconds_per_step = (time.monotonic() - self._began_at) / (self.steps_done - self._steps_resumed)
         seconds_left = seconds_per_step * (self.total_steps - self.steps_done)
         self._report(Step(self.steps_done, self.total_steps, seconds_left))

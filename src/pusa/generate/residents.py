@@ -1,6 +1,7 @@
 """Load a request's model by a plan, keep it for the next one, and change to a smaller plan where memory runs out."""
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,15 +11,18 @@ from typing import Any, Literal
 import torch
 
 from pusa import loading, zoo
-from pusa.acceleration import placement, quantization
+from pusa.acceleration import attention, compilation, placement, quantization, step_cache
 from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan
+from pusa.errors import first_line
 from pusa.events import BytesProgress, Note, Planned, Report
 from pusa.generate import loras
+from pusa.lora.adapters import adapter_names
+from pusa.lora.placement import PlacedFile
+from pusa.lora.sources import EXPERTS
 from pusa.models.streaming import Progress
 from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
-from pusa.request import GenerationRequest, ResolvedRequest
-from pusa.scheduler import PusaFlowMatchEulerScheduler
+from pusa.request import ResolvedRequest, placeholder_request
 
 Load = Callable[[Plan | None, Progress], tuple[PusaPipeline, loras.Loras]]
 
@@ -30,6 +34,7 @@ class Resident:
     Attributes:
         pipe: the pipeline; the same object for as long as the model is held, whatever becomes of its parts.
         loras: files of its LoRAs.
+        fast: files of the 4-step LoRA beside them, by expert; empty until a request asks for it.
         notes: what people should know of the model that was loaded.
         plans: the plan that it runs by, and then smaller ones; none for a pipeline that the caller has made.
         machine: as it was before the model was loaded: what is free now does not count what the model itself takes.
@@ -42,6 +47,7 @@ class Resident:
     device: str = "cuda"
     machine: Machine | None = None
     notes: list[str] = field(default_factory=list)
+    fast: dict[str, PlacedFile] = field(default_factory=dict)
     _load: Load | None = None
     _request: ResolvedRequest | None = None
     _is_read: bool = False
@@ -77,20 +83,29 @@ class Resident:
             torch.OutOfMemoryError: the smallest plan does not fit.
             ValueError, FileNotFoundError: the model or a LoRA cannot be loaded.
         """
+        if self._is_read and not self.fast:
+            loras.fetch_fast(request)  # raises before anything is given up; the first loading looks for it itself
         before, self._request = self._request, request
+        if self.pipe is not None:
+            step_cache.disable(self.pipe)  # before hooks of another plan, and with the state of the last request
         if self._load is not None:
+            self._check_kernels(report)
             found = self._without_failed(list(plans) if plans is not None else self._choose(request), request)
             is_same = self.plan is not None and (not found or _placement(found[0]) == _placement(self.plan))
             self.plans = found or self.plans
             if before is not None and self._is_stale(before, request):
                 report(Note("the LoRAs are merged for good: the model is loaded again for another alpha"))
                 self._is_read = False
+            if self._is_read and loras.fast_lora(request) and not self.fast:
+                report(Note("the model is loaded again, with its 4-step LoRA"))
+                self._is_read = False
             if not (is_same and self._is_read):
                 self._until_it_fits(report, progress)
         pipe = self._loaded
-        pipe.scheduler = PusaFlowMatchEulerScheduler.from_config(pipe.scheduler.config, shift=request.shift)
+        pipe.scheduler = pipe.base.with_shift(pipe.scheduler, request.shift)
         if not placement.is_alpha_frozen(pipe):
             loras.set_alphas(pipe, request, self.loras)
+        step_cache.enable(pipe, request.step_cache)
         self._announce(report)
         return pipe
 
@@ -105,9 +120,17 @@ class Resident:
         if len(self.plans) < 2 or self._request is None:
             return False
         self._drop_plan(f"out of memory in {where}: a smaller plan takes over", report)
+        step_cache.disable(self._loaded)
         self._until_it_fits(report)
+        step_cache.enable(self._loaded, self._request.step_cache)
         self._announce(report)
         return True
+
+    @property
+    def acting_loras(self) -> list[dict[str, PlacedFile]]:
+        """Files of the LoRAs that act for the request: those of the model or the request, and a 4-step one."""
+        is_fast = self._request is not None and loras.fast_lora(self._request) is not None
+        return [*self.loras, *([self.fast] if is_fast and self.fast else [])]
 
     # ---- plans ----
 
@@ -129,11 +152,23 @@ class Resident:
         ranks = self.options.gpus or 1  # as many processes as share the work
         return [plan for plan in found if plan.parallel.ranks == ranks] or found
 
+    def _check_kernels(self, report: Report) -> None:
+        """Check, before anything is read, that what is asked for can be had here; compiling on "auto" can be missed."""
+        options, has_card = self.options, torch.cuda.is_available()
+        attention.choose(torch.cuda.get_device_capability() if has_card else None, asked=options.attention)
+        if options.compile == "never" or (options.compile == "auto" and not has_card):
+            return
+        if reason := compilation.missing_tool("cuda" if has_card else "cpu"):
+            if options.compile == "always":
+                raise RuntimeError(f"compile=always: {reason}; or leave it out")
+            report(Note(f"not compiled: {reason}"))
+            self.options = replace(options, compile="never")
+
     def _without_failed(self, plans: list[Plan], request: ResolvedRequest) -> list[Plan]:
         """Leave out plans that ran out of memory for a request of this size or a smaller one."""
-        size = _size_of(request)
+        size = math.prod(_clip_of(request))
         failed = [place for place, failed_size in self._failed if failed_size <= size]
-        return [plan for plan in plans if _placement(plan) not in failed] or plans[-1:]
+        return [plan for plan in plans if (_placement(plan), plan.computes_all) not in failed] or plans[-1:]
 
     def _until_it_fits(self, report: Report, progress: Progress | None = None) -> None:
         """Load the model, or rearrange it, by the first plan that fits."""
@@ -143,7 +178,7 @@ class Resident:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             if len(self.plans) < 2:
                 raise torch.OutOfMemoryError(
                     f"out of memory while the model was loaded ({reason}): close other programs, ask for a smaller "
@@ -153,7 +188,8 @@ class Resident:
 
     def _drop_plan(self, message: str, report: Report) -> None:
         assert self._request is not None
-        self._failed.append((_placement(self.plans[0]), _size_of(self._request)))
+        failed = _placement(self.plans[0]), self.plans[0].computes_all
+        self._failed.append((failed, math.prod(_clip_of(self._request))))
         self.plans = self.plans[1:]
         report(Note(message))
         free_memory()
@@ -186,8 +222,10 @@ class Resident:
 
     def _is_stale(self, before: ResolvedRequest, request: ResolvedRequest) -> bool:
         """Tell if a request has other alphas than those that are merged into weights for good."""
-        is_frozen = self._is_read and placement.is_alpha_frozen(self._loaded)
-        return is_frozen and loras.alphas(before, self.loras) != loras.alphas(request, self.loras)
+        if not (self._is_read and placement.is_alpha_frozen(self._loaded)):
+            return False
+        strengths = [(loras.alphas(one, self.loras), loras.fast_lora(one)) for one in (before, request)]
+        return strengths[0] != strengths[1]
 
     def _announce(self, report: Report) -> None:
         if self.plan is not None:
@@ -202,11 +240,12 @@ def choose_plans(request: ResolvedRequest, options: LoadOptions, machine: Machin
 
     return planning.plans(
         request.model,
-        size=(request.width, request.height, min(request.frames, request.window)),
+        size=_clip_of(request),
         machine=machine,
         options=options,
         guidance=request.guidance,
         lora_ranks=loras.ranks_of(request) or None,
+        still_frames=0 if request.exact else request.still_frames,
     )
 
 
@@ -215,6 +254,8 @@ def plan_as_loaded(pipe: PusaPipeline, model: str, options: LoadOptions) -> Plan
 
     A machine without a GPU leaves nothing else to decide.
     """
+    from pusa.acceleration import planning
+
     parts = {}
     for name in placement.PARTS:
         module = getattr(pipe, name, None)
@@ -225,17 +266,29 @@ def plan_as_loaded(pipe: PusaPipeline, model: str, options: LoadOptions) -> Plan
             storage, reason = options.quantize, f"its weights are stored as {options.quantize}, as asked for"
         dtype: Literal["float32", "bfloat16"] = "bfloat16" if module.dtype == torch.bfloat16 else "float32"
         parts[name] = PartPlan(dtype, storage, "cpu", reason=reason)
-    return Plan(zoo.public_name(model), options.memory, parts)
+    plan = Plan(zoo.public_name(model), options.memory, parts)
+    experts = [expert for name in EXPERTS if (expert := getattr(pipe, name, None)) is not None]
+    has_loras = any(map(adapter_names, experts))
+    return planning.with_kernels(plan, options, None, has_loras=has_loras)
 
 
 def _placement(plan: Plan) -> Any:
     """Return what of a plan changes the pipeline."""
     parts = {name: replace(part, reason="") for name, part in plan.parts.items()}
-    return parts, plan.merge, replace(plan.parallel, reason=""), plan.wish == "fastest" and plan.in_8_bits
+    return (
+        parts,
+        plan.merge,
+        replace(plan.parallel, reason=""),
+        plan.is_fast,
+        plan.attention,
+        plan.compile,
+        plan.compile_decoder,
+    )
 
 
-def _size_of(request: ResolvedRequest) -> int:
-    return request.width * request.height * min(request.frames, request.window)
+def _clip_of(request: ResolvedRequest) -> tuple[int, int, int]:
+    """Return width, height and frames of what is made at once: the video, or a window of a long one."""
+    return request.width, request.height, min(request.frames, request.window)
 
 
 def _dtypes(plan: Plan | None) -> dict[str, torch.dtype] | None:
@@ -247,10 +300,6 @@ def _dtypes(plan: Plan | None) -> dict[str, torch.dtype] | None:
     }
     default = names.get("transformer", "float32")
     return {name: getattr(torch, dtype) for name, dtype in {"default": default, **names}.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def free_memory() -> None:
@@ -300,7 +349,7 @@ def load_pipeline(
     called with the bytes read so far and those of all.
     """
     defaults = zoo.defaults_of(model)
-    request = GenerationRequest(model=model, prompt=model, lora=list(sources), lora_layers=layers, seed=0)
+    request = placeholder_request(defaults, model=model, lora=list(sources), lora_layers=layers, seed=0)
     resolved = request.resolved(defaults)
     return resident_of(resolved, load or LoadOptions()).prepare(resolved, None, lambda event: None, progress=progress)
 
@@ -339,6 +388,7 @@ def _load(
     progress: Progress,
 ) -> tuple[PusaPipeline, loras.Loras]:
     loras.check_files(lora_sources)
+    fast = loras.fetch_fast(resident._request) if resident._request else {}
     entry = zoo.find(model)
     sources: list[Any] = list(lora_sources)
     resident.notes = []
@@ -357,6 +407,8 @@ def _load(
         given["keep_quantized"] = [part for part, how in plan.parts.items() if how.kept]
     pipe = PusaPipeline.from_pretrained(model, files=resident.options.files, progress=progress, **given)
     attached = loras.attach(pipe, sources, layers)
+    loras.attach_fast(pipe, fast)
+    resident.fast = fast
     pipe.set_progress_bar_config(disable=True)
     return pipe, attached
 
@@ -370,13 +422,19 @@ def load_text_encoder(resident: Resident, model: str) -> torch.nn.Module:
 
 
 def weights_of(resident: Resident, model: str) -> dict[str, Any]:
-    """Hash what a loaded model was read from, and name what its transformers were rounded to since."""
+    """Hash what a loaded model was read from, and name what else decides how it rounds."""
     identity = getattr(resident.pipe, "text_encoder_identity", None) or ""
     source = identity if "@" in identity else zoo.public_name(model)  # of a Hub model its id and revision
-    weights = loras.hashes(source, local_folder(model), resident.loras, files_of(model, resident.options))
+    weights = loras.hashes(source, local_folder(model), resident.acting_loras, files_of(model, resident.options))
     part = resident.part("transformer") or resident.part("transformer_2")
     if part is not None and part.storage in ("fp8", "int8") and not part.kept:
         weights["model"]["storage"] = part.storage
+    if resident.plan is not None and resident.plan.computes_all:
+        weights["model"]["computes_all"] = True
+    if resident.plan is not None and resident.plan.compile:
+        weights["model"]["compiled"] = True
+    if resident.plan is not None and resident.plan.attention:
+        weights["model"]["attention"] = resident.plan.attention
     for name, entry in weights.get("parts", {}).items():
         if (how := resident.part(name)) is not None and how.kept:
             entry["kept"] = how.storage

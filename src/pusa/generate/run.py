@@ -4,39 +4,41 @@ The command line, the server's worker and the evaluation all call `generate`.
 """
 
 import base64
-import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from pusa import media, zoo
+from pusa import zoo
+from pusa.acceleration import step_cache
 from pusa.acceleration.decisions import LoadOptions, Plan
-from pusa.acceleration.ranks import RankError, Ranks
-from pusa.events import Done, Events, Note, Report, Resolved, RunEnded, Stage, as_events, report_until_stopped
+from pusa.acceleration.ranks import Ranks
+from pusa.defaults import GenerationDefaults
+from pusa.events import Done, Events, Note, Report, Resolved, Stage, as_events, report_until_stopped
 from pusa.generate import inputs, loras, prompt_hints, residents, sharing
 from pusa.generate.checkpoint import DenoisingCheckpoint
+from pusa.generate.growing import growing_video
 from pusa.generate.inputs import Input
-from pusa.generate.marks import ResultMarks, mark_decoded, mark_result
+from pusa.generate.marks import mark_decoded, mark_result
+from pusa.generate.output import check_output, load_latents, open_writer, write_output
 from pusa.generate.progress import Previews
 from pusa.generate.tasks import OutputPlan, Tasks
-from pusa.models.finite import check_decoded, is_finite
-from pusa.models.vae import DecodeError, DecodeMemoryError, decode_chunks, decode_video, is_out_of_memory
+from pusa.models.finite import is_finite
+from pusa.models.frame_skipping import frame_obstacle
 from pusa.pipeline import PusaPipeline
 from pusa.provenance.options import MarkOptions
-from pusa.request import GenerationRequest, Metadata, ResolvedRequest, match_orientation, rounding_notes
+from pusa.request import (
+    GenerationRequest,
+    Metadata,
+    ResolvedRequest,
+    match_orientation,
+    rounding_notes,
+    stored_request,
+)
 
 _SECOND_EXPERT = ("alpha_2", "guidance_2")  # fields for the low-noise expert of Wan2.2
-FADE_FRAMES = 8  # half a second at Wan's rate
 
 
 def generate(
@@ -58,6 +60,7 @@ def generate(
     plans: Sequence[Plan] | None = None,
     device: str = "cuda",
     ranks: Ranks | None = None,
+    growing: Path | None = None,
 ) -> Events:
     """Make the video of a request.
 
@@ -85,6 +88,7 @@ def generate(
             `pusa.acceleration.plans` for this machine.
         device: the accelerator that plans mean by "cuda".
         ranks: share the denoising; this process is rank 0, and the others run `pusa.generate.follower.follow`.
+        growing: an .mp4 to watch a video in that is made piece by piece, as it grows; it is gone at the end.
 
     Yields:
         Events, see `pusa.events`; the last is ``done`` with the path, unless `stop` ended the run. Closing the
@@ -102,8 +106,8 @@ def generate(
 
     def run(report: Report) -> None:
         report_or_stop = report_until_stopped(report, stop)
-        resolved, sources = _resolve(request, carried or {}, report)
-        _check_output(output, resolved)  # reject what cannot be written or read before any work
+        resolved, sources, defaults = _resolve(request, carried or {}, report)
+        check_output(output, resolved)  # reject what cannot be written or read before any work
         for note in inputs.check(sources):
             report(Note(note))
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
@@ -121,26 +125,17 @@ def generate(
         if pipeline is None:
             weights = residents.weights_of(resident, resolved.model)
             result_marks = result_marks.with_weights(weights)
-        writer = _writer(output, resolved, result_marks)
-        max_sequence_length = zoo.defaults_of(resolved.model).max_sequence_length
-        notes = [
-            *resident.notes,
-            *(loras.notes(resolved, resident.loras) if request.lora else ()),
-            *loras.changes(made_with or {}, weights or {}),
-            *_cut_notes(resolved, pipe.tokenizer, max_sequence_length),
-        ]
-        if missing := loras.missing_note(pipe, resolved):
-            notes.append(missing)
-        if request.alpha and not loras.has_pusa(pipe):
-            notes.append(f"alpha {request.alpha:g} has no effect: no LoRA is loaded")
-        if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
-            notes.append(f"no effect of {', '.join(unused)}: the model has one expert")
-        for note in notes:
+        writer = open_writer(output, resolved, result_marks)
+        for note in _notes(request, resolved, defaults, resident, pipe, made_with or {}, weights or {}):
             report(Note(note))
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(
-                checkpoint, resolved, every=checkpoint_every, seconds=checkpoint_seconds, weights=weights
+                checkpoint,
+                resolved,
+                every=step_cache.resumable_every(resolved.step_cache, checkpoint_every),
+                seconds=checkpoint_seconds,
+                weights=weights,
             )
             if reason := saved.read():
                 report(Note(reason))
@@ -150,15 +145,17 @@ def generate(
             result_marks.inputs,
             pipe,
             report_or_stop,
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=defaults.max_sequence_length,
             previews=Previews(report_or_stop, every=preview_every, seconds=preview_seconds, decoder=preview_decoder),
             checkpoint=saved,
             take_smaller_plan=take_smaller_plan,
             text_encoder=resident.part("text_encoder"),
             device=device,
             load_text_encoder=partial(residents.load_text_encoder, resident, resolved.model),
+            computes_all=lambda: resident.plan is not None and resident.plan.computes_all,
         )
-        _write(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
+        part = growing_video(growing, resolved, result_marks.metadata, report)
+        write_output(writer, tasks.plan(), pipe, result_marks, report_or_stop, stop, tasks.take_smaller_plan, part)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         report(Done({"video": output}))
@@ -196,18 +193,18 @@ def decode(
         z, stored = load_latents(latents)
         if not is_finite(z):
             raise ValueError(f"{latents} holds NaN or infinity: denoise the video again")
-        request = GenerationRequest.model_validate(stored["request"])
+        request = stored_request(stored["request"])
         if model is not None:
             request = request.model_copy(update={"model": model})
         resolved = request.resolved(zoo.defaults_of(request.model))
-        _check_output(output, resolved)
+        check_output(output, resolved)
         result_marks = mark_decoded(stored, metadata or resolved.metadata, marks or MarkOptions())
-        writer = _writer(output, resolved, result_marks)
+        writer = open_writer(output, resolved, result_marks)
         report(Stage("load"))
         resident = residents.vae_of(resolved, load or LoadOptions(), device)
         pipe = resident.prepare(resolved, plans, report)
         take_smaller_plan = partial(resident.take_smaller_plan, report=report_or_stop)
-        _write(writer, OutputPlan([z]), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
+        write_output(writer, OutputPlan([z]), pipe, result_marks, report_or_stop, stop, take_smaller_plan)
         report(Done({"video": output}))
 
     return as_events(run)
@@ -215,8 +212,12 @@ def decode(
 
 def _resolve(
     request: GenerationRequest, carried: Mapping[str, bytes], report: Report
-) -> tuple[ResolvedRequest, list[Input]]:
-    """Fill every field of the request and find its inputs; report what was rounded, and words the model lacks."""
+) -> tuple[ResolvedRequest, list[Input], GenerationDefaults]:
+    """Fill every field of the request and find its inputs; report what was rounded, and words the model lacks.
+
+    Returns:
+        The request, its inputs and the defaults of its model.
+    """
     request = _with_available_model(request, report)
     defaults = zoo.defaults_of(request.model)
     first = request.conditions[0] if request.conditions else None
@@ -225,10 +226,12 @@ def _resolve(
     sources = [inputs.find(condition, carried) for condition in resolved.conditions]
     for note in rounding_notes(request, resolved, defaults.size_multiple):
         report(Note(note))
-    if unknown := prompt_hints.unknown_words(request.prompt, request.model):
+    texts = resolved.place_prompts().texts
+    words = (word for text in texts for word in prompt_hints.unknown_words(text, request.model))
+    if unknown := list(dict.fromkeys(words)):
         hint = prompt_hints.hint(unknown, request.model)
         report(Note(hint, tuple(unknown)))
-    return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources
+    return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources, defaults
 
 
 def _with_available_model(request: GenerationRequest, report: Report) -> GenerationRequest:
@@ -240,8 +243,41 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     return request.model_copy(update={"model": model})
 
 
+def _notes(
+    request: GenerationRequest,
+    resolved: ResolvedRequest,
+    defaults: GenerationDefaults,
+    resident: residents.Resident,
+    pipe: PusaPipeline,
+    made_with: Mapping[str, Any],
+    weights: Mapping[str, Any],
+) -> Iterator[str]:
+    """Yield what the loaded model has to say to a request: changed weights, fields without effect, cut prompts."""
+    yield from resident.notes
+    if request.lora:
+        yield from loras.notes(resolved, resident.loras)
+    yield from loras.fast_notes(resolved, resident.fast)
+    yield from loras.changes(made_with, weights)
+    if pipe.base.has_text:
+        yield from _cut_notes(resolved, pipe.tokenizer, defaults.max_sequence_length)
+    if missing := loras.missing_note(pipe, resolved):
+        yield missing
+    if request.alpha and not loras.has_pusa(pipe):
+        yield f"alpha {request.alpha:g} has no effect: no LoRA is loaded"
+    if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
+        yield f"no effect of {', '.join(unused)}: the model has one expert"
+    can_skip = pipe.base.skips_frames and not resolved.exact and resolved.still_frames
+    if can_skip and (obstacle := frame_obstacle(pipe)):
+        yield f"every frame is computed at every step: {obstacle}"
+
+
 def _cut_notes(request: ResolvedRequest, tokenizer: Any, max_sequence_length: int) -> Iterator[str]:
-    texts = {"prompt": request.prompt} | ({"negative prompt": request.negative_prompt} if request.guidance > 1 else {})
+    numbered = {
+        f"prompt {number} of prompts": text for number, text in enumerate(request.place_prompts().texts, start=1)
+    }
+    texts = (numbered if request.prompts else {"prompt": request.prompt}) | (
+        {"negative prompt": request.negative_prompt} if request.guidance > 1 else {}
+    )
     for name, text in texts.items():
         if note := prompt_hints.cut_note(name, prompt_clean(text), tokenizer, max_sequence_length):
             yield note
@@ -261,212 +297,5 @@ def read_request(metadata: Mapping[str, Any] | None) -> tuple[GenerationRequest,
     if not metadata or "request" not in metadata:
         raise ValueError("no request is stored inside: only videos made by pusa can be made again")
     carried = {sha256: base64.b64decode(text) for sha256, text in metadata.get("inputs", {}).items()}
-    return GenerationRequest.model_validate(metadata["request"]), carried
-
-
-def save_latents(path: Path, latents: Tensor, metadata: Mapping[str, Any]) -> None:
-    """Save normalised latents ``[B, C, F, h, w]`` with their metadata as safetensors, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({"latents": latents.detach().cpu().contiguous()}, temporary, {"pusa": json.dumps(metadata)})
-    temporary.replace(path)
-
-
-def load_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Read the latents and the metadata that `save_latents` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is of another kind.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not here")
-    try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("latents"), json.loads((file.metadata() or {})["pusa"])
-    except Exception as error:  # the parser raises errors of any type for other files
-        raise ValueError(f"{path} holds no latents saved by pusa: give the .latents.safetensors of a run") from error
-
-
-# ---- the file --------------------------------------------------------------------------------------------------------
-
-
-def _check_output(output: Path, request: ResolvedRequest) -> None:
-    """Raise ValueError, FileNotFoundError or MediaError if this video cannot be written under this name."""
-    if (
-        output.suffix.lower() == ".png"
-        and "%" not in output.name
-        and (request.frames > 1 or request.task != "generate")
-    ):
-        raise ValueError(f"{output} holds one picture: give a folder, %04d.png or .mp4 for a video")
-    media.VideoWriter(output, width=request.width, height=request.height, fps=request.fps)
-
-
-def _writer(output: Path, request: ResolvedRequest, marks: ResultMarks) -> media.VideoWriter:
-    return media.VideoWriter(
-        output,
-        width=request.width,
-        height=request.height,
-        fps=request.fps,
-        metadata=marks.metadata,
-        xmp=marks.xmp,
-        seal=marks.seal,
-    )
-
-
-def _write(
-    writer: media.VideoWriter,
-    plan: OutputPlan,
-    pipe: PusaPipeline,
-    marks: ResultMarks,
-    report: Report,
-    stop: Callable[[], bool],
-    take_smaller_plan: Callable[[str], bool],
-) -> None:
-    """Decode and write the video chunk by chunk, so that memory does not grow with its length."""
-    saved = writer.path.with_suffix(".latents.safetensors")
-    existed = saved.exists()
-    with TemporaryFile() as file:  # on disk, so that memory does not grow with the video
-        pieces = _Pieces(plan.pieces, file, report)
-        decoded = _decoded(pieces, pipe, lambda z: save_latents(saved, z, marks.for_latents), take_smaller_plan)
-        try:
-            with writer:
-                for frames in marks.embed(output_frames(plan, decoded)):
-                    if stop():
-                        raise RunEnded
-                    writer.write(frames)
-        except Exception as error:  # no fault of decoding or writing may cost hours of denoising
-            is_denoising = pieces.is_denoising and not isinstance(error, DecodeError)
-            if not pieces.denoised or is_denoising or isinstance(error, RankError):
-                raise
-            latents = pieces.read_back()
-            try:
-                save_latents(saved, latents, marks.for_latents)
-            except OSError:  # a full disk
-                raise error from None
-            kind = DecodeMemoryError if isinstance(error, DecodeMemoryError) else DecodeError
-            reason = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
-            message = f"{reason}; the denoised latents are in {saved}: finish with `pusa decode {saved}`"
-            raise kind(message, latents) from error
-    if not existed:
-        saved.unlink(missing_ok=True)
-
-
-class _Pieces:
-    """Iterate over pieces of latents as they are denoised, and keep them in a file.
-
-    Attributes:
-        denoised: how many pieces there have been.
-        is_denoising: the next piece is being made, so that an error is not one of decoding.
-        are_all_denoised: no piece is left to make.
-    """
-
-    def __init__(self, pieces: Iterable[Tensor], file: IO[bytes], report: Report) -> None:
-        self._pieces, self._file, self._report = iter(pieces), file, report
-        self.denoised, self.is_denoising = 0, False
-        self.are_all_denoised = isinstance(pieces, list)
-        self._count = len(pieces) if isinstance(pieces, list) else 0
-
-    def __length_hint__(self) -> int:
-        """Return how many pieces there are; 0 if it is not known: `decode_chunks` keeps nothing after the last."""
-        return 1 if self.denoised and self.are_all_denoised else self._count  # one, once they are read back
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield the pieces that there have been, from the file, and then new ones as they are denoised."""
-        if self.denoised:
-            yield self.read_back()
-        self.is_denoising = True
-        for piece in self._pieces:
-            self.is_denoising = False
-            np.save(self._file, piece.cpu().numpy())
-            self.denoised += 1
-            self._report(Stage("decode"))
-            yield piece
-            self.is_denoising = True
-        self.is_denoising = False
-
-    def read_back(self) -> Tensor:
-        """Return all pieces so far as one, ``[1, C, F, h, w]``."""
-        end = self._file.tell()
-        self._file.seek(0)
-        pieces = []
-        while self._file.tell() < end:
-            pieces.append(torch.from_numpy(np.load(self._file)))
-        return torch.cat(pieces, dim=2)
-
-
-def output_frames(plan: OutputPlan, decoded: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the frames of the output, uint8 ``[1, H, W, 3]``, without a jump where parts join.
-
-    The skipped and dropped frames show the same moments as frames of the neighbouring part, but decoded by the VAE (and
-    not quite equal, if conditioned with noise). The difference at a joint fades out over the generated frames.
-    """
-    outside = None
-    for outside in plan.before:
-        yield outside[None]
-    generated = _fade_in(outside, plan.skip, (frame for chunk in decoded for frame in chunk))
-    first, held = None, deque[np.ndarray]()
-    for frame in generated:
-        first = frame if first is None else first
-        held.append(frame)
-        if not plan.drop or len(held) > plan.drop + FADE_FRAMES:
-            yield held.popleft()[None]
-    after = iter(plan.after)
-    outside = next(after, first)  # a loop continues with its own first frame
-    fading = len(held) - plan.drop
-    if plan.drop and outside is not None:
-        difference = outside - held[fading].astype(np.float32)
-        for number in range(fading):
-            yield _add(held[number], difference * ((number + 1) / (fading + 1)))[None]
-        if plan.after:
-            yield outside[None]
-    for frame in after:
-        yield frame[None]
-
-
-def _fade_in(outside: np.ndarray | None, skip: int, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the frames after the first `skip`, fading out the difference of the last skipped one to `outside`."""
-    difference: Any = 0.0
-    for number, frame in enumerate(frames, start=1 - skip):
-        if number == 0 and outside is not None:
-            difference = outside - frame.astype(np.float32)
-        if number >= 1:
-            yield _add(frame, difference * (1 - number / (FADE_FRAMES + 1))) if number <= FADE_FRAMES else frame
-
-
-def _add(frame: np.ndarray, difference: Any) -> np.ndarray:
-    return (frame + difference).round().clip(0, 255).astype(np.uint8)
-
-
-def _decoded(
-    pieces: _Pieces, pipe: PusaPipeline, save: Callable[[Tensor], None], take_smaller_plan: Callable[[str], bool]
-) -> Iterator[np.ndarray]:
-    """Yield the frames of each piece as soon as it is denoised.
-
-    If decoding runs out of memory, save the latents, and decode them again by smaller plans; without one, in ways that
-    need less.
-    """
-    frames_shown = 0
-    while True:
-        frames_decoded = 0
-        try:
-            for chunk in decode_chunks(pipe.vae, pieces):
-                new = chunk[:, :, max(0, frames_shown - frames_decoded) :]
-                frames_decoded += chunk.shape[2]
-                if new.shape[2]:
-                    yield media.to_uint8(check_decoded(new))
-                    frames_shown = frames_decoded
-            return
-        except RuntimeError as error:
-            if pieces.is_denoising or not is_out_of_memory(error):
-                raise
-        latents = pieces.read_back()
-        save(latents)
-        if not take_smaller_plan("decoding"):
-            break
-    if not pieces.are_all_denoised:
-        raise DecodeMemoryError("out of memory while decoding", latents)
-    try:
-        frames = decode_video(pipe.vae, latents)
-    except DecodeMemoryError as error:
-        raise DecodeMemoryError("out of memory while decoding", latents) from error
-    yield media.to_uint8(check_decoded(frames[:, :, frames_shown:]))
+    request = {"exact": True, **metadata["request"]}  # older versions computed every frame at every step
+    return stored_request(request), carried

@@ -10,9 +10,12 @@ import torch
 
 from pusa.acceleration import parallel
 from pusa.acceleration.decisions import LoadOptions, Parallel, PartPlan, Plan
-from pusa.acceleration.ranks import Ranks, first_line
+from pusa.acceleration.ranks import Ranks
+from pusa.errors import first_line
 from pusa.events import Event, Report, Stage
 from pusa.generate.residents import Resident, resident_of
+from pusa.lora.sources import EXPERTS
+from pusa.models.parts import PARTS
 from pusa.models.vae import is_out_of_memory
 from pusa.pipeline import PusaPipeline
 from pusa.request import ResolvedRequest
@@ -82,15 +85,20 @@ def share(ranks: Ranks | None, pipe: PusaPipeline, request: ResolvedRequest, pla
     """Share the steps of a loaded pipeline among all ranks, in the way that suits a request or that was chosen.
 
     Raises:
-        ValueError: the attention heads do not divide among so many ranks.
+        ValueError: the tokens or the attention heads do not divide among so many ranks.
     """
     if ranks is None:
         return parallel.disable(pipe)
     chosen = ranks.parallel or (plan.parallel if plan and plan.parallel.ranks == ranks.size else None)
-    heads = (pipe.transformer or pipe.transformer_2).config.num_attention_heads
+    model = pipe.transformer or pipe.transformer_2
     if chosen is None:
-        chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=heads)
-    parallel.check_heads(heads, chosen.ulysses)  # before the others enable it
+        chosen = parallel.choose(ranks.size, guided=request.guidance > 1, heads=model.config.get("num_attention_heads"))
+    parallel.check_tokens(model, chosen)  # before the others enable it
+    if request.step_cache != "none" and chosen.ulysses * chosen.ring > 1:
+        raise ValueError(
+            f"step_cache={request.step_cache}: each of the ranks that share a pass would decide for itself; leave it "
+            "out, or share the two passes of guidance alone"
+        )
     ranks.send({"kind": "share", "parallel": asdict(chosen), "plan": plan and _plain(plan)})
     parallel.enable(pipe, chosen, ranks)
 
@@ -106,7 +114,7 @@ class SharedModel:
     def __init__(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
         """Load it: `message` is that of `request_model`."""
         options: dict[str, Any] = {
-            name: Path(value) if name in _FILES and value else value for name, value in message["options"].items()
+            name: Path(value) if name in PARTS and value else value for name, value in message["options"].items()
         }
         self._request = ResolvedRequest.model_validate(message["request"])
         self._resident = resident_of(self._request, LoadOptions(**options), device=ranks.device.type)
@@ -114,15 +122,10 @@ class SharedModel:
 
     def share(self, ranks: Ranks, message: Mapping[str, Any]) -> None:
         """Share it as rank 0 does: `message` is that of `share`; weights are stored as those of rank 0."""
-        plan = message["plan"]
-        if plan and self._resident.plan and _stored(_plain(self._resident.plan)) != _stored(plan):
-            parts = {name: PartPlan(**part) for name, part in plan["parts"].items()}
-            same = Plan(plan["model"], plan["wish"], parts, plan["merge"], in_8_bits=plan["in_8_bits"])
-            self.pipe = self._resident.prepare(self._request, [same], _ignore)
+        plan, own = message["plan"] and _from_plain(message["plan"]), self._resident.plan
+        if plan and own and _stored(own) != _stored(plan):
+            self.pipe = self._resident.prepare(self._request, [plan], _ignore)
         parallel.enable(self.pipe, Parallel(**message["parallel"]), ranks)
-
-
-_FILES = ("transformer", "transformer_2", "text_encoder", "vae")  # of `LoadOptions`
 
 
 def _ignore(event: Event) -> None:
@@ -130,18 +133,18 @@ def _ignore(event: Event) -> None:
 
 
 def _plain(plan: Plan) -> dict[str, Any]:
+    """Convert what decides how a rank computes to values of JSON."""
     parts = {name: asdict(part) for name, part in plan.parts.items()}
-    return {
-        "model": plan.model,
-        "wish": plan.wish,
-        "parts": parts,
-        "merge": plan.merge,
-        "in_8_bits": plan.in_8_bits,
-    }
+    values = {name: getattr(plan, name) for name in ("model", "wish", "merge", "in_8_bits", "attention", "compile")}
+    return {**values, "parts": parts}
 
 
-def _stored(plan: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what of a plan changes what the transformers compute."""
-    parts = {name: part for name, part in plan["parts"].items() if name.startswith("transformer")}
-    how = plan["merge"], plan["wish"], plan["in_8_bits"]
-    return {name: (part["dtype"], part["storage"]) for name, part in parts.items()}, how
+def _from_plain(values: Mapping[str, Any]) -> Plan:
+    """Convert what `_plain` returned."""
+    return Plan(**{**values, "parts": {name: PartPlan(**part) for name, part in values["parts"].items()}})
+
+
+def _stored(plan: Plan) -> tuple[Any, ...]:
+    """Return what changes what the transformers compute."""
+    parts = {name: (part.dtype, part.storage) for name, part in plan.parts.items() if name in EXPERTS}
+    return parts, plan.merge, plan.wish, plan.in_8_bits, plan.attention, plan.compile

@@ -1,6 +1,7 @@
 """Read pictures and videos safely, and write videos with their request inside."""
 
 from pusa.media.decoding import VideoInfo
+from pusa.media.growing import GrowingVideo
 from pusa.media.pictures import ImageInfo, probe_image, read_image, to_srgb
 from pusa.media.previews import contact_sheet, sprite_sheet, thumbnail
 from pusa.media.reading import (
@@ -17,6 +18,7 @@ from pusa.media.writing import VideoWriter, discard_unfinished, to_uint8
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "GrowingVideo",
     "ImageInfo",
     "MediaError",
     "MediaLimits",

@@ -110,15 +110,18 @@ class Mp4Encoder(_FFmpegEncoder):
     largest = 16384
     even = True
 
+    muxing: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
+    speed: ClassVar[dict[str, str]] = {"preset": "medium"}
+
     def __init__(self, output: Output):
         super().__init__(
             output,
             codec="libx264rgb" if output.lossless else "libx264",
             pixels="rgb24" if output.lossless else "yuv420p",
-            container={"movflags": "+faststart", "movie_timescale": str(_movie_timescale(output.fps))},
+            container={**self.muxing, "movie_timescale": str(_movie_timescale(output.fps))},
             crf=0 if output.lossless else output.crf,
-            preset="medium",
             mbtree=0,  # x264's AVX-512 code for it reads memory it never wrote: equal frames would give unequal files
+            **self.speed,
         )
         if output.text is not None:
             self._container.metadata["comment"] = output.text
@@ -147,6 +150,16 @@ class Mp4Encoder(_FFmpegEncoder):
             dst_colorspace=Colorspace.ITU709,
             interpolation="AREA",
         )
+
+
+class GrowingMp4Encoder(Mp4Encoder):
+    """Encode an MP4 whose fragments are on the disk as soon as the next frame is written."""
+
+    muxing: ClassVar[dict[str, str]] = {
+        "movflags": "+frag_every_frame+empty_moov+default_base_moof",
+        "flush_packets": "1",
+    }
+    speed: ClassVar[dict[str, str]] = {"preset": "veryfast", "tune": "zerolatency"}
 
 
 def append_mp4_xmp(path: Path, packet: bytes) -> None:

@@ -1,5 +1,7 @@
 """Draw previews of videos: a thumbnail, a contact sheet of one video or of several, a sprite sheet for a seek bar."""
 
+import base64
+import io
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -236,6 +238,13 @@ def draw_label(
             text = text[:-1]
         text = f"{text.rstrip()}..."
     ImageDraw.Draw(image).text(position, text, colour, font)
+
+
+def as_data_uri(picture: Image.Image, *, quality: int) -> str:
+    """Encode a picture as a JPEG ``data:`` URI, for pages that need no other file; quality in 0..95, as Pillow's."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_picture(picture: Image.Image, path: Path) -> Path:

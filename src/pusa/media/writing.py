@@ -51,6 +51,16 @@ def to_uint8(frames: Any) -> np.ndarray:
 _unfinished: set[Path] = set()
 
 
+def register_unfinished(path: Path) -> None:
+    """Let `discard_unfinished` remove a file, until `forget_unfinished`."""
+    _unfinished.add(path)
+
+
+def forget_unfinished(path: Path) -> None:
+    """Undo `register_unfinished`."""
+    _unfinished.discard(path)
+
+
 def discard_unfinished() -> None:
     """Remove the temporary files of open writers, for a program about to end without unwinding its threads."""
     for temporary in list(_unfinished):
@@ -141,7 +151,7 @@ class VideoWriter:
         self._encoder: Encoder | None = None
 
     def __enter__(self) -> Self:
-        _unfinished.add(self._output.path)
+        register_unfinished(self._output.path)
         try:
             self._encoder = self._format(self._output)
         except BaseException:
@@ -210,7 +220,7 @@ class VideoWriter:
                 self._encoder.abandon()
         finally:
             _remove(temporary)
-            _unfinished.discard(temporary)
+            forget_unfinished(temporary)
 
     def _check_size(self, width: int, height: int) -> None:
         largest = self._format.largest
