@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import make_smaller
 
 from pusa import media, zoo
 from pusa.media.previews import Strip
@@ -19,8 +20,11 @@ def strip(name: str, frames: int, held: slice = slice(0), noisy: bool = False) -
     return Strip("a duck spins", video, held=range(frames)[held], title=name)
 
 
-def test_it_makes_four_videos_and_says_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_makes_four_videos_and_says_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = "mini" if "mini" in zoo.ZOO else "tiny"
+    make_smaller(monkeypatch, model, width=64, height=64, steps=2)
     demo.main(["--output", str(tmp_path), "--model", model])
     size = zoo.get(model).defaults
     printed = capsys.readouterr().out

@@ -16,6 +16,7 @@ from world_samples import make_photographs
 
 from pusa import zoo
 from pusa.cli import main
+from pusa.cli.eval import mini as mini_command
 from pusa.mini.evaluation import evaluate as mini
 from pusa.mini.evaluation import photographs, report, setup
 from pusa.mini.evaluation.photographs import PhotographWorld
@@ -201,6 +202,7 @@ def test_the_command_measures_every_part_and_keeps_what_is_done(
     [
         ("--part", "t2v,x2v", "'x2v' is none of probes, vae, t2v"),
         ("--steps", "4,many", "'4,many': write numbers of steps in 1..200"),
+        ("--photos", str(Path(__file__).parent), "no JPEG, PNG or WebP file is in"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(option: str, value: str, message: str) -> None:
@@ -210,9 +212,7 @@ def test_what_cannot_be_measured_is_refused_at_once(option: str, value: str, mes
 
 
 def test_help_names_all_parts() -> None:
-    from pusa.cli import eval as cli_eval
-
-    assert tuple(mini.PARTS) == cli_eval._PARTS
+    assert tuple(mini.PARTS) == mini_command.PARTS
 
 
 def test_reports_show_rates_means_chance_and_equality() -> None:

@@ -195,14 +195,15 @@ def start_end(evaluator: Evaluator, clips: int, **_: Any) -> Part:
 
 def keyframes(evaluator: Evaluator, clips: int, **_: Any) -> Part:
     """Measure clips from the first, the middle and the last frame of held-out clips."""
-    middle = latent_frames(evaluator.defaults.num_frames) // 2
+    middle = latent_frames(evaluator.defaults.num_frames, evaluator.defaults.frames_per_latent) // 2
     return _keyframes(evaluator, clips, "keyframes", places=(0, middle, -1), seed=82)
 
 
 def _keyframes(evaluator: Evaluator, clips: int, title: str, *, places: tuple[int, ...], seed: int) -> Part:
     part = Part()
-    count = latent_frames(evaluator.defaults.num_frames)
-    fixed = [frames_of(place % count + 1) - 1 for place in places]  # the last of the frames that a place stands for
+    factor = evaluator.defaults.frames_per_latent
+    count = latent_frames(evaluator.defaults.num_frames, factor)
+    fixed = [frames_of(place % count + 1, factor) - 1 for place in places]  # the last frame that a place stands for
     real = evaluator.real(evaluator.scenes(share(clips, 0.25), seed=seed, held_out=True, motions=_LASTING))
     texts = captions(real.scenes)
     conditions = [
@@ -290,7 +291,7 @@ def evaluate(
         "model": evaluator.model,
         "size": evaluator.defaults.width,
         "frames": evaluator.defaults.num_frames,
-        "things": evaluator.things,
+        "things": evaluator.known,
         "steps": evaluator.defaults.steps,
         "guidance": evaluator.defaults.guidance,
         "alpha": evaluator.defaults.alpha if evaluator.has_adapter else None,

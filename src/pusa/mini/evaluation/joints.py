@@ -55,7 +55,8 @@ def extension(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
     probe_request = request_for(evaluator, "", 0, task="extend", conditions=[{"kind": "video", "file": "clip.mp4"}])
     overlap = probe_request.resolved(evaluator.defaults).overlap
     new = length - overlap  # frames that each extension adds
-    total = frames_of(latent_frames(length) + (EXTENSIONS - 1) * new // 4)
+    factor = evaluator.defaults.frames_per_latent
+    total = frames_of(latent_frames(length, factor) + (EXTENSIONS - 1) * new // factor, factor)
     table["real clips"] = {
         "seam": mean(seam(real.video, length // 2)),
         "thing at the end": rate(evaluator.thing_in(real.rebuilt[:, :, -3:]) == real.scenes.thing),
@@ -148,7 +149,8 @@ def loop(evaluator: Evaluator, clips: int, *, out: Path, **_: Any) -> Part:
 def _overlaps(evaluator: Evaluator) -> Sequence[tuple[str, int | None]]:
     """List the default overlap, and a quarter of the window if that is less, each with its name."""
     default = request_for(evaluator, "x", 0, task="loop").resolved(evaluator.defaults).overlap
-    short = frames_of(max(1, latent_frames(evaluator.defaults.num_frames) // 4))
+    factor = evaluator.defaults.frames_per_latent
+    short = frames_of(max(1, latent_frames(evaluator.defaults.num_frames, factor) // 4), factor)
     return [
         (f"overlap {default} frames (the default)", None),
         *([(f"overlap {short} frames", short)] if short < default else []),

@@ -19,10 +19,19 @@ from pusa.evaluation.metrics import Figure, frechet_distance, mean, rate
 from pusa.lora.adapters import adapter_names
 from pusa.media import to_uint8
 from pusa.media.previews import Strip
-from pusa.mini.evaluation.probes import DIRECTIONS, MOTION_FRAMES, Predictions, Probes, train_probes
+from pusa.mini.evaluation.probes import (
+    DIRECTIONS,
+    MOTION_FRAMES,
+    FrameProbe,
+    MotionProbe,
+    Predictions,
+    Probes,
+    train_probes,
+)
 from pusa.mini.evaluation.templates import Matcher, Track, direction_of, motion_of
 from pusa.mini.world import pictures
 from pusa.mini.world.columns import Columns
+from pusa.mini.world.edition import FIRST, edition_of
 from pusa.mini.world.scenery import PLACES
 from pusa.mini.world.vocabulary import CAMERAS, MOTIONS
 from pusa.mini.world.world import Scenes, World, draw_scenes
@@ -75,7 +84,7 @@ class Evaluator:
         pipe: the model, its adapter attached if it has one.
         model: its name or folder, which gives its size, length and other defaults (`pusa.zoo.defaults_of`).
         world: draws the real clips; one motion takes as many frames as a clip has.
-        probes: trained to tell the model's things apart.
+        probes: trained to tell the model's things apart, or more.
 
     Raises:
         ValueError: the model's frames are no squares, as the world's are.
@@ -84,6 +93,7 @@ class Evaluator:
     def __init__(self, pipe: PusaPipeline, model: str | Path, world: World, probes: Probes) -> None:
         self.pipe, self.model, self.world, self.probes = pipe, str(model), world, probes
         self.defaults, self.things = zoo.defaults_of(model), probes.things
+        self.known = sum(index < self.things for index in world.edition.things)  # the model knows so many of them
         if self.defaults.width != self.defaults.height:
             size = f"{self.defaults.width}x{self.defaults.height}"
             raise ValueError(f"{model}: {size} pixels; the small world is square, and so must its model's frames be")
@@ -115,7 +125,8 @@ class Evaluator:
         """
         parts: list[Scenes] = []
         wanted = [list(MOTIONS).index(motion) for motion in motions]
-        drawn = draw_scenes(100 * count, seed, things=self.things, held_out=held_out)
+        edition = self.world.edition
+        drawn = draw_scenes(100 * count, seed, things=self.known, held_out=held_out, edition=edition)
         drawn = drawn[(drawn.second < 0) & (drawn.thing >= 0) & (drawn.place < len(PLACES))]
         for number in range(count):
             of_motion = (drawn.motion == wanted[number % len(wanted)]).nonzero().flatten()
@@ -151,13 +162,27 @@ class Evaluator:
         *,
         steps: int | None = None,
         seed: int = 0,
+        **settings: Any,
     ) -> Tensor:
         """Generate latents of a clip per prompt, ``[B, C, f, h, w]``; its noise depends on its index and `seed`.
 
         With all prompts empty, both passes of guidance are equal: leaving it out halves the time for the same clip.
+
+        Args:
+            settings: arguments of the pipeline, in place of the model's own size, steps and guidance.
         """
         d = self.defaults
         guided = any(prompts) or bool(d.negative_prompt)
+        arguments: dict[str, Any] = {
+            "negative_prompt": d.negative_prompt,
+            "height": d.height,
+            "width": d.width,
+            "num_frames": d.num_frames,
+            "num_inference_steps": steps or d.steps,
+            "guidance_scale": d.guidance if guided else 1.0,
+            "max_sequence_length": d.max_sequence_length,
+            "fps": d.fps,
+        } | settings
         latents = []
         for first in range(0, len(prompts), BATCH):
             chosen = slice(first, min(first + BATCH, len(prompts)))
@@ -167,16 +192,9 @@ class Evaluator:
             latents.append(
                 self.pipe(
                     list(prompts[chosen]),
-                    negative_prompt=d.negative_prompt,
-                    height=d.height,
-                    width=d.width,
-                    num_frames=d.num_frames,
-                    num_inference_steps=steps or d.steps,
-                    guidance_scale=d.guidance if guided else 1.0,
                     generator=[torch.Generator().manual_seed(seed + i) for i in range(chosen.start, chosen.stop)],
-                    max_sequence_length=d.max_sequence_length,
                     output_type="latent",
-                    fps=d.fps,
+                    **arguments,
                     **condition_arguments,
                 ).frames.float()
             )
@@ -204,13 +222,21 @@ class Evaluator:
         """Measure how many clips show what their captions say, by the probes and by the track of the named sprite."""
         predictions = self.classify(video)
         track = self.matcher.track(video, scenes.thing)
-        by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing])
         directed = torch.isin(scenes.motion, DIRECTIONS)
-        return self.probe_figures(scenes, predictions) | {
+        by_track = direction_of(track, scenes.camera, self.world.edition.style)
+        return {
+            **self.probe_figures(scenes, predictions),
+            **self.track_figures(scenes, track),
+            "direction by track": rate((by_track == scenes.motion)[directed]),
+            "Frechet": self.frechet(predictions.features),
+        }
+
+    def track_figures(self, scenes: Scenes, track: Track) -> dict[str, Figure]:
+        """Measure how well the named sprites were found, and how many clips move as captioned; without probes."""
+        by_track = motion_of(track, scenes.camera, self.matcher.distinctness[scenes.thing], self.world.edition.style)
+        return {
             "sprite match": mean(self.sprite_match(track)),
             "motion by track": rate(by_track == scenes.motion),
-            "direction by track": rate((direction_of(track, scenes.camera) == scenes.motion)[directed]),
-            "Frechet": self.frechet(predictions.features),
         }
 
     @staticmethod
@@ -229,7 +255,7 @@ class Evaluator:
         """Return the figures that guessing would reach."""
         motion, direction = {"value": 1 / len(MOTIONS)}, {"value": 1 / len(DIRECTIONS)}
         return {
-            "thing": {"value": 1 / self.things},
+            "thing": {"value": 1 / self.known},
             "motion": motion,
             "direction": direction,
             "place": {"value": 1 / len(PLACES)},
@@ -277,13 +303,13 @@ def image_of(video: Tensor, frame: int) -> Tensor:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_evaluator(model: str | Path, cache: Path, out: Path) -> Evaluator:
+def load_evaluator(model: str | Path, cache: Path, out: Path | None) -> Evaluator:
     """Load a model of the small world, and train its probes or read them from `out`.
 
     Args:
         model: the embedded model's name, or a folder with a ``pusa.json`` of our recipe.
         cache: the folder of the world's pictures, which are downloaded if missing (`pusa.mini.world.pictures.fetch`).
-        out: the folder that keeps ``probes.safetensors``.
+        out: the folder that keeps ``probes.safetensors``; None: for figures that need no probes, which stay untrained.
 
     Raises:
         ValueError: the model does not say which things of the small world it knows, or its frames are no squares.
@@ -302,9 +328,18 @@ def load_evaluator(model: str | Path, cache: Path, out: Path) -> Evaluator:
         pipe.load_pusa(entry.lora.fetch(), alpha=defaults.alpha)
     if "pusa" in adapter_names(pipe.transformer):
         pipe.set_alpha(defaults.alpha)
-    world = World(pictures.load_sprites(cache), pictures.load_photographs(cache), motion_frames=defaults.num_frames - 1)
-    things = len(entry.words["things"])
-    probes = probes_for(pipe, world, things=things, size=defaults.width, file=out / "probes.safetensors")
+    edition = FIRST if entry.folder is None else edition_of(entry.folder)
+    world = World(
+        pictures.load_sprites(cache),
+        pictures.load_photographs(cache),
+        motion_frames=defaults.num_frames - 1,
+        edition=edition,
+    )
+    things = edition.span(len(entry.words["things"]))
+    if out is None:
+        probes = Probes(FrameProbe(things), MotionProbe(), things)
+    else:
+        probes = probes_for(pipe, world, things=things, size=defaults.width, file=out / "probes.safetensors")
     return Evaluator(pipe, model, world, probes)
 
 
@@ -313,7 +348,10 @@ def probes_for(pipe: PusaPipeline, world: World, *, things: int, size: int, file
 
     `training` goes to `train_probes`.
     """
-    wanted = f"3 {things} things, {size} pixels, {world.motion_frames} frames, VAE {_digest(pipe.vae)}, {training}"
+    wanted = (
+        f"4 {world.edition.name} {things} things, {size} pixels, {world.motion_frames} frames, "
+        f"VAE {_digest(pipe.vae)}, {training}"
+    )
     probes = Probes.load(file, wanted)
     if probes is None:
         logger.info("training the probes")

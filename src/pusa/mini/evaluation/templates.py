@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pusa.mini.evaluation.probes import moments, resize
 from pusa.mini.world.columns import Columns
+from pusa.mini.world.edition import FIRST, MotionStyle
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import camera_view, motion_path
 
@@ -235,20 +236,21 @@ def _errors(
 # ---- from tracks to motions ------------------------------------------------------------------------------------------
 
 
-def motion_of(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
+def motion_of(track: Track, camera: Tensor, distinctness: Tensor, style: MotionStyle = FIRST.style) -> Tensor:
     """Classify the motion whose path fits each track best, ``[B]`` indices into `MOTIONS`.
 
     Args:
         track: of `Matcher.track`.
         camera: what the camera does, ``[B]`` indices into `CAMERAS`; the thing's own motion is what remains.
         distinctness: ``[B]``, of the things (`Matcher.distinctness`): weights of the angle, which a ball has none of.
+        style: of the world's edition.
     """
-    return _misfits(track, camera, distinctness).argmin(dim=1)
+    return _misfits(track, camera, distinctness, style).argmin(dim=1)
 
 
-def direction_of(track: Track, camera: Tensor) -> Tensor:
+def direction_of(track: Track, camera: Tensor, style: MotionStyle = FIRST.style) -> Tensor:
     """Classify the direction in which the thing moves furthest in the world: ``[B]`` indices into `MOTIONS`."""
-    x, y, _ = _in_the_world(track, camera)
+    x, y, _ = _in_the_world(track, camera, style)
     third = SEARCHED_FRAMES // 3
     dx, dy = (values[:, -third:].mean(1) - values[:, :third].mean(1) for values in (x, y))
     names = list(MOTIONS)
@@ -260,21 +262,21 @@ def direction_of(track: Track, camera: Tensor) -> Tensor:
     )
 
 
-def _in_the_world(track: Track, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_the_world(track: Track, camera: Tensor, style: MotionStyle) -> tuple[Tensor, Tensor, Tensor]:
     """Compute centre and log half size without the camera's motion."""
-    pan, zoom = camera_view(camera, torch.linspace(0, 1, SEARCHED_FRAMES))
+    pan, zoom = camera_view(camera, torch.linspace(0, 1, SEARCHED_FRAMES), style)
     return track.x * zoom + pan, track.y * zoom, (track.scale * zoom).log()
 
 
-def _misfits(track: Track, camera: Tensor, distinctness: Tensor) -> Tensor:
+def _misfits(track: Track, camera: Tensor, distinctness: Tensor, style: MotionStyle) -> Tensor:
     """Compute the mean squared distance from the nearest path of each motion, in spreads: ``[B, len(MOTIONS)]``."""
     phases = 16
     times = torch.linspace(0, 1, SEARCHED_FRAMES)
-    x, y, size = (values[:, None, None] for values in _in_the_world(track, camera))  # [B, 1, 1, L]
+    x, y, size = (values[:, None, None] for values in _in_the_world(track, camera, style))  # [B, 1, 1, L]
     jitter = torch.full((len(MOTIONS), phases, 20), 0.5)
     jitter[:, :, 8] = torch.arange(phases) / phases  # the speed of some motions, the phase of others
     motion = torch.arange(len(MOTIONS)).repeat_interleave(phases)
-    paths = motion_path(motion, times, jitter.flatten(0, 1).unsqueeze(-1))
+    paths = motion_path(motion, times, jitter.flatten(0, 1).unsqueeze(-1), style)
     px, py, pscale, pangle, popacity = (
         values.expand(-1, SEARCHED_FRAMES).unflatten(0, (len(MOTIONS), phases)) for values in paths
     )

@@ -14,6 +14,7 @@ from pusa.fsutil import replacing
 from pusa.mini.recipe.base import TextToVideo
 from pusa.mini.recipe.clips import ClipPlan, cache_clips
 from pusa.mini.world import pictures
+from pusa.mini.world.edition import edition_of
 from pusa.mini.world.world import World
 from pusa.models.vae import channels_last
 
@@ -57,15 +58,15 @@ def fill_from_model(
     work.mkdir(parents=True, exist_ok=True)
     base = TextToVideo.from_folder(entry.folder)
     vae = AutoencoderKLWan.from_pretrained(entry.folder / "vae", torch_dtype=torch.float32)
-    config, things = base.transformer.config, len(entry.words["things"])
+    config, edition, things = base.transformer.config, edition_of(entry.folder), len(entry.words["things"])
     with replacing(work / "base.safetensors") as part:
         save_model(base, str(part))
     vae.save_pretrained(work / "vae")
-    budget = {"heads": config.num_attention_heads, "layers": config.num_layers, "things": things}
+    budget = {"heads": config.num_attention_heads, "layers": config.num_layers, "things": edition.span(things)}
     with replacing(report) as part:
         part.write_text(json.dumps({"model": str(model), "budget": budget}, indent=1) + "\n")
-    world = make_world(entry.defaults.num_frames)
-    plan = ClipPlan(clips=clips, size=size, frames=entry.defaults.num_frames, things=things)
+    world = make_world(entry.defaults.num_frames).in_edition(edition)
+    plan = ClipPlan(clips=clips, size=size, frames=entry.defaults.num_frames, things=things, edition=edition)
     say(f"drawing and encoding {clips} clips, and {held_out} to judge by")
     vae = channels_last(vae.eval().requires_grad_(False))
     for folder, count, is_held_out in (("latents", clips, False), ("held_out", held_out, True)):

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pusa.evaluation.metrics import EQUAL_DB, Figure, rate
+from pusa.markdown import markdown_table
 from pusa.mini.paper.claims import (
     PAPER,
     REAL,
@@ -22,7 +23,6 @@ from pusa.mini.paper.claims import (
 from pusa.mini.paper.points import KINDS, STEPS, relative_weight_changes
 from pusa.mini.paper.training import BATCH, CURVE, REGIMES, Plan, adapter_path, load_base
 from pusa.training.reports.charts import Panel, Series, write_chart
-from pusa.training.reports.model_card import markdown_table
 
 BEGIN, END = "<!-- results: written by pusa eval paper -->", "<!-- /results -->"
 _CLAIM_HEAD = ["claim", "compared", "found", "verdict"]

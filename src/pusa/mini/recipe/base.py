@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from pusa.mini.recipe.clips import ClipCache
+from pusa.mini.recipe.clips import ClipCache, Sample
 from pusa.mini.recipe.loop import fit, precision, spent_seconds
 from pusa.mini.recipe.muon import BatchedMuon
 from pusa.mini.world.world import captions, draw_scenes
@@ -248,14 +248,7 @@ def train_base(
         dynamic = None if schedule.short_share else False
         model.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
     loss_fn = BaseLoss(model, small, full, schedule, objective)
-    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
-    rest = without(model.parameters(), matrices)
-    optimizers = [
-        BatchedMuon(matrices, lr=schedule.rate),
-        torch.optim.AdamW(
-            rest, lr=schedule.adam_rate or schedule.rate / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-        ),
-    ]
+    optimizers = make_optimizers(model, schedule.rate, schedule.adam_rate)
     rates = ScheduleConfig(warmup_steps=schedule.warm_steps, cooldown_share=1 - schedule.cool_from, floor=0.02)
     seconds = math.inf if schedule.seconds is None else schedule.seconds
     if schedule.deadline is not None:
@@ -271,6 +264,16 @@ def train_base(
         checkpoint=checkpoint,
         ema_decay=schedule.ema_decay,
     )
+
+
+def make_optimizers(model: TextToVideo, rate: float, adam_rate: float | None = None) -> list[torch.optim.Optimizer]:
+    """Make Muon for the matrices of the blocks, and AdamW, at a fifth of its rate unless given, for all the rest."""
+    matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
+    rest = without(model.parameters(), matrices)
+    return [
+        BatchedMuon(matrices, lr=rate),
+        torch.optim.AdamW(rest, lr=adam_rate or rate / 5, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 class BaseLoss:
@@ -322,23 +325,43 @@ class BaseLoss:
         batch_tokens = self.schedule.batch_tokens
         if data is not self.full:
             batch_tokens = self.schedule.small_batch_tokens or batch_tokens
-        clips = data.sample(max(1, batch_tokens // tokens), frames)
-        clean, device = clips.latents, clips.latents.device
-        sigma = draw_times(len(clean), frames, self.objective, device)
-        is_dropped = torch.rand(len(clean), 1, device=device) < self.objective.caption_dropout
-        no_caption = F.pad(self.model.empty_tokens, (0, clips.tokens.shape[1] - len(self.model.empty_tokens)))
-        embeds = self.model.embed_tokens(torch.where(is_dropped, no_caption, clips.tokens))
-        weight = 1 + self.objective.thing_weight * clips.mask
-        # A clean frame holds nothing of its noise, so nothing can be learned from its error.
-        weight = weight * (sigma > 0).view(len(sigma), -1, 1, 1)
-        errors = velocity_errors(self.model.transformer, clean, sigma, embeds)
-        return (weight * errors).mean() / weight.mean()
+        return sample_loss(self.model, data.sample(max(1, batch_tokens // tokens), frames), self.objective)
+
+
+def sample_loss(model: TextToVideo, clips: Sample, objective: BaseObjective) -> Tensor:
+    """Compute the loss of a batch of clips with random timesteps and noise, without waiting for the device."""
+    clean, device = clips.latents, clips.latents.device
+    sigma = draw_times(len(clean), clean.shape[2], objective, device)
+    is_dropped = torch.rand(len(clean), 1, device=device) < objective.caption_dropout
+    no_caption = F.pad(model.empty_tokens, (0, clips.tokens.shape[1] - len(model.empty_tokens)))
+    embeds = model.embed_tokens(torch.where(is_dropped, no_caption, clips.tokens))
+    weight = 1 + objective.thing_weight * clips.mask
+    # A clean frame holds nothing of its noise, so nothing can be learned from its error.
+    weight = weight * (sigma > 0).view(len(sigma), -1, 1, 1)
+    errors = velocity_errors(model.transformer, clean, sigma, embeds)
+    return (weight * errors).mean() / weight.mean()
 
 
 @torch.no_grad()
 def held_out_loss(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> float:
     """Measure the velocity loss on held-out clips, one timestep per clip, always with the same timesteps and noise."""
     return sum(held_out_losses(model, data, batches=batches)) / 8
+
+
+@torch.no_grad()
+def held_out_picture_loss(model: TextToVideo, data: ClipCache, *, batches: int = 16) -> float:
+    """Measure the loss of image-to-video without captions: the first latent frame clean, the others equally noisy."""
+    device = next(model.parameters()).device
+    total = 0.0
+    with torch.random.fork_rng():
+        for batch in range(batches):
+            torch.manual_seed(batch)
+            chosen = torch.randint(len(data), (8,))
+            clean = data.latents[chosen].float().to(device)
+            sigma = shifted((torch.arange(8) + 0.5) / 8, SHIFT).to(device)[:, None].repeat(1, clean.shape[2])
+            sigma[:, 0] = 0
+            total += float(velocity_errors(model.transformer, clean, sigma, model.embed([""] * 8))[:, 1:].mean())
+    return total / batches
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from pusa.mini.recipe.base import BaseObjective, BaseSchedule, TextToVideo, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipCache, draw_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, Sizes, describe_folder, write_folder
-from pusa.mini.recipe.loop import LossNotFiniteError
+from pusa.mini.recipe.loop import LossNotFiniteError, load_averages
 from pusa.mini.recipe.samples import ALPHA, ClipGenerator, find_alpha, write_sheets
 from pusa.mini.recipe.vta import VtaPlan, train_vta, write_dataset
 from pusa.mini.world.world import World
@@ -277,8 +277,7 @@ def _train_base(
                 if not checkpoint.exists():
                     raise
                 logger.exception("the base is that of its last checkpoint")
-                averages = torch.load(checkpoint, weights_only=True, map_location="cpu")["averages"]
-                base.load_state_dict(averages, strict=False)
+                load_averages(checkpoint, base)
         facts |= _throughput(base, budget, work, full)
     base = base.copy().to(device)
     report.add("base", {"held_out_loss": held_out_loss(base, held_out)})

@@ -1,7 +1,9 @@
 """Draw clips of the small world, encode them to latents and cache them for training."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pusa.fsutil import replacing
 from pusa.mini.recipe.loop import precision
+from pusa.mini.world.edition import FIRST, Edition
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import encode_video
 from pusa.training.distributed import connect_processes
@@ -56,6 +59,12 @@ class ClipCache:
     def __len__(self) -> int:
         return len(self.latents)
 
+    @classmethod
+    def cat(cls, caches: Sequence["ClipCache"]) -> "ClipCache":
+        """Concatenate caches, whose captions have to be tokenised anew."""
+        latents, mask = (torch.cat([vars(clips)[name] for clips in caches]) for name in ("latents", "mask"))
+        return cls(latents, mask, Scenes.cat([clips.scenes for clips in caches]))
+
     def first(self, count: int) -> "ClipCache":
         """Return the first `count` clips."""
         return ClipCache(self.latents[:count], self.mask[:count], self.scenes[:count])
@@ -76,9 +85,11 @@ class ClipCache:
 
     def sample(self, count: int, frames: int) -> Sample:
         """Draw `count` random clips, cut to their first `frames` latent frames (the VAE is causal)."""
-        device = self.latents.device
-        chosen = torch.randint(len(self), (count,), device=device)
-        wording = torch.randint(_WORDINGS, (count,), device=device)
+        return self.take(torch.randint(len(self), (count,), device=self.latents.device), frames)
+
+    def take(self, chosen: Tensor, frames: int | None = None) -> Sample:
+        """Take the clips number `chosen` ``[B]``, in random wordings, as `sample` does; None: in full length."""
+        wording = torch.randint(_WORDINGS, (len(chosen),), device=self.latents.device)
         return Sample(
             self.latents[chosen, :, :frames].float(),
             self.mask[chosen, :frames].float() / 255,
@@ -111,9 +122,10 @@ class ClipPlan:
         clips: number of clips, a multiple of the 64 of a shard.
         size: pixels, both ways.
         frames: 4n + 1.
-        things: the first ones of `THINGS`.
+        things: the first ones of the edition's.
         picture_share: share of photographs and painted textures; None: the default of `draw_scenes`.
         held_out: True: combinations that training never draws.
+        edition: of the world.
     """
 
     clips: int
@@ -122,6 +134,7 @@ class ClipPlan:
     things: int
     picture_share: float | None = None
     held_out: bool = False
+    edition: Edition = FIRST
 
     @property
     def shards(self) -> int:
@@ -129,12 +142,17 @@ class ClipPlan:
 
     def scenes(self, shard: int) -> Scenes:
         """Draw the scenes of 64 clips, always the same for a shard."""
+        return self.draw(_SHARD_CLIPS, 1_000_000 + shard)
+
+    def draw(self, count: int, seed: int) -> Scenes:
+        """Draw `count` scenes of this kind."""
         return draw_scenes(
-            _SHARD_CLIPS,
-            1_000_000 + shard,
+            count,
+            seed,
             things=self.things,
             held_out=self.held_out,
             picture_share=self.picture_share,
+            edition=self.edition,
         )
 
 
@@ -147,19 +165,16 @@ def draw_clips(vae: AutoencoderKLWan, world: World, plan: ClipPlan, *, deadline:
     """
     on_card = world.device.type != "cpu"
     together = max(1, _DRAWN_PIXELS // (_SHARD_CLIPS * plan.size**2)) if on_card else 1  # shards
-    parts: list[tuple[Tensor, Tensor]] = []
-    drawn: list[Scenes] = []
+    parts: list[ClipCache] = []
     for first in range(0, plan.shards, together):
         scenes = Scenes.cat([plan.scenes(shard) for shard in range(first, min(first + together, plan.shards))])
-        parts.append(_encode(vae, world, plan, scenes, batch=len(scenes) if on_card else 8))
-        drawn.append(scenes)
+        parts.append(encode_scenes(vae, world, plan, scenes, batch=len(scenes) if on_card else 8))
         # The host runs ahead of the device; every so often it has to wait for it to know the time.
         if deadline is not None and len(parts) % 8 == 0:
             _synchronise(world.device)
         if deadline is not None and time.monotonic() > deadline:
             break
-    latents, mask = (torch.cat(column) for column in zip(*parts, strict=True))
-    return ClipCache(latents, mask, Scenes.cat(drawn))
+    return ClipCache.cat(parts)
 
 
 def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPlan) -> ClipCache:
@@ -171,10 +186,7 @@ def cache_clips(vae: AutoencoderKLWan, world: World, folder: Path, plan: ClipPla
         if path.exists():
             continue
         scenes = plan.scenes(shard)
-        latents, mask = _encode(vae, world, plan, scenes, batch=8)
-        drawn = {f"{_SCENES}{name}": column for name, column in vars(scenes).items()}
-        with replacing(path) as part:
-            save_file({"latents": latents.cpu(), "mask": mask.cpu(), **drawn}, part)
+        write_clips(path, encode_scenes(vae, world, plan, scenes, batch=8))
     processes.wait()
     return load_latents(folder, things=plan.things, held_out=plan.held_out, shards=plan.shards)
 
@@ -191,30 +203,46 @@ def load_latents(folder: Path, *, things: int, held_out: bool = False, shards: i
     count = len(list(folder.glob("*.safetensors"))) if shards is None else shards
     if not count:
         raise FileNotFoundError(f"{folder} holds no latents")
-    latents, masks, scenes = [], [], []
-    for shard in range(count):
-        tensors = load_file(folder / f"{shard:04d}.safetensors")
-        latents.append(tensors["latents"])
-        masks.append(
-            tensors.get("mask", tensors["latents"].new_zeros(tensors["latents"][:, 0].shape, dtype=torch.uint8))
-        )
-        drawn = {name.removeprefix(_SCENES): column for name, column in tensors.items() if name.startswith(_SCENES)}
-        plan = ClipPlan(clips=0, size=0, frames=0, things=things, held_out=held_out)
-        scenes.append(Scenes(**drawn) if drawn else plan.scenes(shard))
-    return ClipCache(torch.cat(latents), torch.cat(masks), Scenes.cat(scenes))
+    plan = ClipPlan(clips=0, size=0, frames=0, things=things, held_out=held_out)
+    return ClipCache.cat(
+        [read_clips(folder / f"{shard:04d}.safetensors", partial(plan.scenes, shard)) for shard in range(count)]
+    )
 
 
-def _encode(
-    vae: AutoencoderKLWan, world: World, plan: ClipPlan, scenes: Scenes, *, batch: int
-) -> tuple[Tensor, Tensor]:
-    """Draw scenes and encode them: latents bf16 ``[N, 16, F, h, w]`` and masks uint8 ``[N, F, h, w]``."""
+def write_clips(path: Path, clips: ClipCache) -> None:
+    """Write clips and their scenes to a file."""
+    drawn = {f"{_SCENES}{name}": column.contiguous() for name, column in vars(clips.scenes).items()}
+    with replacing(path) as part:
+        save_file({"latents": clips.latents.cpu(), "mask": clips.mask.cpu(), **drawn}, part)
+
+
+def read_clips(path: Path, draw: Callable[[], Scenes] | None = None) -> ClipCache:
+    """Read what `write_clips` has written.
+
+    Args:
+        draw: draws the scenes for a file of the first edition, which does not hold them.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it holds no scenes, and none can be drawn.
+    """
+    tensors = load_file(path)
+    latents = tensors["latents"]
+    mask = tensors.get("mask", latents.new_zeros(latents[:, 0].shape, dtype=torch.uint8))
+    drawn = {name.removeprefix(_SCENES): column for name, column in tensors.items() if name.startswith(_SCENES)}
+    if not drawn and draw is None:
+        raise ValueError(f"{path} holds no scenes: remove it, to draw and encode its clips anew")
+    return ClipCache(latents, mask, Scenes(**drawn) if drawn or draw is None else draw())
+
+
+def encode_scenes(vae: AutoencoderKLWan, world: World, plan: ClipPlan, scenes: Scenes, *, batch: int) -> ClipCache:
+    """Draw clips of scenes and encode them."""
     latents, masks = [], []
     for first in range(0, len(scenes), batch):
         video, alpha = world.render(scenes[first : first + batch], plan.frames, size=plan.size)
         with precision(world.device):
             latents.append(encode_video(vae, video).bfloat16())
         masks.append(latent_mask(alpha))
-    return torch.cat(latents).contiguous(), torch.cat(masks).contiguous()
+    return ClipCache(torch.cat(latents).contiguous(), torch.cat(masks).contiguous(), scenes)
 
 
 def latent_mask(alpha: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH, SHIFT, BaseObjective, TextToVideo
 from pusa.mini.recipe.clips import ClipPlan
-from pusa.mini.recipe.samples import ALPHA, GUIDANCE, STEPS
-from pusa.mini.world.scenery import PLACES
-from pusa.mini.world.vocabulary import CAMERAS, MOTIONS, PHOTOGRAPH_WORDS, THINGS
+from pusa.mini.recipe.samples import ALPHA, FAST_GUIDANCE, FAST_STEPS, GUIDANCE, STEPS
+from pusa.mini.world.edition import FIRST, Edition
+from pusa.mini.world.vocabulary import MOTIONS
 from pusa.pipeline import PusaPipeline
 from pusa.scheduler import PusaFlowMatchEulerScheduler
 
@@ -32,9 +32,10 @@ class Sizes:
     Attributes:
         size, small_size: of the clips, in pixels, both ways; training begins with small ones.
         frames: of a clip, 4n + 1.
-        things: the transformer learns so many, the first ones of `THINGS`.
+        things: the transformer learns so many, the first ones of the edition's.
         clips, small_clips: number of clips of each size.
         sweep_clips: number of clips for each alpha that is tried.
+        edition: of the world that the clips show.
     """
 
     size: int
@@ -48,6 +49,7 @@ class Sizes:
     small_clips: int
     objective: BaseObjective = field(default_factory=BaseObjective)
     sweep_clips: int = 8
+    edition: Edition = FIRST
 
     def make_base(self, tokenizer: PreTrainedTokenizerFast | None = None) -> TextToVideo:
         """Make the transformer and text encoder with random weights; without a tokenizer, learn one."""
@@ -56,7 +58,12 @@ class Sizes:
     def clip_plan(self, picture_share: float | None = None) -> ClipPlan:
         """Plan the clips of the full size."""
         return ClipPlan(
-            clips=self.clips, size=self.size, frames=self.frames, things=self.things, picture_share=picture_share
+            clips=self.clips,
+            size=self.size,
+            frames=self.frames,
+            things=self.things,
+            picture_share=picture_share,
+            edition=self.edition,
         )
 
 
@@ -115,14 +122,10 @@ def describe_folder(folder: Path, budget: Sizes, *, with_adapter: bool) -> None:
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "negative_prompt": "",
             "encode": "repeat",
+            "fast": {"steps": FAST_STEPS, "guidance": FAST_GUIDANCE, "shift": SHIFT},
         },
         **({"lora": {"transformer": LORA_FILE}} if with_adapter else {}),
-        "words": {
-            "things": [list(names[1:]) for names in THINGS[: budget.things]],
-            "motions": [list(words) for words in MOTIONS.values()],
-            "places": [list(place.phrases) for place in PLACES],
-            "cameras": [words.removeprefix(", ") for words in CAMERAS.values() if words],
-            "pictures": list(PHOTOGRAPH_WORDS),
-        },
+        "world": budget.edition.name,
+        "words": budget.edition.words(budget.things),
     }
     (folder / "pusa.json").write_text(json.dumps(card, indent=2) + "\n")

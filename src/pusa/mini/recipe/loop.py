@@ -49,6 +49,8 @@ def fit(
     schedule: Callable[[int, float], float],
     checkpoint: Path,
     ema_decay: float | None = None,
+    publish: Callable[[int], None] | None = None,
+    publish_seconds: float = 1200.0,
 ) -> None:
     """Train for `seconds` of wall time or for `steps` in all, including those of an earlier, interrupted call.
 
@@ -62,6 +64,8 @@ def fit(
         checkpoint: a file, written once a minute and at the end; training continues from it if it exists. Beside it a
             file ``.jsonl`` gets step, seconds and loss every 20 seconds.
         ema_decay: decay of the moving average of the weights, with which the model ends; None: no average.
+        publish: called in the main process with the number of steps so far, every `publish_seconds`, while the model
+            has the averaged weights.
 
     Raises:
         LossNotFiniteError: the loss is infinite or no number.
@@ -76,7 +80,7 @@ def fit(
 
     is_cpu = all(p.device.type == "cpu" for p in parameters.values())
     losses = LossLog(checkpoint, writes=processes.is_main)
-    saved_at = logged_at = elapsed
+    saved_at = logged_at = published_at = elapsed
     started = time.monotonic() - elapsed
     model.train()
     while progress() < 1:
@@ -100,10 +104,21 @@ def fit(
             losses.read(step)
             _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
             saved_at = elapsed
+        if publish is not None and elapsed - published_at > publish_seconds:
+            if processes.is_main:
+                _publish(publish, updater, step)
+            published_at = elapsed
     _save(checkpoint, updater, step, elapsed, writes=processes.is_main)
     if updater.average is not None:
         updater.average.swap()
     model.eval()
+
+
+def _publish(publish: Callable[[int], None], updater: Updater, step: int) -> None:
+    updater.model.eval()
+    with nullcontext() if updater.average is None else updater.average.applied():
+        publish(step)
+    updater.model.train()
 
 
 class LossLog:
@@ -166,3 +181,15 @@ def _restore(checkpoint: Path, updater: Updater) -> tuple[int, float]:
 def spent_seconds(checkpoint: Path) -> float:
     """Read the seconds that a run has spent so far; 0 if it left no checkpoint."""
     return torch.load(checkpoint, weights_only=True, map_location="cpu")["elapsed"] if checkpoint.exists() else 0.0
+
+
+@torch.no_grad()
+def load_averages(checkpoint: Path, model: nn.Module) -> int:
+    """Load the averaged weights of a checkpoint into a model; return the number of steps.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["averages"], strict=False)
+    return int(state["step"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pusa.evaluation.metrics import psnr
-from pusa.mini.recipe import card
+from pusa.mini.recipe import card, more
 from pusa.mini.recipe.base import BaseSchedule, held_out_loss, train_base
 from pusa.mini.recipe.clips import ClipCache, cache_clips
 from pusa.mini.recipe.folder import LORA_FILE, Report, Sizes, describe_folder, write_folder
@@ -259,7 +259,7 @@ def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budget", choices=[*BUDGETS, *card.CARD_BUDGETS], required=True)
+    parser.add_argument("--budget", choices=[*BUDGETS, *card.CARD_BUDGETS, *more.MORE_BUDGETS], required=True)
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--pictures", type=Path, help="a picture pack, instead of what npm and apt bring")
     parser.add_argument("--seconds", type=float, help="all the time that a card's budget has")
@@ -268,6 +268,10 @@ def main() -> None:
     device = connect_processes().device
     if options.budget in BUDGETS:
         run(options.work, BUDGETS[options.budget], until=options.until, device=device, pack=options.pictures)
+    elif options.budget in more.MORE_BUDGETS:
+        further = more.MORE_BUDGETS[options.budget]
+        loaded = load_pictures(options.work, options.pictures, things=further.edition.sprites)
+        more.run(options.work, further, *loaded, until=options.until)
     else:
         budget = card.CARD_BUDGETS[options.budget]
         if options.seconds is not None:

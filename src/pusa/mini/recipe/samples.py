@@ -11,6 +11,7 @@ from pusa.conditions import PusaCondition
 from pusa.media import to_uint8
 from pusa.media.previews import Strip, strip_sheet, write_picture
 from pusa.mini.recipe.base import MAX_SEQUENCE_LENGTH
+from pusa.mini.world.edition import Edition
 from pusa.mini.world.vocabulary import MOTIONS
 from pusa.mini.world.world import Scenes, World, captions, draw_scenes
 from pusa.models.vae import decode_video, encode_video
@@ -18,6 +19,7 @@ from pusa.pipeline import PusaPipeline
 
 GUIDANCE, PICTURE_GUIDANCE = 3.0, 1.5
 STEPS = 10
+FAST_STEPS, FAST_GUIDANCE = 4, 2.0  # docs/speed.md
 ALPHA = 1.4  # Pusa V1.0's
 STRENGTHS = (0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 _ENOUGH_DB = 0.5
@@ -97,7 +99,7 @@ def find_alpha(
     """
     from pusa.evaluation.metrics import psnr, sharpness
 
-    scenes = draw_scenes(20 * clips, _SWEEP_SEED, things=things, held_out=True)
+    scenes = draw_scenes(20 * clips, _SWEEP_SEED, things=things, held_out=True, edition=world.edition)
     scenes = scenes[scenes.motion != list(MOTIONS).index("fade")][:clips]
     truth, first = generator.first_latents(world, scenes)
     sweep: dict[str, dict[str, float]] = {}
@@ -132,7 +134,7 @@ def write_sheets(
 
     The scenes follow from a fixed seed: the things in turn, in combinations that training never drew.
     """
-    scenes = _sheet_scenes(max(from_captions, from_pictures), things)
+    scenes = _sheet_scenes(max(from_captions, from_pictures), things, world.edition)
     texts = captions(scenes)
     video, _ = generator.generate(texts[:from_captions], _SHEET_SEED)
     strips = [Strip(text, to_uint8(clip)) for text, clip in zip(texts, video, strict=False)]
@@ -148,12 +150,12 @@ def write_sheets(
     return paths
 
 
-def _sheet_scenes(count: int, things: int) -> Scenes:
-    """Draw `count` scenes whose things are 0, 1, 2, ... in turn."""
-    drawn = draw_scenes(200 * count, _SHEET_SEED, things=things, held_out=True)
+def _sheet_scenes(count: int, things: int, edition: Edition) -> Scenes:
+    """Draw `count` scenes whose things are the edition's in turn."""
+    drawn = draw_scenes(200 * count, _SHEET_SEED, things=things, held_out=True, edition=edition)
     chosen, used = [], set()
     for number in range(count):
-        fits = (drawn.thing == number % things).nonzero().flatten().tolist()
+        fits = (drawn.thing == edition.things[number % things]).nonzero().flatten().tolist()
         index = next(index for index in fits if index not in used)
         used.add(index)
         chosen.append(index)

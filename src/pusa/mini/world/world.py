@@ -5,6 +5,7 @@ seeded and batched: a few calls of `grid_sample` render all clips of a batch. On
 and place in twelve is never drawn for training, so that composition can be measured.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pusa.mini.world.columns import Columns
+from pusa.mini.world.edition import FIRST, Edition, MotionStyle
 from pusa.mini.world.scenery import PLACES, paint_places, paint_textures
 from pusa.mini.world.vocabulary import (
     BEFORE_PICTURE_WORDS,
@@ -27,9 +29,8 @@ from pusa.mini.world.vocabulary import (
 TEXTURE, PHOTOGRAPH = len(PLACES), len(PLACES) + 1
 """Values of `Scenes.place` for pictures instead of places: painted patterns and photographs."""
 
-_VELOCITY = {"left": (-0.8, 0.0), "right": (0.8, 0.0), "up": (0.0, -0.7), "down": (0.0, 0.7)}
+_DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _HELD_OUT_EVERY = 12
-_TEXTURE_SHARE, _PHOTOGRAPH_SHARE, _PAIR_SHARE = 0.07, 0.16, 0.06
 _THING_BEFORE_PICTURE_SHARE, _MOVING_CAMERA_SHARE = 0.3, 0.3
 
 
@@ -60,22 +61,26 @@ def draw_scenes(
     count: int,
     seed: int,
     *,
-    things: int = len(THINGS),
+    things: int | None = None,
     held_out: bool = False,
     picture_share: float | None = None,
+    edition: Edition = FIRST,
 ) -> Scenes:
     """Draw random scenes.
 
     Args:
         count: number of scenes.
         seed: the same seed draws the same scenes.
-        things: use only the first of `THINGS`.
+        things: use only the first of the edition's things; None: all.
         held_out: False: scenes for training. True: only combinations that training never sees, one thing in a place.
-        picture_share: share of scenes that show a photograph or a painted texture instead of a place; None: 0.23.
+        picture_share: share of scenes that show a photograph or a painted texture instead of a place; None: the
+            edition's.
+        edition: the things and places to draw from.
     """
-    default_share = _TEXTURE_SHARE + _PHOTOGRAPH_SHARE
+    things = len(edition.things) if things is None else things
+    default_share = edition.texture_share + edition.photograph_share
     share = default_share if picture_share is None else picture_share
-    texture_share = share * _TEXTURE_SHARE / default_share
+    texture_share = share * edition.texture_share / default_share
     generator = torch.Generator().manual_seed(seed)
 
     def pick(below: int) -> Tensor:
@@ -84,13 +89,20 @@ def draw_scenes(
     def chance(probability: float) -> Tensor:
         return torch.rand(count, generator=generator) < (0 if held_out else probability)
 
-    thing, motion, place = pick(things), pick(len(MOTIONS)), pick(len(PLACES))
+    def pick_thing() -> Tensor:
+        return edition.thing_at(pick(things))
+
+    def pick_place() -> Tensor:
+        return edition.place_at(pick(len(edition.places)))
+
+    thing, motion, place = pick_thing(), pick(len(MOTIONS)), pick_place()
     while (is_unwanted := is_held_out(thing, motion, place) != held_out).any():
-        thing = torch.where(is_unwanted, pick(things), thing)
+        thing = torch.where(is_unwanted, pick_thing(), thing)
         motion = torch.where(is_unwanted, pick(len(MOTIONS)), motion)
-        place = torch.where(is_unwanted, pick(len(PLACES)), place)
-    pair = chance(_PAIR_SHARE)
-    second = torch.where(pair, (thing + 1 + pick(things - 1)) % things, -1)
+        place = torch.where(is_unwanted, pick_place(), place)
+    pair = chance(edition.pair_share)
+    number = torch.searchsorted(torch.tensor(edition.things), thing)  # among the edition's things, which are in order
+    second = torch.where(pair, edition.thing_at((number + 1 + pick(things - 1)) % things), -1)
     kind = torch.rand(count, generator=generator) + held_out  # held out: no pictures
     place = torch.where(kind < share, PHOTOGRAPH, place)
     place = torch.where(kind < texture_share, TEXTURE, place)
@@ -136,6 +148,7 @@ class World:
         variants: painted variants of each place; there are four times as many textures.
         motion_frames: frames of a complete motion; a longer clip continues it.
         device: the device that renders clips.
+        edition: gives sizes and ways of things.
     """
 
     def __init__(
@@ -147,10 +160,11 @@ class World:
         variants: int = 8,
         motion_frames: int = 32,
         device: torch.device | str = "cpu",
+        edition: Edition = FIRST,
     ) -> None:
         if sprites.ndim != 4 or sprites.shape[1] != 4 or not 0 < len(sprites) <= len(THINGS):
             raise ValueError(f"sprites of shape {list(sprites.shape)}: [N, 4, S, S], N up to {len(THINGS)}, is needed")
-        self.things = len(sprites)
+        self.things, self.edition = len(sprites), edition
         blur = sprites.shape[-1] // 16 * 2 + 1
         shadow = F.avg_pool2d(sprites[:, 3:], blur, stride=1, padding=blur // 2)
         self.sprites = torch.cat([sprites, shadow], dim=1).to(device)  # [N, 5, S, S]
@@ -161,6 +175,18 @@ class World:
         self.backgrounds = torch.cat([paint_places(variants, generator), textures, photographs]).to(device)
         counts = torch.tensor([variants] * len(PLACES) + [len(textures), len(photographs)], device=device)
         self._background_counts, self._background_firsts = counts, counts.cumsum(0) - counts
+
+    def in_edition(self, edition: Edition) -> "World":
+        """Return the same world with sizes and ways of another edition."""
+        world = copy.copy(self)
+        world.edition = edition
+        return world
+
+    def half(self) -> "World":
+        """Return the same world with pictures of half the resolution, which clips of few pixels need: they alias."""
+        world = copy.copy(self)
+        world.sprites, world.backgrounds = (F.avg_pool2d(images, 2) for images in (self.sprites, self.backgrounds))
+        return world
 
     def render(self, scenes: Scenes, frames: int, *, size: int = 64, start: int = 0) -> tuple[Tensor, Tensor]:
         """Render clips of scenes, 16 frames per second.
@@ -223,7 +249,7 @@ class World:
         self, thing: Tensor, motion: Tensor, jitter: Tensor, side: Tensor, share: Tensor, time: Tensor, view: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Render one thing per clip on its path: RGB and alpha ``[B, 4, T, size, size]``, and its shadow."""
-        x, y, scale, angle, opacity = motion_path(motion, time, jitter.unsqueeze(-1))  # [B, T] each
+        x, y, scale, angle, opacity = motion_path(motion, time, jitter.unsqueeze(-1), self.edition.style)  # [B, T] each
         x, scale = x + side, scale * share
         dx, dy = view[..., 0] - x[..., None, None], view[..., 1] - y[..., None, None]
         cos, sin = (f(angle)[..., None, None] for f in (torch.cos, torch.sin))
@@ -238,10 +264,9 @@ class World:
         shadow = _sample(self.sprites[thing, 4:], on_sprite - on_sprite.new_tensor([0.0, 0.14]), "zeros") * opacity
         return layer, shadow
 
-    @staticmethod
-    def _camera(scenes: Scenes, time: Tensor, size: int) -> Tensor:
+    def _camera(self, scenes: Scenes, time: Tensor, size: int) -> Tensor:
         """Compute the point x, y of the world that each pixel of each frame shows: ``[B, T, size, size, 2]``."""
-        pan, zoom = camera_view(scenes.camera, time)
+        pan, zoom = camera_view(scenes.camera, time, self.edition.style)
         axis = (torch.arange(size, device=time.device) + 0.5) / size * 2 - 1
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         return torch.stack(
@@ -250,35 +275,38 @@ class World:
         )
 
 
-def camera_view(camera: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+def camera_view(camera: Tensor, time: Tensor, style: MotionStyle = FIRST.style) -> tuple[Tensor, Tensor]:
     """Compute pan and zoom of the cameras ``[B]`` at times ``[T]``: ``[B, T]`` each.
 
     A point x of the frame shows ``x * zoom + pan`` of the world, in halves of the frame.
     """
     names = list(CAMERAS)
-    amount = time.new_tensor([{"left": -0.5, "right": 0.5}.get(name, 0.0) for name in names])[camera]
-    rate = time.new_tensor([{"in": -0.35, "out": 0.35}.get(name, 0.0) for name in names])[camera]
+    amount = time.new_tensor([{"left": -style.pan, "right": style.pan}.get(name, 0.0) for name in names])[camera]
+    rate = time.new_tensor([{"in": -style.zoom, "out": style.zoom}.get(name, 0.0) for name in names])[camera]
     return amount[:, None] * (time - 0.5), torch.exp(rate[:, None] * (time - 0.5))
 
 
-def motion_path(motion: Tensor, time: Tensor, jitter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def motion_path(
+    motion: Tensor, time: Tensor, jitter: Tensor, style: MotionStyle = FIRST.style
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute centre x, y, half size (in halves of the frame), angle and opacity of things, ``[B, T]`` each."""
     names = list(MOTIONS)
-    velocity = time.new_tensor([_VELOCITY.get(name, (0.0, 0.0)) for name in names])[motion]  # [B, 2]
+    directions = [_DIRECTIONS.get(name, (0.0, 0.0)) for name in names]
+    velocity = time.new_tensor([(style.slide * x, style.rise * y) for x, y in directions])[motion]  # [B, 2]
     bounces, nears, aways, spins, swings, orbits, fades = (
         (motion == names.index(name)).unsqueeze(1)
         for name in ("bounce", "near", "away", "spin", "swing", "orbit", "fade")
     )
     turn = 2 * math.pi * time
     run = (0.85 + 0.3 * jitter[:, 8]) * (time - 0.5)  # [B, T]
-    x = 0.4 * (jitter[:, 9] - 0.5) + velocity[:, :1] * run
-    y = 0.3 * (jitter[:, 1] - 0.5) + velocity[:, 1:] * run
-    x = x + orbits * 0.3 * torch.sin(turn + 2 * math.pi * jitter[:, 8])
-    y = y + orbits * 0.3 * torch.cos(turn + 2 * math.pi * jitter[:, 8])
-    y = y + bounces * (0.15 - 0.4 * torch.sin(turn).abs())
-    growth = 0.8 * nears.float() - 0.8 * aways.float()
-    scale = (0.6 + 0.14 * jitter[:, 2]) * torch.exp(growth * (time - 0.5))
-    angle = spins * 3.5 * time + swings * 0.5 * torch.sin(turn)
+    x = style.x_spread * (jitter[:, 9] - 0.5) + velocity[:, :1] * run
+    y = style.y_spread * (jitter[:, 1] - 0.5) + velocity[:, 1:] * run
+    x = x + orbits * style.orbit * torch.sin(turn + 2 * math.pi * jitter[:, 8])
+    y = y + orbits * style.orbit * torch.cos(turn + 2 * math.pi * jitter[:, 8])
+    y = y + bounces * (0.375 * style.bounce - style.bounce * torch.sin(turn).abs())
+    growth = style.growth * (nears.float() - aways.float())
+    scale = (style.half_size + style.half_size_spread * jitter[:, 2]) * torch.exp(growth * (time - 0.5))
+    angle = spins * style.spin * time + swings * style.swing * torch.sin(turn)
     opacity = 1 - fades * time.clamp(max=1)
     return x, y, scale, angle, opacity
 
