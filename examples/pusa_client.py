@@ -44,6 +44,17 @@ def run(client: PusaClient, image: Path, folder: Path, quick: dict[str, Any]) ->
     show(client.wait(client.extend(folder / "first.mp4", "it bounces on", seconds=1, **quick).id))
     show(client.wait(client.edit([first.id, longer.id], "one after the other", num_inference_steps=1).id))
 
+    print("a draft and its final")
+    draft = client.create_and_wait("a rabbit bounces at the beach", draft=True)
+    show(client.wait(client.final(draft.id, noise_multiplier=0.7).id))
+
+    print("a video that is watched while it is made")
+    job = client.create("a rabbit bounces at the beach", schedule="wave", **quick)
+    with (folder / "growing.mp4").open("wb") as file:
+        for piece in client.stream(job.id):
+            file.write(piece)
+    show(client.wait(job.id))
+
     print("an edit, stopped")
     job = client.edit(first.id, "a cat bounces", **quick)
     client.cancel(job.id)

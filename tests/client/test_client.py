@@ -110,6 +110,24 @@ def test_an_image_goes_as_input_reference_whatever_it_is(tmp_path: Path) -> None
         assert json.loads(parts["extra_params"][0]) == {"seed": 1}
 
 
+def test_the_prompts_of_a_story_stay_apart_in_a_form() -> None:
+    server = Server(video())
+    server.client().create(image=b"picture", prompts=["a fox, red", "it runs"], schedule="wave")
+    (request,) = server.requests
+    assert json.loads(form(request)["prompts"][0]) == ["a fox, red", "it runs"]
+
+
+def test_a_final_sends_what_is_given_and_a_key() -> None:
+    server = Server(video(remixed_from_video_id=ID))
+    assert server.client().final(ID, noise_multiplier=0.5, size=(96, 64)).remixed_from_video_id == ID
+    server.client().final(ID)
+    first, second = server.requests
+    assert (first.method, first.url.path) == ("POST", f"/v1/videos/{ID}/final")
+    assert json.loads(first.content) == {"noise_multiplier": 0.5, "size": "96x64"}
+    assert json.loads(second.content) == {}
+    assert first.headers["idempotency-key"] != second.headers["idempotency-key"]
+
+
 def test_an_estimate_sends_what_a_video_would_and_no_key() -> None:
     answer = {"object": "video.estimate", "model": "tiny", "tokens": 120, "plan": "tiny: on the CPU", "seconds": None}
     server = Server(httpx.Response(200, json=answer))
@@ -353,6 +371,23 @@ def test_events_of_a_deleted_job_end_and_of_an_unknown_one_are_an_error() -> Non
         list(Server(stream()).client(max_retries=2).events(ID))
 
 
+def test_a_growing_video_comes_in_pieces_and_is_never_begun_twice(pauses: list[float]) -> None:
+    server = Server(httpx.ConnectError("restarting"), refused(503), httpx.Response(200, content=b"parts"))
+    assert list(server.client().stream(ID)) == [b"parts"]
+    assert server.requests[-1].url.path == f"/v1/videos/{ID}/stream"
+    assert server.requests[-1].extensions["timeout"]["read"] == 3600
+    assert len(pauses) == 2
+    broken = Server(httpx.Response(200, stream=Broken()))
+    pieces = broken.client().stream(ID)
+    assert next(pieces) == b"half"
+    with pytest.raises(ServerUnreachableError, match="reset"):
+        next(pieces)
+    assert len(broken.requests) == 1
+    with pytest.raises(PusaError) as error:
+        list(Server(refused(409, code="not_a_wave")).client().stream(ID))
+    assert error.value.code == "not_a_wave"
+
+
 def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = video(status="in_progress", progress=10).json()
 
@@ -360,7 +395,7 @@ def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         path = request.url.path
         if path.endswith("/events"):
             return stream(("video", running), ("end", {"reason": "completed"}))
-        if path.endswith("/content"):
+        if path.endswith(("/content", "/stream")):
             return httpx.Response(200, content=b"whole")
         return pages(request) if request.method == "GET" and path == "/v1/videos" else video(status="completed")
 
@@ -372,6 +407,8 @@ def test_the_async_client_does_the_same(tmp_path: Path, monkeypatch: pytest.Monk
             assert [v.id async for v in client.list(page_size=2)] == [f"video_{n}" for n in range(5)]
             assert [e.name async for e in client.events(ID)] == ["video", "end"]
             assert await client.download(ID, to=tmp_path / "fox.mp4") == tmp_path / "fox.mp4"
+            assert [piece async for piece in client.stream(ID)] == [b"whole"]
+            assert (await client.final(ID, num_inference_steps=7)).status == "completed"
 
     async def no_sleep(_: float) -> None:
         return None

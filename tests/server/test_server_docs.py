@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from api_samples import Served, serving
 from documented_commands import options_of
+from near_engine import NearExecutor
 from paths import ROOT
-from server_process import ServerProcess
+from small_models import make_smaller
 
 from pusa.fields import FieldSpec, field_specs
 from pusa.server.settings import ServerSettings
@@ -51,13 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("server") / "data", model="tiny", studio="false") as server:
-        yield server
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server with the real engine and the real child that looks at uploads, on a free port."""
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch:
+        make_smaller(patch, "tiny", width=48, height=32)
+        with serving(folder, near_prober=False, executor=NearExecutor("tiny")) as served:
+            yield served
 
 
 @pytest.mark.slow
-def test_the_shell_of_the_page_runs(server: ServerProcess, folder: Path) -> None:
+def test_the_shell_of_the_page_runs(server: Served, folder: Path) -> None:
     script = "set -euo pipefail\n" + "".join(blocks("bash")).replace(ADDRESS, server.url.removeprefix("http://"))
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -70,7 +76,7 @@ def test_the_shell_of_the_page_runs(server: ServerProcess, folder: Path) -> None
 
 @pytest.mark.slow
 def test_the_python_of_the_page_runs(
-    server: ServerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    server: Served, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pytest.importorskip("openai")
     monkeypatch.chdir(folder)

@@ -156,7 +156,7 @@ def test_a_stored_request_names_loras_and_models_without_their_folders(tmp_path:
     request = GenerationRequest(prompt="a duck", model="tiny", lora=[str(lora), "owner/lora"])
     stored = inputs.without_folders(request.resolved(defaults_of("tiny")))
     assert stored.lora == ["style.safetensors", "owner/lora"]
-    shown = views.settings(request.model_copy(update={"model": str(lora.parent)}).model_dump(mode="json"))
+    shown = views.settings(request.model_copy(update={"model": str(lora.parent)}).model_dump(mode="json"), 1)
     assert shown["model"] == "planted-folder"
 
 

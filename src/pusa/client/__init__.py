@@ -3,7 +3,8 @@
 It needs httpx, no torch and no server.
 """
 
-from pusa.client.client import AsyncPusaClient, PusaClient
+from pusa.client.blocking import PusaClient
+from pusa.client.client import AsyncPusaClient
 from pusa.client.wire import (
     Estimate,
     Event,

@@ -1,37 +1,24 @@
-"""Call a `pusa serve`: `PusaClient` blocks, `AsyncPusaClient` has the same methods for asyncio.
-
-    from pusa.client import PusaClient
-
-    with PusaClient("http://127.0.0.1:7860") as client:
-        video = client.create_and_wait("a balloon rises in the sky", num_inference_steps=4)
-        client.download(video.id, to="balloon.mp4")
+"""Call a `pusa serve` from asyncio; `pusa.client.blocking` has the same methods for code that blocks.
 
 It needs httpx, no torch and no server. Jobs live in the server and outlast a client: `retrieve` or `wait` with the id
 that `create` returned takes one up again.
-
-The methods are written once, in `AsyncPusaClient`. `PusaClient` runs their coroutines over an httpx client that blocks,
-so they never wait for an event loop and run to their end in one step.
 """
 
 import asyncio
-import functools
-import inspect
 import os
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import GenericAlias
-from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
+from typing import Any, BinaryIO, Literal, Self
 
 try:
     import httpx
 except ImportError as missing:
     raise ImportError("pusa.client needs httpx: pip install httpx, or pip install 'pusa[server]'") from missing
 
-from pusa.client.blocking import BlockingHTTP, result_of
 from pusa.client.wire import (
     Estimate,
     Event,
@@ -50,6 +37,7 @@ from pusa.client.wire import (
     error_of,
     key_header,
     number_of,
+    size_text,
     source_videos,
     typed,
     video_of,
@@ -58,8 +46,6 @@ from pusa.client.wire import (
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_PAUSE_SECONDS = 30.0  # a server that asks for more is busy for so long that the caller should know
 
-T = TypeVar("T")
-P = ParamSpec("P")
 Progress = Callable[[Video], object]
 
 
@@ -226,6 +212,34 @@ class AsyncPusaClient:
         path = f"/v1/videos/{video_id}/remix"
         return video_of(await self._request("POST", path, json={"prompt": prompt}, **key_header(idempotency_key)))
 
+    async def final(
+        self,
+        video_id: str,
+        *,
+        noise_multiplier: float | None = None,
+        size: str | tuple[int, int] | None = None,
+        num_inference_steps: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Video:
+        """Create the job of the final of a finished draft: the same scene and motion in full quality.
+
+        Args:
+            noise_multiplier: how far the final may depart from the draft, 0..1; None takes the server's default.
+            size: ``"832x480"``, or (width, height); None takes the model's, or twice the draft's.
+            num_inference_steps: None takes the model's times `noise_multiplier`.
+
+        Raises:
+            PusaError: 409 before the draft is completed, 400 if the video is no draft.
+        """
+        given = {
+            "noise_multiplier": noise_multiplier,
+            "size": size_text(size),
+            "num_inference_steps": num_inference_steps,
+        }
+        body = {name: value for name, value in given.items() if value is not None}
+        path = f"/v1/videos/{video_id}/final"
+        return video_of(await self._request("POST", path, json=body, **key_header(idempotency_key)))
+
     async def extend(
         self,
         video: File,
@@ -353,6 +367,29 @@ class AsyncPusaClient:
             if not reader.done:
                 await self._sleep(reader.pause_seconds)
 
+    async def stream(self, video_id: str, *, silent_seconds: float = 3600.0) -> AsyncIterator[bytes]:
+        """Iterate over the pieces of a video while it is made (``schedule="wave"``): an MP4 that grows.
+
+        It begins when the first frames are finished and ends with the job; it may lack the last frames, which
+        `download` has.
+
+        Args:
+            silent_seconds: how long nothing may come, as while the job waits for its turn.
+
+        Raises:
+            PusaError: 409 for a video that is made as a whole, or is not being made any more.
+            ServerUnreachableError: the connection was lost; pieces that have come cannot be sent again.
+        """
+        timeout = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": silent_seconds})
+        response = await self._answer("GET", f"/v1/videos/{video_id}/stream", timeout=timeout)
+        try:
+            async for piece in response.aiter_bytes():
+                yield piece
+        except httpx.TransportError as lost:
+            raise self._unreachable(lost) from lost
+        finally:
+            await response.aclose()
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -373,17 +410,48 @@ class AsyncPusaClient:
     async def _request(
         self, method: str, path: str, *, to: BinaryIO | None = None, accepted: Sequence[int] = (), **arguments: Any
     ) -> httpx.Response:
+        """Send a request as `_answer` does and read the response; the body of a success goes into `to`, if given."""
+
+        async def read(response: httpx.Response) -> None:
+            try:
+                if to is None or not response.is_success:
+                    await response.aread()
+                else:
+                    to.seek(0)
+                    to.truncate()
+                    async for chunk in response.aiter_bytes():
+                        to.write(chunk)
+            finally:
+                await response.aclose()
+
+        return await self._answer(method, path, accepted=accepted, read=read, **arguments)
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        accepted: Sequence[int] = (),
+        read: Callable[[httpx.Response], Awaitable[None]] | None = None,
+        **arguments: Any,
+    ) -> httpx.Response:
         """Send a request, again if that may help; return the response unless it is an error.
 
         Sending again is safe: requests that make jobs carry a key.
+
+        Args:
+            read: reads the body, as a part of the attempt; None leaves that of a success to the caller.
         """
         for attempt in range(self.max_retries + 1):
             try:
-                response = await self._send(method, path, to, **arguments)
+                response = await self._open(method, path, **arguments)
+                if read is not None:
+                    await read(response)
+                elif not response.is_success:
+                    await response.aread()
+                    await response.aclose()
             except httpx.TransportError as lost:
-                error: PusaError = ServerUnreachableError(
-                    f"no answer from {self.base_url}: {lost or type(lost).__name__}"
-                )
+                error: PusaError = self._unreachable(lost)
             else:
                 if response.is_success or response.status_code in accepted:
                     return response
@@ -397,102 +465,14 @@ class AsyncPusaClient:
             await self._sleep(min(0.5 * 2**attempt, 8) * random.uniform(0.75, 1) if pause is None else pause)
         raise AssertionError("the last attempt returns or raises")
 
+    def _unreachable(self, lost: httpx.TransportError) -> ServerUnreachableError:
+        return ServerUnreachableError(f"no answer from {self.base_url}: {lost or type(lost).__name__}")
+
     async def _open(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """Send one request; return the response before its body."""
         request = self._http.build_request(method, self.base_url + path, **arguments)
         response: httpx.Response = await self._http.send(request, stream=True)
         return response
 
-    async def _send(self, method: str, path: str, to: BinaryIO | None, **arguments: Any) -> httpx.Response:
-        """Send one request and read the response; the body of a success goes into `to`, if there is one."""
-        response = await self._open(method, path, **arguments)
-        try:
-            if to is None or not response.is_success:
-                await response.aread()
-            else:
-                to.seek(0)
-                to.truncate()
-                async for chunk in response.aiter_bytes():
-                    to.write(chunk)
-        finally:
-            await response.aclose()
-        return response
-
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-class _BlockingMethods(AsyncPusaClient):
-    """The methods of `AsyncPusaClient` as coroutines that block and never wait for an event loop."""
-
-    _http_class = BlockingHTTP
-
-    async def _sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-def _blocking(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Any, P], T]:
-    @functools.wraps(method)
-    def call(self: "PusaClient", *args: P.args, **kwargs: P.kwargs) -> T:
-        return result_of(method(self._methods, *args, **kwargs))
-
-    return call
-
-
-def _blocking_iterator(
-    method: Callable[Concatenate[Any, P], AsyncIterator[T]],
-) -> Callable[Concatenate[Any, P], Iterator[T]]:
-    @functools.wraps(method)
-    def iterate(self: "PusaClient", *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        items: Any = method(self._methods, *args, **kwargs)
-        try:
-            while True:
-                yield result_of(anext(items))
-        except StopAsyncIteration:
-            return
-        finally:
-            result_of(items.aclose())
-
-    signature = inspect.signature(method)  # for `help`
-    items_type = GenericAlias(Iterator, get_args(signature.return_annotation))
-    iterate.__signature__ = signature.replace(return_annotation=items_type)  # type: ignore[attr-defined]
-    return iterate
-
-
-class PusaClient:
-    """Call a server and block until it answers. Threads may share one client."""
-
-    def __init__(self, base_url: str = "http://127.0.0.1:7860", api_key: str | None = None, **options: Any) -> None:
-        """Take the arguments of `AsyncPusaClient`."""
-        self._methods = _BlockingMethods(base_url, api_key, **options)
-        self.base_url = self._methods.base_url
-
-    create = _blocking(AsyncPusaClient.create)
-    estimate = _blocking(AsyncPusaClient.estimate)
-    create_and_wait = _blocking(AsyncPusaClient.create_and_wait)
-    retrieve = _blocking(AsyncPusaClient.retrieve)
-    wait = _blocking(AsyncPusaClient.wait)
-    page = _blocking(AsyncPusaClient.page)
-    remix = _blocking(AsyncPusaClient.remix)
-    extend = _blocking(AsyncPusaClient.extend)
-    edit = _blocking(AsyncPusaClient.edit)
-    cancel = _blocking(AsyncPusaClient.cancel)
-    retry = _blocking(AsyncPusaClient.retry)
-    delete = _blocking(AsyncPusaClient.delete)
-    download = _blocking(AsyncPusaClient.download)
-    models = _blocking(AsyncPusaClient.models)
-    ready = _blocking(AsyncPusaClient.ready)
-    wait_until_ready = _blocking(AsyncPusaClient.wait_until_ready)
-    list = _blocking_iterator(AsyncPusaClient.list)
-    events = _blocking_iterator(AsyncPusaClient.events)
-
-    def close(self) -> None:
-        result_of(self._methods.close())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -191,6 +191,8 @@ def body_of(request_fields: Mapping[str, Any], parts: Sequence[tuple[str, Any]])
         request_fields["seconds"] = str(request_fields["seconds"])
     if not parts:
         return {"json": request_fields}
+    if not isinstance(prompts := request_fields.get("prompts", ""), str):
+        request_fields["prompts"] = json.dumps(list(prompts))  # they may hold commas and line breaks
     return {"data": {name: text_of(value) for name, value in request_fields.items()}, "files": parts}
 
 

@@ -26,7 +26,6 @@ COUNT_SECONDS = 5.0
 
 _OLDEST = 50  # unfinished jobs beyond the newest, read one by one
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
-_STAGES = ("load", "encode", "denoise", "decode", "finish")
 _STEP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
@@ -104,7 +103,7 @@ class Metrics:
             self.queued.labels(name).observe(max(0.0, job.started_at - job.created_at))
         if job.status != "completed":
             return
-        self.inference.labels(name).observe(sum(timings.get(s, 0.0) for s in _STAGES))
+        self.inference.labels(name).observe(job.inference_seconds)
         self.decode.labels(name).observe(timings.get("decode", 0.0))
         if job.steps and job.attempt == 1:  # a later attempt does only the rest of the steps
             self.step.labels(name).observe(timings.get("denoise", 0.0) / job.steps)

@@ -5,7 +5,6 @@ make the videos, wherever the server runs. Nothing here loads torch.
 """
 
 import logging
-import math
 import statistics
 import threading
 import time
@@ -19,8 +18,8 @@ from typing import Any
 from pusa import zoo
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, Plan
 from pusa.defaults import GenerationDefaults
-from pusa.positions import latent_frames
 from pusa.request import ResolvedRequest
+from pusa.request.work import steps_of, tokens_of, windows_of
 from pusa.server.jobs.queue import Job, JobQueue, Status
 from pusa.server.settings import ServerSettings
 
@@ -113,7 +112,7 @@ class Planner:
 
     @cached_property
     def _token_pixels(self) -> int:
-        return token_pixels(self._settings.model)
+        return zoo.defaults_of(self._settings.model).size_multiple
 
     def _different_groups(self) -> "tuple[_Group, ...]":
         """Return the different machines and numbers of ranks of the workers that were heard of lately."""
@@ -174,7 +173,7 @@ class Planner:
     def estimate(self, request: ResolvedRequest) -> Estimate:
         """Estimate what a request would need."""
         tokens, windows = tokens_of(request, self._token_pixels), windows_of(request)
-        steps = request.steps * windows
+        steps = steps_of(request)
         seconds = self._seconds(_Kind(tokens, request.guidance > 1), steps, request.frames)
         return Estimate(tokens, windows, steps, self.plan_request(request), seconds)
 
@@ -203,32 +202,9 @@ def has_shapes(model: str) -> bool:
     )
 
 
-def token_pixels(model: str) -> int:
-    """Return the side of the square of pixels that a token of a latent frame stands for; Wan2.1's for other models."""
-    from pusa.acceleration.needs import shapes_of
-
-    entry = zoo.find(zoo.with_fallback(model)) or zoo.get("wan2.1-14b")
-    return 2 * shapes_of(entry).vae.spatial
-
-
-def tokens_of(request: ResolvedRequest, pixels: int) -> int:
-    """Count the tokens of a request's clip, or of a window of it, where one stands for `pixels` squared."""
-    frames = latent_frames(min(request.frames, request.window))
-    return frames * (request.height // pixels) * (request.width // pixels)
-
-
-def windows_of(request: ResolvedRequest) -> int:
-    """Count the windows that a request's video is denoised in; a loop's last one is its bridge."""
-    total, window, overlap = (latent_frames(n) for n in (request.frames, request.window, request.overlap))
-    bridges = 0
-    if request.task == "loop":
-        bridges, total = 1, total - (window - 2 * overlap)
-    return bridges + 1 + (math.ceil((total - window) / (window - overlap)) if total > window else 0)
-
-
 @dataclass(frozen=True)
 class _Group:
-    """The machine of a worker, and how many ranks of it share each job."""
+    """Hold the machine of a worker, and the number of ranks that share each job on it."""
 
     machine: Machine
     ranks: int
@@ -236,7 +212,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Kind:
-    """Jobs of one kind take equally long for a step."""
+    """Tell jobs apart by what a step of them takes."""
 
     tokens: int
     is_guided: bool
@@ -258,6 +234,6 @@ def _duration_of(job: Job, pixels: int) -> _Duration | None:
         request = ResolvedRequest.model_validate(job.resolved)
     except ValueError:  # of an earlier version
         return None
-    others = sum(job.timings.get(stage, 0.0) for stage in ("load", "encode", "decode", "finish"))
+    other_seconds = job.inference_seconds - denoise_seconds
     kind = _Kind(tokens_of(request, pixels), request.guidance > 1)
-    return _Duration(kind, denoise_seconds / job.steps, others / request.frames)
+    return _Duration(kind, denoise_seconds / job.steps, other_seconds / request.frames)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from pusa.defaults import GenerationDefaults
-from pusa.lora.sources import public_name
 from pusa.request import ResolvedRequest
 from pusa.server.clock import TrustedClock
+from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
 from pusa.server.errors import ServiceError
 from pusa.server.feed import JobFeed, Snapshot
 from pusa.server.http.keys import WrongKeys
@@ -28,7 +28,7 @@ from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_va
 from pusa.server.jobs.housekeeping import remove_files
 from pusa.server.jobs.integrity import FileIntegrity
 from pusa.server.jobs.queue import Job, JobQueue, QueueFull, Status
-from pusa.server.jobs.store import FileStore
+from pusa.server.jobs.store import FileStore, fragment_key
 from pusa.server.plans import Estimate, PlanFunction, Planner, plan_model
 from pusa.server.readiness import ServerState, read_readiness
 from pusa.server.settings import ServerSettings
@@ -147,25 +147,38 @@ class VideoService:
     ) -> Job:
         """Submit a job once more, with another seed or prompt if wanted; `options` are those of `create`."""
         old = await self.get(id, owner)
-        metadata = self.settings.limit_metadata(old.request.get("metadata"))  # the operator may have changed it since
-        request: dict[str, Any] = {**old.request, "model": old.model, "metadata": metadata}
+        request, keys = request_of(old, self.settings)
         if prompt is not None:
-            request["prompt"] = prompt
+            request |= {"prompt": prompt, "prompts": []}
         if vary_seed:
             request["seed"] = secrets.randbits(32)
-        request["lora"] = [public_name(source) for source in request.get("lora") or []]
-        names = {key: f"input_{number}" for number, key in enumerate(old.inputs)}
-        request["conditions"] = [
-            {**condition, "file": names[condition["file"]], "sha256": None} for condition in request["conditions"]
-        ]
-        async with self._fetch({name: key for key, name in names.items()}, id) as uploads:
-            return await self.create(
-                request, uploads, owner=old.owner, parent=id, seconds=old.seconds, **{"source": "api", **options}
-            )
+        return await self._create_from(old, request, keys, options)
+
+    async def final(self, id: str, owner: str | None = "", *, asked: Mapping[str, Any], **options: Any) -> Job:
+        """Submit the final of a finished draft, with the same inputs; `options` are those of `create`.
+
+        Args:
+            asked: `noise`, `size` and `steps` of `pusa.request.final_request`.
+
+        Raises:
+            ServiceError: 404 without such a job, 409 before it is completed, 400 if it is no draft.
+        """
+        job = await self.get(id, owner)
+        request, keys = request_of(job, self.settings)
+        keys["draft"] = _result_key(job, "video")
+        fields = final_of(job, request, "draft", self.defaults, **asked)
+        return await self._create_from(job, fields, keys, options)
+
+    async def _create_from(
+        self, job: Job, request: Mapping[str, Any], keys: Mapping[str, str], options: Mapping[str, Any]
+    ) -> Job:
+        """Submit a request made from a job and as long as it; `keys` name the files of the store that it needs."""
+        async with self._fetch(keys, job.id) as uploads:
+            return await self.create(request, uploads, owner=job.owner, parent=job.id, seconds=job.seconds, **options)
 
     async def remix(self, id: str, prompt: str, owner: str | None = "", **options: Any) -> Job:
         """Submit a job once more with another prompt and the same inputs, settings and seed."""
-        if not prompt.strip():
+        if not prompt.strip() and self.defaults.has_text:
             raise invalid_value("the prompt is empty: say what the new video shows", "prompt")
         return await self.rerun(id, prompt=prompt, owner=owner, **options)
 
@@ -189,11 +202,16 @@ class VideoService:
             options: those of `create`.
         """
         async with self._open_videos([video], owner) as (uploads, parent):
-            fields: dict[str, Any] = {"prompt": prompt, **_size_and_fps(parent), **(request or {}), "task": "extend"}
-            fields["prompt"] = fields["prompt"] or (parent.prompt if parent else "")
+            fields: dict[str, Any] = {
+                "prompt": prompt,
+                **size_and_fps(parent, request),
+                **(request or {}),
+                "task": "extend",
+            }
+            fields["prompt"] = prompt_of(fields, parent)
             if seconds is not None and "frames" not in fields:
                 fields |= extension_length(seconds, fields, self.defaults)
-            fields["conditions"] = [_video_condition(name, noise) for name in uploads]
+            fields["conditions"] = [video_condition(name, noise) for name in uploads]
             return await self.create(
                 fields, uploads, owner=owner or "", parent=parent.id if parent else None, **options
             )
@@ -220,25 +238,22 @@ class VideoService:
             raise invalid_value(f"{len(videos)} videos are given: give one to change, or two to join", "video")
         async with self._open_videos(videos, owner) as (uploads, parent):
             uploads = await self.submitter.probe(uploads)
-            fields: dict[str, Any] = {"prompt": prompt, **_size_and_fps(parent), **(request or {})}
-            fields["prompt"] = fields["prompt"] or (parent.prompt if parent else "")
+            fields: dict[str, Any] = {"prompt": prompt, **size_and_fps(parent, request), **(request or {})}
+            fields["prompt"] = prompt_of(fields, parent)
             if len(videos) == 2:
                 fields["task"] = "transition"
-                fields["conditions"] = [_video_condition(name, noise) for name in uploads]
+                fields["conditions"] = [video_condition(name, noise) for name in uploads]
             else:
                 fields["task"] = "generate"
                 multipliers = noise or (None if positions else [EDIT_NOISE])
-                fields["conditions"] = [_video_condition(name, multipliers, positions) for name in uploads]
-                fields.setdefault("frames", self._num_frames(next(iter(uploads.values())), fields))
+                fields["conditions"] = [video_condition(name, multipliers, positions) for name in uploads]
+                info = next(iter(uploads.values())).info
+                assert info is not None
+                most = self.settings.max_video_frames
+                fields.setdefault("frames", num_frames_of(info.seconds, fields.get("fps"), most, self.defaults))
             return await self.create(
                 fields, uploads, owner=owner or "", parent=parent.id if parent else None, **options
             )
-
-    def _num_frames(self, upload: Upload, fields: Mapping[str, Any]) -> int:
-        """Count the frames of a video at the requested rate, rounded down to 4n + 1."""
-        assert upload.info is not None
-        frames = round(upload.info.seconds * (fields.get("fps") or self.defaults.fps))
-        return max(1, (min(frames, self.settings.max_video_frames) - 1) // 4 * 4 + 1)
 
     @asynccontextmanager
     async def _open_videos(
@@ -413,6 +428,13 @@ class VideoService:
         except FileNotFoundError:
             return None
 
+    async def fragment_of(self, job: Job, number: int) -> bytes | None:
+        """Read a part, from 0 on, of the video that a running job makes piece by piece; None if it is not there."""
+        try:
+            return await in_thread(self.files.get_bytes, fragment_key(job.id, job.attempt, number))
+        except FileNotFoundError:
+            return None
+
     # ---- cancelling and deleting jobs --------------------------------------------------------------------------------
 
     async def cancel(self, id: str, owner: str | None = "") -> Job:
@@ -468,19 +490,6 @@ def _result_key(job: Job, variant: Variant) -> str:
     if variant not in job.results:
         raise ServiceError(404, "no_result", f"{job.id} has no {variant}: it is {job.status}")
     return job.results[variant]
-
-
-def _video_condition(
-    name: str, noise: Sequence[float] | None, positions: Sequence[Any] | None = None
-) -> dict[str, Any]:
-    condition: dict[str, Any] = {"kind": "video", "file": name, "positions": list(positions or [])}
-    return condition | ({"noise": list(noise)} if noise else {})
-
-
-def _size_and_fps(parent: Job | None) -> dict[str, Any]:
-    """Read size and frame rate of a finished video, the defaults of a video made from it."""
-    resolved = (parent.resolved or {}) if parent else {}
-    return {name: resolved[name] for name in ("width", "height", "fps") if resolved.get(name) is not None}
 
 
 def _not_found(id: str) -> ServiceError:

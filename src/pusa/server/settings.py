@@ -7,7 +7,6 @@ on the command line.
 
 import difflib
 import ipaddress
-import json
 import logging
 import os
 import tomllib
@@ -18,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Strict, ValidationError, model_validator
 
-from pusa.acceleration.decisions import LoadOptions, Quantize, Wish
+from pusa.acceleration.decisions import Compile, LoadOptions, Quantize, Wish
 from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs
 from pusa.provenance.options import MarkOptions
 from pusa.request import METADATA, Metadata
@@ -31,7 +30,6 @@ CONFIG_VARIABLE = "PUSA_CONFIG"
 
 _MIB, _GIB = 2**20, 2**30
 _OTHER_VARIABLES = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # no settings: of this module, the client, caches
-_YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +110,18 @@ class ServerSettings(StrictModel):
         "auto",
         "How the transformer's weights are stored: fp8 and int8 halve them and change videos a little, none keeps them "
         "exact; auto leaves it to memory.",
+    )
+    attention: str = field(
+        "auto",
+        "What computes attention: auto takes the fastest that is installed and runs on the card; or native, cudnn, "
+        "flash3 and others of docs/speed.md.",
+        min_length=1,
+        max_length=40,
+    )
+    compile: Compile = field(
+        "auto",
+        "Compile the model, which makes each step faster and the first one of a new size a minute or two longer, once: "
+        "auto does so on GPUs.",
     )
     workers: int = field(1, "Workers in this server; 0 where `pusa worker` runs elsewhere.", ge=0, le=64)
     executor: Literal["local", "ray"] = field(
@@ -312,6 +322,11 @@ class ServerSettings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_load_options(self) -> "ServerSettings":
+        _ = self.load_options  # raises
+        return self
+
+    @model_validator(mode="after")
     def _check_marks(self) -> "ServerSettings":
         if self.require_mark and self.metadata == "off":
             raise ValueError("require_mark and metadata=off exclude each other: choose metadata=minimal or full")
@@ -333,7 +348,13 @@ class ServerSettings(StrictModel):
     @property
     def load_options(self) -> LoadOptions:
         """The way in which workers load the model."""
-        return LoadOptions(memory=self.memory, quantize=self.quantize, gpus=self.gpus or None)
+        return LoadOptions(
+            memory=self.memory,
+            quantize=self.quantize,
+            gpus=self.gpus or None,
+            attention=self.attention,
+            compile=self.compile,
+        )
 
     def limit_metadata(self, asked: Metadata | None) -> Metadata:
         """Return what a result tells of itself: what a client asks for, within what the operator allows."""
@@ -429,25 +450,9 @@ def load_settings(
 
 
 def parse_option(name: str, text: str) -> Any:
-    """Parse text of the environment or the command line for a field; lists are separated by commas.
-
-    Invalid text is returned unchanged, so that the validation of all settings reports it.
-    """
+    """Parse text of the environment or the command line for a field, as `FieldSpec.parse`; unknown ones stay text."""
     spec = _fields().get(name)
-    text = text.strip()
-    match spec.type if spec else "string":
-        case "list":
-            return [part.strip() for part in text.split(",") if part.strip()]
-        case "boolean":
-            return True if text.lower() in _YES else False if text.lower() in _NO else text
-        case "integer" | "number":
-            try:
-                number = json.loads(text)
-            except ValueError:
-                return text
-            return number if type(number) in (int, float) else text
-        case _:
-            return text
+    return text.strip() if spec is None else spec.parse(text)
 
 
 @cache

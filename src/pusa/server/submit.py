@@ -21,7 +21,7 @@ from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import parse_lora, public_name
 from pusa.positions import latent_frames
-from pusa.request import FRAMES_PER_LATENT, METADATA, GenerationRequest, ResolvedRequest, match_orientation
+from pusa.request import METADATA, GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
@@ -34,7 +34,7 @@ from pusa.server.transfers.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, U
 
 logger = logging.getLogger(__name__)
 
-_ARTICLES = {"image": "an image", "video": "a video"}
+_ARTICLES = {"image": "an image", "video": "a video", "draft": "a video"}
 
 DAMAGED = (
     "the queue's database is damaged or gone: its operator restores a backup (docs/deployment.md, Backup and restore)"
@@ -53,11 +53,8 @@ class JobSubmitter:
         planner: plans requests for the workers' machines.
     """
 
-    def __init__(
-        self, settings: ServerSettings, queue: JobQueue, files: FileStore, planner: Planner | None = None
-    ) -> None:
-        self.settings, self.queue, self.files = settings, queue, files
-        self.planner = planner or Planner(settings, queue)
+    def __init__(self, settings: ServerSettings, queue: JobQueue, files: FileStore, planner: Planner) -> None:
+        self.settings, self.queue, self.files, self.planner = settings, queue, files, planner
         self.prober = Prober(
             ProbeLimits(
                 max_bytes=settings.max_body_bytes,
@@ -227,7 +224,7 @@ class JobSubmitter:
             upload = uploads.get(spec.file)
             if upload is None or upload.info is None:
                 raise invalid_value(f"file {spec.file[:60]!r} was not sent along", "input_reference")
-            if upload.info.kind != spec.kind:
+            if upload.info.kind != ("video" if spec.kind == "draft" else spec.kind):
                 kind, needed = _ARTICLES[upload.info.kind], _ARTICLES[spec.kind]
                 raise invalid_value(f"{display_name(upload)} is {kind}, and {needed} is needed here", "input_reference")
         unused = set(uploads) - {spec.file for spec in checked.conditions}
@@ -314,7 +311,8 @@ def _with_kind(condition: Mapping[str, Any], uploads: Mapping[str, Upload]) -> d
 def _total_seconds(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> float:
     """Compute the length of the resulting file: extensions and transitions contain the videos that they join."""
     sides = {"extend": 1, "transition": 2}.get(resolved.task, 0)
-    before = sum(upload.info.seconds for upload in uploads.values() if upload.info) if sides else 0.0
+    joined = [uploads[spec.file].info for spec in resolved.conditions if spec.kind == "video"] if sides else []
+    before = sum((info.seconds for info in joined if info), 0.0)
     return before + (resolved.frames - sides * resolved.overlap) / resolved.fps
 
 
@@ -322,9 +320,11 @@ def _check_lengths(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> 
     """Raise ServiceError (400) for a video that is shorter than what is taken over from it."""
     if resolved.task not in ("extend", "transition"):
         return
-    # A transition's second video begins inside the clip, where a latent frame holds four frames.
-    needed = (resolved.overlap, FRAMES_PER_LATENT * latent_frames(resolved.overlap))
-    for spec, count in zip(resolved.conditions, needed, strict=False):
+    # A transition's second video begins inside the clip, where no latent frame is the first, of one frame.
+    factor = resolved.frames_per_latent
+    needed = (resolved.overlap, factor * latent_frames(resolved.overlap, factor))
+    videos = [spec for spec in resolved.conditions if spec.kind == "video"]
+    for spec, count in zip(videos, needed, strict=False):
         info = uploads[spec.file].info
         assert info is not None
         frames = info.frames if info.fps == resolved.fps else math.ceil(info.seconds * resolved.fps)

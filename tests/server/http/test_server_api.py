@@ -16,6 +16,8 @@ import pytest
 from api_samples import FRAMES, Served, clip, png, refusal, serving
 from server_samples import wait_until
 
+from pusa import zoo
+
 openai = pytest.importorskip("openai")
 
 
@@ -106,6 +108,27 @@ def test_sdk_remixes_extends_and_edits(server: Served, sdk: Any, video_file: Pat
     assert (asked["task"], asked["frames"], asked["conditions"][0]["noise"]) == ("generate", FRAMES, [0.7])
 
 
+def test_a_draft_becomes_a_final(server: Served, sdk: Any) -> None:
+    reference = {"input_reference": ("cat.png", png()), "extra_body": {"draft": True}}
+    draft = sdk.videos.create_and_poll(prompt="a duck", **reference)
+    defaults = zoo.defaults_of("tiny")
+    response = server.http.post(f"/v1/videos/{draft.id}/final", json={"noise_multiplier": 0.5})
+    assert response.status_code == 200, response.text
+    final = response.json()
+    assert (final["remixed_from_video_id"], final["size"]) == (draft.id, f"{defaults.width}x{defaults.height}")
+    asked = server.job(final["id"]).request
+    assert [(c["kind"], c["noise"]) for c in asked["conditions"]] == [("image", None), ("draft", [0.5])]
+    assert (asked["draft"], asked["seed"]) == (False, server.job(draft.id).request["seed"])
+    for headers in ({}, {"content-type": "application/json"}):
+        bare = server.http.post(f"/v1/videos/{draft.id}/final", headers=headers)
+        assert server.job(bare.json()["id"]).request["conditions"][-1]["noise"] is None
+
+    whole = sdk.videos.create_and_poll(prompt="a duck")
+    error = server.http.post(f"/v1/videos/{whole.id}/final", json={})
+    assert error.status_code == 400
+    assert "it is no draft" in error.json()["error"]["message"]
+
+
 def test_sdk_cancels_by_post_and_deletes(server: Served, sdk: Any) -> None:
     running = sdk.videos.create(prompt="wait for it")
     waiting = sdk.videos.create(prompt="wait behind it")
@@ -183,12 +206,13 @@ def test_every_field_reaches_the_request_under_its_published_name(server: Served
     video = server.create(
         width=96, height=64, num_frames=9, fps=8, num_inference_steps=3, guidance_scale=2, guidance_scale_2=2.5,
         flow_shift=4, seed=5, negative_prompt="rain", lora_alpha=1.2, lora_alpha_2=1.1, window=9, overlap=1,
-        task="loop",
+        task="loop", schedule="wave:3",
     )  # fmt: skip
     asked = server.job(video["id"]).request
     wanted = {
         "width": 96, "height": 64, "frames": 9, "fps": 8, "steps": 3, "guidance": 2, "guidance_2": 2.5, "shift": 4,
         "seed": 5, "negative_prompt": "rain", "alpha": 1.2, "alpha_2": 1.1, "window": 9, "overlap": 1, "task": "loop",
+        "schedule": "wave:3",
     }  # fmt: skip
     assert {name: asked[name] for name in wanted} == wanted
     assert (video["size"], video["seconds"], video["seed"]) == ("96x64", "1.12", 5)
@@ -405,6 +429,58 @@ def test_a_retried_create_is_the_same_job_and_a_repeated_one_is_not(server: Serv
 
 
 # ---- looking and following -------------------------------------------------------------------------------------------
+
+
+def test_a_wave_is_watched_while_it_is_made(server: Served) -> None:
+    server.executor.gate.clear()
+    id = server.create(prompt="grow and wait", schedule="wave:1")["id"]
+    seen = b""
+    with server.http.stream("GET", f"/v1/videos/{id}/stream") as stream:
+        assert stream.headers["content-type"] == "video/mp4"
+        for data in stream.iter_bytes():
+            seen += data
+            if seen == b"part0part1":
+                server.executor.gate.set()
+    assert seen == b"part0part1"
+    assert server.ended(id)["status"] == "completed"
+    over = refusal(server.http.get(f"/v1/videos/{id}/stream"), 409)
+    assert (over["code"], over["message"]) == ("not_running", f"{id} is completed: its content has all of it")
+    server.executor.gate.clear()
+    even = server.create(prompt="wait")["id"]
+    assert refusal(server.http.get(f"/v1/videos/{even}/stream"), 409)["code"] == "not_a_wave"
+    server.executor.gate.set()
+    server.ended(even)
+    server.executor.gate.clear()
+
+
+def test_a_story_is_repeated_and_a_remix_has_one_prompt(server: Served) -> None:
+    story = server.finished(prompt="", prompts="0s: a cat stands\n1s: a cat spins", num_frames=33, window=17, overlap=1)
+    assert story["prompt"] == "a cat stands"
+    assert server.job(story["id"]).request["prompts"] == ["0s: a cat stands", "1s: a cat spins"]
+    remix = server.http.post(f"/v1/videos/{story['id']}/remix", json={"prompt": "a dog"}).json()
+    assert (remix["prompt"], server.job(remix["id"]).request["prompts"]) == ("a dog", [])
+    assert server.refused(400, prompts=["a", "0s: b"])["message"].startswith("prompt 1 of prompts has no time")
+    extended = {"video": {"id": story["id"]}, "prompts": ["it jumps", "it runs"], "seconds": 2, "window": 17}
+    longer = server.http.post("/v1/videos/extensions", json=extended).json()
+    assert (longer["prompt"], server.job(longer["id"]).request["prompts"]) == ("it jumps", ["it jumps", "it runs"])
+
+
+@pytest.mark.parametrize("text", ["[wide] a cat, red\n[near] a dog", '["[wide] a cat, red", "[near] a dog"]'])
+def test_a_story_in_a_form_may_have_brackets(server: Served, text: str) -> None:
+    fields = {"prompts": text, "num_frames": "33", "window": "17", "overlap": "1"}
+    made = server.http.post("/v1/videos", data=fields).json()
+    assert server.job(made["id"]).request["prompts"] == ["[wide] a cat, red", "[near] a dog"]
+
+
+def test_a_story_beyond_its_limits_is_refused_by_its_length(server: Served) -> None:
+    for prompts, message in (
+        (["a"] * 1000, "prompts has a length of 1000: the limit is 256"),
+        ("a\n" * 1000, "prompts has a length of 1000: the limit is 256"),
+        (["a" * 10_001], "prompts[0] has a length of 10001: the limit is 10000"),
+        ("a" * 100_001, "prompts has a length of 100001: the limit is 100000"),
+    ):
+        error = server.refused(400, prompts=prompts)
+        assert (error["message"], error["param"]) == (message, "prompts")
 
 
 def test_a_running_job_tells_how_far_it_is(server: Served) -> None:

@@ -70,11 +70,11 @@ def remove_all(server: ServerProcess) -> None:
 
 
 def python_with(requirement: str, folder: Path) -> Path:
-    """The Python of a new environment that has only this; skips, or fails as `missing` says, where pip cannot."""
-    venv.create(folder, with_pip=True)
+    """Return the Python of a new environment that has only this; skip, or fail as `missing` says, where pip cannot."""
+    venv.create(folder)  # without a pip of its own, which takes most of the time
     python = folder / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
-    done = subprocess.run(pip, capture_output=True, text=True, timeout=300, check=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, requirement], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         missing("pip", f"{requirement} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
     return python

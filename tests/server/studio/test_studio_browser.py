@@ -52,7 +52,7 @@ def test_one_click_on_the_landing_page_makes_a_video_that_plays(visitor, server)
 def test_an_uploaded_picture_becomes_a_video(visitor, server):
     visitor.page.set_input_files("#image input[type=file]", PICTURES / "view.jpg")
     visitor.page.wait_for_selector(".tl-cell.is-given img")
-    visitor.field("prompt").fill("a photo, the camera zooms out")
+    visitor.write("prompt", "a photo, the camera zooms out")
     job = visitor.made(visitor.generate)
     condition = server.service.queue.get(job).request["conditions"][0]
     assert (condition["positions"], condition["noise"]) == ([0], [0.2])
@@ -66,7 +66,7 @@ def test_three_pictures_are_spread_over_the_clip(visitor, server):
     visitor.page.wait_for_function("document.querySelectorAll('.tl-cell.is-given img').length === 3")
     assert visitor.field("positions").input_value() == "0,4,last"
     assert visitor.field("multipliers").input_value() == "0.2,0.5,0.5"
-    visitor.field("prompt").fill("a star in autumn")
+    visitor.write("prompt", "a star in autumn")
     job = visitor.made(visitor.generate)
     conditions = server.service.queue.get(job).request["conditions"]
     assert [condition["positions"] for condition in conditions] == [[0], [4], ["last"]]
@@ -84,7 +84,7 @@ def test_a_video_is_completed_extended_joined_or_looped(visitor, server, mode):
     if mode == "Transition":
         visitor.page.set_input_files("#second-video input[type=file]", CLIPS / "bus.mp4")
         visitor.page.wait_for_selector("#second-video video")
-    visitor.field("prompt").fill("a red apple bounces on the grass")
+    visitor.write("prompt", "a red apple bounces on the grass")
     job = visitor.made(visitor.generate)
     request = server.service.queue.get(job).request
     assert request["task"] == {"Complete": "generate"}.get(mode, mode.lower())
@@ -95,14 +95,14 @@ def test_a_video_is_completed_extended_joined_or_looped(visitor, server, mode):
 
 def test_words_alone_with_all_the_fields(visitor, server):
     visitor.tab("Text to video")
-    visitor.field("prompt").fill("a bus slides to the right in the desert")
+    visitor.write("prompt", "a bus slides to the right in the desert")
     visitor.page.locator("#preset label", has_text="Creative").click()
-    visitor.page.wait_for_function("document.querySelector('#alpha input[type=number]').value === '1.3'")
+    visitor.page.wait_for_function("document.querySelector('#alpha input[type=number]')?.value === '1.3'")
     visitor.page.locator("#advanced > button").click()
     visitor.write("seed", "42")
     visitor.write("negative", "rain")
-    visitor.page.fill("#steps input[type=number]", "3")
-    visitor.page.fill("#frames input[type=number]", "17")
+    visitor.write("steps", "3")
+    visitor.write("frames", "17")
     visitor.field("seed").click()
     job = visitor.made(visitor.generate)
     request = server.service.queue.get(job).request
@@ -115,6 +115,37 @@ def test_words_alone_with_all_the_fields(visitor, server):
         "steps": 3,
         "frames": 17,
     }
+
+
+def test_a_draft_made_fast_and_then_its_final(visitor, server):
+    visitor.tab("Text to video")
+    visitor.write("prompt", "a bus slides to the right in the desert")
+    visitor.page.get_by_label("Fast").check()
+    visitor.page.wait_for_function("document.querySelector('#steps input[type=number]')?.value === '4'")
+    visitor.page.get_by_label("Draft").check()
+    draft = visitor.made(visitor.generate)
+    asked = server.service.queue.get(draft)
+    assert (asked.request["draft"], asked.request["fast"], asked.size) == (True, True, "80x80")
+    final = visitor.made(lambda: visitor.page.get_by_role("button", name="Make the final").click())
+    asked = server.service.queue.get(final)
+    assert (asked.parent, asked.request["draft"], asked.size) == (draft, False, "96x96")
+    assert visitor.settings()["Given"].startswith("the draft, noise")
+    assert visitor.page.get_by_role("button", name="Make the final").count() == 0
+
+
+def test_a_story_told_with_its_early_frames_first(visitor, server):
+    visitor.tab("Text to video")
+    visitor.page.locator("#advanced > button").click()
+    visitor.write("prompts", "a cat bounces\n\na cat spins")
+    visitor.page.get_by_label("Early frames first").check()
+    visitor.generate()
+    visitor.page.locator("#pusa-problem", has_text="2 prompts for a video").wait_for()
+    visitor.write("frames", "65")
+    visitor.field("seed").click()
+    request = server.service.queue.get(visitor.made(visitor.generate)).request
+    assert (request["prompts"], request["schedule"]) == (["a cat bounces", "a cat spins"], "wave")
+    assert visitor.settings()["Story"] == "a cat bounces / a cat spins"
+    assert visitor.settings()["Schedule"].startswith("wave:")
 
 
 @pytest.mark.parametrize(("tab", "example"), [("Multi-image", "star-back"), ("Video to video", "transition")])
@@ -184,7 +215,7 @@ def test_the_timeline_is_worked_by_keyboard_and_says_what_it_is(visitor):
     assert page.evaluate("document.activeElement.getAttribute('aria-valuetext')") == "picture 2, noise 0.5"
     page.keyboard.press("Home")
     page.keyboard.press("Enter")  # a free cell: the picture last touched goes there
-    page.wait_for_function("document.querySelector('#positions input, #positions textarea').value.startsWith('0,')")
+    page.wait_for_function("document.querySelector('#positions input, #positions textarea')?.value.startsWith('0,')")
 
 
 # ---- while it is made ------------------------------------------------------------------------------------------------
@@ -192,7 +223,7 @@ def test_the_timeline_is_worked_by_keyboard_and_says_what_it_is(visitor):
 
 def test_progress_preview_reload_and_cancel(visitor, server):
     visitor.tab("Text to video")
-    visitor.field("prompt").fill("a bus rises slowly")
+    visitor.write("prompt", "a bus rises slowly")
     visitor.generate()
     job = visitor.new_job("")
     page = visitor.page
@@ -213,7 +244,7 @@ def test_one_that_waits_says_how_many_come_before_it(visitor, server):
     page = visitor.page
     jobs = []
     for number in range(3):
-        visitor.field("prompt").fill(f"a bus number {number} rises slowly")
+        visitor.write("prompt", f"a bus number {number} rises slowly")
         before = visitor.job()
         visitor.generate()
         jobs.append(visitor.new_job(before))
@@ -243,7 +274,7 @@ def test_a_file_that_is_no_picture_is_refused_in_words(visitor, tmp_path):
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     visitor.page.set_input_files("#image input[type=file]", broken)
     visitor.page.wait_for_selector(".tl-cell.is-given img", state="attached")
-    visitor.field("prompt").fill("a penguin")
+    visitor.write("prompt", "a penguin")
     visitor.generate()
     visitor.page.wait_for_selector("[role=alert]")
     told = visitor.page.get_by_role("alert").inner_text()
@@ -254,7 +285,7 @@ def test_a_file_that_is_no_picture_is_refused_in_words(visitor, tmp_path):
 
 def test_a_video_that_could_not_be_made_says_why_and_offers_another_try(visitor):
     visitor.tab("Text to video")
-    visitor.field("prompt").fill("it never ends")
+    visitor.write("prompt", "it never ends")
     visitor.generate()
     visitor.page.wait_for_selector("text=the engine was told to fail")
     assert visitor.page.get_by_role("button", name="Same again").is_visible()
@@ -338,7 +369,7 @@ def test_the_gallery_survives_a_restart_of_the_server(browser, tmp_path):
 
 
 def test_words_that_the_model_does_not_know_are_named_with_the_nearest(visitor):
-    visitor.field("prompt").fill("a yacht slides to the left")
+    visitor.write("prompt", "a yacht slides to the left")
     visitor.page.wait_for_selector(".pusa-unknown q")
     assert visitor.page.inner_text(".pusa-unknown q") == "yacht"
     visitor.page.click(".pusa-unknown .pusa-chip >> nth=0")
@@ -419,5 +450,5 @@ def test_pictures_that_are_sent_are_not_decoded_by_the_server(visitor, tmp_path)
     Image.new("RGB", (300, 200), "teal").save(tmp_path / "plain.bmp")  # a format that Gradio itself would convert
     visitor.page.set_input_files("#image input[type=file]", tmp_path / "plain.bmp")
     visitor.page.wait_for_selector(".tl-cell.is-given img")
-    visitor.field("prompt").fill("a photo")
+    visitor.write("prompt", "a photo")
     visitor.made(visitor.generate)

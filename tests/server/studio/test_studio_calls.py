@@ -57,7 +57,8 @@ def test_an_edit_in_an_unknown_mode_writes_one_and_the_same_line(site: Site, cap
 
 BAD_VALUES = [
     ("noise", "²"), ("noise", None), ("noise", 1e300), ("noise", [1]), ("noise", True), ("steps", 10**90),
-    ("preset", None), ("mode", None),
+    ("preset", None), ("mode", None), ("draft", None), ("draft", 1), ("exact", "true"), ("schedule", "wave:2"),
+    ("prompts", ["a"]), ("prompts", "\ud800"),
     ("preset", "unknown"), ("preset", ["balanced"]), ("mode", 1), ("prompt", ["a"]), ("positions", {"a": 1}),
     ("image", "a.png"), ("image", {"path": 1}), ("image", {"url": "data:,"}), ("images", {"image": None}),
     ("images", [1]), ("images", [{"video": None}]), ("video", [None]), ("timeline", "text"), ("timeline", {}),

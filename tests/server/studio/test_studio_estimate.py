@@ -65,3 +65,5 @@ def test_the_line_follows_the_fields_and_needs_no_inputs(actions: Actions) -> No
     refused = drawn(actions, **{**fields, "size": "256x64"})["estimate"]
     assert (refused["plan"], refused["problem"]) == ("256 pixels need too much: ask for 128", True)
     assert drawn(actions, size="blue")["estimate"] is None
+    halved = drawn(actions, **{**fields, "size": "256x192", "draft": True})["estimate"]
+    assert (halved["problem"], halved["ram_bytes"]) == (False, 1000 * 128 * 96)

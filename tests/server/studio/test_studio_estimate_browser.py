@@ -60,8 +60,7 @@ def test_the_line_above_the_button_says_what_the_video_needs(browser, planned, v
     assert line["bottom"] <= button["top"]
     assert button["bottom"] <= viewport["height"]
     page.locator("#advanced > button").click()
-    page.fill("#frames input[type=number]", "17")
-    page.locator("#frames input[type=number]").press("Tab")
+    visitor.write("frames", "17", then="Tab")
     estimate(page, "0.2 GB of RAM")
     choose_size(page, "256x256")
     estimate(page, "256x256 needs 1114112000 bytes and there are 1000000000: ask for a smaller size")
@@ -77,7 +76,7 @@ def test_a_running_job_says_how_the_model_runs(browser, planned):
     visitor = Visitor(browser, planned.url)
     page = visitor.open()
     visitor.tab("Text to video")
-    visitor.field("prompt").fill("a bus rises slowly")
+    visitor.write("prompt", "a bus rises slowly")
     visitor.generate()
     job = visitor.new_job("")
     page.wait_for_function(

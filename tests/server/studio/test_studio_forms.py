@@ -1,6 +1,7 @@
 """The page's fields become a request, and the fields and the timeline show the same."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pusa.server.studio.forms import (
     read_noise,
     read_positions,
     spread_positions,
+    with_fast,
 )
 from pusa.server.studio.texts import LANGUAGES, texts
 
@@ -104,6 +106,14 @@ def test_what_the_page_sends_is_a_request_with_all_that_was_set():
     got = {name: getattr(resolved, name) for name in ("alpha", "steps", "negative_prompt", "seed", "width", "height")}
     assert got == {"alpha": 1.3, "steps": 4, "negative_prompt": "y", "seed": 7, "width": 96, "height": 64}
     assert (resolved.frames, resolved.guidance, resolved.shift, resolved.fps) == (17, 2.0, 4.0, 8.0)
+
+
+def test_a_story_has_a_line_for_each_prompt():
+    request = asked(tab="text", prompts="0s: a cat stands\n\n 3s: a cat spins \n", frames=97, schedule="wave")
+    assert request["prompts"] == ["0s: a cat stands", " 3s: a cat spins "]
+    assert request["schedule"] == "wave"
+    with pytest.raises(FormError, match="the first must be at 0s"):
+        asked(tab="text", prompts="1s: a cat stands", frames=97)
 
 
 def test_inputs_of_other_tabs_do_not_count():
@@ -202,6 +212,19 @@ def test_what_extension_transition_and_loop_take_over_is_shown():
     assert timeline.timeline_value(Form(tab="video", mode="extend", overlap=33), MINI)["error"]["text"]
 
 
+@pytest.mark.parametrize("factor", [1, 6])
+def test_the_timeline_of_another_model_has_its_latent_frames(factor):
+    other = FormDefaults(generation=replace(MINI.generation, num_frames=8 * factor + 1, frames_per_latent=factor))
+    places = f"0,{factor * 3}f,last"
+    value = timeline.timeline_value(Form(tab="images", positions=places, multipliers="0"), other)
+    assert (value["count"], value["frames"], value["frames_per_latent"]) == (9, 8 * factor + 1, factor)
+    assert [mark["cell"] for mark in value["marks"]] == [0, 3, 8]
+    asked = {"tab": "video", "overlap": factor + 1, "frames": 8 * factor + 1 + factor // 2 - (factor > 1)}
+    transition = timeline.timeline_value(Form(mode="transition", **asked), other)
+    assert [mark["cell"] for mark in transition["marks"]] == [0, 1, 7, 8]
+    assert timeline.timeline_value(Form(mode="loop", **asked), other)["bridge"] == [4, 9]
+
+
 def test_text_alone_has_no_timeline():
     assert timeline.timeline_value(Form(tab="text"), MINI)["mode"] == "none"
 
@@ -276,8 +299,18 @@ def test_the_settings_that_are_shown_hold_no_keys_of_the_store():
         conditions=[{"kind": "image", "file": "inputs/video_1/0.png", "positions": ["1.5s"], "noise": [0.2]}],
     )
     resolved = request.resolved(zoo.defaults_of("mini")).model_dump(mode="json")
-    shown = views.settings(resolved)
+    shown = views.settings(resolved, 1)
     assert shown["conditions"] == [{"kind": "image", "positions": ["1.5s"], "noise": [0.2], "part": None}]
     assert shown["frames"] == {"frames": 33, "seconds": 2.06, "fps": 16.0}
     assert shown["size"] == "96x96"
     assert "inputs/" not in str(views.without_keys(resolved))
+
+
+def test_the_fast_switch_sets_the_sliders_to_what_it_stands_for():
+    form = with_fast(Form(prompt="a cat", fast=True), BIG)
+    assert (form.steps, form.guidance, form.shift) == (4, 1.0, 5.0)
+    request, _ = build_request(form, "wan2.1-14b")
+    assert (request["fast"], request["steps"], request["guidance"]) == (True, 4, 1.0)
+    form = with_fast(replace(form, fast=False), BIG)
+    assert (form.steps, form.guidance, form.shift) == (10, 3.0, 5.0)
+    assert "fast" not in build_request(form, "wan2.1-14b")[0]

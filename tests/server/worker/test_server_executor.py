@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from paths import SUPPORT
-from server_samples import fake_executor, request, wait_until
+from server_samples import fake_executor, is_running, quick_settings, request, wait_until
 
 from pusa import media
+from pusa.acceleration.decisions import LoadOptions
 from pusa.acceleration.ranks import RankError
 from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
 from pusa.models.files import DamagedFileError, WrongArchitectureError
@@ -31,6 +31,7 @@ from pusa.server.worker.engine_process import (
 )
 from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.messages import Cancelled, Error, Task
+from pusa.server.worker.worker import make_executor
 
 
 @pytest.fixture
@@ -198,9 +199,9 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert psutil.pid_exists(child)
+        assert is_running(child)
         parent.send_signal(signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not is_running(child))
 
 
 def test_importing_the_worker_loads_no_torch():
@@ -305,6 +306,19 @@ def test_loading_progress_is_the_share_of_the_weights_that_is_read():
     for done in (0, 5, 10, 10, 500, 504, 1000):
         progress(done, 1000)
     assert told == [("loading", 1.0), ("loading", 50.0), ("loading", 99.0)]  # never 100 before it is ready
+
+
+def test_a_worker_s_settings_reach_its_processes_over_the_variables_that_these_inherit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PUSA_MEMORY", "fastest")
+    monkeypatch.setenv("PUSA_QUANTIZE", "fp8")
+    monkeypatch.setenv("PUSA_GPUS", "2")
+    settings = quick_settings(tmp_path, memory="balanced", gpus=0)
+    given: dict[str, str] = {}
+    monkeypatch.setattr("pusa.server.worker.worker.LocalExecutor", lambda *_, env, **__: given.update(env))
+    make_executor(settings)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert PusaEngine("tiny").load_options == settings.load_options == LoadOptions(compile="auto")
 
 
 def test_a_request_gets_the_local_names_of_its_files():

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
-from server_samples import House, fake_executor, request, submit, uninterrupted, video_of, wait_until
+from server_samples import House, fake_executor, is_running, request, submit, uninterrupted, video_of, wait_until
 
 from pusa.events import Checkpoint, Done, Step
 from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
@@ -50,10 +50,6 @@ def ready(executor: LocalExecutor) -> LocalExecutor:
 
     wait_until(is_ready)
     return executor
-
-
-def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_group_is_one_executor_whose_first_rank_speaks(started: Start, tmp_path: Path) -> None:

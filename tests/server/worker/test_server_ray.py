@@ -7,55 +7,23 @@ from typing import Any
 import psutil
 import pytest
 from needs import needed_module
-from paths import SUPPORT
 from server_process import FAKE_ENGINE
 from server_samples import submit, uninterrupted, video_of, wait_until
 
 ray = needed_module("ray", "pip install 'pusa[ray]'")
 
+from ray_cluster import Machines, running_machines  # noqa: E402 (after the check for ray)
+
 from pusa.events import Checkpoint, Done, Step  # noqa: E402
-from pusa.server.worker.messages import Error  # noqa: E402 (after the check for ray)
+from pusa.server.worker.messages import Error  # noqa: E402
 from pusa.server.worker.ray import RayExecutor, pack, unpack  # noqa: E402
-
-LOOPBACK = {"include_dashboard": False, "object_store_memory": 100_000_000}
-
-
-class Machines:
-    """The cluster: a head, where the driver is, and another node for actors."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        # 127.0.0.1 would become the machine's outer address, which nobody answers on.
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.2", **LOOPBACK}
-        )
-        self.addresses = iter(f"127.0.0.{number}" for number in range(3, 250))
-        self.other: Any = None
-        ray.init(self.cluster.address, _node_ip_address="127.0.0.2", namespace="pusa", log_to_driver=False)
-
-    def add(self) -> str:
-        """A node for actors; its address."""
-        address = next(self.addresses)
-        self.other = self.cluster.add_node(num_cpus=2, resources={"video": 2}, node_ip_address=address, **LOOPBACK)
-        return address
-
-    def pull_the_plug(self) -> None:
-        self.cluster.remove_node(self.other, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(SUPPORT))  # where actors find the fake engine
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_timeout_ms", "2000")
-        found = Machines()
+    with running_machines() as found:
         found.add()
         yield found
-        ray.shutdown()
-        found.cluster.shutdown()
 
 
 def executor(**options: Any) -> RayExecutor:

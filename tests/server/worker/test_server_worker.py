@@ -18,7 +18,7 @@ from server_samples import fake_executor, request, submit, uninterrupted, video_
 from pusa import media
 from pusa.events import Checkpoint
 from pusa.server.jobs.queue import JobQueue, NewJob, QueueUnavailable
-from pusa.server.jobs.store import FileStore, StorageFullError
+from pusa.server.jobs.store import FileStore, StorageFullError, fragment_key
 from pusa.server.worker.attempt import Attempt, Delays
 from pusa.server.worker.messages import Message, Task
 from pusa.server.worker.progress import AttemptProgress, StageRatios
@@ -73,6 +73,19 @@ def test_previews_are_stored_while_it_runs_and_gone_after_it(house):
     key = f"previews/{job.id}.webp"
     wait_until(lambda: house.files.exists(key))
     assert house.files.get_bytes(key)[8:12] == b"WEBP"
+    house.queue.cancel(job.id)
+    house.ended(job)
+    wait_until(lambda: not house.files.exists(key))
+
+
+def test_parts_of_a_growing_video_are_stored_while_it_runs_and_gone_after_it(house):
+    job = submit(house.queue, steps=1000, step_seconds=0.02, grows=True)
+    house.hire()
+    key = fragment_key(job.id, 1, 2)
+    wait_until(lambda: house.files.exists(key))
+    parts = b"".join(house.files.get_bytes(fragment_key(job.id, 1, number)) for number in range(3))
+    assert parts == bytes(range(1, len(parts) + 1))
+    assert house.queue.keys_in_use([key]) == {key}  # housekeeping leaves it
     house.queue.cancel(job.id)
     house.ended(job)
     wait_until(lambda: not house.files.exists(key))

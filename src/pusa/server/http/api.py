@@ -19,6 +19,7 @@ from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
     ExtendVideo,
+    FinalVideo,
     Model,
     ModelList,
     RemixVideo,
@@ -30,7 +31,7 @@ from pusa.server.http.schemas import (
     model_plan,
     video_from_job,
 )
-from pusa.server.http.sse import events
+from pusa.server.http.sse import STREAM_HEADERS, events
 from pusa.server.jobs.queue import Job, Status
 from pusa.server.service import Upload, Variant, VideoService, in_thread
 from pusa.server.transfers.downloads import download
@@ -214,22 +215,10 @@ async def _create(request: Request, service: VideoService, owner: str, options: 
             fields,
             uploads,
             owner=owner,
-            seconds=_format_seconds(body.seconds) if uses_seconds and keeps_length else None,
-            priority=_check_priority(body.priority, service),
+            seconds=to_request.format_seconds(body.seconds or 0) if uses_seconds and keeps_length else None,
+            priority=to_request.check_priority(body.priority, bool(service.settings.api_keys)),
             **options,
         )
-
-
-def _format_seconds(seconds: str | float | None) -> str:
-    return seconds if isinstance(seconds, str) else to_request.format_seconds(float(seconds or 0))
-
-
-def _check_priority(priority: int | None, service: VideoService) -> int:
-    """Refuse a raised priority from clients with API keys: none may overtake the others."""
-    if priority and priority > 0 and service.settings.api_keys:
-        message = f"priority={priority}: with API keys it is 0 or less, to let others go first"
-        raise to_request.invalid_value(message, "priority")
-    return priority or 0
 
 
 @router.post(
@@ -347,6 +336,21 @@ async def remix(request: Request, id: Id, service: Service, owner: Owner, option
     return await _video_response(service, await service.remix(id, body.prompt, owner, **options))
 
 
+@router.post(
+    "/videos/{id:video}/final",
+    response_model=VideoObject,
+    responses=openapi.errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
+    openapi_extra=openapi.body(FinalVideo, required=False),
+    summary="Make the final of a draft",
+)
+async def final(request: Request, id: Id, service: Service, owner: Owner, options: Options) -> Response:
+    """Makes the clip of a finished draft in full quality: the same scene and motion. The body may be empty."""
+    async with read_request(request, service, may_be_empty=True) as reader:
+        body = await reader.validate(FinalVideo, {})
+    asked = to_request.final_options(body)
+    return await _video_response(service, await service.final(id, owner, asked=asked, **options))
+
+
 # ---- reading and cancelling jobs -------------------------------------------------------------------------------------
 
 
@@ -456,8 +460,7 @@ async def follow(id: Id, service: Service, owner: Owner) -> Response:
     snapshots = service.follow(job)
     first = await anext(snapshots, None)  # a refusal must come before the stream begins
     stream = events(first, snapshots, to_json, service.preview_of, lambda: service.is_stopping)
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+    return StreamingResponse(stream, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -200,12 +200,14 @@ def parse_brackets(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def _parse_value(name: str, text: str, budget: BodyBudget) -> Any:
     data = text.encode()
-    if _IN_JSON.match(text) and name not in _PLAIN_TEXT:
+    is_json = _LISTED.match(text) if name == "prompts" else name not in _PLAIN_TEXT and _IN_JSON.match(text)
+    if is_json:
         return parse_json(data, budget, name, name)
     budget.take_text(data)
     return text
 
 
+_LISTED = re.compile(r'\s*\[\s*"')  # a line of a story may begin with a bracket: [close-up] a cat
 _PLAIN_TEXT = {"prompt", "negative_prompt", "model", "image_url", "video_url"}  # never parsed as JSON
 
 

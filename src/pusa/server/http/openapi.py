@@ -44,7 +44,7 @@ def binary(description: str, *types: str) -> dict[str, Any]:
     }
 
 
-def body(model: type[BaseModel], file_field: str | None = None) -> dict[str, Any]:
+def body(model: type[BaseModel], file_field: str | None = None, *, required: bool = True) -> dict[str, Any]:
     """Build the ``openapi_extra`` of a route that takes JSON or a form, with files in the form's `file_field`."""
     form = copy.deepcopy(_inline_schema(model))
     if file_field is not None:
@@ -58,7 +58,7 @@ def body(model: type[BaseModel], file_field: str | None = None) -> dict[str, Any
             ],
         }
     content = {"application/json": {"schema": _inline_schema(model)}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:

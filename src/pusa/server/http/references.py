@@ -159,16 +159,21 @@ def _url_and_kind(item: str | UrlReference) -> tuple[str, Literal["image", "vide
 
 
 @asynccontextmanager
-async def read_request(request: Request, service: VideoService) -> AsyncIterator[RequestReader]:
-    """Parse the body of a request; its files are deleted on leaving."""
+async def read_request(
+    request: Request, service: VideoService, *, may_be_empty: bool = False
+) -> AsyncIterator[RequestReader]:
+    """Parse the body of a request, or take one without fields where it `may_be_empty`; delete its files on leaving."""
     async with arriving(request, service) as arrival:
-        parsed_body = await read_body(
-            request,
-            service.spool,
-            max_files=service.settings.max_uploads,
-            max_text_bytes=MAX_TEXT_BYTES,
-            arrival=arrival,
-        )
+        if may_be_empty and _is_empty(request):
+            parsed_body = ParsedBody(values={})
+        else:
+            parsed_body = await read_body(
+                request,
+                service.spool,
+                max_files=service.settings.max_uploads,
+                max_text_bytes=MAX_TEXT_BYTES,
+                arrival=arrival,
+            )
         reader = RequestReader(service, parsed_body)
         try:
             yield reader
@@ -176,6 +181,11 @@ async def read_request(request: Request, service: VideoService) -> AsyncIterator
             parsed_body.remove()
             for upload in reader.inline:
                 upload.path.unlink(missing_ok=True)
+
+
+def _is_empty(request: Request) -> bool:
+    """Return True for a request that has no body by its headers."""
+    return "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
 
 
 @asynccontextmanager

@@ -7,11 +7,20 @@ import copy
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from pusa.acceleration.decisions import Machine, Plan
 from pusa.fields import StrictModel, field
-from pusa.request import GenerationRequest, Metadata, Multiplier, PositionField, ResolvedRequest, Text
+from pusa.request import (
+    FINAL_NOISE,
+    MAX_PROMPTS,
+    GenerationRequest,
+    Metadata,
+    Multiplier,
+    PositionField,
+    ResolvedRequest,
+    Text,
+)
 from pusa.server.jobs.job import Job
 from pusa.server.plans import Estimate
 
@@ -21,30 +30,12 @@ LIST_PATTERN = r"^[-0-9a-z.,\s]{1,4096}$"
 ID_PATTERN = r"^video_[0-9a-f]{32}$"
 MAX_FILES = 16
 
-FieldName = Literal[
-    "width",
-    "height",
-    "frames",
-    "window",
-    "overlap",
-    "fps",
-    "steps",
-    "guidance",
-    "guidance_2",
-    "shift",
-    "alpha",
-    "alpha_2",
-    "seed",
-    "negative_prompt",
-    "preset",
-    "prompt",
-    "task",
-]
 
-
-def _copy_field(name: FieldName) -> Any:
-    """Copy limits, default and help of a field of `GenerationRequest`."""
-    return copy.copy(GenerationRequest.model_fields[name])
+def _copy_field(name: str) -> Any:
+    """Copy limits, default and help of a field of `GenerationRequest`; its own checks are for values that are given."""
+    copied = copy.copy(GenerationRequest.model_fields[name])
+    copied.metadata = [limit for limit in copied.metadata if not isinstance(limit, AfterValidator)]
+    return copied
 
 
 Prompt = Annotated[Text, Field(max_length=10_000)]
@@ -125,6 +116,7 @@ class GenerationOptions(StrictModel):
     height: int | None = _copy_field("height")
     num_frames: int | None = _copy_field("frames")
     fps: float | None = _copy_field("fps")
+    crf: int | None = _copy_field("crf")
     num_inference_steps: int | None = _copy_field("steps")
     guidance_scale: float | None = _copy_field("guidance")
     guidance_scale_2: float | None = _copy_field("guidance_2")
@@ -148,11 +140,50 @@ class GenerationOptions(StrictModel):
     )
     fit: Literal["crop", "letterbox", "stretch"] | None = field(None, "How pictures of another shape are fitted.")
     encode: Literal["single", "repeat"] | None = field(None, "How pictures after the first frame are encoded.")
+    exact: bool | None = field(
+        None,
+        "Compute every frame at every step, those too that are kept as they are or finished: slower, and hardly "
+        "another video.",
+    )
+    fast: bool | None = field(
+        None,
+        "Few steps, with the model's 4-step LoRA: its steps, guidance and shift, where none are given.",
+        unset="false",
+    )
+    guidance_start: float | None = _copy_field("guidance_start")
+    guidance_stop: float | None = _copy_field("guidance_stop")
+    step_cache: Literal["none", "first_block"] | None = _copy_field("step_cache")
     metadata: Metadata | None = field(
         None,
         "How much the video tells of itself: full (the request and small inputs), minimal (made with AI, the model, "
         "the version) or off; at most what the operator allows.",
         unset="the operator's",
+    )
+    schedule: Text | None = _copy_field("schedule")
+    prompts: (
+        Annotated[Text, Field(max_length=100_000)] | Annotated[list[Prompt], Field(max_length=MAX_PROMPTS)] | None
+    ) = field(
+        None,
+        "Prompts of a long video, instead of the one prompt: one for each window, or each from a time on (0s: a rocket "
+        "stands); a list, or a text with a line for each.",
+    )
+    draft: bool | None = field(
+        None,
+        "Make a draft: half the model's size and few steps, unless they are given; /final makes the clip from it.",
+    )
+
+
+class FinalVideo(StrictModel):
+    """``POST /v1/videos/{id}/final``."""
+
+    noise_multiplier: Multiplier | None = field(
+        None, "How far the final may depart from the draft: 0 keeps it blurred, 1 ignores it.", unset=f"{FINAL_NOISE:g}"
+    )
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(
+        None, "WIDTHxHEIGHT in pixels.", unset="the model's, or twice the draft's"
+    )
+    num_inference_steps: int | None = field(
+        None, "Denoising steps.", unset="the model's times noise_multiplier", ge=1, le=200
     )
 
 
@@ -265,7 +296,7 @@ class VideoObject(BaseModel):
 
 
 class VideoEstimate(BaseModel):
-    """What a request would need. Without a plan no worker has reported its machine, or its model cannot be planned."""
+    """Tell what a request would need. Without a plan no worker has reported its machine, or the model has none."""
 
     object: Literal["video.estimate"] = "video.estimate"
     model: str
@@ -302,7 +333,7 @@ class ModelCard(BaseModel):
 
 
 class ModelPlan(BaseModel):
-    """How a video of the model's own size is made on a worker's machine, whose memory is as it was before loading."""
+    """Tell how a worker's machine, with its memory before loading, makes a video of the model's own size."""
 
     summary: str
     parts: list[dict[str, Any]]
@@ -385,7 +416,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         seed=job.request.get("seed"),
         peak_memory_mb=timings.pop("peak_memory_mb", None),
         stage_durations=timings,
-        inference_time_s=round(sum(s for stage, s in timings.items() if stage != "queue"), 4) if timings else None,
+        inference_time_s=round(job.inference_seconds, 4) if timings else None,
     )
 
 

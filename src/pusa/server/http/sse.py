@@ -18,6 +18,7 @@ from pusa.server.jobs.queue import Job
 
 KEEP_ALIVE_SECONDS = 15.0
 RECONNECT_MS = 2000
+STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # no proxy keeps or holds back what is sent
 
 
 def event(name: str, data: Any) -> str:

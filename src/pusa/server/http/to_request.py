@@ -14,13 +14,20 @@ from pydantic import ValidationError
 from pusa.defaults import GenerationDefaults
 from pusa.fields import StrictModel, explain, shown
 from pusa.numerals import check_noise_multiplier, parse_number, parse_numbers, parse_size
-from pusa.request import OVERLAP_FRAMES, ConditionSpec, GenerationRequest, parse_positions
+from pusa.request import (
+    ConditionSpec,
+    GenerationRequest,
+    default_overlap,
+    parse_positions,
+    prompt_lines,
+)
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
 from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
     ExtendVideo,
+    FinalVideo,
     GenerationOptions,
     KeyframeInput,
     LoraChoice,
@@ -44,25 +51,21 @@ _RENAMED = {
     "lora_alpha": "alpha",
     "lora_alpha_2": "alpha_2",
 }
-_SAME_NAMES = (
-    "width",
-    "height",
-    "fps",
-    "seed",
-    "negative_prompt",
-    "preset",
-    "window",
-    "overlap",
-    "task",
-    "prompt",
-    "model",
-    "metadata",
-)
+_SAME_NAMES = tuple(name for name in GenerationRequest.model_fields if name != "lora")  # see `_parse_loras`
 _FIELD_NAMES = {
     name
     for model in (
-        *(CreateVideo, EditVideo, ExtendVideo, RemixVideo, KeyframeInput, UrlReference, VideoReference, LoraChoice),
-        *(GenerationRequest, ConditionSpec),
+        CreateVideo,
+        EditVideo,
+        ExtendVideo,
+        FinalVideo,
+        RemixVideo,
+        KeyframeInput,
+        UrlReference,
+        VideoReference,
+        LoraChoice,
+        GenerationRequest,
+        ConditionSpec,
     )
     for name in model.model_fields
 }
@@ -74,7 +77,7 @@ def _holds_number(annotation: Any) -> bool:
 
 _NUMBER_FIELDS = {
     name
-    for model in (GenerationOptions, CreateVideo, KeyframeInput, LoraChoice)
+    for model in (GenerationOptions, CreateVideo, FinalVideo, KeyframeInput, LoraChoice)
     for name, field in model.model_fields.items()
     if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
 }
@@ -148,7 +151,7 @@ def _has_plain_location(error: Any) -> bool:
 
 def _explain_union(errors: Sequence[Any]) -> str:
     """Explain the errors of a union by the alternative that fits best."""
-    deepest = max(errors, key=lambda error: len(error["loc"]))
+    deepest = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
     if deepest["type"] == "value_error":
         return str(deepest["ctx"]["error"])
     parts = [part for part in deepest["loc"] if isinstance(part, int) or part in _FIELD_NAMES]
@@ -156,6 +159,9 @@ def _explain_union(errors: Sequence[Any]) -> str:
     if deepest["type"] == "extra_forbidden":
         unknown = "" if deepest["loc"][-1] in parts else f".{deepest['loc'][-1]}"
         return f"{shown(name + unknown)} is unknown: leave it out"
+    if deepest["type"] in ("too_long", "string_too_long"):
+        limit = deepest["ctx"]["max_length"]
+        return f"{name} has a length of {len(deepest['input'])}: the limit is {limit}"
     return f"{name}={shown(deepest['input'])}: {deepest['msg'][:1].lower()}{deepest['msg'][1:]}"
 
 
@@ -191,6 +197,8 @@ def build_request(
     if with_length and "seconds" in fields and "frames" not in request:
         fps = float(fields.get("fps") or defaults.fps)
         request["frames"] = max(1, round(parse_seconds(fields["seconds"]) * fps))
+    if isinstance(request.get("prompts"), str):
+        request["prompts"] = prompt_lines(request["prompts"])
     names, scale = _parse_loras(fields.get("lora"))
     if names:
         request["lora"] = names
@@ -209,9 +217,10 @@ def extension_length(seconds: float, request: Mapping[str, Any], defaults: Gener
 
     The overlap is the default of `GenerationRequest`.
     """
-    new = max(4, round(seconds * float(request.get("fps") or defaults.fps)))
-    window = min(new + OVERLAP_FRAMES, request.get("window") or defaults.num_frames)
-    overlap = request.get("overlap") or max(1, min(OVERLAP_FRAMES, (window // 2 - 1) // 4 * 4 + 1))
+    factor = defaults.frames_per_latent
+    new = max(factor, round(seconds * float(request.get("fps") or defaults.fps)))
+    window = min(new + defaults.overlap, request.get("window") or defaults.num_frames)
+    overlap = request.get("overlap") or default_overlap(window, factor, most=defaults.overlap)
     return {"frames": new + overlap, "overlap": overlap}
 
 
@@ -405,6 +414,20 @@ def decode_base64(text: str, param: str) -> bytes:
         raise invalid_value(f"{param} is not base64", param) from None
 
 
-def format_seconds(value: float) -> str:
-    """Format seconds with at most two decimals: 5, 2.06."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+def format_seconds(value: str | float) -> str:
+    """Format seconds with at most two decimals: 5, 2.06; text stays as the client wrote it."""
+    return value if isinstance(value, str) else f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+def final_options(body: FinalVideo) -> dict[str, Any]:
+    """Return `noise`, `size` and `steps` of `pusa.request.final_request`."""
+    size = None if body.size is None else parse_size(body.size)
+    return {"noise": body.noise_multiplier, "size": size, "steps": body.num_inference_steps}
+
+
+def check_priority(priority: int | None, has_keys: bool) -> int:
+    """Refuse a raised priority from clients with API keys: none may overtake the others."""
+    if priority and priority > 0 and has_keys:
+        message = f"priority={priority}: with API keys it is 0 or less, to let others go first"
+        raise invalid_value(message, "priority")
+    return priority or 0

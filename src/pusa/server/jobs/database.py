@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from pusa.errors import first_line
 from pusa.server.jobs.migrations import MIGRATIONS
 
 P = ParamSpec("P")
@@ -402,4 +403,4 @@ def is_damage(error: Exception) -> bool:
 def _first_line(error: Exception) -> str:
     """Return the database's own message, without the statement and its values, which may be prompts."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return first_line(cause or error)

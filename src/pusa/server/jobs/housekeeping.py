@@ -79,7 +79,7 @@ def expire(
 def remove_files(queue: JobQueue, files: FileStore, jobs: Iterable[Job]) -> None:
     """Remove the files of deleted jobs, except those that other jobs use as inputs."""
     for job in jobs:
-        keys = [key for prefix in _PREFIXES[:-1] for key, _ in files.keys(f"{prefix}/{job.id}")]
+        keys = [key for prefix in _PREFIXES for key, _ in files.keys(f"{prefix}/{job.id}")]
         used = queue.keys_in_use(keys)
         for key in (*keys, f"previews/{job.id}.webp"):
             if key not in used:

@@ -14,6 +14,7 @@ from pusa.server.jobs import database
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
+_STAGES = ("load", "encode", "denoise", "decode", "finish")  # whose durations `Job.timings` holds
 
 
 def new_id() -> str:
@@ -101,6 +102,11 @@ class Job(NewJob):
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    @property
+    def inference_seconds(self) -> float:
+        """Sum up the durations of all stages, without the wait in the queue."""
+        return sum(self.timings.get(stage, 0.0) for stage in _STAGES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Record the files that jobs name, and the places of deleted jobs, inside the transactions of `JobQueue`."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
@@ -13,7 +14,7 @@ Kind = Literal["input", "result", "checkpoint"]
 
 _files, _deleted, _jobs = database.job_files, database.deleted_jobs, database.jobs
 _BATCH = 500  # keys in one query
-_PREVIEW = "previews/{}.webp"
+_PREVIEW = re.compile(r"previews/([a-z0-9_]+)[./].*")
 
 
 def record_files(
@@ -54,9 +55,11 @@ def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
         named = sa.or_(_files.c.kind != "checkpoint", _jobs.c.checkpoint == _files.c.key)
         query = sa.select(_files.c.key).join(_jobs, _jobs.c.seq == _files.c.seq)
         used.update(connection.execute(query.where(_files.c.key.in_(batch), named)).scalars())
-        ids = [key.removeprefix("previews/").removesuffix(".webp") for key in batch if key.startswith("previews/")]
+        previews = {key: found[1] for key in batch if (found := _PREVIEW.fullmatch(key))}
+        ids = set(previews.values())
         unfinished = sa.select(_jobs.c.id).where(_jobs.c.id.in_(ids), _jobs.c.status.in_(UNFINISHED))
-        used.update(_PREVIEW.format(id) for id in connection.execute(unfinished).scalars())
+        running = set(connection.execute(unfinished).scalars())
+        used.update(key for key, id in previews.items() if id in running)
     return used
 
 

@@ -1,7 +1,8 @@
 """Store inputs, results, checkpoints and previews in a local folder, or in any store that fsspec opens by URL.
 
 Only the server makes keys, never a client: ``inputs/<job>/0.png``, ``results/<job>/<attempt>/video.mp4``,
-``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``.
+``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``, and ``previews/<job>/<attempt>-000000.mp4``, the
+first bytes of a video that can be watched while it is made.
 """
 
 import errno
@@ -17,7 +18,7 @@ from typing import IO, Any, BinaryIO
 
 from pusa.fsutil import flush, is_full, private_opener
 
-__all__ = ["FileStore", "StorageFullError", "StorageUnavailableError", "full_disk"]
+__all__ = ["FileStore", "StorageFullError", "StorageUnavailableError", "fragment_key", "full_disk"]
 
 _KEY = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(/[a-z0-9_-][a-z0-9_.-]*)*")  # no part begins with a dot
 _PARTIAL = ".part-"  # prefix of files being written; no key begins so
@@ -33,6 +34,11 @@ _ATOMIC_UPLOADS = {
     "oci",
 }  # object stores show complete files only
 _CHUNK_BYTES = 1 << 20
+
+
+def fragment_key(job: str, attempt: int, number: int) -> str:
+    """Name a part, from 0 on, of a video that an attempt of a job makes piece by piece."""
+    return f"previews/{job}/{attempt}-{number:06d}.mp4"
 
 
 class StorageFullError(OSError):

@@ -16,7 +16,6 @@ import gradio as gr
 from PIL import Image
 
 from pusa import media
-from pusa.positions import latent_frames
 from pusa.request import preset_noise
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import Job, QueueUnavailable
@@ -34,6 +33,7 @@ from pusa.server.studio.forms import (
     read_positions,
     sized_request,
     spread_positions,
+    with_fast,
     with_preset,
 )
 from pusa.server.studio.routes import owner_of
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _FILES = ("image", "video", "second_video", "loop_image")
 _PLACES = ("positions", "multipliers", "video_positions", "video_multipliers")
 _PRESET = ("noise", "multipliers", "video_multipliers", "alpha", "alpha_2")  # the fields that a preset sets
+_FAST = ("steps", "guidance", "shift")  # the fields that the fast mode sets
 _FIELDS = tuple(Form.__dataclass_fields__)
 
 Values = Mapping[Any, Any]  # component -> its value
@@ -82,6 +83,7 @@ class Actions:
         # Gradio would call a handler for each of many fields that change at once, in any order: instead the timeline's
         # script waits for all of them and calls once. Pasted text raises no `input` in Gradio, hence `change`.
         triggers = [parts[name].input for name in ("noise", "frames", "fps", "overlap", "steps", "guidance")]
+        triggers += [parts[name].input for name in ("draft", "schedule") if name in parts]
         triggers += [parts[name].change for name in (*_PLACES, *_FILES, "mode", "size")]
         gr.on(triggers, None, js="() => pusa.fieldsChanged()", api_visibility="private", show_progress="hidden")
         parts["timeline"].refresh(self.redraw, {*fields, parts["timeline"]}, parts["timeline"], **latest)
@@ -91,6 +93,9 @@ class Actions:
         parts["mode"].input(self.mode_changed, fields, self._mode_parts(), **latest)
         presettable = [parts[name] for name in _PRESET if name in parts]
         parts["preset"].input(self.preset_changed, fields, [*presettable, parts["timeline"]], **latest)
+        if "fast" in parts:
+            settings = [parts[name] for name in _FAST]
+            parts["fast"].input(self.fast_changed, fields, [*settings, parts["timeline"]], **latest)
         parts["timeline"].edit(
             self.timeline_edited,
             {*fields, parts["timeline"]},
@@ -219,7 +224,7 @@ class Actions:
         open_tab = str(fields["tab"]).removeprefix("tab_")
         fields["tab"] = open_tab if open_tab in TABS else TABS[0]
         fields["images"] = [file for file, _ in fields.get("images") or []]
-        for name in ("prompt", "seed", "size", *_PLACES):
+        for name in ("prompt", "prompts", "seed", "size", *_PLACES):
             fields[name] = fields.get(name) or ""
         return Form(**fields)
 
@@ -235,7 +240,7 @@ class Actions:
     def _estimate(self, form: Form) -> dict[str, Any] | None:
         """Estimate what a video of the form's size and length would need; None if a field is not understood."""
         try:
-            request = sized_request(form).resolved(self.defaults.generation)
+            request = sized_request(form, self.defaults.generation).resolved(self.defaults.generation)
             return views.estimate(self.service.planner.estimate(request))
         except (ValueError, QueueUnavailable):
             return None
@@ -250,9 +255,9 @@ class Actions:
         except FormError:
             places = -1
         if count and count != places:
-            spread = spread_positions(count, latent_frames(int(form.frames or 1)))
+            spread = spread_positions(count, self.defaults.latents_of(int(form.frames or 1)))
             positions = self.defaults.positions if count == 2 else format_list(spread)
-            noise = format_list(preset_noise(form.preset, "image", count))
+            noise = format_list(preset_noise(form.preset, "image", count, self.defaults.generation))
             form = replace(form, positions=positions, multipliers=noise)
             updates = {parts["positions"]: form.positions, parts["multipliers"]: form.multipliers}
         return {**updates, parts["timeline"]: timeline_value(form, self.defaults)}
@@ -262,6 +267,11 @@ class Actions:
         form = with_preset(form, self.defaults)
         fields = {parts[name]: getattr(form, name) for name in _PRESET if name in parts}
         return {**fields, parts["timeline"]: timeline_value(form, self.defaults)}
+
+    def fast_changed(self, values: Values) -> Updates:
+        form, parts = with_fast(self.form(values), self.defaults), self.parts
+        fields = {parts[name]: getattr(form, name) for name in _FAST}
+        return {**fields, parts["timeline"]: {**timeline_value(form, self.defaults), "estimate": self._estimate(form)}}
 
     def mode_changed(self, values: Values) -> Updates:
         return self._mode_updates(self.form(values))

@@ -1,10 +1,9 @@
 """Define the examples of every tab, which make a video with one click from files of the package."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pusa.positions import latent_frames
 from pusa.request import preset_alpha, preset_noise
 from pusa.server.studio.forms import Form, FormDefaults, Tab, format_list, spread_positions
 
@@ -25,6 +24,12 @@ class Example:
     @property
     def prompt(self) -> str:
         return self.values["prompt"]
+
+    def for_model(self, defaults: FormDefaults) -> "Example | None":
+        """Return the example for a model: where that reads no text without its prompt; None if nothing is left."""
+        if defaults.generation.has_text:
+            return self
+        return None if self.tab == "text" else replace(self, values={**self.values, "prompt": ""})
 
 
 def _picture(name: str, prompt: str, file: str, **values: Any) -> Example:
@@ -88,14 +93,15 @@ def form_of(example: Example, defaults: FormDefaults) -> Form:
         "video_positions": defaults.video_positions,
         "video_multipliers": defaults.video_multipliers,
         "noise": defaults.noise,
-        **example.values,
+        **(example.for_model(defaults) or example).values,
     }
     preset = values.get("preset", "balanced")
     if example.tab == "images":
         count = len(values["images"])
         if count > 2:
-            values["positions"] = format_list(spread_positions(count, latent_frames(defaults.generation.num_frames)))
-        values["multipliers"] = format_list(preset_noise(preset, "image", count))
+            spread = spread_positions(count, defaults.latents_of(defaults.generation.num_frames))
+            values["positions"] = format_list(spread)
+        values["multipliers"] = format_list(preset_noise(preset, "image", count, defaults.generation))
     return Form(tab=example.tab, alpha=preset_alpha(preset, defaults.alpha), **values)
 
 

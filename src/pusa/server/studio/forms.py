@@ -15,7 +15,19 @@ from pusa import zoo
 from pusa.defaults import GenerationDefaults
 from pusa.numerals import is_noise_multiplier, parse_numbers, parse_size, parse_whole, split_list
 from pusa.positions import latent_frames, nearest_of
-from pusa.request import GenerationRequest, Position, Task, explain, parse_positions, preset_alpha, preset_noise
+from pusa.request import (
+    GenerationRequest,
+    Position,
+    Task,
+    draft_size,
+    draft_steps,
+    explain,
+    parse_positions,
+    placeholder_request,
+    preset_alpha,
+    preset_noise,
+    prompt_lines,
+)
 
 Tab = Literal["image", "images", "video", "text"]
 TABS: tuple[Tab, ...] = get_args(Tab)
@@ -70,7 +82,12 @@ class Form:
     overlap: int | None = None
     fps: float | None = None
     fit: str = "crop"
+    exact: bool = False
     metadata: str | None = None
+    fast: bool = False
+    draft: bool = False
+    schedule: str = "even"
+    prompts: str = ""
 
     @property
     def task(self) -> Task:
@@ -86,14 +103,18 @@ class FormDefaults:
     multipliers: str = field(init=False)
     video_positions: str = "0,1,2,3"
     video_multipliers: str = field(init=False)
-    noise: float = preset_noise("balanced", "image", 1)[0]
+    noise: float = field(init=False)
 
     def __post_init__(self) -> None:
-        last = latent_frames(self.generation.num_frames) - 1
+        last = self.latents_of(self.generation.num_frames) - 1
         positions = f"0,{last}" if self.generation.num_frames == _ORIGINAL_FRAMES else "0,last"
         object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "multipliers", format_list(preset_noise("balanced", "image", 2)))
-        object.__setattr__(self, "video_multipliers", format_list(preset_noise("balanced", "video", 4)))
+        noise = preset_noise("balanced", "image", 2, self.generation)
+        object.__setattr__(self, "noise", noise[0])
+        object.__setattr__(self, "multipliers", format_list(noise))
+        object.__setattr__(
+            self, "video_multipliers", format_list(preset_noise("balanced", "video", 4, self.generation))
+        )
 
     @property
     def alpha(self) -> float:
@@ -115,6 +136,10 @@ class FormDefaults:
         square = nearest_of(round((width * height) ** 0.5), multiple)
         larger = ["1280x720", "720x1280"] if 832 <= width < 1280 else []
         return [f"{width}x{height}", f"{height}x{width}", f"{square}x{square}", *larger]
+
+    def latents_of(self, frames: int) -> int:
+        """Count the model's latent frames of so many frames."""
+        return latent_frames(frames, self.generation.frames_per_latent)
 
     @classmethod
     def of(cls, model: str) -> "FormDefaults":
@@ -184,17 +209,30 @@ def spread_positions(count: int, latents: int) -> list[Position]:
     return [Position("latent", -1 if place == latents - 1 else place) for place in places]
 
 
+def with_fast(form: Form, defaults: FormDefaults) -> Form:
+    """Set steps, guidance and shift to those of the model's fast mode, or to its own where that is off."""
+    generation = defaults.generation
+    fast = generation.fast if form.fast else None
+    return replace(
+        form,
+        steps=(fast or generation).steps,
+        guidance=(fast or generation).guidance,
+        shift=(fast and fast.shift) or generation.shift,
+    )
+
+
 def with_preset(form: Form, defaults: FormDefaults) -> Form:
     """Set the fields of noise and alpha to those of the form's preset, for as many images and positions as it has."""
     try:
         video_positions = len(read_positions(form.video_positions)) or 4
     except FormError:
         video_positions = 4
+    noise = preset_noise(form.preset, "image", len(form.images) or 2, defaults.generation)
     return replace(
         form,
-        noise=preset_noise(form.preset, "image", 1)[0],
-        multipliers=format_list(preset_noise(form.preset, "image", len(form.images) or 2)),
-        video_multipliers=format_list(preset_noise(form.preset, "video", video_positions)),
+        noise=noise[0],
+        multipliers=format_list(noise),
+        video_multipliers=format_list(preset_noise(form.preset, "video", video_positions, defaults.generation)),
         alpha=preset_alpha(form.preset, defaults.alpha),
         alpha_2=None if defaults.alpha_2 is None else preset_alpha(form.preset, defaults.alpha_2),
     )
@@ -234,15 +272,24 @@ def build_request(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Pat
         "height": height,
         "seed": read_seed(form.seed),
         "overlap": form.overlap or None,
+        "exact": form.exact or None,
         "metadata": form.metadata,
+        "fast": form.fast or None,
+        "draft": form.draft or None,
+        "schedule": form.schedule,
+        "prompts": prompt_lines(form.prompts),
     }
     for name in ("frames", "steps"):  # sliders send whole numbers as 8 or 8.0
         values[name] = None if getattr(form, name) is None else int(getattr(form, name))
     for name in ("guidance", "shift", "alpha", "alpha_2", "fps"):
         values[name] = None if getattr(form, name) is None else float(getattr(form, name))
+    defaults = zoo.defaults_of(model)
+    if defaults.condition_guidance and values["guidance"] == defaults.guidance and not form.fast:
+        values["guidance"] = None  # the slider is as it was: the model chooses, by what the form gives it
+    values |= _of_draft(form, values, defaults)
     request = {name: value for name, value in values.items() if value is not None}
     try:
-        GenerationRequest.model_validate(request).resolved(zoo.defaults_of(model))
+        GenerationRequest.model_validate({**request, "model": model}).resolved(defaults)
     except ValidationError as error:
         raise FormError(text=explain(error)) from None
     except ValueError as error:
@@ -250,19 +297,31 @@ def build_request(form: Form, model: str) -> tuple[dict[str, Any], dict[str, Pat
     return request, files
 
 
-def sized_request(form: Form) -> GenerationRequest:
+def sized_request(form: Form, defaults: GenerationDefaults) -> GenerationRequest:
     """Build a request of the form's size, length and steps, without its inputs. Raises ValueError."""
     width, height = read_size(form.size) or (None, None)
-    return GenerationRequest(
-        task="loop" if form.task == "loop" else "generate",  # the others take as much, and need videos
-        prompt="-",
-        width=width,
-        height=height,
-        frames=int(form.frames or 0) or None,
-        steps=int(form.steps or 0) or None,
-        guidance=float(form.guidance or 0) or None,
-        overlap=int(form.overlap or 0) or None,
-    )
+    values: dict[str, Any] = {
+        "task": "loop" if form.task == "loop" else "generate",  # the others take as much, and need videos
+        "width": width,
+        "height": height,
+        "frames": int(form.frames or 0) or None,
+        "steps": int(form.steps or 0) or None,
+        "guidance": float(form.guidance or 0) or None,
+        "overlap": int(form.overlap or 0) or None,
+        "fast": form.fast,
+        "draft": form.draft,
+        "schedule": form.schedule,
+    }
+    return placeholder_request(defaults, **values | _of_draft(form, values, defaults))
+
+
+def _of_draft(form: Form, values: Mapping[str, Any], defaults: GenerationDefaults) -> dict[str, Any]:
+    """Return size and steps of a form's draft, as its fields are those of the whole clip; nothing without one."""
+    if not form.draft:
+        return {}
+    width, height = values["width"], values["height"]
+    size = {} if width is None else dict(zip(("width", "height"), draft_size(defaults, width, height), strict=True))
+    return size if form.fast else size | {"steps": draft_steps(values["steps"] or defaults.steps)}
 
 
 def _conditions(form: Form) -> list[Condition]:

@@ -4,7 +4,9 @@ from typing import Any
 
 import gradio as gr
 
+from pusa.defaults import GenerationDefaults
 from pusa.generate.prompt_hints import vocabulary
+from pusa.positions import frames_of, nearest_of
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
 from pusa.server.studio import examples
@@ -28,11 +30,12 @@ def build(service: VideoService, files: VisitorFiles) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320, elem_id="pusa-form"):
                 _inputs(parts, defaults)
                 parts["timeline"] = timeline(timeline_value(Form(tab="image"), defaults))
-                _prompt(parts, service)
+                _prompt(parts, service, defaults.generation)
                 _preset(parts, defaults)
                 _advanced(parts, defaults, service.settings)
                 with gr.Column(elem_id="pusa-submit"):
                     _custom_part("estimate", None)
+                    parts["draft"] = gr.Checkbox(label=t("draft.label"), info=t("draft.info"), elem_id="draft")
                     parts["generate"] = gr.Button(t("generate"), variant="primary", size="lg", elem_id="generate")
                     parts["problem"] = _custom_part("problem", None)
             with gr.Column(scale=7, min_width=320, elem_id="pusa-result"):
@@ -63,7 +66,8 @@ def _inputs(parts: Parts, defaults: FormDefaults) -> None:
     with gr.Tabs(selected="image", elem_id="pusa-tabs") as parts["tabs"]:
         for name in TABS:
             with gr.Tab(t(f"tab.{name}"), id=name, elem_id=f"tab-{name}") as parts[f"tab_{name}"]:
-                shows = [_example_value(example) for example in examples.EXAMPLES if example.tab == name]
+                fitting = filter(None, (example.for_model(defaults) for example in examples.EXAMPLES))
+                shows = [_example_value(example) for example in fitting if example.tab == name]
                 parts[f"examples_{name}"] = _custom_part("examples", {"tab": name, "examples": shows}, events=("run",))
                 _TAB_INPUTS[name](parts, defaults)
 
@@ -150,7 +154,12 @@ def _line(name: str, value: str, *, info: str | None = None, **options: Any) -> 
 
 
 def _slider(
-    name: str, lowest_highest_step: tuple[float, float, float], value: float, *, info: str | None = None
+    name: str,
+    lowest_highest_step: tuple[float, float, float],
+    value: float,
+    *,
+    info: str | None = None,
+    visible: bool = True,
 ) -> gr.Slider:
     """Make a slider, explained by the request field's help or by the text that `info` names."""
     lowest, highest, step = lowest_highest_step
@@ -161,6 +170,7 @@ def _slider(
         step=step,
         label=t(f"{name}.label"),
         info=t(info or f"help.{name}"),
+        visible=visible,
         elem_id=name.replace("_", "-"),
     )
 
@@ -188,10 +198,11 @@ def _paths_of(value: Any) -> list[tuple[str, str | None]] | None:
     return [(one.image.path, one.caption) for one in value.root] if value else None
 
 
-def _prompt(parts: Parts, service: VideoService) -> None:
+def _prompt(parts: Parts, service: VideoService, generation: GenerationDefaults) -> None:
     parts["prompt"] = gr.Textbox(
         label=t("prompt.label"),
-        placeholder=t("prompt.placeholder"),
+        placeholder=t("prompt.placeholder" if generation.has_text else "prompt.class_placeholder"),
+        visible=generation.classes != 0,
         lines=2,
         max_lines=8,
         max_length=10_000,
@@ -213,16 +224,20 @@ def _preset(parts: Parts, defaults: FormDefaults) -> None:
     with gr.Row():
         parts["alpha"] = _slider("alpha", (0.1, 5, 0.1), defaults.alpha)
         parts["steps"] = _slider("steps", (1, 50, 1), defaults.generation.steps)
+    if defaults.generation.fast is not None:
+        parts["fast"] = gr.Checkbox(False, label=t("fast.label"), info=t("help.fast"), elem_id="fast")
     if defaults.alpha_2 is not None:
         parts["alpha_2"] = _slider("alpha_2", (0.1, 5, 0.1), defaults.alpha_2)
 
 
 def _advanced(parts: Parts, defaults: FormDefaults, settings: ServerSettings) -> None:
     generation = defaults.generation
+    guides = generation.classes != 0
     with gr.Accordion(t("advanced"), open=False, elem_id="advanced"):
         parts["negative_prompt"] = gr.Textbox(
             generation.negative_prompt,
             label=t("negative_prompt.label"),
+            visible=guides,
             info=t("help.negative_prompt"),
             lines=1,
             max_lines=4,
@@ -239,12 +254,13 @@ def _advanced(parts: Parts, defaults: FormDefaults, settings: ServerSettings) ->
                 elem_id="size",
             )
         with gr.Row():
-            longest = max(161, 4 * (generation.num_frames - 1) + 1)
-            parts["frames"] = _slider("frames", (5, longest, 4), generation.num_frames)
+            factor = generation.frames_per_latent
+            longest = max(nearest_of(161, factor, 1), 4 * (generation.num_frames - 1) + 1)
+            parts["frames"] = _slider("frames", (frames_of(2, factor), longest, factor), generation.num_frames)
             parts["fps"] = _slider("fps", (1, 60, 1), generation.fps)
         with gr.Row():
-            parts["guidance"] = _slider("guidance", (1, 20, 0.5), generation.guidance)
-            parts["shift"] = _slider("shift", (1, 20, 0.5), generation.shift)
+            parts["guidance"] = _slider("guidance", (1, 20, 0.5), generation.guidance, visible=guides)
+            parts["shift"] = _slider("shift", (1, 20, 0.5), generation.shift, visible=generation.has_shift)
         with gr.Row():
             parts["overlap"] = _slider("overlap", (0, 81, 1), 0, info="overlap.info")
             parts["fit"] = gr.Radio(
@@ -255,6 +271,26 @@ def _advanced(parts: Parts, defaults: FormDefaults, settings: ServerSettings) ->
                 elem_id="fit",
                 elem_classes="pusa-segments",
             )
+        parts["exact"] = gr.Checkbox(value=False, label=t("exact.label"), info=t("help.exact"), elem_id="exact")
+        if generation.boundary_ratio is None:  # two experts cannot make one
+            parts["schedule"] = gr.Radio(
+                [(choice(f"schedule.{name}"), name) for name in ("even", "wave")],
+                value="even",
+                label=t("schedule.label"),
+                info=t("schedule.info"),
+                elem_id="schedule",
+                elem_classes="pusa-segments",
+            )
+        parts["prompts"] = gr.Textbox(
+            label=t("prompts.label"),
+            visible=guides,
+            info=t("prompts.info"),
+            placeholder=t("prompts.placeholder"),
+            lines=2,
+            max_lines=12,
+            max_length=100_000,
+            elem_id="prompts",
+        )
         parts["metadata"] = gr.Radio(
             [(choice(f"metadata.{name}"), name) for name in settings.metadata_choices],
             value=settings.metadata,

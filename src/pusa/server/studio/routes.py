@@ -42,7 +42,7 @@ def router(service: VideoService) -> APIRouter:
         if is_video_id(job):
             try:
                 found = await service.get(job, owner_of(request))
-                answer["job"] = views.details(found, await service.position(found))
+                answer["job"] = views.details(found, await service.position(found), service.defaults)
             except ServiceError as error:
                 if error.status != 404:
                     raise
@@ -76,6 +76,11 @@ def router(service: VideoService) -> APIRouter:
     @routes.post("/jobs/{job}/again")
     async def again(request: Request, job: JobId, vary_seed: bool = False) -> JSONResponse:
         new = await service.rerun(job, vary_seed=vary_seed, owner=owner_of(request), source="studio")
+        return JSONResponse(views.card(new))
+
+    @routes.post("/jobs/{job}/final")
+    async def final(request: Request, job: JobId) -> JSONResponse:
+        new = await service.final(job, owner_of(request), asked={}, source="studio")
         return JSONResponse(views.card(new))
 
     @routes.post("/jobs/{job}/delete")

@@ -14,7 +14,20 @@ from pusa.request import ConditionSpec, GenerationRequest, field_specs
 
 LANGUAGES = {"en": "English", "fr": "Français", "zh": "中文"}
 _GRADIO = {"zh": "zh-CN"}  # Gradio's name of a language where it differs
-_EXPLAINED = ("alpha", "alpha_2", "steps", "negative_prompt", "seed", "frames", "fps", "guidance", "shift", "fit")
+_EXPLAINED = (
+    "alpha",
+    "alpha_2",
+    "steps",
+    "negative_prompt",
+    "seed",
+    "frames",
+    "fps",
+    "guidance",
+    "shift",
+    "fit",
+    "exact",
+    "fast",
+)
 _FOLDER = Path(__file__).parent / "locales"
 
 

@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from pusa.defaults import GenerationDefaults
 from pusa.numerals import MAX_VALUES, is_noise_multiplier
-from pusa.positions import latent_frames, nearest_of
-from pusa.request import ConditionSpec, GenerationRequest, Position, preset_noise
+from pusa.positions import nearest_of
+from pusa.request import ConditionSpec, Position, placeholder_request, preset_noise
 from pusa.server.studio.forms import (
     Form,
     FormDefaults,
@@ -22,6 +23,9 @@ from pusa.server.studio.forms import (
     read_noise,
     read_positions,
 )
+
+Clip = tuple[int, float, int]
+"""Frames of a clip, frames per second, and frames of a latent frame after the first."""
 
 
 def timeline(value: dict[str, Any]) -> gr.HTML:
@@ -46,19 +50,22 @@ def timeline_value(form: Form, defaults: FormDefaults) -> dict[str, Any]:
     """Make the timeline's value from the page's fields.
 
     Returns:
-        ``count`` cells of a clip of ``frames`` frames at ``fps``; ``marks`` in the order of the text fields, each with
+        ``count`` cells of a clip of ``frames`` frames at ``fps``, of which each cell after the first holds
+        ``frames_per_latent``; ``marks`` in the order of the text fields, each with
         ``cell``, ``noise`` and ``place`` as the visitor wrote it, and with ``src`` of its image or a ``role``;
         ``video`` and ``second_video``, the addresses of the videos whose frames the cells show; ``bridge``, the cells
         of a loop that lead back to its beginning; ``mode``, the edits that are possible; ``error``, the mistake in the
         fields as `FormError.as_json` or None.
     """
-    frames = nearest_of(int(form.frames or defaults.generation.num_frames), 4, 1)
+    factor = defaults.generation.frames_per_latent
+    frames = nearest_of(int(form.frames or defaults.generation.num_frames), factor, 1)
     fps = float(form.fps or defaults.generation.fps)
     value: dict[str, Any] = {
         "mode": "none",
         "frames": frames,
         "fps": fps,
-        "count": latent_frames(frames),
+        "frames_per_latent": factor,
+        "count": defaults.latents_of(frames),
         "marks": [],
         "video": None,
         "error": None,
@@ -105,17 +112,22 @@ def address(path: str | None) -> str | None:
 
 
 def _content(form: Form, defaults: FormDefaults, frames: int, fps: float) -> dict[str, Any]:
+    clip = frames, fps, defaults.generation.frames_per_latent
     match form.tab, form.mode:
         case "image", _:
             mark = {"cell": 0, "place": "0", "noise": float(form.noise), "src": address(form.image)}
             return {"mode": "image", "marks": [mark]}
         case "images", _:
-            marks = _marks(form, "image", frames, fps)
+            marks = _marks(form, "image", clip, defaults.generation)
             for mark, image in zip(marks, form.images, strict=False):
                 mark["src"] = address(image)
             return {"mode": "images", "marks": marks}
         case "video", "complete":
-            return {"mode": "video", "marks": _marks(form, "video", frames, fps), "video": address(form.video)}
+            return {
+                "mode": "video",
+                "marks": _marks(form, "video", clip, defaults.generation),
+                "video": address(form.video),
+            }
         case "video", "loop":
             return _loop(form, defaults, frames)
         case "video", _:
@@ -123,15 +135,17 @@ def _content(form: Form, defaults: FormDefaults, frames: int, fps: float) -> dic
     return {}
 
 
-def _marks(form: Form, kind: Literal["image", "video"], frames: int, fps: float) -> list[dict[str, Any]]:
+def _marks(
+    form: Form, kind: Literal["image", "video"], clip: Clip, defaults: GenerationDefaults
+) -> list[dict[str, Any]]:
     is_image = kind == "image"
     positions = read_positions(form.positions if is_image else form.video_positions)
     noise = read_noise(form.multipliers if is_image else form.video_multipliers)
-    noise = noise or preset_noise(form.preset, kind, len(positions))
+    noise = noise or preset_noise(form.preset, kind, len(positions), defaults)
     check_noise_count(noise, len(positions))
     per_position = noise if len(noise) == len(positions) else noise * len(positions)
     marks = [
-        {"cell": _cell(position, frames, fps), "place": str(position), "noise": value}
+        {"cell": _cell(position, clip), "place": str(position), "noise": value}
         for position, value in zip(positions, per_position, strict=True)
     ]
     cells = [mark["cell"] for mark in marks]
@@ -141,9 +155,9 @@ def _marks(form: Form, kind: Literal["image", "video"], frames: int, fps: float)
     return marks
 
 
-def _cell(place: Position, frames: int, fps: float) -> int:
+def _cell(place: Position, clip: Clip) -> int:
     try:
-        return place.latent_index(frames, fps)
+        return place.latent_index(*clip)
     except ValueError as error:
         raise FormError(text=str(error)) from None
 
@@ -152,9 +166,9 @@ def overlap_of(form: Form, defaults: FormDefaults) -> int:
     """Return the frames that a continuation takes over, as the request resolves them. Raises FormError."""
     videos = {"extend": 1, "transition": 2}.get(form.task, 0)
     try:
-        request = GenerationRequest(
+        request = placeholder_request(
+            defaults.generation,
             task=form.task,
-            prompt="-",
             conditions=[ConditionSpec(kind="video", file="video")] * videos,
             frames=int(form.frames or 0) or None,
             overlap=int(form.overlap or 0) or None,
@@ -165,7 +179,7 @@ def overlap_of(form: Form, defaults: FormDefaults) -> int:
 
 
 def _continuation(form: Form, defaults: FormDefaults, frames: int) -> dict[str, Any]:
-    kept, count = latent_frames(overlap_of(form, defaults)), latent_frames(frames)
+    kept, count = defaults.latents_of(overlap_of(form, defaults)), defaults.latents_of(frames)
     marks = _fixed(range(kept), "video_end")
     if form.mode == "transition":
         marks += _fixed(range(count - kept, count), "video_start")
@@ -178,11 +192,11 @@ def _continuation(form: Form, defaults: FormDefaults, frames: int) -> dict[str, 
 
 
 def _loop(form: Form, defaults: FormDefaults, frames: int) -> dict[str, Any]:
-    kept, count = latent_frames(overlap_of(form, defaults)), latent_frames(frames)
+    kept, count = defaults.latents_of(overlap_of(form, defaults)), defaults.latents_of(frames)
     marks: list[dict[str, Any]] = []
     if form.loop_image:
         marks = [{"cell": 0, "noise": float(form.noise), "src": address(form.loop_image), "role": "picture"}]
-    window = latent_frames(min(frames, defaults.generation.num_frames))
+    window = defaults.latents_of(min(frames, defaults.generation.num_frames))
     bridge = range(count - (window - 2 * kept), count)
     return {"mode": "fixed", "marks": marks, "bridge": [bridge.start, bridge.stop]}
 

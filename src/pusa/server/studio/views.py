@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pusa import zoo
+from pusa.defaults import GenerationDefaults
 from pusa.numerals import is_whole, parse_whole
 from pusa.positions import nearest_of
 from pusa.server.jobs.queue import Job
@@ -28,14 +29,17 @@ def card(job: Job) -> dict[str, Any]:
     }
 
 
-def details(job: Job, position: int | None) -> dict[str, Any]:
+def details(job: Job, position: int | None, defaults: GenerationDefaults) -> dict[str, Any]:
     """Return the fields of a job that the stage shows.
 
     Args:
         position: jobs ahead of this one while it waits; None: unknown.
+        defaults: the model's, to whose whole latent frames the length of a job is rounded that no worker has begun.
     """
+    factor = 1 if job.resolved else defaults.frames_per_latent
     return card(job) | {
         "task": job.request.get("task", "generate"),
+        "draft": bool(job.request.get("draft")),
         "parent": job.parent,
         "position": position if job.status == "queued" else None,
         "cancelling": job.cancel_requested and job.status in ("queued", "in_progress"),
@@ -48,7 +52,7 @@ def details(job: Job, position: int | None) -> dict[str, Any]:
         "plan": job.plan,
         "error": job.error_message,
         "took_seconds": None if None in (job.started_at, job.completed_at) else job.completed_at - job.started_at,  # type: ignore[operator]
-        "settings": settings(job.resolved or job.request),
+        "settings": settings(job.resolved or job.request, factor),
         "request": without_keys(job.resolved or job.request),
         "aspect": _aspect(job.size),
     }
@@ -68,8 +72,12 @@ def estimate(found: Estimate) -> dict[str, Any] | None:
     }
 
 
-def settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a request that the page shows, in their order, without those that are not set."""
+def settings(request: Mapping[str, Any], factor: int) -> dict[str, Any]:
+    """Return the settings of a request that the page shows, in their order, without those that are not set.
+
+    Args:
+        factor: frames of a latent frame, to round the length; 1 where that is done.
+    """
     values: dict[str, Any] = {
         "task": request.get("task", "generate"),
         "model": zoo.public_name(request.get("model") or ""),
@@ -91,11 +99,15 @@ def settings(request: Mapping[str, Any]) -> dict[str, Any]:
     if request.get("width") and request.get("height"):
         values["size"] = f"{request['width']}x{request['height']}"
     if request.get("frames") and request.get("fps"):
-        frames = nearest_of(request["frames"], 4, 1)
+        frames = nearest_of(request["frames"], factor, 1)
         values["frames"] = {"frames": frames, "seconds": round(frames / request["fps"], 2), "fps": request["fps"]}
     for name in _SETTINGS:
         if request.get(name) is not None:
             values[name] = request[name]
+    if request.get("schedule", "even") != "even":
+        values["schedule"] = request["schedule"]
+    if request.get("prompts"):
+        values["prompts"] = " / ".join(request["prompts"])
     if request.get("task", "generate") != "generate" and request.get("overlap"):
         values["overlap"] = request["overlap"]
     return values

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.events import Checkpoint, Done, Note, Planned, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Frames, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, LeaseLost, QueueUnavailable
-from pusa.server.jobs.store import FileStore, StorageFullError
+from pusa.server.jobs.store import FileStore, StorageFullError, fragment_key
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.executor import Executor
 from pusa.server.worker.messages import CHECKPOINT_FILE, Cancelled, Error, Message, Task
@@ -72,6 +72,7 @@ class Attempt:
         self.checkpoint = job.checkpoint
         self.heartbeat_at = self.started_at = time.monotonic()
         self.lease_lost = self.cancel_requested = self.timed_out = False
+        self._fragments = self._streamed_bytes = 0  # of a video that is made piece by piece
         self._pending: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -224,6 +225,8 @@ class Attempt:
                     self.heartbeat(resolved=request)
             case Preview(image):
                 self._try_optional("preview", lambda: self.files.put_bytes(self._preview_key, image))
+            case Frames(path=Path() as path):
+                self._keep_fragment(path)
             case Checkpoint(path, step):
                 self._keep_checkpoint(path, step)
             case Done(files, timings):
@@ -242,6 +245,19 @@ class Attempt:
     @property
     def _results_prefix(self) -> str:
         return f"results/{self.job.id}/{self.job.attempt}"
+
+    def _keep_fragment(self, path: Path) -> None:
+        """Write what a growing video has gained to the store, for those who watch it."""
+        try:
+            with path.open("rb") as file:
+                file.seek(self._streamed_bytes)
+                data = file.read()
+        except FileNotFoundError:  # it is complete by now
+            return
+        key = fragment_key(self.job.id, self.job.attempt, self._fragments)
+        if data and self._try_optional("part of the video", lambda: self.files.put_bytes(key, data)):
+            self._streamed_bytes += len(data)
+            self._fragments += 1
 
     def _keep_checkpoint(self, path: Path, step: int) -> None:
         """Write a checkpoint to the store, then to the row; then remove the one of an earlier attempt."""
@@ -385,6 +401,7 @@ class Attempt:
         try:
             self.files.delete_prefix(f"checkpoints/{self.job.id}")
             self.files.delete(self._preview_key)
+            self.files.delete_prefix(f"previews/{self.job.id}")
             for key, _ in list(self.files.keys(f"results/{self.job.id}")):
                 if key not in keep:
                     self.files.delete(key)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOAD_WORDS = ("memory", "quantize", "attention", "compile")  # fields of LoadOptions that are settings of the server
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
 _MESSAGE_CHARACTERS = 500
 _ALIVE_SECONDS = 1.0
@@ -69,14 +70,14 @@ class Engine(Protocol):
 class PusaEngine:
     """Run tasks with `pusa.generate.generate`; in a group of ranks, as its first rank or as one that follows it.
 
-    PUSA_MEMORY, PUSA_QUANTIZE and PUSA_GPUS, as in the server's settings, tell how the model is loaded.
+    PUSA_MEMORY, PUSA_GPUS and the others, as in the server's settings, tell how the model is loaded.
     """
 
     def __init__(self, model: str, *loras: str) -> None:
         self.model, self.loras = model, loras
-        given = {name: os.environ.get(f"PUSA_{name.upper()}") for name in ("memory", "quantize")}
+        words: dict[str, Any] = {name: os.environ.get(f"PUSA_{name.upper()}") for name in LOAD_WORDS}
         gpus = int(os.environ.get("PUSA_GPUS") or 0) or None
-        self.load_options = LoadOptions(gpus=gpus, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+        self.load_options = LoadOptions(gpus=gpus, **{name: word for name, word in words.items() if word})
         self._ranks: Ranks | None = None
 
     def find_machine(self) -> Machine:
@@ -108,14 +109,17 @@ class PusaEngine:
         from contextlib import closing
 
         from pusa.generate import generate
-        from pusa.request import GenerationRequest
+        from pusa.request import is_wave, stored_request
 
         with engine_ranks.released_on_error(self._ranks):
             _check_marks(task.marks)
             request = rename_files(task.request, {key: str(path) for key, path in task.inputs.items()})
-            checked = GenerationRequest.model_validate(request)
+            checked = stored_request(request)
         keys = [condition["file"] for condition in task.request["conditions"]]
         video = task.folder / "video.mp4"
+        growing = task.folder / "growing.mp4" if is_wave(checked.schedule) else None
+        if growing is not None:
+            growing.unlink(missing_ok=True)  # of a process that was killed
         clock = _StageClock()
         events = generate(
             checked,
@@ -130,6 +134,7 @@ class PusaEngine:
             marks=task.marks,
             load=self.load_options,
             ranks=self._ranks,
+            growing=growing,
         )
         is_done = False
         with closing(events):
@@ -335,10 +340,15 @@ class Inbox:
 
 def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
     """Load the model, then run tasks; return an exit status when the process must not run another one."""
+
+    def report(stage: str, percent: float | None) -> None:
+        send(Loading(stage, percent))
+
     try:
         if isinstance(engine, PusaEngine) and engine_ranks.world_size() == 1:  # a rank among others must touch no card
+            report("importing", None)  # torch, for the cards
             send(MachineFound(engine.find_machine()))
-        send(ModelReady(engine.load(lambda stage, percent: send(Loading(stage, percent)))))
+        send(ModelReady(engine.load(report)))
     except Exception as error:
         logger.exception("the model cannot be loaded")
         send(LoadFailed(f"{type(error).__name__}: {error}"))

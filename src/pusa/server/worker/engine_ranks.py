@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pusa.acceleration.decisions import LoadOptions
+from pusa.acceleration.decisions import LoadOptions, Parallel
 from pusa.events import Done
 from pusa.server.worker.messages import Message
 
 if TYPE_CHECKING:
-    from pusa.acceleration.decisions import Parallel
     from pusa.acceleration.ranks import Ranks
 
 PARALLEL_VARIABLE = "PUSA_ENGINE_PARALLEL"
@@ -43,14 +42,9 @@ def join_group() -> "Ranks | None":
     if rank:
         return launch.join(rank, world_size(), port, device_type=device_type, silence_seconds=silence_seconds)
     ranks, _ = launch.host(world_size(), port, device_type=device_type, silence_seconds=silence_seconds)
-    ranks.parallel = _parallel_of(os.environ.get(PARALLEL_VARIABLE, ""))
+    if shared := os.environ.get(PARALLEL_VARIABLE):
+        ranks.parallel = Parallel(**json.loads(shared))
     return ranks
-
-
-def _parallel_of(text: str) -> "Parallel | None":
-    from pusa.acceleration.decisions import Parallel
-
-    return Parallel(**json.loads(text)) if text else None
 
 
 def load_shared(
@@ -67,13 +61,14 @@ def load_shared(
     from pusa import zoo
     from pusa.generate import sharing
     from pusa.generate.residents import resident_of
-    from pusa.request import GenerationRequest
+    from pusa.request import placeholder_request
 
     if not ranks.is_main:
         for _ in follow_task(ranks):
             pass
         return
-    request = GenerationRequest(model=model, lora=list(loras), prompt="load").resolved(zoo.defaults_of(model))
+    defaults = zoo.defaults_of(model)
+    request = placeholder_request(defaults, model=model, lora=list(loras)).resolved(defaults)
     sharing.request_model(ranks, request, options)
     resident = resident_of(request, options)
     pipe = resident.prepare(request, None, lambda event: None, progress=progress)

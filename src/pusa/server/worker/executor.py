@@ -100,7 +100,7 @@ class Child(ABC):
     def _receive(self, message: Any) -> None:
         """Put a message of a task into the inbox; apply one about loading to the state."""
         self.was_ready = self.was_ready or isinstance(message, ModelReady)
-        state = state_after(self.state, message)
+        state = _state_after(self.state, message)
         if state is None:
             self.inbox.put(message)
         elif self.state.stage != "failed":  # not killed in the meantime
@@ -257,7 +257,7 @@ class ChildExecutor:
 _DEADLINE_CHANGED: Any = object()  # wakes `_messages` up
 
 
-def state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
+def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
     """Return the state after a message about loading; None for the messages of a task."""
     match message:
         case Loading(stage, percent):

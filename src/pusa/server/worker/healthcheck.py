@@ -14,7 +14,7 @@ SEEN_WITHIN_SECONDS = 45.0  # a worker records its state every ten
 
 
 def on_this_machine(workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    """Select the workers of this machine by their names, see `pusa.server.worker.worker.worker_name`."""
+    """Select the workers of this machine by their names, see `pusa.worker_names.worker_name`."""
     return [worker for worker in workers if worker.name.startswith(socket.gethostname()[:60] + "/")]
 
 

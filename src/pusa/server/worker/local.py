@@ -357,8 +357,11 @@ class _Group(Child):
     def _error_of_others(self) -> Error | None:
         for rank in self._ranks[1:]:
             if isinstance(rank.last, Error) and rank.last.code != "internal_error":
-                return replace(rank.last, message=self._named(rank, rank.last.message), latents=None)
+                return self._named_error(rank, rank.last)
         return None
+
+    def _named_error(self, rank: _Rank, error: Error) -> Error:
+        return replace(error, message=self._named(rank, error.message), latents=None)
 
     def _end_task_without_some(self) -> None:
         """End a task that some ranks do not end, as they wait for those that have; kill the group."""
@@ -369,9 +372,7 @@ class _Group(Child):
         if ended[0].number == 0:
             message = self._result()
         else:
-            failed = next(rank for rank in ended if isinstance(rank.last, Error))
-            assert isinstance(failed.last, Error)
-            message = replace(failed.last, message=self._named(failed, failed.last.message), latents=None)
+            message = next(self._named_error(rank, rank.last) for rank in ended if isinstance(rank.last, Error))
         self.kill(f"{late.label} did not end its task with the others")
         self._receive(message)
 

@@ -8,15 +8,15 @@ A process of its own asks the GPUs, as that loads torch and takes memory of each
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pusa import resources, zoo
+from pusa import zoo
 from pusa.acceleration.decisions import Machine
+from pusa.acceleration.machine import machine_without_cards
 from pusa.server.plans import PlanFunction, machine_as_json, machine_from_json, plan_model
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.engine_ranks import PARALLEL_VARIABLE
@@ -35,7 +35,7 @@ def find_machine() -> Machine:
         RuntimeError: the GPUs do not answer.
     """
     if not has_gpu():
-        return Machine(ram_bytes=resources.free_memory_bytes(), disk_bytes=shutil.disk_usage(Path.home()).free)
+        return machine_without_cards()
     try:
         found = subprocess.run(
             [sys.executable, "-m", "pusa.server.worker.placement"],

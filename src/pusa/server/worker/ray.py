@@ -24,7 +24,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.exceptions import RayError
 
-from pusa.events import Checkpoint, Done
+from pusa.errors import first_line
+from pusa.events import Checkpoint, Done, Frames
 from pusa.server.worker.engine_process import PUSA_ENGINE, Inbox, make_engine, work
 from pusa.server.worker.executor import Child, ChildExecutor
 from pusa.server.worker.messages import CHECKPOINT_FILE, CancelTask, Error, Task
@@ -93,6 +94,8 @@ def pack(message: Any) -> tuple[Any, dict[str, bytes]]:
     match message:
         case Checkpoint(path, _):
             files = [path]
+        case Frames(path=Path() as path):
+            files = [path] if path.exists() else []  # it is gone at the end
         case Done(results, _):
             files = list(results.values())
         case Error(latents=Path() as path):
@@ -115,6 +118,8 @@ def unpack(message: Any, files: dict[str, bytes], folder: Path) -> Any:
             return Done({kind: folder / path.name for kind, path in results.items()}, timings)
         case Error(latents=Path() as path):
             return replace(message, latents=folder / path.name)
+        case Frames(path=Path() as path):
+            return replace(message, path=folder / path.name)
     return message
 
 
@@ -190,7 +195,7 @@ class _Actor(Child):
             self._actor = new_actor()
             self._poll_messages()
         except Exception as error:  # Ray's, of a lost actor or machine; those of the connection are of any type
-            self._end_reason = self._end_reason or f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            self._end_reason = self._end_reason or f"{type(error).__name__}: {first_line(error)}"
         if self._actor is not None:
             ray.kill(self._actor)
         self._mark_ended()

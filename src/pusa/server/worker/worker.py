@@ -4,22 +4,15 @@ A worker may die at any moment and nothing is lost: a stored file counts once th
 attempt that holds the lease changes the row (`pusa.server.jobs.queue`).
 """
 
-import itertools
 import logging
-import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import psutil
-
-from pusa.acceleration.decisions import LoadOptions
 from pusa.fsutil import is_full, private_folder
 from pusa.server.jobs.queue import Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -27,50 +20,19 @@ from pusa.server.logs import log_context
 from pusa.server.plans import machine_as_json
 from pusa.server.settings import ServerSettings
 from pusa.server.worker.attempt import Attempt, Delays
-from pusa.server.worker.engine_process import PUSA_ENGINE
+from pusa.server.worker.engine_process import LOAD_WORDS, PUSA_ENGINE
 from pusa.server.worker.executor import Executor, ExecutorState
 from pusa.server.worker.local import LocalExecutor
 from pusa.server.worker.placement import place
 from pusa.server.worker.progress import StageRatios
+from pusa.worker_names import is_dead, worker_name
 
-__all__ = ["Worker", "make_executor", "run_worker", "worker_name"]
+__all__ = ["Worker", "is_dead", "make_executor", "run_worker", "worker_name"]
 
 logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.25  # interval of the supervising thread
 _RECORD_SECONDS = 10.0  # at most, between two records of an unchanged state
-
-_worker_numbers = itertools.count()
-
-
-def worker_name() -> str:
-    """Make a unique name, ``host/boot/pid-start/n``, that tells other workers of this machine if the process runs."""
-    process = psutil.Process()
-    return f"{_machine_id()}/{process.pid}-{process.create_time():.2f}/{next(_worker_numbers)}"
-
-
-def _machine_id() -> str:
-    """Return host, boot and container, within which process ids are comparable."""
-    boot = f"{psutil.boot_time():.0f}"
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):
-        boot += "-" + os.readlink("/proc/self/ns/pid").strip("pid:[]")
-    return f"{socket.gethostname()[:60]}/{boot}"
-
-
-def is_dead(name: str) -> bool:
-    """Return True if a worker's process ran on this machine and has ended; False for workers of other machines."""
-    machine, _, rest = name.rpartition("/")[0].rpartition("/")
-    if machine != _machine_id():
-        return False
-    pid, _, started = rest.partition("-")
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
-    except psutil.NoSuchProcess:
-        return True
-    except (ValueError, psutil.Error):
-        return False
 
 
 class Worker:
@@ -258,9 +220,9 @@ def make_executor(settings: ServerSettings, number: int = 0, *, target: str = PU
         "load_seconds": settings.load_seconds,
         "stall_seconds": settings.stall_seconds,
     }
-    load: dict[str, str] = {}  # what `PusaEngine` reads, where it differs from the defaults
-    if settings.load_options != LoadOptions():
-        load = {"PUSA_MEMORY": settings.memory, "PUSA_QUANTIZE": settings.quantize, "PUSA_GPUS": str(settings.gpus)}
+    # Defaults too: the process inherits these variables, and the command line may have said otherwise.
+    words = {name: getattr(settings, name) for name in LOAD_WORDS}
+    load = {f"PUSA_{name.upper()}": str(word) for name, word in {**words, "gpus": settings.gpus}.items()}
     if settings.executor == "ray":
         from pusa.server.worker.ray import RayExecutor
 

@@ -119,6 +119,7 @@
     function done() {
       const gone = !job.has.video;
       const tools = gone ? [] : [
+        job.draft ? button("final", "play", () => act(`jobs/${job.id}/final`)) : null,
         h("a.pusa-button.is-primary", { href: pusa.media(job, "video"), download: `${job.id}.mp4`, "data-act": "download" }, icon("download"), h("span", {}, t("stage.download"))),
         button("last_frame", "frame", () => form("last_frame")),
         button("extend", "extend", () => form("extend_it")),

@@ -4,8 +4,6 @@
   const STEP = 0.05, DRAG_PIXELS = 5, MIN_LABEL_PIXELS = 38, SETTLE_MS = 80, EDIT_MS = 500;
   const round = (noise) => Math.round(Math.min(1, Math.max(0, noise)) * 100) / 100;
 
-  /** Return the first and last frame of a cell: Wan's VAE makes one latent frame of the first frame, and one of every four after it. */
-  const framesOf = (cell) => (cell === 0 ? [0, 0] : [4 * cell - 3, 4 * cell]);
 
   pusa.timeline = (element, props, watch, tell) => {
     const root = element.firstElementChild;
@@ -24,6 +22,11 @@
 
     // ---- marks and cells ----
 
+    /** Return the first and last frame of a cell: a VAE makes one latent frame of the first frame, and one of every few after it. */
+    const framesOf = (cell) => {
+      const last = value.frames_per_latent * cell;
+      return [cell === 0 ? 0 : last - value.frames_per_latent + 1, last];
+    };
     const markAt = (cell) => value.marks.find((mark) => mark.cell === cell);
     const canMove = () => value.mode === "images";
     const canToggle = () => value.mode === "video";
@@ -282,7 +285,7 @@
       }
       if (mark?.role === "video_start") {
         const from = Math.min(...value.marks.filter((other) => other.role === "video_start").map((other) => other.cell));
-        return [value.second_video, (4 * (cell - from) + 0.5) / value.fps];
+        return [value.second_video, (value.frames_per_latent * (cell - from) + 0.5) / value.fps];
       }
       return [null, 0];
     }

@@ -166,6 +166,8 @@ def _fits(part: Component, value: Any) -> bool:
             return math.isfinite(value) and part.minimum <= value <= part.maximum
         case gr.Radio():
             return any(value == choice and type(value) is type(choice) for _, choice in part.choices)
+        case gr.Checkbox():
+            return type(value) is bool
         case gr.Textbox() | gr.Dropdown():
             return value is None or isinstance(value, str)
         case gr.Image() | gr.Video():
