@@ -1,17 +1,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS ?= studio,test
 
-PYTEST := $(BIN)/python -m pytest -rs --numprocesses 3 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all lint install
+.PHONY: demo test test-slow test-all lint lint-style lint-types install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("pusa needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[studio,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
 # Makes a few videos in demo/ and says where they are.
@@ -26,9 +27,15 @@ test: install
 test-slow: install
 	$(PYTEST) -m slow
 
-test-all: test test-slow
+# Both at once, which starts once and leaves no process waiting for the last of the others.
+test-all: install
+	$(PYTEST)
 
-lint: install
+lint: lint-style lint-types
+
+lint-style: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+lint-types: install
 	$(BIN)/mypy

@@ -78,6 +78,10 @@ class Device:
             "cuda": torch.version.cuda,
         }
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        return torch.cuda.get_device_capability(self.device) if self.is_cuda else None
+
     def total_bytes(self) -> int | None:
         return torch.cuda.get_device_properties(self.device).total_memory if self.is_cuda else None
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
+from pusa.conditions import PusaCondition
 from pusa.models.wan import PusaWanTransformer3DModel
 from pusa.training.flops import Workload, flops
 
@@ -36,6 +37,21 @@ def forward_flops(config: dict[str, Any], grid: Sequence[int], text_tokens: int,
     """
     work = Workload(model=config, grid=tuple(grid), text_tokens=text_tokens, timesteps=timesteps, rank=None)
     return flops(work).forward
+
+
+def kept_frames(task: str, frames: int) -> list[int]:
+    """List the latent frames, of so many, that a task keeps: none, the first, the first four, or every second one."""
+    return {
+        "text": [],
+        "image": [0],
+        "extension": list(range(min(4, frames - 1))),
+        "completion": list(range(1 if frames > 9 else 0, frames, 2)),
+    }[task]
+
+
+def conditions_of(latents: Tensor, kept: list[int]) -> list[PusaCondition]:
+    """Keep frames of latents ``[C, F, h, w]`` exactly."""
+    return [PusaCondition(latents=latents[:, kept], latent_index=kept)] if kept else []
 
 
 def timesteps_for(path: str, times: Tensor, tokens: int) -> Tensor:

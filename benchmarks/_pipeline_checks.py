@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from _common import WAN_1_3B, WAN_14B
-from _golden import T2V_PIPELINE, Golden, Measured, check, departure, distance, spread, velocity, within
+from _golden import T2V_PIPELINE, Golden, Measured, check, departure, distance, spread, velocity, walk, within
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
@@ -203,7 +203,7 @@ class Run:
 
 @functools.cache
 def run_pipeline(golden: Golden, case: str, follow_rounding: bool) -> Run:
-    record, data = golden.pipeline_case(case), golden.tensors(f"pipeline/case_{case}")
+    record, data = golden.record_of("pipeline", case), golden.tensors(f"pipeline/case_{case}")
     pipe = golden.pipeline(reference_rounding=follow_rounding and record["pipeline"] != T2V_PIPELINE)
     pipe.tokenizer = RecordedTokens(data)
     known, multipliers = record["cond_indices"] or [], record["noise_multipliers"] or []
@@ -218,17 +218,8 @@ def run_pipeline(golden: Golden, case: str, follow_rounding: bool) -> Run:
             PusaCondition(image=image.numpy(), latent_index=i, noise_multiplier=m)
             for image, i, m in zip(images, known, multipliers, strict=True)
         ]
-    start: list[Tensor] = []
-    walked: list[Tensor] = []
-    pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: start.append(kwargs["hidden_states"][0]), with_kwargs=True
-    )
-
-    def keep(pipe: PusaPipeline, k: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        walked.append(tensors["latents"][0])
-        return {}
-
-    frames = pipe(
+    seen = walk(
+        pipe,
         prompt="positive",
         negative_prompt="negative",
         conditions=conditions,
@@ -239,18 +230,17 @@ def run_pipeline(golden: Golden, case: str, follow_rounding: bool) -> Run:
         guidance_scale=record["cfg_scale"],
         latents=data["noise"],
         output_type="pt",
-        callback_on_step_end=keep,
         max_sequence_length=golden.json("pipeline/index")["text_len"],
-    ).frames  # [1, n, 3, H, W] in 0..1
+    )
     latent_frames = data["noise"].shape[2]
     return Run(
         data=data,
         known=known,
-        start=start[0],
-        latents=torch.stack(walked),
+        start=seen.inputs[0],
+        latents=torch.stack(seen.latents),
         sigmas=pipe.scheduler.frame_sigmas[:, 0].expand(-1, latent_frames),
-        times=torch.cat([pipe.scheduler.frame_timesteps(k).expand(1, latent_frames) for k in range(len(walked))]),
-        video=frames.transpose(1, 2) * 2 - 1,
+        times=torch.cat([pipe.scheduler.frame_timesteps(k).expand(1, latent_frames) for k in range(len(seen.latents))]),
+        video=seen.frames.transpose(1, 2) * 2 - 1,  # of [1, n, 3, H, W] in 0..1
     )
 
 

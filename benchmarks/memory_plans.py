@@ -1,4 +1,4 @@
-"""How a 14B model runs on cards of 12, 16, 24 and 48 GB: predicted and measured peaks, and seconds per step.
+"""Measure how a 14B model runs on cards of 12, 16, 24 and 48 GB: peaks beside predicted ones, and seconds per step.
 
     python benchmarks/memory_plans.py                        # on one card of 80 GB or more, in 5 minutes
     python benchmarks/memory_plans.py --tiny --device cpu    # the same code with a toy, to rehearse
@@ -48,7 +48,7 @@ def toy_model() -> ZooModel:
 
 
 class Bench:
-    """One set of random weights in RAM, and the plans that are tried on it."""
+    """Hold one set of random weights in RAM, and try plans on it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.device, self.is_toy = Device(options.device), options.tiny
@@ -87,7 +87,7 @@ class Bench:
         return pipe
 
     def choose(self, card_bytes: int) -> list[Plan]:
-        capability = torch.cuda.get_device_capability(self.device.device) if self.device.is_cuda else (9, 0)
+        capability = self.device.capability or (9, 0)
         machine = Machine((Card(card_bytes, self.device.name, capability),), free_memory_bytes(), 10**12)
         frames, height, width = self.grid
         size = 8 * width, 8 * height, 4 * frames - 3

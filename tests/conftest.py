@@ -4,25 +4,49 @@ The components are those of diffusers and transformers at toy sizes with random 
 equal for equal seeds. The `make_*` functions are for other processes; tests use the fixtures that return them.
 """
 
+from __future__ import annotations
+
+import gc
+import importlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from paths import SHARED
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # processes of pytest-xdist share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-from components import make_text_encoder, make_tokenizer, make_transformer, make_vae, make_wan22_vae
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from paths import SHARED
-from safetensors.torch import load_file
-from torch import Tensor
-from transformers import T5Tokenizer, UMT5EncoderModel
+if TYPE_CHECKING:  # at run time where it is needed: the process that hands out the tests needs none of it
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from torch import Tensor
+    from transformers import T5Tokenizer, UMT5EncoderModel
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first and small ones last: a file is one process's, and no other waits for it then."""
+    tests = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path], item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Keep what tests import, a million objects, out of all collections of garbage: the code asks for hundreds."""
+    gc.disable()
+    try:
+        if session.config.getoption("dist", "no") == "no":  # this process runs tests: what libraries log comes before
+            importlib.import_module("components")
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +80,8 @@ def inputs() -> Path:
 @pytest.fixture(scope="session")
 def golden_tensors(golden: Path) -> Callable[[str], dict[str, Tensor]]:
     """``golden_tensors("vae/case_5frames")``: the tensors of that file."""
+    from safetensors.torch import load_file
+
     return lambda name: load_file(golden / f"{name}.safetensors")
 
 
@@ -68,30 +94,40 @@ def golden_json(golden: Path) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def tiny_transformer() -> Callable[..., WanTransformer3DModel]:
     """``tiny_transformer(seed=0, **config)``, see `make_transformer`."""
+    from components import make_transformer
+
     return make_transformer
 
 
 @pytest.fixture(scope="session")
 def tiny_vae() -> Callable[..., AutoencoderKLWan]:
     """``tiny_vae(seed=0, **config)``, see `make_vae`."""
+    from components import make_vae
+
     return make_vae
 
 
 @pytest.fixture(scope="session")
 def tiny_wan22_vae() -> Callable[..., AutoencoderKLWan]:
     """``tiny_wan22_vae(seed=0)``, see `make_wan22_vae`."""
+    from components import make_wan22_vae
+
     return make_wan22_vae
 
 
 @pytest.fixture(scope="session")
 def tiny_text_encoder() -> Callable[..., UMT5EncoderModel]:
     """``tiny_text_encoder(seed=0)``, see `make_text_encoder`."""
+    from components import make_text_encoder
+
     return make_text_encoder
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Callable[[], T5Tokenizer]:
     """``tiny_tokenizer()``, see `make_tokenizer`."""
+    from components import make_tokenizer
+
     return make_tokenizer
 
 
@@ -103,6 +139,7 @@ def tiny_pipeline() -> Callable[..., Any]:
     """
 
     def make(experts: int = 1, **components: Any) -> Any:
+        from components import make_text_encoder, make_tokenizer, make_transformer, make_vae
         from diffusers import UniPCMultistepScheduler
 
         from pusa.pipeline import PusaPipeline

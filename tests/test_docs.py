@@ -1,8 +1,13 @@
-"""Run the commands and the Python of the README and the guides; parse the commands that a test cannot run."""
+"""Run the commands and the Python of the README and the guides; parse the commands that a test cannot run.
+
+What runs is as it is written, but with few steps and small pictures, and once where several pages have the same line.
+"""
 
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from documented_commands import CommandError, check_command, code_blocks, commands_in, commands_of, logical_lines
 from paths import ROOT
+from small_models import make_smaller
 
 from pusa import zoo
 from pusa.demo import PICTURES
@@ -18,17 +24,39 @@ from pusa.demo import PICTURES
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODEL_CARD = ROOT / "src" / "pusa" / "mini" / "README.md"
 NEEDS_A_SERVER = {"server.md"}  # its examples run in test_server_docs.py
+LARGEST = {"--steps": 2, "--count": 2, "steps": 3}  # options and settings that ask for more of the same
 
 
 def commands_to_run() -> list[tuple[str, str]]:
     """Return page and line of each `pusa` command in a ``bash`` block or a table of tasks; ``sh`` is only parsed."""
-    found = []
+    found: dict[str, str] = {}
     for page in PAGES:
         text = page.read_text()
         lines = [line for language, block in code_blocks(text) if language == "bash" for line in logical_lines(block)]
         cells = re.findall(r"^\|.*\| `(pusa [^`]*)` \|$", text, re.M)
-        found += [(page.name, line) for line in [*lines, *cells] if line.startswith("pusa ")]
-    return found
+        for line in [*lines, *cells]:
+            if line.startswith("pusa "):
+                found.setdefault(line, page.name)
+    return [(page, line) for line, page in found.items()]
+
+
+def shortened(words: Sequence[str]) -> list[str]:
+    """Lower the numbers of a command that are above `LARGEST`, unless it only estimates."""
+    short = list(words)
+    for k, word in enumerate(words if "estimate" not in words else ()):
+        name, equals, number = word.rpartition("=") if "=" in word else (words[k - 1], "", word)
+        if name in LARGEST and number.isdigit():
+            short[k] = f"{name if equals else ''}{equals}{min(int(number), LARGEST[name])}"
+    return short
+
+
+@pytest.fixture(autouse=True)
+def _quick_mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the embedded model make small pictures in few steps where nothing else is asked for."""
+    if "mini" in zoo.ZOO:
+        fast = zoo.ZOO["mini"].defaults.fast
+        assert fast is not None
+        make_smaller(monkeypatch, "mini", width=64, height=64, steps=2, fast=replace(fast, steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +101,7 @@ def test_a_command_of_the_guides_runs(page: str, command: str, folder: Path, mon
     skip_without_mini(command)
     monkeypatch.chdir(folder)
     words = shlex.split(command, comments=True)[1:]
-    result = CliRunner().invoke(main, words)
+    result = CliRunner().invoke(main, shortened(words))
     assert result.exit_code == 0, f"{page}: {command}\n{result.output}"
     if "-o" in words:
         assert (folder / words[words.index("-o") + 1]).stat().st_size > 1000
@@ -127,7 +155,7 @@ pusa = python
     ("line", "reason"),
     [
         ("pusa generat x", "No such command 'generat'"),
-        ("pusa generate", "Missing argument 'PROMPT'"),
+        ("pusa extend", "Missing argument 'VIDEO'"),
         ("pusa generate x --stpes 4", "No such option '--stpes'"),
         ("pusa generate x --steps four", "'four' is not a valid integer"),
         ("pusa train mini-vta --set optimizer.rate=1", "'optimizer.rate' is unknown"),
@@ -136,7 +164,7 @@ pusa = python
         ("python benchmarks/joints.py --seed 3 --size 4", "unrecognized arguments: --size 4"),
         ("python benchmarks/carry.py unpack", "the following arguments are required"),
         ("python -m pusa.training.mini_recipe --work practice", "there is no module pusa.training.mini_recipe"),
-        ("python -m pusa.request", "request.py is no program"),
+        ("python -m pusa.events", "events.py is no program"),
         ("python -m pusa.server.worker.healthcheck --now", "healthcheck.py takes no arguments"),
         ("python -c 'print('", "was never closed"),
         ("torchrun --processes 8 -m pusa train mini-vta", "unrecognized arguments"),

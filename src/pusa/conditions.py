@@ -1,12 +1,12 @@
 """Turn conditions (images, videos or latents at positions in a clip) into latents and noise multipliers.
 
 A user gives "this picture at 1.5 seconds"; the scheduler needs a noise multiplier per latent frame. Latent frame 0 is
-frame 0 of the video, every later one is four frames: 81 frames are latent frames 0..20.
+frame 0 of the video, every later one is `factor` frames, four for Wan: its 81 frames are latent frames 0..20.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, SupportsIndex
 
@@ -32,7 +32,9 @@ class PusaCondition:
         image: PIL image of any mode (see `pusa.media.to_srgb`), or an array ``[H, W, 3 or 4]`` or a tensor
             ``[3 or 4, H, W]`` of uint8, uint16 or 0..1 floats.
         video: a sequence of such images, an array ``[n, H, W, 3]`` or a tensor ``[n, 3, H, W]``.
-        latents: ``[C, f, h, w]``, encoded and normalised, of the clip's latent size.
+        latents: ``[C, f, h, w]`` of the clip's latent size, in the space that the transformer works in: they are placed
+            as they are, whatever `PusaPipeline.normalize_conditions` says. `PusaPipeline.encode_frames` makes such,
+            normalised by default; those of a call's ``output_type="latent"`` always are.
 
     At most one of (default: the beginning):
         latent_index: latent frame; the original's unit. One index is the position of the first latent frame, the others
@@ -46,9 +48,9 @@ class PusaCondition:
         noise_multiplier: 0..1, one number or one per latent frame: the factor of their sigmas. 0 keeps the frames
             exactly; 0.2 lets them change a little and often moves better.
         encode: encoding of frames at later positions. ``"single"``: an image alone, as the original does, though a
-            latent frame is four frames. ``"repeat"``: an image as four static frames with the same frame before them,
-            a video with its first frame before it, so that a latent frame is four frames. None: `pipe.defaults.encode`
-            for images, "single" for videos.
+            latent frame of Wan is four frames. ``"repeat"``: an image as so many static frames with the same frame
+            before them, a video with its first frame before it, so that a latent frame has all its frames. None:
+            `pipe.defaults.encode` for images, "single" for videos.
         fit: how images get the clip's size: cut to its shape, fit into it on black, or stretch.
     """
 
@@ -160,10 +162,10 @@ def place(
 
     Args:
         conditions: in any order, each latent frame at most once.
-        encode: ``[1, 3, 4n + 1, height, width]`` in -1..1 to normalised latents ``[1, C, n + 1, h, w]``.
+        encode: ``[1, 3, factor * n + 1, height, width]`` in -1..1 to normalised latents ``[1, C, n + 1, h, w]``.
         shape: ``(C, F, h, w)`` of the clip's latents.
         num_frames, height, width, fps: frames, pixels and frames per second of the clip.
-        factor: frames per latent frame.
+        factor: frames of a latent frame after the first; `pipe.vae_scale_factor_temporal`.
 
     Raises:
         ValueError: two conditions on one latent frame, a position outside the clip, a video too short for its
@@ -171,6 +173,64 @@ def place(
             anything is encoded.
         TypeError: an image or a position is of another type.
     """
+    multipliers, latents = torch.ones(shape[1]), torch.zeros(shape)
+    for index, multiplier in multipliers_by_frame(conditions, num_frames=num_frames, fps=fps, factor=factor).items():
+        multipliers[index] = multiplier
+    for condition in conditions:
+        indices = latent_indices_of(condition, num_frames=num_frames, fps=fps, factor=factor)
+        latents[:, indices] = _latents_of(condition, indices, encode, shape, height, width, factor).to(latents)
+    return Placement(latents, multipliers)
+
+
+Conditions = Sequence[PusaCondition] | Sequence[Sequence[PusaCondition]]
+
+
+def place_for_prompts(
+    conditions: Conditions | None,
+    num_prompts: int,
+    num_videos_per_prompt: int,
+    *,
+    default_encode: Literal["single", "repeat"],
+    **clip: Any,
+) -> Placement | None:
+    """Encode the conditions of a call: a list for every video, or one list per prompt; None if there are none.
+
+    Args:
+        default_encode: `PusaCondition.encode` of images that have none.
+        clip: as in `place`.
+
+    Returns:
+        Latents ``[B or 1, C, F, h, w]`` and noise multipliers ``[B or 1, F]``.
+
+    Raises:
+        TypeError, ValueError: as `place`, or the number of lists is not that of prompts.
+    """
+    if isinstance(conditions, PusaCondition):
+        raise TypeError("conditions is one PusaCondition: give a list of them")
+    if not conditions:
+        return None
+    is_per_prompt = not isinstance(conditions[0], PusaCondition)
+    lists: list[Any] = list(conditions) if is_per_prompt else [conditions]
+    if is_per_prompt and len(lists) != num_prompts:
+        raise ValueError(f"{len(lists)} lists of conditions for {num_prompts} prompts: give one for each")
+    placements = [place([_with_encoding(c, default_encode) for c in one], **clip) for one in lists]
+    repeats = num_videos_per_prompt if is_per_prompt else 1
+    return Placement(
+        latents=torch.stack([p.latents for p in placements]).repeat_interleave(repeats, 0),
+        noise_multipliers=torch.stack([p.noise_multipliers for p in placements]).repeat_interleave(repeats, 0),
+    )
+
+
+def _with_encoding(condition: PusaCondition, encode: Literal["single", "repeat"]) -> PusaCondition:
+    if not isinstance(condition, PusaCondition) or condition.image is None or condition.encode is not None:
+        return condition
+    return replace(condition, encode=encode)
+
+
+def multipliers_by_frame(
+    conditions: Sequence[PusaCondition], *, num_frames: int, fps: float = 16.0, factor: int = 4
+) -> dict[int, float]:
+    """List the noise multiplier of each latent frame that conditions fill; encode nothing, and raise as `place`."""
     indices_of = [latent_indices_of(c, num_frames=num_frames, fps=fps, factor=factor) for c in conditions]
     condition_at: dict[int, int] = {}  # latent frame -> number of its condition
     for number, indices in enumerate(indices_of):
@@ -178,16 +238,38 @@ def place(
             if index in condition_at:
                 raise ValueError(
                     f"conditions {condition_at[index] + 1} and {number + 1} both hold latent frame {index}: "
-                    f"move or shorten one of them (latent frames 0..{shape[1] - 1})"
+                    f"move or shorten one of them (latent frames 0..{latent_frames(num_frames, factor) - 1})"
                 )
             condition_at[index] = number
-    multipliers = torch.ones(shape[1])
-    for condition, indices in zip(conditions, indices_of, strict=True):
-        multipliers[indices] = torch.tensor(_multipliers_of(condition, len(indices)))
-    latents = torch.zeros(shape)
-    for condition, indices in zip(conditions, indices_of, strict=True):
-        latents[:, indices] = _latents_of(condition, indices, encode, shape, height, width, factor).to(latents)
-    return Placement(latents, multipliers)
+    return {
+        index: multiplier
+        for condition, indices in zip(conditions, indices_of, strict=True)
+        for index, multiplier in zip(indices, _multipliers_of(condition, len(indices)), strict=True)
+    }
+
+
+def encode_by_frame(
+    conditions: Sequence[PusaCondition],
+    *,
+    encode: Callable[[Tensor], Tensor],
+    shape: tuple[int, int, int, int],
+    num_frames: int,
+    height: int,
+    width: int,
+    fps: float = 16.0,
+    factor: int = 4,
+) -> dict[int, Tensor]:
+    """Encode conditions to the latents ``[C, 1, h, w]`` of each latent frame that they fill.
+
+    Arguments and errors are those of `place`; here free frames take no memory, however long the video is.
+    """
+    multipliers_by_frame(conditions, num_frames=num_frames, fps=fps, factor=factor)  # raises before any work
+    found: dict[int, Tensor] = {}
+    for condition in conditions:
+        indices = latent_indices_of(condition, num_frames=num_frames, fps=fps, factor=factor)
+        latents = _latents_of(condition, indices, encode, shape, height, width, factor).float()
+        found |= {index: latents[:, n : n + 1] for n, index in enumerate(indices)}
+    return found
 
 
 def _index_list(condition: PusaCondition) -> list[Index] | None:
@@ -212,7 +294,7 @@ def _keeps_indices(condition: PusaCondition) -> bool:
 
 
 def _has_context(condition: PusaCondition, start: int) -> bool:
-    """Tell if frames are encoded after a copy of the first one, so that each latent frame is four frames."""
+    """Tell if frames are encoded after a copy of the first one, so that no latent frame is one frame alone."""
     return condition.encode == "repeat" and start > 0 and not _keeps_indices(condition)
 
 

@@ -101,6 +101,23 @@ class Preview(_Event):
 
 
 @dataclass(frozen=True)
+class Frames(_Event):
+    """Report how many frames of a video are done that is made piece by piece.
+
+    Attributes:
+        total: frames of the whole video; None: not known before its end.
+        path: file that has them, and grows with the video; None: there is none.
+    """
+
+    done: int
+    total: int | None = None
+    path: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return super().as_json() | ({} if self.path is None else {"path": str(self.path)})
+
+
+@dataclass(frozen=True)
 class Checkpoint(_Event):
     """Report a complete file with the latents of `step` steps (or of more, once it is read)."""
 
@@ -127,7 +144,7 @@ class Done(_Event):
         return {"kind": self.kind, "path": str(self.path)}
 
 
-Event = Resolved | Planned | Stage | Step | Note | Preview | Checkpoint | Done
+Event = Resolved | Planned | Stage | Step | Note | Preview | Frames | Checkpoint | Done
 Report = Callable[[Event], None]
 Events = Generator[Event, None, None]
 

@@ -1,6 +1,7 @@
 """Declare fields once for options, controls, schemas and error messages."""
 
 import difflib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _LONGEST_NAME = 100
+_YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
 class ProblemsError(ValueError):
@@ -40,7 +42,7 @@ class FieldSpec:
     """Describe a field for an option or a control; `minimum` and `maximum` are inclusive, `unset` is as in `field`."""
 
     name: str
-    type: Literal["integer", "number", "string", "list"]
+    type: Literal["integer", "number", "string", "list", "boolean"]
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...]
@@ -53,6 +55,26 @@ class FieldSpec:
     def range(self) -> str:
         """Write the range as ``1..200``; empty without limits."""
         return "" if self.minimum is None else f"{bound(self.minimum)}..{bound(self.maximum)}"
+
+    def parse(self, text: str) -> Any:
+        """Parse text of the environment or the command line; lists are separated by commas.
+
+        Invalid text is returned unchanged, so that the validation of the model reports it.
+        """
+        text = text.strip()
+        match self.type:
+            case "list":
+                return [part.strip() for part in text.split(",") if part.strip()]
+            case "boolean":
+                return True if text.lower() in _YES else False if text.lower() in _NO else text
+            case "integer" | "number":
+                try:
+                    number = json.loads(text)
+                except ValueError:
+                    return text
+                return number if type(number) in (int, float) else text
+            case _:
+                return text
 
 
 def field_specs(model: type[BaseModel]) -> Iterator[FieldSpec]:

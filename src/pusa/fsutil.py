@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,30 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     yield part
     part.replace(path)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ValueError if a folder to be written is there already, and not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already: give a new folder")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `folder`, which becomes `folder` at the end, or is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        if folder.exists():
+            folder.rmdir()  # empty, or this raises
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    flush(folder.parent)
 
 
 def cache_folder() -> Path:
@@ -101,6 +126,15 @@ def sampled_fingerprint_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def samples_of(path: Path, count: int) -> Iterator[bytes]:
+    """Read so many pieces of 64 KiB of a file, from its beginning to its end."""
+    last = max(0, path.stat().st_size - _SAMPLE_BYTES)
+    with path.open("rb") as file:
+        for number in range(count):
+            file.seek(last * number // (count - 1))
+            yield file.read(_SAMPLE_BYTES)
+
+
 def _hash_folder(folder: Path, stats: Iterable[FileStat]) -> str:
     digest = hashlib.sha256()
     for name, _, size_bytes, *_ in stats:
@@ -114,7 +148,5 @@ def _hash_content(digest: "hashlib._Hash", file: Path, size_bytes: int) -> None:
     if size_bytes <= _WHOLE_BYTES:
         digest.update(sha256_of(file).encode())
         return
-    with file.open("rb") as stream:
-        for sample in range(_SAMPLES):
-            stream.seek((size_bytes - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-            digest.update(stream.read(_SAMPLE_BYTES))
+    for sample in samples_of(file, _SAMPLES):
+        digest.update(sample)

@@ -35,6 +35,12 @@ def readable_time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def free_disk_bytes(folder: Path) -> int:
+    """Measure the free bytes of the disk of a folder, which need not exist yet."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
 def free_memory_bytes() -> int:
     """Measure free RAM and swap, or what a container's limit leaves (the kernel kills what exceeds it)."""
     free = psutil.virtual_memory().available + psutil.swap_memory().free
@@ -103,8 +109,7 @@ def weight_bytes(parameters: Mapping[str, int], dtype: "DType | None" = None) ->
 
 def check_disk(need: int, folder: Path, what: str, *, otherwise: str = "") -> None:
     """Raise ResourcesError unless `need` bytes can be written to `folder` (which need not exist yet)."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    have = shutil.disk_usage(existing).free
+    have = free_disk_bytes(folder)
     if need > have:
         raise ResourcesError(
             f"{what} needs {readable(need)} more disk for its download, and {folder} has {readable(have)}: "

@@ -16,7 +16,7 @@ from command_line import imports_of, pusa
 from PIL import Image
 
 from pusa.cli import main
-from pusa.cli.options import build_conditions, output_path, parse_keyframe
+from pusa.cli.options import build_conditions, build_request, output_path, parse_keyframe
 from pusa.cli.run import Stopped, run, time_left
 from pusa.events import Done, Event, Note, Stage, Step
 from pusa.request import GenerationRequest, Position, field_specs
@@ -29,7 +29,7 @@ def shell(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
 
 
 class Engine(ModuleType):
-    """Stands for `pusa.generate`: remembers what it is asked for, reports three steps and writes a file."""
+    """Stand for `pusa.generate`: remember what it is asked for, report three steps and write a file."""
 
     def __init__(self) -> None:
         super().__init__("pusa.generate")
@@ -159,17 +159,15 @@ def test_every_option_of_the_contract_reaches_the_request(engine, picture):
     assert result.exit_code == 0, result.stderr
     [(request, output)] = engine.asked
     assert output == Path("fox.mp4")
-    values = request.model_dump(exclude={"conditions"}, exclude_none=True)
+    values = request.model_dump(exclude={"conditions"}, exclude_defaults=True)
     assert values == {
         **{
-            "task": "generate",
             "prompt": "a fox",
             "negative_prompt": "blur",
             "model": "tiny",
             "lora": ["a.safetensors"],
         },
         **{"alpha": 1.4, "steps": 10, "guidance": 3.0, "width": 832, "height": 480, "frames": 81, "seed": 0},
-        "preset": "balanced",
     }
     [condition] = request.conditions
     assert (condition.kind, condition.file, condition.noise) == ("image", "cat.png", [0.3])
@@ -396,6 +394,10 @@ def test_a_failure_is_an_event_too(engine):
         (["x", "--stpes", "3"], "No such option '--stpes'"),
         ([""], "the prompt is empty"),
         ([], "Missing argument 'PROMPT' (see pusa generate --help)"),
+        (["x", "--schedule", "wave:0"], "schedule='wave:0' is not understood: write even, wave or wave:DELAY"),
+        (["--prompts", "0s: a", "--prompts", "b"], "prompt 2 of prompts has no time and others have"),
+        (["--prompts", "@nope.txt"], "--prompts '@nope.txt' cannot be read: No such file or directory"),
+        (["--prompts", f"@{os.devnull}"], "is an empty file: write a line for each prompt"),
         (["x", "--image", "nope.png"], "image 'nope.png' does not exist: check the name and the folder"),
         (["x", "--image", "."], "image '.' is not a file"),
         (["x", "--keyframe", "cat.png"], "--keyframe 'cat.png' is not understood (no @POSITION after the file)"),
@@ -446,3 +448,10 @@ def test_a_server_of_an_unknown_model_does_not_start(command, tmp_path):
     assert result.exit_code == 3
     assert result.stderr.startswith("pusa: no model is called 'minni': did you mean 'mini'?")
     assert not (tmp_path / "data").exists()
+
+
+def test_prompts_may_be_the_lines_of_a_file(tmp_path):
+    (tmp_path / "story.txt").write_text("0s: a cat stands\n\n2s: a cat spins\n", encoding="utf-8-sig")
+    request = build_request("generate", size=None, prompt="", prompts=(f"@{tmp_path / 'story.txt'}",))
+    assert request.prompts == ["0s: a cat stands", "2s: a cat spins"]
+    assert request.prompt == "a cat stands"

@@ -1,4 +1,4 @@
-"""Test `pusa replay`, `decode`, `info` and `models`."""
+"""Test `pusa replay`, `final`, `decode`, `info` and `models`."""
 
 import json
 import re
@@ -110,6 +110,19 @@ def test_decode_finds_the_files_of_comfyuis_folder_and_others(tmp_path, monkeypa
     assert (given[0]["model"], given[0]["load"].vae) == ("wan2.1-1.3b", vae)
     assert pusa("decode", "z.safetensors", "-o", "z.mp4", "--vae", vae).exit_code == 0
     assert (given[1]["model"], given[1]["load"].files) == (None, {"vae": vae})
+
+
+def test_a_final_reads_comfyuis_folder_once_and_takes_its_files(asked, tmp_path):
+    write_video(tmp_path / "draft.mp4", GenerationRequest(prompt="x", draft=True, width=416, height=240))
+    models = tmp_path / "ComfyUI/models"
+    own = write_sparse(models / "diffusion_models/own.safetensors", transformer_shapes("wan2.1-1.3b"))
+    result = pusa("final", "draft.mp4", "-o", "final.mp4", "--model", tmp_path / "ComfyUI")
+    assert (result.exit_code, result.stderr.count("wan2.1-1.3b, with transformer own.safetensors")) == (0, 1)
+    assert (asked[0].model, asked[0].width, asked[0].height) == ("wan2.1-1.3b", 832, 480)
+    write_sparse(models / "diffusion_models/other.safetensors", transformer_shapes("wan2.1-14b"))
+    assert pusa("final", "draft.mp4", "--model", tmp_path / "ComfyUI").exit_code == 2  # one has to be chosen
+    chosen = pusa("final", "draft.mp4", "-o", "b.mp4", "--model", tmp_path / "ComfyUI", "--transformer", own)
+    assert (chosen.exit_code, asked[-1].model) == (0, "wan2.1-1.3b")
 
 
 def test_info_of_our_video_says_how_it_was_made(tmp_path):

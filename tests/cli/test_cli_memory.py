@@ -23,6 +23,7 @@ def test_weights_in_fewer_bits_make_nearly_the_same_video() -> None:
         done = pusa("generate", "a cat", *SMALL, "--quantize", kind, "-o", f"{kind}.mp4")
         assert done.exit_code == 0, done.stderr
         assert f"tiny: transformer on the CPU in {kind}\n" in done.stderr
+        assert json.loads(pusa("info", f"{kind}.mp4", "--json").stdout)["rounded weights"] == f"transformer: {kind}"
         less = media.read_video(Path(f"{kind}.mp4"))
         assert not np.array_equal(less, exact)
         assert psnr(less, exact) > 30
@@ -53,7 +54,7 @@ def test_unknown_wishes_are_refused_with_the_known_ones() -> None:
 
 def test_the_server_s_settings_reach_the_process_that_loads_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(environ={"PUSA_MEMORY": "fastest"}, options={"quantize": "fp8"})
-    assert settings.load_options == LoadOptions("fastest", "fp8")
+    assert settings.load_options == LoadOptions("fastest", "fp8", compile="auto")
     assert PusaEngine("tiny").load_options == LoadOptions()
     monkeypatch.setenv("PUSA_MEMORY", "fastest")
     monkeypatch.setenv("PUSA_QUANTIZE", "fp8")

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from PIL import Image
 from server_samples import quick_settings, wait_until
 
-from pusa.events import Checkpoint, Done, Note, Planned, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Frames, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.media import MediaError, MediaLimits, VideoWriter, contact_sheet, sprite_sheet, thumbnail
 from pusa.server.app import create_app
 from pusa.server.connections import Connections, uvicorn_options
@@ -27,7 +27,7 @@ from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import VideoService
 from pusa.server.transfers.probe import probe_file
 from pusa.server.transfers.uploads import Prober, Upload, UploadInfo
-from pusa.server.worker.executor import ExecutorState
+from pusa.server.worker.executor import Executor, ExecutorState
 from pusa.server.worker.messages import Cancelled, Error, Message, Task
 from pusa.server.worker.worker import Worker
 
@@ -83,6 +83,10 @@ class InstantExecutor:
         yield Stage("denoise")
         yield Step(1, 2, 1.0)
         yield Preview(self._files["thumbnail"].read_bytes())
+        for number in range(2 if "grow" in prompt else 0):
+            with (task.folder / "growing.mp4").open("ab") as file:
+                file.write(b"part%d" % number)
+            yield Frames(number + 1, 2, task.folder / "growing.mp4")
         while "wait" in prompt and not self.gate.is_set():
             if self._cancelled.wait(0.01):
                 yield Cancelled()
@@ -117,6 +121,16 @@ def work(service: VideoService, jobs: int = 1) -> None:
     thread.join()
 
 
+def ended(http: httpx.Client, id: str) -> dict[str, Any]:
+    """Return what a server says of a video as soon as it is neither queued nor in progress."""
+
+    def look_again() -> dict[str, Any] | None:
+        video = http.get(f"/v1/videos/{id}").raise_for_status().json()
+        return None if video["status"] in ("queued", "in_progress") else video
+
+    return wait_until(look_again)
+
+
 class NearProber(Prober):
     """Looks at files in this process: what the child adds is tested for itself."""
 
@@ -141,7 +155,7 @@ class Served:
 
     url: str
     app: FastAPI
-    executor: InstantExecutor
+    executor: Any
     http: httpx.Client
     limits: Connections
     service: VideoService = field(init=False)
@@ -164,11 +178,7 @@ class Served:
         return self.ended(id)
 
     def ended(self, id: str) -> dict[str, Any]:
-        def look_again() -> dict[str, Any] | None:
-            video = self.http.get(f"/v1/videos/{id}").json()
-            return None if video["status"] in ("queued", "in_progress") else video
-
-        return wait_until(look_again)
+        return ended(self.http, id)
 
     def refused(self, status: int, **fields: Any) -> dict[str, Any]:
         """The error of a create that must be refused so."""
@@ -192,10 +202,12 @@ def serving(
     near_prober: bool = True,
     drain_seconds: float = 2.0,
     plan: PlanFunction = plan_model,
+    executor: Executor | None = None,
     **changes: Any,
 ) -> Iterator[Served]:
-    """A server with these settings; everything of it is below `folder`."""
-    executor = InstantExecutor(folder / "executor")
+    """A server with these settings; everything of it is below `folder`. `executor` None is an `InstantExecutor`."""
+    folder.mkdir(exist_ok=True)
+    executor = executor or InstantExecutor(folder / "executor")
     changes = {"model": "tiny", "studio": False, "min_free_bytes": 0, **changes}
     settings = quick_settings(folder / "data", **changes)
     app = create_app(settings, make_executor=lambda *_: executor, plan=plan, drain_seconds=drain_seconds)
@@ -216,7 +228,8 @@ def serving(
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
             yield Served(url, app, executor, http, options["http"].limits)
     finally:
-        executor.gate.set()
+        if isinstance(executor, InstantExecutor):
+            executor.gate.set()
         app.state.stop()
         server.should_exit = True
         thread.join(20)

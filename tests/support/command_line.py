@@ -3,15 +3,25 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 from click.testing import CliRunner, Result
 
 from pusa.cli import main
+from pusa.media import read_video
 
 
 def pusa(*args: object) -> Result:
     """Run `pusa` with these arguments in this process."""
     return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def made_by(*args: object, output: Path) -> np.ndarray:
+    """Run a command of `pusa` that makes a video, which it has to; return the frames, [n, H, W, 3]."""
+    made = pusa(*args, "-o", output)
+    assert made.exit_code == 0, made.output
+    return read_video(output)
 
 
 def imports_of(args: Sequence[str]) -> set[str]:

@@ -201,7 +201,7 @@ def _check_program(source: Path, arguments: list[str], whole: bool) -> None:
     text = source.read_text()
     if 'if __name__ == "__main__":' not in text:
         raise CommandError(f"{source.name} is no program")
-    if "parse_args(" not in text and not re.search(r"^from pusa\S* import .*\bmain\b", text, re.MULTILINE):
+    if "parse_args(" not in text and not re.search(r"^ *from pusa\S* import .*\bmain\b", text, re.MULTILINE):
         if arguments:
             raise CommandError(f"{source.name} takes no arguments")
         return

@@ -7,6 +7,7 @@ frames. So a run that lost or repeated a step makes another video. The prompt ho
 
 `then` happens right after that step (0: before the first one), in the first `times` attempts (default 1):
 "segfault", "kill", "stop", "exit", "hang", "raise", "invalid", "out_of_memory", "decode_memory", "disk_full".
+"grows": true appends a byte to a growing video at each step. "frames" is the length of the video.
 "at_stage" ("load", "encode", "denoise" or "decode") instead of "at_step" means the beginning of that stage.
 
 In a group of ranks only the one that "rank" names (default 0) misbehaves, or all for "rank": null. The ranks meet
@@ -30,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from pusa import media
-from pusa.events import Checkpoint, Done, Note, Preview, Resolved, Stage, Step
+from pusa.events import Checkpoint, Done, Frames, Note, Preview, Resolved, Stage, Step
 from pusa.server.worker.engine_process import ReportLoading
 from pusa.server.worker.messages import Cancelled, Message, Task
 
@@ -82,6 +83,11 @@ class FakeEngine:
             yield Step(step, steps, (steps - step) * (time.monotonic() - began) / (step - done))
             if task.preview_seconds:
                 yield Preview(picture(state, 0, "WEBP"))
+            if instructions.get("grows"):
+                growing = task.folder / "growing.mp4"
+                with growing.open("ab") as file:
+                    file.write(bytes([step % 256]))
+                yield Frames(step, steps, growing)
             if instructions.get("at_step") == step:
                 self._misbehave(instructions, task)
             if self._meet(task, step, is_cancelled):
@@ -95,7 +101,7 @@ class FakeEngine:
         time.sleep(instructions.get("decode_seconds", 0.0))
         video = task.folder / "video.mp4"
         with media.VideoWriter(video, width=WIDTH, height=HEIGHT, metadata={"request": task.request}) as writer:
-            for number in range(FRAMES):
+            for number in range(instructions.get("frames", FRAMES)):
                 writer.write(frame(state, number)[None])
         thumbnail = task.folder / "thumbnail.webp"
         thumbnail.write_bytes(picture(state, FRAMES // 2, "WEBP"))

@@ -1,4 +1,4 @@
-"""Stand-ins for an accelerator on a machine without one.
+"""Stand in for an accelerator on a machine without one.
 
 The meta device computes shapes and holds no values: a read of a value, a copy to the CPU and a mix of devices all
 raise, where a GPU would wait, or copy, without a word. ``cpu:0`` is the CPU under another name, so that moves there and
@@ -52,7 +52,7 @@ class Waits:
 
 
 class _Placed(torch.nn.Parameter):
-    """A parameter that says it is on another device."""
+    """Say that a parameter is on another device."""
 
     place: torch.device
 

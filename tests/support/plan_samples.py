@@ -16,7 +16,7 @@ def make_plan(
     device: Any = "cuda",
     **others: PartPlan,
 ) -> Plan:
-    """A plan with all parts in fp32 and one kind of offloading, and the transformers stored as `storage`."""
+    """Make a plan with all parts in fp32 and one kind of offloading, and the transformers stored as `storage`."""
     parts = {
         name: PartPlan("float32", storage if name.startswith("transformer") else "float32", device, offload)
         for name in PARTS

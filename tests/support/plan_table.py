@@ -1,4 +1,4 @@
-"""Machines, models and the table of plans that the tests of planning share."""
+"""Describe the machines and models of the tests of planning, and write the table of their plans."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -8,27 +8,14 @@ from pusa import zoo
 from pusa.acceleration.decisions import LoadOptions, Machine, Plan, Wish
 from pusa.acceleration.machine import described_machine
 from pusa.acceleration.planning import plans
-from pusa.defaults import GenerationDefaults
-from pusa.zoo import ZooModel
 
-TI2V_5B = ZooModel(
-    name="ti2v-5b",
-    title="the shapes of Wan2.2 TI2V-5B",
-    transformer={
-        **zoo.get("wan2.1-1.3b").transformer,
-        "num_attention_heads": 24,
-        "ffn_dim": 14336,
-        "in_channels": 48,
-        "out_channels": 48,
-    },
-    defaults=GenerationDefaults(width=1280, height=704, num_frames=121, fps=24.0),
-    parameters={"text_encoder": 5_680_910_336, "transformer": 4_999_787_712, "vae": 704_688_668},
-)
+TI2V_5B = zoo.get("wan2.2-ti2v-5b")
 MODELS = {
     **{name: zoo.get(name) for name in ("wan2.1-1.3b", "wan2.1-14b", "wan2.2-a14b")},
     "ti2v-5b": TI2V_5B,
+    "pusa-v0.5": zoo.get("pusa-v0.5"),
 }
-SIZES = {"480p": (832, 480, 81), "720p": (1280, 704, 81)}
+SIZES = {"480p": (832, 480, 81), "720p": (1280, 704, 81), "163 frames": (848, 480, 163)}
 # How many cards of which memory, and their compute capability: an RTX 3060 Ti, 3060, 4060 Ti, 4090, 5090, A6000, ...
 CARDS = {
     "1x8": (8, 6),
@@ -48,8 +35,12 @@ RAM = (16, 32, 64, 128, 256)
 _SHORT = {"bfloat16": "bf16", "float32": "fp32"}
 
 
+def sizes_of(model: str) -> tuple[str, ...]:
+    return ("163 frames",) if model == "pusa-v0.5" else ("480p", "720p")
+
+
 def machine_of(cards: str, ram: int, capability: tuple[int, int] | None = None) -> Machine:
-    """A machine such as "2x48" with RAM in GB."""
+    """Describe a machine such as "2x48" with RAM in GB."""
     count, memory = map(int, cards.split("x"))
     link: Literal["nvlink", "pcie"] = "nvlink" if count == 8 else "pcie"
     return described_machine(
@@ -67,7 +58,7 @@ def plan_of(model: str, size: str, cards: str, ram: int, wish: Wish = "balanced"
 
 
 def cell(found: Plan) -> str:
-    """A plan in a few words: storage and offloading, tiles, how cards share the work."""
+    """Describe a plan in a few words: storage and offloading, tiles, how cards share the work."""
     if found.problem:
         return "-"
     transformer = found.parts["transformer"]
@@ -83,9 +74,9 @@ def cell(found: Plan) -> str:
 
 
 def table() -> Iterator[str]:
-    """The lines of plans.txt."""
+    """Yield the lines of plans.txt."""
     for model in MODELS:
-        for size in SIZES:
+        for size in sizes_of(model):
             plans = {(cards, ram): plan_of(model, size, cards, ram) for cards in CARDS for ram in RAM}
             merged = {found.merge for found in plans.values() if not found.problem}
             assert len(merged) == 1

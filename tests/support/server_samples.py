@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from paths import SUPPORT
 from server_process import FAKE_ENGINE
 
@@ -28,7 +29,7 @@ def quick_settings(folder: Path, **changes: Any) -> ServerSettings:
         "data": str(folder),
         "model": "fake",
         "lease_seconds": 30.0,
-        "poll_seconds": 0.02,
+        "poll_seconds": 0.05,
         "checkpoint_steps": 2,
         "checkpoint_seconds": 0.0,
         "preview_seconds": 0.0,
@@ -47,6 +48,14 @@ def fake_executor(model: str = "fake", **options: Any) -> LocalExecutor:
     return LocalExecutor(model, target=FAKE_ENGINE, env={"PYTHONPATH": str(SUPPORT)}, **options)
 
 
+def is_running(pid: int) -> bool:
+    """Tell if a process lives: one that ended and waits for its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def request(**instructions: Any) -> dict[str, Any]:
     """Make a request whose prompt holds the instructions of the fake engine, as JSON."""
     return {"model": "fake", "prompt": json.dumps(instructions), "conditions": [], "seed": 1}
@@ -63,7 +72,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return answer
 
 

@@ -36,7 +36,7 @@ def settings_of(folder: Path, **changes: Any) -> ServerSettings:
     values = {
         "data": str(folder),
         "model": "mini",
-        "poll_seconds": 0.02,
+        "poll_seconds": 0.1,
         "preview_seconds": 0.05,
         "cancel_seconds": 2.0,
     }
@@ -131,12 +131,15 @@ class Visitor:
         self.page.click("#generate")
 
     def field(self, elem_id: str) -> Any:
-        return self.page.locator(f"#{elem_id} textarea, #{elem_id} input[type=text]").first
+        kinds = ("textarea", "input[type=text]", "input[type=number]")
+        return self.page.locator(", ".join(f"#{elem_id} {kind}" for kind in kinds)).first
 
-    def write(self, elem_id: str, text: str) -> None:
-        """Write into a field; once more where the page was still drawing it."""
+    def write(self, elem_id: str, text: str, *, then: str | None = None) -> None:
+        """Write into a field, and press a key there; once more where the page was still drawing it."""
         for _ in range(20):
             self.field(elem_id).fill(text)
+            if then is not None:
+                self.field(elem_id).press(then)
             self.page.wait_for_timeout(250)
             if self.field(elem_id).input_value() == text:
                 return

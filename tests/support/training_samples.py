@@ -1,9 +1,11 @@
 """Make datasets of random latents and configurations of a few steps, for tests of training."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pusa.data.dataset import DatasetWriter
 from pusa.training.config import TrainConfig, config_from
@@ -12,23 +14,34 @@ SHAPE = (16, 3, 4, 6)  # latents of 9 frames of 48 x 32 pixels: 18 tokens
 TEXT_WIDTH = 48
 
 
-def write_dataset(folder: Path, *, clips: int = 8, single_frames: int = 0, seed: int = 0) -> Path:
-    """Random clips, and random pictures as clips of one frame, under two captions."""
+def write_dataset(
+    folder: Path,
+    *,
+    clips: int = 8,
+    single_frames: int = 0,
+    seed: int = 0,
+    shape: tuple[int, int, int, int] = SHAPE,
+    texts: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write random clips, and random pictures as clips of one frame, under two captions, or those of `texts`."""
     generator = torch.Generator().manual_seed(seed)
-    captions = ["a fox in the snow", "a boat"]
+    if texts is None:
+        lengths = {"": 1, "a fox in the snow": 5, "a boat": 3}
+        texts = {text: torch.randn(length, TEXT_WIDTH, generator=generator) for text, length in lengths.items()}
+    captions = [text for text in texts if text] or [""]
     with DatasetWriter(folder, model="tiny", max_sequence_length=8) as writer:
-        for length, caption in zip((1, 5, 3), ("", *captions), strict=True):
-            writer.add_prompt(caption, torch.randn(length, TEXT_WIDTH, generator=generator))
+        for caption, embeds in texts.items():
+            writer.add_prompt(caption, embeds)
         for index in range(clips + single_frames):
-            shape = SHAPE if index < clips else (SHAPE[0], 1, *SHAPE[2:])
+            sizes = shape if index < clips else (shape[0], 1, *shape[2:])
             writer.add(
                 f"clip-{index}",
-                torch.randn(shape, generator=generator),
-                captions[index % 2],
+                torch.randn(sizes, generator=generator),
+                captions[index % len(captions)],
                 fps=16,
                 height=32,
                 width=48,
-                frames=4 * shape[1] - 3,
+                frames=4 * sizes[1] - 3,
             )
     return folder
 

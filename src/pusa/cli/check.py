@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pusa.cli.groups import Command, json_option
+from pusa.errors import first_line
 
 _COPY_BYTES = 256 * 2**20
 _MATRIX = {"cpu": 384, "cuda": 8192}  # a CPU that emulates bf16 may reach 0.1 GFLOP/s
@@ -22,7 +23,7 @@ _ATTENTION = ("flash_attn", "flash_attn_interface", "sageattention", "xformers",
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check.
+    """Hold one line of the check.
 
     Attributes:
         name: of what was looked at.
@@ -185,14 +186,11 @@ def _memory() -> Finding:
 
 
 def _disk() -> Finding:
-    import shutil
-
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from pusa.resources import readable
+    from pusa.resources import free_disk_bytes, readable
 
-    folder = next(place for place in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if place.exists())
-    free = shutil.disk_usage(folder).free
+    free = free_disk_bytes(Path(HF_HUB_CACHE))
     text = f"{readable(free)} free for models in {HF_HUB_CACHE}"
     if free < _LEAST_DISK_BYTES:
         return Finding("disk", f"{text}: free some, or set HF_HOME to a larger disk", False, {"free_bytes": free})
@@ -232,8 +230,7 @@ def _compile() -> Finding:
         compiled = torch.compile(lambda x: torch.nn.functional.gelu(x * 2 + 1))
         is_equal = torch.allclose(compiled(x), torch.nn.functional.gelu(x * 2 + 1), atol=1e-5)
     except Exception as error:  # everything else runs without it
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return Finding("compile", f"does not work here ({reason[:100]})", True, {"works": False})
+        return Finding("compile", f"does not work here ({first_line(error)[:100]})", True, {"works": False})
     seconds = round(time.perf_counter() - began, 1)
     text = f"{'works' if is_equal else 'gives other numbers'} ({seconds:g} s for one function)"
     return Finding("compile", text, is_equal, {"works": is_equal, "seconds": seconds})

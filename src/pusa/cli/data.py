@@ -57,8 +57,8 @@ def data() -> None:
     "--frames",
     type=int,
     multiple=True,
-    help="Length of clips, 4n + 1; each video gets the longest that it fills, pictures have 1. [default: the model's; "
-    "may be repeated]",
+    help="Length of clips that the model makes, 4n + 1 frames for Wan, 6n + 1 for Mochi; each video gets the longest "
+    "that it fills, pictures have 1. [default: the model's; may be repeated]",
 )
 @click.option("--fps", type=float, help="Frames per second of clips. [default: the model's]")
 @click.option(
@@ -73,7 +73,7 @@ def data() -> None:
     type=click.Path(path_type=Path),
     help="Captions by file: JSON, JSONL or CSV. They go before those beside the videos.",
 )
-@click.option("--caption", metavar="TEXT", help="For files that have none. [default: they are left out]")
+@click.option("--caption", metavar="TEXT", help="For files that have none; may be empty. [default: they are left out]")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode. [default: one per core, up to 8]")
 @_dtype
 @json_option
@@ -126,7 +126,11 @@ def prepare(
     "--part", default="1/1", show_default=True, metavar="I/N", help="Which of N equal shares to make, on N machines."
 )
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Size in pixels, multiples of 16. [default: the model's]")
-@click.option("--frames", type=click.IntRange(1), help="Length, 4n + 1. [default: the model's]")
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Length that the model makes, 4n + 1 frames for Wan. [default: the model's]",
+)
 @click.option("--fps", type=float, help="Frames per second. [default: the model's]")
 @click.option("--steps", type=click.IntRange(1, 1000), default=50, show_default=True, help="Denoising steps.")
 @click.option(

@@ -32,28 +32,33 @@ def describe_folder(folder: Path) -> dict[str, Any]:
         "family": _family(folder, model),
         "parts": dict(_parts(folder)),
         "missing files": files.missing_files(folder),
-        "Pusa LoRA": _lora(model),
+        "Pusa LoRA": _lora(folder, model),
         "here": zoo.describe_fit(model) if model else None,
     }
 
 
 def _family(folder: Path, model: Any) -> str:
+    from pusa.acceleration.shapes import parts_of
+    from pusa.models.bases import base_of_config
     from pusa.models.sources import configs
 
     if model is not None:
         return model.family or f"{model.name}: {model.title}"
     found = configs.folder_config(folder)
     if found is None:
-        return "unknown: its transformer is missing, damaged or not Wan's"
+        return "unknown: its transformer is missing, damaged or of no known base"
     config, experts = found
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    shape, base = parts_of(config, {}, {}).transformer, base_of_config(config, folder.name)
     count = "two transformers" if experts == 2 else "a transformer"
-    return f"none of the zoo: {count} of {config['num_layers']} blocks, width {width}, {config['in_channels']} channels"
+    sizes = f"{shape.layers} blocks, width {shape.width}, {shape.channels} channels"
+    return f"none of the zoo: {count} of {sizes} ({base.name})"
 
 
-def _lora(model: Any) -> str | None:
+def _lora(folder: Path, model: Any) -> str | None:
+    from pusa.models.bases import base_in
+
     if model is None:
-        return "none is known: --lora FILE adds one"
+        return "none is known: --lora FILE adds one" if base_in(folder).conditions_note else "none is needed"
     if model.lora is None:
         return "none is published"
     return "part of it" if model.is_ours else model.lora.source

@@ -12,6 +12,7 @@ from pusa.cli.options import find_file
 from pusa.cli.run import MissingModelError
 
 if TYPE_CHECKING:
+    from pusa.models.single_file.recognition import SingleFile
     from pusa.zoo import ZooModel
 
 _GROUPS_WITH_A_LINE_EACH = 30
@@ -29,7 +30,7 @@ def describe(file: str) -> dict[str, Any]:
         return describe_folder(Path(file).expanduser())
     path = find_file(file, "file")
     if path.suffix.lower() == ".gguf":
-        return _describe_single_file(path)
+        return _describe_single_file(_recognise(path))
     if path.suffix.lower() == _SAFETENSORS:
         facts = _describe_tensors(path, *_read_safetensors(path))
         return _with_recognised_parts(facts, path) if "part" in facts else facts
@@ -77,10 +78,18 @@ def describe_marks(path: Path) -> dict[str, Any]:
         else None,
         "content credentials": "yes: see `pusa provenance verify`" if marks.has_manifest else None,
         "watermark": watermark.get("name"),
+        "rounded weights": _rounded_weights(_as_dict(marks.stored.get("weights"))),
         "carries": [f"{names.get(sha, 'an input')}, {len(text) * 3 // 4000} kB" for sha, text in carried.items()],
         "other metadata": read_tag_names(path),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _rounded_weights(weights: dict[str, Any]) -> str | None:
+    """Name the storage of transformers in fewer bits, and of parts that stay as their single files store them."""
+    rounded = {"transformer": _as_dict(weights.get("model")).get("storage")}
+    rounded |= {name: _as_dict(part).get("kept") for name, part in _as_dict(weights.get("parts")).items()}
+    return ", ".join(f"{name}: {storage}" for name, storage in rounded.items() if storage) or None
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
@@ -142,23 +151,26 @@ def _describe_tensors(
     return facts
 
 
-def _describe_single_file(path: Path) -> dict[str, Any]:
+def _recognise(path: Path) -> "SingleFile":
     from pusa.models.single_file.recognition import recognise
+
+    return recognise(path)
+
+
+def _describe_single_file(file: "SingleFile") -> dict[str, Any]:
     from pusa.models.sources.file_set import describe
     from pusa.zoo import families
 
-    file = recognise(path)
     problems = [part.problem for part in file.parts if part.problem]
     return {"kind": "a checkpoint", "holds": describe(file, families()), "cannot be used": "; ".join(problems)}
 
 
 def _with_recognised_parts(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Name the part as the commands that load a single file do: prefixes, other families, several parts in one."""
-    from pusa.models.single_file.recognition import recognise
-
-    if not any(part.component for part in recognise(path).parts):
+    file = _recognise(path)
+    if not any(part.component for part in file.parts):
         return facts
-    return {**_describe_single_file(path), **{name: value for name, value in facts.items() if name != "part"}}
+    return {**_describe_single_file(file), **{name: value for name, value in facts.items() if name != "part"}}
 
 
 def _describe_lora(path: Path) -> dict[str, Any]:
@@ -220,7 +232,7 @@ def find_model(name: str) -> "ZooModel":
     if Path(name).expanduser().is_file():
         raise ValueError(files.describe_single_file(Path(name).expanduser()))
     try:
-        return zoo.find(name) or zoo.get(name)
+        return zoo.find(name) or zoo.in_folder(Path(name).expanduser()) or zoo.get(name)
     except ValueError as error:
         raise MissingModelError(str(error)) from error
 
@@ -247,11 +259,15 @@ def describe_model(name: str) -> dict[str, Any]:
 
     folder = Path(name).expanduser()
     facts = {} if name in names() or not folder.is_dir() else describe_folder(folder)
-    if facts and ("to choose" in facts or find(name) is None):
+    if "to choose" in facts:
         return facts
-    model = find_model(name)
+    model = find(name) if facts else find_model(name)
+    if model is None:
+        return facts
     defaults = {
-        name: dict(v) if name == "alpha" and not isinstance(v, float) else v for name, v in vars(model.defaults).items()
+        name: dict(v) if name == "alpha" and not isinstance(v, float) else v
+        for name, v in vars(model.defaults).items()
+        if name != "fast"
     }
     return {
         "name": model.name,
@@ -261,8 +277,10 @@ def describe_model(name: str) -> dict[str, Any]:
         **({"download": _gigabytes(model.download_bytes)} if model.family is None else {}),
         **facts,
         "parameters": {part: f"{count:,}" for part, count in model.parameters.items()},
+        "own weights": {part: f"{file.repository}/{file.name}" for part, file in model.weights.items()} or None,
         "smaller files": _smaller_files(model) or None,
         "Pusa LoRA": _lora_source(model),
+        "fast": _fast_mode(model),
         "words": f"{sum(map(len, model.words.values()))} groups: see --words" if model.words else None,
         "here": describe_fit(model),
         "defaults": {name: value for name, value in defaults.items() if value is not None},
@@ -288,6 +306,15 @@ def _lora_source(model: "ZooModel") -> str:
     if model.lora is None:
         return "none"
     return "part of it" if model.is_ours else model.lora.source
+
+
+def _fast_mode(model: "ZooModel") -> str | None:
+    """Describe what --fast does; None for a model without it."""
+    fast, lora = model.defaults.fast, model.fast_lora
+    if fast is None:
+        return None
+    beside = f", with {lora.source} ({_gigabytes(lora.file_bytes)})" if lora else ", without a LoRA made for it"
+    return f"{fast.steps} steps, guidance {fast.guidance:g}{beside}"
 
 
 def words_of_model(name: str) -> dict[str, list[list[str]]]:

@@ -65,8 +65,8 @@ def show(ctx: click.Context, name: str, words: bool, as_json: bool) -> None:
 def convert(source: str, folder: str, dtype: str, as_json: bool) -> None:
     """Write the model SOURCE (a name, a folder or a Hub id) to FOLDER, in diffusers layout and in 16 bits.
 
-    Wan's published files are in fp32: converted once, they take half the disk and half the time to read. 2 GB of memory
-    are enough for any model.
+    Wan's published files are in fp32: converted once, they take half the disk, and half as many bytes are read. 2 GB of
+    memory are enough for any model.
     """
     from pusa.cli.info import check_model
 
@@ -75,6 +75,49 @@ def convert(source: str, folder: str, dtype: str, as_json: bool) -> None:
     from pusa.conversion import convert as convert_model
 
     show_run(lambda stop: convert_model(source, Path(folder).expanduser(), dtype=dtype, stop=stop), as_json)
+
+
+@models.command()
+@click.argument("folder", metavar="FOLDER", type=click.Path())
+@click.option(
+    "--vae",
+    required=True,
+    metavar="VAE",
+    help="The VAE of pictures that encodes each frame: its folder, a pipeline's, or a Hub id "
+    "(stabilityai/sd-vae-ft-ema).",
+)
+@click.option("--size", default="S/2", show_default=True, metavar="SIZE/PATCH", help="XL/2, L/2, B/2, S/2 or T/2.")
+@click.option("--video", metavar="WIDTHxHEIGHT", help="Size of its videos in pixels. [default: 256x256]")
+@click.option(
+    "--frames", "num_frames", type=click.IntRange(1, 4096), default=16, show_default=True, help="Frames of its videos."
+)
+@click.option(
+    "--classes", "num_classes", type=click.IntRange(1), help="How many classes its prompts choose from. [default: none]"
+)
+@click.option("--fps", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True, help="Of its videos.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of a new network's weights.")
+@click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Take the weights of a .pt or .safetensors file of FVDM or Latte, which tells size, frames and classes.",
+)
+@click.option("--heads", "num_heads", type=click.IntRange(1), help="Attention heads of a checkpoint of another size.")
+def make_fvdm(folder: str, vae: str, video: str | None, **options: Any) -> None:
+    """Make an FVDM model in FOLDER: new, to be trained from nothing, or from a checkpoint.
+
+    \b
+    pusa models make-fvdm fvdm --vae stabilityai/sd-vae-ft-ema --size B/2
+    pusa data prepare videos clips --model fvdm
+    pusa train fvdm --set model.source=fvdm --set data.folders=clips
+    """
+    from pusa.numerals import parse_size
+
+    width, height = parse_size(video, "--video") if video else (None, None)  # before libraries are loaded
+
+    from pusa.new_models import make_fvdm as make
+
+    click.echo(str(make(Path(folder).expanduser(), vae=vae, width=width, height=height, **options)))
 
 
 @models.command()

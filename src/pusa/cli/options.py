@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import click
 
+from pusa.acceleration.attention import WORDS
 from pusa.acceleration.decisions import QUANTIZE, WISHES, LoadOptions
 from pusa.cli.files import FILE_OPTIONS, take_files
 from pusa.fields import FieldSpec, field_specs
 from pusa.numerals import parse_number, parse_numbers, parse_size
 from pusa.provenance.options import MarkOptions
-from pusa.request import ConditionSpec, GenerationRequest, Position, Task, parse_positions
+from pusa.request import FINAL_NOISE, ConditionSpec, GenerationRequest, Position, Task, parse_positions, prompt_lines
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -30,8 +31,11 @@ def _option(field: FieldSpec) -> Callable[[C], C]:
     if field.type == "list":
         facts.append("may be repeated")
     hint = "; ".join(filter(None, facts))
+    flag = _FLAGS.get(field.name, "--" + field.name.replace("_", "-"))
+    if field.type == "boolean":
+        return click.option(flag, field.name, is_flag=True, default=None, help=field.help)
     return click.option(
-        _FLAGS.get(field.name, "--" + field.name.replace("_", "-")),
+        flag,
         field.name,
         type=click.Choice(field.choices) if field.choices else _TYPES[field.type],
         multiple=field.type == "list",
@@ -95,6 +99,21 @@ noise_option = click.option(
 )
 
 
+final_options = _apply(
+    [
+        click.option(
+            "--noise",
+            type=click.FLOAT,
+            help="How far the final may depart from the draft: 0 keeps it blurred, 1 ignores it. "
+            f"[0..1; default: {FINAL_NOISE:g}]",
+        ),
+        click.option(
+            "--size", metavar="WIDTHxHEIGHT", help="Size in pixels. [default: the model's, or twice the draft's]"
+        ),
+        click.option("--steps", type=click.INT, help="Denoising steps. [1..200; default: the model's times the noise]"),
+    ]
+)
+
 mark_options = _apply(
     [
         click.option(
@@ -141,6 +160,18 @@ load_options = _apply(
             help="How the transformer's weights are stored: fp8 and int8 halve them and change the video a little; "
             "none keeps them exact. [default: auto, by --memory]",
         ),
+        click.option(
+            "--attention",
+            metavar="|".join(WORDS[:4]) + "|...",
+            help="What computes attention: torch itself, or another library that is installed; an unknown name lists "
+            "them. [default: auto, the fastest that is here]",
+        ),
+        click.option(
+            "--compile",
+            "compile_",
+            is_flag=True,
+            help="Compile the model: each step is faster, the first one of a new size a minute or two longer, once.",
+        ),
     ]
 )
 
@@ -150,7 +181,8 @@ add_options = _apply(FILE_OPTIONS)
 
 def take_load_options(options: dict[str, Any]) -> LoadOptions:
     """Remove the values of `load_options` from `options`. Raises FileNotFoundError for a file that is missing."""
-    given = {name: options.pop(name) for name in ("memory", "quantize")} | take_files(options)
+    given = {name: options.pop(name) for name in ("memory", "quantize", "attention")} | take_files(options)
+    given["compile"] = "always" if options.pop("compile_") else None
     return LoadOptions(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -173,8 +205,27 @@ def build_request(task: Task, *, size: str | None, **options: Any) -> Generation
     if size is not None:
         options["width"], options["height"] = parse_size(size, "--size")
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    lists["prompts"] = [line for text in lists.get("prompts") or [] for line in read_prompts(text)]
     values: dict[str, Any] = {name: value for name, value in lists.items() if value not in (None, [])}
     return GenerationRequest(task=task, **values)
+
+
+def read_prompts(text: str) -> list[str]:
+    """Return the prompt that a value of ``--prompts`` is, or the lines of its file (``@story.txt``).
+
+    Raises FileNotFoundError or ValueError for a file that is missing, no text or empty.
+    """
+    if not text.startswith("@"):
+        return [text]
+    try:
+        prompts = prompt_lines(Path(text[1:]).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark first
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts {text[:80]!r} is no text in UTF-8") from None
+    except OSError as error:
+        raise FileNotFoundError(f"--prompts {text[:80]!r} cannot be read: {error.strerror}") from None
+    if not prompts:
+        raise ValueError(f"--prompts {text[:80]!r} is an empty file: write a line for each prompt")
+    return prompts
 
 
 def parse_noise(text: str | None) -> list[float] | None:

@@ -1,18 +1,19 @@
 """Define `pusa plan`: how a model runs on this machine, or on any other."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import click
 
+from pusa.acceleration.decisions import QUANTIZE, WISHES, LoadOptions, Machine, Plan
 from pusa.cli.files import find_files, take_files
 from pusa.cli.groups import Command, json_option
 from pusa.cli.options import add_options
+from pusa.request import GenerationRequest
 
-if TYPE_CHECKING:
-    from pusa.acceleration.decisions import LoadOptions, Machine, Plan
+C = TypeVar("C", bound=Callable[..., Any])
 
 _DESCRIBES = ("gpu_gb", "count", "ram_gb", "disk_gb", "capability", "nvlink")
 
@@ -39,21 +40,34 @@ class _Capability(click.ParamType):
         return int(major), int(minor)
 
 
+_MACHINE_OPTIONS = [
+    click.option(
+        "--gpu-gb", type=click.FloatRange(min=0), help="Memory of a card as it is sold: 24 for a 24 GB card; 0: none."
+    ),
+    click.option("--count", type=click.IntRange(min=1), help="How many such cards. [default: 1]"),
+    click.option("--ram-gb", type=click.FloatRange(min=0), help="RAM as it is sold. [default: 64]"),
+    click.option("--disk-gb", type=click.FloatRange(min=0), help="Free disk. [default: 200]"),
+    click.option(
+        "--capability",
+        type=_Capability(),
+        metavar="MAJOR.MINOR",
+        help="Compute capability: 8.6 for RTX 30 and A6000, 8.9 for RTX 40, 9.0 for H100, 12.0 for RTX 50. "
+        "[default: 8.9]",
+    ),
+    click.option("--nvlink", is_flag=True, help="The cards are linked by NVLink, not by PCIe alone."),
+]
+
+
+def machine_options(command: C) -> C:
+    """Add the options that describe a machine, which `take_machine` reads."""
+    for option in reversed(_MACHINE_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command(cls=Command)
 @click.argument("model", metavar="MODEL", required=False)
-@click.option(
-    "--gpu-gb", type=click.FloatRange(min=0), help="Memory of a card as it is sold: 24 for a 24 GB card; 0: none."
-)
-@click.option("--count", type=click.IntRange(min=1), help="How many such cards. [default: 1]")
-@click.option("--ram-gb", type=click.FloatRange(min=0), help="RAM as it is sold. [default: 64]")
-@click.option("--disk-gb", type=click.FloatRange(min=0), help="Free disk. [default: 200]")
-@click.option(
-    "--capability",
-    type=_Capability(),
-    metavar="MAJOR.MINOR",
-    help="Compute capability: 8.6 for RTX 30 and A6000, 8.9 for RTX 40, 9.0 for H100, 12.0 for RTX 50. [default: 8.9]",
-)
-@click.option("--nvlink", is_flag=True, help="The cards are linked by NVLink, not by PCIe alone.")
+@machine_options
 @click.option("--size", type=_Size(), metavar="WIDTHxHEIGHT", help="Size of the video. [default: the model's]")
 @click.option(
     "--frames",
@@ -61,14 +75,15 @@ class _Capability(click.ParamType):
     help="Frames of the video; more than the model's own are made in windows. [default: the model's]",
 )
 @click.option("--no-guidance", is_flag=True, help="Plan for guidance 1, which makes one pass per step.")
+@click.option("--fast", is_flag=True, help="Plan for --fast: its guidance, and the model's 4-step LoRA beside Pusa's.")
 @click.option(
     "--memory",
-    type=click.Choice(["fastest", "balanced", "smallest"]),
+    type=click.Choice(WISHES),
     default="balanced",
     show_default=True,
     help="balanced: exact weights unless they cannot run; fastest: 8 bits where faster; smallest: least GPU memory.",
 )
-@click.option("--quantize", type=click.Choice(["auto", "none", "fp8", "int8"]), default="auto", show_default=True)
+@click.option("--quantize", type=click.Choice(QUANTIZE), default="auto", show_default=True)
 @click.option("--gpus", type=click.IntRange(min=1), help="Use exactly so many cards. [default: the plan's choice]")
 @add_options
 @click.option("--table", is_flag=True, help="Print the table of docs/on_your_card.md instead: models on common cards.")
@@ -90,24 +105,29 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
 
         click.echo(buyers_table())
         return
+    from pusa.acceleration.needs import own_lora_ranks
     from pusa.acceleration.planning import plans
     from pusa.cli.info import find_model
 
     model, load = _load_options(model, options)
     found_model = find_model(model)
     defaults = found_model.defaults
+    fast = defaults.fast if options["fast"] else None
+    if options["fast"] and fast is None:
+        raise click.UsageError(f"{found_model.name} has no fast mode: leave --fast out, or plan with --no-guidance.")
     width, height = options["size"] or (defaults.width, defaults.height)
     frames = options["frames"] or defaults.num_frames
     if frames > defaults.num_frames:
         click.echo(f"{frames} frames are made in windows of {defaults.num_frames}: planning for a window", err=True)
         frames = defaults.num_frames
-    machine = _machine(options)
+    machine = take_machine(options)
     found = plans(
         found_model,
         size=(width, height, frames),
         machine=machine,
         options=load,
-        guidance=not options["no_guidance"],
+        guidance=not options["no_guidance"] and (fast or defaults).guidance > 1,
+        lora_ranks=own_lora_ranks(found_model, fast=True) if fast else None,
     )
     if as_json:
         click.echo(json.dumps({"machine": asdict(machine), "plans": [asdict(one) for one in found]}))
@@ -115,11 +135,8 @@ def plan(model: str | None, table: bool, as_json: bool, **options: Any) -> None:
         click.echo("\n".join(_lines(found, machine)))
 
 
-def _load_options(model: str | None, options: dict[str, Any]) -> "tuple[str, LoadOptions]":
+def _load_options(model: str | None, options: dict[str, Any]) -> tuple[str, LoadOptions]:
     """Return the model, which the files tell where it is not named, and what is asked of its plan."""
-    from pusa.acceleration.decisions import LoadOptions
-    from pusa.request import GenerationRequest
-
     files: dict[str, Any] = take_files(options)
     load = LoadOptions(memory=options["memory"], quantize=options["quantize"], gpus=options["gpus"], **files)
     if not files:
@@ -131,11 +148,15 @@ def _load_options(model: str | None, options: dict[str, Any]) -> "tuple[str, Loa
     return request.model, load
 
 
-def _machine(options: dict[str, Any]) -> "Machine":
+def take_machine(options: dict[str, Any]) -> Machine:
+    """Remove the values of `machine_options` from `options`; return the machine that they describe, or this one.
+
+    Raises UsageError for details of a card without its memory.
+    """
     from pusa.acceleration.machine import described_machine
     from pusa.acceleration.machine import machine as this_machine
 
-    given = {name: options[name] for name in _DESCRIBES}
+    given = {name: options.pop(name) for name in _DESCRIBES}
     described = {name: value for name, value in given.items() if value is not None and value is not False}  # 0 counts
     if not described:
         return this_machine()
@@ -146,7 +167,7 @@ def _machine(options: dict[str, Any]) -> "Machine":
     return described_machine(**described)
 
 
-def _lines(found: "list[Plan]", machine: "Machine") -> Iterator[str]:
+def _lines(found: list[Plan], machine: Machine) -> Iterator[str]:
     from pusa.resources import readable
 
     best, *fallbacks = found

@@ -34,15 +34,13 @@ from pusa.cli.options import (
     take_load_options,
     take_mark_options,
     video_options,
-    with_files_found,
 )
 from pusa.cli.ranks import RanksCommand, is_follower, join_ranks, ranks_options
 from pusa.cli.run import MissingModelError, Start, Stopped, run
 from pusa.fields import ProblemsError
 from pusa.libraries import quiet_libraries
-from pusa.lora.sources import parse_lora, replace_loras
 from pusa.provenance.options import MarkOptions
-from pusa.request import GenerationRequest, Metadata, explain
+from pusa.request import GenerationRequest, Metadata, check_abilities, explain, is_wave
 
 FAILED, BAD_INPUT, MISSING_MODEL, INTERRUPTED = 1, 2, 3, 130
 EXIT_CODES = (
@@ -115,12 +113,14 @@ def _line(error: object) -> str:
         "check": "pusa.cli.check:check",
         "data": "pusa.cli.data:data",
         "eval": "pusa.cli.eval:evaluation",
+        "final": "pusa.cli.replay:final",
         "jobs": "pusa.cli.serve:jobs",
         "lora": "pusa.cli.lora:lora",
         "mini": "pusa.cli.mini:mini",
         "models": "pusa.cli.models:models",
         "plan": "pusa.cli.plan:plan",
         "provenance": "pusa.cli.provenance:provenance",
+        "replay": "pusa.cli.replay:replay",
         "serve": "pusa.cli.serve:serve",
         "studio": "pusa.cli.studio:studio",
         "train": "pusa.cli.train:train",
@@ -141,17 +141,20 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-_output = click.option(
+output_option = click.option(
     "-o",
     "--output",
     metavar="FILE",
     type=click.Path(),
     help="Video to write. [default: a new name in this folder, made from the prompt]",
 )
+model_option = click.option(
+    "--model", metavar="MODEL", help="Where the model is, if it was a folder: the file holds its name only."
+)
 _prompt = click.option("--prompt", default="", help="What the video shows.")
 
 
-def _run(
+def run_request(
     request: GenerationRequest,
     output: str | None,
     *,
@@ -171,16 +174,33 @@ def _run(
 
     from pusa.cli.files import find_files
     from pusa.cli.info import check_model
+    from pusa.zoo import defaults_of
 
     request, load = find_files(request, load)
     check_model(request.model)
+    check_abilities(request, defaults_of(request.model))  # before libraries are loaded
     options: dict[str, Any] = {"carried": carried, "marks": marks, "load": load}
     options |= {"made_with": made_with} if made_with else {}
+    if is_wave(request.schedule) and path.suffix in (".mp4", ".webp", ".gif"):
+        options["growing"] = path.with_name(f"{path.stem}.part.mp4")
     with join_ranks(request, load) as ranks:  # before the libraries: the other ranks load them at the same time
         from pusa.generate import generate
 
         options |= {"ranks": ranks, "device": ranks.device.type} if ranks else {}
         show_run(lambda stop: generate(request, path, stop=stop, **options), as_json)
+
+
+def _given_prompt(prompt: str | None, options: dict[str, Any]) -> str:
+    """Return the argument, which ``--prompts`` replace, and which a model may not need. Raises UsageError."""
+    if prompt is None and not options.get("prompts") and _reads_text(options.get("model")):
+        raise click.UsageError("Missing argument 'PROMPT'.", click.get_current_context())
+    return prompt or ""
+
+
+def _reads_text(model: str | None) -> bool:
+    from pusa import zoo
+
+    return zoo.defaults_of(model or GenerationRequest.model_fields["model"].default).has_text
 
 
 def show_run(start: Start, as_json: bool) -> None:
@@ -191,7 +211,7 @@ def show_run(start: Start, as_json: bool) -> None:
 
 
 @main.command(cls=RanksCommand, epilog=EXIT_CODES)
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @image_options
 @video_options
 @noise_option
@@ -199,10 +219,10 @@ def show_run(start: Start, as_json: bool) -> None:
 @ranks_options
 @mark_options
 @load_options
-@_output
+@output_option
 @json_option
 def generate(
-    prompt: str,
+    prompt: str | None,
     image: str | None,
     keyframes: tuple[str, ...],
     video: str | None,
@@ -221,7 +241,9 @@ def generate(
     From an image:     pusa generate "a cat spins" --image cat.png
     Start and end:     pusa generate "a cat slides to the right" --image left.png --keyframe right.png@last
     Complete a video:  pusa generate "a cat spins" --video in.mp4 --positions "0,1,2,3" --noise "0,0.3,0.4,0.5"
+    Tell a story:      pusa generate --frames 97 --prompts "0s: a rocket stands still" --prompts "3s: a rocket rises"
     """
+    prompt = _given_prompt(prompt, options)
     marks, load = take_mark_options(options), take_load_options(options)
     conditions = build_conditions(
         image=image,
@@ -233,7 +255,7 @@ def generate(
         encode=encode,
     )
     request = build_request("generate", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, load=load, as_json=as_json)
+    run_request(request, output, marks=marks, load=load, as_json=as_json)
 
 
 @main.command(cls=RanksCommand, epilog=EXIT_CODES)
@@ -244,14 +266,14 @@ def generate(
 @ranks_options
 @mark_options
 @load_options
-@_output
+@output_option
 @json_option
 def extend(video: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any) -> None:
     """Continue VIDEO after its end."""
     marks, load = take_mark_options(options), take_load_options(options)
     conditions = [condition("video", video, noise=parse_noise(noise))]
     request = build_request("extend", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, load=load, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
+    run_request(request, output, marks=marks, load=load, as_json=as_json, name=prompt or f"{Path(video).stem} extended")
 
 
 @main.command(cls=RanksCommand, epilog=EXIT_CODES)
@@ -263,7 +285,7 @@ def extend(video: str, prompt: str, noise: str | None, output: str | None, as_js
 @ranks_options
 @mark_options
 @load_options
-@_output
+@output_option
 @json_option
 def transition(
     first: str, second: str, prompt: str, noise: str | None, output: str | None, as_json: bool, **options: Any
@@ -272,7 +294,7 @@ def transition(
     marks, load = take_mark_options(options), take_load_options(options)
     conditions = [condition("video", file, noise=parse_noise(noise)) for file in (first, second)]
     request = build_request("transition", prompt=prompt, conditions=conditions, **options)
-    _run(
+    run_request(
         request,
         output,
         marks=marks,
@@ -283,17 +305,17 @@ def transition(
 
 
 @main.command(cls=RanksCommand, epilog=EXIT_CODES)
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @image_options
 @noise_option
 @request_options()
 @ranks_options
 @mark_options
 @load_options
-@_output
+@output_option
 @json_option
 def loop(
-    prompt: str,
+    prompt: str | None,
     image: str | None,
     keyframes: tuple[str, ...],
     noise: str | None,
@@ -304,78 +326,20 @@ def loop(
     **options: Any,
 ) -> None:
     """Make a video from PROMPT whose end runs into its beginning."""
+    prompt = _given_prompt(prompt, options)
     marks, load = take_mark_options(options), take_load_options(options)
     conditions = build_conditions(image=image, keyframes=keyframes, noise=noise, fit=fit, encode=encode)
     request = build_request("loop", prompt=prompt, conditions=conditions, **options)
-    _run(request, output, marks=marks, load=load, as_json=as_json)
-
-
-_model = click.option(
-    "--model", metavar="MODEL", help="Where the model is, if it was a folder: the file holds its name only."
-)
-
-
-@main.command(cls=RanksCommand, epilog=EXIT_CODES)
-@click.argument("video", metavar="VIDEO", type=click.Path())
-@_model
-@click.option("--lora", metavar="FILE", multiple=True, help="The same for LoRA files. [may be repeated]")
-@metadata_option("that of VIDEO")
-@ranks_options
-@mark_options
-@load_options
-@_output
-@json_option
-def replay(
-    video: str,
-    model: str | None,
-    lora: tuple[str, ...],
-    metadata: Metadata | None,
-    output: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Make VIDEO again from the request that is stored inside it.
-
-    Small images and videos that it was made from are inside, too; large ones have to be where they were, or beside
-    VIDEO. A watermark is embedded again; --watermark none leaves it out.
-    """
-    from pusa.media import read_metadata
-
-    file = Path(video) if Path(video).is_dir() else find_file(video, "video")
-    stored = read_metadata(file)
-
-    from pusa.generate import read_request
-    from pusa.provenance.watermark import watermark_for_replay
-
-    request, carried = read_request(stored)
-    load = take_load_options(options)
-    marks = take_mark_options({**options, "watermark": watermark_for_replay(stored or {}, options["watermark"])})
-    changes = {"model": model, "lora": replace_loras(request.lora, lora), "metadata": metadata}
-    request = request.model_copy(update={name: value for name, value in changes.items() if value})
-    for lora_file in (name for source in request.lora for name in parse_lora(source).files.values()):
-        if not Path(lora_file).expanduser().exists() and "/" not in lora_file:
-            raise MissingModelError(f"LoRA {lora_file!r} is not here: say where it is with --lora FILE")
-    request = with_files_found(request, carried, beside=file.parent)
-    weights = (stored or {}).get("weights")
-    _run(
-        request,
-        output,
-        marks=marks,
-        load=load,
-        as_json=as_json,
-        name=f"{file.stem} again",
-        carried=carried,
-        made_with=weights,
-    )
+    run_request(request, output, marks=marks, load=load, as_json=as_json)
 
 
 @main.command(epilog=EXIT_CODES)
 @click.argument("latents", metavar="LATENTS", type=click.Path())
-@_model
+@model_option
 @metadata_option("that of LATENTS")
 @mark_options
 @load_options
-@_output
+@output_option
 @json_option
 def decode(
     latents: str, model: str | None, metadata: Metadata | None, output: str | None, as_json: bool, **options: Any

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pusa.events import BYTE_STAGES, Done, Event, Events, Note, Planned, Stage, Step
+from pusa.events import BYTE_STAGES, Done, Event, Events, Frames, Note, Planned, Stage, Step
 from pusa.resources import readable_time
 
 Start = Callable[[Callable[[], bool]], Events]
@@ -41,8 +41,12 @@ def run(start: Start, *, as_json: bool) -> None:
     """
     written = False
     with _stop_on_interrupt() as stop, _display(as_json) as show, closing(start(stop)) as events:
+        is_growing = False
         for event in events:
             show(event)
+            if isinstance(event, Frames) and event.path is not None and not (as_json or is_growing):
+                show(Note(f"watch the beginning in {event.path} while the rest is made"))
+                is_growing = True
             written = written or isinstance(event, Done)
     if not written:
         raise Stopped if stop() else RuntimeError("the run ended without a file: run it again with --debug")

@@ -125,13 +125,19 @@ def configs(name: str | None) -> None:
 
 @train.command()
 @click.argument("run", metavar="RUN", type=click.Path())
-@click.option("-o", "--output", required=True, metavar="FILE", type=click.Path(), help="NAME.safetensors to write.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="NAME.safetensors to write; of a full fine-tune a new folder.",
+)
 @click.option(
     "--layout",
     type=click.Choice(_LAYOUTS),
-    default="comfyui",
-    show_default=True,
-    help="original: as pusa_v1.pt. comfyui: for ComfyUI, read by diffusers too.",
+    help="original: as pusa_v1.pt. comfyui: for ComfyUI, read by diffusers too. [default: comfyui; diffusers for other "
+    "models than Wan]",
 )
 @click.option(
     "--scale", type=float, default=1.0, show_default=True, help="1.4 makes strength 1 what alpha 1.4 is without it."
@@ -141,7 +147,7 @@ def configs(name: str | None) -> None:
 )
 @click.option("--step", type=click.IntRange(1), help="Of a checkpoint that is there. [default: the finished run's]")
 def export(run: str, output: str, layout: Any, scale: float, dtype: str, step: int | None) -> None:
-    """Write the adapter of the run in folder RUN in another layout."""
+    """Write the adapter of the run in folder RUN in another layout, or the whole model of a full fine-tune."""
     import torch
 
     from pusa.training.export import export_run
