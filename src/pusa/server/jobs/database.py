@@ -108,6 +108,11 @@ jobs = sa.Table(
     sa.Column("turn", sa.BigInteger, nullable=False, default=0),  # owners take turns, see `admission.next_turn`
     sa.Column("not_before", sa.Double),  # a failed attempt is repeated no earlier
     sa.Column("plan", sa.Text),  # one line: how the model runs; NULL before the first attempt
+    sa.Column("batch", sa.Text),  # the client's own name for jobs made together
+    sa.Column("favourite", sa.Boolean, nullable=False, default=False),
+    sa.Column("removed_at", sa.Double),  # removed by its owner, who may still undo it; NULL: not removed
+    sa.Column("note_details", _json, nullable=False, default=list),  # the notes as codes with values
+    sa.Column("error_values", _json),
     sa.UniqueConstraint("owner", "idempotency_key", name="jobs_idempotency"),  # NULLs differ from one another
     sqlite_autoincrement=True,
 )
@@ -117,6 +122,8 @@ sa.Index("jobs_of_owner", jobs.c.owner, jobs.c.seq)
 sa.Index("jobs_of_owner_by_status", jobs.c.owner, jobs.c.status, jobs.c.seq)
 sa.Index("jobs_fingerprint", jobs.c.owner, jobs.c.fingerprint, jobs.c.created_at)
 sa.Index("jobs_expiry", jobs.c.status, jobs.c.expires_at)
+sa.Index("jobs_removed", jobs.c.removed_at)
+sa.Index("jobs_of_batch", jobs.c.owner, jobs.c.batch)
 
 job_files = sa.Table(  # the files that a row of `jobs` names, to find the jobs of a file and to know a damaged one
     "job_files",
@@ -128,6 +135,22 @@ job_files = sa.Table(  # the files that a row of `jobs` names, to find the jobs 
     sa.Column("sha256", sa.Text),
 )
 sa.Index("job_files_by_key", job_files.c.key)
+
+files = sa.Table(  # what clients have sent, one row for each content and owner
+    "files",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),  # as the client called it
+    sa.Column("info", _json, nullable=False),  # what the prober found
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("used_at", sa.Double, nullable=False),
+)
+sa.Index("files_of_owner", files.c.owner, files.c.sha256, unique=True)
+sa.Index("files_by_use", files.c.used_at)
 
 deleted_jobs = sa.Table(  # where a page that begins after a deleted job begins
     "deleted_jobs",

@@ -41,7 +41,8 @@ class NewJob:
 
     `request` is ``GenerationRequest.model_dump(mode="json")`` with keys of the FileStore as its files; `inputs` are
     these keys. `owner` is empty or the sha256 of an API key; `model`, `prompt`, `seconds` and `size` are shown to
-    clients. A higher `priority` comes first. `parent` is the job that this one remixes, extends or edits.
+    clients. A higher `priority` comes first. `parent` is the job that this one remixes, extends or edits, `batch` the
+    client's name for jobs made together.
     """
 
     id: str = field(default_factory=new_id)
@@ -58,6 +59,7 @@ class NewJob:
     fingerprint: str | None = None
     source: str = "api"
     traceparent: str | None = None
+    batch: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Job(NewJob):
     (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known. Owners take
     turns: of the waiting jobs with the highest priority the one with the lowest `turn` runs first. After a failed
     attempt a job waits until `not_before`. `plan` is one line about how the model runs on the worker's machine.
+    `removed_at` is when its owner removed it, which can be undone for a while. `note_details` are the notes as codes
+    with values, `error_values` those of the error's code.
     """
 
     seq: int
@@ -98,6 +102,10 @@ class Job(NewJob):
     turn: int = 0
     not_before: float | None = None
     plan: str | None = None
+    favourite: bool = False
+    removed_at: float | None = None
+    note_details: tuple[dict[str, Any], ...] = ()
+    error_values: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
@@ -140,7 +148,7 @@ class LeaseLost(Exception):  # noqa: N818 (ends an attempt, which is no error)
 MAX_MESSAGE = 4000  # characters; a traceback of a native library may be longer
 
 _c = database.jobs.c
-_TUPLES = ("inputs", "notes")  # lists as JSON
+_TUPLES = ("inputs", "notes", "note_details")  # lists as JSON
 
 Condition = sa.ColumnElement[bool]
 """One condition of a WHERE clause."""

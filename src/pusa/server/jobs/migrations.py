@@ -49,5 +49,27 @@ def add_plan(connection: Connection) -> None:
     connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN plan TEXT"))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files, add_plan)
+_VERSION_4 = (
+    "ALTER TABLE jobs ADD COLUMN batch TEXT",
+    "ALTER TABLE jobs ADD COLUMN favourite BOOLEAN NOT NULL DEFAULT false",
+    "ALTER TABLE jobs ADD COLUMN removed_at DOUBLE PRECISION",
+    "ALTER TABLE jobs ADD COLUMN note_details {json} NOT NULL DEFAULT '[]'",
+    "ALTER TABLE jobs ADD COLUMN error_values {json}",
+    "CREATE INDEX jobs_removed ON jobs (removed_at)",
+    "CREATE INDEX jobs_of_batch ON jobs (owner, batch)",
+    "CREATE TABLE files (id TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, sha256 TEXT NOT NULL, "
+    "size_bytes BIGINT NOT NULL, key TEXT NOT NULL, name TEXT NOT NULL, info {json} NOT NULL, "
+    "created_at DOUBLE PRECISION NOT NULL, used_at DOUBLE PRECISION NOT NULL)",
+    "CREATE UNIQUE INDEX files_of_owner ON files (owner, sha256)",
+    "CREATE INDEX files_by_use ON files (used_at)",
+)
+
+
+def add_files_and_marks(connection: Connection) -> None:
+    """Add clients' files, batches, favourites, removal that can be undone, and the values of notes and errors."""
+    for statement in _VERSION_4:
+        connection.execute(sa.text(statement.format(json="JSON")))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files, add_plan, add_files_and_marks)
 """Migrations by version: the n-th (from 1) turns version n of the tables into version n + 1."""
