@@ -16,11 +16,12 @@ from starlette.middleware.cors import CORSMiddleware
 from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
-from pusa.server.http import api, growing, jobs, openapi
+from pusa.server.http import api, growing, jobs, openapi, session
 from pusa.server.http.keys import ApiKeys
-from pusa.server.http.middleware import AccessMiddleware, HostCheck
+from pusa.server.http.middleware import SESSION_PATH, AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
 from pusa.server.http.schemas import Health, Ready
+from pusa.server.http.session_cookies import SessionCookies
 from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -97,18 +98,23 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    keys = ApiKeys(settings.api_keys, settings.keys_file)
+    sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    routers = (api.router, jobs.router, growing.router)
+    app.state.sessions = sessions
+    routers = (api.router, jobs.router, session.router, growing.router)
     errors.install(app, [route for router in routers for route in router.routes])
-    openapi.install(app)
+    openapi.install(app, sessions.name)
     for router in routers:
         app.include_router(router)
     _add_server_routes(app, service, metrics, settings)
     app.router.default = root_page
     app.add_middleware(
         AccessMiddleware,
-        keys=ApiKeys(settings.api_keys, settings.keys_file),
+        keys=keys,
         wrong_keys=service.wrong_keys,
+        sessions=sessions,
+        open_paths=(SESSION_PATH,),
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
         silent_seconds=settings.silent_seconds,
