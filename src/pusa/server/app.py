@@ -17,6 +17,7 @@ from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
 from pusa.server.http import api, growing, openapi
+from pusa.server.http import files as file_routes
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
@@ -98,10 +99,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    errors.install(app, [*api.router.routes, *growing.router.routes])
+    errors.install(app, [*api.router.routes, *growing.router.routes, *file_routes.router.routes])
     openapi.install(app)
     app.include_router(api.router)
     app.include_router(growing.router)
+    app.include_router(file_routes.router)
     _add_server_routes(app, service, metrics, settings)
     app.router.default = root_page
     app.add_middleware(

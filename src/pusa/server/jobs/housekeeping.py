@@ -27,7 +27,8 @@ __all__ = [
 
 # A bucket may hold other things as well: only keys of this form are ever removed.
 _PREFIXES = ("inputs", "results", "checkpoints", "previews")
-_JOB_KEY = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
+_CLIENT_FILES = "files"
+_OWN_KEY = re.compile(rf"(({'|'.join(_PREFIXES)})/video|{_CLIENT_FILES}/file)_[0-9a-f]{{32}}[/.].*")
 _OWNER_KEY = "queue-identity"
 _SILENT_WORKER_SECONDS = 86_400.0
 _CURSOR_SECONDS = 86_400.0  # for which a page may begin after a deleted job
@@ -95,7 +96,7 @@ def sweep_orphans(
     listing: Iterator[tuple[str, float]] | None = None,
     limit: int | None = None,
 ) -> int:
-    """Remove files that no job names; return how many.
+    """Remove files that no job and no client's file names; return how many.
 
     A file is written before the row that names it is committed, so only files older than `older_than_seconds` count as
     orphans. A server that was started with the URL of another database would take every file for an orphan: the store
@@ -113,7 +114,7 @@ def sweep_orphans(
         listing = islice(listing, limit)
     count = 0
     while batch := list(islice(listing, _BATCH)):
-        old = [key for key, written_at in batch if written_at < before and _JOB_KEY.fullmatch(key)]
+        old = [key for key, written_at in batch if written_at < before and _OWN_KEY.fullmatch(key)]
         used = queue.keys_in_use(old) if old else set()  # read after the list, which has no file written from here on
         for key in old:
             if key not in used:
@@ -123,8 +124,8 @@ def sweep_orphans(
 
 
 def list_keys(files: FileStore) -> Iterator[tuple[str, float]]:
-    """List the keys of jobs in the store, with the times at which they were written (unix seconds)."""
-    for prefix in _PREFIXES:
+    """List the keys of jobs and clients' files, with the times at which they were written (unix seconds)."""
+    for prefix in (*_PREFIXES, _CLIENT_FILES):
         yield from files.keys(prefix)
 
 

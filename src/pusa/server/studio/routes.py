@@ -13,7 +13,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
 from pusa.generate.prompt_hints import unknown_words
-from pusa.server.http.schemas import ID_PATTERN
+from pusa.server.http.reference_schemas import ID_PATTERN
 from pusa.server.service import ServiceError, VideoService, in_thread, is_video_id
 from pusa.server.studio import examples, views
 from pusa.server.transfers.downloads import download
