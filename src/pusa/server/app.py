@@ -28,6 +28,7 @@ from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
 from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import ServiceError, VideoService, in_thread
 from pusa.server.settings import ServerSettings
+from pusa.server.studio import page as studio
 from pusa.server.submit import DAMAGED
 from pusa.server.worker.executor import Executor
 from pusa.server.worker.worker import Worker, make_executor
@@ -48,7 +49,6 @@ def create_app(
     files: FileStore | None = None,
     make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
     plan: PlanFunction = plan_model,
-    studio_later: bool = False,
     drain_seconds: float = 2.0,
 ) -> FastAPI:
     """Create the app. Its workers start with it, and return their jobs to the queue when it stops.
@@ -58,7 +58,6 @@ def create_app(
         queue, files: replace those that the settings name.
         make_executor: called with the number of each of `settings.workers`.
         plan: plans what requests need, see `pusa.server.plans`.
-        studio_later: load the studio after the server has started, which makes the start seconds faster.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
 
     Raises:
@@ -71,16 +70,12 @@ def create_app(
     service = VideoService(settings, queue, files, plan)
     metrics = Metrics(service)
     background = _BackgroundThreads(service, metrics, make_executor)
-    root_page = RootPage(service, settings, later=studio_later)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         background.start()
         tasks = [asyncio.create_task(background.count_ended_jobs())]
-        if root_page.has_studio:
-            tasks.append(asyncio.create_task(root_page.run()))
         try:
-            await root_page.wait()
             yield
         finally:
             for task in tasks:
@@ -103,7 +98,9 @@ def create_app(
     app.include_router(api.router)
     app.include_router(growing.router)
     _add_server_routes(app, service, metrics, settings)
-    app.router.default = root_page
+    if settings.studio:
+        app.include_router(studio.router())
+    app.router.default = RootPage(service, settings)
     app.add_middleware(
         AccessMiddleware,
         keys=ApiKeys(settings.api_keys, settings.keys_file),
