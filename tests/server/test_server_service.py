@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -395,18 +394,14 @@ def serve(tmp_path: Path) -> Iterator[Any]:
             process.process.communicate()
 
 
-def test_serve_answers_soon_after_its_libraries_are_imported_and_without_torch(serve: Any) -> None:
-    """In work and not by the clock, and against the libraries' own work: machines differ, and are busy."""
+def test_serve_loads_no_library_that_takes_long(serve: Any) -> None:
+    """Told by the compiled libraries in its memory: NumPy, Pillow, PyAV and PyTorch all have some."""
     server = serve("--workers", "0")
-    process = psutil.Process(server.process.pid)
-    used = process.cpu_times()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    libraries = "import click, fastapi, httpx, prometheus_client, pydantic, sqlalchemy.orm, uvicorn"
-    subprocess.run([sys.executable, "-c", libraries], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    imports = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert used.user + used.system < 2 * imports
-    assert not [mapped.path for mapped in process.memory_maps() if "libtorch" in mapped.path]
+    assert server.http.get("/").status_code == 200
+    files = [mapped.path for mapped in psutil.Process(server.process.pid).memory_maps()]
+    compiled = {path.partition("/site-packages/")[2].partition("/")[0] for path in files if path.endswith(".so")}
+    assert "pydantic_core" in compiled
+    assert compiled <= {"", "httptools", "orjson", "psutil", "pydantic_core", "sqlalchemy", "uvloop"}
     server.end()
 
 
