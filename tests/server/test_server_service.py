@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import httpx
 import psutil
 import pytest
 from api_samples import FRAMES, NearProber, clip, png, work
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from server_samples import open_all, quick_settings, wait_until
 
@@ -441,47 +439,20 @@ def test_create_app_tells_what_is_wrong_with_its_database(tmp_path: Path) -> Non
         create_app(settings)
 
 
-# ---- the studio and the page before it -------------------------------------------------------------------------------
+# ---- the page and the paths beside it --------------------------------------------------------------------------------
 
 
-def test_a_status_page_is_shown_until_the_studio_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-
-    def mount(app: FastAPI, *_: Any) -> FastAPI:
-        gate.wait(30)
-
-        @app.get("/{path:path}")
-        def page(path: str) -> dict[str, str]:
-            return {"studio": path}
-
-        return app
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("pusa.server.studio.mount", mount)
-    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=True)
-    with TestClient(create_app(settings, studio_later=True), base_url="http://localhost") as client:
+@pytest.mark.parametrize("studio", [True, False])
+def test_the_page_leaves_the_paths_of_the_api_alone(studio: bool, tmp_path: Path) -> None:
+    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=studio)
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
         page = client.get("/")
-        assert "in a moment" in page.text
-        assert 'http-equiv="refresh"' in page.text
-        assert client.get("/gradio_api/x").json()["error"]["code"] == "not_found"
-        gate.set()
-        assert wait_until(lambda: client.get("/").json() if "json" in client.get("/").headers["content-type"] else None)
-        assert client.get("/assets/x").json() == {"studio": "assets/x"}
-        for path in ("/v1/nothing", "/v1/", "/metrics/"):  # paths of the API are not the studio's
+        assert page.headers["content-type"].startswith("text/html")
+        assert ('type="module"' in page.text, 'http-equiv="refresh"' in page.text) == (studio, not studio)
+        assert client.get("/health").status_code == 200
+        for path in ("/v1/nothing", "/v1/", "/metrics/", "/assets/x"):
             assert client.get(path).json()["error"]["code"] == "not_found"
         assert client.put("/v1/videos").status_code == 405
-
-
-def test_a_studio_that_breaks_leaves_the_api_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise ImportError("half installed")
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setattr("pusa.server.studio.mount", broken)
-    settings = quick_settings(tmp_path, model="tiny", workers=0, studio=True)
-    with TestClient(create_app(settings, studio_later=True), base_url="http://localhost") as client:
-        assert client.get("/health").status_code == 200
-        wait_until(lambda: "in a moment" not in client.get("/").text)
 
 
 def test_behind_a_proxy_paths_have_its_prefix(tmp_path: Path) -> None:
