@@ -63,7 +63,7 @@ class ServerSettings(StrictModel):
     trusted_proxies: StringList = field(
         (), "Addresses of reverse proxies whose X-Forwarded headers are believed.", unset="none"
     )
-    studio: bool = field(True, "Show the studio at /, where gradio is installed.")
+    studio: bool = field(True, "Show the studio at /.")
     docs: bool = field(True, "Show the API's documentation at /docs.")
     metrics: bool = field(True, "Show figures for Prometheus at /metrics.")
 

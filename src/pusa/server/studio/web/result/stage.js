@@ -1,0 +1,6 @@
+import { html } from "../core/dom.js";
+
+/** Stage */
+export function Stage() {
+  return html`<section class="stage"></section>`;
+}

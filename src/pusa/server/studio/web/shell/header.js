@@ -1,0 +1,6 @@
+import { html } from "../core/dom.js";
+
+/** Header */
+export function Header() {
+  return html`<section class="header"></section>`;
+}

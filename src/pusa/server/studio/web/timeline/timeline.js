@@ -1,0 +1,6 @@
+import { html } from "../core/dom.js";
+
+/** Timeline */
+export function Timeline() {
+  return html`<section class="timeline"></section>`;
+}
