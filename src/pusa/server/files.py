@@ -27,6 +27,7 @@ from pusa.server.jobs.client_files import ClientFile, ClientFileTable, FilesFull
 from pusa.server.jobs.job import FileDigest, Job
 from pusa.server.submit import in_thread
 from pusa.server.transfers.parts import FoundPart, Part, exact_rate, rate_of
+from pusa.server.transfers.reservations import Arrival
 from pusa.server.transfers.uploads import PROBES_AT_ONCE, Upload, UploadInfo
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class FileLibrary:
         upload = (await self._service.submitter.probe({"file": upload}))["file"]
         assert upload.info is not None
         digest = await in_thread(FileDigest.of, upload.path)
-        same = await in_thread(self._table.use_same, owner, digest)
+        same = await in_thread(self._table.use_same, owner, digest.sha256)
         if same is not None:
             if not await in_thread(self._is_intact, same):
                 await in_thread(self._files.put_file, same.key, upload.path)
@@ -148,6 +149,11 @@ class FileLibrary:
             message = f"after={str(after)[:60]!r} is no file: take last_id of a page before"
             raise invalid_value(message, "after") from None
 
+    async def find(self, sha256: str, owner: str) -> str | None:
+        """Return the id of the owner's file of this content; None without one."""
+        same = await in_thread(self._table.use_same, owner, sha256)
+        return None if same is None else same.id
+
     async def delete(self, id: str, owner: str) -> ClientFile:
         """Remove a file. Jobs keep their own copies."""
         removed = _found(await in_thread(self._table.delete, id, owner), id)
@@ -160,6 +166,10 @@ class FileLibrary:
         assert located.digest is not None
         stem = located.name.rpartition(".")[0] or located.name
         return Content.of(self._files, located.key, located.digest.size_bytes, _ascii(stem))
+
+    def reserve(self, size_bytes: int) -> Arrival:
+        """Reserve space for a file that does not come with a body; in a thread. Raises StorageFullError."""
+        return self._service.arrival(size_bytes)
 
     def expires_at(self, file: ClientFile) -> float | None:
         """Return when a file is removed unless it is used before (unix seconds); None: never."""
@@ -259,6 +269,8 @@ class FileLibrary:
             return upload
         try:
             found = Part(reference.frame, reference.start, reference.end, reference.crop).of(located.info)
+            if found.is_whole:
+                return upload
             name = _name_of_part(reference, located.name)
             if not makes_parts:
                 return replace(upload, name=name, info=found.made)
@@ -299,7 +311,7 @@ class FileLibrary:
 
     async def _make_piece(self, upload: Upload, task: Mapping[str, Any], made: UploadInfo) -> tuple[Path, UploadInfo]:
         pixels = 3 * made.width * made.height * made.frames
-        arrival = await in_thread(self._service.arrival, min(pixels, int(task["max_bytes"])))
+        arrival = await in_thread(self.reserve, min(pixels, int(task["max_bytes"])))
         path = self._service.spool.new()
         try:
             with path.open("w+b") as target:
@@ -359,15 +371,14 @@ class FileLibrary:
         task = {"make": "strip", "kind": info.kind, "seconds": info.seconds, "count": count, "height": height}
         return await self._drawn(located, task)
 
-    async def request_of(self, id: str, owner: str) -> dict[str, Any]:
-        """Read the request that pusa has stored in a file, with its inputs in base64 by sha256."""
+    async def stored_request(self, id: str, owner: str) -> bytes:
+        """Read the request that pusa has stored in a file, with its inputs in base64 by sha256, as JSON."""
         located = await self.locate(StoredReference.model_construct(file_id=id), owner)
         if not located.info.has_request:
             message = f"{located.name} holds no request: only videos that pusa made with metadata=full do"
             raise ServiceError(404, "no_request", message)
         content, _ = await self._drawn(located, {"make": "request"})
-        stored: dict[str, Any] = json.loads(content)
-        return stored
+        return content
 
     async def _drawn(self, located: Located, task: Mapping[str, Any]) -> tuple[bytes, str]:
         identity = _identity(located, task)

@@ -1,6 +1,6 @@
 """Define the schemas of the files API."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -55,6 +55,13 @@ class FileDeleted(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+class FileRequest(BaseModel):
+    """The request inside a file; its inputs are references to files."""
+
+    request: dict[str, Any] = Field(description="A body of POST /v1/videos, without fields that have their defaults.")
+    missing: list[str] = Field(description="Names of inputs that were too large to be inside: send them anew.")
 
 
 def file_object(file: ClientFile, expires_at: float | None) -> FileObject:

@@ -10,12 +10,13 @@ from pusa.server.errors import ServiceError
 from pusa.server.files import MAX_FRAME_WIDTH, MAX_STRIP_FRAMES, MAX_STRIP_HEIGHT
 from pusa.server.http import openapi
 from pusa.server.http.api import Id, Owner, Service
-from pusa.server.http.file_schemas import CreateFile, FileDeleted, FileList, FileObject, file_object
+from pusa.server.http.file_schemas import CreateFile, FileDeleted, FileList, FileObject, FileRequest, file_object
 from pusa.server.http.reference_schemas import MAX_FRAME, StoredReference
 from pusa.server.http.references import RequestReader, read_request
 from pusa.server.http.to_request import invalid_value
 from pusa.server.jobs.client_files import ClientFile
 from pusa.server.service import VideoService
+from pusa.server.stored_requests import StoredRequests
 from pusa.server.transfers.downloads import download
 from pusa.server.transfers.uploads import Upload
 
@@ -142,6 +143,18 @@ async def delete_file(id: FileId, service: Service, owner: Owner) -> FileDeleted
 async def get_file_content(request: Request, id: FileId, service: Service, owner: Owner) -> Response:
     """Supports byte ranges."""
     return await download(request, await service.library.content(id, owner))
+
+
+@router.get(
+    "/files/{id}/request",
+    response_model=FileRequest,
+    responses=openapi.errors(400, 404, 409, 413, 503, 507),
+    summary="Look at the request inside a file",
+)
+async def get_file_request(id: FileId, service: Service, owner: Owner) -> FileRequest:
+    """Of a video that pusa made, with its small inputs as files; `has_request` of the file tells if it is there."""
+    found = await StoredRequests(service.settings, service.library, service.spool).read(id, owner)
+    return FileRequest(request=found.body, missing=found.missing)
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from pusa.server.jobs import database
 from pusa.server.jobs.database import retried, transaction
 from pusa.server.jobs.job import Condition, FileDigest
 from pusa.server.jobs.queue import JobQueue
+from pusa.server.jobs.store import FileStore
 
-__all__ = ["ClientFile", "ClientFileTable", "FilesFull", "NewClientFile", "new_file_id"]
+__all__ = ["ClientFile", "ClientFileTable", "FilesFull", "NewClientFile", "expire_files", "new_file_id"]
 
 _table = database.files
 _c = _table.c
@@ -109,9 +110,9 @@ class ClientFileTable:
             return _from_row(connection.execute(_table.insert().values(**values).returning(_table)).one())
 
     @retried
-    def use_same(self, owner: str, digest: FileDigest) -> ClientFile | None:
+    def use_same(self, owner: str, sha256: str) -> ClientFile | None:
         """Return the owner's file of this content, which counts as used now; None if there is none."""
-        same = [_c.owner == owner, _c.sha256 == digest.sha256]
+        same = [_c.owner == owner, _c.sha256 == sha256]
         with transaction(self.engine) as connection:
             update = _table.update().where(*same).values(used_at=self._clock()).returning(_table)
             row = connection.execute(update).one_or_none()
@@ -179,6 +180,18 @@ class ClientFileTable:
         with transaction(self.engine) as connection:
             row = connection.execute(_table.delete().where(*this).returning(_table)).one_or_none()
         return None if row is None else _from_row(row)
+
+
+def expire_files(table: ClientFileTable, files: FileStore, *, used_before: float, limit: int) -> int:
+    """Remove at most `limit` files that were last used before a time (unix seconds); return how many.
+
+    Jobs have copies of what they were made from, so none of them needs a file any more.
+    """
+    removed = [table.delete_unused(id, used_before) for id in table.expired(used_before, limit=limit)]
+    for file in removed:
+        if file is not None:  # it may have been used meanwhile
+            files.delete(file.key)
+    return sum(file is not None for file in removed)
 
 
 def _this(id: str, owner: str) -> list[Condition]:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from pusa.server.clock import TrustedClock, steady_seconds
+from pusa.server.jobs.client_files import ClientFileTable, expire_files
 from pusa.server.jobs.queue import MAX_FAILURES, Job, JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageUnavailableError, full_disk
 
@@ -184,6 +185,8 @@ class HousekeepingCounts:
     orphans: int
     scratch: int
     recovered: int
+    files: int = 0
+    """Clients' files that were not used for long."""
 
 
 class Housekeeping:
@@ -212,18 +215,20 @@ class Housekeeping:
     ) -> None:
         """
         Args:
-            keep_seconds: time to keep jobs that failed or were cancelled; None: for ever.
+            keep_seconds: time to keep jobs that failed or were cancelled, and clients' files after their last use;
+                None: for ever.
             orphan_seconds: minimum age of a file that is removed because no job names it.
             scratch: this machine's folder for unfinished work.
             scratch_seconds: minimum age of scratch files that are removed; longer than any job may run.
             max_failures: the workers' limit, see `JobQueue.recover_overdue`.
             first_seconds: time since the start in which nothing is removed.
-            most_expired: jobs that a round removes at most.
+            most_expired: jobs, and clients' files, that a round removes at most.
             most_listed: files of the store that a round looks at; the next round goes on after them.
             clock: unix seconds; a `TrustedClock` by default.
             steady: seconds without jumps, for `first_seconds`.
         """
         self._queue, self._files, self._clock = queue, files, clock or TrustedClock()
+        self._client_files = ClientFileTable(queue)
         self._every_seconds, self._keep_seconds, self._orphan_seconds = every_seconds, keep_seconds, orphan_seconds
         self._scratch, self._scratch_seconds, self._max_failures = scratch, scratch_seconds, max_failures
         self._most_expired, self._most_listed = most_expired, most_listed
@@ -256,11 +261,18 @@ class Housekeeping:
             expired=expire(
                 self._queue, self._files, now=now, keep_seconds=self._keep_seconds, limit=self._most_expired
             ),
+            files=self._expire_files(now),
             orphans=self._sweep_orphans(now),
             scratch=sweep_scratch(self._scratch, now=now, older_than_seconds=self._scratch_seconds)
             if self._scratch
             else 0,
         )
+
+    def _expire_files(self, now: float) -> int:
+        if self._keep_seconds is None:
+            return 0
+        before = now - self._keep_seconds
+        return expire_files(self._client_files, self._files, used_before=before, limit=self._most_expired)
 
     def _sweep_orphans(self, now: float) -> int:
         """Look at the next files of the store; after the last ones begin anew."""
@@ -293,9 +305,10 @@ class Housekeeping:
             else:
                 if counts != HousekeepingCounts(0, 0, 0, 0):
                     logger.info(
-                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
-                        "%d jobs taken back from workers that are gone",
+                        "housekeeping: %d jobs and %d clients' files expired, %d orphaned files and %d scratch files "
+                        "removed, %d jobs taken back from workers that are gone",
                         counts.expired,
+                        counts.files,
                         counts.orphans,
                         counts.scratch,
                         counts.recovered,

@@ -70,6 +70,11 @@ class FoundPart:
     box: Box | None = None
     first: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """True if nothing is left out."""
+        return self.box is None and self.made.kind == self.source.kind and self.made.frames == self.source.frames
+
 
 def rate_of(info: UploadInfo) -> float:
     """Return the frame rate of a clip in frames per second."""
@@ -81,7 +86,8 @@ def exact_rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(100_000)
 
 
-def _box(crop: Sequence[float], width: int, height: int) -> Box:
+def _box(crop: Sequence[float], width: int, height: int) -> Box | None:
+    """Return a region in pixels; None for all of the picture."""
     left, top = round(crop[0] * width), round(crop[1] * height)
     right, bottom = round((crop[0] + crop[2]) * width), round((crop[1] + crop[3]) * height)
     right, bottom = min(right, width), min(bottom, height)
@@ -90,4 +96,4 @@ def _box(crop: Sequence[float], width: int, height: int) -> Box:
             f"the region {right - left}x{bottom - top} of the {width}x{height} picture is too small: "
             f"{MIN_SIDE} pixels a side are the least"
         )
-    return left, top, right, bottom
+    return None if (right - left, bottom - top) == (width, height) else (left, top, right, bottom)
