@@ -21,8 +21,9 @@ import { placeByKey } from "./roving.js";
  * @param {boolean} [props.wordless]  the button shows only its pictogram
  * @param {string} [props.class]  of the button
  * @param {"start"|"end"} [props.side]  which side of the button and the list meet
+ * @param {number} [props.stop]  the button's tabindex, in a group that has its own arrow keys
  */
-export function Menu({ label, entries, icon = "more", wordless = true, class: name = "button plain", side = "end" }) {
+export function Menu({ label, entries, icon = "more", wordless = true, class: name = "button plain", side = "end", stop }) {
   const [open, setOpen] = useState(false);
   const id = useId();
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
@@ -69,6 +70,7 @@ export function Menu({ label, entries, icon = "more", wordless = true, class: na
     <button
       type="button"
       class=${wordless ? `${name} icon` : name}
+      tabindex=${stop}
       aria-haspopup="menu"
       aria-expanded=${String(open)}
       aria-controls=${open ? id : undefined}
