@@ -189,7 +189,7 @@ class Served:
 def refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "values"}
     assert error["message"]
     assert error["type"]
     return error

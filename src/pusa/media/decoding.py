@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pusa.codes import CodedText
 from pusa.media.color import FrameConverter, color_space_of, shows_transparency
 from pusa.media.pictures import TRANSPARENCY_NOTE, check_pixels, is_transparent, on_white, open_picture, to_srgb
 from pusa.media.source import (
@@ -224,7 +225,7 @@ class FFmpegDecoder(Decoder):
         width, height = self._upright_size(first)
         notes = (
             space.note,
-            "it is interlaced and was deinterlaced" if self._is_interlaced else None,
+            CodedText("input_deinterlaced", "it is interlaced and was deinterlaced") if self._is_interlaced else None,
             TRANSPARENCY_NOTE if shows_transparency(first) else None,
         )
         self.info = VideoInfo(

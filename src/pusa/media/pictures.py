@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from pusa.codes import CodedText
 from pusa.media.source import (
     DEFAULT_LIMITS,
     PICTURES,
@@ -33,7 +34,7 @@ _PROFILED = {  # by an ICC profile's colour space: the mode to convert from, and
     "GRAY": ("L", ("1", "L", "LA")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
-TRANSPARENCY_NOTE = "its transparency is shown on white"
+TRANSPARENCY_NOTE = CodedText("input_transparent", "its transparency is shown on white")
 _WEBP_ANIMATED, _WEBP_TRANSPARENT = 0x02, 0x10
 _SAME_COLOR = 2  # of 255; a profile that changes less is sRGB by another name
 _GRID = 7  # colours per channel to compare a profile with sRGB
@@ -229,13 +230,14 @@ def _apply_profile(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         transform = ImageCms.buildTransform(profile, _srgb(), mode, "RGB")
         name = one_line(ImageCms.getProfileDescription(profile), longest=60).strip()
     except (ImageCms.PyCMSError, OSError):
-        return image, ("its colour profile is damaged and was ignored",)
+        return image, (CodedText("input_profile_damaged", "its colour profile is damaged and was ignored"),)
     if mode != "CMYK" and _is_identity(transform, mode):
         return image, ()
     converted: Any = ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), transform)
     if image.has_transparency_data:
         converted.putalpha(image.convert("RGBA").getchannel("A"))
-    return converted, (f"its colours were converted from {name or 'its profile'} to sRGB",)
+    message = f"its colours were converted from {name or 'its profile'} to sRGB"
+    return converted, (CodedText("input_colors_converted", message, profile=name or "ICC"),)
 
 
 def _is_identity(transform: Any, mode: str) -> bool:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.server.clock import TrustedClock
@@ -179,7 +180,7 @@ class VideoService:
     async def remix(self, id: str, prompt: str, owner: str | None = "", **options: Any) -> Job:
         """Submit a job once more with another prompt and the same inputs, settings and seed."""
         if not prompt.strip() and self.defaults.has_text:
-            raise invalid_value("the prompt is empty: say what the new video shows", "prompt")
+            raise invalid_value("the prompt is empty: say what the new video shows", "prompt", "prompt_missing")
         return await self.rerun(id, prompt=prompt, owner=owner, **options)
 
     async def extend(
@@ -235,7 +236,8 @@ class VideoService:
             request, noise, options: those of `extend`.
         """
         if len(videos) not in (1, 2):
-            raise invalid_value(f"{len(videos)} videos are given: give one to change, or two to join", "video")
+            message = f"{len(videos)} videos are given: give one to change, or two to join"
+            raise invalid_value(message, "video", "too_many_videos", given=len(videos), limit=2)
         async with self._open_videos(videos, owner) as (uploads, parent):
             uploads = await self.submitter.probe(uploads)
             fields: dict[str, Any] = {"prompt": prompt, **size_and_fps(parent, request), **(request or {})}
@@ -371,6 +373,7 @@ class VideoService:
                 "too_many_streams",
                 f"your key follows {limit} videos at once, which is the limit: close a stream, or poll",
                 headers={"retry-after": "5"},
+                values={"limit": limit},
             )
         self._streams[job.owner] += 1
         try:
@@ -411,7 +414,7 @@ class VideoService:
         logger.error("%s of %s is damaged: its size or sha256 is not what was stored", key, id)
         if key.startswith("inputs/"):
             return ServiceError(409, "file_damaged", f"an input of {id} is damaged on the server's disk: send it anew")
-        note = "a file of it was damaged on the server's disk, so it was made again"
+        note = CodedText("made_again", "a file of it was damaged on the server's disk, so it was made again")
         completed: tuple[Status] = ("completed",)
         await in_thread(partial(self.queue.restart, id, statuses=completed, note=note))
         message = f"a file of {id} was damaged on the server's disk and is made again: wait until it is completed"
@@ -460,7 +463,8 @@ class VideoService:
         except QueueFull as full:
             raise queue_full(full) from None
         if job.status not in ("queued", "in_progress"):
-            raise ServiceError(409, "not_failed", f"{id} is {job.status}: only a failed video can be made once more")
+            message = f"{id} is {job.status}: only a failed video can be made once more"
+            raise ServiceError(409, "not_failed", message, values={"status": job.status})
         return job
 
     async def delete(self, id: str, owner: str | None = "") -> Job:
@@ -486,9 +490,11 @@ def is_video_id(text: str) -> bool:
 
 def _result_key(job: Job, variant: Variant) -> str:
     if job.status in ("queued", "in_progress"):
-        raise ServiceError(409, "not_ready", f"{job.id} is {job.status}: its {variant} is there once it is completed")
+        message = f"{job.id} is {job.status}: its {variant} is there once it is completed"
+        raise ServiceError(409, "not_ready", message, values={"status": job.status})
     if variant not in job.results:
-        raise ServiceError(404, "no_result", f"{job.id} has no {variant}: it is {job.status}")
+        message = f"{job.id} has no {variant}: it is {job.status}"
+        raise ServiceError(404, "no_result", message, values={"status": job.status, "variant": variant})
     return job.results[variant]
 
 
