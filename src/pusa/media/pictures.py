@@ -97,7 +97,13 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise MediaError(
             f"{name}: {width}x{height} is {width * height / 1e6:.4g} megapixels,"
-            f" the limit is {max_pixels / 1e6:.4g}; scale it down first"
+            f" the limit is {max_pixels / 1e6:.4g}; scale it down first",
+            "picture_too_large",
+            name=name,
+            width=width,
+            height=height,
+            megapixels=width * height / 1e6,
+            limit=max_pixels / 1e6,
         )
 
 
@@ -112,7 +118,12 @@ def open_picture(media: OpenSource, max_pixels: int, *, decoder: str | None = No
             image = Image.open(_flag_transparency(media.file) if decoder == "WEBP" else media.file, formats=(decoder,))
         except Image.DecompressionBombError as error:
             most = max_pixels / 1e6
-            raise MediaError(f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down") from error
+            raise MediaError(
+                f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down",
+                "picture_far_too_large",
+                name=media.name,
+                limit=most,
+            ) from error
     with image:
         check_pixels(media.name, image.width, image.height, max_pixels)
         yield image
@@ -141,14 +152,24 @@ def _find_decoder(media: OpenSource, decoder: str) -> None:
             import_module("pillow_heif").register_heif_opener()
     Image.init()
     if decoder not in Image.OPEN:
-        raise MediaError(f"{media.name} is {media.kind.name}, which is not read here; {way_out}, or convert it to JPEG")
+        raise MediaError(
+            f"{media.name} is {media.kind.name}, which is not read here; {way_out}, or convert it to JPEG",
+            "format_not_read",
+            name=media.name,
+            format=media.kind.name,
+        )
 
 
 def _read(source: Source, limits: MediaLimits) -> tuple[Image.Image, ImageInfo]:
     with open_source(source, limits=limits, what="picture") as media:
         if media.kind.holds not in ("picture", "both"):
             way_out = "pass it as a video" if media.kind.holds == "video" else f"convert it to {PICTURES}"
-            raise MediaError(f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}")
+            raise MediaError(
+                f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}",
+                "not_a_picture",
+                name=media.name,
+                format=media.kind.name,
+            )
         with wrap_decoder_errors(media.name, media.kind):
             if media.kind.decoder == "JPEG":
                 _check_jpeg_scans(media)

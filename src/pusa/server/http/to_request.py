@@ -216,9 +216,9 @@ def invalid_value(message: str, param: str | None = None, code: str = "invalid_v
     return ServiceError(400, code, message, param, values=values)
 
 
-def refused_value(error: ValueError, param: str | None = None, *, message: str = "") -> ServiceError:
+def refused_value(error: ValueError, param: str | None = None, *, message: str = "", **values: Any) -> ServiceError:
     """Make the error (400) of a value that was refused so, with its code and values; `message` replaces its own."""
-    values = values_of(error)
+    values = values_of(error) | values
     if "field" in values:
         values["field"] = client_name(values["field"] or param or "")
     return ServiceError(400, code_of(error, "invalid_value"), message or str(error), param, values=values)
@@ -472,7 +472,7 @@ def decode_data_url(url: str, param: str) -> tuple[str, bytes]:
         return found[1] or "", decode_base64(text, param)
     if len(text) > MAX_PLAIN_BYTES:  # decoding escapes takes many times their memory
         message = f"{param} has more than {MAX_PLAIN_BYTES / 2**20:g} MiB that are not base64: send data:...;base64,..."
-        raise ServiceError(413, "too_large", message, param, values={"limit": MAX_PLAIN_BYTES})
+        raise ServiceError(413, "too_large", message, param, values={"limit": MAX_PLAIN_BYTES / 2**20})
     return found[1] or "", unquote_to_bytes(text)
 
 
