@@ -41,6 +41,7 @@ Prompt = Annotated[Text, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Seconds = Annotated[str, Field(pattern=SECONDS_PATTERN)] | Annotated[float, Field(ge=0, le=9999)]
 FileUrl = Annotated[str, Field(min_length=1, max_length=700_000_000)]  # data URLs; the body's own limit is far lower
 Listed = Annotated[str, Field(pattern=LIST_PATTERN)]
+BatchName = Annotated[Text, Field(min_length=1, max_length=64)]
 VideoId = Annotated[str, Field(pattern=ID_PATTERN)]
 
 
@@ -207,6 +208,7 @@ class CreateVideo(GenerationOptions):
     keyframes: list[KeyframeInput] | None = field(
         None, 'Pictures at places. In forms one JSON string: [{"frame": 80, "file": 0, "noise": 0.2}].', max_length=64
     )
+    batch: BatchName | None = field(None, "Your own name for videos that belong together, such as variants.")
     extra_params: GenerationOptions | None = field(
         None, "More of these fields, as vLLM-Omni sends them; fields outside win."
     )
@@ -265,6 +267,7 @@ class ErrorEnvelope(BaseModel):
 class VideoError(BaseModel):
     code: str
     message: str
+    values: dict[str, Any] = Field({}, description="What the message of the code says beside it.")
 
 
 class VideoObject(BaseModel):
@@ -294,6 +297,14 @@ class VideoObject(BaseModel):
     inference_time_s: float | None = None
     stage_durations: dict[str, float] = {}
     peak_memory_mb: float | None = None
+    task: str = "generate"
+    draft: bool = False
+    batch: str | None = None
+    favourite: bool = False
+    source: str = Field("api", description="Where it was asked for: api or studio.")
+    cancel_requested: bool = Field(False, description="It runs, and ends after its current step.")
+    has: list[str] = Field([], description="The kinds of its files, such as video and thumbnail.")
+    note_details: list[dict[str, Any]] = Field([], description="The notes as code, values and message.")
 
 
 class VideoEstimate(BaseModel):
@@ -326,6 +337,7 @@ class VideoDeleted(BaseModel):
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: Literal[True] = True
+    undo_until: int | None = Field(None, description="Until when it can be restored; null: it is gone.")
 
 
 class Health(BaseModel):
@@ -356,7 +368,8 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
     if job.status == "cancelled":
         error = VideoError(code="cancelled", message="it was cancelled")
     elif job.status == "failed":
-        error = VideoError(code=job.error_code or "internal_error", message=job.error_message or "it failed")
+        message, values = job.error_message or "it failed", job.error_values or {}
+        error = VideoError(code=job.error_code or "internal_error", message=message, values=values)
     timings = dict(job.timings)
     return VideoObject(
         id=job.id,
@@ -382,6 +395,14 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         peak_memory_mb=timings.pop("peak_memory_mb", None),
         stage_durations=timings,
         inference_time_s=round(job.inference_seconds, 4) if timings else None,
+        task=job.request.get("task") or "generate",
+        draft=bool(job.request.get("draft")),
+        batch=job.batch,
+        favourite=job.favourite,
+        source=job.source,
+        cancel_requested=job.cancel_requested,
+        has=list(job.results),
+        note_details=list(job.note_details),
     )
 
 
