@@ -139,7 +139,7 @@ def validation_error(error: ValidationError) -> ServiceError:
         message = explain(ValidationError.from_exception_data(error.title, [first]))  # type: ignore[list-item]
     else:
         message = _explain_union([first, *(other for other in others if other["loc"][:1] == first["loc"][:1])])
-    return ServiceError(400, code, message, _CLIENT_NAMES.get(param or "", param))
+    return ServiceError(400, code, message, param and client_name(param))
 
 
 def _has_plain_location(error: Any) -> bool:
@@ -163,6 +163,11 @@ def _explain_union(errors: Sequence[Any]) -> str:
         limit = deepest["ctx"]["max_length"]
         return f"{name} has a length of {len(deepest['input'])}: the limit is {limit}"
     return f"{name}={shown(deepest['input'])}: {deepest['msg'][:1].lower()}{deepest['msg'][1:]}"
+
+
+def client_name(name: str) -> str:
+    """Return the API's name of a field of `GenerationRequest`."""
+    return _CLIENT_NAMES.get(name, name)
 
 
 def invalid_value(message: str, param: str | None = None) -> ServiceError:

@@ -54,7 +54,7 @@ def check_space(files: FileStore, minimum_bytes: int, *folders: Path) -> None:
 def expire(
     queue: JobQueue, files: FileStore, *, now: float, keep_seconds: float | None, limit: int | None = None
 ) -> int:
-    """Remove expired jobs with their files; return how many.
+    """Remove expired jobs with their files, and those whose removal cannot be undone any more; return how many.
 
     Completed jobs have an `expires_at`; failed and cancelled ones expire after `keep_seconds` (None: never).
 
@@ -69,8 +69,8 @@ def expire(
         if not jobs:
             break
         for job in jobs:
-            with suppress(KeyError):  # another server has deleted it, or somebody has it made once more
-                queue.delete(job.id, ended_at=job.completed_at)
+            with suppress(KeyError):  # another server has deleted it, or somebody has it made once more or restored
+                queue.delete(job.id, unchanged=job)
                 remove_files(queue, files, [job])
         count += len(jobs)
     return count

@@ -1,4 +1,4 @@
-"""Record the files that jobs name, and the places of deleted jobs, inside the transactions of `JobQueue`."""
+"""Record the files that jobs name, the places of deleted jobs, and changes, inside the transactions of `JobQueue`."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +12,7 @@ from pusa.server.jobs.job import UNFINISHED, FileDigest
 
 Kind = Literal["input", "result", "checkpoint"]
 
-_files, _deleted, _jobs = database.job_files, database.deleted_jobs, database.jobs
+_files, _deleted, _jobs, _changes = database.job_files, database.deleted_jobs, database.jobs, database.job_changes
 _BATCH = 500  # keys in one query
 _PREVIEW = re.compile(r"previews/([a-z0-9_]+)[./].*")
 
@@ -83,3 +83,30 @@ def forget_deleted(connection: Connection, before: float, limit: int) -> int:
     """Forget the places of jobs that were deleted before a time (unix seconds), at most `limit`; return how many."""
     oldest = sa.select(_deleted.c.id).where(_deleted.c.deleted_at < before).order_by(_deleted.c.deleted_at).limit(limit)
     return connection.execute(_deleted.delete().where(_deleted.c.id.in_(oldest))).rowcount
+
+
+def record_change(connection: Connection, id: str, owner: str, now: float) -> None:
+    """Tell readers that a job has changed otherwise than by its worker.
+
+    Only in exclusive transactions: a reader must never see a number before a lower one is there.
+    """
+    connection.execute(_changes.insert().values(id=id, owner=owner, changed_at=now))
+
+
+def find_changes(connection: Connection, after: int | None) -> tuple[int, dict[str, str]]:
+    """Return the number of the latest change, and the ids of the jobs changed after a number, with their owners.
+
+    None for `after` finds no job.
+    """
+    if after is None:
+        return connection.execute(sa.select(sa.func.max(_changes.c.number))).scalar() or 0, {}
+    query = sa.select(_changes.c.number, _changes.c.id, _changes.c.owner).where(_changes.c.number > after)
+    rows = connection.execute(query.order_by(_changes.c.number)).all()
+    return rows[-1].number if rows else after, {row.id: row.owner for row in rows}
+
+
+def forget_changes(connection: Connection, before: float, limit: int) -> None:
+    """Forget the changes before a time (unix seconds), at most `limit`."""
+    number, at = _changes.c.number, _changes.c.changed_at
+    oldest = sa.select(number).where(at < before).order_by(at).limit(limit)
+    connection.execute(_changes.delete().where(number.in_(oldest)))

@@ -1,5 +1,5 @@
 /** Requests to the server's API. Every failure is an `ApiError`, with the code and values that a text is made of. */
-import { connection, uploads } from "./store.js";
+import { connection, session, uploads } from "./store.js";
 
 const ROOT = new URL(document.baseURI).pathname.replace(/\/[^/]*$/, "");
 
@@ -41,6 +41,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
     throw new ApiError(0, { code: "connection" });
   }
   connection.value = "online";
+  if (response.status === 401 && session.value) session.value = { ...session.value, keys_required: true, signed_in: false };
   const text = await response.text();
   /** @type {any} */
   let json = null;

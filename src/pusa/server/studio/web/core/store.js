@@ -5,6 +5,7 @@
  * browser's storage at once. All files in it are ids of the server's, so a reload loses nothing.
  */
 import { batch, computed, signal } from "./dom.js";
+import { read, write } from "./persist.js";
 
 /**
  * A picture or a clip of the form. Exactly one of the sources is set; null stands for "automatic" or "not set".
@@ -104,14 +105,8 @@ export function emptyForm() {
   };
 }
 
-/** @param {string} key @param {object} fallback */
-function stored(key, fallback) {
-  try {
-    return { ...fallback, ...JSON.parse(localStorage.getItem(key) || "{}") };
-  } catch {
-    return fallback; // another program's, or cut off: the page begins anew
-  }
-}
+/** @template {object} T @param {string} key @param {T} fallback @returns {T} */
+const stored = (key, fallback) => ({ ...fallback, ...read(key, {}) });
 
 /** @type {import("./dom.js").Signal<Form>} */
 export const form = signal(stored(FORM_KEY, emptyForm()));
@@ -163,7 +158,7 @@ function apply(next) {
     historyChanged.value++;
     problem.value = null;
   });
-  localStorage.setItem(FORM_KEY, JSON.stringify(next));
+  write(FORM_KEY, next);
 }
 
 /**
@@ -180,6 +175,12 @@ export function edit(change, label = "") {
   future = [];
   apply(next);
 }
+
+/**
+ * Change the form without a step of the history: what the page itself fills in, such as the seed that it has drawn.
+ * @param {Partial<Form>} change
+ */
+export const amend = (change) => apply({ ...form.value, ...change });
 
 /**
  * Change one item of `items` or `clips`.
@@ -209,7 +210,7 @@ export function redo() {
 /** @param {object} change */
 export function setPrefs(change) {
   prefs.value = { ...prefs.value, ...change };
-  localStorage.setItem(PREFS_KEY, JSON.stringify(prefs.value));
+  write(PREFS_KEY, prefs.value);
 }
 
 /** @returns {string} a new id for an item */
