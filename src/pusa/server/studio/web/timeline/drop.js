@@ -1,8 +1,10 @@
 /** Pictures, clips and cards of the gallery that are put on the timeline. */
 import { post, upload } from "../core/api.js";
 import { batch } from "../core/dom.js";
+import { itemOf } from "../core/from_body.js";
 import { t, told } from "../core/i18n.js";
 import { edit, form, jobs, model, newId } from "../core/store.js";
+import { ANY_PICTURE } from "../form/files.js";
 import { toast } from "../shell/toasts.js";
 import { addPicture } from "./edits.js";
 import { openFrames } from "./frames.js";
@@ -15,33 +17,13 @@ import { focusCard } from "./keys.js";
 
 /** The kind of data that a card of the gallery carries: the id of its video. */
 export const VIDEO_TYPE = "application/x-pusa-video";
-export const ACCEPTED = "image/*,video/*,.heic,.heif,.avif,.mkv,.avi,.mov,.mxf,.ts";
-
-/** @param {any} file a FileObject @returns {Item} */
-export const itemOfFile = (file) => ({
-  id: newId(),
-  source: { file_id: file.id },
-  kind: file.kind,
-  name: file.filename,
-  width: file.width,
-  height: file.height,
-  seconds: file.seconds ?? null,
-  frames: file.frames ?? null,
-  fps: file.fps ?? null,
-  position: null,
-  noise: null,
-  crop: null,
-  start: null,
-  end: null,
-  frame: null,
-});
 
 /**
  * Keep a result as a file of one's own, so that it stays when the result is deleted.
  * @param {string} id of a video
  */
 export async function itemOfVideo(id) {
-  const item = itemOfFile(await post("/v1/files", { video_id: id }));
+  const item = itemOf(await post("/v1/files", { video_id: id }), null, newId());
   return { ...item, name: jobs.value.get(id)?.prompt?.slice(0, 60) || item.name };
 }
 
@@ -88,7 +70,7 @@ export function chooseFiles(at) {
   const input = document.createElement("input");
   input.type = "file";
   input.multiple = true;
-  input.accept = ACCEPTED;
+  input.accept = ANY_PICTURE;
   input.onchange = () => addFiles([...(input.files ?? [])], at);
   input.click();
 }
@@ -97,7 +79,7 @@ export function chooseFiles(at) {
 export async function addFiles(files, at) {
   for (const [number, file] of files.entries()) {
     const preview = file.type.startsWith("image/") ? URL.createObjectURL(file) : null;
-    await bring(async () => itemOfFile(await upload(file)), file.name, preview, number === 0 ? at : null);
+    await bring(async () => itemOf(await upload(file), null, newId()), file.name, preview, number === 0 ? at : null);
     if (preview) URL.revokeObjectURL(preview);
   }
 }

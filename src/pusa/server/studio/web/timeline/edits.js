@@ -130,7 +130,7 @@ export function toggleKept(form, model, cell) {
   const next = has
     ? kept.filter((one) => one.cell !== cell)
     : [...kept, { cell, noise: before ? before.noise : 0, text: String(cell) }].sort((a, b) => a.cell - b.cell);
-  return keptTexts(next, parseNoise(form.keptNoise).length === 0);
+  return keptTexts(next, !form.keptNoise.trim());
 }
 
 /** @param {Form} form @param {any} model @param {number} cell @param {number} noise @returns {Change} */
@@ -179,7 +179,7 @@ export function readPositions(form, model, text) {
   const texts = parts.map((part) => part.trim().toLowerCase());
   if (form.tab === "video") {
     parsePositions(texts.join(",") || "0");
-    const count = parseNoise(form.keptNoise).length;
+    const count = form.keptNoise.trim() ? splitList(form.keptNoise).length : 0;
     return { keptPositions: texts.join(","), keptNoise: count > 1 && count !== texts.length ? "" : form.keptNoise };
   }
   if (texts.length > form.items.length) {

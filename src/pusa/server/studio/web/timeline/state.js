@@ -1,8 +1,8 @@
 /** What the timeline itself holds: how it is zoomed, what is chosen, a drag that has not ended. Not part of the form. */
 import { computed, signal } from "../core/dom.js";
+import { targetSize } from "../core/size.js";
 import { edit, form, model } from "../core/store.js";
 import { layoutOf, picturesByCell } from "./model.js";
-import { targetSize } from "./pictures.js";
 import { cellWidth } from "./scale.js";
 
 /** @typedef {import("../core/store.js").Form} Form */
