@@ -176,7 +176,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 )
 async def estimate(request: Request, service: Service) -> VideoEstimate:
     """Checks a body of `POST /v1/videos` and returns what it would need on a worker's machine, without a job."""
-    async with read_request(request, service) as reader:
+    async with read_request(request, service, makes_parts=False) as reader:
         _, fields, uploads = await _read_create(reader, service)
         resolved, found = await service.estimate(fields, uploads)
     return estimate_response(service.model, resolved, found)

@@ -23,6 +23,7 @@ from pusa.request import (
 )
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
+from pusa.server.http.reference_schemas import StoredReference, UrlReference, VideoReference
 from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
@@ -32,8 +33,6 @@ from pusa.server.http.schemas import (
     KeyframeInput,
     LoraChoice,
     RemixVideo,
-    UrlReference,
-    VideoReference,
 )
 from pusa.server.transfers.uploads import UploadInfo
 
@@ -61,6 +60,7 @@ _FIELD_NAMES = {
         FinalVideo,
         RemixVideo,
         KeyframeInput,
+        StoredReference,
         UrlReference,
         VideoReference,
         LoraChoice,
@@ -77,7 +77,7 @@ def _holds_number(annotation: Any) -> bool:
 
 _NUMBER_FIELDS = {
     name
-    for model in (GenerationOptions, CreateVideo, FinalVideo, KeyframeInput, LoraChoice)
+    for model in (GenerationOptions, CreateVideo, FinalVideo, KeyframeInput, StoredReference, LoraChoice)
     for name, field in model.model_fields.items()
     if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
 }
