@@ -46,8 +46,14 @@ async function begin(ask) {
   }
 }
 
+/** The bodies that were read, by id: they never change. @type {Map<string, any>} */
+export const requests = new Map();
+
 /** @param {any} job @returns {Promise<any>} the body of POST /v1/videos that makes the same video */
-export const requestOf = async (job) => (await get(`/v1/videos/${job.id}/request`)).request;
+export async function requestOf({ id }) {
+  if (!requests.has(id)) requests.set(id, (await get(`/v1/videos/${id}/request`)).request);
+  return requests.get(id);
+}
 
 /** @param {any} job */
 export const again = (job) => begin(async () => post("/v1/videos", { ...(await requestOf(job)), batch: undefined }));
