@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, chain
-from math import ceil
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones dr
 _IO_BUFFER_BYTES = 256 * 1024
 _TICKS_PER_SECOND = 1_000_000  # of a duration that a container names, in FFmpeg
 _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame rate
+_INDEXED = ("mov", "matroska")  # demuxers that find a place without reading what lies before
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
 
 
 class Decoder(ABC):
-    """One open video. Call `frames` once; its frames are opaque, and `rgb` converts those that are needed."""
+    """One open video. Call `frames` once, or once more after each `seek`; `rgb` converts those that are needed."""
 
     info: VideoInfo
     end_seconds: Fraction
@@ -155,6 +156,10 @@ class Decoder(ABC):
             raise MediaError(f"{self.media.name}: the frame size changes within the video; export it again at one size")
         return pixels
 
+    def seek(self, seconds: Fraction) -> bool:
+        """Let the next call of `frames` begin shortly before a time; return False where the format has no way to."""
+        return False
+
     @abstractmethod
     def _open(self) -> None: ...
 
@@ -204,21 +209,17 @@ class FFmpegDecoder(Decoder):
         if seconds is None or (self.media.kind.decoder == "mov" and frames and abs(frames - seconds * rate) > 1):
             frames, measured = _measure(container, stream, 1 / rate)  # reads all packets
             seconds = measured if seconds is None else seconds
-            self._resources.close()
-            self.media.file.seek(0)
-            container = self._enter(open_container(self.media, self.limits))
-            stream = self._video_stream(container)
+            container, stream = self._open_again()
+        self._container, self._stream, self._zero = container, stream, None
         self._interval, self._pixel_aspect = 1 / rate, stream.sample_aspect_ratio or Fraction(1)
         # These state no duration of a frame, or a wrong one; the last one is held until the end.
         keeps_last = self.media.kind.decoder in ("avi", "matroska") and not container.streams.audio
         self._least_end = seconds if keeps_last else Fraction(0)
         self._is_interlaced = False
         self._orientation: Orientation | None = None
-        self._decoded = self._progressive(self._decode_all(container, stream))
-        first = next(self._decoded, None)
+        first = self._start_decoding()
         if first is None:
             raise MediaError(f"{self.media.name}: holds no frame that can be decoded; export it again")
-        self._first = first
         space = color_space_of(first, self.media.name)
         self._converter = FrameConverter(space)
         width, height = self._upright_size(first)
@@ -237,6 +238,31 @@ class FFmpegDecoder(Decoder):
             has_audio=bool(container.streams.audio),
             notes=tuple(note for note in notes if note),
         )
+
+    def _open_again(self) -> tuple[InputContainer, VideoStream]:
+        self._resources.close()
+        self.media.file.seek(0)
+        container = self._enter(open_container(self.media, self.limits))
+        return container, self._video_stream(container)
+
+    def _start_decoding(self) -> av.VideoFrame | None:
+        """Decode from where the container is; return the first frame, which `_decode` yields again."""
+        self._decoded = self._progressive(self._decode_all(self._container, self._stream))
+        self._first = next(self._decoded, None)
+        return self._first
+
+    def seek(self, seconds: Fraction) -> bool:
+        first, unit = self._first, self._stream.time_base
+        if self.media.kind.decoder not in _INDEXED or first is None or first.pts is None or not unit:
+            return False
+        with self._timed():
+            zero = first.pts * first.time_base if self._zero is None else self._zero
+            self._container.seek(floor((zero + seconds) / unit), stream=self._stream)
+            found, self._zero = self._start_decoding(), zero
+            if found is None or found.pts is None or found.pts * found.time_base > zero + seconds:  # a gap in the index
+                self._container, self._stream = self._open_again()
+                self._start_decoding()
+        return True
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
         from av.stream import Disposition
@@ -292,8 +318,8 @@ class FFmpegDecoder(Decoder):
             yield from deinterlacer.push(None)
 
     def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        zero, self.end_seconds = None, Fraction(0)
-        for frame in chain([self._first], self._decoded):
+        zero, self.end_seconds = self._zero, Fraction(0)
+        for frame in chain([self._first] if self._first else [], self._decoded):
             now = self.end_seconds
             if frame.pts is not None and frame.time_base:
                 stamp = frame.pts * frame.time_base

@@ -8,7 +8,7 @@ from pusa.positions import nearest_of
 FINAL_NOISE = 0.7
 """Noise multiplier of a draft's frames in its final: docs/speed.md, Draft and final, has the table."""
 _STEPS_SHARE = 0.4  # of a draft, in steps of the model
-_LEAST_SIDE = 80  # pixels: below, the things of the embedded model, which knows one size, lose their shape
+LEAST_SIDE = 80  # pixels: below, the things of the embedded model, which knows one size, lose their shape
 MAX_SIDE = 2048
 
 
@@ -19,7 +19,7 @@ def draft_size(defaults: GenerationDefaults, width: int | None = None, height: i
     something.
     """
     width, height = width or defaults.width, height or defaults.height
-    scale = min(1.0, max(0.5, _LEAST_SIDE / min(width, height)))
+    scale = min(1.0, max(0.5, LEAST_SIDE / min(width, height)))
     multiple = defaults.size_multiple
     return nearest_of(round(width * scale), multiple), nearest_of(round(height * scale), multiple)
 

@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
-from pusa.server.http import api, growing, openapi
+from pusa.server.http import api, growing, jobs, models, openapi, requests
+from pusa.server.http import files as file_routes
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
@@ -35,6 +36,7 @@ from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
+_ROUTERS = (api.router, jobs.router, file_routes.router, growing.router, models.router, requests.router)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
@@ -93,10 +95,10 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    errors.install(app, [*api.router.routes, *growing.router.routes])
+    errors.install(app, [route for router in _ROUTERS for route in router.routes])
     openapi.install(app)
-    app.include_router(api.router)
-    app.include_router(growing.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     _add_server_routes(app, service, metrics, settings)
     if settings.studio:
         app.include_router(studio.router())

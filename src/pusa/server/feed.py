@@ -9,13 +9,29 @@ from pusa.server.errors import ServiceError
 from pusa.server.jobs.queue import Job, JobQueue
 from pusa.server.submit import in_thread
 
-__all__ = ["JobFeed", "Snapshot"]
+__all__ = ["ChangeLooks", "JobFeed", "Snapshot"]
 
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.1  # between two looks at this process' change counter, for up to 100 followers
 _SECONDS_PER_FOLLOWER = 0.001  # beyond them, so that waking all of them costs a tenth of a core at most
 _DATABASE_SECONDS = 1.0  # between two reads of the database, for changes by other processes
+
+
+class ChangeLooks:
+    """Tell a reader when to read the database: after a change by this process, and now and then for all others."""
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue, self._seen, self._read_at = queue, -1, time.monotonic()
+
+    async def is_due(self, followers: int) -> bool:
+        """Wait a moment, longer for many followers; return whether there may be something new."""
+        await asyncio.sleep(max(_LOOK_SECONDS, followers * _SECONDS_PER_FOLLOWER))
+        count, now = self._queue.change_count(), time.monotonic()
+        if count == self._seen and now - self._read_at < _DATABASE_SECONDS:
+            return False
+        self._seen, self._read_at = count, now
+        return True
 
 
 class Snapshot:
@@ -58,7 +74,6 @@ class JobFeed:
         self._queue, self._is_stopping = queue, is_stopping
         self._followed: dict[str, _Followed] = {}
         self._reader: asyncio.Task[None] | None = None
-        self._seen = -1
 
     async def follow(self, job: Job) -> AsyncGenerator[Snapshot, None]:
         """Yield a job, just read, and its state after every change, until it has ended, is deleted or the server stops.
@@ -94,14 +109,10 @@ class JobFeed:
 
     async def _read(self) -> None:
         """Look for changes until there are no followers left."""
-        read_at = time.monotonic()
+        looks = ChangeLooks(self._queue)
         while self._followed and not self._is_stopping():
-            followers = sum(followed.followers for followed in self._followed.values())
-            await asyncio.sleep(max(_LOOK_SECONDS, followers * _SECONDS_PER_FOLLOWER))
-            count = self._queue.change_count()
-            if count == self._seen and time.monotonic() - read_at < _DATABASE_SECONDS:
+            if not await looks.is_due(sum(followed.followers for followed in self._followed.values())):
                 continue
-            self._seen, read_at = count, time.monotonic()
             known = {id: f.snapshot for id, f in self._followed.items() if f.snapshot is not None}
             try:
                 changed, deleted = await in_thread(

@@ -3,36 +3,36 @@
 Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
-import hashlib
 import logging
-import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
+from pusa.server.changes import JobChanges, is_video_id, not_found
 from pusa.server.clock import TrustedClock
+from pusa.server.content import Content, result_key
 from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
 from pusa.server.errors import ServiceError
+from pusa.server.events import EventFeed
 from pusa.server.feed import JobFeed, Snapshot
+from pusa.server.files import FileLibrary
 from pusa.server.http.keys import WrongKeys
-from pusa.server.http.schemas import ID_PATTERN
 from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
-from pusa.server.jobs.housekeeping import remove_files
 from pusa.server.jobs.integrity import FileIntegrity
-from pusa.server.jobs.queue import Job, JobQueue, QueueFull, Status
+from pusa.server.jobs.queue import EVERY_JOB, Job, JobFilter, JobQueue, Status
 from pusa.server.jobs.store import FileStore, fragment_key
 from pusa.server.plans import Estimate, PlanFunction, Planner, plan_model
 from pusa.server.readiness import ServerState, read_readiness
 from pusa.server.settings import ServerSettings
-from pusa.server.submit import JobSubmitter, in_thread, model_name, queue_full
+from pusa.server.submit import JobSubmitter, in_thread, model_name
 from pusa.server.transfers.reservations import Arrival, DiskSpace, TextMemory
 from pusa.server.transfers.uploads import Spool, Upload
 
@@ -53,29 +53,9 @@ __all__ = [
 Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
 _PACE_SECONDS = 1.0  # for which the mean duration of a job is cached
-_MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
 
 
-@dataclass(frozen=True)
-class Content:
-    """A file of a job, ready to be sent.
-
-    Attributes:
-        path: the file on this machine; None if the store is elsewhere.
-        open: opens the file wherever it is.
-        size: in bytes.
-        name: proposed to whoever downloads it.
-    """
-
-    path: Path | None
-    open: Callable[[], BinaryIO]
-    size: int
-    media_type: str
-    name: str
-    etag: str
-
-
-class VideoService:
+class VideoService(JobChanges):
     """All operations on jobs that clients have. Every refusal is a `ServiceError`.
 
     `owner` restricts an operation to the jobs of one API key: its digest, or "" where no keys are set; None lifts the
@@ -92,7 +72,9 @@ class VideoService:
         self.started_at = int(time.time())
         self.clock = TrustedClock()
         self.feed = JobFeed(queue, lambda: self.is_stopping)
+        self.events = EventFeed(queue, files, self.readiness, lambda: self.is_stopping)
         self.integrity = FileIntegrity(queue, files)
+        self.library = FileLibrary(self)
         self.wrong_keys = WrongKeys()
         self._disk = DiskSpace(settings.min_free_bytes)
         self._text_memory = TextMemory(settings.max_text_memory_bytes)
@@ -165,7 +147,7 @@ class VideoService:
         """
         job = await self.get(id, owner)
         request, keys = request_of(job, self.settings)
-        keys["draft"] = _result_key(job, "video")
+        keys["draft"] = result_key(job, "video")
         fields = final_of(job, request, "draft", self.defaults, **asked)
         return await self._create_from(job, fields, keys, options)
 
@@ -266,10 +248,11 @@ class VideoService:
             for number, video in enumerate(videos):
                 if isinstance(video, Upload):
                     uploads[f"video_{number}"] = replace(video, expected_kind="video")
+                    parent = parent or (await self.get(video.parent, owner) if video.parent else None)
                     continue
                 job = await self.get(video, owner)
                 parent = parent or job
-                key = _result_key(job, "video")
+                key = result_key(job, "video")
                 uploads |= await stack.enter_async_context(self._fetch({f"video_{number}": key}, video))
             yield uploads, parent
 
@@ -287,7 +270,7 @@ class VideoService:
                 if self.files.local(key) is None:
                     copies.append(path)
                 if not await in_thread(self.integrity.is_intact, id, key):
-                    raise await self._damaged(id, key)
+                    raise await self.damaged(id, key)
                 uploads[name] = Upload(name=f"{key.rpartition('/')[2]} of {id}", path=path)
             yield uploads
         finally:
@@ -300,7 +283,7 @@ class VideoService:
         """Read a job. Raises ServiceError (404) if there is none or it belongs to another owner."""
         job = await in_thread(self.queue.get, id, owner) if is_video_id(id) else None
         if job is None:
-            raise _not_found(id)
+            raise not_found(id)
         return job
 
     async def list(
@@ -311,18 +294,22 @@ class VideoService:
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
         statuses: Collection[Status] | None = None,
+        filter: JobFilter = EVERY_JOB,
     ) -> tuple[list[Job], bool]:
         """Read a page of jobs, by default the newest first, and whether more follow.
 
         Args:
             after: id of the last job of the page before; None begins.
             statuses: only jobs in these; None: all.
+            filter: further limits.
 
         Raises:
             ServiceError: 400 for an unknown `after`.
         """
         try:
-            page = partial(self.queue.page, owner, after=after, limit=limit, order=order, statuses=statuses)
+            page = partial(
+                self.queue.page, owner, after=after, limit=limit, order=order, statuses=statuses, filter=filter
+            )
             return await in_thread(page)
         except KeyError:
             raise invalid_value(
@@ -364,23 +351,39 @@ class VideoService:
 
         Raises ServiceError (429) at the first step if its owner follows too many.
         """
+        with self._counted_stream(job.owner):
+            async with aclosing(self.feed.follow(job)) as snapshots:
+                async for snapshot in snapshots:
+                    yield snapshot
+
+    async def follow_all(self, owner: str, is_allowed: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+        """Yield the events of all jobs of an owner, for as long as `is_allowed`; see `EventFeed.follow`.
+
+        Raises ServiceError (429) at the first step like `follow`, and 503 if the queue cannot be reached.
+        """
+        with self._counted_stream(owner):
+            async with aclosing(self.events.follow(owner, is_allowed)) as texts:
+                async for text in texts:
+                    yield text
+
+    @contextmanager
+    def _counted_stream(self, owner: str) -> Iterator[None]:
+        """Count an event stream of an owner. Raises ServiceError (429) if it has too many."""
         limit = self.settings.key_stream_limit
-        if job.owner and self._streams[job.owner] >= limit:
+        if owner and self._streams[owner] >= limit:
             raise ServiceError(
                 429,
                 "too_many_streams",
                 f"your key follows {limit} videos at once, which is the limit: close a stream, or poll",
                 headers={"retry-after": "5"},
             )
-        self._streams[job.owner] += 1
+        self._streams[owner] += 1
         try:
-            async with aclosing(self.feed.follow(job)) as snapshots:
-                async for snapshot in snapshots:
-                    yield snapshot
+            yield
         finally:
-            self._streams[job.owner] -= 1
-            if not self._streams[job.owner]:
-                del self._streams[job.owner]
+            self._streams[owner] -= 1
+            if not self._streams[owner]:
+                del self._streams[owner]
 
     async def content(self, id: str, variant: Variant = "video", owner: str | None = "") -> Content:
         """Find a file of a completed job.
@@ -389,24 +392,16 @@ class VideoService:
             ServiceError: 404 if there is no such job or file, 409 if the job is not completed yet.
         """
         job = await self.get(id, owner)
-        key = _result_key(job, variant)
-        suffix = key[key.rfind(".") :]
+        key = result_key(job, variant)
         try:
             size = await in_thread(self.files.size, key)
             if not await in_thread(self.integrity.is_intact, id, key):
-                raise await self._damaged(id, key)
+                raise await self.damaged(id, key)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"the {variant} of {id} is not kept any more") from None
-        return Content(
-            path=self.files.local(key),
-            open=partial(self.files.open, key),
-            size=size,
-            media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
-            name=f"{id}{'' if variant == 'video' else '_' + variant}{suffix}",
-            etag=hashlib.sha256(key.encode()).hexdigest()[:32],  # the file of a key never changes
-        )
+        return Content.of(self.files, key, size, f"{id}{'' if variant == 'video' else '_' + variant}")
 
-    async def _damaged(self, id: str, key: str) -> ServiceError:
+    async def damaged(self, id: str, key: str) -> ServiceError:
         """Have a job with a damaged result made again; return the error that says so."""
         logger.error("%s of %s is damaged: its size or sha256 is not what was stored", key, id)
         if key.startswith("inputs/"):
@@ -435,62 +430,8 @@ class VideoService:
         except FileNotFoundError:
             return None
 
-    # ---- cancelling and deleting jobs --------------------------------------------------------------------------------
-
-    async def cancel(self, id: str, owner: str | None = "") -> Job:
-        """Cancel a job: at once if it is queued, after its current step if it runs; an ended job is left alone."""
-        await self.get(id, owner)
-        try:
-            return await in_thread(self.queue.cancel, id, owner)
-        except KeyError:
-            raise _not_found(id) from None
-
-    async def retry(self, id: str, owner: str | None = "") -> Job:
-        """Queue a failed or cancelled job once more, from the beginning, with the same inputs and seed.
-
-        Raises:
-            ServiceError: 404 if there is no such job, 409 if it has not failed, 429 if the queue is full.
-        """
-        await self.get(id, owner)
-        total, per_key = self.settings.queue_limit, self.settings.key_queue_limit if owner else None
-        try:
-            job = await in_thread(partial(self.queue.restart, id, owner, total_limit=total, key_limit=per_key))
-        except KeyError:
-            raise _not_found(id) from None
-        except QueueFull as full:
-            raise queue_full(full) from None
-        if job.status not in ("queued", "in_progress"):
-            raise ServiceError(409, "not_failed", f"{id} is {job.status}: only a failed video can be made once more")
-        return job
-
-    async def delete(self, id: str, owner: str | None = "") -> Job:
-        """Remove a job and its files; a running job is stopped."""
-        await self.get(id, owner)
-        try:
-            job = await in_thread(self.queue.delete, id, owner)
-        except KeyError:
-            raise _not_found(id) from None
-        await in_thread(remove_files, self.queue, self.files, [job])
-        return job
-
     # ---- state of the server -----------------------------------------------------------------------------------------
 
     def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         return read_readiness(self.queue, self.settings, self.model)
-
-
-def is_video_id(text: str) -> bool:
-    return re.fullmatch(ID_PATTERN, text) is not None
-
-
-def _result_key(job: Job, variant: Variant) -> str:
-    if job.status in ("queued", "in_progress"):
-        raise ServiceError(409, "not_ready", f"{job.id} is {job.status}: its {variant} is there once it is completed")
-    if variant not in job.results:
-        raise ServiceError(404, "no_result", f"{job.id} has no {variant}: it is {job.status}")
-    return job.results[variant]
-
-
-def _not_found(id: str) -> ServiceError:
-    return ServiceError(404, "video_not_found", f"there is no video {id[:60]!r}: see GET /v1/videos", "id")

@@ -102,6 +102,7 @@ class JobSubmitter:
         is_retry: bool = False,
         seconds: str | None = None,
         traceparent: str | None = None,
+        batch: str | None = None,
     ) -> Job:
         """Store a request as a job. Once this returns, the job's inputs and its row are on disk.
 
@@ -117,6 +118,7 @@ class JobSubmitter:
             is_retry: the client may have sent the same request shortly before: then that job is returned.
             seconds: the length as the client wrote it; None takes it from the request.
             traceparent: W3C trace context of the client.
+            batch: the client's name for jobs that belong together.
 
         Raises:
             ServiceError: 400 for an invalid request, 422 for an idempotency key that belongs to another request, 429
@@ -161,6 +163,7 @@ class JobSubmitter:
             fingerprint=fingerprint,
             source=source,
             traceparent=traceparent,
+            batch=batch,
         )
         with log_context(job=id):
             inputs = {keys[name]: (upload.path, stated[name]) for name, upload in uploads.items()}

@@ -102,7 +102,7 @@ def test_deleting_a_job_reads_its_own_rows_however_many_there_are(queue, clock, 
     with statements(queue) as found:
         remove_files(queue, files, [queue.delete(made[0].id)])
     selected = [(statement, rows) for statement, _, rows in found if statement.startswith("SELECT")]
-    assert len(found) <= 4
+    assert len(found) <= 5  # with PostgreSQL's lock
     assert sum(rows for _, rows in selected if rows > 0) <= 2
 
 

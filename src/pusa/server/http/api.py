@@ -3,14 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BeforeValidator
 from starlette.convertors import Convertor, register_url_convertor
 
-from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.http import openapi, to_request
@@ -20,23 +18,18 @@ from pusa.server.http.schemas import (
     EditVideo,
     ExtendVideo,
     FinalVideo,
-    Model,
-    ModelList,
     RemixVideo,
-    VideoDeleted,
     VideoEstimate,
-    VideoList,
     VideoObject,
     estimate_response,
-    model_plan,
     video_from_job,
 )
 from pusa.server.http.sse import STREAM_HEADERS, events
-from pusa.server.jobs.queue import Job, Status
-from pusa.server.service import Upload, Variant, VideoService, in_thread
+from pusa.server.jobs.queue import Job
+from pusa.server.service import Upload, Variant, VideoService
 from pusa.server.transfers.downloads import download
 
-_RESERVED = ("characters", "edits", "estimate", "extensions", "sync")
+_RESERVED = ("cancel", "characters", "edits", "estimate", "extensions", "sync")
 
 
 class _VideoConvertor(Convertor[str]):
@@ -82,10 +75,6 @@ Key = Annotated[
 ]
 
 
-def _parse_if_text(text: Any) -> Any:
-    return parse_whole(text) if isinstance(text, str) else text
-
-
 def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
     """Read the options of `JobSubmitter.create` that come in headers: retries and the trace."""
     retries = request.headers.get("x-stainless-retry-count", "0")
@@ -100,7 +89,7 @@ def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, A
 Options = Annotated[dict[str, Any], Depends(submit_options)]
 
 
-async def _video_response(service: VideoService, job: Job) -> JSONResponse:
+async def video_response(service: VideoService, job: Job) -> JSONResponse:
     """Respond with a job and, in a header, how long to wait before reading it again."""
     position = await service.position(job)
     headers = {} if job.ended else {"openai-poll-after-ms": str(await service.poll_after_ms(job, position))}
@@ -120,7 +109,7 @@ async def _video_response(service: VideoService, job: Job) -> JSONResponse:
 async def create(request: Request, service: Service, owner: Owner, options: Options) -> Response:
     """Returns a queued job at once. Images and videos go into `input_reference`, as file parts of a form or as data
     URLs in JSON."""
-    return await _video_response(service, await _create(request, service, owner, options))
+    return await video_response(service, await _create(request, service, owner, options))
 
 
 @router.post(
@@ -186,7 +175,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 )
 async def estimate(request: Request, service: Service) -> VideoEstimate:
     """Checks a body of `POST /v1/videos` and returns what it would need on a worker's machine, without a job."""
-    async with read_request(request, service) as reader:
+    async with read_request(request, service, makes_parts=False) as reader:
         _, fields, uploads = await _read_create(reader, service)
         resolved, found = await service.estimate(fields, uploads)
     return estimate_response(service.model, resolved, found)
@@ -217,6 +206,7 @@ async def _create(request: Request, service: VideoService, owner: str, options: 
             owner=owner,
             seconds=to_request.format_seconds(body.seconds or 0) if uses_seconds and keeps_length else None,
             priority=to_request.check_priority(body.priority, bool(service.settings.api_keys)),
+            batch=body.batch,
             **options,
         )
 
@@ -247,7 +237,7 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
             noise=to_request.parse_noise_multipliers(generation),
             **options,
         )
-    return await _video_response(service, job)
+    return await video_response(service, job)
 
 
 @router.post(
@@ -273,7 +263,7 @@ async def edit(request: Request, service: Service, owner: Owner, options: Option
             noise=to_request.parse_noise_multipliers(generation),
             **options,
         )
-    return await _video_response(service, job)
+    return await video_response(service, job)
 
 
 async def _read_videos(reader: RequestReader, body: ExtendVideo | EditVideo, *, limit: int) -> list[Any]:
@@ -333,7 +323,7 @@ async def remix(request: Request, id: Id, service: Service, owner: Owner, option
     """Keeps the inputs, settings and seed."""
     async with read_request(request, service) as reader:
         body = await reader.validate(RemixVideo, {})
-    return await _video_response(service, await service.remix(id, body.prompt, owner, **options))
+    return await video_response(service, await service.remix(id, body.prompt, owner, **options))
 
 
 @router.post(
@@ -348,75 +338,10 @@ async def final(request: Request, id: Id, service: Service, owner: Owner, option
     async with read_request(request, service, may_be_empty=True) as reader:
         body = await reader.validate(FinalVideo, {})
     asked = to_request.final_options(body)
-    return await _video_response(service, await service.final(id, owner, asked=asked, **options))
+    return await video_response(service, await service.final(id, owner, asked=asked, **options))
 
 
-# ---- reading and cancelling jobs -------------------------------------------------------------------------------------
-
-
-@router.get("/videos", response_model=VideoList, responses=openapi.errors(400, 503), summary="List videos")
-async def list_videos(
-    service: Service,
-    owner: Owner,
-    after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, BeforeValidator(_parse_if_text), Query(description="Videos on a page.", ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
-    status: Annotated[
-        Literal["queued", "in_progress", "completed", "failed"] | None, Query(description="Only videos in this status.")
-    ] = None,
-) -> VideoList:
-    statuses: tuple[Status, ...] | None = None if status is None else (status,)
-    if status == "failed":
-        statuses = ("failed", "cancelled")  # which clients see as failed
-    jobs, has_more = await service.list(owner, after=after or None, limit=limit, order=order, statuses=statuses)
-    videos = [video_from_job(job) for job in jobs]
-    return VideoList(
-        data=videos,
-        first_id=videos[0].id if videos else None,
-        last_id=videos[-1].id if videos else None,
-        has_more=has_more,
-    )
-
-
-@router.get(
-    "/videos/{id:video}", response_model=VideoObject, responses=openapi.errors(404, 503), summary="Look at a video"
-)
-async def get_video(id: Id, service: Service, owner: Owner) -> Response:
-    """The header `openai-poll-after-ms` advises when to read the job again."""
-    return await _video_response(service, await service.get(id, owner))
-
-
-@router.delete(
-    "/videos/{id:video}",
-    response_model=VideoDeleted,
-    responses=openapi.errors(404, 503),
-    summary="Cancel and remove a video",
-)
-async def delete_video(id: Id, service: Service, owner: Owner) -> VideoDeleted:
-    await service.delete(id, owner)
-    return VideoDeleted(id=id)
-
-
-@router.post(
-    "/videos/{id:video}/cancel",
-    response_model=VideoObject,
-    responses=openapi.errors(404, 503),
-    summary="Cancel a video",
-)
-async def cancel_video(id: Id, service: Service, owner: Owner) -> Response:
-    """A queued job ends at once, a running one after its step; an ended job stays as it is."""
-    return await _video_response(service, await service.cancel(id, owner))
-
-
-@router.post(
-    "/videos/{id:video}/retry",
-    response_model=VideoObject,
-    responses=openapi.errors(404, 409, 429, 503),
-    summary="Make a failed video once more",
-)
-async def retry_video(id: Id, service: Service, owner: Owner) -> Response:
-    """Queues a failed or cancelled job again, from the beginning, with the same inputs, settings and seed."""
-    return await _video_response(service, await service.retry(id, owner))
+# ---- files and changes of a job --------------------------------------------------------------------------------------
 
 
 @router.get(
@@ -461,39 +386,3 @@ async def follow(id: Id, service: Service, owner: Owner) -> Response:
     first = await anext(snapshots, None)  # a refusal must come before the stream begins
     stream = events(first, snapshots, to_json, service.preview_of, lambda: service.is_stopping)
     return StreamingResponse(stream, headers=STREAM_HEADERS, media_type="text/event-stream")
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-@router.get("/models", response_model=ModelList, responses=openapi.errors(503), summary="List models")
-async def list_models(service: Service) -> ModelList:
-    return ModelList(data=[await in_thread(_model, service)])
-
-
-@router.get("/models/{id:path}", response_model=Model, responses=openapi.errors(404, 503), summary="Look at a model")
-async def get_model(id: Id, service: Service) -> Model:
-    if id != service.model:
-        raise ServiceError(404, "model_not_found", f"there is no model {id[:60]!r}: there is {service.model}", "model")
-    return await in_thread(_model, service)
-
-
-def _model(service: VideoService) -> Model:
-    named_model = zoo.find(service.settings.model)
-    defaults = service.defaults
-    return Model(
-        id=service.model,
-        created=service.started_at,
-        owned_by="pusa",
-        title=named_model.title if named_model else "",
-        defaults={
-            "width": defaults.width,
-            "height": defaults.height,
-            "num_frames": defaults.num_frames,
-            "fps": defaults.fps,
-            "num_inference_steps": defaults.steps,
-            "guidance_scale": defaults.guidance,
-            "flow_shift": defaults.shift,
-        },
-        plan=model_plan(service.planner.plan_defaults(defaults)),
-    )

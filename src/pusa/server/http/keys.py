@@ -58,6 +58,11 @@ class ApiKeys:
             case _:
                 return self.owner(None)
 
+    def knows(self, owner: str) -> bool:
+        """Tell whether an owner that was let in still is: its key may have been removed."""
+        self._reload()
+        return bytes.fromhex(owner) in self._digests if self._digests else owner == ""
+
     def _reload(self) -> None:
         now = time.monotonic()
         if self._file is None or now - self._looked_at < self._look_seconds:

@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -201,6 +202,7 @@ class AccessMiddleware:
                 "the API key is missing or wrong: send Authorization: Bearer KEY with a key of this server",
             )
         state["owner"] = owner
+        state["is_allowed"] = partial(self.keys.knows, owner)
         length = headers.get("content-length", "0")
         if is_whole(length) and parse_whole(length) > self.max_body_bytes:
             raise _too_large(self.max_body_bytes)

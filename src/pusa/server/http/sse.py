@@ -50,7 +50,7 @@ async def events(
 
     async def preview_event(job: Job) -> str | None:
         image = await preview(job)
-        return None if image is None else event("preview", {"image": _data_url(image)})
+        return None if image is None else event("preview", {"image": preview_url(image)})
 
     yield f"retry: {RECONNECT_MS}\n\n"
     number, last_preview, last = 0, None, None
@@ -90,5 +90,6 @@ async def events(
     yield f"id: {number + 1}\n" + event("end", {"reason": reason or ("shutdown" if is_stopping() else "deleted")})
 
 
-def _data_url(image: bytes) -> str:
+def preview_url(image: bytes) -> str:
+    """Write a preview, a WebP image, as a data URL."""
     return f"data:image/webp;base64,{b64encode(image).decode()}"

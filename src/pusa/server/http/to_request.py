@@ -23,6 +23,7 @@ from pusa.request import (
 )
 from pusa.server.errors import ServiceError
 from pusa.server.http.json_input import MAX_PLAIN_BYTES
+from pusa.server.http.reference_schemas import StoredReference, UrlReference, VideoReference
 from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
@@ -32,8 +33,6 @@ from pusa.server.http.schemas import (
     KeyframeInput,
     LoraChoice,
     RemixVideo,
-    UrlReference,
-    VideoReference,
 )
 from pusa.server.transfers.uploads import UploadInfo
 
@@ -61,6 +60,7 @@ _FIELD_NAMES = {
         FinalVideo,
         RemixVideo,
         KeyframeInput,
+        StoredReference,
         UrlReference,
         VideoReference,
         LoraChoice,
@@ -77,7 +77,7 @@ def _holds_number(annotation: Any) -> bool:
 
 _NUMBER_FIELDS = {
     name
-    for model in (GenerationOptions, CreateVideo, FinalVideo, KeyframeInput, LoraChoice)
+    for model in (GenerationOptions, CreateVideo, FinalVideo, KeyframeInput, StoredReference, LoraChoice)
     for name, field in model.model_fields.items()
     if _holds_number(field.annotation) and name not in ("extra_params", "keyframes", "lora")
 }
@@ -139,7 +139,7 @@ def validation_error(error: ValidationError) -> ServiceError:
         message = explain(ValidationError.from_exception_data(error.title, [first]))  # type: ignore[list-item]
     else:
         message = _explain_union([first, *(other for other in others if other["loc"][:1] == first["loc"][:1])])
-    return ServiceError(400, code, message, _CLIENT_NAMES.get(param or "", param))
+    return ServiceError(400, code, message, param and client_name(param))
 
 
 def _has_plain_location(error: Any) -> bool:
@@ -163,6 +163,11 @@ def _explain_union(errors: Sequence[Any]) -> str:
         limit = deepest["ctx"]["max_length"]
         return f"{name} has a length of {len(deepest['input'])}: the limit is {limit}"
     return f"{name}={shown(deepest['input'])}: {deepest['msg'][:1].lower()}{deepest['msg'][1:]}"
+
+
+def client_name(name: str) -> str:
+    """Return the API's name of a field of `GenerationRequest`."""
+    return _CLIENT_NAMES.get(name, name)
 
 
 def invalid_value(message: str, param: str | None = None) -> ServiceError:

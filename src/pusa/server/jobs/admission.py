@@ -20,6 +20,7 @@ from pusa.server.jobs.job import (
     by_turn,
     end_values,
     job_from_row,
+    not_removed,
     owned_by,
     requeue_values,
     restart_values,
@@ -43,7 +44,7 @@ def find_earlier(connection: Connection, new: NewJob, *, fingerprint_since: floa
     if new.idempotency_key is not None:
         queries.append(of_owner.where(_c.idempotency_key == new.idempotency_key))
     if new.fingerprint is not None and fingerprint_since is not None:
-        recent = of_owner.where(_c.fingerprint == new.fingerprint, _c.created_at >= fingerprint_since)
+        recent = of_owner.where(_c.fingerprint == new.fingerprint, _c.created_at >= fingerprint_since, not_removed())
         queries.append(recent.order_by(_c.created_at.desc(), _c.seq.desc()).limit(1))
     for query in queries:  # one after the other: each has an index of its own
         if (row := connection.execute(query).one_or_none()) is not None:
@@ -98,6 +99,7 @@ def insert(connection: Connection, new: NewJob, digests: Mapping[str, FileDigest
     values |= {"created_at": now, "turn": next_turn(connection, new.owner)}
     row = connection.execute(_table.insert().values(**values).returning(_table)).one()
     records.record_files(connection, row.seq, "input", new.inputs, digests)
+    records.record_change(connection, row.id, row.owner, now)
     return job_from_row(row)
 
 
@@ -127,13 +129,41 @@ def cancel(connection: Connection, this: list[Condition], now: float) -> None:
     connection.execute(_table.update().where(*this, *unheld).values(**end_values("cancelled", now)))
 
 
-def restart(connection: Connection, job: Job, note: str | None) -> Job:
+def restart(connection: Connection, job: Job, note: str | None, now: float) -> Job:
     """Let an ended job wait once more, from the beginning; return it."""
     notes = [*job.notes, *([note] if note and note not in job.notes else [])]
     values = restart_values() | {"notes": notes, "turn": next_turn(connection, job.owner)}
     row = connection.execute(_table.update().where(_c.seq == job.seq).values(**values).returning(_table)).one()
     records.record_files(connection, job.seq, "result", ())
+    records.record_change(connection, job.id, job.owner, now)
     return job_from_row(row)
+
+
+def move(connection: Connection, owner: str | None, id: str, before: str | None) -> None:
+    """Put a waiting job before another of the same owner, or behind all of them; their places stay as they are.
+
+    Raises KeyError, with the id, for a job that is none of the owner's or does not wait.
+    """
+    this = connection.execute(sa.select(_c.owner).where(_c.id == id, *owned_by(owner))).scalar()
+    query = sa.select(_c.seq, _c.id, _c.priority, _c.turn).where(_c.owner == this, _c.status == "queued")
+    rows = list(connection.execute(query.order_by(*by_turn()).with_for_update()))
+    ids = [row.id for row in rows]
+    for wanted in [id] if before is None else [id, before]:
+        if wanted not in ids:
+            raise KeyError(wanted)
+    if before == id:
+        return
+    places: list[tuple[int, int]] = []
+    for row in rows:  # jobs of an early version share a turn: there the order was that of arrival
+        last = places[-1] if places else (row.priority + 1, 0)
+        places.append((row.priority, row.turn if row.priority < last[0] else max(row.turn, last[1] + 1)))
+    ordered = [row for row in rows if row.id != id]
+    position = len(ordered) if before is None else [row.id for row in ordered].index(before)
+    ordered.insert(position, rows[ids.index(id)])
+    for row, (priority, turn) in zip(ordered, places, strict=True):
+        if (row.priority, row.turn) != (priority, turn):
+            update = _table.update().where(_c.seq == row.seq, _c.status == "queued")
+            connection.execute(update.values(priority=priority, turn=turn))
 
 
 def requeue(connection: Connection, leases: list[Condition], max_failures: int, now: float) -> int:

@@ -110,7 +110,7 @@ jobs = sa.Table(
     sa.Column("plan", sa.Text),  # one line: how the model runs; NULL before the first attempt
     sa.Column("batch", sa.Text),  # the client's own name for jobs made together
     sa.Column("favourite", sa.Boolean, nullable=False, default=False),
-    sa.Column("removed_at", sa.Double),  # removed by its owner, who may still undo it; NULL: not removed
+    sa.Column("undo_until", sa.Double),  # removed by its owner, who may undo it until then; NULL: not removed
     sa.Column("note_details", _json, nullable=False, default=list),  # the notes as codes with values
     sa.Column("error_values", _json),
     sa.UniqueConstraint("owner", "idempotency_key", name="jobs_idempotency"),  # NULLs differ from one another
@@ -122,8 +122,9 @@ sa.Index("jobs_of_owner", jobs.c.owner, jobs.c.seq)
 sa.Index("jobs_of_owner_by_status", jobs.c.owner, jobs.c.status, jobs.c.seq)
 sa.Index("jobs_fingerprint", jobs.c.owner, jobs.c.fingerprint, jobs.c.created_at)
 sa.Index("jobs_expiry", jobs.c.status, jobs.c.expires_at)
-sa.Index("jobs_removed", jobs.c.removed_at)
+sa.Index("jobs_removed", jobs.c.undo_until)
 sa.Index("jobs_of_batch", jobs.c.owner, jobs.c.batch)
+sa.Index("jobs_favourite", jobs.c.owner, jobs.c.seq, sqlite_where=jobs.c.favourite, postgresql_where=jobs.c.favourite)
 
 job_files = sa.Table(  # the files that a row of `jobs` names, to find the jobs of a file and to know a damaged one
     "job_files",
@@ -161,6 +162,17 @@ deleted_jobs = sa.Table(  # where a page that begins after a deleted job begins
     sa.Column("deleted_at", sa.Double, nullable=False),
 )
 sa.Index("deleted_jobs_by_time", deleted_jobs.c.deleted_at)
+
+job_changes = sa.Table(  # by clients: jobs that are new, marked, removed, restored, queued again or deleted
+    "job_changes",
+    _metadata,
+    sa.Column("number", _id, primary_key=True, autoincrement=True),  # written in exclusive transactions: in order
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Double, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index("job_changes_by_time", job_changes.c.changed_at)
 
 workers = sa.Table(
     "workers",

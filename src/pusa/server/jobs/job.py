@@ -71,8 +71,8 @@ class Job(NewJob):
     (video, thumbnail, spritesheet, contact_sheet); `resolved` is the ResolvedRequest once it is known. Owners take
     turns: of the waiting jobs with the highest priority the one with the lowest `turn` runs first. After a failed
     attempt a job waits until `not_before`. `plan` is one line about how the model runs on the worker's machine.
-    `removed_at` is when its owner removed it, which can be undone for a while. `note_details` are the notes as codes
-    with values, `error_values` those of the error's code.
+    A job that its owner has removed can be restored until `undo_until`. `note_details` are the notes as codes with
+    values, `error_values` those of the error's code.
     """
 
     seq: int
@@ -103,7 +103,7 @@ class Job(NewJob):
     not_before: float | None = None
     plan: str | None = None
     favourite: bool = False
-    removed_at: float | None = None
+    undo_until: float | None = None
     note_details: tuple[dict[str, Any], ...] = ()
     error_values: dict[str, Any] | None = None
 
@@ -149,6 +149,7 @@ MAX_MESSAGE = 4000  # characters; a traceback of a native library may be longer
 
 _c = database.jobs.c
 _TUPLES = ("inputs", "notes", "note_details")  # lists as JSON
+_ERROR = ("error_code", "error_message", "error_values")
 
 Condition = sa.ColumnElement[bool]
 """One condition of a WHERE clause."""
@@ -168,6 +169,11 @@ def storable(message: str) -> str:
 def owned_by(owner: str | None) -> list[Condition]:
     """Select this owner's jobs; everyone's for None."""
     return [] if owner is None else [_c.owner == owner]
+
+
+def not_removed() -> Condition:
+    """Select the jobs that their owners have not removed."""
+    return _c.undo_until.is_(None)
 
 
 def overdue(now: float) -> list[Condition]:
@@ -191,9 +197,8 @@ def _without_lease(status: Status) -> dict[str, Any]:
 
 def end_values(status: Status, now: float) -> dict[str, Any]:
     """Return the values of a row whose job ends."""
-    error = {"error_code": None, "error_message": None}
     cleared = {"cancel_requested": False, "checkpoint": None, "not_before": None}
-    return _without_lease(status) | cleared | error | {"completed_at": now}
+    return _without_lease(status) | cleared | dict.fromkeys(_ERROR) | {"completed_at": now}
 
 
 def requeue_values(not_before: float | None = None) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def requeue_values(not_before: float | None = None) -> dict[str, Any]:
 def restart_values() -> dict[str, Any]:
     """Return the values of a row whose ended job is made again from the beginning."""
     begun = {"step": 0, "progress": 0.0, "checkpoint_step": 0, "failures": 0, "started_at": None}
-    ended = {"completed_at": None, "expires_at": None, "error_code": None, "error_message": None}
+    ended = {"completed_at": None, "expires_at": None} | dict.fromkeys(_ERROR)
     return requeue_values() | begun | ended | {"results": {}, "timings": {}}
 
 

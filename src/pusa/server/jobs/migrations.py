@@ -52,11 +52,15 @@ def add_plan(connection: Connection) -> None:
 _VERSION_4 = (
     "ALTER TABLE jobs ADD COLUMN batch TEXT",
     "ALTER TABLE jobs ADD COLUMN favourite BOOLEAN NOT NULL DEFAULT false",
-    "ALTER TABLE jobs ADD COLUMN removed_at DOUBLE PRECISION",
+    "ALTER TABLE jobs ADD COLUMN undo_until DOUBLE PRECISION",
     "ALTER TABLE jobs ADD COLUMN note_details {json} NOT NULL DEFAULT '[]'",
     "ALTER TABLE jobs ADD COLUMN error_values {json}",
-    "CREATE INDEX jobs_removed ON jobs (removed_at)",
+    "CREATE INDEX jobs_removed ON jobs (undo_until)",
     "CREATE INDEX jobs_of_batch ON jobs (owner, batch)",
+    "CREATE INDEX jobs_favourite ON jobs (owner, seq) WHERE {favourite}",
+    "CREATE TABLE job_changes (number {number}, id TEXT NOT NULL, owner TEXT NOT NULL, "
+    "changed_at DOUBLE PRECISION NOT NULL)",
+    "CREATE INDEX job_changes_by_time ON job_changes (changed_at)",
     "CREATE TABLE files (id TEXT NOT NULL PRIMARY KEY, owner TEXT NOT NULL, sha256 TEXT NOT NULL, "
     "size_bytes BIGINT NOT NULL, key TEXT NOT NULL, name TEXT NOT NULL, info {json} NOT NULL, "
     "created_at DOUBLE PRECISION NOT NULL, used_at DOUBLE PRECISION NOT NULL)",
@@ -65,10 +69,17 @@ _VERSION_4 = (
 )
 
 
+_VERSION_4_WORDS = {
+    "sqlite": {"number": "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT", "favourite": "favourite = 1"},
+    "postgresql": {"number": "BIGSERIAL NOT NULL PRIMARY KEY", "favourite": "favourite"},
+}
+
+
 def add_files_and_marks(connection: Connection) -> None:
-    """Add clients' files, batches, favourites, removal that can be undone, and the values of notes and errors."""
+    """Add clients' files, batches, favourites, changes, removal that can be undone, values of notes and errors."""
+    words = _VERSION_4_WORDS[connection.dialect.name]
     for statement in _VERSION_4:
-        connection.execute(sa.text(statement.format(json="JSON")))
+        connection.execute(sa.text(statement.format(json="JSON", **words)))
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files, add_plan, add_files_and_marks)

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from pusa.server.jobs import admission, database, fencing, reading, records, workers
+from pusa.server.jobs.client_changes import ClientChanges
 from pusa.server.jobs.database import QueueDamaged, QueueUnavailable, SchemaError, not_retried, retried, transaction
 from pusa.server.jobs.job import (
     ENDED,
@@ -32,20 +33,23 @@ from pusa.server.jobs.job import (
     job_from_row,
     new_id,
     overdue,
-    owned_by,
     requeue_values,
     step_values,
     storable,
     waiting,
 )
+from pusa.server.jobs.reading import EVERY_JOB, JobFilter, Look
 
 __all__ = [
     "ENDED",
+    "EVERY_JOB",
     "MAX_FAILURES",
     "FileDigest",
     "Job",
+    "JobFilter",
     "JobQueue",
     "LeaseLost",
+    "Look",
     "NewJob",
     "QueueDamaged",
     "QueueFull",
@@ -64,7 +68,7 @@ T = TypeVar("T")
 _c = database.jobs.c
 
 
-class JobQueue:
+class JobQueue(ClientChanges):
     """Queue jobs in a database, `engine`; safe from any thread and any process.
 
     Every method raises `QueueUnavailable` if the database cannot be reached or stays busy.
@@ -145,7 +149,7 @@ class JobQueue:
 
     @retried
     def get(self, id: str, owner: str | None = None) -> Job | None:
-        """Return the job if it exists and belongs to this owner (None: to anyone)."""
+        """Return the job if it exists, is not removed and belongs to this owner (None: to anyone)."""
         return self._read(reading.find, id, owner)
 
     @retried
@@ -157,12 +161,13 @@ class JobQueue:
         limit: int = 20,
         order: Literal["asc", "desc"] = "desc",
         statuses: Collection[Status] | None = None,
+        filter: JobFilter = EVERY_JOB,
     ) -> tuple[list[Job], bool]:
         """List jobs in order of arrival ("desc": the newest first), all or in some statuses; tell whether more follow.
 
         Raises KeyError for an `after` that neither exists nor was deleted in the last day.
         """
-        return self._read(reading.page, owner, after, limit, order == "desc", statuses)
+        return self._read(reading.page, owner, after, limit, order == "desc", statuses, filter)
 
     @retried
     def read_changes(self, known: Mapping[str, Job]) -> tuple[list[Job], list[str]]:
@@ -170,59 +175,17 @@ class JobQueue:
         return self._read(reading.changes, known)
 
     @retried
-    def cancel(self, id: str, owner: str | None = None) -> Job:
-        """Cancel a waiting job at once, or ask the worker of a running one; an ended job stays as it is.
+    def look(self, before: Look | None, owners: Collection[str]) -> Look:
+        """Read the jobs of some owners that have changed since a look before, by this process or another.
 
-        Raises KeyError for a job that does not exist.
+        None for `before` begins: it finds no change. The cost grows with the number of unfinished jobs.
         """
-        with transaction(self.engine) as connection:
-            admission.cancel(connection, [_c.id == id, *owned_by(owner)], self._clock())
-            job = reading.find(connection, id, owner)
-        if job is None:
-            raise KeyError(id)
-        self._note_change()
-        return job
+        return self._read(reading.look, before, owners)
 
     @retried
-    def delete(self, id: str, owner: str | None = None, *, ended_at: float | None = None) -> Job:
-        """Delete the row and return its last state; the worker of a running job loses its lease.
-
-        Raises KeyError for a job that does not exist, or did not end at `ended_at` if that is given.
-        """
-        this = [_c.id == id, *owned_by(owner), *([] if ended_at is None else [_c.completed_at == ended_at])]
-        with transaction(self.engine) as connection:
-            row = connection.execute(database.jobs.delete().where(*this).returning(database.jobs)).one_or_none()
-            if row is None:
-                raise KeyError(id)
-            records.record_deleted(connection, id, row.seq, row.owner, self._clock())
-        self._note_change()
-        return job_from_row(row)
-
-    @retried
-    def restart(
-        self,
-        id: str,
-        owner: str | None = None,
-        *,
-        statuses: Collection[Status] = ("failed", "cancelled"),
-        note: str | None = None,
-        total_limit: int | None = None,
-        key_limit: int | None = None,
-    ) -> Job:
-        """Queue an ended job once more, from the beginning and with the same seed; one in another status stays.
-
-        `statuses` are those in which it is queued again, `note` joins its notes, the limits are those of `submit`.
-        Raises KeyError for a job that does not exist, and QueueFull.
-        """
-        with transaction(self.engine, exclusive=True) as connection:
-            job = reading.find(connection, id, owner)
-            if job is None:
-                raise KeyError(id)
-            if job.status in statuses:
-                admission.check_limits(connection, job.owner, total=total_limit, per_owner=key_limit)
-                job = admission.restart(connection, job, note)
-        self._note_change()
-        return job
+    def jobs_of(self, owner: str, newest: int) -> list[Job]:
+        """List an owner's unfinished jobs and so many of the newest, the newest first."""
+        return self._read(reading.of_owner, owner, newest)
 
     @retried
     def position(self, id: str) -> int:
@@ -437,14 +400,16 @@ class JobQueue:
 
     @retried
     def expired(self, now: float, *, unfinished_before: float | None = None, limit: int = 100) -> list[Job]:
-        """List expired jobs, the oldest first: `expires_at` has passed, or they failed or were cancelled before
-        `unfinished_before` (unix seconds; None: these are kept)."""
+        """List expired jobs, the oldest first: `expires_at` has passed, or the time to undo their removal, or they
+        failed or were cancelled before `unfinished_before` (unix seconds; None: these are kept)."""
         return self._read(reading.expired, now, unfinished_before, limit)
 
     @retried
     def forget_deleted(self, before: float, *, limit: int = 1000) -> int:
-        """Forget jobs deleted before a time (unix seconds), after which no page begins any more; return how many."""
+        """Forget jobs deleted before a time (unix seconds), after which no page begins any more, and the changes
+        before it; return how many were deleted."""
         with transaction(self.engine) as connection:
+            records.forget_changes(connection, before, limit)
             return records.forget_deleted(connection, before, limit)
 
     @retried

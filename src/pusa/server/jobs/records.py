@@ -1,4 +1,4 @@
-"""Record the files that jobs name, and the places of deleted jobs, inside the transactions of `JobQueue`."""
+"""Record the files that jobs name, the places of deleted jobs, and changes, inside the transactions of `JobQueue`."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -13,8 +13,10 @@ from pusa.server.jobs.job import UNFINISHED, FileDigest
 Kind = Literal["input", "result", "checkpoint"]
 
 _files, _deleted, _jobs = database.job_files, database.deleted_jobs, database.jobs
+_kept, _changes = database.files, database.job_changes
 _BATCH = 500  # keys in one query
 _PREVIEW = re.compile(r"previews/([a-z0-9_]+)[./].*")
+_KEPT = re.compile(r"files/(file_[0-9a-f]{32})[./].*")
 
 
 def record_files(
@@ -47,7 +49,7 @@ def find_digest(connection: Connection, id: str, key: str) -> FileDigest | None:
 
 
 def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Return those keys that a row names, and those of the previews of unfinished jobs."""
+    """Return those keys that a row of jobs or files names, and those of the previews of unfinished jobs."""
     used: set[str] = set()
     ordered = sorted(keys)
     for start in range(0, len(ordered), _BATCH):
@@ -60,6 +62,8 @@ def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
         unfinished = sa.select(_jobs.c.id).where(_jobs.c.id.in_(ids), _jobs.c.status.in_(UNFINISHED))
         running = set(connection.execute(unfinished).scalars())
         used.update(key for key, id in previews.items() if id in running)
+        kept = {found[1] for key in batch if (found := _KEPT.fullmatch(key))}
+        used.update(connection.execute(sa.select(_kept.c.key).where(_kept.c.id.in_(kept))).scalars() if kept else ())
     return used
 
 
@@ -83,3 +87,30 @@ def forget_deleted(connection: Connection, before: float, limit: int) -> int:
     """Forget the places of jobs that were deleted before a time (unix seconds), at most `limit`; return how many."""
     oldest = sa.select(_deleted.c.id).where(_deleted.c.deleted_at < before).order_by(_deleted.c.deleted_at).limit(limit)
     return connection.execute(_deleted.delete().where(_deleted.c.id.in_(oldest))).rowcount
+
+
+def record_change(connection: Connection, id: str, owner: str, now: float) -> None:
+    """Tell readers that a job has changed otherwise than by its worker.
+
+    Only in exclusive transactions: a reader must never see a number before a lower one is there.
+    """
+    connection.execute(_changes.insert().values(id=id, owner=owner, changed_at=now))
+
+
+def find_changes(connection: Connection, after: int | None) -> tuple[int, dict[str, str]]:
+    """Return the number of the latest change, and the ids of the jobs changed after a number, with their owners.
+
+    None for `after` finds no job.
+    """
+    if after is None:
+        return connection.execute(sa.select(sa.func.max(_changes.c.number))).scalar() or 0, {}
+    query = sa.select(_changes.c.number, _changes.c.id, _changes.c.owner).where(_changes.c.number > after)
+    rows = connection.execute(query.order_by(_changes.c.number)).all()
+    return rows[-1].number if rows else after, {row.id: row.owner for row in rows}
+
+
+def forget_changes(connection: Connection, before: float, limit: int) -> None:
+    """Forget the changes before a time (unix seconds), at most `limit`."""
+    number, at = _changes.c.number, _changes.c.changed_at
+    oldest = sa.select(number).where(at < before).order_by(at).limit(limit)
+    connection.execute(_changes.delete().where(number.in_(oldest)))

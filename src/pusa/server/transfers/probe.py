@@ -1,17 +1,21 @@
 """Read the metadata of uploads in a confined child process: ``python -m pusa.server.transfers.probe``.
 
-The process reads one JSON line from its standard input, writes one JSON line for each file, and ends. Untrusted files
-are decoded here and nowhere else in the server, with limits on memory, time and files.
+The process reads one JSON line from its standard input and ends after its answer: one JSON line for each of ``files``,
+or for ``make`` a JSON line and behind it the content of what was made. Untrusted files are decoded here and nowhere
+else in the server, with limits on memory, time and files.
 """
 
 import json
 import os
 import resource
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
-from pusa.media import DEFAULT_LIMITS, MediaError, MediaLimits, probe_image, probe_video
+from pusa.media import DEFAULT_LIMITS, MediaError, MediaLimits, probe_image, probe_video, read_metadata
 from pusa.media.source import open_source
+from pusa.server.transfers.making import make
 
 _SUFFIXES = {
     "PNG": ".png",
@@ -60,10 +64,11 @@ def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -
     if kind.holds == "both" and expected_kind is None:
         expected_kind = "video" if _is_animated(file, limits) else "image"
         file.seek(0)
+    has_request = _has_request(file, limits)
     if expected_kind == "image" or (expected_kind is None and kind.holds != "video"):
         image = probe_image(file, limits=limits)
         size = {"width": image.width, "height": image.height, "frames": 1, "fps": None, "seconds": 0.0}
-        return {"kind": "image", "suffix": _SUFFIXES[kind.decoder], **size}
+        return {"kind": "image", "suffix": _SUFFIXES[kind.decoder], **size, "has_request": has_request}
     video = probe_video(file, limits=limits)
     return {
         "kind": "video",
@@ -73,7 +78,18 @@ def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -
         "frames": video.frames,
         "fps": video.fps,
         "seconds": video.seconds,
+        "has_request": has_request,
     }
+
+
+def _has_request(file: BinaryIO, limits: MediaLimits) -> bool:
+    """Tell if pusa has stored the whole request in a file. Leaves the file at its start."""
+    try:
+        stored = read_metadata(file, limits=limits) or {}
+    except MediaError:  # the picture or the video itself tells what is wrong
+        stored = {}
+    file.seek(0)
+    return "pusa" in stored and isinstance(stored.get("request"), dict)
 
 
 def _is_animated(file: BinaryIO, limits: MediaLimits) -> bool:
@@ -95,18 +111,33 @@ def main() -> None:
     frame_pixels = min(pixels, DEFAULT_LIMITS.max_pixels)
     limits = MediaLimits(max_pixels=frame_pixels, max_picture_pixels=pixels, **task["limits"])
     confine(task["memory_bytes"], task["cpu_seconds"])
+    if "make" in task:
+        answer, content = _answer(task["make"]["path"], partial(make, task=task["make"], limits=limits))
+        _write({**answer, "bytes": len(content)}, content)
+        return
     for path, expected_kind in task["files"]:
-        try:
-            with open(path, "rb") as file:
-                answer = probe_file(file, expected_kind, limits)
-        except MediaError as error:
-            answer = {"error": str(error)}
-        except Exception as error:  # decoders raise anything, MemoryError included
-            answer = {
-                "error": f"the file cannot be read ({type(error).__name__}): it is damaged or needs too much memory"
-            }
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answer, _ = _answer(path, partial(_probed, expected_kind=expected_kind, limits=limits))
+        _write(answer)
+
+
+def _probed(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -> tuple[dict[str, Any], bytes]:
+    return probe_file(file, expected_kind, limits), b""
+
+
+def _answer(path: str, read: Callable[[BinaryIO], tuple[dict[str, Any], bytes]]) -> tuple[dict[str, Any], bytes]:
+    try:
+        with open(path, "rb") as file:
+            return read(file)
+    except MediaError as error:
+        return {"error": str(error)}, b""
+    except Exception as error:  # decoders raise anything, MemoryError included
+        reason = f"the file cannot be read ({type(error).__name__}): it is damaged or needs too much memory"
+        return {"error": reason}, b""
+
+
+def _write(answer: dict[str, Any], content: bytes = b"") -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + content)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

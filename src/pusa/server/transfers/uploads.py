@@ -6,16 +6,20 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.store import StorageUnavailableError
 
 _PROBE_COMMAND = ("-m", "pusa.server.transfers.probe")
 PROBES_AT_ONCE = 2  # each may use a core
+_LONGEST_LINE = 2**16  # of a child's answer before the content
+_CHUNK_BYTES = 2**20
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -30,6 +34,8 @@ class UploadInfo:
     frames: int
     fps: float | None
     seconds: float
+    has_request: bool = False
+    """True for a file that pusa has made and that holds the whole request."""
 
     def size(self) -> tuple[int, int]:
         return self.width, self.height
@@ -46,6 +52,7 @@ class Upload:
         size: in bytes.
         expected_kind: the kind that the request calls for, if it says so.
         info: metadata, once the file is probed.
+        parent: id of the job whose result it is, or a part of that; empty for any other.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Upload:
     size: int = 0
     expected_kind: Literal["image", "video"] | None = None
     info: UploadInfo | None = None
+    parent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +81,7 @@ class ProbeLimits:
 
 
 class Prober:
-    """Probe uploads in child processes, one for the files of one request.
+    """Look at uploads in child processes, one for the files of one request, and make what is asked of them there.
 
     A child takes half a second to start, so a spare one is always started in advance. All methods are thread-safe.
 
@@ -84,9 +92,10 @@ class Prober:
 
     def __init__(self, limits: ProbeLimits = ProbeLimits(), command: Sequence[str] = _PROBE_COMMAND) -> None:
         self.limits, self._command = limits, command
-        self.spare: subprocess.Popen[str] | None = None
+        self.spare: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(PROBES_AT_ONCE)
+        self._probing = threading.BoundedSemaphore(PROBES_AT_ONCE)
+        self._making = threading.BoundedSemaphore(PROBES_AT_ONCE)  # of its own: new uploads do not wait for it
         self._closed = False
 
     def warm(self) -> None:
@@ -112,66 +121,110 @@ class Prober:
         """
         if not uploads:
             return []
-        with self._free:
-            with self._lock:
-                child, self.spare = self.spare, None
-            if child is None or child.poll() is not None:
-                child = self._start()
-            try:
-                output = self._run(child, uploads)
-            finally:
-                _end(child)
-                self.warm()
-        answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        target = BytesIO()
+        with self._probing:
+            self._ask({"files": [[str(upload.path), upload.expected_kind] for upload in uploads]}, target)
+        answers = [json.loads(line) for line in target.getvalue().splitlines() if line.startswith(b"{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
-                raise ServiceError(400, "invalid_file", f"{display_name(upload)}: {answer['error']}", "input_reference")
+                raise _invalid_file(upload, answer["error"])
         if len(answers) < len(uploads):
-            raise ServiceError(
-                400,
-                "invalid_file",
-                f"{display_name(uploads[len(answers)])}: reading it took more than {self.limits.wall_seconds:g} s or "
-                f"{self.limits.memory_bytes / 2**30:g} GiB, or broke the reader: export it again, smaller",
-                "input_reference",
-            )
+            raise self._broken(uploads[len(answers)], self.limits.wall_seconds)
         return [UploadInfo(**answer) for answer in answers]
 
-    def _start(self) -> subprocess.Popen[str]:
+    def make(
+        self, upload: Upload, task: Mapping[str, Any], target: IO[bytes], *, wall_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Write what a task asks for of a file to `target`; return facts about it, see `making.make`.
+
+        Args:
+            task: without the path of the file.
+            target: open for writing and reading, empty.
+            wall_seconds: the limit for all of it; None takes that of a probe.
+
+        Raises:
+            ServiceError: 400 as `probe`; `target` may hold a part then.
+        """
+        seconds = self.limits.wall_seconds if wall_seconds is None else wall_seconds
+        with self._making:
+            answer = self._ask({"make": {**task, "path": str(upload.path)}}, target, seconds)
+        if "error" in answer:
+            raise _invalid_file(upload, answer["error"])
+        if answer.pop("bytes", None) != target.tell():
+            raise self._broken(upload, seconds)
+        return answer
+
+    def _broken(self, upload: Upload, seconds: float) -> ServiceError:
+        return _invalid_file(
+            upload,
+            f"reading it took more than {seconds:g} s or {self.limits.memory_bytes / 2**30:g} GiB, or broke the "
+            "reader: export it again, smaller",
+        )
+
+    def _ask(self, task: Mapping[str, Any], target: IO[bytes], wall_seconds: float | None = None) -> dict[str, Any]:
+        """Give a task to a child and write its answer to `target`; of ``make``, return the line before the content."""
+        seconds = self.limits.wall_seconds if wall_seconds is None else wall_seconds
+        with self._lock:
+            child, self.spare = self.spare, None
+        if child is None or child.poll() is not None:
+            child = self._start()
+        killing = threading.Timer(seconds, child.kill)
+        killing.start()
+        try:
+            return self._exchange(child, task, target, seconds)
+        finally:
+            killing.cancel()
+            _end(child)
+            self.warm()
+
+    def _exchange(
+        self, child: subprocess.Popen[bytes], task: Mapping[str, Any], target: IO[bytes], seconds: float
+    ) -> dict[str, Any]:
+        limits = asdict(self.limits)
+        limits["max_decode_seconds"] = max(limits["max_decode_seconds"], seconds)
+        memory_bytes, _ = limits.pop("memory_bytes"), limits.pop("wall_seconds")
+        given = {"memory_bytes": memory_bytes, "cpu_seconds": max(1, round(seconds)), "limits": limits}
+        line = json.dumps({**task, **given})
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with suppress(BrokenPipeError):  # the child died before it read its task
+            child.stdin.write(line.encode() + b"\n")
+            child.stdin.flush()
+        answer: dict[str, Any] = {}
+        if "make" in task:
+            while (head := child.stdout.readline(_LONGEST_LINE)) and not head.startswith(b"{"):
+                pass
+            with suppress(ValueError):  # a line that the child could not end
+                answer = json.loads(head)
+        for _ in range(0, memory_bytes, _CHUNK_BYTES):  # a broken child writes no more than it could hold
+            if not (chunk := child.stdout.read(_CHUNK_BYTES)):
+                break
+            target.write(chunk)
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, *self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
             env={**os.environ, **_CHILD_ENVIRONMENT},
             start_new_session=True,  # Ctrl-C in the terminal is the server's to handle
         )
 
-    def _run(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
-        limits = asdict(self.limits)
-        task = {
-            "files": [[str(upload.path), upload.expected_kind] for upload in uploads],
-            "memory_bytes": limits.pop("memory_bytes"),
-            "cpu_seconds": max(1, round(limits.pop("wall_seconds"))),
-            "limits": limits,
-        }
-        try:
-            output, _ = child.communicate(json.dumps(task) + "\n", timeout=self.limits.wall_seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, _ = child.communicate()
-        except BrokenPipeError:  # the child died before it read its task
-            output = ""
-        return output
+
+def _invalid_file(upload: Upload, reason: str) -> ServiceError:
+    return ServiceError(400, "invalid_file", f"{display_name(upload)}: {reason}", "input_reference")
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.kill()
     child.wait()
     for stream in (child.stdin, child.stdout):
         if stream is not None:
-            stream.close()
+            with suppress(BrokenPipeError):  # what it has not read
+                stream.close()
 
 
 def display_name(upload: Upload) -> str:

@@ -20,7 +20,7 @@ export const clamp = (value, min = -Infinity, max = Infinity) => Math.min(max, M
  * Write a number as it is edited: at most six decimals, a point.
  * @param {number} value
  */
-export const plainNumber = (value) => String(Math.round(value * 1e6) / 1e6);
+export const plainNumber = (value) => (Number.isInteger(value) ? String(value) : String(Math.round(value * 1e6) / 1e6));
 
 /**
  * The next value of a step up or down, on the grid of steps from `min` on.

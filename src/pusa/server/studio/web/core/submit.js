@@ -73,6 +73,12 @@ export async function generate() {
   if (!form.value.seedLocked || form.value.seed === null) amend({ seed: drawSeed() });
   const presses = bodiesOf(form.value, model.value, token()).map((body) => ({ key: token(), body }));
   remember(form.value.prompt);
+  begin(presses);
+  await send(presses);
+}
+
+/** Show presses as jobs before the server knows them. @param {Press[]} presses */
+function begin(presses) {
   batch(() => {
     const next = new Map(jobs.value);
     for (const press of presses) next.set(`local_${press.key}`, placeholder(press));
@@ -80,7 +86,6 @@ export async function generate() {
     selected.value = presses.map(({ key }) => `local_${key}`);
     problem.value = null;
   });
-  await send(presses);
 }
 
 /** @param {Press[]} presses in order, one after another */
@@ -120,9 +125,8 @@ function replace({ key }, job) {
 export async function sendUnsent() {
   const presses = unsent.value;
   keepUnsent([]);
+  begin(presses);
   await send(presses);
-  const [first] = jobs.value.values();
-  if (!selected.value.length && first) selected.value = [first.id];
 }
 
 /** Forget what was kept. */

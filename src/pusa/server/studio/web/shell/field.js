@@ -30,6 +30,7 @@ const described = (id, help, problem) =>
  * @property {number} [max]
  * @property {number} [step]
  * @property {boolean} [whole]
+ * @property {number} [digits]  decimals that are shown; the value itself has more
  * @property {string} [unit]  behind the number
  * @property {string} [placeholder]  where neither a value nor a default is
  * @property {string|null} [help]
@@ -37,7 +38,8 @@ const described = (id, help, problem) =>
  * @property {boolean} [disabled]
  * @property {string} [class]
  * @property {string} [id]
- * @property {any} [aside]
+ * @property {any} [aside]  beside the label
+ * @property {any} [inside]  at the end of the box
  */
 
 /**
@@ -48,7 +50,9 @@ function NumberBox(props) {
   const { id, value, onChange, standard = null, min, max, step = 1, whole = false, placeholder, disabled } = props;
   const [typed, setTyped] = useState(/** @type {string|null} */ (null)); // null: nobody types
   const shown = value ?? standard;
-  const text = typed ?? (shown === null || shown === undefined ? "" : plainNumber(shown));
+  const exact = shown ?? null;
+  const rounded = exact === null || props.digits === undefined ? exact : Number(exact.toFixed(props.digits));
+  const text = typed ?? (rounded === null ? "" : plainNumber(rounded));
   const onInput = (/** @type {any} */ event) => {
     const now = event.currentTarget.value;
     setTyped(now);
@@ -84,7 +88,7 @@ function NumberBox(props) {
     aria-valuenow=${shown ?? undefined}
     aria-valuemin=${min}
     aria-valuemax=${max}
-    aria-valuetext=${props.unit && shown !== null && shown !== undefined ? `${plainNumber(shown)} ${props.unit}` : undefined}
+    aria-valuetext=${props.unit && rounded !== null ? `${plainNumber(rounded)} ${props.unit}` : undefined}
     aria-describedby=${props.described}
     placeholder=${placeholder}
     disabled=${disabled}
@@ -103,7 +107,7 @@ export function NumberField(props) {
   return html`<${Field} ...${props} id=${id} problem=${problem}>
     <div class="number-box">
       <${NumberBox} ...${props} id=${id} onProblem=${setProblem} described=${described(id, props.help, problem)} />
-      ${props.unit && html`<span class="unit" aria-hidden="true">${props.unit}</span>`}
+      ${props.inside}${props.unit && html`<span class="unit" aria-hidden="true">${props.unit}</span>`}
     </div>
   <//>`;
 }
