@@ -6,7 +6,8 @@ import { edit, form, model, uploads } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { Toolbar } from "../shell/roving.js";
 import { stillUrl } from "../timeline/pictures.js";
-import { ANY_PICTURE, addFiles, takesClips } from "./files.js";
+import { ANY_PICTURE, addFiles } from "./files.js";
+import { takesClips } from "./placed.js";
 import { numberText } from "./units.js";
 
 /** @typedef {import("../core/store.js").Item} Item */
