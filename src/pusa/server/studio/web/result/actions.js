@@ -5,6 +5,7 @@ import { t, told } from "../core/i18n.js";
 import { jobs, selected } from "../core/store.js";
 import { dismiss, toast } from "../shell/toasts.js";
 import { show } from "./selection.js";
+import { isBusy } from "./states.js";
 import { contentUrl } from "./words.js";
 
 const UNDO_SECONDS = 30;
@@ -14,6 +15,14 @@ export function learn(list) {
   const next = new Map(jobs.value);
   for (const job of list) next.set(job.id, job);
   jobs.value = next;
+}
+
+/**
+ * Take what a page of a list says: of what is not finished the feed knows more.
+ * @param {any[]} page
+ */
+export function learnPage(page) {
+  learn(page.filter((job) => !isBusy(job) || !jobs.value.has(job.id)));
 }
 
 /** @param {string[]} ids */
