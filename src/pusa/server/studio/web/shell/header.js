@@ -4,6 +4,7 @@ import { language, setLanguage, t } from "../core/i18n.js";
 import { canRedo, canUndo, connection, model, pageData, prefs, ready, redo, session, setPrefs, undo } from "../core/store.js";
 import { Icon } from "./icon.js";
 import { Menu } from "./menu.js";
+import { NoticeSwitch } from "./notify.js";
 import { Toolbar } from "./roving.js";
 import { signOut } from "./session.js";
 
@@ -61,6 +62,7 @@ export function Header() {
       </button>
     <//>
     <${Menu} label=${t("shell.language")} icon="globe" entries=${languages} />
+    <${NoticeSwitch} />
     <button type="button" class="button plain icon" onClick=${toggleTheme} aria-label=${theme} title=${theme}>
       <${Icon} name=${dark ? "sun" : "moon"} />
     </button>
