@@ -62,16 +62,19 @@ function facts(job) {
   return found;
 }
 
-/** @param {{job: any}} props */
-export function About({ job }) {
+/** @param {{job: any, beside?: any}} props  `beside` stands at the end of the facts */
+export function About({ job, beside }) {
   const [isOpen, setOpen] = useState(false);
   const notes = job.note_details?.length ? job.note_details : (job.notes ?? []).map((/** @type {string} */ message) => ({ message }));
   return html`<div class="about">
     ${job.prompt && html`<p class="about-prompt">${job.prompt}</p>`}
-    <p class="facts small quiet number">
-      ${job.draft && html`<span class="tag">${t("result.ways.draft")}</span>`}
-      ${facts(job).map((fact) => html`<span key=${fact}>${fact}</span>`)}
-    </p>
+    <div class="about-facts">
+      <p class="facts small quiet number">
+        ${job.draft && html`<span class="tag">${t("result.ways.draft")}</span>`}
+        ${facts(job).map((fact) => html`<span key=${fact}>${fact}</span>`)}
+      </p>
+      ${beside}
+    </div>
     ${notes.length > 0 &&
     html`<ul class="notes small">
       ${notes.map((/** @type {any} */ note, /** @type {number} */ index) => html`<li key=${index}><${Icon} name="info" size=${16} /><span>${told("notes", note)}</span></li>`)}
