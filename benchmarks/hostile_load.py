@@ -221,9 +221,6 @@ CASES: dict[str, Case] = {
     ),
     "47 MiB of escapes as JSON": json_body(lambda: text(b"\\u4e00", 47 * MIB)),
     "8 requests of 8 MiB of [] at once": several(json_body(lambda: lists(8 * MIB)), 8),
-    "8 MiB of [] for the page": json_body(
-        lambda: b'{"fn_index": 0, "data": ' + lists(8 * MIB) + b"}", "/gradio_api/run/predict"
-    ),
     "64 MiB of line breaks in a file": file_body(lambda: b"\r\n" * (32 * MIB)),
     "200 halves of uploads of 120 MiB": half_uploads(200, 120 * MIB),
     "40 wrong keys": wrong_keys(40),

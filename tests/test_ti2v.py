@@ -10,7 +10,6 @@ from pusa import GenerationRequest, PusaCondition, PusaPipeline, zoo
 from pusa.conditions import fit_image
 from pusa.request import rounding_notes
 from pusa.scheduler import PusaFlowMatchEulerScheduler
-from pusa.server.studio.forms import Form, FormDefaults, with_preset
 
 DEFAULTS = zoo.defaults_of("wan2.2-ti2v-5b")
 
@@ -47,16 +46,6 @@ def test_images_are_kept_as_they_are_as_in_its_training() -> None:
     assert asked.resolved(DEFAULTS).conditions[0].noise == [0.3]
     kept = GenerationRequest(prompt="a cat", conditions=[video])
     assert kept.resolved(DEFAULTS).conditions[0].noise == [0.0, 0.3]
-    form = FormDefaults(generation=DEFAULTS)
-    assert (form.noise, form.multipliers) == (0.0, "0,0")
-    assert with_preset(Form(preset="creative"), form).noise == 0.4
-
-
-def test_the_studio_offers_sizes_that_it_can_make() -> None:
-    sizes = [tuple(map(int, size.split("x"))) for size in FormDefaults(generation=DEFAULTS).sizes]
-    assert sizes[0] == (1280, 704)
-    assert (704, 1280) in sizes
-    assert all(side % 32 == 0 for size in sizes for side in size)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

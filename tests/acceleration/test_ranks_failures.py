@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from rank_samples import INPUTS, run, start
+from server_samples import wait_until
 
 from pusa.acceleration.decisions import LoadOptions
 from pusa.acceleration.ranks import RankError
@@ -22,7 +23,11 @@ pytestmark = pytest.mark.slow  # each rank imports torch, diffusers and transfor
 
 def find_follower() -> psutil.Process:
     """Find rank 1 among the processes of this one: `multiprocessing` may have left one of its own."""
-    (process,) = (child for child in psutil.Process().children() if "--rank=1" in child.cmdline())
+
+    def find() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if "--rank=1" in child.cmdline()]
+
+    (process,) = wait_until(find)  # a process that was just started has no command line for a moment
     return process
 
 

@@ -1,4 +1,4 @@
-"""Serve a model of each base: one job of each kind, its events and preview, and the studio's page."""
+"""Serve a model of each base: one job of each kind, its events and preview."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from api_samples import NearProber, ended
 from fastapi.testclient import TestClient
 from near_engine import NearExecutor
@@ -16,9 +15,6 @@ from studied_bases import NOT_WAN, Studied
 
 from pusa import media
 from pusa.server.app import create_app
-from pusa.server.studio import examples
-from pusa.server.studio.forms import Form, FormDefaults, build_request
-from pusa.server.studio.timeline import timeline_value
 
 
 @dataclass(repr=False)
@@ -95,33 +91,3 @@ def test_a_prompt_is_asked_for_where_the_model_reads_text(studied: Studied, tmp_
     refused = (empty if has_text else words).json()["error"]
     assert refused["code"] == "invalid_value"
     assert refused["message"].startswith("the prompt is empty" if has_text else "prompt='a cat': this model")
-
-
-def test_the_studio_opens_with_the_model_and_its_timeline_counts_its_latent_frames(
-    studied: Studied, tmp_path: Path
-) -> None:
-    pytest.importorskip("gradio")
-    factor = studied.base.factor
-    with serving(studied, tmp_path / "data", workers=0) as client:
-        page = client.http.get("/").text
-        state = client.http.get("/studio/state").json()
-    assert studied.folder.name in page
-    assert state
-    defaults = FormDefaults.of(str(studied.folder))
-    for latents in (2, 5, 9):
-        value = timeline_value(Form(tab="image", frames=studied.length(latents)), defaults)
-        assert (value["count"], value["frames"]) == (latents, studied.length(latents))
-    parts = {part.get("elem_id"): part for part in _parts(page)}
-    assert parts["frames"]["step"] == factor
-    assert parts["shift"]["visible"] == defaults.generation.has_shift
-    assert parts["prompt"]["visible"] == (studied.base.name != "fvdm")
-    for example in examples.EXAMPLES:
-        if example.for_model(defaults) is not None:
-            request, _ = build_request(examples.form_of(example, defaults), str(studied.folder))
-            assert request["prompt"] == (example.prompt if studied.pipe.base.has_text else "")
-
-
-def _parts(page: str) -> list[dict[str, Any]]:
-    """Return the properties of the page's parts."""
-    config = page.partition("window.gradio_config = ")[2].partition(";</script>")[0]
-    return [part["props"] for part in json.loads(config)["components"]]

@@ -16,7 +16,6 @@ from pusa.server.errors import ServiceError
 from pusa.server.http.to_request import extension_length
 from pusa.server.plans import steps_of, tokens_of, windows_of
 from pusa.server.service import Upload, VideoService
-from pusa.server.studio import views
 from pusa.zoo import defaults_of
 
 FACTORS = pytest.mark.parametrize("factor", [1, 6])
@@ -40,16 +39,6 @@ def test_an_edited_video_is_rounded_down_to_what_the_model_makes(factor: int, tm
     service = service_of(tmp_path, factor)
     job = run(service.edit([Upload(name="a", path=clip(tmp_path, frames=20))], "in the snow"))
     assert job.request["frames"] == {1: 20, 6: 19}[factor]
-
-
-@FACTORS
-def test_a_waiting_job_shows_the_length_that_it_will_have(factor: int, tmp_path: Path) -> None:
-    service = service_of(tmp_path, factor)
-    job = run(service.create({"prompt": "a duck", "frames": 16, "fps": 8.0}, {}))
-    shown = views.details(job, 0, service.defaults)["settings"]["frames"]["frames"]
-    assert shown == {1: 16, 6: 19}[factor] == GenerationRequest(prompt="x", frames=16).resolved(service.defaults).frames
-    begun = replace(job, resolved={**job.request, "frames": 17})  # by a worker that had another model
-    assert views.details(begun, 0, service.defaults)["settings"]["frames"]["frames"] == 17
 
 
 @FACTORS

@@ -27,9 +27,6 @@ from pusa.server.http.to_request import build_request
 from pusa.server.jobs.queue import Job
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
-from pusa.server.studio import views
-from pusa.server.studio.forms import Form
-from pusa.server.studio.forms import build_request as build_form_request
 from pusa.server.worker.engine_process import make_engine, run_task
 from pusa.server.worker.messages import Task
 from pusa.server.worker.worker import Worker
@@ -95,12 +92,10 @@ def test_jobs_of_before_follow_the_setting_of_now(tmp_path: Path) -> None:
     assert {task.marks for task in executor.tasks} == {MarkOptions(sign_cert="c.pem", sign_key="k.pem")}
 
 
-def test_the_api_and_the_studio_pass_the_choice_on() -> None:
+def test_the_api_passes_the_choice_on() -> None:
     body = CreateVideo(prompt="a duck", metadata="minimal")
     assert build_request(body, defaults=defaults_of("tiny"))["metadata"] == "minimal"
     assert "metadata" not in build_request(CreateVideo(prompt="a duck"), defaults=defaults_of("tiny"))
-    assert build_form_request(Form(prompt="a duck", metadata="off"), "tiny")[0]["metadata"] == "off"
-    assert "metadata" not in build_form_request(Form(prompt="a duck"), "tiny")[0]
 
 
 def test_a_server_that_cannot_sign_does_not_start(tmp_path: Path) -> None:
@@ -156,8 +151,6 @@ def test_a_stored_request_names_loras_and_models_without_their_folders(tmp_path:
     request = GenerationRequest(prompt="a duck", model="tiny", lora=[str(lora), "owner/lora"])
     stored = inputs.without_folders(request.resolved(defaults_of("tiny")))
     assert stored.lora == ["style.safetensors", "owner/lora"]
-    shown = views.settings(request.model_copy(update={"model": str(lora.parent)}).model_dump(mode="json"), 1)
-    assert shown["model"] == "planted-folder"
 
 
 def test_previews_hold_pixels_alone(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""A preset gives the same noise to the same conditions from the command line, HTTP, the studio and Python."""
+"""A preset gives the same noise to the same conditions from the command line, HTTP and Python."""
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from api_samples import Served, clip, png, serving
 
 from pusa.cli.options import build_conditions, build_request
 from pusa.request import GenerationRequest
-from pusa.server.studio import forms
 from pusa.zoo import defaults_of
 
 IMAGE_NOISE = {"faithful": [0, 0, 0], "balanced": [0.2, 0.5, 0.5], "creative": [0.4, 0.7, 0.7]}
@@ -52,17 +50,6 @@ def from_http(server: Served, file: str, places: Sequence[str], preset: str, noi
     return server.job(video["id"]).request
 
 
-def from_studio(file: str, places: Sequence[str], preset: str, noise: str | None, *, clear: bool = False) -> Any:
-    text = ",".join(places)
-    if file.endswith(".mp4"):
-        form = forms.Form(tab="video", prompt="x", video=file, video_positions=text, preset=preset)
-    else:
-        form = forms.Form(tab="images", prompt="x", images=[file] * len(places), positions=text, preset=preset)
-    form = form if clear else forms.with_preset(form, forms.FormDefaults.of("tiny"))
-    form = form if noise is None else replace(form, multipliers=noise, video_multipliers=noise)
-    return forms.build_request(form, "tiny")[0]
-
-
 def from_python(file: str, places: Sequence[str], preset: str, noise: str | None) -> Any:
     values: dict[str, Any] = {"file": file} if noise is None else {"file": file, "noise": float(noise)}
     if file.endswith(".mp4"):
@@ -85,8 +72,6 @@ def test_images_have_the_presets_noise_from_every_door(server, files, places, pr
     file, expected = files["image"], IMAGE_NOISE[preset][: len(places)]
     assert noise_of(from_command_line(file, places, preset, None)) == expected
     assert noise_of(from_http(server, file, places, preset, None)) == expected
-    assert noise_of(from_studio(file, places, preset, None)) == expected
-    assert noise_of(from_studio(file, places, preset, None, clear=True)) == expected
     assert noise_of(from_python(file, places, preset, None)) == expected
 
 
@@ -96,8 +81,6 @@ def test_places_of_a_video_have_the_presets_noise_from_every_door(server, files,
     file, expected = files["video"], VIDEO_NOISE[preset][: len(places)]
     assert noise_of(from_command_line(file, places, preset, None)) == expected
     assert noise_of(from_http(server, file, places, preset, None)) == expected
-    assert noise_of(from_studio(file, places, preset, None)) == expected
-    assert noise_of(from_studio(file, places, preset, None, clear=True)) == expected
     assert noise_of(from_python(file, places, preset, None)) == expected
 
 
@@ -108,7 +91,6 @@ def test_noise_of_the_request_wins_over_every_preset(server, files, kind):
         for request in (
             from_command_line(files[kind], places, preset, "0.35"),
             from_http(server, files[kind], places, preset, "0.35"),
-            from_studio(files[kind], places, preset, "0.35"),
             from_python(files[kind], places, preset, "0.35"),
         ):
             assert set(noise_of(request)) == {0.35}
@@ -121,11 +103,6 @@ def test_a_start_and_an_end_image_have_the_noise_of_two_images(server, files):
     assert noise_of(request) == [0.2, 0.5]
     url = f"data:image/png;base64,{base64.b64encode(Path(image).read_bytes()).decode()}"
     assert noise_of(server.job(server.create(input_reference=[url, url])["id"]).request) == [0.2, 0.5]
-    untouched = forms.FormDefaults.of("tiny")
-    form = forms.Form(
-        tab="images", images=[image] * 2, positions=untouched.positions, multipliers=untouched.multipliers
-    )
-    assert noise_of(forms.build_request(form, "tiny")[0]) == [0.2, 0.5]
 
 
 def test_the_noise_of_one_image_does_not_change_the_others(files):

@@ -166,7 +166,7 @@ def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
 
     _close_new_files(settings)
     options = uvicorn_options(settings, raise_file_limit())
-    app = create_app(settings, studio_later=True)
+    app = create_app(settings)
 
     class Server(uvicorn.Server):
         """Stop workers and open streams at the first signal, not only after the last request."""

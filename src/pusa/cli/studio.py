@@ -1,6 +1,5 @@
 """Define `pusa studio`: start the server with its page and open it in the browser."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -27,8 +26,6 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
     It is the page that `pusa serve` shows, with the same options. If a server of pusa already listens on the port, open
     its page.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise RuntimeError("the studio needs gradio: install it with pip install 'pusa[studio]'")
     settings = load_settings_from(config, {**options, "studio": True})
     try:
         listener = bind_listener(settings)

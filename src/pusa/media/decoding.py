@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, chain
-from math import ceil
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from pusa.codes import CodedText
 from pusa.media.color import FrameConverter, color_space_of, shows_transparency
 from pusa.media.pictures import TRANSPARENCY_NOTE, check_pixels, is_transparent, on_white, open_picture, to_srgb
 from pusa.media.source import (
@@ -47,6 +48,7 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones dr
 _IO_BUFFER_BYTES = 256 * 1024
 _TICKS_PER_SECOND = 1_000_000  # of a duration that a container names, in FFmpeg
 _SILENT_RATE = Fraction(25)  # what FFmpeg assumes where a file names no frame rate
+_INDEXED = ("mov", "matroska")  # demuxers that find a place without reading what lies before
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,19 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
     with open_source(source, limits=limits, what="video") as media:
         if media.kind.holds not in ("video", "both"):
             way_out = "pass it as an image" if media.kind.holds == "picture" else f"give {VIDEOS}"
-            raise MediaError(f"{media.name} is {media.kind.name}, not a video; {way_out}")
+            raise MediaError(
+                f"{media.name} is {media.kind.name}, not a video; {way_out}",
+                "not_a_video",
+                name=media.name,
+                format=media.kind.name,
+            )
         check_complete(media)
         with (PillowDecoder if media.kind.decoder in _PILLOW else FFmpegDecoder)(media, limits) as decoder:
             yield decoder
 
 
 class Decoder(ABC):
-    """One open video. Call `frames` once; its frames are opaque, and `rgb` converts those that are needed."""
+    """One open video. Call `frames` once, or once more after each `seek`; `rgb` converts those that are needed."""
 
     info: VideoInfo
     end_seconds: Fraction
@@ -152,8 +159,16 @@ class Decoder(ABC):
             pixels = self._rgb(frame, fit)
         self._shape = self._shape or pixels.shape
         if pixels.shape != self._shape:
-            raise MediaError(f"{self.media.name}: the frame size changes within the video; export it again at one size")
+            raise MediaError(
+                f"{self.media.name}: the frame size changes within the video; export it again at one size",
+                "frame_size_changes",
+                name=self.media.name,
+            )
         return pixels
+
+    def seek(self, seconds: Fraction) -> bool:
+        """Let the next call of `frames` begin shortly before a time; return False where the format has no way to."""
+        return False
 
     @abstractmethod
     def _open(self) -> None: ...
@@ -176,7 +191,10 @@ class Decoder(ABC):
         if self._spent_seconds > self.limits.max_decode_seconds:
             raise MediaError(
                 f"{self.media.name}: decoding takes longer than the limit of {self.limits.max_decode_seconds:g} s;"
-                " shorten it or scale it down first"
+                " shorten it or scale it down first",
+                "decoding_too_slow",
+                name=self.media.name,
+                limit=self.limits.max_decode_seconds,
             )
 
     def _check_length(self, frames: int, seconds: float) -> None:
@@ -184,11 +202,19 @@ class Decoder(ABC):
         if seconds > limits.max_seconds:
             raise MediaError(
                 f"{self.media.name}: lasts {seconds:.6g} s, the limit is {limits.max_seconds:g} s;"
-                " cut out the part you need"
+                " cut out the part you need",
+                "video_too_long",
+                name=self.media.name,
+                seconds=seconds,
+                limit=limits.max_seconds,
             )
         if frames > limits.max_frames:
             raise MediaError(
-                f"{self.media.name}: has {frames} frames, the limit is {limits.max_frames}; cut out the part you need"
+                f"{self.media.name}: has {frames} frames, the limit is {limits.max_frames}; cut out the part you need",
+                "video_too_many_frames",
+                name=self.media.name,
+                frames=frames,
+                limit=limits.max_frames,
             )
 
 
@@ -204,27 +230,27 @@ class FFmpegDecoder(Decoder):
         if seconds is None or (self.media.kind.decoder == "mov" and frames and abs(frames - seconds * rate) > 1):
             frames, measured = _measure(container, stream, 1 / rate)  # reads all packets
             seconds = measured if seconds is None else seconds
-            self._resources.close()
-            self.media.file.seek(0)
-            container = self._enter(open_container(self.media, self.limits))
-            stream = self._video_stream(container)
+            container, stream = self._open_again()
+        self._container, self._stream, self._zero = container, stream, None
         self._interval, self._pixel_aspect = 1 / rate, stream.sample_aspect_ratio or Fraction(1)
         # These state no duration of a frame, or a wrong one; the last one is held until the end.
         keeps_last = self.media.kind.decoder in ("avi", "matroska") and not container.streams.audio
         self._least_end = seconds if keeps_last else Fraction(0)
         self._is_interlaced = False
         self._orientation: Orientation | None = None
-        self._decoded = self._progressive(self._decode_all(container, stream))
-        first = next(self._decoded, None)
+        first = self._start_decoding()
         if first is None:
-            raise MediaError(f"{self.media.name}: holds no frame that can be decoded; export it again")
-        self._first = first
+            raise MediaError(
+                f"{self.media.name}: holds no frame that can be decoded; export it again",
+                "no_frames",
+                name=self.media.name,
+            )
         space = color_space_of(first, self.media.name)
         self._converter = FrameConverter(space)
         width, height = self._upright_size(first)
         notes = (
             space.note,
-            "it is interlaced and was deinterlaced" if self._is_interlaced else None,
+            CodedText("input_deinterlaced", "it is interlaced and was deinterlaced") if self._is_interlaced else None,
             TRANSPARENCY_NOTE if shows_transparency(first) else None,
         )
         self.info = VideoInfo(
@@ -238,16 +264,50 @@ class FFmpegDecoder(Decoder):
             notes=tuple(note for note in notes if note),
         )
 
+    def _open_again(self) -> tuple[InputContainer, VideoStream]:
+        self._resources.close()
+        self.media.file.seek(0)
+        container = self._enter(open_container(self.media, self.limits))
+        return container, self._video_stream(container)
+
+    def _start_decoding(self) -> av.VideoFrame | None:
+        """Decode from where the container is; return the first frame, which `_decode` yields again."""
+        self._decoded = self._progressive(self._decode_all(self._container, self._stream))
+        self._first = next(self._decoded, None)
+        return self._first
+
+    def seek(self, seconds: Fraction) -> bool:
+        first, unit = self._first, self._stream.time_base
+        if self.media.kind.decoder not in _INDEXED or first is None or first.pts is None or not unit:
+            return False
+        with self._timed():
+            zero = first.pts * first.time_base if self._zero is None else self._zero
+            self._container.seek(floor((zero + seconds) / unit), stream=self._stream)
+            found, self._zero = self._start_decoding(), zero
+            if found is None or found.pts is None or found.pts * found.time_base > zero + seconds:  # a gap in the index
+                self._container, self._stream = self._open_again()
+                self._start_decoding()
+        return True
+
     def _video_stream(self, container: InputContainer) -> VideoStream:
         from av.stream import Disposition
 
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]  # no cover art
         if not streams:
-            raise MediaError(f"{self.media.name}: has no video stream; give a file with moving pictures")
+            raise MediaError(
+                f"{self.media.name}: has no video stream; give a file with moving pictures",
+                "no_frames",
+                name=self.media.name,
+            )
         context = streams[0].codec_context
         if context is None or context.codec.name not in _CODECS.split(","):
             codec = "unknown" if context is None else context.codec.canonical_name
-            raise MediaError(f"{self.media.name}: its codec ({codec}) is not read here; export it as H.264 MP4")
+            raise MediaError(
+                f"{self.media.name}: its codec ({codec}) is not read here; export it as H.264 MP4",
+                "codec_not_read",
+                name=self.media.name,
+                codec=codec,
+            )
         if context.width < 1 or context.height < 1:  # FFmpeg drops a size that is above its own or our limit
             most = f"{self.limits.max_pixels / 1e6:.4g} megapixels"
             raise MediaError(
@@ -292,8 +352,8 @@ class FFmpegDecoder(Decoder):
             yield from deinterlacer.push(None)
 
     def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        zero, self.end_seconds = None, Fraction(0)
-        for frame in chain([self._first], self._decoded):
+        zero, self.end_seconds = self._zero, Fraction(0)
+        for frame in chain([self._first] if self._first else [], self._decoded):
             now = self.end_seconds
             if frame.pts is not None and frame.time_base:
                 stamp = frame.pts * frame.time_base

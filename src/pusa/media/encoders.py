@@ -6,11 +6,12 @@ Opening a file imports PyAV, see `pusa.media.decoding`.
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, cast
 
 import numpy as np
 from PIL import ExifTags, GifImagePlugin, Image, PngImagePlugin
@@ -46,6 +47,13 @@ class Output:
     crf: int
     lossless: bool
     xmp: bytes = b""
+    file: BinaryIO | None = None
+    """Open for writing and seeking: it is written instead of `path`."""
+
+    @classmethod
+    def to_file(cls, file: BinaryIO, width: int, height: int, fps: Fraction, xmp: bytes) -> Output:
+        """Describe a lossless file that is open already."""
+        return cls(Path(), width, height, fps, text=None, crf=0, lossless=True, xmp=xmp, file=file)
 
 
 class Encoder(ABC):
@@ -78,7 +86,8 @@ class _FFmpegEncoder(Encoder):
         from av.video.reformatter import VideoReformatter
 
         self._converter = VideoReformatter()
-        self._container = av.open(str(output.path), "w", format=self.container_format, options=container)
+        target = output.file or str(output.path)
+        self._container = av.open(target, "w", format=self.container_format, options=container)
         text_options = {name: str(value) for name, value in options.items()}
         self._stream = cast("VideoStream", self._container.add_stream(codec, rate=output.fps, options=text_options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = output.width, output.height, pixels
@@ -134,8 +143,13 @@ class Mp4Encoder(_FFmpegEncoder):
 
     def close(self) -> None:
         super().close()
-        if self.output.xmp:  # FFmpeg writes none
+        if not self.output.xmp:
+            return
+        if self.output.file is None:  # FFmpeg writes none
             append_mp4_xmp(self.output.path, self.output.xmp)
+        else:
+            self.output.file.seek(0, os.SEEK_END)
+            self.output.file.write(_mp4_xmp_box(self.output.xmp))
 
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         if self.output.lossless:
@@ -162,10 +176,22 @@ class GrowingMp4Encoder(Mp4Encoder):
     speed: ClassVar[dict[str, str]] = {"preset": "veryfast", "tune": "zerolatency"}
 
 
+class LosslessEncoder(Mp4Encoder):
+    """Encode an MP4 of any size without loss, quickly, to read it again; its index is at the end."""
+
+    even = False
+    muxing: ClassVar[dict[str, str]] = {}
+    speed: ClassVar[dict[str, str]] = {"preset": "veryfast"}
+
+
 def append_mp4_xmp(path: Path, packet: bytes) -> None:
     """Append an XMP packet to an MP4 file that has none: a box at the end moves no offset."""
     with path.open("ab") as file:
-        file.write((24 + len(packet)).to_bytes(4, "big") + b"uuid" + _MP4_XMP + packet)
+        file.write(_mp4_xmp_box(packet))
+
+
+def _mp4_xmp_box(packet: bytes) -> bytes:
+    return (24 + len(packet)).to_bytes(4, "big") + b"uuid" + _MP4_XMP + packet
 
 
 def _movie_timescale(fps: Fraction) -> int:

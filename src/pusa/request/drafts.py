@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from pusa.codes import CodedError
 from pusa.defaults import GenerationDefaults
 from pusa.positions import nearest_of
 
 FINAL_NOISE = 0.7
 """Noise multiplier of a draft's frames in its final: docs/speed.md, Draft and final, has the table."""
 _STEPS_SHARE = 0.4  # of a draft, in steps of the model
-_LEAST_SIDE = 80  # pixels: below, the things of the embedded model, which knows one size, lose their shape
+LEAST_SIDE = 80  # pixels: below, the things of the embedded model, which knows one size, lose their shape
 MAX_SIDE = 2048
 
 
@@ -19,7 +20,7 @@ def draft_size(defaults: GenerationDefaults, width: int | None = None, height: i
     something.
     """
     width, height = width or defaults.width, height or defaults.height
-    scale = min(1.0, max(0.5, _LEAST_SIDE / min(width, height)))
+    scale = min(1.0, max(0.5, LEAST_SIDE / min(width, height)))
     multiple = defaults.size_multiple
     return nearest_of(round(width * scale), multiple), nearest_of(round(height * scale), multiple)
 
@@ -40,7 +41,13 @@ def final_size(defaults: GenerationDefaults, width: int, height: int) -> tuple[i
         if draft == (width, height):
             return size
     if max(width, height) * 2 > MAX_SIDE:
-        raise ValueError(f"twice the draft's {width}x{height} is above {MAX_SIDE} pixels: give the final a size")
+        raise CodedError(
+            "final_too_large",
+            f"twice the draft's {width}x{height} is above {MAX_SIDE} pixels: give the final a size",
+            width=width,
+            height=height,
+            limit=MAX_SIDE,
+        )
     return 2 * width, 2 * height
 
 
@@ -53,8 +60,12 @@ def check_drafts(task: str, is_draft: bool, kinds: Sequence[str]) -> None:
     """Raise ValueError for a draft, or a final of one, that no task makes."""
     drafts = kinds.count("draft")
     if drafts > 1:
-        raise ValueError(f"{drafts} drafts are given: a final is made from one")
+        raise CodedError("drafts_too_many", f"{drafts} drafts are given: a final is made from one", given=drafts)
     if drafts and is_draft:
-        raise ValueError("draft=true beside the draft of a final: ask for one of them")
+        raise CodedError("draft_beside_final", "draft=true beside the draft of a final: ask for one of them")
     if (drafts or is_draft) and task not in ("generate", "extend"):
-        raise ValueError(f"task {task} has no drafts: make it at once, or a draft of task generate or extend")
+        raise CodedError(
+            "task_no_draft",
+            f"task {task} has no drafts: make it at once, or a draft of task generate or extend",
+            task=task,
+        )

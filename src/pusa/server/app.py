@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
-from pusa.server.http import api, growing, jobs, openapi, session
+from pusa.server.http import api, growing, jobs, models, openapi, requests, session
+from pusa.server.http import files as file_routes
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import SESSION_PATH, AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
@@ -29,12 +30,14 @@ from pusa.server.metrics import CONTENT_TYPE, COUNT_SECONDS, Metrics
 from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import ServiceError, VideoService, in_thread
 from pusa.server.settings import ServerSettings
+from pusa.server.studio import page as studio
 from pusa.server.submit import DAMAGED
 from pusa.server.worker.executor import Executor
 from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
+_ROUTERS = (api.router, jobs.router, session.router, file_routes.router, growing.router, models.router, requests.router)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
@@ -49,7 +52,6 @@ def create_app(
     files: FileStore | None = None,
     make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
     plan: PlanFunction = plan_model,
-    studio_later: bool = False,
     drain_seconds: float = 2.0,
 ) -> FastAPI:
     """Create the app. Its workers start with it, and return their jobs to the queue when it stops.
@@ -59,7 +61,6 @@ def create_app(
         queue, files: replace those that the settings name.
         make_executor: called with the number of each of `settings.workers`.
         plan: plans what requests need, see `pusa.server.plans`.
-        studio_later: load the studio after the server has started, which makes the start seconds faster.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
 
     Raises:
@@ -72,16 +73,12 @@ def create_app(
     service = VideoService(settings, queue, files, plan)
     metrics = Metrics(service)
     background = _BackgroundThreads(service, metrics, make_executor)
-    root_page = RootPage(service, settings, later=studio_later)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         background.start()
         tasks = [asyncio.create_task(background.count_ended_jobs())]
-        if root_page.has_studio:
-            tasks.append(asyncio.create_task(root_page.run()))
         try:
-            await root_page.wait()
             yield
         finally:
             for task in tasks:
@@ -101,14 +98,15 @@ def create_app(
     keys = ApiKeys(settings.api_keys, settings.keys_file)
     sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
+    errors.install(app, [route for router in _ROUTERS for route in router.routes])
     app.state.sessions = sessions
-    routers = (api.router, jobs.router, session.router, growing.router)
-    errors.install(app, [route for router in routers for route in router.routes])
     openapi.install(app, sessions.name)
-    for router in routers:
+    for router in _ROUTERS:
         app.include_router(router)
     _add_server_routes(app, service, metrics, settings)
-    app.router.default = root_page
+    if settings.studio:
+        app.include_router(studio.router())
+    app.router.default = RootPage(service, settings)
     app.add_middleware(
         AccessMiddleware,
         keys=keys,

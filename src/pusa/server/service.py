@@ -3,26 +3,28 @@
 Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
-import hashlib
 import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.server.changes import JobChanges, is_video_id, not_found
 from pusa.server.clock import TrustedClock
+from pusa.server.content import Content, result_key
 from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
 from pusa.server.errors import ServiceError
 from pusa.server.events import EventFeed
 from pusa.server.feed import JobFeed, Snapshot
+from pusa.server.files import FileLibrary
 from pusa.server.http.keys import WrongKeys
 from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
 from pusa.server.jobs.integrity import FileIntegrity
@@ -52,26 +54,6 @@ __all__ = [
 Variant = Literal["video", "thumbnail", "spritesheet", "contact_sheet"]
 
 _PACE_SECONDS = 1.0  # for which the mean duration of a job is cached
-_MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp", ".png": "image/png", ".gif": "image/gif"}
-
-
-@dataclass(frozen=True)
-class Content:
-    """A file of a job, ready to be sent.
-
-    Attributes:
-        path: the file on this machine; None if the store is elsewhere.
-        open: opens the file wherever it is.
-        size: in bytes.
-        name: proposed to whoever downloads it.
-    """
-
-    path: Path | None
-    open: Callable[[], BinaryIO]
-    size: int
-    media_type: str
-    name: str
-    etag: str
 
 
 class VideoService(JobChanges):
@@ -93,6 +75,7 @@ class VideoService(JobChanges):
         self.feed = JobFeed(queue, lambda: self.is_stopping)
         self.events = EventFeed(queue, files, self.readiness, lambda: self.is_stopping)
         self.integrity = FileIntegrity(queue, files)
+        self.library = FileLibrary(self)
         self.wrong_keys = WrongKeys()
         self._disk = DiskSpace(settings.min_free_bytes)
         self._text_memory = TextMemory(settings.max_text_memory_bytes)
@@ -165,7 +148,7 @@ class VideoService(JobChanges):
         """
         job = await self.get(id, owner)
         request, keys = request_of(job, self.settings)
-        keys["draft"] = _result_key(job, "video")
+        keys["draft"] = result_key(job, "video")
         fields = final_of(job, request, "draft", self.defaults, **asked)
         return await self._create_from(job, fields, keys, options)
 
@@ -179,7 +162,7 @@ class VideoService(JobChanges):
     async def remix(self, id: str, prompt: str, owner: str | None = "", **options: Any) -> Job:
         """Submit a job once more with another prompt and the same inputs, settings and seed."""
         if not prompt.strip() and self.defaults.has_text:
-            raise invalid_value("the prompt is empty: say what the new video shows", "prompt")
+            raise invalid_value("the prompt is empty: say what the new video shows", "prompt", "prompt_missing")
         return await self.rerun(id, prompt=prompt, owner=owner, **options)
 
     async def extend(
@@ -235,7 +218,8 @@ class VideoService(JobChanges):
             request, noise, options: those of `extend`.
         """
         if len(videos) not in (1, 2):
-            raise invalid_value(f"{len(videos)} videos are given: give one to change, or two to join", "video")
+            message = f"{len(videos)} videos are given: give one to change, or two to join"
+            raise invalid_value(message, "video", "too_many_videos", given=len(videos), limit=2)
         async with self._open_videos(videos, owner) as (uploads, parent):
             uploads = await self.submitter.probe(uploads)
             fields: dict[str, Any] = {"prompt": prompt, **size_and_fps(parent, request), **(request or {})}
@@ -266,10 +250,11 @@ class VideoService(JobChanges):
             for number, video in enumerate(videos):
                 if isinstance(video, Upload):
                     uploads[f"video_{number}"] = replace(video, expected_kind="video")
+                    parent = parent or (await self.get(video.parent, owner) if video.parent else None)
                     continue
                 job = await self.get(video, owner)
                 parent = parent or job
-                key = _result_key(job, "video")
+                key = result_key(job, "video")
                 uploads |= await stack.enter_async_context(self._fetch({f"video_{number}": key}, video))
             yield uploads, parent
 
@@ -287,7 +272,7 @@ class VideoService(JobChanges):
                 if self.files.local(key) is None:
                     copies.append(path)
                 if not await in_thread(self.integrity.is_intact, id, key):
-                    raise await self._damaged(id, key)
+                    raise await self.damaged(id, key)
                 uploads[name] = Upload(name=f"{key.rpartition('/')[2]} of {id}", path=path)
             yield uploads
         finally:
@@ -393,6 +378,7 @@ class VideoService(JobChanges):
                 "too_many_streams",
                 f"your key follows {limit} videos at once, which is the limit: close a stream, or poll",
                 headers={"retry-after": "5"},
+                values={"limit": limit},
             )
         self._streams[owner] += 1
         try:
@@ -409,29 +395,21 @@ class VideoService(JobChanges):
             ServiceError: 404 if there is no such job or file, 409 if the job is not completed yet.
         """
         job = await self.get(id, owner)
-        key = _result_key(job, variant)
-        suffix = key[key.rfind(".") :]
+        key = result_key(job, variant)
         try:
             size = await in_thread(self.files.size, key)
             if not await in_thread(self.integrity.is_intact, id, key):
-                raise await self._damaged(id, key)
+                raise await self.damaged(id, key)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"the {variant} of {id} is not kept any more") from None
-        return Content(
-            path=self.files.local(key),
-            open=partial(self.files.open, key),
-            size=size,
-            media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
-            name=f"{id}{'' if variant == 'video' else '_' + variant}{suffix}",
-            etag=hashlib.sha256(key.encode()).hexdigest()[:32],  # the file of a key never changes
-        )
+        return Content.of(self.files, key, size, f"{id}{'' if variant == 'video' else '_' + variant}")
 
-    async def _damaged(self, id: str, key: str) -> ServiceError:
+    async def damaged(self, id: str, key: str) -> ServiceError:
         """Have a job with a damaged result made again; return the error that says so."""
         logger.error("%s of %s is damaged: its size or sha256 is not what was stored", key, id)
         if key.startswith("inputs/"):
             return ServiceError(409, "file_damaged", f"an input of {id} is damaged on the server's disk: send it anew")
-        note = "a file of it was damaged on the server's disk, so it was made again"
+        note = CodedText("made_again", "a file of it was damaged on the server's disk, so it was made again")
         completed: tuple[Status] = ("completed",)
         await in_thread(partial(self.queue.restart, id, statuses=completed, note=note))
         message = f"a file of {id} was damaged on the server's disk and is made again: wait until it is completed"
@@ -460,11 +438,3 @@ class VideoService(JobChanges):
     def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         return read_readiness(self.queue, self.settings, self.model)
-
-
-def _result_key(job: Job, variant: Variant) -> str:
-    if job.status in ("queued", "in_progress"):
-        raise ServiceError(409, "not_ready", f"{job.id} is {job.status}: its {variant} is there once it is completed")
-    if variant not in job.results:
-        raise ServiceError(404, "no_result", f"{job.id} has no {variant}: it is {job.status}")
-    return job.results[variant]

@@ -63,7 +63,7 @@ class ServerSettings(StrictModel):
     trusted_proxies: StringList = field(
         (), "Addresses of reverse proxies whose X-Forwarded headers are believed.", unset="none"
     )
-    studio: bool = field(True, "Show the studio at /, where gradio is installed.")
+    studio: bool = field(True, "Show the studio at /.")
     docs: bool = field(True, "Show the API's documentation at /docs.")
     metrics: bool = field(True, "Show figures for Prometheus at /metrics.")
 
@@ -267,6 +267,10 @@ class ServerSettings(StrictModel):
     max_upload_frames: int = field(4801, "Frames of an uploaded video.", ge=1, le=1_000_000)
     probe_seconds: float = field(10.0, "Time to look at the uploads of a request.", unit="seconds", ge=0.5, le=600)
     probe_memory_bytes: int = field(_GIB, "Memory to look at an upload.", unit="bytes", ge=64 * _MIB, le=2**40)
+    cut_seconds: float = field(60.0, "Time to cut a piece out of a video.", unit="seconds", ge=0.5, le=3600)
+    key_file_bytes: int = field(
+        20 * _GIB, "Of the files that one API key keeps; 0 sets no limit.", unit="bytes", ge=0, le=2**50
+    )
     max_video_pixels: int = field(
         2048 * 2048, "Width times height of a video to make.", unit="pixels", ge=256, le=2048 * 2048
     )

@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from pusa.server.studio.actions import Actions
+from pusa.server.studio.files.uploads import VisitorFiles
+from pusa.server.studio.forms import Form, FormDefaults
 from server_samples import open_all
 from studio_samples import settings_of
 
 from pusa.acceleration.decisions import LoadOptions, Machine, PartPlan, Plan
 from pusa.server.plans import Size, machine_as_json
 from pusa.server.service import VideoService
-from pusa.server.studio.actions import Actions
-from pusa.server.studio.files.uploads import VisitorFiles
-from pusa.server.studio.forms import Form, FormDefaults
 
 FIELDS = ("timeline", *Form.__dataclass_fields__)
 

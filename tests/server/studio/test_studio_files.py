@@ -14,11 +14,11 @@ pytest.importorskip("gradio")
 from api_samples import png, refusal
 from page_samples import file_of
 from PIL import Image
+from pusa.server.studio.files.uploads import Arriving, Progress, VisitorFiles
 from site_samples import FIELDS, SECRET, Site, values_of
 from starlette.routing import Mount
 
 from pusa.server.studio.examples import CLIPS
-from pusa.server.studio.files.uploads import Arriving, Progress, VisitorFiles
 
 STATES = ("timeline", "tab", "prompt")
 

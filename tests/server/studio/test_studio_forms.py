@@ -5,10 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from pusa import zoo
-from pusa.request import GenerationRequest, field_specs, preset_alpha, preset_noise
-from pusa.server.studio import examples, timeline, views
 from pusa.server.studio.forms import (
     Form,
     FormDefaults,
@@ -21,6 +17,10 @@ from pusa.server.studio.forms import (
     with_fast,
 )
 from pusa.server.studio.texts import LANGUAGES, texts
+
+from pusa import zoo
+from pusa.request import GenerationRequest, field_specs, preset_alpha, preset_noise
+from pusa.server.studio import examples, timeline, views
 
 MINI, BIG = FormDefaults.of("mini"), FormDefaults.of("wan2.1-14b")
 

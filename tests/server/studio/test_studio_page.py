@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("gradio")
 
 from fastapi.testclient import TestClient
+from pusa.server.studio.mounting import SCRIPTS, STYLES
+from pusa.server.studio.routes import ASSETS
 from studio_samples import settings_of
 
 from pusa.request import GenerationRequest
 from pusa.server.app import create_app
 from pusa.server.jobs.queue import NewJob
 from pusa.server.studio import examples
-from pusa.server.studio.mounting import SCRIPTS, STYLES
-from pusa.server.studio.routes import ASSETS
 
 KEY, OTHER_KEY = "a-key-of-somebody", "a-key-of-another"
 

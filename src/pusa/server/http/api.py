@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.convertors import Convertor, register_url_convertor
 
-from pusa import zoo
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.http import openapi, to_request
@@ -19,18 +18,15 @@ from pusa.server.http.schemas import (
     EditVideo,
     ExtendVideo,
     FinalVideo,
-    Model,
-    ModelList,
     RemixVideo,
     VideoEstimate,
     VideoObject,
     estimate_response,
-    model_plan,
     video_from_job,
 )
 from pusa.server.http.sse import STREAM_HEADERS, events
 from pusa.server.jobs.queue import Job
-from pusa.server.service import Upload, Variant, VideoService, in_thread
+from pusa.server.service import Upload, Variant, VideoService
 from pusa.server.transfers.downloads import download
 
 _RESERVED = ("cancel", "characters", "edits", "estimate", "extensions", "sync")
@@ -180,7 +176,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 )
 async def estimate(request: Request, service: Service) -> VideoEstimate:
     """Checks a body of `POST /v1/videos` and returns what it would need on a worker's machine, without a job."""
-    async with read_request(request, service) as reader:
+    async with read_request(request, service, makes_parts=False) as reader:
         _, fields, uploads = await _read_create(reader, service)
         resolved, found = await service.estimate(fields, uploads)
     return estimate_response(service.model, resolved, found)
@@ -391,39 +387,3 @@ async def follow(id: Id, service: Service, owner: Owner) -> Response:
     first = await anext(snapshots, None)  # a refusal must come before the stream begins
     stream = events(first, snapshots, to_json, service.preview_of, lambda: service.is_stopping)
     return StreamingResponse(stream, headers=STREAM_HEADERS, media_type="text/event-stream")
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-@router.get("/models", response_model=ModelList, responses=openapi.errors(503), summary="List models")
-async def list_models(service: Service) -> ModelList:
-    return ModelList(data=[await in_thread(_model, service)])
-
-
-@router.get("/models/{id:path}", response_model=Model, responses=openapi.errors(404, 503), summary="Look at a model")
-async def get_model(id: Id, service: Service) -> Model:
-    if id != service.model:
-        raise ServiceError(404, "model_not_found", f"there is no model {id[:60]!r}: there is {service.model}", "model")
-    return await in_thread(_model, service)
-
-
-def _model(service: VideoService) -> Model:
-    named_model = zoo.find(service.settings.model)
-    defaults = service.defaults
-    return Model(
-        id=service.model,
-        created=service.started_at,
-        owned_by="pusa",
-        title=named_model.title if named_model else "",
-        defaults={
-            "width": defaults.width,
-            "height": defaults.height,
-            "num_frames": defaults.num_frames,
-            "fps": defaults.fps,
-            "num_inference_steps": defaults.steps,
-            "guidance_scale": defaults.guidance,
-            "flow_shift": defaults.shift,
-        },
-        plan=model_plan(service.planner.plan_defaults(defaults)),
-    )

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from pusa.fields import StrictModel, field
 from pusa.request import Text
-from pusa.server.http.schemas import VideoId
+from pusa.server.http.reference_schemas import VideoId
 
 
 class UpdateVideo(StrictModel):

@@ -1,4 +1,4 @@
-"""Read a request's body and collect its files: form parts, data URLs, base64, and images by URL."""
+"""Read a request's body and collect its files: form parts, data URLs, base64, URLs, and files on the server."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,8 +16,9 @@ from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
-from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput, UrlReference, VideoReference
-from pusa.server.service import VideoService, in_thread, is_video_id
+from pusa.server.http.reference_schemas import StoredReference, UrlReference, VideoReference, stored_reference
+from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput
+from pusa.server.service import VideoService, in_thread
 from pusa.server.transfers.reservations import Arrival
 from pusa.server.transfers.uploads import Upload
 
@@ -38,12 +39,16 @@ class RequestReader:
     """Validate the body of one request and collect its files.
 
     Attributes:
+        owner: of the files on the server that the body may name.
+        makes_parts: False where the facts about a part of a file are enough, see `FileLibrary.take`.
         files: form parts by field, in order; filled by `validate`.
-        inline: files from URLs and base64 in fields.
+        inline: files from URLs and base64 in fields, and copies of those on the server.
     """
 
     service: VideoService
     parsed_body: ParsedBody
+    owner: str = ""
+    makes_parts: bool = True
     files: dict[str, list[Upload]] = field(default_factory=dict)
     inline: list[Upload] = field(default_factory=list)
 
@@ -65,7 +70,7 @@ class RequestReader:
             if target is None:
                 choices = ", ".join(sorted(set(file_fields.values())))
                 message = f"{name[:60]!r} holds a file: files go into {choices}"
-                raise ServiceError(400, "unknown_parameter", message, name[:60])
+                raise ServiceError(400, "unknown_parameter", message, name[:60], values={"field": name[:60]})
             self.files.setdefault(target, []).append(upload)
         return await in_parser_thread(
             partial(to_request.validate_fields, model, values, is_text=self.parsed_body.is_text)
@@ -74,12 +79,10 @@ class RequestReader:
     async def from_url(self, url: str, param: str, expected_kind: Literal["image", "video"] | None = None) -> Upload:
         """Decode a data URL, or fetch one from an allowed host, into the spool."""
         service = self.service
+        self._check_count(param)
         path = service.spool.new()
         upload = Upload(name=param, path=path, expected_kind=expected_kind)
         self.inline.append(upload)
-        limit = service.settings.max_uploads
-        if len(self.inline) + len(self.parsed_body.files) > limit:
-            raise ServiceError(400, "too_many_files", f"more than {limit} files are sent, the limit: send fewer", param)
         if url[:8].lower().startswith(("https://", "http://")):
             fetch = partial(
                 urls.fetch,
@@ -101,13 +104,33 @@ class RequestReader:
             return await self.from_url(text, param, "image")
         return await self.from_url(f"data:;base64,{text}", param, "image")
 
+    async def stored(self, reference: StoredReference, param: str) -> Upload:
+        """Take a file on the server, or a part of it."""
+        self._check_count(param)
+        upload = await self.service.library.take(reference, self.owner, param=param, makes_parts=self.makes_parts)
+        self.inline.append(upload)
+        return upload
+
+    def _check_count(self, param: str) -> None:
+        limit = self.service.settings.max_uploads
+        if len(self.inline) + len(self.parsed_body.files) >= limit:
+            message = f"more than {limit} files are sent, the limit: send fewer"
+            raise ServiceError(400, "too_many_files", message, param, values={"limit": limit})
+
+    async def _file_of(self, item: str | UrlReference | StoredReference, param: str) -> Upload:
+        reference = stored_reference(item) if isinstance(item, str) else item
+        if isinstance(reference, StoredReference):
+            return await self.stored(reference, param)
+        assert not isinstance(item, StoredReference)
+        url, expected_kind = _url_and_kind(item)
+        return await self.from_url(url, param, expected_kind)
+
     async def references(self, body: CreateVideo) -> dict[str, Upload]:
-        """Collect the files of input_reference and its other names in order: form parts first, then URLs."""
+        """Collect the files of input_reference and its other names in order: form parts first, then the others."""
         found = [upload for name in REFERENCE_FIELDS for upload in self.files.get(name, [])]
         for name in ("input_reference", "image_reference", "video_reference"):
             for item in _as_list(getattr(body, name)):
-                url, expected_kind = _url_and_kind(item)
-                found.append(await self.from_url(url, name, expected_kind))
+                found.append(await self._file_of(item, name))
         return {f"reference_{number}": upload for number, upload in enumerate(found)}
 
     async def keyframes(
@@ -126,24 +149,31 @@ class RequestReader:
                     raise to_request.invalid_value(f"{message}: they are counted from 0", "keyframes")
             else:
                 name = f"keyframe_{number}"
-                source = frame.image_b64 or frame.image_url or ""
-                inside[name] = await (
-                    self.from_base64(source, "image_b64")
-                    if frame.image_b64 is not None
-                    else self.from_url(source, "image_url", "image")
-                )
+                inside[name] = await self._picture_of(frame)
             frames.append((frame, name))
         return frames, inside
+
+    async def _picture_of(self, frame: KeyframeInput) -> Upload:
+        if frame.reference is not None:
+            return await self.stored(frame.reference, "keyframes")
+        if frame.image_b64 is not None:
+            return await self.from_base64(frame.image_b64, "image_b64")
+        return await self.from_url(frame.image_url or "", "image_url", "image")
 
     async def videos(self, body: ExtendVideo | EditVideo) -> list[str | Upload]:
         """Collect the ids and files of `video` in order: ids and URLs first, then form parts."""
         found: list[str | Upload] = []
         for item in _as_list(body.video):
-            if isinstance(item, VideoReference):
-                found.append(item.id)
-            elif isinstance(item, str) and (is_video_id(item) or item.startswith("video_")):
-                found.append(item)
+            reference = stored_reference(item) if isinstance(item, str) else item
+            if isinstance(reference, VideoReference):
+                found.append(reference.id)
+            elif isinstance(reference, StoredReference):
+                if reference.video_id is not None and reference.input is None and not reference.is_part:
+                    found.append(reference.video_id)
+                else:
+                    found.append(await self.stored(reference, "video"))
             else:
+                assert not isinstance(item, VideoReference | StoredReference)
                 found.append(await self.from_url(_url_and_kind(item)[0], "video", "video"))
         return found + [replace(upload, expected_kind="video") for upload in self.files.get("video", [])]
 
@@ -160,7 +190,7 @@ def _url_and_kind(item: str | UrlReference) -> tuple[str, Literal["image", "vide
 
 @asynccontextmanager
 async def read_request(
-    request: Request, service: VideoService, *, may_be_empty: bool = False
+    request: Request, service: VideoService, *, may_be_empty: bool = False, makes_parts: bool = True
 ) -> AsyncIterator[RequestReader]:
     """Parse the body of a request, or take one without fields where it `may_be_empty`; delete its files on leaving."""
     async with arriving(request, service) as arrival:
@@ -174,7 +204,7 @@ async def read_request(
                 max_text_bytes=MAX_TEXT_BYTES,
                 arrival=arrival,
             )
-        reader = RequestReader(service, parsed_body)
+        reader = RequestReader(service, parsed_body, owner=request.state.owner, makes_parts=makes_parts)
         try:
             yield reader
         finally:

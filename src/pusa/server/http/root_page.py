@@ -1,18 +1,9 @@
-"""Serve the studio at ``/``, a status page until it has loaded, and the documentation of the API.
+"""Answer for paths that are no route of the API, and render the documentation of the API."""
 
-Gradio takes seconds to import, so the server starts without the studio and loads it in a thread.
-"""
-
-import asyncio
 import html
-import importlib.util
-import logging
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -22,78 +13,15 @@ from pusa.server.http.middleware import path_of
 from pusa.server.service import ServerState, VideoService, in_thread
 from pusa.server.settings import ServerSettings
 
-logger = logging.getLogger(__name__)
-
 _WITHOUT_VERSION = ("/videos/", "/models/")
 _API_PATHS = ("/v1/", "/health/", "/ready/", "/metrics/", "/docs/", "/openapi.json/")
 
 
 class RootPage:
-    """ASGI app for all paths that are no route of the API: the studio, or the status page at ``/``.
+    """ASGI app for all paths without a route: a status page at ``/`` on a server without the studio."""
 
-    Args:
-        later: load the studio after the server has started; otherwise before its first request.
-    """
-
-    def __init__(self, service: VideoService, settings: ServerSettings, *, later: bool) -> None:
+    def __init__(self, service: VideoService, settings: ServerSettings) -> None:
         self._service, self._settings = service, settings
-        self.has_studio = settings.studio and importlib.util.find_spec("gradio") is not None
-        self.loaded = None if later or not self.has_studio else self._load()
-        self._studio: FastAPI | None = None
-        self._loading_ended = asyncio.Event()
-        self._must_wait = self.loaded is not None
-
-    def _load(self) -> FastAPI:
-        from pusa.server.studio import mount
-
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        errors.install(app, [])
-        return mount(app, self._service, self._settings)
-
-    async def _load_in_thread(self) -> FastAPI:
-        """Load the studio in a daemon thread: a server that stops must not wait for Gradio."""
-        loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[FastAPI] = loop.create_future()
-
-        def set_result(app: FastAPI | None, error: Exception | None) -> None:
-            if loaded.done():
-                return
-            if app is not None:
-                loaded.set_result(app)
-            elif error is not None:
-                loaded.set_exception(error)
-
-        def load() -> None:
-            app, error = None, None
-            try:
-                app = self._load()
-            except Exception as exception:
-                error = exception
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(set_result, app, error)
-
-        threading.Thread(target=load, name="pusa-studio", daemon=True).start()
-        return await loaded
-
-    async def run(self) -> None:
-        """Load the studio and run it until this task is cancelled."""
-        try:
-            app = self.loaded or await self._load_in_thread()
-            async with app.router.lifespan_context(app):
-                self._studio = app
-                self._loading_ended.set()
-                await asyncio.Event().wait()
-        except Exception:
-            logger.exception("the studio cannot be shown; the API works without it")
-            self.has_studio = False
-        finally:
-            self._studio = None
-            self._loading_ended.set()
-
-    async def wait(self) -> None:
-        """Wait for the studio, unless it is loaded later."""
-        if self._must_wait:
-            await self._loading_ended.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope)
@@ -101,19 +29,11 @@ class RootPage:
             raise HTTPException(404)
         if f"{path}/".startswith(_WITHOUT_VERSION):
             raise errors.ServiceError(404, "not_found", f"there is nothing at {path[:100]}: the API is below /v1")
-        if self._studio is not None:
-            await self._studio(dict(scope), receive, send)
-        elif path in ("", "/") and scope["method"] in ("GET", "HEAD"):
-            state = await in_thread(self._service.readiness)
-            page = status_page(
-                state,
-                has_docs=self._settings.docs,
-                studio_is_loading=self.has_studio,
-                root_path=scope.get("root_path", ""),
-            )
-            await HTMLResponse(page, headers={"cache-control": "no-store"})(scope, receive, send)
-        else:
+        if path not in ("", "/") or scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(404)
+        state = await in_thread(self._service.readiness)
+        page = status_page(state, has_docs=self._settings.docs, root_path=scope.get("root_path", ""))
+        await HTMLResponse(page, headers={"cache-control": "no-store"})(scope, receive, send)
 
 
 # ---- HTML ------------------------------------------------------------------------------------------------------------
@@ -136,7 +56,7 @@ def _html_page(title: str, content: str, head: str = "") -> str:
     )
 
 
-def status_page(state: ServerState, *, has_docs: bool, studio_is_loading: bool, root_path: str = "") -> str:
+def status_page(state: ServerState, *, has_docs: bool, root_path: str = "") -> str:
     """Render the state of the server, in a page that reloads itself."""
     content = [
         "<h1>pusa</h1>",
@@ -151,11 +71,8 @@ def status_page(state: ServerState, *, has_docs: bool, studio_is_loading: bool, 
         + (f', which <a href="{html.escape(root_path)}/docs">the documentation</a> describes.' if has_docs else ".")
         + "</p>"
     )
-    if studio_is_loading:
-        content.append("<p>The studio is being opened: it takes the place of this page in a moment.</p>")
-    else:
-        content.append("<p>The studio, for the browser, comes with <code>pip install 'pusa[studio]'</code>.</p>")
-    head = f'<meta http-equiv="refresh" content="{1 if studio_is_loading else 30 if state.ready else 2}">'
+    content.append("<p>The studio, for the browser, is off here: its operator has set <code>studio = false</code>.</p>")
+    head = f'<meta http-equiv="refresh" content="{30 if state.ready else 2}">'
     return _html_page("pusa", "\n".join(content), head)
 
 

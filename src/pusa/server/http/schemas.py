@@ -4,12 +4,10 @@ Names are OpenAI's first, then vLLM-Omni's, then ours. Ranges are taken from `Ge
 """
 
 import copy
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from pusa.acceleration.decisions import Machine, Plan
 from pusa.fields import StrictModel, field
 from pusa.request import (
     FINAL_NOISE,
@@ -21,14 +19,15 @@ from pusa.request import (
     ResolvedRequest,
     Text,
 )
+from pusa.server.http.reference_schemas import AnyVideo, FileUrl, Reference, StoredReference
 from pusa.server.jobs.job import Job
 from pusa.server.plans import Estimate
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
 LIST_PATTERN = r"^[-0-9a-z.,\s]{1,4096}$"
-ID_PATTERN = r"^video_[0-9a-f]{32}$"
 MAX_FILES = 16
+MAX_PROMPT_CHARACTERS = 10_000
 
 
 def _copy_field(name: str) -> Any:
@@ -38,35 +37,14 @@ def _copy_field(name: str) -> Any:
     return copied
 
 
-Prompt = Annotated[Text, Field(max_length=10_000)]
+Prompt = Annotated[Text, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Seconds = Annotated[str, Field(pattern=SECONDS_PATTERN)] | Annotated[float, Field(ge=0, le=9999)]
-FileUrl = Annotated[str, Field(min_length=1, max_length=700_000_000)]  # data URLs; the body's own limit is far lower
 Listed = Annotated[str, Field(pattern=LIST_PATTERN)]
 BatchName = Annotated[Text, Field(min_length=1, max_length=64)]
-VideoId = Annotated[str, Field(pattern=ID_PATTERN)]
-
-
-class UrlReference(StrictModel):
-    """A file inside the request, as a data URL; an https address only of hosts that the operator has allowed."""
-
-    image_url: FileUrl | None = field(None, "A picture: data:image/png;base64,...")
-    video_url: FileUrl | None = field(None, "A video: data:video/mp4;base64,...")
-
-    @model_validator(mode="after")
-    def _one(self) -> "UrlReference":
-        if (self.image_url is None) == (self.video_url is None):
-            raise ValueError("a reference holds one of image_url and video_url")
-        return self
-
-
-class VideoReference(StrictModel):
-    """A finished video of this server."""
-
-    id: VideoId = field(..., "The video's id.")
 
 
 class KeyframeInput(StrictModel):
-    """A picture at a place. One of `frame`, `time` and `latent`; one of `file`, `image_url` and `image_b64`."""
+    """A picture at a place: one of `frame`, `time`, `latent`; one of `file`, `reference`, `image_url`, `image_b64`."""
 
     frame: int | Literal["last"] | None = field(None, "Frame number; negative counts from the end.")
     time: Annotated[float, Field(ge=-9999, le=9999)] | Literal["last"] | None = field(
@@ -74,6 +52,7 @@ class KeyframeInput(StrictModel):
     )
     latent: int | Literal["last"] | None = field(None, "Latent frame; negative counts from the end.")
     file: int | None = field(None, "Which of the files in input_reference, counted from 0.", ge=0, le=MAX_FILES - 1)
+    reference: StoredReference | None = field(None, "A picture on this server, or a frame of a clip there.")
     image_url: FileUrl | None = field(None, "A picture as a data URL.")
     image_b64: FileUrl | None = field(None, "A picture in base64.")
     noise: Multiplier | None = field(None, "How far the model may depart from it: 0 keeps it, 1 ignores it.")
@@ -84,8 +63,8 @@ class KeyframeInput(StrictModel):
     def _one_each(self) -> "KeyframeInput":
         if sum(place is not None for place in (self.frame, self.time, self.latent)) > 1:
             raise ValueError("a keyframe has one place: frame, time or latent")
-        if sum(source is not None for source in (self.file, self.image_url, self.image_b64)) != 1:
-            raise ValueError("a keyframe has one picture: file, image_url or image_b64")
+        if sum(source is not None for source in (self.file, self.reference, self.image_url, self.image_b64)) != 1:
+            raise ValueError("a keyframe has one picture: file, reference, image_url or image_b64")
         return self
 
     @property
@@ -105,8 +84,6 @@ class LoraChoice(StrictModel):
     scale: float | None = field(None, "Its strength, as lora_alpha.", ge=0.1, le=5)
 
 
-Reference = FileUrl | UrlReference | Annotated[list[FileUrl | UrlReference], Field(max_length=64)]
-AnyVideo = FileUrl | UrlReference | VideoReference
 LoraName = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
@@ -218,7 +195,9 @@ class CreateVideo(GenerationOptions):
 class RemixVideo(StrictModel):
     """``POST /v1/videos/{id}/remix``."""
 
-    prompt: Annotated[Text, Field(min_length=1, max_length=10_000)] = field(..., "What the new video shows.")
+    prompt: Annotated[Text, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)] = field(
+        ..., "What the new video shows."
+    )
 
 
 class ExtendVideo(GenerationOptions):
@@ -230,7 +209,7 @@ class ExtendVideo(GenerationOptions):
     )
     seconds: Seconds | None = field(None, "Length of what is added.", unit="seconds", unset="the model's")
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(None, "WIDTHxHEIGHT in pixels.")
-    video: AnyVideo | None = field(None, "A finished video's id, or a file.")
+    video: AnyVideo | None = field(None, "A finished video's id, a file, or the id of one.")
     extra_params: GenerationOptions | None = field(None, "More of these fields; fields outside win.")
 
 
@@ -244,7 +223,7 @@ class EditVideo(GenerationOptions):
     seconds: Seconds | None = field(None, "Length.", unit="seconds", unset="the video's, or the model's")
     size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = field(None, "WIDTHxHEIGHT in pixels.")
     video: AnyVideo | Annotated[list[AnyVideo], Field(max_length=64)] | None = field(
-        None, "One or two finished videos' ids, or files."
+        None, "One or two finished videos' ids, files, or the ids of these."
     )
     extra_params: GenerationOptions | None = field(None, "More of these fields; fields outside win.")
 
@@ -257,6 +236,7 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    values: dict[str, Any] = Field(description="What fills the text of the code in another language.")
 
 
 class ErrorEnvelope(BaseModel):
@@ -339,42 +319,6 @@ class VideoDeleted(BaseModel):
     undo_until: int | None = Field(None, description="Until when it can be restored; null: it is gone.")
 
 
-class ModelCard(BaseModel):
-    name: str
-    memory_bytes: int
-
-
-class ModelPlan(BaseModel):
-    """Tell how a worker's machine, with its memory before loading, makes a video of the model's own size."""
-
-    summary: str
-    parts: list[dict[str, Any]]
-    ranks: int
-    gpu_peak_bytes: dict[str, int]
-    ram_peak_bytes: int
-    problem: str | None
-    notes: list[str]
-    cards: list[ModelCard]
-    ram_bytes: int
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    title: str
-    defaults: dict[str, Any]
-    plan: ModelPlan | None = Field(
-        None, description="Null while no worker has reported its machine, or if the model cannot be planned."
-    )
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
     version: str
@@ -401,7 +345,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
     """Convert a job for clients. Typed clients know four statuses: ``cancelled`` becomes the code of a failure."""
     error = None
     if job.status == "cancelled":
-        error = VideoError(code="cancelled", message="it was cancelled")
+        error = VideoError(code="cancelled", message="it was cancelled", values={})
     elif job.status == "failed":
         message, values = job.error_message or "it failed", job.error_values or {}
         error = VideoError(code=job.error_code or "internal_error", message=message, values=values)
@@ -457,22 +401,4 @@ def estimate_response(model: str, request: ResolvedRequest, found: Estimate) -> 
         seconds=None if found.seconds is None else round(found.seconds, 2),
         problem=None if plan is None else plan.problem or None,
         notes=[] if plan is None else list(plan.notes),
-    )
-
-
-def model_plan(found: tuple[Plan, Machine] | None) -> ModelPlan | None:
-    """Convert a model's plan, and the machine that it is for, for clients."""
-    if found is None:
-        return None
-    plan, machine = found
-    return ModelPlan(
-        summary=plan.summary,
-        parts=[{"part": name, **asdict(part)} for name, part in plan.parts.items()],
-        ranks=plan.parallel.ranks,
-        gpu_peak_bytes=dict(plan.gpu_peak_bytes),
-        ram_peak_bytes=plan.ram_peak_bytes,
-        problem=plan.problem or None,
-        notes=list(plan.notes),
-        cards=[ModelCard(name=card.name, memory_bytes=card.memory_bytes) for card in machine.cards],
-        ram_bytes=machine.ram_bytes,
     )

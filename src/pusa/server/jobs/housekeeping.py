@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from pusa.server.clock import TrustedClock, steady_seconds
+from pusa.server.jobs.client_files import ClientFileTable, expire_files
 from pusa.server.jobs.queue import MAX_FAILURES, Job, JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageUnavailableError, full_disk
 
@@ -27,7 +28,8 @@ __all__ = [
 
 # A bucket may hold other things as well: only keys of this form are ever removed.
 _PREFIXES = ("inputs", "results", "checkpoints", "previews")
-_JOB_KEY = re.compile(rf"({'|'.join(_PREFIXES)})/video_[0-9a-f]{{32}}[/.].*")
+_CLIENT_FILES = "files"
+_OWN_KEY = re.compile(rf"(({'|'.join(_PREFIXES)})/video|{_CLIENT_FILES}/file)_[0-9a-f]{{32}}[/.].*")
 _OWNER_KEY = "queue-identity"
 _SILENT_WORKER_SECONDS = 86_400.0
 _CURSOR_SECONDS = 86_400.0  # for which a page may begin after a deleted job
@@ -95,7 +97,7 @@ def sweep_orphans(
     listing: Iterator[tuple[str, float]] | None = None,
     limit: int | None = None,
 ) -> int:
-    """Remove files that no job names; return how many.
+    """Remove files that no job and no client's file names; return how many.
 
     A file is written before the row that names it is committed, so only files older than `older_than_seconds` count as
     orphans. A server that was started with the URL of another database would take every file for an orphan: the store
@@ -113,7 +115,7 @@ def sweep_orphans(
         listing = islice(listing, limit)
     count = 0
     while batch := list(islice(listing, _BATCH)):
-        old = [key for key, written_at in batch if written_at < before and _JOB_KEY.fullmatch(key)]
+        old = [key for key, written_at in batch if written_at < before and _OWN_KEY.fullmatch(key)]
         used = queue.keys_in_use(old) if old else set()  # read after the list, which has no file written from here on
         for key in old:
             if key not in used:
@@ -123,8 +125,8 @@ def sweep_orphans(
 
 
 def list_keys(files: FileStore) -> Iterator[tuple[str, float]]:
-    """List the keys of jobs in the store, with the times at which they were written (unix seconds)."""
-    for prefix in _PREFIXES:
+    """List the keys of jobs and clients' files, with the times at which they were written (unix seconds)."""
+    for prefix in (*_PREFIXES, _CLIENT_FILES):
         yield from files.keys(prefix)
 
 
@@ -183,6 +185,8 @@ class HousekeepingCounts:
     orphans: int
     scratch: int
     recovered: int
+    files: int = 0
+    """Clients' files that were not used for long."""
 
 
 class Housekeeping:
@@ -211,18 +215,20 @@ class Housekeeping:
     ) -> None:
         """
         Args:
-            keep_seconds: time to keep jobs that failed or were cancelled; None: for ever.
+            keep_seconds: time to keep jobs that failed or were cancelled, and clients' files after their last use;
+                None: for ever.
             orphan_seconds: minimum age of a file that is removed because no job names it.
             scratch: this machine's folder for unfinished work.
             scratch_seconds: minimum age of scratch files that are removed; longer than any job may run.
             max_failures: the workers' limit, see `JobQueue.recover_overdue`.
             first_seconds: time since the start in which nothing is removed.
-            most_expired: jobs that a round removes at most.
+            most_expired: jobs, and clients' files, that a round removes at most.
             most_listed: files of the store that a round looks at; the next round goes on after them.
             clock: unix seconds; a `TrustedClock` by default.
             steady: seconds without jumps, for `first_seconds`.
         """
         self._queue, self._files, self._clock = queue, files, clock or TrustedClock()
+        self._client_files = ClientFileTable(queue)
         self._every_seconds, self._keep_seconds, self._orphan_seconds = every_seconds, keep_seconds, orphan_seconds
         self._scratch, self._scratch_seconds, self._max_failures = scratch, scratch_seconds, max_failures
         self._most_expired, self._most_listed = most_expired, most_listed
@@ -255,11 +261,18 @@ class Housekeeping:
             expired=expire(
                 self._queue, self._files, now=now, keep_seconds=self._keep_seconds, limit=self._most_expired
             ),
+            files=self._expire_files(now),
             orphans=self._sweep_orphans(now),
             scratch=sweep_scratch(self._scratch, now=now, older_than_seconds=self._scratch_seconds)
             if self._scratch
             else 0,
         )
+
+    def _expire_files(self, now: float) -> int:
+        if self._keep_seconds is None:
+            return 0
+        before = now - self._keep_seconds
+        return expire_files(self._client_files, self._files, used_before=before, limit=self._most_expired)
 
     def _sweep_orphans(self, now: float) -> int:
         """Look at the next files of the store; after the last ones begin anew."""
@@ -292,9 +305,10 @@ class Housekeeping:
             else:
                 if counts != HousekeepingCounts(0, 0, 0, 0):
                     logger.info(
-                        "housekeeping: %d jobs expired, %d orphaned files and %d scratch files removed, "
-                        "%d jobs taken back from workers that are gone",
+                        "housekeeping: %d jobs and %d clients' files expired, %d orphaned files and %d scratch files "
+                        "removed, %d jobs taken back from workers that are gone",
                         counts.expired,
+                        counts.files,
                         counts.orphans,
                         counts.scratch,
                         counts.recovered,

@@ -23,14 +23,14 @@ class FileIntegrity:
         self._read: OrderedDict[str, tuple[object, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def is_intact(self, id: str, key: str) -> bool:
-        """Compare a job's file. Raises FileNotFoundError."""
+    def is_intact(self, id: str, key: str, expected: FileDigest | None = None) -> bool:
+        """Compare a job's file, or one that is `expected` to have this digest. Raises FileNotFoundError."""
         stamp = self._files.stamp(key)
         with self._lock:
             seen, at = self._read.get(key, (None, 0.0))
         if seen == stamp and time.monotonic() - at < _FRESH_SECONDS:
             return True
-        expected = self._queue.digest(id, key)
+        expected = expected or self._queue.digest(id, key)
         if expected is None:
             return True
         size_bytes = self._files.size(key)

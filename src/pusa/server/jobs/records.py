@@ -12,9 +12,11 @@ from pusa.server.jobs.job import UNFINISHED, FileDigest
 
 Kind = Literal["input", "result", "checkpoint"]
 
-_files, _deleted, _jobs, _changes = database.job_files, database.deleted_jobs, database.jobs, database.job_changes
+_files, _deleted, _jobs = database.job_files, database.deleted_jobs, database.jobs
+_kept, _changes = database.files, database.job_changes
 _BATCH = 500  # keys in one query
 _PREVIEW = re.compile(r"previews/([a-z0-9_]+)[./].*")
+_KEPT = re.compile(r"files/(file_[0-9a-f]{32})[./].*")
 
 
 def record_files(
@@ -47,7 +49,7 @@ def find_digest(connection: Connection, id: str, key: str) -> FileDigest | None:
 
 
 def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Return those keys that a row names, and those of the previews of unfinished jobs."""
+    """Return those keys that a row of jobs or files names, and those of the previews of unfinished jobs."""
     used: set[str] = set()
     ordered = sorted(keys)
     for start in range(0, len(ordered), _BATCH):
@@ -60,6 +62,8 @@ def find_used(connection: Connection, keys: Collection[str]) -> set[str]:
         unfinished = sa.select(_jobs.c.id).where(_jobs.c.id.in_(ids), _jobs.c.status.in_(UNFINISHED))
         running = set(connection.execute(unfinished).scalars())
         used.update(key for key, id in previews.items() if id in running)
+        kept = {found[1] for key in batch if (found := _KEPT.fullmatch(key))}
+        used.update(connection.execute(sa.select(_kept.c.key).where(_kept.c.id.in_(kept))).scalars() if kept else ())
     return used
 
 

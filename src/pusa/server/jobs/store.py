@@ -1,8 +1,8 @@
 """Store inputs, results, checkpoints and previews in a local folder, or in any store that fsspec opens by URL.
 
 Only the server makes keys, never a client: ``inputs/<job>/0.png``, ``results/<job>/<attempt>/video.mp4``,
-``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``, and ``previews/<job>/<attempt>-000000.mp4``, the
-first bytes of a video that can be watched while it is made.
+``checkpoints/<job>/<attempt>.safetensors``, ``previews/<job>.webp``, ``previews/<job>/<attempt>-000000.mp4``, the first
+bytes of a video that can be watched while it is made, and ``files/<id>.png``, what a client keeps here.
 """
 
 import errno

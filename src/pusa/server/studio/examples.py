@@ -1,11 +1,8 @@
 """Define the examples of every tab, which make a video with one click from files of the package."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pusa.request import preset_alpha, preset_noise
-from pusa.server.studio.forms import Form, FormDefaults, Tab, format_list, spread_positions
 
 PICTURES = Path(__file__).parents[2] / "mini" / "pictures"
 CLIPS = Path(__file__).parent / "examples"
@@ -14,55 +11,49 @@ CLIPS = Path(__file__).parent / "examples"
 
 @dataclass(frozen=True)
 class Example:
-    """Fill a form with `values`; the page shows the files `shows` of the package."""
+    """Fill the form: `values` are its fields, `files` its pictures or clips; `shows` are the pictures of its button."""
 
     name: str
-    tab: Tab
+    tab: str
     values: dict[str, Any]
+    files: tuple[Path, ...]
     shows: tuple[Path, ...]
-
-    @property
-    def prompt(self) -> str:
-        return self.values["prompt"]
-
-    def for_model(self, defaults: FormDefaults) -> "Example | None":
-        """Return the example for a model: where that reads no text without its prompt; None if nothing is left."""
-        if defaults.generation.has_text:
-            return self
-        return None if self.tab == "text" else replace(self, values={**self.values, "prompt": ""})
 
 
 def _picture(name: str, prompt: str, file: str, **values: Any) -> Example:
     path = PICTURES / file
-    return Example(name, "image", {"prompt": prompt, "image": str(path), **values}, (path,))
+    return Example(name, "image", {"prompt": prompt, **values}, (path,), (path,))
 
 
 def _clip(name: str, mode: str, prompt: str, *files: str, **values: Any) -> Example:
-    inputs = dict(zip(("video", "second_video"), (str(CLIPS / f"{file}.mp4") for file in files), strict=False))
+    clips = tuple(CLIPS / f"{file}.mp4" for file in files)
     shows = tuple(CLIPS / f"{file}.webp" for file in files or ("fish",))
-    return Example(name, "video", {"mode": mode, "prompt": prompt, **inputs, **values}, shows)
+    return Example(name, "video", {"mode": mode, "prompt": prompt, **values}, clips, shows)
 
 
 def _words(name: str, prompt: str) -> Example:
-    return Example(name, "text", {"prompt": prompt}, (CLIPS / f"{name}.webp",))
+    return Example(name, "text", {"prompt": prompt}, (), (CLIPS / f"{name}.webp",))
 
 
 _START, _END = PICTURES / "star-start.png", PICTURES / "star-end.png"
+_FAITHFUL = {"preset": "faithful"}
 
 _ALL = (
-    _picture("penguin", "a penguin slides to the right at the beach", "penguin.png", noise=0.0, preset="faithful"),
+    _picture("penguin", "a penguin slides to the right at the beach", "penguin.png", noise=0.0, **_FAITHFUL),
     # This prompt describes little of the picture: guidance would only make it coarse.
     _picture("view", "a photo, the camera zooms in", "view.jpg", guidance=1.0),
     Example(
         "star",
         "images",
-        {"prompt": "a star slides to the right in autumn", "images": (str(_START), str(_END)), "preset": "faithful"},
+        {"prompt": "a star slides to the right in autumn", **_FAITHFUL},
+        (_START, _END),
         (_START, _END),
     ),
     Example(
         "star-back",
         "images",
-        {"prompt": "a star in autumn", "images": (str(_START), str(_END), str(_START)), "preset": "faithful"},
+        {"prompt": "a star in autumn", **_FAITHFUL},
+        (_START, _END, _START),
         (_START, _END, _START),
     ),
     _clip("complete", "complete", "a red apple bounces on the grass", "apple"),
@@ -74,37 +65,23 @@ _ALL = (
     _words("ghost", "a ghost fades away in the forest"),
 )
 # An installation without the embedded model has none of its pictures.
-EXAMPLES = tuple(example for example in _ALL if all(path.is_file() for path in example.shows))
-
-
-def find(name: str) -> Example:
-    """Return the example of a name. Raises KeyError."""
-    try:
-        return next(example for example in EXAMPLES if example.name == name)
-    except StopIteration:
-        raise KeyError(name) from None
-
-
-def form_of(example: Example, defaults: FormDefaults) -> Form:
-    """Fill a form with an example, and the other fields with their defaults."""
-    values: dict[str, Any] = {
-        "positions": defaults.positions,
-        "multipliers": defaults.multipliers,
-        "video_positions": defaults.video_positions,
-        "video_multipliers": defaults.video_multipliers,
-        "noise": defaults.noise,
-        **(example.for_model(defaults) or example).values,
-    }
-    preset = values.get("preset", "balanced")
-    if example.tab == "images":
-        count = len(values["images"])
-        if count > 2:
-            spread = spread_positions(count, defaults.latents_of(defaults.generation.num_frames))
-            values["positions"] = format_list(spread)
-        values["multipliers"] = format_list(preset_noise(preset, "image", count, defaults.generation))
-    return Form(tab=example.tab, alpha=preset_alpha(preset, defaults.alpha), **values)
+EXAMPLES = tuple(example for example in _ALL if all(path.is_file() for path in (*example.files, *example.shows)))
 
 
 def public_files() -> dict[str, Path]:
     """Return the pictures and clips of the examples by the names under which the page may fetch them."""
-    return {path.name: path for example in EXAMPLES for path in example.shows}
+    return {path.name: path for example in EXAMPLES for path in (*example.files, *example.shows)}
+
+
+def as_json() -> list[dict[str, Any]]:
+    """Return all examples for the page: names of `public_files` stand for their files."""
+    return [
+        {
+            "name": example.name,
+            "tab": example.tab,
+            "values": example.values,
+            "files": [path.name for path in example.files],
+            "shows": [path.name for path in example.shows],
+        }
+        for example in EXAMPLES
+    ]

@@ -1,22 +1,23 @@
-"""Spool uploaded files and read their metadata in a child process, which a malicious file may crash."""
+"""Spool uploaded files and read them in processes of their own, which a malicious file may crash."""
 
 import json
-import os
 import secrets
-import subprocess
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.store import StorageUnavailableError
+from pusa.server.transfers.readers import Readers
 
 _PROBE_COMMAND = ("-m", "pusa.server.transfers.probe")
 PROBES_AT_ONCE = 2  # each may use a core
-_CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_LONGEST_LINE = 2**16  # of a child's answer before the content
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class UploadInfo:
     frames: int
     fps: float | None
     seconds: float
+    has_request: bool = False
+    """True for a file that pusa has made and that holds the whole request."""
 
     def size(self) -> tuple[int, int]:
         return self.width, self.height
@@ -46,6 +49,7 @@ class Upload:
         size: in bytes.
         expected_kind: the kind that the request calls for, if it says so.
         info: metadata, once the file is probed.
+        parent: id of the job whose result it is, or a part of that; empty for any other.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Upload:
     size: int = 0
     expected_kind: Literal["image", "video"] | None = None
     info: UploadInfo | None = None
+    parent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,35 +78,26 @@ class ProbeLimits:
 
 
 class Prober:
-    """Probe uploads in child processes, one for the files of one request.
+    """Look at uploads in processes of their own, one for the files of one request, and make what is asked of them.
 
-    A child takes half a second to start, so a spare one is always started in advance. All methods are thread-safe.
+    All methods are thread-safe.
 
     Args:
         limits: for the files of one request.
-        command: arguments of Python that start the child.
+        command: arguments of Python that start the process whose forks read files, see `Readers`.
     """
 
     def __init__(self, limits: ProbeLimits = ProbeLimits(), command: Sequence[str] = _PROBE_COMMAND) -> None:
-        self.limits, self._command = limits, command
-        self.spare: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(PROBES_AT_ONCE)
-        self._closed = False
+        self.limits, self.readers = limits, Readers(command)
+        self._probing = threading.BoundedSemaphore(PROBES_AT_ONCE)
+        self._making = threading.BoundedSemaphore(PROBES_AT_ONCE)  # of its own: new uploads do not wait for it
 
     def warm(self) -> None:
-        """Start the child process for the next request."""
-        with self._lock:
-            if self._closed or (self.spare is not None and self.spare.poll() is None):
-                return
-            self.spare = self._start()
+        """Load what reads files before the first request."""
+        self.readers.warm()
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            spare, self.spare = self.spare, None
-        if spare is not None:
-            _end(spare)
+        self.readers.close()
 
     def probe(self, uploads: Sequence[Upload]) -> list[UploadInfo]:
         """Read the metadata of each file.
@@ -112,66 +108,72 @@ class Prober:
         """
         if not uploads:
             return []
-        with self._free:
-            with self._lock:
-                child, self.spare = self.spare, None
-            if child is None or child.poll() is not None:
-                child = self._start()
-            try:
-                output = self._run(child, uploads)
-            finally:
-                _end(child)
-                self.warm()
-        answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        target = BytesIO()
+        with self._probing:
+            task = {"files": [[str(upload.path), upload.expected_kind] for upload in uploads]}
+            self._ask(task, target, self.limits.wall_seconds)
+        answers = [json.loads(line) for line in target.getvalue().splitlines() if line.startswith(b"{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
-                raise ServiceError(400, "invalid_file", f"{display_name(upload)}: {answer['error']}", "input_reference")
+                raise _invalid_file(upload, answer)
         if len(answers) < len(uploads):
-            raise ServiceError(
-                400,
-                "invalid_file",
-                f"{display_name(uploads[len(answers)])}: reading it took more than {self.limits.wall_seconds:g} s or "
-                f"{self.limits.memory_bytes / 2**30:g} GiB, or broke the reader: export it again, smaller",
-                "input_reference",
-            )
+            raise self._broken(uploads[len(answers)], self.limits.wall_seconds)
         return [UploadInfo(**answer) for answer in answers]
 
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *self._command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **_CHILD_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C in the terminal is the server's to handle
+    def make(
+        self, upload: Upload, task: Mapping[str, Any], target: IO[bytes], *, wall_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Write what a task asks for of a file to `target`; return facts about it, see `making.make`.
+
+        Args:
+            task: without the path of the file.
+            target: open for writing and reading, empty.
+            wall_seconds: the limit for all of it; None takes that of a probe.
+
+        Raises:
+            ServiceError: 400 as `probe`; `target` may hold a part then.
+        """
+        seconds = self.limits.wall_seconds if wall_seconds is None else wall_seconds
+        with self._making:
+            answer = self._ask({"make": {**task, "path": str(upload.path)}}, target, seconds)
+        if "error" in answer:
+            raise _invalid_file(upload, answer)
+        if answer.pop("bytes", None) != target.tell():
+            raise self._broken(upload, seconds)
+        return answer
+
+    def _broken(self, upload: Upload, seconds: float) -> ServiceError:
+        memory = self.limits.memory_bytes / 2**30
+        reason = (
+            f"reading it took more than {seconds:g} s or {memory:g} GiB, or broke the reader: export it again, smaller"
         )
+        return _invalid_file(upload, {"error": reason, "code": "file_breaks_reader"})
 
-    def _run(self, child: subprocess.Popen[str], uploads: Sequence[Upload]) -> str:
+    def _ask(self, task: Mapping[str, Any], target: IO[bytes], seconds: float) -> dict[str, Any]:
+        """Give a task to a reader and write its answer to `target`; of ``make``, return the line before the content."""
         limits = asdict(self.limits)
-        task = {
-            "files": [[str(upload.path), upload.expected_kind] for upload in uploads],
-            "memory_bytes": limits.pop("memory_bytes"),
-            "cpu_seconds": max(1, round(limits.pop("wall_seconds"))),
-            "limits": limits,
-        }
-        try:
-            output, _ = child.communicate(json.dumps(task) + "\n", timeout=self.limits.wall_seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, _ = child.communicate()
-        except BrokenPipeError:  # the child died before it read its task
-            output = ""
-        return output
+        memory_bytes, _ = limits.pop("memory_bytes"), limits.pop("wall_seconds")
+        limits["max_decode_seconds"] = max(limits["max_decode_seconds"], seconds)
+        given = {"memory_bytes": memory_bytes, "cpu_seconds": max(1, round(seconds)), "limits": limits}
+        answer: dict[str, Any] = {}
+        with self.readers.open(seconds) as stream, suppress(OSError):  # it died while it was spoken to
+            stream.write(json.dumps({**task, **given}).encode() + b"\n")
+            stream.flush()
+            if "make" in task:
+                with suppress(ValueError):  # a line that it could not end
+                    answer = json.loads(stream.readline(_LONGEST_LINE))
+            for _ in range(0, memory_bytes, _CHUNK_BYTES):  # a broken one writes no more than it could hold
+                if not (chunk := stream.read(_CHUNK_BYTES)):
+                    break
+                target.write(chunk)
+        return answer
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    if child.poll() is None:
-        child.kill()
-    child.wait()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            stream.close()
+def _invalid_file(upload: Upload, answer: Mapping[str, Any]) -> ServiceError:
+    """Make the error of a file by the answer of the child, with the client's name of the file."""
+    name = display_name(upload)
+    code, values = answer.get("code", "invalid_file"), {**answer.get("values", {}), "name": name}
+    return ServiceError(400, code, f"{name}: {answer['error']}", "input_reference", values=values)
 
 
 def display_name(upload: Upload) -> str:

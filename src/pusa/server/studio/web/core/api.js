@@ -1,0 +1,91 @@
+/** Requests to the server's API. Every failure is an `ApiError`, with the code and values that a text is made of. */
+import { connection, session, uploads } from "./store.js";
+
+const ROOT = new URL(document.baseURI).pathname.replace(/\/[^/]*$/, "");
+
+/** @param {string} path such as "/v1/videos" @returns {string} */
+export const url = (path) => ROOT + path;
+
+export class ApiError extends Error {
+  /** @param {number} status 0: no answer @param {{code?: string|null, message?: string, param?: string|null, values?: object}} error */
+  constructor(status, error) {
+    super(error.message || error.code || "");
+    this.status = status;
+    this.code = error.code || "internal_error";
+    this.param = error.param || null;
+    this.values = error.values || {};
+  }
+}
+
+/**
+ * @param {string} method @param {string} path @param {object} [options]
+ * @param {any} [options.body]  sent as JSON; a FormData as it is
+ * @param {Record<string, string>} [options.headers]
+ * @param {AbortSignal} [options.signal]
+ * @returns {Promise<any>} the JSON of the answer; null for an empty one
+ */
+export async function call(method, path, { body, headers = {}, signal } = {}) {
+  /** @type {RequestInit} */
+  const request = { method, headers: { "x-pusa-page": "1", ...headers }, signal };
+  if (body instanceof FormData) request.body = body;
+  else if (body !== undefined) {
+    request.body = JSON.stringify(body);
+    /** @type {any} */ (request.headers)["content-type"] = "application/json";
+  }
+  let response;
+  try {
+    response = await fetch(url(path), request);
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    connection.value = "lost";
+    throw new ApiError(0, { code: "connection" });
+  }
+  connection.value = "online";
+  if (response.status === 401 && session.value) session.value = { ...session.value, keys_required: true, signed_in: false };
+  const text = await response.text();
+  /** @type {any} */
+  let json = null;
+  try {
+    json = text ? JSON.parse(text) : null;
+  } catch {
+    json = { error: { message: text.slice(0, 200) } }; // a proxy's page, which is no JSON
+  }
+  if (!response.ok) throw new ApiError(response.status, json?.error || {});
+  return json;
+}
+
+export const get = (/** @type {string} */ path, /** @type {any} */ options) => call("GET", path, options);
+export const post = (/** @type {string} */ path, /** @type {any} */ body, /** @type {any} */ options) =>
+  call("POST", path, { body, ...options });
+export const remove = (/** @type {string} */ path) => call("DELETE", path);
+
+/**
+ * Send a file to the durable store; its progress is in `uploads`.
+ * @param {File|Blob} file @param {string} [name]
+ * @returns {Promise<any>} its FileObject
+ */
+export function upload(file, name = /** @type {File} */ (file).name || "file") {
+  const id = `${name}-${performance.now()}`;
+  const progress = (/** @type {number} */ sent) => {
+    uploads.value = [...uploads.value.filter((one) => one.id !== id), { id, name, sent, total: file.size }];
+  };
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(); // fetch tells no progress of what is sent
+    request.open("POST", url("/v1/files"));
+    request.setRequestHeader("x-pusa-page", "1");
+    request.responseType = "json";
+    request.upload.onprogress = (event) => progress(event.loaded);
+    request.onload = () =>
+      request.status < 300
+        ? resolve(request.response)
+        : reject(new ApiError(request.status, request.response?.error || {}));
+    request.onerror = () => reject(new ApiError(0, { code: "connection" }));
+    request.onloadend = () => {
+      uploads.value = uploads.value.filter((one) => one.id !== id);
+    };
+    const form = new FormData();
+    form.append("file", file, name);
+    progress(0);
+    request.send(form);
+  });
+}

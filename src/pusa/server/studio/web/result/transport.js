@@ -1,0 +1,92 @@
+/** Play one or several videos in step: they show the same moment, and are paused, moved and stepped together. */
+import { html, signal, useEffect, useMemo, useRef } from "../core/dom.js";
+
+const DRIFT = 0.09; // seconds by which one may be off before it is set right
+
+export const movesLess = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+export class Transport {
+  constructor() {
+    this.playing = signal(!movesLess());
+    this.time = signal(0);
+    this.duration = signal(0);
+    /** @type {HTMLVideoElement[]} the first sets the time */
+    this.videos = [];
+    this.frame = 0;
+  }
+
+  /** @param {HTMLVideoElement} video @returns {() => void} takes it out again */
+  add(video) {
+    this.videos.push(video);
+    const measured = () => {
+      this.duration.value = Math.max(...this.videos.map((one) => one.duration || 0));
+      if (this.videos[0] !== video) this.align(video);
+      if (this.playing.value) void video.play().catch(() => {}); // the browser forbids it: the button plays
+    };
+    video.addEventListener("loadedmetadata", measured);
+    if (video.readyState >= 1) measured();
+    if (!this.frame) this.follow();
+    return () => {
+      video.removeEventListener("loadedmetadata", measured);
+      this.videos = this.videos.filter((one) => one !== video);
+      if (!this.videos.length) {
+        cancelAnimationFrame(this.frame);
+        this.frame = 0;
+      }
+    };
+  }
+
+  /** @param {HTMLVideoElement} video */
+  align(video) {
+    const target = this.videos[0].currentTime % (video.duration || Infinity);
+    const off = Math.abs(video.currentTime - target);
+    if (Math.min(off, (video.duration || Infinity) - off) > DRIFT && !video.seeking) video.currentTime = target;
+  }
+
+  follow() {
+    this.frame = requestAnimationFrame(() => this.follow());
+    const [first, ...others] = this.videos;
+    if (!first || first.seeking) return;
+    this.time.value = first.currentTime;
+    if (this.playing.value) for (const video of others) this.align(video);
+  }
+
+  toggle() {
+    if (this.playing.value) this.pause();
+    else this.play();
+  }
+
+  play() {
+    this.playing.value = true;
+    for (const video of this.videos) void video.play().catch(() => {});
+  }
+
+  pause() {
+    this.playing.value = false;
+    for (const video of this.videos) video.pause();
+  }
+
+  /** @param {number} seconds */
+  seek(seconds) {
+    this.pause();
+    this.time.value = Math.max(0, Math.min(this.duration.value, seconds));
+    for (const video of this.videos) video.currentTime = this.time.value % (video.duration || Infinity);
+  }
+
+  /** @param {number} frames  forwards, or backwards if negative @param {number} fps */
+  step(frames, fps) {
+    const last = Math.max(0, Math.round(this.duration.value * fps) - 1);
+    const at = Math.floor(this.time.value * fps + 0.01);
+    this.seek((Math.max(0, Math.min(last, at + frames)) + 0.01) / fps);
+  }
+}
+
+/** A transport of its own for what is shown. @param {string} key  another one for another key @returns {Transport} */
+export const useTransport = (key) => useMemo(() => new Transport(), [key]);
+
+/** @param {{transport: Transport, src: string, poster?: string, label: string}} props */
+export function Clip({ transport, src, poster, label }) {
+  const ref = useRef(/** @type {HTMLVideoElement|null} */ (null));
+  useEffect(() => transport.add(/** @type {HTMLVideoElement} */ (ref.current)), [transport]);
+  return html`<video ref=${ref} class="clip" src=${src} poster=${poster} aria-label=${label} muted loop playsinline preload="auto" />`;
+}

@@ -1,0 +1,45 @@
+/** Where everything stands: header, form beside the stage, the timeline across the page, queue, gallery. */
+import { html, useEffect } from "../core/dom.js";
+import { redo, undo } from "../core/store.js";
+import { t } from "../core/i18n.js";
+import { Form } from "../form/form.js";
+import { Gallery } from "../gallery/gallery.js";
+import { Queue } from "../gallery/queue.js";
+import { Stage } from "../result/stage.js";
+import { Timeline } from "../timeline/timeline.js";
+import { Banner } from "./banner.js";
+import { Header } from "./header.js";
+import { Login } from "./login.js";
+import { needsKey } from "./session.js";
+import { Toasts } from "./toasts.js";
+
+/** Ctrl+Z and Ctrl+Shift+Z are the form's; fields of other parts have `data-own-undo`. @param {KeyboardEvent} event */
+function onKey(event) {
+  if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
+  const key = event.key.toLowerCase();
+  const isOther = /** @type {Element} */ (event.target).closest?.("dialog, [data-own-undo]");
+  if (isOther || (key !== "z" && key !== "y")) return;
+  event.preventDefault();
+  if (key === "y" || event.shiftKey) redo();
+  else undo();
+}
+
+export function Shell() {
+  useEffect(() => {
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, []);
+  if (needsKey()) return html`<${Login} /><${Toasts} />`;
+  return html`
+    <${Header} />
+    <${Banner} />
+    <main class="layout" aria-label=${t("shell.main")}>
+      <${Form} />
+      <${Stage} />
+      <${Timeline} />
+      <${Queue} />
+      <${Gallery} />
+    </main>
+    <${Toasts} />
+  `;
+}

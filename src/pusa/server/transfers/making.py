@@ -1,0 +1,144 @@
+"""Draw frames of files and cut parts out of them, in the confined child process of `probe`."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from pusa.media import MediaError, MediaLimits, read_image, read_metadata
+from pusa.media.pictures import on_white
+from pusa.media.stills import read_stills, write_piece
+from pusa.provenance.marks import read_marks
+from pusa.provenance.xmp import Mark, write_packet
+
+_QUALITY = 80  # of WebP, for pictures that are looked at in small
+_MAX_WEBP_SIDE = 16_383
+_PNG_COMPRESSION = 3  # of 9: half the time of the default 6
+
+
+def make(file: BinaryIO, task: Mapping[str, Any], limits: MediaLimits) -> tuple[dict[str, Any], bytes]:
+    """Make what a task asks for of a file at its start; return facts about it and its content.
+
+    Args:
+        task: ``make`` is frame, strip, picture, piece or request; the other values are those of that function.
+
+    Raises:
+        MediaError: the file cannot be read, or what is made exceeds a limit.
+    """
+    values = {name: value for name, value in task.items() if name not in ("make", "path")}
+    match task["make"]:
+        case "frame":
+            return {}, _frame(file, limits, **values)
+        case "strip":
+            return {}, _strip(file, limits, **values)
+        case "picture":
+            return {}, _picture(file, limits, **values)
+        case "piece":
+            return _piece(file, limits, **values)
+        case "request":
+            return {}, _request(file, limits)
+    raise ValueError(f"nothing is known of {task['make']!r}")
+
+
+def _frame(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, width: int) -> bytes:
+    """Draw a frame of a clip, or a picture, at most `width` pixels wide as WebP."""
+    if kind == "image":
+        picture = on_white(read_image(file, limits=limits))
+    else:
+        picture = Image.fromarray(read_stills(file, [seconds or 0.0], fit=(width, 1), limits=limits)[0])
+    return _webp(_scaled(picture, min(Fraction(width, picture.width), Fraction(1))))
+
+
+def _strip(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float, count: int, height: int) -> bytes:
+    """Draw `count` frames of a clip, evenly spread, side by side, at most `height` pixels high as WebP."""
+    if kind == "image":
+        frames = [np.asarray(on_white(read_image(file, limits=limits)))] * count
+    else:
+        times = [Fraction(seconds) * (2 * number + 1) / (2 * count) for number in range(count)]
+        frames = read_stills(file, times, fit=(1, height), limits=limits)
+    first = Image.fromarray(frames[0])
+    scale = min(Fraction(height, first.height), Fraction(_MAX_WEBP_SIDE // count, first.width), Fraction(1))
+    cells = [_scaled(Image.fromarray(frame), scale) for frame in frames]
+    strip = Image.new("RGB", (count * cells[0].width, cells[0].height))
+    for number, cell in enumerate(cells):
+        strip.paste(cell, (number * cell.width, 0))
+    return _webp(strip)
+
+
+def _picture(
+    file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, box: Sequence[int] | None, sha256: str
+) -> bytes:
+    """Write a picture, or a frame of a clip, or a region of it, as PNG with the mark of its file."""
+    xmp = _mark_of_part(file, sha256)
+    if kind == "image":
+        picture = read_image(file, limits=limits)
+    else:
+        picture = Image.fromarray(read_stills(file, [seconds or 0.0], limits=limits)[0])
+    if box is not None:
+        left, top, right, bottom = box
+        picture = picture.crop((left, top, right, bottom))
+    info = PngImagePlugin.PngInfo()
+    if xmp:
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    target = io.BytesIO()
+    Image.fromarray(np.asarray(picture)).save(target, "PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
+    return target.getvalue()
+
+
+def _piece(
+    file: BinaryIO,
+    limits: MediaLimits,
+    *,
+    first: int,
+    frames: int,
+    fps: Sequence[int],
+    box: Sequence[int] | None,
+    sha256: str,
+    max_bytes: int,
+) -> tuple[dict[str, Any], bytes]:
+    """Write a piece of a clip, or a region of it, as MP4 without loss, with the mark of its file."""
+    xmp = _mark_of_part(file, sha256)
+    region = None if box is None else (box[0], box[1], box[2], box[3])
+    target = io.BytesIO()
+    rate = Fraction(fps[0], fps[1])
+    options = {"first": first, "frames": frames, "fps": rate, "box": region, "xmp": xmp, "max_bytes": max_bytes}
+    return {"frames": write_piece(file, target, limits=limits, **options)}, target.getvalue()
+
+
+def _request(file: BinaryIO, limits: MediaLimits) -> bytes:
+    """Read the request that pusa has stored in a file, and the inputs beside it, as JSON."""
+    stored = read_metadata(file, limits=limits) or {}
+    if "pusa" not in stored or not isinstance(stored.get("request"), dict):
+        raise MediaError(
+            "the file holds no request of pusa: only videos that it made with metadata=full do", "no_request"
+        )
+    return json.dumps({"request": stored["request"], "inputs": stored.get("inputs") or {}}).encode()
+
+
+def _mark_of_part(file: BinaryIO, sha256: str) -> bytes:
+    """Return the XMP packet for a part of a file that was made with AI; empty for any other. Leaves it at its start."""
+    try:
+        mark = read_marks(file).as_input(sha256)
+    except MediaError:  # that of its pixels says what is wrong
+        mark = None
+    file.seek(0)
+    if mark is None or not mark.source_type:
+        return b""
+    return write_packet(Mark(mark.source_type, mark.system, mark.version, original_sha256=mark.sha256))
+
+
+def _scaled(picture: Image.Image, scale: Fraction) -> Image.Image:
+    if scale == 1:
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _webp(picture: Image.Image) -> bytes:
+    target = io.BytesIO()
+    picture.save(target, "WEBP", quality=_QUALITY, method=2)
+    return target.getvalue()
