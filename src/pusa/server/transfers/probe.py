@@ -163,7 +163,7 @@ def _answer(path: str, read: Callable[[BinaryIO], tuple[dict[str, Any], bytes]])
         with open(path, "rb") as file:
             return read(file)
     except MediaError as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error), "code": error.code, "values": error.values}, b""
     except Exception as error:  # decoders raise anything, MemoryError included
         reason = f"the file cannot be read ({type(error).__name__}): it is damaged or needs too much memory"
         return {"error": reason}, b""

@@ -115,7 +115,7 @@ class Prober:
         answers = [json.loads(line) for line in target.getvalue().splitlines() if line.startswith(b"{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
-                raise _invalid_file(upload, answer["error"])
+                raise _invalid_file(upload, answer)
         if len(answers) < len(uploads):
             raise self._broken(uploads[len(answers)], self.limits.wall_seconds)
         return [UploadInfo(**answer) for answer in answers]
@@ -137,17 +137,17 @@ class Prober:
         with self._making:
             answer = self._ask({"make": {**task, "path": str(upload.path)}}, target, seconds)
         if "error" in answer:
-            raise _invalid_file(upload, answer["error"])
+            raise _invalid_file(upload, answer)
         if answer.pop("bytes", None) != target.tell():
             raise self._broken(upload, seconds)
         return answer
 
     def _broken(self, upload: Upload, seconds: float) -> ServiceError:
-        return _invalid_file(
-            upload,
-            f"reading it took more than {seconds:g} s or {self.limits.memory_bytes / 2**30:g} GiB, or broke the "
-            "reader: export it again, smaller",
+        memory = self.limits.memory_bytes / 2**30
+        reason = (
+            f"reading it took more than {seconds:g} s or {memory:g} GiB, or broke the reader: export it again, smaller"
         )
+        return _invalid_file(upload, {"error": reason, "code": "file_breaks_reader"})
 
     def _ask(self, task: Mapping[str, Any], target: IO[bytes], seconds: float) -> dict[str, Any]:
         """Give a task to a reader and write its answer to `target`; of ``make``, return the line before the content."""
@@ -169,8 +169,11 @@ class Prober:
         return answer
 
 
-def _invalid_file(upload: Upload, reason: str) -> ServiceError:
-    return ServiceError(400, "invalid_file", f"{display_name(upload)}: {reason}", "input_reference")
+def _invalid_file(upload: Upload, answer: Mapping[str, Any]) -> ServiceError:
+    """Make the error of a file by the answer of the child, with the client's name of the file."""
+    name = display_name(upload)
+    code, values = answer.get("code", "invalid_file"), {**answer.get("values", {}), "name": name}
+    return ServiceError(400, code, f"{name}: {answer['error']}", "input_reference", values=values)
 
 
 def display_name(upload: Upload) -> str:
