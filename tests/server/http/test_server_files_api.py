@@ -146,6 +146,15 @@ def test_a_damaged_file_is_not_used_and_is_whole_again_once_it_is_sent_again(ser
     server.create(input_reference=id)
 
 
+def test_kept_files_outlast_the_server(tmp_path: Path, video: bytes) -> None:
+    with serving(tmp_path / "twice", workers=0) as server:
+        kept = keep(server, video, "clip.mp4")
+    with serving(tmp_path / "twice", workers=0) as server:
+        assert server.http.get(f"/v1/files/{kept['id']}").json() == kept
+        assert server.http.get(f"/v1/files/{kept['id']}/content").content == video
+        assert keep(server, video)["id"] == kept["id"]
+
+
 # ---- another's files -------------------------------------------------------------------------------------------------
 
 
