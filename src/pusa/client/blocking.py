@@ -135,6 +135,8 @@ class PusaClient:
     retry = _blocking(AsyncPusaClient.retry)
     delete = _blocking(AsyncPusaClient.delete)
     download = _blocking(AsyncPusaClient.download)
+    upload_file = _blocking(AsyncPusaClient.upload_file)
+    delete_file = _blocking(AsyncPusaClient.delete_file)
     models = _blocking(AsyncPusaClient.models)
     ready = _blocking(AsyncPusaClient.ready)
     wait_until_ready = _blocking(AsyncPusaClient.wait_until_ready)
