@@ -19,10 +19,11 @@ from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.server.changes import JobChanges, is_video_id, not_found
 from pusa.server.clock import TrustedClock
-from pusa.server.content import Content, result_key
+from pusa.server.content import Content, result_key, speaking_name
 from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
 from pusa.server.errors import ServiceError
 from pusa.server.events import EventFeed
+from pusa.server.exports import VideoExports
 from pusa.server.feed import JobFeed, Snapshot
 from pusa.server.files import FileLibrary
 from pusa.server.http.keys import WrongKeys
@@ -76,6 +77,7 @@ class VideoService(JobChanges):
         self.events = EventFeed(queue, files, self.readiness, lambda: self.is_stopping)
         self.integrity = FileIntegrity(queue, files)
         self.library = FileLibrary(self)
+        self.exports = VideoExports(self)
         self.wrong_keys = WrongKeys()
         self._disk = DiskSpace(settings.min_free_bytes)
         self._text_memory = TextMemory(settings.max_text_memory_bytes)
@@ -402,7 +404,7 @@ class VideoService(JobChanges):
                 raise await self.damaged(id, key)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"the {variant} of {id} is not kept any more") from None
-        return Content.of(self.files, key, size, f"{id}{'' if variant == 'video' else '_' + variant}")
+        return Content.of(self.files, key, size, f"{speaking_name(job)}{'' if variant == 'video' else '_' + variant}")
 
     async def damaged(self, id: str, key: str) -> ServiceError:
         """Have a job with a damaged result made again; return the error that says so."""

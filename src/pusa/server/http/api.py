@@ -11,6 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
+from pusa.server.exports import Export
 from pusa.server.http import openapi, to_request
 from pusa.server.http.references import REFERENCE_FIELDS, RequestReader, read_request
 from pusa.server.http.schemas import (
@@ -48,6 +49,7 @@ register_url_convertor("video", _VideoConvertor())
 
 router = APIRouter(prefix="/v1")
 
+_CONTENT_TYPES = ("video/mp4", "image/webp", "image/gif", "image/png")
 _CREATE_FILE_FIELDS = dict.fromkeys(REFERENCE_FIELDS, "input_reference")
 _VIDEO_FILE_FIELDS = {"video": "video"}
 _DISCONNECT_SECONDS = 0.5  # between two checks whether a waiting client has disconnected
@@ -347,23 +349,28 @@ async def final(request: Request, id: Id, service: Service, owner: Owner, option
 @router.get(
     "/videos/{id:video}/content",
     responses={
-        200: openapi.binary("The file.", "video/mp4", "image/webp"),
-        206: openapi.binary("The range that was asked for.", "video/mp4", "image/webp"),
+        200: openapi.binary("The file.", *_CONTENT_TYPES),
+        206: openapi.binary("The range that was asked for.", *_CONTENT_TYPES),
         304: {"description": "It has not changed."},
-        **openapi.errors(400, 404, 409, 416, 503),
+        **openapi.errors(400, 404, 409, 416, 503, 507),
     },
     response_class=Response,
-    summary="Download a video, its thumbnail or its sprite sheet",
+    summary="Download a video, a picture of it, or an export",
 )
 async def get_content(
     request: Request,
     id: Id,
     service: Service,
     owner: Owner,
-    variant: Annotated[Variant, Query(description="Which of its files.")] = "video",
+    variant: Annotated[Variant | Export, Query(description="Which of its files.")] = "video",
 ) -> Response:
-    """Supports byte ranges."""
-    return await download(request, await service.content(id, variant, owner))
+    """Supports byte ranges. `gif`, `webp` and `last_frame` are made when they are asked for first."""
+    match variant:
+        case "gif" | "webp" | "last_frame":
+            content = await service.exports.content(id, variant, owner)
+        case _:
+            content = await service.content(id, variant, owner)
+    return await download(request, content)
 
 
 @router.get(
