@@ -16,12 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
-from pusa.server.http import api, films, growing, jobs, models, openapi, requests
+from pusa.server.http import api, films, growing, jobs, models, openapi, prompts, requests, session
 from pusa.server.http import files as file_routes
 from pusa.server.http.keys import ApiKeys
-from pusa.server.http.middleware import AccessMiddleware, HostCheck
+from pusa.server.http.middleware import SESSION_PATH, AccessMiddleware, HostCheck
 from pusa.server.http.root_page import RootPage, docs_page
 from pusa.server.http.schemas import Health, Ready
+from pusa.server.http.session_cookies import SessionCookies
 from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -36,7 +37,8 @@ from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
-_ROUTERS = (api.router, jobs.router, file_routes.router, growing.router, models.router, requests.router, films.router)
+_ROUTES = (api, jobs, session, file_routes, growing, models, requests, films, prompts)
+_ROUTERS = tuple(module.router for module in _ROUTES)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
@@ -94,9 +96,12 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    keys = ApiKeys(settings.api_keys, settings.keys_file)
+    sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
     errors.install(app, [route for router in _ROUTERS for route in router.routes])
-    openapi.install(app)
+    app.state.sessions = sessions
+    openapi.install(app, sessions.name)
     for router in _ROUTERS:
         app.include_router(router)
     _add_server_routes(app, service, metrics, settings)
@@ -105,8 +110,10 @@ def create_app(
     app.router.default = RootPage(service, settings)
     app.add_middleware(
         AccessMiddleware,
-        keys=ApiKeys(settings.api_keys, settings.keys_file),
+        keys=keys,
         wrong_keys=service.wrong_keys,
+        sessions=sessions,
+        open_paths=(SESSION_PATH, *(studio.PATHS if settings.studio else ())),
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
         silent_seconds=settings.silent_seconds,

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa import zoo
 from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
@@ -21,6 +22,7 @@ from pusa.server.changes import JobChanges, is_video_id, not_found
 from pusa.server.clock import TrustedClock
 from pusa.server.content import Content, result_key, speaking_name
 from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
+from pusa.server.enhancer import PromptEnhancer
 from pusa.server.errors import ServiceError
 from pusa.server.events import EventFeed
 from pusa.server.exports import VideoExports
@@ -78,6 +80,7 @@ class VideoService(JobChanges):
         self.integrity = FileIntegrity(queue, files)
         self.library = FileLibrary(self)
         self.exports = VideoExports(self)
+        self.enhancer = PromptEnhancer(settings, _known_words(settings.model))
         self.wrong_keys = WrongKeys()
         self._disk = DiskSpace(settings.min_free_bytes)
         self._text_memory = TextMemory(settings.max_text_memory_bytes)
@@ -440,3 +443,9 @@ class VideoService(JobChanges):
     def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         return read_readiness(self.queue, self.settings, self.model)
+
+
+def _known_words(model: str) -> list[str]:
+    """List the phrases that a small model was trained on, one for each meaning; none for a model that reads any."""
+    entry = zoo.find(model)
+    return [group[0] for groups in (entry.words if entry else {}).values() for group in groups]

@@ -64,6 +64,8 @@ class Expected:
     cancel: bool = False
     worker: str | None = None
     until: float = 0.0
+    removed: bool = False
+    favourite: bool = False
 
     def end(self, status: str) -> None:
         self.status, self.worker, self.cancel = status, None, False
@@ -101,6 +103,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         with self.queue.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM jobs"))
+        self.look = self.queue.look(None, ())
+        self.seen: dict[str, tuple[str, bool]] = {}
 
     # ---- The model's own verbs -----------------------------------------------------------------------------------
 
@@ -123,6 +127,11 @@ class QueueMachine(RuleBasedStateMachine):
     def known_id(self, which: int) -> str:
         """A job's, or one that nobody has."""
         return [*self.expected, "video_unknown"][which % (len(self.expected) + 1)]
+
+    def shown(self, id: str) -> Expected | None:
+        """A job that clients see."""
+        e = self.expected.get(id)
+        return None if e is None or e.removed else e
 
     def attempt(self, back: int) -> Job:
         """One of the last attempts, 0 for the latest: most still hold their job, some have lost it."""
@@ -171,7 +180,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
         id = self.known_id(which)
-        e = self.expected.get(id)
+        e = self.shown(id)
         if e is None:
             with pytest.raises(KeyError):
                 self.queue.cancel(id)
@@ -192,6 +201,66 @@ class QueueMachine(RuleBasedStateMachine):
                 self.queue.delete(id)
         else:
             assert self.queue.delete(id).status == e.status
+
+    @precondition(lambda self: len(self.expected) > 3)
+    @rule(which=WHICH)
+    def remove(self, which: int) -> None:
+        id = self.known_id(which)
+        e = self.shown(id)
+        if e is None:
+            with pytest.raises(KeyError):
+                self.queue.remove(id, undo_seconds=30)
+            return
+        if e.status not in ENDED:
+            e.end("cancelled")
+        e.removed, e.key = True, None
+        assert self.queue.remove(id, e.owner, undo_seconds=30).status == e.status
+
+    @precondition(lambda self: any(e.removed for e in self.expected.values()))
+    @rule(which=WHICH)
+    def restore(self, which: int) -> None:
+        removed = [e for e in self.expected.values() if e.removed]
+        e = removed[which % len(removed)]
+        e.removed = False
+        assert self.queue.restore(e.id, e.owner).status == e.status
+
+    @rule(which=WHICH, favourite=st.booleans())
+    def mark(self, which: int, favourite: bool) -> None:
+        id = self.known_id(which)
+        e = self.shown(id)
+        if e is None:
+            with pytest.raises(KeyError):
+                self.queue.update(id, favourite=favourite)
+            return
+        e.favourite = favourite
+        assert self.queue.update(id, e.owner, favourite=favourite).favourite == favourite
+
+    @precondition(lambda self: len(self.waiting()) > 1)
+    @rule(which=WHICH, before=WHICH, to_end=st.booleans())
+    def move(self, which: int, before: int, to_end: bool) -> None:
+        moved = self.waiting()[which % len(self.waiting())]
+        own = [e for e in self.waiting() if e.owner == moved.owner]
+        target = None if to_end else own[before % len(own)]
+        self.queue.move(moved.id, moved.owner, before=target and target.id)
+        if target is moved:
+            return
+        places = [(e.priority, e.turn) for e in own]
+        own.remove(moved)
+        own.insert(len(own) if target is None else own.index(target), moved)
+        for e, (priority, turn) in zip(own, places, strict=True):
+            e.priority, e.turn = priority, turn
+
+    @precondition(lambda self: any(e.status not in ENDED for e in self.expected.values()))
+    @rule(owner=OWNERS)
+    def cancel_all(self, owner: str) -> None:
+        own = [e for e in self.expected.values() if e.owner == owner and e.status not in ENDED]
+        overdue = self.overdue()
+        for e in own:
+            if e.status == "queued" or e in overdue:
+                e.end("cancelled")
+            else:
+                e.cancel = True
+        assert {job.id: job.status for job in self.queue.cancel_all(owner)} == {e.id: e.status for e in own}
 
     # ---- What workers do -----------------------------------------------------------------------------------------
 
@@ -272,17 +341,29 @@ class QueueMachine(RuleBasedStateMachine):
     def they_agree(self) -> None:
         jobs, more = self.queue.page(limit=1000, order="asc")
         assert not more
-        assert [job.id for job in jobs] == [e.id for e in sorted(self.expected.values(), key=lambda e: e.seq)]
+        shown = [e for e in self.expected.values() if not e.removed]
+        assert [job.id for job in jobs] == [e.id for e in sorted(shown, key=lambda e: e.seq)]
         for job in jobs:
             e = self.expected[job.id]
             assert (job.status, job.attempt, job.checkpoint_step) == (e.status, e.attempt, e.step)
-            assert (job.lease_owner, job.cancel_requested) == (e.worker, e.cancel)
+            assert (job.lease_owner, job.cancel_requested, job.favourite) == (e.worker, e.cancel, e.favourite)
+            assert (job.priority, job.turn) == (e.priority, e.turn)
             assert job.status == "cancelled" or job.failures == e.failures
             assert (job.completed_at is not None) == (job.status in ENDED)
         counts = self.queue.counts()
         assert counts == {s: sum(e.status == s for e in self.expected.values()) for s in counts}
         for place, e in enumerate(self.waiting()):
             assert self.queue.position(e.id) == place
+        look = self.queue.look(self.look, ("a", "b"))  # what a reader of changes knows is what there is
+        self.seen |= {job.id: (job.status, job.favourite) for job in look.changed}
+        assert not set(look.deleted) & {e.id for e in shown}
+        for id in look.deleted:
+            self.seen.pop(id, None)
+        self.look = look
+        assert self.seen == {e.id: (e.status, e.favourite) for e in shown}
+        assert {id: seen[2] for id, seen in look.unfinished.items() if seen[2] is not None} == {
+            e.id: place for place, e in enumerate(self.waiting())
+        }
 
 
 @pytest.mark.parametrize(("database", "examples"), [("sqlite", 30), ("postgresql", 15)])

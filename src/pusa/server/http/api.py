@@ -78,13 +78,14 @@ Key = Annotated[
 
 
 def submit_options(request: Request, idempotency_key: Key = None) -> dict[str, Any]:
-    """Read the options of `JobSubmitter.create` that come in headers: retries and the trace."""
+    """Read the options of `JobSubmitter.create` that come in headers: retries, the trace, and the studio's mark."""
     retries = request.headers.get("x-stainless-retry-count", "0")
     traceparent = request.headers.get("traceparent", "")
     return {
         "idempotency_key": idempotency_key,
         "is_retry": is_whole(retries) and parse_whole(retries) > 0,
         "traceparent": traceparent if len(traceparent) == 55 and traceparent.isascii() else None,
+        "source": "studio" if "x-pusa-page" in request.headers else "api",
     }
 
 

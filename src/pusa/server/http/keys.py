@@ -9,11 +9,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import anyio
 from starlette.datastructures import Headers
 
+from pusa.server.errors import ServiceError
 from pusa.server.keys_file import read_keys
 
 logger = logging.getLogger(__name__)
+
+_SIGNING = b"pusa session\0"
 
 
 class ApiKeys:
@@ -29,11 +33,11 @@ class ApiKeys:
         self._file, self._look_seconds = file, look_seconds
         self._looked_at, self._stamp = time.monotonic(), _stamp(file)
         from_file = () if file is None else read_keys(file)
-        self._fixed = _digests(key for key in keys if key not in from_file)  # a dump of memory shows no key
-        self._digests = (*self._fixed, *_digests(from_file))
+        self._fixed = _known(key for key in keys if key not in from_file)
+        self._known = self._fixed | _known(from_file)
 
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        return bool(self._known)
 
     def owner(self, presented: str | None) -> str | None:
         """Return the owner of a key: its sha256, "" if no keys are set, None for a wrong key.
@@ -41,10 +45,10 @@ class ApiKeys:
         All keys are compared, in a time that does not depend on the key presented.
         """
         self._reload()
-        if not self._digests:
+        if not self._known:
             return ""
         digest = hashlib.sha256((presented or "").encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
+        matches = [hmac.compare_digest(digest, valid) for valid in self._known]
         return digest.hex() if any(matches) else None
 
     def owner_of(self, headers: Headers) -> str | None:
@@ -61,7 +65,19 @@ class ApiKeys:
     def knows(self, owner: str) -> bool:
         """Tell whether an owner that was let in still is: its key may have been removed."""
         self._reload()
-        return bytes.fromhex(owner) in self._digests if self._digests else owner == ""
+        return bytes.fromhex(owner) in self._known if self._known else owner == ""
+
+    def sign(self, owner: str, text: str) -> str:
+        """Sign a text so that `signer` knows this owner again, on any server that has the same key."""
+        return _signature(self._known[bytes.fromhex(owner)], text)
+
+    def signer(self, text: str, signature: str) -> str | None:
+        """Return the owner who has signed a text; None if none has whose key is valid."""
+        self._reload()
+        found = [
+            digest for digest, secret in self._known.items() if hmac.compare_digest(_signature(secret, text), signature)
+        ]
+        return found[0].hex() if found else None
 
     def _reload(self) -> None:
         now = time.monotonic()
@@ -77,12 +93,20 @@ class ApiKeys:
         except (OSError, ValueError) as error:
             logger.error("the API keys stay as they were: %s", error)
             return
-        self._digests = (*self._fixed, *_digests(keys))
-        logger.info("the file of API keys was read again: %d keys are valid", len(self._digests))
+        self._known = self._fixed | _known(keys)
+        logger.info("the file of API keys was read again: %d keys are valid", len(self._known))
 
 
-def _digests(keys: Iterable[str]) -> tuple[bytes, ...]:
-    return tuple(dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys))
+def _known(keys: Iterable[str]) -> dict[bytes, bytes]:
+    """Return digests of keys and the secrets that sign for them: a dump of memory shows no key.
+
+    The digests are in the database, as owners; nobody can compute a secret from them.
+    """
+    return {hashlib.sha256(key.encode()).digest(): hashlib.sha256(_SIGNING + key.encode()).digest() for key in keys}
+
+
+def _signature(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _stamp(file: Path | None) -> tuple[int, ...]:
@@ -164,3 +188,28 @@ class WrongKeys:
         self._waiting[address] -= 1
         if not self._waiting[address]:
             del self._waiting[address]
+
+    async def pause(self, address: str) -> None:
+        """Count a wrong key and wait before it is refused, the longer the more its address has presented.
+
+        Raises ServiceError (429) if too many of the address are waiting.
+        """
+        seconds = self.count(address)
+        if not seconds:
+            return
+        if not self.may_wait(address):
+            message = "your address has presented many wrong API keys: wait before the next one"
+            raise ServiceError(429, "too_many_wrong_keys", message, headers={"retry-after": str(round(seconds) or 1)})
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self.end_wait(address)
+
+
+def wrong_key() -> ServiceError:
+    """Return the error for a key that is missing or wrong."""
+    return ServiceError(
+        401,
+        "invalid_api_key",
+        "the API key is missing or wrong: send Authorization: Bearer KEY with a key of this server",
+    )

@@ -13,7 +13,6 @@ import time
 from collections.abc import Collection
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.connections import ON_REFUSED, client_network
 from pusa.server.errors import ServiceError, respond
-from pusa.server.http.keys import ApiKeys, WrongKeys
+from pusa.server.http.keys import ApiKeys, WrongKeys, wrong_key
+from pusa.server.http.session_cookies import SessionCookies, netloc_of
 from pusa.server.logs import log_context
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,14 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.%]+)\]|([^\[\]:]*))(?::[0-9]*)?")
 _DRAINED_BYTES = 16 * 2**20  # read of a refused request's body before its connection is closed
 _MIN_BYTES_PER_SECOND = 1024  # of a body, over the time spent waiting for it
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OPEN_BODY_BYTES = 64 * 1024  # of a request that needs no key
+
+SESSION_PATH = "/v1/session"
+PAGE_PATHS = ("/", "/favicon.ico", "/studio/")
+"""The page for the browser and its files, which hold nothing of any owner."""
+
+NOBODY = "nobody"
+"""The owner of a request without a valid key, on a path that needs none: no job is theirs."""
 
 
 class HostCheck:
@@ -67,7 +75,7 @@ class HostCheck:
         origin = headers.get("origin")
         if origin is None or origin.lower() in self.origins or "*" in self.origins:
             return
-        if _netloc(origin) != host and not (origin == "null" and method in _SAFE_METHODS):
+        if netloc_of(origin) != host and not (origin == "null" and method in _SAFE_METHODS):
             raise ServiceError(
                 403,
                 "unknown_origin",
@@ -95,20 +103,16 @@ def _host_name(host: str) -> str:
     return (found[1] or found[2]) if found else ""
 
 
-def _netloc(origin: str) -> str:
-    """Return host and port of an origin in lower case; an invalid origin becomes ""."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
-
-
 class AccessMiddleware:
-    """Authorise every request, limit its body, and answer with its id; sets ``request.state.owner``.
+    """Authorise every request, limit its body, and answer with its id.
+
+    Sets ``request.state.owner``, ``is_signed_in`` and ``is_allowed`` (is the owner's key still valid?).
 
     Args:
         app: the ASGI app to protect.
         keys: valid API keys.
+        sessions: the cookies of pages, which stand for a key.
+        open_paths: those that need no key; one that ends in / stands for all below it, but / for itself alone.
         hosts: None leaves host and origin unchecked.
         max_body_bytes: limit for a request's body, counted as it arrives, whatever its headers claim.
         silent_seconds: longest pause within a body.
@@ -126,9 +130,12 @@ class AccessMiddleware:
         silent_seconds: float = 30.0,
         drain_seconds: float = 2.0,
         wrong_keys: WrongKeys | None = None,
+        sessions: SessionCookies | None = None,
+        open_paths: Collection[str] = (),
     ) -> None:
         self.wrong_keys = WrongKeys() if wrong_keys is None else wrong_keys
         self.app, self.keys, self.hosts, self.max_body_bytes = app, keys, hosts, max_body_bytes
+        self.sessions, self.open_paths = sessions, frozenset(open_paths)
         self.silent_seconds, self.drain_seconds = silent_seconds, drain_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,7 +148,8 @@ class AccessMiddleware:
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _REQUEST_ID.fullmatch(client_id) else f"req_{secrets.token_hex(12)}"
         started = False
-        body = _LimitedBody(receive, self.max_body_bytes, self.silent_seconds)
+        max_bytes = min(self.max_body_bytes, _OPEN_BODY_BYTES) if self._is_open(scope) else self.max_body_bytes
+        body = _LimitedBody(receive, max_bytes, self.silent_seconds)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
@@ -156,7 +164,7 @@ class AccessMiddleware:
 
         with log_context(request=request_id):
             try:
-                self._authorize(scope, headers)
+                self._authorize(scope, headers, max_bytes)
                 await self.app(scope, body.receive, send_with_headers)
             except ClientDisconnect:
                 logger.debug("a client has gone before its request was read")
@@ -173,39 +181,43 @@ class AccessMiddleware:
 
     async def _slow_down(self, error: ServiceError, scope: Scope) -> ServiceError:
         """Wait before a wrong key is refused, the longer the more its address has presented; return the error."""
-        client = scope.get("client")
-        address = client_network(client[0]) if client else ""
-        seconds = self.wrong_keys.count(address)
-        if not seconds:
-            return error
-        if not self.wrong_keys.may_wait(address):
-            message = "your address has presented many wrong API keys: wait before the next one"
-            return ServiceError(429, "too_many_wrong_keys", message, headers={"retry-after": str(round(seconds) or 1)})
         try:
-            await anyio.sleep(seconds)
-        finally:
-            self.wrong_keys.end_wait(address)
+            await self.wrong_keys.pause(address_of(scope))
+        except ServiceError as too_many:
+            return too_many
         return error
 
-    def _authorize(self, scope: Scope, headers: Headers) -> None:
+    def _is_open(self, scope: Scope) -> bool:
+        """Tell whether a path needs no key, but host and origin are looked at."""
+        path = path_of(scope) or "/"
+        return path in self.open_paths or any(
+            path.startswith(folder) for folder in self.open_paths if folder != "/" and folder.endswith("/")
+        )
+
+    def _authorize(self, scope: Scope, headers: Headers, max_bytes: int) -> None:
         state: dict[str, Any] = scope.setdefault("state", {})
-        state["owner"] = ""
+        state["owner"] = NOBODY
         if path_of(scope) in PUBLIC_PATHS:
             return
         if self.hosts is not None:
             self.hosts.check(headers, scope["method"])
         owner = self.keys.owner_of(headers)
-        if owner is None:
-            raise ServiceError(
-                401,
-                "invalid_api_key",
-                "the API key is missing or wrong: send Authorization: Bearer KEY with a key of this server",
-            )
-        state["owner"] = owner
-        state["is_allowed"] = partial(self.keys.knows, owner)
+        if owner is None and self.sessions is not None:
+            owner = self.sessions.owner_of(headers)
+        if owner is None and not self._is_open(scope):
+            raise wrong_key()
+        state["is_signed_in"] = owner is not None
+        if owner is not None:
+            state["owner"], state["is_allowed"] = owner, partial(self.keys.knows, owner)
         length = headers.get("content-length", "0")
-        if is_whole(length) and parse_whole(length) > self.max_body_bytes:
-            raise _too_large(self.max_body_bytes)
+        if is_whole(length) and parse_whole(length) > max_bytes:
+            raise _too_large(max_bytes)
+
+
+def address_of(scope: Scope) -> str:
+    """Return the network of the client, by which wrong keys are counted."""
+    client = scope.get("client")
+    return client_network(client[0]) if client else ""
 
 
 def _without_body(send: Send) -> Send:
@@ -229,6 +241,8 @@ def _error_response(error: Exception, scope: Scope, headers: Headers) -> ASGIApp
     response = respond(error)
     if isinstance(error, ServiceError) and error.status == 401:
         is_page = not path_of(scope).startswith(_API_PATHS) and "text/html" in headers.get("accept", "")
+        if "x-pusa-page" in headers or headers.get("sec-fetch-mode") in ("cors", "same-origin"):
+            is_page = False  # a script's own request: the browser must not ask for a password
         response.headers["www-authenticate"] = 'Basic realm="pusa", charset="UTF-8"' if is_page else "Bearer"
     if scope["method"] not in _SAFE_METHODS:
         response.headers["connection"] = "close"  # the rest of the body stays unread

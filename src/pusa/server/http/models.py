@@ -116,7 +116,7 @@ def describe_model(service: VideoService) -> Model:
         metadata=list(settings.metadata_choices),
         words={kind: [list(group) for group in groups] for kind, groups in words.items()},
         fields=_fields(defaults, settings),
-        enhancer=False,
+        enhancer=service.enhancer.is_on,
         plan=model_plan(service.planner.plan_defaults(defaults)),
     )
 

@@ -23,6 +23,7 @@ _DESCRIPTIONS = {
     429: "Too many jobs wait. `Retry-After` and `retry-after-ms` say when to come back.",
     500: "A mistake of the server.",
     501: "Not supported.",
+    502: "The operator's language model failed.",
     503: "The queue cannot be reached at the moment.",
     507: "The disk is full.",
 }
@@ -79,8 +80,12 @@ def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
     return resolve(schema)
 
 
-def install(app: FastAPI) -> None:
-    """Replace FastAPI's own schema of `app`: validation errors are 400 here, and keys are optional."""
+def install(app: FastAPI, cookie: str) -> None:
+    """Replace FastAPI's own schema of `app`: validation errors are 400 here, and keys are optional.
+
+    Args:
+        cookie: name of the cookie that may stand for a key.
+    """
 
     def openapi_schema() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -99,9 +104,15 @@ def install(app: FastAPI) -> None:
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(unused, None)
             schema["components"]["securitySchemes"] = {
-                "key": {"type": "http", "scheme": "bearer", "description": "Needed where the operator has set keys."}
+                "key": {"type": "http", "scheme": "bearer", "description": "Needed where the operator has set keys."},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": cookie,
+                    "description": "Set by POST /v1/session, for pages.",
+                },
             }
-            schema["security"] = [{}, {"key": []}]
+            schema["security"] = [{}, {"key": []}, {"session": []}]
             app.openapi_schema = schema
         return app.openapi_schema
 

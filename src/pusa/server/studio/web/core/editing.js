@@ -2,8 +2,7 @@
 import { get, post } from "./api.js";
 import { t } from "./i18n.js";
 import { fromBody, itemOf, referenceKey, referencesOf } from "./from_body.js";
-import { edit, emptyForm, model, newId } from "./store.js";
-import { undo } from "./store.js";
+import { edit, emptyForm, model, newId, undo } from "./store.js";
 import { toast } from "../shell/toasts.js";
 
 /** @typedef {import("./store.js").Item} Item */

@@ -5,8 +5,8 @@ import { itemOf } from "../core/from_body.js";
 import { t, told } from "../core/i18n.js";
 import { edit, form, newId, problem } from "../core/store.js";
 import { toast } from "../shell/toasts.js";
+import { placed, takesClips } from "./placed.js";
 
-/** @typedef {import("../core/store.js").Form} Form */
 /** @typedef {import("../core/store.js").Item} Item */
 
 /** What a file chooser offers: all that the server's prober may read. */
@@ -19,34 +19,6 @@ export const ours = signal(/** @type {{item: Item, index: number|null}|null} */ 
 export function filesOf(transfer) {
   const card = transfer?.getData("application/x-pusa-video");
   return card ? [{ video_id: card }] : [...(transfer?.files ?? [])];
-}
-
-/** @param {Form} now @returns {boolean} whether the open tab takes clips */
-export const takesClips = (now) => now.tab === "video" && now.mode !== "loop";
-
-/**
- * Put items where the open tab has room. Pure.
- * @param {Form} now @param {Item[]} added @param {number|null} index  of the one to replace; null: none
- * @returns {Partial<Form>}
- */
-export function placed(now, added, index) {
-  const name = takesClips(now) ? "clips" : "items";
-  const list = [...now[name]];
-  if (index !== null && list[index]) {
-    const { position, noise } = list[index];
-    list[index] = { ...added[0], position, noise };
-    return { [name]: list };
-  }
-  if (now.tab === "images") return { items: [...list, ...added] };
-  if (name === "clips") {
-    const room = now.mode === "transition" ? 2 : 1;
-    if (index !== null) return { clips: [...list, ...added].slice(0, room) };
-    const kept = list.length + added.length > room ? list.slice(0, Math.max(0, room - added.length)) : list;
-    return { clips: [...kept, ...added].slice(0, room) };
-  }
-  const tab = now.tab === "text" ? "image" : now.tab;
-  if (added.length > 1 && tab === "image") return { tab: "images", items: added };
-  return { tab, items: [added[0], ...list.slice(1)] };
 }
 
 /** @param {unknown} error @returns {void} */

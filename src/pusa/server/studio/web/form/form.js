@@ -2,8 +2,7 @@
 import { html, useEffect, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { generate } from "../core/submit.js";
-import { edit, emptyForm, form, model } from "../core/store.js";
-import { undo } from "../core/store.js";
+import { edit, emptyForm, form, model, undo } from "../core/store.js";
 import { Group } from "../shell/group.js";
 import { Icon } from "../shell/icon.js";
 import { toast } from "../shell/toasts.js";
@@ -105,7 +104,7 @@ function More() {
         <${Icon} name="bookmark" size=${18} />
       </button>
       <button type="button" class="button plain icon" aria-label=${t("form.reset")} title=${t("form.reset")} onClick=${startAnew}>
-        <${Icon} name="trash" size=${18} />
+        <${Icon} name="new" size=${18} />
       </button>
     </div>
     <div class="more-panel" id="more-control" hidden=${open !== "control"}>${open === "control" && html`<${Control} />`}</div>

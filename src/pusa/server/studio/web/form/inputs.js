@@ -6,7 +6,8 @@ import { edit, form, model, uploads } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { Toolbar } from "../shell/roving.js";
 import { stillUrl } from "../timeline/pictures.js";
-import { ANY_PICTURE, addFiles, takesClips } from "./files.js";
+import { ANY_PICTURE, addFiles } from "./files.js";
+import { takesClips } from "./placed.js";
 import { numberText } from "./units.js";
 
 /** @typedef {import("../core/store.js").Item} Item */
@@ -92,7 +93,7 @@ function Place({ index, alone }) {
   const id = useId();
   const text = takesClips(form.value) ? "choose_video" : many ? "choose_many" : "choose";
   return html`<li class="item-place">
-    <button type="button" class="drop" id=${many ? "choose" : `choose-${index}`} onClick=${open} aria-describedby=${id}>
+    <button type="button" class="drop" id=${many ? "choose" : `choose-${index}`} onClick=${open} aria-describedby=${id} aria-label=${alone || takesClips(form.value) ? undefined : t("form.inputs.add")}>
       <${Icon} name=${alone ? (takesClips(form.value) ? "video" : many ? "images" : "image") : "plus"} size=${alone ? 26 : 20} />
       <span>${alone || takesClips(form.value) ? t(`form.inputs.${text}`) : t("form.inputs.add")}</span>
       <span class="visually-hidden" id=${id}>${slotName(index)}</span>

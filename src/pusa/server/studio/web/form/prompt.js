@@ -9,7 +9,8 @@ import { TextField } from "../shell/field.js";
 import { Icon } from "../shell/icon.js";
 import { Toolbar } from "../shell/roving.js";
 import { toast } from "../shell/toasts.js";
-import { WordsDialog, exchanged } from "./words.js";
+import { exchanged } from "./phrases.js";
+import { WordsDialog } from "./words.js";
 
 const WAIT_MS = 400;
 const MOST_HINTS = 3;

@@ -2,8 +2,7 @@
 import { html, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { removeSettings, saveSettings, savedSettings } from "../core/prompts.js";
-import { edit, form } from "../core/store.js";
-import { undo } from "../core/store.js";
+import { edit, form, undo } from "../core/store.js";
 import { Dialog } from "../shell/dialog.js";
 import { TextField } from "../shell/field.js";
 import { Icon } from "../shell/icon.js";

@@ -64,6 +64,7 @@ const PATHS = {
   wide: "M3 7.5h18v9H3z",
   tall: "M7.5 3h9v18h-9z",
   square: "M5 5h14v14H5z",
+  new: "M6 3h8l4 4v14H6zM12 10.5v6M9 13.5h6",
   offline: "M3 3l18 18M8.5 15.5a5 5 0 0 1 7 0M5 12a10 10 0 0 1 4-2.400M15 9.600a10 10 0 0 1 4 2.400M12 19h.01",
 };
 /** Drawn as an area, not as lines. */

@@ -248,7 +248,8 @@ function complete(layout, form, model) {
   const clip = form.clips[0];
   const available = clip ? Math.min(length.count, latentFrames(usedFrames(clip, length.fps), length.factor)) : 0;
   if (clip) layout.parts.push({ role: "clip", from: 0, to: available, clip: 0 });
-  const { kept, outside } = keptOf(form, model, length);
+  const { kept, outside, problem } = keptOf(form, model, length);
+  if (problem) layout.problems.push(problem);
   layout.kept = kept;
   if (outside.length) {
     layout.problems.push({ code: "kept_outside", values: { text: outside.join(", "), last: length.count - 1 } });
@@ -260,11 +261,11 @@ function complete(layout, form, model) {
 /**
  * The kept latent frames of a clip, by cell.
  * @param {Form} form @param {any} model @param {Length} length
- * @returns {{kept: Kept[], outside: string[]}}
+ * @returns {{kept: Kept[], outside: string[], problem: Problem|null}}  `problem`: of noise that is no number
  */
 export function keptOf(form, model, length) {
   const texts = form.keptPositions.trim() ? splitList(form.keptPositions) : [];
-  const own = parseNoise(form.keptNoise);
+  const { own, problem } = ownNoise(form.keptNoise);
   const preset = presetNoise(model.presets[form.preset].video_noise_multipliers, texts.length);
   /** @type {Map<number, Kept>} */
   const kept = new Map();
@@ -275,7 +276,17 @@ export function keptOf(form, model, length) {
     if (cell === null) outside.push(text);
     else if (!kept.has(cell)) kept.set(cell, { cell, noise, text });
   }
-  return { kept: [...kept.values()].sort((a, b) => a.cell - b.cell), outside };
+  return { kept: [...kept.values()].sort((a, b) => a.cell - b.cell), outside, problem };
+}
+
+/** @param {string} text @returns {{own: number[], problem: Problem|null}} */
+function ownNoise(text) {
+  try {
+    return { own: parseNoise(text), problem: null };
+  } catch (error) {
+    if (!(error instanceof PositionError)) throw error;
+    return { own: [], problem: { code: error.code, values: error.values } };
+  }
 }
 
 /** @param {Layout} layout @param {Form} form @param {any} model */

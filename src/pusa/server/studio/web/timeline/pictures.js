@@ -28,22 +28,6 @@ export const stillUrl = (item, width) =>
   frameUrl(item, { width, index: item.kind === "video" ? (item.frame ?? 0) : null });
 
 /**
- * Width and height of the video that the form asks for.
- * @param {Form} form @param {any} model
- * @returns {{width: number, height: number}}
- */
-export function targetSize(form, model) {
-  const named = form.shape === "auto" ? null : (model.shapes?.[form.shape] ?? form.shape);
-  const match = /^(\d+)x(\d+)$/.exec(named ?? "");
-  if (match) return { width: Number(match[1]), height: Number(match[2]) };
-  const { width, height } = model.defaults;
-  const first = form.tab === "text" ? undefined : form.tab === "video" ? form.clips[0] : form.items[0];
-  const isUpright = first && first.width !== first.height && first.height > first.width;
-  const isTurned = first && first.width !== first.height && isUpright !== height > width && width !== height;
-  return isTurned ? { width: height, height: width } : { width, height };
-}
-
-/**
  * The region of a picture that fills a clip of an aspect ratio; with "letterbox" it reaches beyond the picture.
  * @param {Item} item @param {number} aspect width by height @param {Form["fit"]} fit
  * @returns {{region: Region, cut: number}} `cut`: fraction of the picture, or of its hand-set frame, that is lost

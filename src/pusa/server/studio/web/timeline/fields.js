@@ -1,0 +1,77 @@
+/** Places and noise as text, in step with the timeline both ways. A text that is not understood changes nothing. */
+import { html, useId, useState } from "../core/dom.js";
+import { t } from "../core/i18n.js";
+import { PositionError } from "../core/positions.js";
+import { form, model } from "../core/store.js";
+import { isAfterEnd, noiseText, positionsText, readNoise, readPositions, spreadEvenly, withLast } from "./edits.js";
+import { apply, layout, shownForm } from "./state.js";
+import { number } from "./words.js";
+
+/** @param {PositionError} error @returns {string} */
+export function problemText({ code, values }) {
+  const shown = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, typeof value === "number" ? number(value) : value]));
+  return t(`timeline.problem.${code}`, shown);
+}
+
+/**
+ * @param {object} props
+ * @param {string} props.name  "positions" or "noise"
+ * @param {string} props.value  as the timeline has it
+ * @param {(text: string) => Partial<import("../core/store.js").Form>} props.read
+ */
+function TextBox({ name, value, read }) {
+  const id = useId();
+  const [typed, setTyped] = useState(/** @type {string|null} */ (null)); // null: it shows what the timeline has
+  const [error, setError] = useState(/** @type {PositionError|null} */ (null));
+  const take = (/** @type {string} */ text) => {
+    setTyped(text);
+    try {
+      apply(read(text), `text-${name}`);
+      setError(null);
+    } catch (problem) {
+      if (!(problem instanceof PositionError)) throw problem;
+      setError(problem);
+    }
+  };
+  const leave = () => !error && setTyped(null);
+  const repaired = error && isAfterEnd(error) ? withLast(form.value, model.value, typed ?? "") : null;
+  return html`<div class=${`field text-box ${name}`}>
+    <label for=${id}>${t(`timeline.${name}`)}</label>
+    <input
+      id=${id}
+      type="text"
+      autocomplete="off"
+      spellcheck=${false}
+      value=${typed ?? value}
+      aria-invalid=${error ? "true" : undefined}
+      aria-describedby=${error ? `${id}-problem` : undefined}
+      onInput=${(/** @type {any} */ event) => take(event.currentTarget.value)}
+      onBlur=${leave}
+      onKeyDown=${(/** @type {KeyboardEvent} */ event) => {
+        if (event.key !== "Escape") return;
+        setTyped(null);
+        setError(null);
+      }}
+    />
+    ${error &&
+    html`<p class="field-problem" id=${`${id}-problem`} role="alert">
+      ${problemText(error)}
+      ${repaired && html`<button type="button" class="button small" onClick=${() => (take(repaired), setTyped(null))}>${t("timeline.use_last")}</button>`}
+    </p>`}
+  </div>`;
+}
+
+/** The two texts, where the open tab has pictures or a clip to place. */
+export function Texts() {
+  const shown = layout.value;
+  if (!shown || !["images", "complete"].includes(shown.kind)) return null;
+  const now = shownForm.value;
+  if (shown.kind === "images" ? !now.items.length : !now.clips.length) return null;
+  const key = `${shown.kind}-${shown.kind === "images" ? now.items.length : ""}`;
+  const isSet = shown.pictures.some(({ item, automatic }) => item.position !== null && !automatic);
+  return html`
+    ${isSet && html`<button type="button" class="button plain spread" onClick=${() => apply(spreadEvenly(form.value), "")}>${t("timeline.spread")}</button>`}
+    <${TextBox} key=${`positions-${key}`} name="positions" value=${positionsText(now, model.value)} read=${(/** @type {string} */ text) => readPositions(form.value, model.value, text)} />
+    <${TextBox} key=${`noise-${key}`} name="noise" value=${noiseText(now, model.value)} read=${(/** @type {string} */ text) => readNoise(form.value, model.value, text)} />
+  `;
+}
