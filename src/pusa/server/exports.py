@@ -18,7 +18,7 @@ import anyio.to_thread
 from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key, speaking_name
 from pusa.server.http.reference_schemas import StoredReference
-from pusa.server.http.to_request import invalid_value
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.client_files import ClientFile
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.submit import in_thread

@@ -29,7 +29,8 @@ from pusa.server.exports import VideoExports
 from pusa.server.feed import JobFeed, Snapshot
 from pusa.server.files import FileLibrary
 from pusa.server.http.keys import WrongKeys
-from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
+from pusa.server.http.to_request import EDIT_NOISE, extension_length
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.integrity import FileIntegrity
 from pusa.server.jobs.queue import EVERY_JOB, Job, JobFilter, JobQueue, Status
 from pusa.server.jobs.store import FileStore, fragment_key
