@@ -23,6 +23,9 @@ LANGUAGES = {
 }
 """Names of the page's languages, each in itself, by code."""
 
+OPEN_PATHS = ("/", "/studio/", "/favicon.ico")
+"""What is served without a key: the page asks for one itself."""
+
 _STYLES = ("tokens", "base", "shell", "form", "timeline", "result", "gallery")
 _LIBRARIES = {
     "preact": "preact.js",
