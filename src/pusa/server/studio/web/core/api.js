@@ -59,10 +59,14 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   return json;
 }
 
-export const get = (/** @type {string} */ path, /** @type {any} */ options) => call("GET", path, options);
-export const post = (/** @type {string} */ path, /** @type {any} */ body, /** @type {any} */ options) =>
-  call("POST", path, { body, ...options });
-export const remove = (/** @type {string} */ path) => call("DELETE", path);
+/** @typedef {{headers?: Record<string, string>, signal?: AbortSignal}} Options */
+
+/** @param {string} path @param {Options} [options] */
+export const get = (path, options) => call("GET", path, options);
+/** @param {string} path @param {any} [body] @param {Options} [options] */
+export const post = (path, body, options) => call("POST", path, { body, ...options });
+/** @param {string} path */
+export const remove = (path) => call("DELETE", path);
 
 /**
  * Send a file to the durable store; its progress is in `uploads`.
