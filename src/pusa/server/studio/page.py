@@ -23,8 +23,8 @@ LANGUAGES = {
 }
 """Names of the page's languages, each in itself, by code."""
 
-OPEN_PATHS = ("/", "/studio/", "/favicon.ico")
-"""What is served without a key: the page asks for one itself."""
+PATHS = ("/", "/studio/", "/favicon.ico")
+"""What this module serves, below the last but one too; none of it needs a key."""
 
 _STYLES = ("tokens", "base", "shell", "form", "timeline", "result", "gallery")
 _LIBRARIES = {
