@@ -1,5 +1,5 @@
 /** The clips that a video goes on from: which part of each is used, and what of it the timeline takes over. */
-import { html, useEffect, useRef, useState } from "../core/dom.js";
+import { html, useEffect, useId, useRef, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { form, model, newId } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
@@ -86,8 +86,9 @@ function EdgeNumber({ clip, edge }) {
     const value = text === "" ? (edge === "start" ? 0 : (clip.seconds ?? 0)) : Number(text);
     if (Number.isFinite(value)) setEdge(clip, edge, value);
   };
-  return html`<label class="edge-number"><span>${t(`timeline.${edge}`)}</span>
-    <input class="input number" type="number" min="0" max=${clip.seconds ?? undefined} step="0.1" value=${Math.round(at * 100) / 100} onChange=${read} /><span aria-hidden="true">s</span></label>`;
+  const id = useId();
+  return html`<span class="edge-number"><label for=${id}>${t(`timeline.${edge}`)}</label>
+    <input id=${id} class="input number" type="number" min="0" max=${clip.seconds ?? undefined} step="0.1" value=${Math.round(at * 100) / 100} onChange=${read} /><span aria-hidden="true">s</span></span>`;
 }
 
 /** The clip in little, playing its part: by the browser, or where it cannot, by the frames that the server draws. */
