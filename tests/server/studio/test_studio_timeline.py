@@ -88,7 +88,7 @@ class Board:
         """The latent frames of the pictures, in the order of the form."""
         placed = self.page.eval_on_selector_all(
             ".card-picture",
-            "cards => Object.fromEntries(cards.map(card => [card.dataset.item, Number(card.dataset.cell)]))",
+            "cards => Object.fromEntries(cards.map(card => [card.dataset.item, +card.dataset.cell]))",
         )
         return [placed[item["id"]] for item in self.form()["items"]]
 
@@ -155,7 +155,8 @@ def test_a_dragged_picture_is_sent_from_where_it_lies(board: Board) -> None:
     board.page.mouse.up()
     assert board.cells() == [0, 6, 8], "Escape takes a drag back"
     board.drag(board.point(6), board.point(8))
-    assert board.cells()[2] == 8 and len(set(board.cells())) == 3, "two pictures never share a latent frame"
+    assert board.cells()[2] == 8
+    assert len(set(board.cells())) == 3, "two pictures never share a latent frame"
     board.page.evaluate(_STORE.replace("if (change) store.edit(change)", "store.undo(); store.undo()"), None)
     assert board.cells() == [0, 4, 8], "a drag is one step of the history"
 
@@ -284,7 +285,8 @@ def test_a_long_clip_is_zoomed_and_the_wheel_scrolls_the_page(board: Board) -> N
     assert page.evaluate("document.querySelector('.track-frame').clientWidth") > 2 * before[1]
     page.get_by_role("scrollbar", name="Visible part").press("End")
     board.until(
-        "(() => { const s = document.querySelector('.timeline-scroll'); return s.scrollLeft + s.clientWidth >= s.scrollWidth - 1 })()"
+        "() => { const track = document.querySelector('.timeline-scroll');"
+        " return track.scrollLeft + track.clientWidth >= track.scrollWidth - 1 }"
     )
     page.get_by_role("button", name="Show all").click()
     board.until("document.querySelector('.minimap') === null")
