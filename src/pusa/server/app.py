@@ -37,15 +37,7 @@ from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
-_ROUTERS = (
-    api.router,
-    jobs.router,
-    file_routes.router,
-    session.router,
-    growing.router,
-    models.router,
-    requests.router,
-)
+_ROUTERS = (api.router, jobs.router, session.router, file_routes.router, growing.router, models.router, requests.router)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
@@ -106,8 +98,8 @@ def create_app(
     keys = ApiKeys(settings.api_keys, settings.keys_file)
     sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    app.state.sessions = sessions
     errors.install(app, [route for router in _ROUTERS for route in router.routes])
+    app.state.sessions = sessions
     openapi.install(app, sessions.name)
     for router in _ROUTERS:
         app.include_router(router)

@@ -34,7 +34,8 @@ export function afterList(known, list, complete = false) {
   for (const job of list) jobs.set(job.id, job);
   for (const [id, job] of known.jobs) {
     if (listed.has(id)) continue;
-    if (BUSY.includes(job.status)) doubtful.push(id);
+    if (job.local) jobs.set(id, job); // pressed here, and not yet known to the server
+    else if (BUSY.includes(job.status)) doubtful.push(id);
     else if (job.created_at <= oldest) jobs.set(id, job); // older than what the list covers, or of its last second
   }
   const running = new Set(list.filter((job) => job.status === "in_progress").map((job) => job.id));

@@ -61,10 +61,11 @@ export function Card({ job, isStop, onFocus }) {
   const expired = stateOf(job) === "expired";
   const stop = isStop ? 0 : -1;
   const favourite = t(job.favourite ? "result.unfavourite" : "result.favourite");
+  const ratio = Math.max(0.5625, Math.min(2.4, ratioOf(job)));
   const start = () => setPlays(!expired && !movesLess());
   return html`<li
-    class=${`tile ${isChosen ? "chosen" : ""}`}
-    style=${`--ratio:${Math.max(0.5, Math.min(2.4, ratioOf(job)))}`}
+    class=${`tile ${isChosen ? "chosen" : ""} ${ratio < 0.8 ? "narrow" : ""}`}
+    style=${`--ratio:${ratio}`}
     data-id=${job.id}
     draggable=${!expired}
     onDragStart=${(/** @type {DragEvent} */ event) => drag(event, job)}
@@ -104,13 +105,13 @@ export function Card({ job, isStop, onFocus }) {
       />
     </label>
     <div class=${`tile-tools ${job.favourite ? "kept" : ""}`} data-stop=${isStop ? "" : undefined}>
-      <button type="button" class="button plain icon tile-star" tabindex=${stop} aria-label=${favourite} title=${favourite} aria-pressed=${String(Boolean(job.favourite))} onClick=${() => setFavourite([job], !job.favourite)}>
-        <${Icon} name="star" size=${18} filled=${job.favourite} />
-      </button>
       <button type="button" class="button plain icon tile-edit" tabindex=${stop} aria-label=${t("result.edit")} title=${t("result.edit")} onClick=${() => intoForm(() => editVideo(job.id))}>
         <${Icon} name="edit" size=${18} />
       </button>
       <${Menu} label=${t("gallery.more")} entries=${more(job)} stop=${stop} />
+      <button type="button" class="button plain icon tile-star" tabindex=${stop} aria-label=${favourite} title=${favourite} aria-pressed=${String(Boolean(job.favourite))} onClick=${() => setFavourite([job], !job.favourite)}>
+        <${Icon} name="star" size=${18} filled=${job.favourite} />
+      </button>
     </div>
     <p class="tile-prompt small">${prompt}</p>
     <p class="tile-facts quiet number">${sizeText(job.size)} · ${duration(Number(job.seconds))} · ${ago(job.created_at)}</p>

@@ -6,7 +6,7 @@ import { jobs, selected } from "../core/store.js";
 import { Dialog } from "../shell/dialog.js";
 import { Icon } from "../shell/icon.js";
 import { cancel, cancelAll, learn, tellError } from "../result/actions.js";
-import { Bar, Preview, progressWords } from "../result/making.js";
+import { Bar, Preview, progressWords, shortWords } from "../result/making.js";
 import { show } from "../result/selection.js";
 import { stateOf } from "../result/states.js";
 import { after, queueOrder } from "./model.js";
@@ -15,7 +15,7 @@ import { useOrder } from "./order.js";
 /** @param {{job: any, handle: any, place: number}} props  `place`: among those that wait, from 1 */
 function Waiting({ job, handle, place }) {
   const state = stateOf(job);
-  const [what, more] = progressWords(job, state);
+  const [, more] = progressWords(job, state);
   const prompt = job.prompt || t("result.no_prompt");
   return html`<li class=${`queue-job ${state}`} data-order=${job.id}>
     <button type="button" class="queue-open" aria-current=${selected.value.includes(job.id) ? "true" : undefined} aria-label=${t("gallery.open", { prompt })} onClick=${() => show([job.id])}>
@@ -24,14 +24,15 @@ function Waiting({ job, handle, place }) {
     </button>
     <div class="queue-words">
       <p class="queue-prompt" title=${prompt}>${prompt}</p>
-      <p class="quiet small number">${what}${more && html`<br />${more}`}</p>
+      <p class="quiet small number queue-what">${shortWords(job, state)}</p>
+      ${more && html`<p class="quiet small number">${more}</p>`}
       ${state === "running" && html`<${Bar} job=${job} state=${state} label=${prompt} />`}
     </div>
     <div class="queue-tools">
-      ${handle}
-      <button type="button" class="button plain icon" disabled=${state === "stopping"} aria-label=${t("gallery.cancel_one", { prompt })} title=${t("result.cancel")} onClick=${() => cancel(job)}>
+      <button type="button" class="button plain icon" disabled=${state === "stopping" || state === "sending"} aria-label=${t("gallery.cancel_one", { prompt })} title=${t("result.cancel")} onClick=${() => cancel(job)}>
         <${Icon} name="close" size=${18} />
       </button>
+      ${handle}
     </div>
   </li>`;
 }
@@ -68,8 +69,8 @@ function Sure({ count, onClose }) {
 export function Queue() {
   const [asks, setAsks] = useState(false);
   const list = queueOrder(jobs.value.values());
-  const waiting = list.filter((job) => job.status === "queued");
-  const running = list.filter((job) => job.status !== "queued");
+  const waiting = list.filter((job) => job.status === "queued" && !job.local);
+  const running = list.filter((job) => job.status !== "queued" || job.local);
   const { order, list: ref, handle } = useOrder(
     waiting.map((job) => job.id),
     (next, id) => void move(waiting, next, id),

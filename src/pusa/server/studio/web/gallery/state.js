@@ -3,7 +3,7 @@ import { get } from "../core/api.js";
 import { computed, effect, signal } from "../core/dom.js";
 import { refreshed } from "../core/feed.js";
 import { jobs, selected } from "../core/store.js";
-import { learn, tellError } from "../result/actions.js";
+import { learnPage, tellError } from "../result/actions.js";
 import { isFiltered, noFilter, query, shown } from "./model.js";
 
 const PAGE = 40;
@@ -63,7 +63,7 @@ export async function readMore() {
   try {
     const page = await get(`/v1/videos?${query(filter.value, current.value.last, PAGE)}`);
     if (mine !== asked) return; // the filter has changed meanwhile
-    learn(page.data);
+    learnPage(page.data);
     read.value = { ...read.value, [filtered ? "found" : "all"]: readUpTo(page) };
     hasFailed.value = false;
   } catch (error) {
@@ -98,7 +98,7 @@ async function readAgain() {
   for (let count = 0; count < MOST_PAGES && from >= oldest; count++) {
     page = await get(`/v1/videos?${query(noFilter(), page?.last_id ?? null, 100)}`);
     for (const job of page.data) there.add(job.id);
-    learn(page.data);
+    learnPage(page.data);
     from = readUpTo(page).oldest;
     if (!page.has_more) break;
   }

@@ -5,6 +5,7 @@ import { t, told } from "../core/i18n.js";
 import { jobs, selected } from "../core/store.js";
 import { dismiss, toast } from "../shell/toasts.js";
 import { show } from "./selection.js";
+import { isBusy } from "./states.js";
 import { contentUrl } from "./words.js";
 
 const UNDO_SECONDS = 30;
@@ -14,6 +15,14 @@ export function learn(list) {
   const next = new Map(jobs.value);
   for (const job of list) next.set(job.id, job);
   jobs.value = next;
+}
+
+/**
+ * Take what a page of a list says: of what is not finished the feed knows more.
+ * @param {any[]} page
+ */
+export function learnPage(page) {
+  learn(page.filter((job) => !isBusy(job) || !jobs.value.has(job.id)));
 }
 
 /** @param {string[]} ids */
@@ -46,8 +55,14 @@ async function begin(ask) {
   }
 }
 
+/** The bodies that were read, by id: they never change. @type {Map<string, any>} */
+export const requests = new Map();
+
 /** @param {any} job @returns {Promise<any>} the body of POST /v1/videos that makes the same video */
-export const requestOf = async (job) => (await get(`/v1/videos/${job.id}/request`)).request;
+export async function requestOf({ id }) {
+  if (!requests.has(id)) requests.set(id, (await get(`/v1/videos/${id}/request`)).request);
+  return requests.get(id);
+}
 
 /** @param {any} job */
 export const again = (job) => begin(async () => post("/v1/videos", { ...(await requestOf(job)), batch: undefined }));

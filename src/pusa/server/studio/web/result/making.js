@@ -10,6 +10,7 @@ import { timeLeft } from "./words.js";
 /** What happens with it, in words: the main ones and what is added. @param {any} job @param {string} state */
 export function progressWords(job, state) {
   if (state === "stopping") return [t("result.stopping"), ""];
+  if (state === "sending") return [t("result.sending"), ""];
   if (state === "queued") {
     if (job.queue_position > 0) return [t("result.queued"), t("result.ahead", { count: job.queue_position })];
     return [t("result.queued"), t(ready.value && !ready.value.ready ? "result.queued_loading" : "result.next")];
@@ -20,9 +21,15 @@ export function progressWords(job, state) {
   return [stage + step, left];
 }
 
+/** The same in few words. @param {any} job @param {string} state */
+export const shortWords = (job, state) =>
+  state === "running" && job.stage === "denoise" && job.steps
+    ? t("result.step", { step: job.step, steps: job.steps })
+    : progressWords(job, state)[0];
+
 /** @param {{job: any, state: string, label: string}} props */
 export function Bar({ job, state, label }) {
-  const waits = state === "queued";
+  const waits = state === "queued" || state === "sending";
   const value = percentOf(job);
   return html`<div
     class=${waits ? "bar waits" : "bar"}
@@ -56,8 +63,8 @@ export function Making({ job, state }) {
       </p>
       <div class="making-bar">
         <${Bar} job=${job} state=${state} label=${t("result.progress")} />
-        <span class="number percent" aria-hidden="true">${state === "queued" ? "" : `${percentOf(job)} %`}</span>
-        <button type="button" class="button" disabled=${state === "stopping"} onClick=${() => cancel(job)}>
+        <span class="number percent" aria-hidden="true">${state === "running" ? `${percentOf(job)} %` : ""}</span>
+        <button type="button" class="button" disabled=${state === "stopping" || state === "sending"} onClick=${() => cancel(job)}>
           <${Icon} name="close" size=${16} />${t("result.cancel")}
         </button>
       </div>

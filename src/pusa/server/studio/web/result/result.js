@@ -1,21 +1,21 @@
 /** A video that is finished, or has failed, was cancelled or has expired; what can be done with it; its settings. */
 import { editVideo, extendVideo, useFrame } from "../core/editing.js";
-import { html, useRef } from "../core/dom.js";
+import { html, useEffect, useRef, useState } from "../core/dom.js";
 import { t, told } from "../core/i18n.js";
 import { jobs, model } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { Menu } from "../shell/menu.js";
 import { Toolbar } from "../shell/roving.js";
-import { again, copy, makeFinal, removeAll, retry, save, saveMade, setFavourite, tellError, vary } from "./actions.js";
+import { again, copy, makeFinal, removeAll, requestOf, requests, retry, save, saveMade, setFavourite, tellError, vary } from "./actions.js";
 import { Controls, playerKeys } from "./player.js";
 import { compare, comparison, isPicking, show } from "./selection.js";
 import { About } from "./settings.js";
 import { isPlayable, siblings } from "./states.js";
-import { Clip, useTransport } from "./transport.js";
+import { Clip, movesLess, useTransport } from "./transport.js";
 import { contentUrl } from "./words.js";
 
-/** Frames in a second of a video. @param {any} job @returns {number} */
-export const fpsOf = (job) => job.fps || model.value?.defaults?.fps || 16;
+/** Frames in a second of a video, as far as it is known without its request. @param {any} job @returns {number} */
+export const fpsOf = (job) => requests.get(job.id)?.fps || model.value?.defaults?.fps || 24;
 
 /** @param {{name: string, icon: string, onClick: () => void, primary?: boolean, bare?: boolean, pressed?: boolean, filled?: boolean}} props */
 export function Act({ name, icon, onClick, primary = false, bare = false, pressed, filled }) {
@@ -63,9 +63,11 @@ export async function intoForm(take) {
   }
 }
 
-/** @param {any} job */
-function copies(job) {
+/** @param {any} job @param {boolean} playable */
+function others(job, playable) {
+  const more = playable ? [{ label: t("result.again"), icon: "replace", act: () => void again(job) }] : [];
   return [
+    ...more,
     { label: t("result.copy_prompt"), icon: "copy", disabled: !job.prompt, act: () => copy(job.prompt, t("result.copied_prompt")) },
     {
       label: t("result.copy_seed"),
@@ -76,17 +78,25 @@ function copies(job) {
   ];
 }
 
+/** Begin to compare a video, or leave it. @param {any} job */
+function togglePicking(job) {
+  if (isPicking()) return void (comparison.value = null);
+  compare(job.id);
+  document.querySelector(".gallery")?.scrollIntoView({ behavior: movesLess() ? "auto" : "smooth" });
+}
+
 /** @param {{job: any, state: string, transport: import("./transport.js").Transport}} props */
 function Actions({ job, state, transport }) {
   const playable = isPlayable(job);
   const remake = [
     html`<${Act} name=${t("result.edit")} icon="edit" onClick=${() => intoForm(() => editVideo(job.id))} />`,
     html`<${Act} name=${t("result.vary")} icon="dice" onClick=${() => vary(job)} />`,
-    html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
+    !playable && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
   ];
+  const frame = () => Math.floor(transport.time.value * fpsOf(job) + 0.01);
   const use = playable && [
     html`<${Act} name=${t("result.extend")} icon="extend" onClick=${() => intoForm(() => extendVideo(job.id))} />`,
-    html`<${Act} name=${t("result.use_frame")} icon="camera" onClick=${() => intoForm(() => useFrame(job.id, transport.time.value))} />`,
+    html`<${Act} name=${t("result.use_frame")} icon="camera" onClick=${() => intoForm(() => useFrame(job.id, frame()))} />`,
   ];
   return html`<${Toolbar} label=${t("result.actions")} class="actions">
     ${playable && job.draft && html`<${Act} name=${t("result.final")} icon="wand" primary onClick=${() => makeFinal(job)} />`}
@@ -95,9 +105,9 @@ function Actions({ job, state, transport }) {
     <span class="actions-end">
       ${playable &&
       html`<${Act} bare name=${t(job.favourite ? "result.unfavourite" : "result.favourite")} icon="star" filled=${job.favourite} pressed=${Boolean(job.favourite)} onClick=${() => setFavourite([job], !job.favourite)} />
-        <${Act} bare name=${t("result.compare")} icon="compare" pressed=${isPicking()} onClick=${() => (isPicking() ? (comparison.value = null) : compare(job.id))} />`}
+        <${Act} bare name=${t("result.compare")} icon="compare" pressed=${isPicking()} onClick=${() => togglePicking(job)} />`}
       <${Act} bare name=${t("result.delete")} icon="trash" onClick=${() => removeAll([job])} />
-      <${Menu} label=${t("result.copy")} icon="copy" entries=${copies(job)} />
+      <${Menu} label=${t("gallery.more")} entries=${others(job, playable)} />
       ${playable && html`<${Menu} label=${t("result.download.label")} icon="download" wordless=${false} class="button" entries=${downloads(job)} />`}
     </span>
   <//>`;
@@ -122,6 +132,10 @@ function Siblings({ job }) {
 /** @param {{job: any, transport: import("./transport.js").Transport}} props */
 function Player({ job, transport }) {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
+  const [, setKnown] = useState(false);
+  useEffect(() => {
+    requestOf(job).then(() => setKnown(true), () => {}); // without it frames are counted at the model's own speed
+  }, [job.id]);
   const fps = fpsOf(job);
   const label = t("result.player", { prompt: job.prompt || t("result.no_prompt") });
   return html`<div class="player" ref=${ref} onKeyDown=${(/** @type {KeyboardEvent} */ event) => playerKeys(event, transport, fps)}>
@@ -145,8 +159,7 @@ export function Result({ job, state }) {
       <${Icon} name="compare" size=${18} /><span>${t("result.pick")}</span>
       <button type="button" class="button plain" onClick=${() => (comparison.value = null)}>${t("result.pick_cancel")}</button>
     </p>`}
-    <${Siblings} job=${job} />
     <${Actions} job=${job} state=${state} transport=${transport} />
-    <${About} job=${job} />
+    <${About} job=${job} beside=${html`<${Siblings} job=${job} />`} />
   `;
 }

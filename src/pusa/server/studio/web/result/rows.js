@@ -2,7 +2,6 @@
 
 /** Fields of POST /v1/videos that are shown as they are, and the names of their rows. */
 const PLAIN = [
-  ["negative_prompt", "negative_prompt"],
   ["preset", "preset"],
   ["num_inference_steps", "steps"],
   ["guidance_scale", "guidance"],
@@ -50,11 +49,13 @@ export function inputs(request) {
  */
 export function rows(request, job) {
   /** @type {[string, any][]} */
-  const found = [["task", job.task || request.task || "generate"]];
+  const found = [];
   const stories = Array.isArray(request.prompts) ? request.prompts.join("\n") : request.prompts;
   if (stories) found.push(["prompts", stories]);
   else if (request.prompt || job.prompt) found.push(["prompt", request.prompt || job.prompt]);
+  if (request.negative_prompt) found.push(["negative_prompt", request.negative_prompt]);
   const given = inputs(request);
+  found.push(["task", job.task || request.task || "generate"]);
   if (given.length) found.push(["given", given]);
   found.push(["size", job.size], ["seconds", { seconds: Number(job.seconds), frames: request.num_frames ?? null, fps: request.fps ?? null }]);
   for (const [field, name] of PLAIN) {

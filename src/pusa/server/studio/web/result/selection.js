@@ -28,8 +28,11 @@ export function compare(first, second = null) {
   comparison.value = { first, second };
 }
 
+/** What is pressed and not yet sent has an id of its own. @param {string} id */
+const isServers = (id) => /^video_[0-9a-f]{32}$/.test(id);
+
 /** @returns {string[]} */
-const named = () => new URLSearchParams(location.search).getAll("job").filter((id) => /^video_[0-9a-f]{32}$/.test(id));
+const named = () => new URLSearchParams(location.search).getAll("job").filter(isServers);
 
 /** @param {string[]} ids */
 function write(ids) {
@@ -55,8 +58,8 @@ export function startSelection() {
   addEventListener("popstate", () => show(named()));
   effect(() => {
     const ids = selected.value;
-    if (ids.join() !== named().join()) write(ids);
-    const unknown = ids.filter((id) => !jobs.peek().has(id) && !gone.peek().has(id));
+    if (ids.every(isServers) && ids.join() !== named().join()) write(ids);
+    const unknown = ids.filter((id) => isServers(id) && !jobs.peek().has(id) && !gone.peek().has(id));
     for (const id of unknown) void find(id);
   });
 }

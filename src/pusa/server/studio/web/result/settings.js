@@ -1,5 +1,5 @@
 /** What a video was made of: the main facts in a line, notes of its making, and all settings below a heading. */
-import { html, useEffect, useState } from "../core/dom.js";
+import { html, useEffect, useId, useState } from "../core/dom.js";
 import { has, t, told } from "../core/i18n.js";
 import { Icon } from "../shell/icon.js";
 import { requestOf, tellError } from "./actions.js";
@@ -62,23 +62,27 @@ function facts(job) {
   return found;
 }
 
-/** @param {{job: any}} props */
-export function About({ job }) {
+/** @param {{job: any, beside?: any}} props  `beside` stands at the end of the facts */
+export function About({ job, beside }) {
   const [isOpen, setOpen] = useState(false);
+  const id = useId();
   const notes = job.note_details?.length ? job.note_details : (job.notes ?? []).map((/** @type {string} */ message) => ({ message }));
   return html`<div class="about">
     ${job.prompt && html`<p class="about-prompt">${job.prompt}</p>`}
-    <p class="facts small quiet number">
-      ${job.draft && html`<span class="tag">${t("result.ways.draft")}</span>`}
-      ${facts(job).map((fact) => html`<span key=${fact}>${fact}</span>`)}
-    </p>
+    <div class="about-facts">
+      <p class="facts small quiet number">
+        ${job.draft && html`<span class="tag">${t("result.ways.draft")}</span>`}
+        ${facts(job).map((fact) => html`<span key=${fact}>${fact}</span>`)}
+      </p>
+      <button type="button" class="button plain more" aria-expanded=${String(isOpen)} aria-controls=${id} onClick=${() => setOpen(!isOpen)}>
+        ${t("result.settings")}<${Icon} name=${isOpen ? "up" : "down"} size=${16} />
+      </button>
+      ${beside}
+    </div>
     ${notes.length > 0 &&
     html`<ul class="notes small">
       ${notes.map((/** @type {any} */ note, /** @type {number} */ index) => html`<li key=${index}><${Icon} name="info" size=${16} /><span>${told("notes", note)}</span></li>`)}
     </ul>`}
-    <details class="all-settings" onToggle=${(/** @type {any} */ event) => setOpen(event.target.open)}>
-      <summary>${t("result.settings")}</summary>
-      ${isOpen && html`<${Settings} job=${job} />`}
-    </details>
+    <div id=${id}>${isOpen && html`<${Settings} job=${job} />`}</div>
   </div>`;
 }

@@ -7,7 +7,7 @@ import { startNotices } from "../shell/notify.js";
 import { Making } from "./making.js";
 import { Ended, Result } from "./result.js";
 import { comparison, gone, startSelection } from "./selection.js";
-import { named, spoken, stateOf } from "./states.js";
+import { isBusy, named, spoken, stateOf } from "./states.js";
 import { Variants } from "./variants.js";
 import { Welcome } from "./welcome.js";
 import { Wipe } from "./wipe.js";
@@ -28,7 +28,7 @@ function Content({ list, ids }) {
   const second = comparison.value?.first === job.id && comparison.value.second;
   if (second && jobs.value.has(second)) return html`<${Wipe} key=${`${job.id} ${second}`} first=${job} second=${jobs.value.get(second)} />`;
   const state = stateOf(job);
-  if (state === "queued" || state === "running" || state === "stopping") return html`<${Making} key=${job.id} job=${job} state=${state} />`;
+  if (isBusy(job)) return html`<${Making} key=${job.id} job=${job} state=${state} />`;
   return html`<${Result} key=${job.id} job=${job} state=${state} />`;
 }
 
@@ -41,10 +41,11 @@ export function Stage() {
     startNotices();
   }, []);
   const ids = selected.value;
+  const second = comparison.value?.second ?? "";
   useEffect(() => {
     if (ids.length && !isFirst.current) reveal(ref.current);
     isFirst.current = false;
-  }, [ids.join()]);
+  }, [ids.join(), second]);
   const list = named(jobs.value, ids);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
     <h2 class="visually-hidden" id="stage-title">${t("result.title")}</h2>

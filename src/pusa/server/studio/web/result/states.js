@@ -1,12 +1,14 @@
 /** What a VideoObject says of itself. Pure. */
 
-/** @typedef {"queued"|"running"|"stopping"|"completed"|"expired"|"failed"|"cancelled"} State */
+/** @typedef {"sending"|"queued"|"running"|"stopping"|"completed"|"expired"|"failed"|"cancelled"} State */
 
 /**
- * @param {any} job @returns {State} "stopping": it was cancelled, and its step is still being finished;
+ * @param {any} job @returns {State} "sending": the server does not know it yet; "stopping": it was
+ *   cancelled, and its step is still being finished;
  *   "expired": it was made, and its file was removed after the operator's time
  */
 export function stateOf(job) {
+  if (job.local) return "sending";
   if (job.status === "queued") return "queued";
   if (job.status === "in_progress") return job.cancel_requested ? "stopping" : "running";
   if (job.status === "completed") return job.has && !job.has.includes("video") ? "expired" : "completed";
@@ -54,7 +56,7 @@ export function spoken(list) {
   const done = states.filter((state) => state === "completed").length;
   const percent = Math.floor(list.reduce((sum, job) => sum + percentOf(job), 0) / list.length / 10) * 10;
   const values = { percent, done, count: list.length };
-  for (const state of ["running", "stopping", "queued", "failed", "cancelled", "expired", "completed"])
+  for (const state of ["running", "stopping", "queued", "sending", "failed", "cancelled", "expired", "completed"])
     if (states.includes(/** @type {State} */ (state))) return { key: state, values };
   return null;
 }

@@ -3,7 +3,7 @@ import { html } from "../core/dom.js";
 import { t, told } from "../core/i18n.js";
 import { Icon } from "../shell/icon.js";
 import { cancel, removeAll, setFavourite } from "./actions.js";
-import { Bar, Preview, progressWords } from "./making.js";
+import { Bar, Preview, shortWords } from "./making.js";
 import { Controls, playerKeys } from "./player.js";
 import { Act, fpsOf } from "./result.js";
 import { compare, show } from "./selection.js";
@@ -33,7 +33,7 @@ function Variant({ job, number, transport }) {
     <div class="variant-foot">
       <span class="small number">${number}</span>
       <span class="small quiet number variant-facts">
-        ${isBusy(job) ? progressWords(job, state)[0] : t("result.seed_is", { seed: String(job.seed ?? "") })}
+        ${isBusy(job) ? shortWords(job, state) : html`<span class="visually-hidden">${t("result.rows.seed")} </span>${job.seed}`}
       </span>
       ${isPlayable(job) && html`<${Act} bare name=${keep} icon="star" filled=${job.favourite} pressed=${Boolean(job.favourite)} onClick=${() => setFavourite([job], !job.favourite)} />`}
       ${isBusy(job)

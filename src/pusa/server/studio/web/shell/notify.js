@@ -74,7 +74,7 @@ export function NoticeSwitch() {
   if (!("Notification" in window)) return null; // a phone's browser, a page over plain HTTP
   const isOn = Boolean(prefs.value.notify && isAllowed());
   const name = t("result.notices");
-  return html`<button type="button" class="button plain icon" role="switch" aria-checked=${String(isOn)} aria-label=${name} title=${name} onClick=${toggle}>
+  return html`<button type="button" class="button plain icon notice-switch" role="switch" aria-checked=${String(isOn)} aria-label=${name} title=${name} onClick=${toggle}>
     <${Icon} name="bell" filled=${isOn} />
   </button>`;
 }
