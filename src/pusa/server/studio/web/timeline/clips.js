@@ -161,9 +161,9 @@ function ClipRow({ clip, index }) {
       <div class="clip-tools">
         <${EdgeNumber} clip=${clip} edge="start" />
         <${EdgeNumber} clip=${clip} edge="end" />
-        <button type="button" class="button" onClick=${useFrame}><${Icon} name="image" />${t("timeline.frame_of_clip")}</button>
-        <button type="button" class="button" onClick=${() => openCrop(clip)}><${Icon} name="crop" />${t(clip.crop ? "timeline.cropped" : "timeline.crop")}</button>
+        <button type="button" class="button" onClick=${useFrame}><${Icon} name="image" /><span class="word">${t("timeline.frame_of_clip")}</span></button>
         ${cut > 0.02 && html`<span class="cut-note">${t(clip.crop ? "timeline.cut_more" : "timeline.cut", { percent: number(100 * cut, 0) })}</span>`}
+        <button type="button" class="button" onClick=${() => openCrop(clip)}><${Icon} name="crop" /><span class="word">${t(clip.crop ? "timeline.cropped" : "timeline.crop")}</span></button>
         <button type="button" class="button icon" aria-label=${t("timeline.remove_clip", { number: index + 1 })} title=${t("timeline.remove_clip", { number: index + 1 })} onClick=${() => apply(removeItem(form.value, clip.id), "")}><${Icon} name="trash" /></button>
       </div>
     </div>
