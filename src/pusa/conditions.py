@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pusa.codes import CodedError
 from pusa.media.pictures import on_white, to_srgb
 from pusa.numerals import check_noise_multiplier
 from pusa.positions import Index, latent_frames, latent_index_of
@@ -236,9 +237,13 @@ def multipliers_by_frame(
     for number, indices in enumerate(indices_of):
         for index in indices:
             if index in condition_at:
-                raise ValueError(
+                raise CodedError(
+                    "position_taken",
                     f"conditions {condition_at[index] + 1} and {number + 1} both hold latent frame {index}: "
-                    f"move or shorten one of them (latent frames 0..{latent_frames(num_frames, factor) - 1})"
+                    f"move or shorten one of them (latent frames 0..{latent_frames(num_frames, factor) - 1})",
+                    first=condition_at[index] + 1,
+                    second=number + 1,
+                    latent=index,
                 )
             condition_at[index] = number
     return {
@@ -310,9 +315,13 @@ def latent_indices_of(condition: PusaCondition, *, num_frames: int, fps: float =
         if condition.latents is not None and available != len(indices):
             raise ValueError(f"latent_index names {len(indices)} latent frames, the latents have {available}")
         if condition.video is not None and max(indices) >= available:
-            raise ValueError(
+            raise CodedError(
+                "source_too_short",
                 f"latent_index={max(indices)}: the video given has {len(condition.video)} frames, which are "
-                f"{available} latent frames (0..{available - 1}); give a longer one or other positions"
+                f"{available} latent frames (0..{available - 1}); give a longer one or other positions",
+                latent=max(indices),
+                frames=len(condition.video),
+                latents=available,
             )
         return indices
     start = latent_index_of(
@@ -331,9 +340,13 @@ def latent_indices_of(condition: PusaCondition, *, num_frames: int, fps: float =
             else f"latents of shape {list(condition.latents.shape)}: give [C, f, h, w]"  # type: ignore[union-attr]
         )
     if start + available > count:
-        raise ValueError(
+        raise CodedError(
+            "source_too_long",
             f"{available} latent frames from latent_index={start} on end after the video, which has {count} "
-            f"(0..{count - 1}): shorten the condition to {count - start} or begin at {max(count - available, 0)}"
+            f"(0..{count - 1}): shorten the condition to {count - start} or begin at {max(count - available, 0)}",
+            latents=available,
+            start=start,
+            count=count,
         )
     return list(range(start, start + available))
 
@@ -343,8 +356,11 @@ def _multipliers_of(condition: PusaCondition, count: int) -> list[float]:
     if len(multipliers) == 1:
         return multipliers * count
     if len(multipliers) != count:
-        raise ValueError(
-            f"{len(multipliers)} noise multipliers for {count} latent frames: give one for all or one for each"
+        raise CodedError(
+            "noise_count",
+            f"{len(multipliers)} noise multipliers for {count} latent frames: give one for all or one for each",
+            given=len(multipliers),
+            positions=count,
         )
     return multipliers
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pusa.codes import CodedError
 from pusa.positions import latent_frames, nearest_of
 
 logger = logging.getLogger(__name__)
@@ -123,8 +124,19 @@ def check_class(name: str, text: str, classes: int) -> None:
     if not text or (text.isdecimal() and int(text) < classes):
         return
     if not classes:
-        raise ValueError(f"{name}={text[:60]!r}: this model knows neither text nor classes: leave the {name} empty")
-    raise ValueError(f"{name}={text[:60]!r}: this model's {name} is the number of a class, 0..{classes - 1}, or empty")
+        raise CodedError(
+            "prompt_not_empty",
+            f"{name}={text[:60]!r}: this model knows neither text nor classes: leave the {name} empty",
+            field=name,
+            value=text[:60],
+        )
+    raise CodedError(
+        "class_unknown",
+        f"{name}={text[:60]!r}: this model's {name} is the number of a class, 0..{classes - 1}, or empty",
+        field=name,
+        value=text[:60],
+        last=classes - 1,
+    )
 
 
 @dataclass(frozen=True)

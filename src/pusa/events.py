@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pusa.codes import code_of, values_of
+
 
 @dataclass(frozen=True)
 class _Event:
@@ -80,14 +82,25 @@ class UnknownWord:
 
 @dataclass(frozen=True)
 class Note(_Event):
-    """Tell a person what was rounded or ignored, or which words of the prompt the model does not know."""
+    """Tell a person what was rounded or ignored, or which words of the prompt the model does not know.
+
+    `code` and `values` say the same to a program, see `pusa.codes`; a note for people at the command line has none.
+    """
 
     message: str
     unknown_words: tuple[UnknownWord, ...] = ()
+    code: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str, unknown_words: tuple[UnknownWord, ...] = ()) -> "Note":
+        """Make a note of a text, with its code and values if it is a `pusa.codes.CodedText`."""
+        return cls(str(text), unknown_words, code_of(text), values_of(text))
 
     def as_json(self) -> dict[str, Any]:
         words = {"unknown_words": [asdict(word) for word in self.unknown_words]} if self.unknown_words else {}
-        return {"kind": self.kind, "message": self.message} | words
+        coded = {"code": self.code, "values": self.values} if self.code else {}
+        return {"kind": self.kind, "message": self.message} | words | coded
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@
 import math
 import re
 
+from pusa.codes import CodedError
+
 __all__ = [
     "MAX_CHARACTERS",
     "MAX_VALUES",
@@ -49,8 +51,11 @@ def parse_whole(text: str, name: str = "") -> int:
     """
     text = text.strip()
     if not is_whole(text):
-        raise ValueError(
-            f"{_described(text, name)} is not a whole number{_limit(text)}: write digits from 0 to 9, such as 12"
+        raise CodedError(
+            "not_a_whole_number",
+            f"{_described(text, name)} is not a whole number{_limit(text)}: write digits from 0 to 9, such as 12",
+            field=name,
+            value=text[:60],
         )
     return int(text)
 
@@ -67,10 +72,18 @@ def parse_number(text: str, name: str = "") -> float:
     text = text.strip()
     value = float(text) if len(text) <= MAX_CHARACTERS and _NUMBER.fullmatch(text) else math.nan
     if math.isinf(value):
-        raise ValueError(f"{_described(text, name)} is too large: give a number below 1e308")
+        raise CodedError(
+            "not_a_number",
+            f"{_described(text, name)} is too large: give a number below 1e308",
+            field=name,
+            value=text[:60],
+        )
     if math.isnan(value):
-        raise ValueError(
-            f"{_described(text, name)} is not a number{_limit(text)}: write digits from 0 to 9, such as 0.25"
+        raise CodedError(
+            "not_a_number",
+            f"{_described(text, name)} is not a number{_limit(text)}: write digits from 0 to 9, such as 0.25",
+            field=name,
+            value=text[:60],
         )
     return value
 
@@ -86,7 +99,12 @@ def split_list(text: str) -> list[str]:
     """
     parts = _SEPARATOR.split(text.strip().strip(_COMMAS).strip())
     if len(parts) > MAX_VALUES:
-        raise ValueError(f"{len(parts)} values are too many: give at most {MAX_VALUES}")
+        raise CodedError(
+            "list_too_long",
+            f"{len(parts)} values are too many: give at most {MAX_VALUES}",
+            given=len(parts),
+            limit=MAX_VALUES,
+        )
     return parts
 
 
@@ -106,7 +124,12 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
     """
     match = _SIZE.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
-        raise ValueError(f"{name} {_shown(text)} is not understood: write WIDTHxHEIGHT in pixels, such as 832x480")
+        raise CodedError(
+            "size_unknown",
+            f"{name} {_shown(text)} is not understood: write WIDTHxHEIGHT in pixels, such as 832x480",
+            field=name,
+            value=text[:60],
+        )
     return int(match[1]), int(match[2])
 
 
@@ -118,7 +141,7 @@ def is_noise_multiplier(value: float) -> bool:
 def check_noise_multiplier(value: float) -> None:
     """Raise ValueError for a number outside 0..1."""
     if not is_noise_multiplier(value):
-        raise ValueError(f"noise_multiplier={value:g} is outside 0..1")
+        raise CodedError("noise_outside", f"noise_multiplier={value:g} is outside 0..1", value=value)
 
 
 def _described(text: str, name: str) -> str:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
+from pusa.codes import CodedError
+
 Index = int | Literal["last"]
 
 
@@ -88,8 +90,13 @@ def latent_index_of(
             frame = min(frame, -1)  # the shortest time before the end is the last frame
         duration = num_frames / fps
         if frame != "last" and not -num_frames <= frame < num_frames:
-            raise ValueError(
-                f"seconds={seconds:g}: this video is {duration:g} s long ({num_frames} frames at {fps:g} fps)"
+            raise CodedError(
+                "position_outside",
+                f"seconds={seconds:g}: this video is {duration:g} s long ({num_frames} frames at {fps:g} fps)",
+                value=f"{seconds:g}s",
+                unit="second",
+                count=num_frames,
+                last=f"{(num_frames - 1) / fps:.3g}s",
             )
     else:
         frame = 0 if frame_index is None else frame_index
@@ -103,7 +110,12 @@ def _index_in(name: str, index: Index, count: int, unit: str) -> int:
     if isinstance(index, bool) or not isinstance(index, SupportsIndex):
         raise TypeError(f"{name}={index!r} is neither a whole number nor 'last'")
     if not -count <= index < count:
-        raise ValueError(
-            f"{name}={index}: this video has {count} {unit} (0..{count - 1}, or -{count}..-1 from the end)"
+        raise CodedError(
+            "position_outside",
+            f"{name}={index}: this video has {count} {unit} (0..{count - 1}, or -{count}..-1 from the end)",
+            value=f"{index}f" if name == "frame_index" else str(index),
+            unit="frame" if name == "frame_index" else "latent",
+            count=count,
+            last=str(count - 1),
         )
     return int(index) % count

@@ -145,7 +145,9 @@ class NearProber(Prober):
                 with upload.path.open("rb") as file:
                     found.append(UploadInfo(**probe_file(file, upload.expected_kind, limits)))
             except MediaError as error:
-                raise ServiceError(400, "invalid_file", f"{upload.name}: {error}", "input_reference") from None
+                values = {**error.values, "name": upload.name}
+                message = f"{upload.name}: {error}"
+                raise ServiceError(400, error.code, message, "input_reference", values=values) from None
         return found
 
 
@@ -189,7 +191,7 @@ class Served:
 def refusal(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "values"}
     assert error["message"]
     assert error["type"]
     return error

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa import __version__
+from pusa.codes import CodedText
 from pusa.fsutil import flush
 from pusa.request import ResolvedRequest
 
@@ -80,11 +81,13 @@ class DenoisingCheckpoint:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})["checkpoint"])
                 if header["key"] != self.key:
-                    return f"{self.path.name} is the checkpoint of another request: starting from the beginning"
+                    message = f"{self.path.name} is the checkpoint of another request: starting from the beginning"
+                    return CodedText("checkpoint_unused", message)
                 windows = [file.get_tensor(f"window_{number}") for number in range(header["windows"])]
                 self.generator_state = file.get_tensor("generator")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            return f"{self.path.name} cannot be read as a checkpoint ({error}): starting from the beginning"
+            message = f"{self.path.name} cannot be read as a checkpoint ({error}): starting from the beginning"
+            return CodedText("checkpoint_unused", message)
         self.windows, self.steps_of_last = windows, header["steps_of_last"]
         return None
 

@@ -15,7 +15,8 @@ def growing_video(
     """Return the file, or None where none is asked for; a note tells why it cannot be written."""
 
     def failed(reason: str) -> None:
-        report(Note(f"the video cannot be watched while it grows: {reason}"))
+        message = f"the video cannot be watched while it grows: {reason}"
+        report(Note(message, code="not_growing", values={"reason": reason}))
 
     if path is None:
         return None

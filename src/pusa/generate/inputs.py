@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pusa import media, zoo
+from pusa.codes import CodedText, code_of, values_of
 from pusa.conditions import fit_image
 from pusa.fsutil import sha256_of
 from pusa.lora.sources import parse_lora
@@ -67,7 +68,7 @@ def frame_size(condition: ConditionSpec, carried: Mapping[str, bytes]) -> tuple[
     return info.width, info.height
 
 
-def check(inputs: Sequence[Input]) -> list[str]:
+def check(inputs: Sequence[Input]) -> list[CodedText]:
     """Return a note for each thing that reading the inputs converts or leaves out.
 
     Raises MediaError for an input that cannot be read, before a model is loaded.
@@ -75,8 +76,9 @@ def check(inputs: Sequence[Input]) -> list[str]:
     notes = []
     for entry in inputs:
         info = _probe(entry.condition, entry.content)
-        texts = [*info.notes, *(["its sound is left out"] if getattr(info, "has_audio", False) else [])]
-        notes += [f"{Path(entry.condition.file).name}: {text}" for text in texts]
+        name, has_sound = Path(entry.condition.file).name, getattr(info, "has_audio", False)
+        for text in (*info.notes, *([CodedText("input_sound", "its sound is left out")] if has_sound else [])):
+            notes.append(CodedText(code_of(text), f"{name}: {text}", **values_of(text), name=name))
     return notes
 
 

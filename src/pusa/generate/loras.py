@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pusa import zoo
 from pusa.acceleration.needs import own_lora_ranks
+from pusa.codes import CodedText
 from pusa.errors import first_line
 from pusa.fsutil import FileStat, fingerprint_of, sampled_fingerprint_of, stat_of
 from pusa.lora.adapters import adapter_names
@@ -107,7 +108,7 @@ def set_alphas(pipe: PusaPipeline, request: ResolvedRequest, loras: Loras) -> No
         pipe.set_alpha(1.0 if fast_lora(request) else 0.0, adapter_name=FAST)
 
 
-def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
+def notes(request: ResolvedRequest, loras: Loras) -> Iterator[CodedText]:
     """Write a line for each file: its strength, its expert, and what of it was left out."""
     wanted = alphas(request, loras)
     for number, files in enumerate(loras):
@@ -118,11 +119,13 @@ def notes(request: ResolvedRequest, loras: Loras) -> Iterator[str]:
             left_out: tuple[str, ...] = ()
             if request.lora_layers == "fitting":
                 left_out = read_lora(file.path, expert, shapes_only=True).without_image_layers().left_out
-            yield (
+            message = (
                 f"LoRA {file.path.name}: strength {strength:g} on {place}"
                 + (f", {file.reason}" if file.reason else "")
                 + (f"; {len(left_out)} image-to-video layers are left out ({left_out[0]}, ...)" if left_out else "")
             )
+            values = {"name": file.path.name, "strength": strength, "expert": NOISE_OF[expert], "left": len(left_out)}
+            yield CodedText("lora_used", message, **values)
 
 
 def fast_notes(request: ResolvedRequest, files: Mapping[str, PlacedFile]) -> Iterator[str]:
@@ -130,9 +133,13 @@ def fast_notes(request: ResolvedRequest, files: Mapping[str, PlacedFile]) -> Ite
     if not request.fast:
         return
     if files:
-        yield from (f"4-step {note.removesuffix(', for few steps')}" for note in notes(request, [dict(files)]))
+        for note in notes(request, [dict(files)]):
+            yield CodedText("fast_lora_used", f"4-step {note.removesuffix(', for few steps')}", **note.values)
     elif request.lora and (model := zoo.find(request.model)) and model.fast_lora:
-        yield "the LoRAs of the request replace the model's 4-step LoRA, too: one of them has to be made for few steps"
+        yield CodedText(
+            "fast_lora_replaced",
+            "the LoRAs of the request replace the model's 4-step LoRA, too: one of them has to be made for few steps",
+        )
 
 
 def own_files(entry: zoo.ZooModel) -> tuple[list[str | dict[str, Path]], list[str]]:
@@ -147,20 +154,26 @@ def own_files(entry: zoo.ZooModel) -> tuple[list[str | dict[str, Path]], list[st
     if entry.own_lora:
         names = " and ".join(map(public_name, entry.own_lora))
         told = f"{entry.name} is a {entry.family}: its defaults and its own LoRA ({names}) apply"
-        return list(entry.own_lora), [told]
+        return list(entry.own_lora), [_recognised(entry, told)]
     told = f"{entry.name} is recognised as {entry.family}" if entry.family else ""
     if entry.lora is None:
-        return [], [f"{told}: its defaults apply"] if told else []
+        return [], [_recognised(entry, f"{told}: its defaults apply")] if told else []
     try:
         source = entry.lora.fetch()
     except Exception as error:  # its class depends on the Hub client's HTTP library
         if not told:
             raise
-        return [], [
+        message = (
             f"{told}: its defaults apply, but its Pusa LoRA ({entry.lora.source}) is not here and cannot be "
             f"downloaded ({first_line(error)})"
-        ]
-    return [source], [f"{told}: its defaults and its Pusa LoRA ({entry.lora.source}) apply"] if told else []
+        )
+        return [], [CodedText("pusa_lora_missing", message, name=entry.name, family=entry.family)]
+    message = f"{told}: its defaults and its Pusa LoRA ({entry.lora.source}) apply"
+    return [source], [_recognised(entry, message)] if told else []
+
+
+def _recognised(entry: zoo.ZooModel, message: str) -> CodedText:
+    return CodedText("model_recognised", message, name=entry.name, family=entry.family)
 
 
 def missing_note(pipe: PusaPipeline, request: ResolvedRequest) -> str | None:
@@ -172,15 +185,17 @@ def missing_note(pipe: PusaPipeline, request: ResolvedRequest) -> str | None:
         return None
     if not pipe.config.expand_timesteps:
         model = zoo.find(request.model)
-        return None if model is not None and model.weights else pipe.base.conditions_note or None
+        note = pipe.base.conditions_note
+        return None if (model is not None and model.weights) or not note else CodedText("conditions_not_followed", note)
     specs, clip = request.conditions, (request.frames, request.fps, request.frames_per_latent)
     places = {place.latent_index(*clip) for spec in specs for place in spec.positions}
     is_first_frame = request.task == "generate" and [spec.kind for spec in specs] == ["image"] and places == {0}
     if is_first_frame and request.frames <= request.window:
         return None
-    return (
+    return CodedText(
+        "no_pusa_lora",
         "no Pusa LoRA is loaded: this model follows an image at the first frame, and will not follow other places "
-        "well; --lora FILE adds one"
+        "well; --lora FILE adds one",
     )
 
 

@@ -98,7 +98,8 @@ def mark_result(
     least = getattr(marks.watermark, "min_pixels", 0)
     if marks.watermark is not None and min(request.width, request.height) < least:
         name, size = marks.watermark.name, f"{request.width}x{request.height}"
-        report(Note(f"the watermark {name} is made for {least} pixels and more: at {size} it may not be found again"))
+        message = f"the watermark {name} is made for {least} pixels and more: at {size} it may not be found again"
+        report(Note(message, code="watermark_small", values={"name": name, "least": least, "size": size}))
     return marks
 
 
@@ -181,12 +182,13 @@ def _report_lost(
     for entry in sources:
         marks, name = found[entry.sha256], one_line(Path(entry.condition.file).name, longest=60)
         if request.metadata == "off" and (marks.mark or marks.has_manifest):
-            report(Note(f"{name} carries marks of how it was made: with metadata=off the video does not name them"))
+            message = f"{name} carries marks of how it was made: with metadata=off the video does not name them"
+            report(Note(message, code="marks_not_named", values={"name": name}))
         elif marks.has_manifest and options.sign_cert is None:
             message = (
                 f"{name} carries content credentials (C2PA): the video names it, and keeps them only if it is signed"
             )
-            report(Note(message))
+            report(Note(message, code="credentials_not_kept", values={"name": name}))
 
 
 def _ingredients(

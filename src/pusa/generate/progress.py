@@ -116,4 +116,5 @@ class Previews:
     def _give_up(self, error: Exception) -> None:
         self._every = 0
         is_memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
-        self._report(Note(f"no previews: {'there is no memory for them' if is_memory else error}"))
+        message = f"no previews: {'there is no memory for them' if is_memory else error}"
+        self._report(Note(message, code="no_previews"))

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pusa import zoo
+from pusa.codes import CodedText
 from pusa.events import UnknownWord
 
 _MAX_NAMED = 4  # unknown words in one sentence
@@ -178,7 +179,7 @@ def unknown_words(prompt: str, model: str | Path) -> list[UnknownWord]:
     return [UnknownWord(word, tuple(_nearest(word, by_word, set(phrases)))) for word in unknown]
 
 
-def cut_note(name: str, text: str, tokenizer: Any, limit: int) -> str | None:
+def cut_note(name: str, text: str, tokenizer: Any, limit: int) -> CodedText | None:
     """Write a sentence about a text of more than `limit` tokens, with the first words lost; None for a shorter one.
 
     Args:
@@ -191,7 +192,13 @@ def cut_note(name: str, text: str, tokenizer: Any, limit: int) -> str | None:
         return None
     lost = text[_end_of_part(text, encoded["offset_mapping"], limit) :].strip()
     named = lost if len(lost) <= _MAX_LOST else lost[:_MAX_LOST].rsplit(" ", 1)[0] + " ..."
-    return f"the {name} has {count} tokens, the limit is {limit}: it is cut before {named!r}; shorten it to keep that"
+    message = (
+        f"the {name} has {count} tokens, the limit is {limit}: it is cut before {named!r}; shorten it to keep that"
+    )
+    number = re.search(r"[0-9]+", name)
+    which = {"prompt": "prompt", "negative prompt": "negative_prompt"}.get(name, "part")
+    values = {"which": which, "number": int(number[0]) if number else 0, "tokens": count, "limit": limit, "lost": named}
+    return CodedText("prompt_cut", message, **values)
 
 
 def _part_read(prompt: str, model: str | Path) -> str:
@@ -217,15 +224,21 @@ def _end_of_part(text: str, offsets: Sequence[tuple[int, int]], limit: int) -> i
     return end if text[end].isspace() or end - start_of_word > _MAX_WORD else start_of_word
 
 
-def hint(unknown: Sequence[UnknownWord], model: str) -> str:
+def hint(unknown: Sequence[UnknownWord], model: str) -> CodedText:
     """Write a sentence that names unknown words, their nearest known phrases and the command that lists all."""
     named = [
         f"{one.word!r}" + (f" (nearest: {', '.join(one.nearest)})" if one.nearest else "")
         for one in unknown[:_MAX_NAMED]
     ]
     more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
-    return (
-        f"{model} was not trained on {', '.join(named)}{more}; `pusa models show {model} --words` lists what it knows"
+    return CodedText(
+        "unknown_words",
+        f"{model} was not trained on {', '.join(named)}{more}; `pusa models show {model} --words` lists what it knows",
+        model=model,
+        count=len(unknown),
+        words=", ".join(one.word for one in unknown),
+        nearest=", ".join(dict.fromkeys(phrase for one in unknown for phrase in one.nearest)),
+        unknown=[{"word": one.word, "nearest": list(one.nearest)} for one in unknown],
     )
 
 

@@ -94,10 +94,15 @@ class Resident:
             is_same = self.plan is not None and (not found or _placement(found[0]) == _placement(self.plan))
             self.plans = found or self.plans
             if before is not None and self._is_stale(before, request):
-                report(Note("the LoRAs are merged for good: the model is loaded again for another alpha"))
+                report(
+                    Note(
+                        "the LoRAs are merged for good: the model is loaded again for another alpha",
+                        code="model_reloaded",
+                    )
+                )
                 self._is_read = False
             if self._is_read and loras.fast_lora(request) and not self.fast:
-                report(Note("the model is loaded again, with its 4-step LoRA"))
+                report(Note("the model is loaded again, with its 4-step LoRA", code="model_reloaded"))
                 self._is_read = False
             if not (is_same and self._is_read):
                 self._until_it_fits(report, progress)
@@ -161,7 +166,7 @@ class Resident:
         if reason := compilation.missing_tool("cuda" if has_card else "cpu"):
             if options.compile == "always":
                 raise RuntimeError(f"compile=always: {reason}; or leave it out")
-            report(Note(f"not compiled: {reason}"))
+            report(Note(f"not compiled: {reason}", code="not_compiled", values={"reason": reason}))
             self.options = replace(options, compile="never")
 
     def _without_failed(self, plans: list[Plan], request: ResolvedRequest) -> list[Plan]:
@@ -191,7 +196,7 @@ class Resident:
         failed = _placement(self.plans[0]), self.plans[0].computes_all
         self._failed.append((failed, math.prod(_clip_of(self._request))))
         self.plans = self.plans[1:]
-        report(Note(message))
+        report(Note(message, code="smaller_plan"))
         free_memory()
 
     def _carry_out(self, progress: Progress) -> None:

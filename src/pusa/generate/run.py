@@ -15,6 +15,7 @@ from pusa import zoo
 from pusa.acceleration import step_cache
 from pusa.acceleration.decisions import LoadOptions, Plan
 from pusa.acceleration.ranks import Ranks
+from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.events import Done, Events, Note, Report, Resolved, Stage, as_events, report_until_stopped
 from pusa.generate import inputs, loras, prompt_hints, residents, sharing
@@ -109,7 +110,7 @@ def generate(
         resolved, sources, defaults = _resolve(request, carried or {}, report)
         check_output(output, resolved)  # reject what cannot be written or read before any work
         for note in inputs.check(sources):
-            report(Note(note))
+            report(Note.of(note))
         result_marks = mark_result(resolved, sources, marks or MarkOptions(), report)
         report(Resolved(resolved.model_dump(mode="json")))
         report(Stage("load"))
@@ -127,7 +128,7 @@ def generate(
             result_marks = result_marks.with_weights(weights)
         writer = open_writer(output, resolved, result_marks)
         for note in _notes(request, resolved, defaults, resident, pipe, made_with or {}, weights or {}):
-            report(Note(note))
+            report(Note.of(note))
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(
@@ -138,7 +139,7 @@ def generate(
                 weights=weights,
             )
             if reason := saved.read():
-                report(Note(reason))
+                report(Note.of(reason))
         take_smaller_plan = sharing.smaller_plan(ranks, resident, report_or_stop)
         tasks = Tasks(
             resolved,
@@ -225,12 +226,12 @@ def _resolve(
     resolved = match_orientation(request, size_of_first, defaults).resolved(defaults)
     sources = [inputs.find(condition, carried) for condition in resolved.conditions]
     for note in rounding_notes(request, resolved, defaults.size_multiple):
-        report(Note(note))
+        report(Note.of(note))
     texts = resolved.place_prompts().texts
     words = (word for text in texts for word in prompt_hints.unknown_words(text, request.model))
     if unknown := list(dict.fromkeys(words)):
         hint = prompt_hints.hint(unknown, request.model)
-        report(Note(hint, tuple(unknown)))
+        report(Note.of(hint, tuple(unknown)))
     return resolved.model_copy(update={"conditions": [source.condition for source in sources]}), sources, defaults
 
 
@@ -239,7 +240,7 @@ def _with_available_model(request: GenerationRequest, report: Report) -> Generat
     if model == request.model:
         return request
     message = f"the weights of {request.model!r} are missing from this installation: {model!r} makes noise instead"
-    report(Note(message))
+    report(Note(message, code="weights_missing", values={"model": request.model, "used": model}))
     return request.model_copy(update={"model": model})
 
 
@@ -263,12 +264,14 @@ def _notes(
     if missing := loras.missing_note(pipe, resolved):
         yield missing
     if request.alpha and not loras.has_pusa(pipe):
-        yield f"alpha {request.alpha:g} has no effect: no LoRA is loaded"
+        yield CodedText(
+            "alpha_unused", f"alpha {request.alpha:g} has no effect: no LoRA is loaded", alpha=request.alpha
+        )
     if pipe.transformer_2 is None and (unused := [name for name in _SECOND_EXPERT if getattr(request, name)]):
-        yield f"no effect of {', '.join(unused)}: the model has one expert"
+        yield CodedText("second_expert_unused", f"no effect of {', '.join(unused)}: the model has one expert")
     can_skip = pipe.base.skips_frames and not resolved.exact and resolved.still_frames
     if can_skip and (obstacle := frame_obstacle(pipe)):
-        yield f"every frame is computed at every step: {obstacle}"
+        yield CodedText("computes_all", f"every frame is computed at every step: {obstacle}", reason=obstacle)
 
 
 def _cut_notes(request: ResolvedRequest, tokenizer: Any, max_sequence_length: int) -> Iterator[str]:

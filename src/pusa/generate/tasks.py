@@ -7,6 +7,7 @@ that the user gives.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from pusa import loading, long_video, media
 from pusa.acceleration import offload, step_cache
 from pusa.acceleration.decisions import PartPlan
 from pusa.acceleration.placement import device_for
+from pusa.codes import CodedError
 from pusa.conditions import PusaCondition, fit_image
 from pusa.events import Checkpoint, Report, Stage, Step
 from pusa.generate import drafts
@@ -152,9 +154,12 @@ class Tasks:
         for condition in conditions:
             index = condition.latent_index
             if isinstance(index, int) and index >= clip_length:
-                raise ValueError(
+                raise CodedError(
+                    "position_in_bridge",
                     f"latent frame {index} of this loop is in the bridge from its end to its beginning: "
-                    f"give a place in 0..{clip_length - 1}"
+                    f"give a place in 0..{clip_length - 1}",
+                    latent=index,
+                    last=clip_length - 1,
                 )
 
         def pieces() -> Iterator[Tensor]:
@@ -246,9 +251,14 @@ class Tasks:
 
     def _check_length(self, source: Input, frames: int, needed: int) -> None:
         if frames < needed:
-            raise ValueError(
+            raise CodedError(
+                "video_too_short",
                 f"{source.condition.file} has {frames} frames at {self.request.fps:g} fps, {needed} are taken over: "
-                "give a longer video or a smaller overlap"
+                "give a longer video or a smaller overlap",
+                name=Path(source.condition.file).name,
+                frames=frames,
+                fps=self.request.fps,
+                needed=needed,
             )
 
     # ---- denoising ----

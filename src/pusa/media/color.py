@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from pusa.codes import CodedText
 from pusa.media.pictures import on_white
 from pusa.media.source import MediaError
 
@@ -53,11 +54,15 @@ class ColorSpace:
     transfer: Transfer
 
     @property
-    def note(self) -> str | None:
+    def note(self) -> CodedText | None:
         """Say how frames are converted; None for sRGB and BT.709, which stay as they are."""
         if self.transfer != "SDR":
-            return f"its HDR ({self.transfer}) was tone-mapped to standard range"
-        return None if self.gamut == "BT.709" else f"its colours were converted from {self.gamut} to sRGB"
+            message = f"its HDR ({self.transfer}) was tone-mapped to standard range"
+            return CodedText("input_hdr", message, transfer=self.transfer)
+        if self.gamut == "BT.709":
+            return None
+        message = f"its colours were converted from {self.gamut} to sRGB"
+        return CodedText("input_colors_converted", message, profile=self.gamut)
 
 
 def color_space_of(frame: av.VideoFrame, name: str) -> ColorSpace:

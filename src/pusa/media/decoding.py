@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pusa.codes import CodedText
 from pusa.media.color import FrameConverter, color_space_of, shows_transparency
 from pusa.media.pictures import TRANSPARENCY_NOTE, check_pixels, is_transparent, on_white, open_picture, to_srgb
 from pusa.media.source import (
@@ -96,7 +97,12 @@ def open_video(source: Source, limits: MediaLimits) -> Iterator[Decoder]:
     with open_source(source, limits=limits, what="video") as media:
         if media.kind.holds not in ("video", "both"):
             way_out = "pass it as an image" if media.kind.holds == "picture" else f"give {VIDEOS}"
-            raise MediaError(f"{media.name} is {media.kind.name}, not a video; {way_out}")
+            raise MediaError(
+                f"{media.name} is {media.kind.name}, not a video; {way_out}",
+                "not_a_video",
+                name=media.name,
+                format=media.kind.name,
+            )
         check_complete(media)
         with (PillowDecoder if media.kind.decoder in _PILLOW else FFmpegDecoder)(media, limits) as decoder:
             yield decoder
@@ -153,7 +159,11 @@ class Decoder(ABC):
             pixels = self._rgb(frame, fit)
         self._shape = self._shape or pixels.shape
         if pixels.shape != self._shape:
-            raise MediaError(f"{self.media.name}: the frame size changes within the video; export it again at one size")
+            raise MediaError(
+                f"{self.media.name}: the frame size changes within the video; export it again at one size",
+                "frame_size_changes",
+                name=self.media.name,
+            )
         return pixels
 
     def seek(self, seconds: Fraction) -> bool:
@@ -181,7 +191,10 @@ class Decoder(ABC):
         if self._spent_seconds > self.limits.max_decode_seconds:
             raise MediaError(
                 f"{self.media.name}: decoding takes longer than the limit of {self.limits.max_decode_seconds:g} s;"
-                " shorten it or scale it down first"
+                " shorten it or scale it down first",
+                "decoding_too_slow",
+                name=self.media.name,
+                limit=self.limits.max_decode_seconds,
             )
 
     def _check_length(self, frames: int, seconds: float) -> None:
@@ -189,11 +202,19 @@ class Decoder(ABC):
         if seconds > limits.max_seconds:
             raise MediaError(
                 f"{self.media.name}: lasts {seconds:.6g} s, the limit is {limits.max_seconds:g} s;"
-                " cut out the part you need"
+                " cut out the part you need",
+                "video_too_long",
+                name=self.media.name,
+                seconds=seconds,
+                limit=limits.max_seconds,
             )
         if frames > limits.max_frames:
             raise MediaError(
-                f"{self.media.name}: has {frames} frames, the limit is {limits.max_frames}; cut out the part you need"
+                f"{self.media.name}: has {frames} frames, the limit is {limits.max_frames}; cut out the part you need",
+                "video_too_many_frames",
+                name=self.media.name,
+                frames=frames,
+                limit=limits.max_frames,
             )
 
 
@@ -219,13 +240,17 @@ class FFmpegDecoder(Decoder):
         self._orientation: Orientation | None = None
         first = self._start_decoding()
         if first is None:
-            raise MediaError(f"{self.media.name}: holds no frame that can be decoded; export it again")
+            raise MediaError(
+                f"{self.media.name}: holds no frame that can be decoded; export it again",
+                "no_frames",
+                name=self.media.name,
+            )
         space = color_space_of(first, self.media.name)
         self._converter = FrameConverter(space)
         width, height = self._upright_size(first)
         notes = (
             space.note,
-            "it is interlaced and was deinterlaced" if self._is_interlaced else None,
+            CodedText("input_deinterlaced", "it is interlaced and was deinterlaced") if self._is_interlaced else None,
             TRANSPARENCY_NOTE if shows_transparency(first) else None,
         )
         self.info = VideoInfo(
@@ -269,11 +294,20 @@ class FFmpegDecoder(Decoder):
 
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]  # no cover art
         if not streams:
-            raise MediaError(f"{self.media.name}: has no video stream; give a file with moving pictures")
+            raise MediaError(
+                f"{self.media.name}: has no video stream; give a file with moving pictures",
+                "no_frames",
+                name=self.media.name,
+            )
         context = streams[0].codec_context
         if context is None or context.codec.name not in _CODECS.split(","):
             codec = "unknown" if context is None else context.codec.canonical_name
-            raise MediaError(f"{self.media.name}: its codec ({codec}) is not read here; export it as H.264 MP4")
+            raise MediaError(
+                f"{self.media.name}: its codec ({codec}) is not read here; export it as H.264 MP4",
+                "codec_not_read",
+                name=self.media.name,
+                codec=codec,
+            )
         if context.width < 1 or context.height < 1:  # FFmpeg drops a size that is above its own or our limit
             most = f"{self.limits.max_pixels / 1e6:.4g} megapixels"
             raise MediaError(

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from pusa.codes import CodedText
 from pusa.media.source import (
     DEFAULT_LIMITS,
     PICTURES,
@@ -33,7 +34,7 @@ _PROFILED = {  # by an ICC profile's colour space: the mode to convert from, and
     "GRAY": ("L", ("1", "L", "LA")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
-TRANSPARENCY_NOTE = "its transparency is shown on white"
+TRANSPARENCY_NOTE = CodedText("input_transparent", "its transparency is shown on white")
 _WEBP_ANIMATED, _WEBP_TRANSPARENT = 0x02, 0x10
 _SAME_COLOR = 2  # of 255; a profile that changes less is sRGB by another name
 _GRID = 7  # colours per channel to compare a profile with sRGB
@@ -96,7 +97,13 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise MediaError(
             f"{name}: {width}x{height} is {width * height / 1e6:.4g} megapixels,"
-            f" the limit is {max_pixels / 1e6:.4g}; scale it down first"
+            f" the limit is {max_pixels / 1e6:.4g}; scale it down first",
+            "picture_too_large",
+            name=name,
+            width=width,
+            height=height,
+            megapixels=width * height / 1e6,
+            limit=max_pixels / 1e6,
         )
 
 
@@ -111,7 +118,12 @@ def open_picture(media: OpenSource, max_pixels: int, *, decoder: str | None = No
             image = Image.open(_flag_transparency(media.file) if decoder == "WEBP" else media.file, formats=(decoder,))
         except Image.DecompressionBombError as error:
             most = max_pixels / 1e6
-            raise MediaError(f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down") from error
+            raise MediaError(
+                f"{media.name}: is far above the limit of {most:.4g} megapixels; scale it down",
+                "picture_far_too_large",
+                name=media.name,
+                limit=most,
+            ) from error
     with image:
         check_pixels(media.name, image.width, image.height, max_pixels)
         yield image
@@ -140,14 +152,24 @@ def _find_decoder(media: OpenSource, decoder: str) -> None:
             import_module("pillow_heif").register_heif_opener()
     Image.init()
     if decoder not in Image.OPEN:
-        raise MediaError(f"{media.name} is {media.kind.name}, which is not read here; {way_out}, or convert it to JPEG")
+        raise MediaError(
+            f"{media.name} is {media.kind.name}, which is not read here; {way_out}, or convert it to JPEG",
+            "format_not_read",
+            name=media.name,
+            format=media.kind.name,
+        )
 
 
 def _read(source: Source, limits: MediaLimits) -> tuple[Image.Image, ImageInfo]:
     with open_source(source, limits=limits, what="picture") as media:
         if media.kind.holds not in ("picture", "both"):
             way_out = "pass it as a video" if media.kind.holds == "video" else f"convert it to {PICTURES}"
-            raise MediaError(f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}")
+            raise MediaError(
+                f"{media.name} is {media.kind.name}, not {PICTURES}; {way_out}",
+                "not_a_picture",
+                name=media.name,
+                format=media.kind.name,
+            )
         with wrap_decoder_errors(media.name, media.kind):
             if media.kind.decoder == "JPEG":
                 _check_jpeg_scans(media)
@@ -229,13 +251,14 @@ def _apply_profile(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         transform = ImageCms.buildTransform(profile, _srgb(), mode, "RGB")
         name = one_line(ImageCms.getProfileDescription(profile), longest=60).strip()
     except (ImageCms.PyCMSError, OSError):
-        return image, ("its colour profile is damaged and was ignored",)
+        return image, (CodedText("input_profile_damaged", "its colour profile is damaged and was ignored"),)
     if mode != "CMYK" and _is_identity(transform, mode):
         return image, ()
     converted: Any = ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), transform)
     if image.has_transparency_data:
         converted.putalpha(image.convert("RGBA").getchannel("A"))
-    return converted, (f"its colours were converted from {name or 'its profile'} to sRGB",)
+    message = f"its colours were converted from {name or 'its profile'} to sRGB"
+    return converted, (CodedText("input_colors_converted", message, profile=name or "ICC"),)
 
 
 def _is_identity(transform: Any, mode: str) -> bool:

@@ -12,13 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
+
+from pusa.codes import CodedError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 
-class MediaError(ValueError):
-    """Media that cannot be read or written; the message is one line with the file, the reason and the way out."""
+class MediaError(CodedError):
+    """Media that cannot be read or written; the message is one line with the file, the reason and the way out.
+
+    Args:
+        values: those of the code's text; `name` is that of the file.
+    """
+
+    def __init__(self, message: str, code: str = "invalid_file", **values: Any) -> None:
+        super().__init__(code, message, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +180,15 @@ def _regular_file(text: str, what: str) -> Path:
 def _identify(file: BinaryIO, name: str, limits: MediaLimits) -> OpenSource:
     size_bytes = file.seek(0, io.SEEK_END)
     if size_bytes == 0:
-        raise MediaError(f"{name} is empty (0 bytes); copy or export it again")
+        raise MediaError(f"{name} is empty (0 bytes); copy or export it again", "file_empty", name=name)
     if size_bytes > limits.max_bytes:
         raise MediaError(
             f"{name} has {size_bytes / 2**20:.4g} MiB, the limit is {limits.max_bytes / 2**20:.4g} MiB;"
-            " shorten it or compress it more"
+            " shorten it or compress it more",
+            "file_too_large",
+            name=name,
+            mebibytes=size_bytes / 2**20,
+            limit=limits.max_bytes / 2**20,
         )
     file.seek(0)
     head = file.read(_SNIFFED_BYTES)
@@ -184,7 +197,12 @@ def _identify(file: BinaryIO, name: str, limits: MediaLimits) -> OpenSource:
     if kind.decoder == "PNG" and _is_animated_png(file):
         kind = _ANIMATED_PNG
     if kind.holds == "video" and not kind.decoder:
-        raise MediaError(f"{name} is {kind.name}, which is not read here; convert it to MP4")
+        raise MediaError(
+            f"{name} is {kind.name}, which is not read here; convert it to MP4",
+            "format_not_read",
+            name=name,
+            format=kind.name,
+        )
     return OpenSource(file, name, kind, size_bytes)
 
 
@@ -216,7 +234,10 @@ def wrap_decoder_errors(name: str, kind: Kind) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise MediaError(
             f"{name}: looks like {kind.name} but cannot be decoded ({one_line(reason, longest=100)});"
-            " it is damaged or cut short, export it again"
+            " it is damaged or cut short, export it again",
+            "file_unreadable",
+            name=name,
+            format=kind.name,
         ) from error
 
 
@@ -236,14 +257,20 @@ def check_complete(media: OpenSource) -> None:
             media.file.seek(max(0, media.size_bytes - 512))
             mark = b"\0;" if demuxer == "gif" else b"IEND\xaeB`\x82"  # the end of the last block, and the trailer
             if mark not in media.file.read():
-                raise MediaError(f"{media.name}: is cut short (its end mark is missing); copy or download it again")
+                raise MediaError(
+                    f"{media.name}: is cut short (its end mark is missing); copy or download it again",
+                    "file_cut_short",
+                    name=media.name,
+                )
             end = media.size_bytes
         case _:
             end = media.size_bytes
     media.file.seek(0)
     if end > media.size_bytes:
         raise MediaError(
-            f"{media.name}: is cut short ({media.size_bytes} of {end} bytes are there); copy or download it again"
+            f"{media.name}: is cut short ({media.size_bytes} of {end} bytes are there); copy or download it again",
+            "file_cut_short",
+            name=media.name,
         )
 
 

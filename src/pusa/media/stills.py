@@ -64,7 +64,12 @@ def write_piece(
         pixels = (_cut_out(decoder.rgb(frame, None), box) for frame in shown)
         start = next(pixels, None)
         if start is None:
-            raise MediaError(f"{decoder.media.name}: ends before the piece begins; begin it earlier")
+            raise MediaError(
+                f"{decoder.media.name}: ends before the piece begins; begin it earlier",
+                "part_outside",
+                name=decoder.media.name,
+                seconds=decoder.info.seconds,
+            )
         output = Output.to_file(target, start.shape[1], start.shape[0], fps, xmp)
         encoder = LosslessEncoder(output)
         try:
@@ -73,7 +78,10 @@ def write_piece(
                 if target.tell() > max_bytes:
                     raise MediaError(
                         f"{decoder.media.name}: the piece takes more than {max_bytes / 2**20:.4g} MiB without loss; "
-                        "take a shorter one, or a smaller region"
+                        "take a shorter one, or a smaller region",
+                        "part_too_large",
+                        name=decoder.media.name,
+                        limit=max_bytes / 2**20,
                     )
             encoder.close()
         except BaseException:

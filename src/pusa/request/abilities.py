@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from pusa.codes import CodedError
 from pusa.defaults import GenerationDefaults, check_class
 from pusa.request.prompts import parse_prompts
 
@@ -36,7 +37,7 @@ def _check_prompts(request: "GenerationRequest", defaults: GenerationDefaults) -
 def check_text(request: "GenerationRequest") -> None:
     """Raise ValueError for a request that has neither a prompt nor a condition."""
     if not request.prompt.strip() and not request.conditions:
-        raise ValueError("the prompt is empty: say what the video shows, or give an image or a video")
+        raise CodedError("prompt_missing", "the prompt is empty: say what the video shows, or give an image or a video")
 
 
 def _check_sampling(request: "GenerationRequest", defaults: GenerationDefaults) -> None:
@@ -47,13 +48,19 @@ def _check_sampling(request: "GenerationRequest", defaults: GenerationDefaults) 
     """
     longest = defaults.longest_window
     if longest is not None and request.window is not None and min(request.window, request.frames or longest) > longest:
-        raise ValueError(
+        raise CodedError(
+            "window_too_long",
             f"window={request.window}: this model makes at most {longest} frames at once: leave the window out, and a "
-            "longer video is chained from windows"
+            "longer video is chained from windows",
+            window=request.window,
+            longest=longest,
         )
     if not defaults.has_shift and request.shift not in (None, defaults.shift):
-        raise ValueError(f"shift={request.shift:g}: this model samples at evenly spaced timesteps: leave the shift out")
+        raise CodedError(
+            "no_shift", f"shift={request.shift:g}: this model samples at evenly spaced timesteps: leave the shift out"
+        )
     if defaults.classes == 0 and (request.guidance or 1) > 1:
-        raise ValueError(
-            f"guidance={request.guidance:g}: this model reads no prompt, so that nothing can guide it: leave it out"
+        raise CodedError(
+            "no_guidance",
+            f"guidance={request.guidance:g}: this model reads no prompt, so that nothing can guide it: leave it out",
         )

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
 
+from pusa.codes import CodedError
 from pusa.fields import StrictModel, field
 from pusa.numerals import MAX_VALUES
 from pusa.request.position import PositionField
@@ -52,16 +53,30 @@ class ConditionSpec(StrictModel):
     def _fits_together(self) -> "ConditionSpec":
         places = self.positions
         if self.kind == "draft" and (places or len(self.noise or [0.0]) > 1):
-            raise ValueError("a draft is followed in all frames: leave its positions out and give one noise multiplier")
+            raise CodedError(
+                "draft_positions",
+                "a draft is followed in all frames: leave its positions out and give one noise multiplier",
+            )
         if self.kind == "image" and len(places) > 1:
-            raise ValueError(f"an image has one position, not {len(places)}: add the image once for each")
+            raise CodedError(
+                "picture_positions",
+                f"an image has one position, not {len(places)}: add the image once for each",
+                given=len(places),
+            )
         if len(set(places)) < len(places):
-            raise ValueError(f"position {next(p for p in places if places.count(p) > 1)} is given twice")
+            raise CodedError(
+                "position_twice",
+                f"position {next(p for p in places if places.count(p) > 1)} is given twice",
+                position=str(next(p for p in places if places.count(p) > 1)),
+            )
         count = len(places) or (1 if self.kind == "image" else None)
         if self.noise is not None and count is not None and len(self.noise) not in (1, count):
-            raise ValueError(
+            raise CodedError(
+                "noise_count",
                 f"{len(self.noise)} noise multipliers for {count} position{'s' if count > 1 else ''}: "
-                "give one for all or one for each"
+                "give one for all or one for each",
+                given=len(self.noise),
+                positions=count,
             )
         return self
 

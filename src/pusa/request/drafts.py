@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pusa.codes import CodedError
 from pusa.defaults import GenerationDefaults
 from pusa.positions import nearest_of
 
@@ -40,7 +41,13 @@ def final_size(defaults: GenerationDefaults, width: int, height: int) -> tuple[i
         if draft == (width, height):
             return size
     if max(width, height) * 2 > MAX_SIDE:
-        raise ValueError(f"twice the draft's {width}x{height} is above {MAX_SIDE} pixels: give the final a size")
+        raise CodedError(
+            "final_too_large",
+            f"twice the draft's {width}x{height} is above {MAX_SIDE} pixels: give the final a size",
+            width=width,
+            height=height,
+            limit=MAX_SIDE,
+        )
     return 2 * width, 2 * height
 
 
@@ -53,8 +60,12 @@ def check_drafts(task: str, is_draft: bool, kinds: Sequence[str]) -> None:
     """Raise ValueError for a draft, or a final of one, that no task makes."""
     drafts = kinds.count("draft")
     if drafts > 1:
-        raise ValueError(f"{drafts} drafts are given: a final is made from one")
+        raise CodedError("drafts_too_many", f"{drafts} drafts are given: a final is made from one", given=drafts)
     if drafts and is_draft:
-        raise ValueError("draft=true beside the draft of a final: ask for one of them")
+        raise CodedError("draft_beside_final", "draft=true beside the draft of a final: ask for one of them")
     if (drafts or is_draft) and task not in ("generate", "extend"):
-        raise ValueError(f"task {task} has no drafts: make it at once, or a draft of task generate or extend")
+        raise CodedError(
+            "task_no_draft",
+            f"task {task} has no drafts: make it at once, or a draft of task generate or extend",
+            task=task,
+        )

@@ -1,5 +1,6 @@
 """Make the request for the final of a draft from that of the draft."""
 
+from pusa.codes import CodedError
 from pusa.defaults import GenerationDefaults
 from pusa.request.drafts import final_size
 from pusa.request.generation import GenerationRequest, stored_request
@@ -28,7 +29,7 @@ def final_request(
         ValueError: the request is not one of a draft; pydantic's ValidationError for a value out of its range.
     """
     if not request.draft:
-        raise ValueError("it is no draft: make one with --draft (draft=true), then its final")
+        raise CodedError("not_a_draft", "it is no draft: make one with --draft (draft=true), then its final")
     own = request.width or defaults.width, request.height or defaults.height
     width, height = size or final_size(defaults, *own)
     condition = {"kind": "draft", "file": draft, "fit": "stretch", **({} if noise is None else {"noise": [noise]})}

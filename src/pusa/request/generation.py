@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pusa.codes import CodedError, CodedText
 from pusa.defaults import FastSettings, GenerationDefaults
 from pusa.fields import StrictModel, field
 from pusa.positions import frames_of, latent_frames, length_rule, nearest_of
@@ -197,14 +198,27 @@ class GenerationRequest(StrictModel):
         videos = sum(c.kind == "video" for c in self.conditions)
         needed = {"generate": None, "extend": 1, "transition": 2, "loop": 0}[self.task]
         if needed is not None and videos != needed:
-            raise ValueError(f"task {self.task} takes {needed} video{'s' if needed != 1 else ''}, not {videos}")
+            raise CodedError(
+                "task_videos",
+                f"task {self.task} takes {needed} video{'s' if needed != 1 else ''}, not {videos}",
+                task=self.task,
+                needed=needed,
+                given=videos,
+            )
         if self.task in ("extend", "transition") and any(c.kind == "image" for c in self.conditions):
-            raise ValueError(f"task {self.task} takes no images: leave them out")
+            raise CodedError("task_no_images", f"task {self.task} takes no images: leave them out", task=self.task)
         if self.task in ("extend", "transition") and any(c.positions for c in self.conditions):
-            raise ValueError(f"task {self.task} places its videos itself: leave positions out, overlap says how much")
+            raise CodedError(
+                "task_no_positions",
+                f"task {self.task} places its videos itself: leave positions out, overlap says how much",
+                task=self.task,
+            )
         if self.guidance_start > self.guidance_stop:
-            raise ValueError(
-                f"guidance_start={self.guidance_start:g} is above guidance_stop={self.guidance_stop:g}: give less"
+            raise CodedError(
+                "guidance_range",
+                f"guidance_start={self.guidance_start:g} is above guidance_stop={self.guidance_stop:g}: give less",
+                start=self.guidance_start,
+                stop=self.guidance_stop,
             )
         if self.model == DEFAULT_MODEL:  # which reads text; of others, their defaults tell
             check_text(self)
@@ -269,9 +283,11 @@ class GenerationRequest(StrictModel):
         if not self.fast:
             return None
         if defaults.fast is None and not self.lora:
-            raise ValueError(
+            raise CodedError(
+                "no_fast_mode",
                 f"{self.model} has no fast mode, as no 4-step LoRA of it is known: leave fast out and give 4 steps and "
-                "guidance 1 (--steps 4 --guidance 1), or add such a LoRA (--lora FILE)"
+                "guidance 1 (--steps 4 --guidance 1), or add such a LoRA (--lora FILE)",
+                model=self.model,
             )
         return defaults.fast or FastSettings(shift=None)
 
@@ -283,9 +299,11 @@ class GenerationRequest(StrictModel):
         self, defaults: GenerationDefaults, steps: int, frames: int, window: int, overlap: int
     ) -> str:
         if is_wave(self.schedule) and defaults.boundary_ratio is not None:
-            raise ValueError(
+            raise CodedError(
+                "no_wave_for_experts",
                 f"schedule={self.schedule}: {self.model} has two experts, one for high and one for low noise, and a "
-                "wave has both in one step: ask for --schedule even, or a model with one expert"
+                "wave has both in one step: ask for --schedule even, or a model with one expert",
+                model=self.model,
             )
         factor = defaults.frames_per_latent
         return resolve_schedule(
@@ -425,8 +443,8 @@ def match_orientation(
 
 def rounding_notes(
     request: GenerationRequest, resolved: ResolvedRequest, size_multiple: int = SIZE_MULTIPLE
-) -> list[str]:
-    """Return one line for each number of the request that `resolved` has rounded, and for a prompt that is not used.
+) -> list[CodedText]:
+    """Return a `CodedText` for each number of the request that `resolved` has rounded, and for a prompt not used.
 
     Args:
         size_multiple: of the model, for the sides.
@@ -437,9 +455,12 @@ def rounding_notes(
         if before is not None and before != after and not (name == "window" and after == resolved.frames):
             is_side = name in ("width", "height")
             rule = f"a multiple of {size_multiple}" if is_side else length_rule(resolved.frames_per_latent)
-            notes.append(f"{name} {before} becomes {after}: it has to be {rule}")
+            message = f"{name} {before} becomes {after}: it has to be {rule}"
+            multiple = size_multiple if is_side else resolved.frames_per_latent
+            values = {"field": name, "before": before, "after": after, "multiple": multiple}
+            notes.append(CodedText("side_rounded" if is_side else "length_rounded", message, **values))
     if request.prompts and request.prompt.strip() != parse_prompts(request.prompts)[0].text:
-        notes.append("prompts stand for the prompt, which only names the video")
+        notes.append(CodedText("prompt_only_names", "prompts stand for the prompt, which only names the video"))
     return notes
 
 
@@ -464,7 +485,11 @@ def _check_places(request: ResolvedRequest) -> None:
         for position in condition.positions:
             index = position.latent_index(request.frames, request.fps, request.frames_per_latent)
             if index in owner:
-                raise ValueError(
-                    f"conditions {owner[index]} and {number} both hold latent frame {index}: move one of them"
+                raise CodedError(
+                    "position_taken",
+                    f"conditions {owner[index]} and {number} both hold latent frame {index}: move one of them",
+                    first=owner[index],
+                    second=number,
+                    latent=index,
                 )
             owner[index] = number

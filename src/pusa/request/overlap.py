@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from pusa.codes import CodedError
 from pusa.defaults import GenerationDefaults
 from pusa.positions import frames_of, latent_frames, nearest_of
 
@@ -37,18 +38,31 @@ def resolve_overlap(request: "GenerationRequest", defaults: GenerationDefaults, 
     overlap = nearest_of(request.overlap, factor, 1) if request.overlap else overlap
     kept, made_at_once = latent_frames(overlap, factor), latent_frames(window, factor)
     if task == "transition" and frames > window:
-        raise ValueError(f"frames={frames}: a transition is made at once; give at most window={window}")
+        raise CodedError(
+            "transition_too_long",
+            f"frames={frames}: a transition is made at once; give at most window={window}",
+            frames=frames,
+            window=window,
+        )
     if sides * kept >= made_at_once:
         most = (made_at_once - 1) // sides
-        raise ValueError(
+        raise CodedError(
+            "overlap_too_large",
             f"overlap={overlap} leaves nothing to make in {window} frames: "
-            + (f"give at most {frames_of(most, factor)}" if most else "give more frames")
+            + (f"give at most {frames_of(most, factor)}" if most else "give more frames"),
+            overlap=overlap,
+            window=window,
+            most=frames_of(most, factor) if most else 0,
         )
     if task in ("extend", "transition"):
         for condition in request.conditions:
             if condition.noise and len(condition.noise) not in (1, kept):
-                raise ValueError(
+                raise CodedError(
+                    "overlap_noise_count",
                     f"{len(condition.noise)} noise multipliers for an overlap of {overlap} frames, which is {kept} "
-                    f"latent frames: give 1 or {kept}"
+                    f"latent frames: give 1 or {kept}",
+                    given=len(condition.noise),
+                    overlap=overlap,
+                    needed=kept,
                 )
     return overlap

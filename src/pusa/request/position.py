@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+from pusa.codes import CodedError
 from pusa.fields import shown
 from pusa.numerals import split_list
 from pusa.positions import latent_index_of
@@ -29,9 +30,11 @@ class Position:
             return text
         match = re.fullmatch(r"(-?\d{1,7})(f?)|(-?\d{1,7}(?:\.\d{1,3})?)s|last", _text(text).strip().lower(), re.ASCII)
         if match is None:
-            raise ValueError(
+            raise CodedError(
+                "position_unknown",
                 f"position {shown(text)} is not understood: write a latent frame (3), a frame (80f), seconds (1.5s) "
-                "or last; a negative one counts from the end"
+                "or last; a negative one counts from the end",
+                value=str(text)[:60],
             )
         whole, frame, seconds = match.groups()
         if seconds is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pusa.codes import CodedError
 from pusa.fields import shown
 from pusa.positions import Span, latent_frames, spans
 from pusa.request.position import Position
@@ -37,21 +38,42 @@ def parse_prompts(prompts: Sequence[str]) -> list[TimedPrompt]:
         timed = _TIMED.fullmatch(line)
         start, text = (Position.parse(timed[1]), timed[2]) if timed else (None, line)
         if not text.strip():
-            raise ValueError(f"prompt {number} of prompts is empty: say what its part of the video shows")
+            raise CodedError(
+                "prompts_empty",
+                f"prompt {number} of prompts is empty: say what its part of the video shows",
+                number=number,
+            )
         found.append(TimedPrompt(start, text.strip()))
     starts = [prompt.start for prompt in found if prompt.start is not None]
     if starts and len(starts) < len(found):
         plain = next(number for number, prompt in enumerate(found, start=1) if prompt.start is None)
-        raise ValueError(
-            f"prompt {plain} of prompts has no time and others have: write a time before each (0s: ...), or before none"
+        raise CodedError(
+            "prompts_time_missing",
+            f"prompt {plain} of prompts has no time and others have: write a time before each (0s: ...), or before "
+            "none",
+            number=plain,
         )
     if starts and starts[0].value != 0:
-        raise ValueError(f"the first of prompts begins at {starts[0]}: the first must be at 0s")
+        raise CodedError(
+            "prompts_first_time",
+            f"the first of prompts begins at {starts[0]}: the first must be at 0s",
+            start=str(starts[0]),
+        )
     for before, after in pairwise(starts):
         if before.unit != after.unit:
-            raise ValueError(f"prompts begin at {before} and at {after}: give all times in seconds, or all in frames")
+            raise CodedError(
+                "prompts_time_units",
+                f"prompts begin at {before} and at {after}: give all times in seconds, or all in frames",
+                before=str(before),
+                after=str(after),
+            )
         if after.value <= before.value:
-            raise ValueError(f"prompts begin at {before} and then at {after}: their times must rise")
+            raise CodedError(
+                "prompts_time_order",
+                f"prompts begin at {before} and then at {after}: their times must rise",
+                before=str(before),
+                after=str(after),
+            )
     return found
 
 
@@ -91,9 +113,14 @@ def story(prompts: Sequence[str], *, frames: int, fps: float, window: int, overl
     windows = spans(total, length, kept) if total > length else [Span(0, total, 0)]
     counted = f"{len(windows)} window{'s' if len(windows) > 1 else ''} of {window} frames"
     if len(parsed) > len(windows):
-        raise ValueError(
+        raise CodedError(
+            "prompts_too_many",
             f"{len(parsed)} prompts for a video of {frames} frames, which is made in {counted}: give at most "
-            f"{len(windows)}, a longer video or a smaller window"
+            f"{len(windows)}, a longer video or a smaller window",
+            given=len(parsed),
+            frames=frames,
+            window=window,
+            windows=len(windows),
         )
     if parsed[0].start is None:
         starts = [span.start + span.overlap for span in windows[: len(parsed)]]
@@ -103,9 +130,13 @@ def story(prompts: Sequence[str], *, frames: int, fps: float, window: int, overl
     used = {found.number_at(_middle(span)) for span in windows}
     for number, prompt in enumerate(parsed):
         if number not in used:
-            raise ValueError(
+            raise CodedError(
+                "prompt_in_no_window",
                 f"the prompt at {prompt.start} holds in no window of this video, which is made in {counted}, each with "
-                "the prompt that is in force in the middle of what it adds: move it, or give a smaller window"
+                "the prompt that is in force in the middle of what it adds: move it, or give a smaller window",
+                start=str(prompt.start),
+                window=window,
+                windows=len(windows),
             )
     return found
 

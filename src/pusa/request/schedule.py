@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+from pusa.codes import CodedError
 from pusa.positions import latent_frames
 from pusa.waves import least_delay
 
@@ -24,9 +25,11 @@ def delay_of(schedule: str) -> int | None:
 def check_schedule(schedule: str) -> str:
     """Raise ValueError for anything but ``even``, ``wave`` and ``wave:1`` to ``wave:99``."""
     if not re.fullmatch(SCHEDULE_PATTERN, schedule, re.ASCII):
-        raise ValueError(
+        raise CodedError(
+            "schedule_unknown",
             f"schedule={schedule[:60]!r} is not understood: write even, wave or wave:DELAY with a delay of 1..99 steps "
-            "between neighbouring latent frames, such as wave:2"
+            "between neighbouring latent frames, such as wave:2",
+            value=schedule[:60],
         )
     return schedule
 
@@ -34,11 +37,14 @@ def check_schedule(schedule: str) -> str:
 def check_beside_wave(kinds: Collection[str], guidance_range: tuple[float, float]) -> None:
     """Raise ValueError for what needs all frames at the same step: the draft of a final, a range of guided steps."""
     if "draft" in kinds:
-        raise ValueError("schedule=wave: all frames of a final follow its draft together: leave it out")
+        raise CodedError(
+            "wave_no_final", "schedule=wave: all frames of a final follow its draft together: leave it out"
+        )
     if guidance_range != (0, 1):
-        raise ValueError(
+        raise CodedError(
+            "wave_no_guidance_range",
             "guidance_start and guidance_stop are parts of the steps, and in a wave each frame is at another step: "
-            "leave them out, or ask for schedule=even"
+            "leave them out, or ask for schedule=even",
         )
 
 
@@ -58,8 +64,14 @@ def resolve_schedule(schedule: str, *, steps: int, frames: int, window: int, ove
     if schedule == WAVE:
         return f"{WAVE}:{max(DEFAULT_DELAY, least)}"
     if (delay_of(schedule) or 0) < least:
-        raise ValueError(
+        raise CodedError(
+            "wave_too_quick",
             f"schedule={schedule}: with {steps} steps too many latent frames move at once for a window of {window} "
-            f"frames with an overlap of {overlap}: give wave:{least} or more, fewer steps or a larger window"
+            f"frames with an overlap of {overlap}: give wave:{least} or more, fewer steps or a larger window",
+            schedule=schedule,
+            steps=steps,
+            window=window,
+            overlap=overlap,
+            least=least,
         )
     return schedule

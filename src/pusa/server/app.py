@@ -112,7 +112,7 @@ def create_app(
         keys=keys,
         wrong_keys=service.wrong_keys,
         sessions=sessions,
-        open_paths=(SESSION_PATH,),
+        open_paths=(SESSION_PATH, *(studio.PATHS if settings.studio else ())),
         hosts=HostCheck((*settings.allowed_hosts, settings.host), settings.allowed_origins),
         max_body_bytes=settings.max_body_bytes,
         silent_seconds=settings.silent_seconds,

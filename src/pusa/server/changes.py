@@ -42,7 +42,8 @@ class JobChanges:
         except QueueFull as full:
             raise queue_full(full) from None
         if job.status not in ("queued", "in_progress"):
-            raise ServiceError(409, "not_failed", f"{id} is {job.status}: only a failed video can be made once more")
+            message = f"{id} is {job.status}: only a failed video can be made once more"
+            raise ServiceError(409, "not_failed", message, values={"status": job.status})
         return job
 
     async def delete(self, id: str, owner: str | None = "", *, undo_seconds: float = 0.0) -> Job:
@@ -80,7 +81,8 @@ class JobChanges:
         if job is None:
             raise not_found(id)
         message = f"{wanted} is {job.status}: only videos that wait can change places"
-        raise ServiceError(409, "not_waiting", message, "id" if wanted == id else "before")
+        param = "id" if wanted == id else "before"
+        raise ServiceError(409, "not_waiting", message, param, values={"status": job.status})
 
     async def _change(self, id: str, change: Callable[[], Job]) -> Job:
         if not is_video_id(id):

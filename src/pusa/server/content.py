@@ -67,7 +67,9 @@ def result_key(job: Job, variant: str = "video") -> str:
         ServiceError: 409 before the job is completed, 404 if it has no such file.
     """
     if job.status in ("queued", "in_progress"):
-        raise ServiceError(409, "not_ready", f"{job.id} is {job.status}: its {variant} is there once it is completed")
+        message = f"{job.id} is {job.status}: its {variant} is there once it is completed"
+        raise ServiceError(409, "not_ready", message, values={"status": job.status})
     if variant not in job.results:
-        raise ServiceError(404, "no_result", f"{job.id} has no {variant}: it is {job.status}")
+        message = f"{job.id} has no {variant}: it is {job.status}"
+        raise ServiceError(404, "no_result", message, values={"status": job.status})
     return job.results[variant]

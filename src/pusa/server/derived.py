@@ -9,7 +9,7 @@ from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import public_name
 from pusa.positions import frames_of, latent_frames
 from pusa.request import GenerationRequest, final_request
-from pusa.server.http.to_request import invalid_value, validation_error
+from pusa.server.http.to_request import refused_value, validation_error
 from pusa.server.jobs.job import Job
 from pusa.server.settings import ServerSettings
 
@@ -42,7 +42,7 @@ def final_of(
     except ValidationError as error:
         raise validation_error(error) from None
     except ValueError as error:
-        raise invalid_value(f"{job.id}: {error}", "id") from None
+        raise refused_value(error, "id", message=f"{job.id}: {error}") from None
     return final.model_dump(mode="json")
 
 

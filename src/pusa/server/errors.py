@@ -58,6 +58,7 @@ class ServiceError(Exception):
         message: for people: the value, the limit and the way out; never a path of this machine.
         param: the field at fault.
         headers: further response headers, such as ``Retry-After``.
+        values: those of the code's text, see `pusa.codes`; plain JSON.
     """
 
     def __init__(
@@ -67,16 +68,25 @@ class ServiceError(Exception):
         message: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.headers = dict(headers or {})
+        self.headers, self.values = dict(headers or {}), dict(values or {})
 
 
-def envelope(message: str, *, status: int, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+def envelope(
+    message: str,
+    *,
+    status: int,
+    code: str | None = None,
+    param: str | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Build the JSON body of an error response."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
+    code = code or _CODES.get(status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, "values": dict(values or {})}}
 
 
 def error_response(
@@ -86,10 +96,11 @@ def error_response(
     code: str | None = None,
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
     """Build an error response, with ``x-should-retry: false`` if a retry cannot help."""
     extra = {"x-should-retry": "false"} if status in _NO_RETRY else {}
-    body = envelope(message, status=status, code=code, param=param)
+    body = envelope(message, status=status, code=code, param=param, values=values)
     return JSONResponse(body, status, headers={**extra, **(headers or {})})
 
 
@@ -105,7 +116,14 @@ def is_disk_full(error: BaseException | None) -> bool:
 def respond(error: Exception) -> JSONResponse:
     """Convert an exception to an error response; an unexpected one is logged."""
     if isinstance(error, ServiceError):
-        return error_response(error.status, error.message, code=error.code, param=error.param, headers=error.headers)
+        return error_response(
+            error.status,
+            error.message,
+            code=error.code,
+            param=error.param,
+            headers=error.headers,
+            values=error.values,
+        )
     if is_disk_full(error):
         logger.error("the disk is full: a request was service_error")
         return error_response(

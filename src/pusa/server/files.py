@@ -22,7 +22,7 @@ from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key
 from pusa.server.errors import ServiceError
 from pusa.server.http.reference_schemas import StoredReference
-from pusa.server.http.to_request import invalid_value
+from pusa.server.http.to_request import invalid_value, refused_value
 from pusa.server.jobs.client_files import ClientFile, ClientFileTable, FilesFull, NewClientFile, new_file_id
 from pusa.server.jobs.job import FileDigest, Job
 from pusa.server.submit import in_thread
@@ -119,6 +119,7 @@ class FileLibrary:
                 f"your files take {full.used_bytes / 2**20:.1f} MiB and this one {new.digest.size_bytes / 2**20:.1f}, "
                 f"the limit is {limit / 2**20:g} MiB: delete some that you do not need",
                 "file",
+                values={"used": full.used_bytes / 2**20, "size": new.digest.size_bytes / 2**20, "limit": limit / 2**20},
             ) from None
         finally:
             if key != new.key:
@@ -279,7 +280,7 @@ class FileLibrary:
             return Upload(name=name, path=path, size=path.stat().st_size, info=info, parent=parent)
         except ValueError as error:
             upload.path.unlink(missing_ok=True)
-            raise invalid_value(f"{located.name}: {error}", param) from None
+            raise refused_value(error, param, message=f"{located.name}: {error}", name=located.name) from None
         except BaseException:
             upload.path.unlink(missing_ok=True)
             raise

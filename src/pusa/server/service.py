@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.server.changes import JobChanges, is_video_id, not_found
@@ -161,7 +162,7 @@ class VideoService(JobChanges):
     async def remix(self, id: str, prompt: str, owner: str | None = "", **options: Any) -> Job:
         """Submit a job once more with another prompt and the same inputs, settings and seed."""
         if not prompt.strip() and self.defaults.has_text:
-            raise invalid_value("the prompt is empty: say what the new video shows", "prompt")
+            raise invalid_value("the prompt is empty: say what the new video shows", "prompt", "prompt_missing")
         return await self.rerun(id, prompt=prompt, owner=owner, **options)
 
     async def extend(
@@ -217,7 +218,8 @@ class VideoService(JobChanges):
             request, noise, options: those of `extend`.
         """
         if len(videos) not in (1, 2):
-            raise invalid_value(f"{len(videos)} videos are given: give one to change, or two to join", "video")
+            message = f"{len(videos)} videos are given: give one to change, or two to join"
+            raise invalid_value(message, "video", "too_many_videos", given=len(videos), limit=2)
         async with self._open_videos(videos, owner) as (uploads, parent):
             uploads = await self.submitter.probe(uploads)
             fields: dict[str, Any] = {"prompt": prompt, **size_and_fps(parent, request), **(request or {})}
@@ -376,6 +378,7 @@ class VideoService(JobChanges):
                 "too_many_streams",
                 f"your key follows {limit} videos at once, which is the limit: close a stream, or poll",
                 headers={"retry-after": "5"},
+                values={"limit": limit},
             )
         self._streams[owner] += 1
         try:
@@ -406,7 +409,7 @@ class VideoService(JobChanges):
         logger.error("%s of %s is damaged: its size or sha256 is not what was stored", key, id)
         if key.startswith("inputs/"):
             return ServiceError(409, "file_damaged", f"an input of {id} is damaged on the server's disk: send it anew")
-        note = "a file of it was damaged on the server's disk, so it was made again"
+        note = CodedText("made_again", "a file of it was damaged on the server's disk, so it was made again")
         completed: tuple[Status] = ("completed",)
         await in_thread(partial(self.queue.restart, id, statuses=completed, note=note))
         message = f"a file of {id} was damaged on the server's disk and is made again: wait until it is completed"

@@ -23,7 +23,7 @@ from pusa.lora.sources import parse_lora, public_name
 from pusa.positions import latent_frames
 from pusa.request import METADATA, GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
-from pusa.server.http.to_request import format_seconds, invalid_value, validation_error
+from pusa.server.http.to_request import format_seconds, invalid_value, refused_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamaged, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
@@ -130,7 +130,7 @@ class JobSubmitter:
         resolved = self._resolve(checked, uploads)
         planned = await in_thread(self.planner.plan_request, resolved)
         if planned is not None and planned.problem:
-            raise ServiceError(400, "does_not_fit", planned.problem, "size")
+            raise ServiceError(400, "does_not_fit", planned.problem, "size", values={"problem": planned.problem})
         stated = {name: await in_thread(FileDigest.of, upload.path) for name, upload in uploads.items()}
         digests = {name: digest.sha256 for name, digest in stated.items()}
         fingerprint = _fingerprint(checked, digests)
@@ -214,7 +214,8 @@ class JobSubmitter:
         values = {name: value for name, value in request.items() if value is not None}
         if values.get("model", self.model) != self.model:
             message = f"model {str(values['model'])[:60]!r} is not offered here: there is {self.model}"
-            raise ServiceError(400, "model_not_found", message, "model")
+            named = {"name": str(values["model"])[:60], "offered": self.model}
+            raise ServiceError(400, "model_not_found", message, "model", values=named)
         values["model"] = self.settings.model
         values["metadata"] = self._metadata(values.get("metadata"))
         values["lora"] = [self._lora_source(name) for name in values.get("lora") or self.loras]
@@ -226,14 +227,23 @@ class JobSubmitter:
         for spec in checked.conditions:
             upload = uploads.get(spec.file)
             if upload is None or upload.info is None:
-                raise invalid_value(f"file {spec.file[:60]!r} was not sent along", "input_reference")
+                message = f"file {spec.file[:60]!r} was not sent along"
+                raise invalid_value(message, "input_reference", "file_missing", name=spec.file[:60])
             if upload.info.kind != ("video" if spec.kind == "draft" else spec.kind):
                 kind, needed = _ARTICLES[upload.info.kind], _ARTICLES[spec.kind]
-                raise invalid_value(f"{display_name(upload)} is {kind}, and {needed} is needed here", "input_reference")
+                name = display_name(upload)
+                raise invalid_value(
+                    f"{name} is {kind}, and {needed} is needed here",
+                    "input_reference",
+                    "wrong_kind",
+                    name=name,
+                    kind=upload.info.kind,
+                )
         unused = set(uploads) - {spec.file for spec in checked.conditions}
         if unused:
-            message = f"{display_name(uploads[min(unused)])} is not used: leave it out, or say where it goes"
-            raise invalid_value(message, "input_reference")
+            name = display_name(uploads[min(unused)])
+            message = f"{name} is not used: leave it out, or say where it goes"
+            raise invalid_value(message, "input_reference", "file_unused", name=name)
         return checked
 
     def _metadata(self, asked: Any) -> Any:
@@ -241,12 +251,12 @@ class JobSubmitter:
         settings = self.settings
         if asked == "off" and settings.require_mark:
             message = "metadata=off is not offered here: results say that they were made with AI; ask for minimal"
-            raise invalid_value(message, "metadata")
+            raise invalid_value(message, "metadata", "mark_required")
         if asked in METADATA and settings.limit_metadata(asked) != asked:
             message = (
                 f"metadata={asked} tells more than this server allows: ask for {settings.metadata}, or leave it out"
             )
-            raise invalid_value(message, "metadata")
+            raise invalid_value(message, "metadata", "metadata_limited", asked=asked, allowed=settings.metadata)
         return settings.metadata if asked is None else asked
 
     def _lora_source(self, name: str) -> str:
@@ -256,10 +266,12 @@ class JobSubmitter:
         try:
             reference = parse_lora(name, exists=self._lora_files.__contains__)
         except ValueError as error:
-            raise invalid_value(str(error), "lora") from None
+            raise refused_value(error, "lora") from None
         if unknown := next((file for file in reference.files.values() if file not in self._lora_files), None):
             choices = f"there are {', '.join(self.loras)}" if self.loras else "this server offers none"
-            raise ServiceError(400, "lora_not_found", f"LoRA {unknown[:60]!r} is not offered: {choices}", "lora")
+            message = f"LoRA {unknown[:60]!r} is not offered: {choices}"
+            named = {"name": unknown[:60], "offered": ", ".join(self.loras), "count": len(self.loras)}
+            raise ServiceError(400, "lora_not_found", message, "lora", values=named)
         return str(reference.with_files(self._lora_files.__getitem__))
 
     def _resolve(self, request: GenerationRequest, uploads: Mapping[str, Upload]) -> ResolvedRequest:
@@ -268,16 +280,17 @@ class JobSubmitter:
         try:
             resolved = match_orientation(request, first.size if first else None, self.defaults).resolved(self.defaults)
         except ValueError as error:
-            raise invalid_value(str(error).splitlines()[0]) from None
+            raise refused_value(error, message=str(error).splitlines()[0]) from None
         settings, size = self.settings, f"{resolved.width}x{resolved.height}"
         pixels = resolved.width * resolved.height
-        for param, text, value, limit in (
-            ("size", f"{size}, {pixels} pixels", pixels, settings.max_video_pixels),
-            ("seconds", f"{resolved.frames} frames", resolved.frames, settings.max_video_frames),
-            ("num_inference_steps", f"{resolved.steps} steps", resolved.steps, settings.max_steps),
+        for param, code, text, value, limit in (
+            ("size", "too_many_pixels", f"{size}, {pixels} pixels", pixels, settings.max_video_pixels),
+            ("seconds", "too_many_frames", f"{resolved.frames} frames", resolved.frames, settings.max_video_frames),
+            ("num_inference_steps", "too_many_steps", f"{resolved.steps} steps", resolved.steps, settings.max_steps),
         ):
             if value > limit:
-                raise invalid_value(f"{text} are too many: this server makes at most {limit}", param)
+                message = f"{text} are too many: this server makes at most {limit}"
+                raise invalid_value(message, param, code, size=size, given=value, limit=limit)
         _check_lengths(resolved, uploads)
         return resolved
 
@@ -286,7 +299,8 @@ def queue_full(full: QueueFull) -> ServiceError:
     """Convert the queue's refusal to an error that says when to come again."""
     wait_ms = round(full.retry_after_seconds * 1000)
     wait = {"retry-after": str(max(1, round(full.retry_after_seconds))), "retry-after-ms": str(wait_ms)}
-    return ServiceError(429, "queue_full", str(full), headers=wait)
+    values = {"limit": full.limit, "seconds": round(full.retry_after_seconds), "scope": full.scope}
+    return ServiceError(429, "queue_full", str(full), headers=wait, values=values)
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -332,11 +346,13 @@ def _check_lengths(resolved: ResolvedRequest, uploads: Mapping[str, Upload]) -> 
         assert info is not None
         frames = info.frames if info.fps == resolved.fps else math.ceil(info.seconds * resolved.fps)
         if frames < count:
+            name = display_name(uploads[spec.file])
             message = (
-                f"{display_name(uploads[spec.file])} has {frames} frames at {resolved.fps:g} fps, {count} are taken "
-                "over: give a longer video or a smaller overlap"
+                f"{name} has {frames} frames at {resolved.fps:g} fps, {count} are taken over: give a longer video or "
+                "a smaller overlap"
             )
-            raise invalid_value(message, "overlap")
+            values = {"name": name, "frames": frames, "fps": resolved.fps, "needed": count}
+            raise invalid_value(message, "overlap", "video_too_short", **values)
 
 
 def _fingerprint(request: GenerationRequest, digests: Mapping[str, str]) -> str:

@@ -149,7 +149,7 @@ def test_the_openai_sdk_raises_its_classes_of_errors(server: Served, sdk: Any) -
     assert (refused.value.param, refused.value.type, refused.value.code) == (
         "size",
         "invalid_request_error",
-        "invalid_value",
+        "size_unknown",
     )
     with pytest.raises(openai.NotFoundError) as missing:
         sdk.videos.retrieve("video_unknown")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from api_samples import Served, serving, work
+from api_samples import Served, png, serving, work
 
 pytest.importorskip("schemathesis")
 
@@ -42,11 +42,16 @@ def test_schemathesis_finds_nothing(tmp_path: Path, which: list[str]) -> None:
 
 def configuration(server: Served, folder: Path) -> Path:
     """Half of the ids that are asked for are there."""
-    ids = [server.create()["id"] for _ in range(10)]
-    work(server.service, len(ids))
+    videos = [server.create()["id"] for _ in range(10)]
+    work(server.service, len(videos))
+    sent = [server.http.post("/v1/files", files={"file": ("a.png", png(grey=level))}) for level in range(20)]
+    files = [answer.raise_for_status().json()["id"] for answer in sent]
     path = folder / "schemathesis.toml"
     path.write_text(
-        f"[dictionaries.videos]\nvalues = {json.dumps(ids)}\n"
+        f"[dictionaries.videos]\nvalues = {json.dumps(videos)}\n"
+        f"[dictionaries.files]\nvalues = {json.dumps(files)}\n"
         '[parameters]\n"path.id" = { dictionary = "videos", probability = 0.5 }\n'
+        '[[operations]]\ninclude-path-regex = "^/v1/files/"\n'
+        'parameters = { "path.id" = { dictionary = "files", probability = 0.5 } }\n'
     )
     return path

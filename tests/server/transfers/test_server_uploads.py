@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from api_samples import FRAMES, HEIGHT, WIDTH, Served, clip, png, refusal, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import write
 from PIL import Image
+from server_samples import wait_until
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.body import _Multipart, parse_brackets
@@ -127,9 +129,16 @@ ANSWER = '{"kind": "image", "suffix": ".png", "width": 1, "height": 1, "frames":
     [
         "import os; os.abort()",
         "import time; time.sleep(60)",
-        f"print('{ANSWER}', flush=True); import os; os.kill(os.getpid(), 9)",
+        "import os, socket, time; control = socket.socket(fileno=0); socket.recv_fds(control, 1, 1); time.sleep(60)",
+        "import os, socket; control = socket.socket(fileno=0)\n"
+        "while received := socket.recv_fds(control, 1, 1)[1]:\n"
+        "    connection = socket.socket(fileno=received[0])\n"
+        "    connection.sendall(b'%d\\n' % os.getpid())\n"
+        "    connection.recv(65536)\n"
+        f"    connection.sendall(b'{ANSWER}\\n')\n"
+        "    os.kill(os.getpid(), 9)",
     ],
-    ids=["dies at once", "hangs", "dies at the second file"],
+    ids=["dies at once", "hangs", "hangs with a file", "dies at the second file"],
 )  # fmt: skip
 def test_a_reader_that_dies_or_hangs_costs_the_request_and_nothing_else(tmp_path: Path, code: str) -> None:
     prober = Prober(ProbeLimits(wall_seconds=2), command=["-c", code])
@@ -139,29 +148,45 @@ def test_a_reader_that_dies_or_hangs_costs_the_request_and_nothing_else(tmp_path
         prober.probe(files)
     assert time.monotonic() - began < 30
     assert refused.value.status == 400
-    assert refused.value.message.startswith("second" if "print" in code else "first")
+    assert refused.value.message.startswith("second" if "sendall" in code else "first")
     prober.close()
 
 
-def test_the_next_reader_is_there_before_the_next_request(prober: Prober, tmp_path: Path) -> None:
-    prober.probe([upload(tmp_path, png())])
-    spare = prober.spare
-    assert spare is not None
-    assert spare.poll() is None
-    prober.probe([upload(tmp_path, png())])
-    assert spare.poll() is not None  # one reader, one request
-    assert prober.spare is not spare
+def test_one_process_loads_the_decoders_and_each_request_has_a_fork_of_it(prober: Prober, tmp_path: Path) -> None:
+    prober.warm()
+    process = prober.readers.process
+    assert process is not None
+    with prober.readers.open(60) as waiting:  # a reader that is told nothing yet
+        assert prober.probe([upload(tmp_path, png())])[0].kind == "image"
+        own = next(iter(psutil.Process(process.pid).children()))
+        waiting.write(b'{"limits": {"max_pixels": 1}}\n')  # it cannot do anything with that
+        waiting.flush()
+        assert waiting.read() == b""
+    wait_until(lambda: not own.is_running())
+    assert prober.probe([upload(tmp_path, png())])[0].kind == "image"
+    assert prober.readers.process is process
+    assert process.poll() is None
+
+
+def test_a_process_that_has_died_is_started_again(prober: Prober, tmp_path: Path) -> None:
+    prober.warm()
+    process = prober.readers.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert prober.probe([upload(tmp_path, png())])[0].kind == "image"
+    assert prober.readers.process is not process
 
 
 def test_a_closed_prober_leaves_no_process(tmp_path: Path) -> None:
     prober = Prober()
     prober.warm()
-    spare = prober.spare
+    process = prober.readers.process
     prober.close()
-    assert spare is not None
-    assert spare.poll() is not None
+    assert process is not None
+    assert process.poll() is not None
     prober.warm()
-    assert prober.spare is None
+    assert prober.readers.process is None
 
 
 def test_names_of_clients_are_shown_on_one_line() -> None:

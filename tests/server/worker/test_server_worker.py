@@ -162,7 +162,7 @@ def test_a_job_whose_input_is_gone_fails_and_names_the_cause(house):
     )
     house.hire()
     failed = house.ended(job)
-    assert (failed.error_code, failed.attempt) == ("invalid_request", 1)
+    assert (failed.error_code, failed.attempt) == ("input_gone", 1)
 
 
 # ---- cancel, stop, lost leases ---------------------------------------------------------------------------------------

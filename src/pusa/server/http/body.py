@@ -172,7 +172,8 @@ def parse_brackets(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         found = _KEY.fullmatch(name)
         if found is None:
             shown = ascii(name)[:60]
-            raise ServiceError(400, "unknown_parameter", f"the field {shown} is unknown", name[:60])
+            message = f"the field {shown} is unknown"
+            raise ServiceError(400, "unknown_parameter", message, name[:60], values={"field": name[:60]})
         root, path = found[1], re.findall(r"\[([^\]]*)\]", found[2])
         value = _parse_value(root, text, budget)
         match path:
@@ -344,7 +345,8 @@ class _Multipart:
         if b"filename" not in options:
             return
         if len(self.received.files) >= self.max_files:
-            raise ServiceError(400, "too_many_files", f"the form has more than {self.max_files} files", self._name)
+            message = f"the form has more than {self.max_files} files"
+            raise ServiceError(400, "too_many_files", message, self._name, values={"limit": self.max_files})
         self._file = _File(
             name=options[b"filename"].decode("utf-8", "replace"),
             path=self.spool.new(),

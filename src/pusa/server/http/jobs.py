@@ -127,7 +127,7 @@ async def delete_video(
 ) -> VideoDeleted:
     """A running job stops at once. The files go with the video, or after the time to undo it."""
     job = await service.delete(id, owner, undo_seconds=undo_seconds)
-    return VideoDeleted(id=id, undo_until=None if job.undo_until is None else int(job.undo_until))
+    return VideoDeleted(id=id, undo_until=int(job.undo_until) if undo_seconds and job.undo_until else None)
 
 
 @router.post(

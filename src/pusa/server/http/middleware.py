@@ -296,4 +296,5 @@ class _LimitedBody:
 
 
 def _too_large(max_bytes: int) -> ServiceError:
-    return ServiceError(413, "too_large", f"the request has more than {max_bytes / 2**20:g} MiB, the limit: send less")
+    message = f"the request has more than {max_bytes / 2**20:g} MiB, the limit: send less"
+    return ServiceError(413, "too_large", message, values={"limit": max_bytes / 2**20})

@@ -1,8 +1,8 @@
 """Define how a request names a file: inside itself, as a file of the client's, or as a part of another video."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pusa.fields import StrictModel, field
 
@@ -91,6 +91,28 @@ def stored_reference(text: str) -> StoredReference | None:
     return None
 
 
-AnyReference = FileUrl | UrlReference | StoredReference
-Reference = AnyReference | Annotated[list[AnyReference], Field(max_length=64)]
-AnyVideo = FileUrl | UrlReference | VideoReference | StoredReference
+def _way(value: Any) -> str:
+    """Tell which way of naming files a value is to be, so that errors are about that one."""
+    if isinstance(value, list):
+        return "a list"
+    if not isinstance(value, dict):
+        return "a text"
+    if "image_url" in value or "video_url" in value:
+        return "an address"
+    return "an id" if "id" in value else "a file"
+
+
+_Text = Annotated[FileUrl, Tag("a text")]
+_Address = Annotated[UrlReference, Tag("an address")]
+_Stored = Annotated[StoredReference, Tag("a file")]
+_Video = Annotated[VideoReference, Tag("an id")]
+
+AnyReference = Annotated[
+    _Text | _Address | _Stored, Discriminator(lambda value: _way(value).replace("an id", "a file"))
+]
+_References = Annotated[list[AnyReference], Field(max_length=64)]
+Reference = Annotated[
+    _Text | _Address | _Stored | Annotated[_References, Tag("a list")],
+    Discriminator(lambda value: _way(value).replace("an id", "a file")),
+]
+AnyVideo = Annotated[_Text | _Address | _Stored | _Video, Discriminator(_way)]

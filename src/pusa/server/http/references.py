@@ -70,7 +70,7 @@ class RequestReader:
             if target is None:
                 choices = ", ".join(sorted(set(file_fields.values())))
                 message = f"{name[:60]!r} holds a file: files go into {choices}"
-                raise ServiceError(400, "unknown_parameter", message, name[:60])
+                raise ServiceError(400, "unknown_parameter", message, name[:60], values={"field": name[:60]})
             self.files.setdefault(target, []).append(upload)
         return await in_parser_thread(
             partial(to_request.validate_fields, model, values, is_text=self.parsed_body.is_text)
@@ -114,7 +114,8 @@ class RequestReader:
     def _check_count(self, param: str) -> None:
         limit = self.service.settings.max_uploads
         if len(self.inline) + len(self.parsed_body.files) >= limit:
-            raise ServiceError(400, "too_many_files", f"more than {limit} files are sent, the limit: send fewer", param)
+            message = f"more than {limit} files are sent, the limit: send fewer"
+            raise ServiceError(400, "too_many_files", message, param, values={"limit": limit})
 
     async def _file_of(self, item: str | UrlReference | StoredReference, param: str) -> Upload:
         reference = stored_reference(item) if isinstance(item, str) else item

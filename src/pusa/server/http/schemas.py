@@ -236,6 +236,7 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    values: dict[str, Any] = Field(description="What fills the text of the code in another language.")
 
 
 class ErrorEnvelope(BaseModel):

@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import ValidationError
 
+from pusa.codes import code_of, values_of
 from pusa.defaults import GenerationDefaults
 from pusa.fields import StrictModel, explain, shown
 from pusa.numerals import check_noise_multiplier, parse_number, parse_numbers, parse_size
@@ -127,19 +128,21 @@ def _check_number(text: str, name: str) -> None:
     try:
         parse_number(text, name)
     except ValueError as error:
-        raise invalid_value(str(error), name) from None
+        raise refused_value(error, name) from None
 
 
 def validation_error(error: ValidationError) -> ServiceError:
     """Convert the first error of pydantic to a ServiceError with the client's field names."""
     first, *others = error.errors(include_url=False)
     param = str(first["loc"][0])[:100] if first["loc"] else None
-    code = {"extra_forbidden": "unknown_parameter", "missing": "missing_parameter"}.get(first["type"], "invalid_value")
     if _has_plain_location(first):
         message = explain(ValidationError.from_exception_data(error.title, [first]))  # type: ignore[list-item]
+        fault = first
     else:
-        message = _explain_union([first, *(other for other in others if other["loc"][:1] == first["loc"][:1])])
-    return ServiceError(400, code, message, param and client_name(param))
+        fault = _deepest([first, *(other for other in others if other["loc"][:1] == first["loc"][:1])])
+        message = _explain_union(fault)
+    code, values = _code_and_values(fault)
+    return ServiceError(400, code, message, param and client_name(param), values=values)
 
 
 def _has_plain_location(error: Any) -> bool:
@@ -149,9 +152,47 @@ def _has_plain_location(error: Any) -> bool:
     return len(location) <= 1 or (in_list and all(isinstance(part, int) or part in _FIELD_NAMES for part in location))
 
 
-def _explain_union(errors: Sequence[Any]) -> str:
-    """Explain the errors of a union by the alternative that fits best."""
-    deepest = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
+def _code_and_values(error: Any) -> tuple[str, dict[str, Any]]:
+    """Return the code of an error of pydantic and the values of its text, see `pusa.codes`."""
+    context = error.get("ctx", {})
+    names = [str(part) for part in error["loc"] if part in _FIELD_NAMES or error["type"] == "extra_forbidden"]
+    field = client_name(names[-1])[:100] if names else ""
+    value = error["input"] if isinstance(error["input"], int | float) else str(error["input"])[:60]
+    match error["type"]:
+        case "value_error":
+            values = values_of(context["error"])
+            return code_of(context["error"], "invalid_value"), values | ({"field": field} if "field" in values else {})
+        case "extra_forbidden":
+            return "unknown_parameter", {"field": field}
+        case "missing":
+            return "missing_parameter", {"field": field}
+        case "greater_than_equal":
+            return "below_minimum", {"field": field, "value": value, "minimum": context["ge"]}
+        case "less_than_equal":
+            return "above_maximum", {"field": field, "value": value, "maximum": context["le"]}
+        case "literal_error":
+            return "not_a_choice", {"field": field, "value": value, "choices": context["expected"]}
+        case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
+            return "not_a_whole_number", {"field": field, "value": value}
+        case "float_type" | "float_parsing" | "finite_number":
+            return "not_a_number", {"field": field, "value": value}
+        case "too_long" | "string_too_long":
+            return "too_long", {"field": field, "given": len(error["input"]), "limit": context["max_length"]}
+        case "too_short" | "string_too_short":
+            return "empty_value", {"field": field}
+        case "string_pattern_mismatch" if field == "size":
+            return "size_unknown", {"field": field, "value": value}
+        case _:
+            return "invalid_value", {"field": field, "value": value}
+
+
+def _deepest(errors: Sequence[Any]) -> Any:
+    """Return the error of a union's alternative that fits best."""
+    return max(errors, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
+
+
+def _explain_union(deepest: Any) -> str:
+    """Explain the error of an alternative of a union."""
     if deepest["type"] == "value_error":
         return str(deepest["ctx"]["error"])
     parts = [part for part in deepest["loc"] if isinstance(part, int) or part in _FIELD_NAMES]
@@ -170,8 +211,17 @@ def client_name(name: str) -> str:
     return _CLIENT_NAMES.get(name, name)
 
 
-def invalid_value(message: str, param: str | None = None) -> ServiceError:
-    return ServiceError(400, "invalid_value", message, param)
+def invalid_value(message: str, param: str | None = None, code: str = "invalid_value", **values: Any) -> ServiceError:
+    """Make the error (400) of a value that is not possible; `code` and `values` are as in `pusa.codes`."""
+    return ServiceError(400, code, message, param, values=values)
+
+
+def refused_value(error: ValueError, param: str | None = None, *, message: str = "", **values: Any) -> ServiceError:
+    """Make the error (400) of a value that was refused so, with its code and values; `message` replaces its own."""
+    values = values_of(error) | values
+    if "field" in values:
+        values["field"] = client_name(values["field"] or param or "")
+    return ServiceError(400, code_of(error, "invalid_value"), message or str(error), param, values=values)
 
 
 # ---- translation -----------------------------------------------------------------------------------------------------
@@ -269,7 +319,8 @@ def build_conditions(
     if not references:
         for name in ("cond_positions", "noise_multipliers", "noise_multiplier"):
             if getattr(options, name) is not None:
-                raise invalid_value(f"{name} is for pictures or a video: send input_reference or keyframes too", name)
+                message = f"{name} is for pictures or a video: send input_reference or keyframes too"
+                raise invalid_value(message, name, "needs_input", field=name)
         return []
     if len(videos) == len(references) and (len(videos) == 1 or task == "transition"):
         return [_video_condition(name, options, shared) for name in videos]
@@ -278,6 +329,9 @@ def build_conditions(
             f"input_reference has {len(videos)} video(s) among {len(references)} files: send one video, or pictures; "
             "two videos are joined by task=transition",
             "input_reference",
+            "mixed_inputs",
+            videos=len(videos),
+            files=len(references),
         )
     image_positions = _image_positions(positions, len(references))
     noises = noises or [noise]
@@ -285,6 +339,9 @@ def build_conditions(
         raise invalid_value(
             f"noise_multipliers has {len(noises)} numbers for {len(references)} pictures: give 1 or {len(references)}",
             "noise_multipliers",
+            "noise_count",
+            given=len(noises),
+            positions=len(references),
         )
     noises = noises * len(references) if len(noises) == 1 else noises
     return [
@@ -312,14 +369,16 @@ def _check_keyframes(
     options: GenerationOptions, references: Mapping[str, UploadInfo], placed: Collection[str], videos: Sequence[str]
 ) -> None:
     if len(videos) > 1:
-        raise invalid_value(f"{len(videos)} videos and keyframes are sent: send one video at most", "input_reference")
+        message = f"{len(videos)} videos and keyframes are sent: send one video at most"
+        raise invalid_value(message, "input_reference", "too_many_videos", given=len(videos), limit=1)
     for name in ("cond_positions", "noise_multipliers"):
         if getattr(options, name) is not None and not videos:
-            raise invalid_value(f"{name} and keyframes say the same: send one of them", name)
+            message = f"{name} and keyframes say the same: send one of them"
+            raise invalid_value(message, name, "said_twice", field=name)
     for number, name in enumerate(references):
         if name not in placed and name not in videos:
             message = f'file {number} of input_reference is in no keyframe: add {{"file": {number}, "latent": 0}}'
-            raise invalid_value(message, "keyframes")
+            raise invalid_value(message, "keyframes", "file_unused", name=str(number + 1))
 
 
 def _video_condition(name: str, options: GenerationOptions, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,13 +407,19 @@ def _image_positions(positions: list[Any], count: int) -> list[Any]:
     if positions:
         if len(positions) != count:
             raise invalid_value(
-                f"cond_positions has {len(positions)} places for {count} pictures: give one for each", "cond_positions"
+                f"cond_positions has {len(positions)} places for {count} pictures: give one for each",
+                "cond_positions",
+                "positions_count",
+                given=len(positions),
+                pictures=count,
             )
         return positions
     if count > 2:
         raise invalid_value(
             f"input_reference has {count} pictures: say where they go with cond_positions or keyframes",
             "input_reference",
+            "positions_missing",
+            pictures=count,
         )
     return [0, "last"][:count]
 
@@ -366,7 +431,7 @@ def read_positions(options: GenerationOptions) -> list[str]:
         try:
             positions = parse_positions(positions)
         except ValueError as error:
-            raise invalid_value(str(error), "cond_positions") from None
+            raise refused_value(error, "cond_positions") from None
     return [str(position) for position in positions or []]
 
 
@@ -385,7 +450,7 @@ def _parse_multipliers(value: Any) -> list[Any]:
             check_noise_multiplier(number)
     except ValueError:
         message = f"noise_multipliers={value[:60]!r}: give numbers in 0..1 with commas: 0,0.2"
-        raise invalid_value(message, "noise_multipliers") from None
+        raise invalid_value(message, "noise_multipliers", "noise_unknown", value=value[:60]) from None
     return numbers
 
 
@@ -400,13 +465,14 @@ def decode_data_url(url: str, param: str) -> tuple[str, bytes]:
     """
     found = _DATA_URL.match(url[:300])
     if found is None:
-        raise invalid_value(f"{param} is no data URL: send data:image/png;base64,... or the file itself", param)
+        message = f"{param} is no data URL: send data:image/png;base64,... or the file itself"
+        raise invalid_value(message, param, "not_a_data_url", field=param)
     text = url[found.end() :]
     if found[3]:
         return found[1] or "", decode_base64(text, param)
     if len(text) > MAX_PLAIN_BYTES:  # decoding escapes takes many times their memory
         message = f"{param} has more than {MAX_PLAIN_BYTES / 2**20:g} MiB that are not base64: send data:...;base64,..."
-        raise ServiceError(413, "too_large", message, param)
+        raise ServiceError(413, "too_large", message, param, values={"limit": MAX_PLAIN_BYTES / 2**20})
     return found[1] or "", unquote_to_bytes(text)
 
 
@@ -416,7 +482,7 @@ def decode_base64(text: str, param: str) -> bytes:
         plain = text.encode("ascii").translate(_TO_STANDARD_BASE64, b" \t\r\n\f\v").rstrip(b"=")
         return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except ValueError:
-        raise invalid_value(f"{param} is not base64", param) from None
+        raise invalid_value(f"{param} is not base64", param, "not_a_data_url", field=param) from None
 
 
 def format_seconds(value: str | float) -> str:
@@ -434,5 +500,5 @@ def check_priority(priority: int | None, has_keys: bool) -> int:
     """Refuse a raised priority from clients with API keys: none may overtake the others."""
     if priority and priority > 0 and has_keys:
         message = f"priority={priority}: with API keys it is 0 or less, to let others go first"
-        raise invalid_value(message, "priority")
+        raise invalid_value(message, "priority", "priority_raised")
     return priority or 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from pusa.codes import detail_of
 from pusa.server.jobs import database, records
 from pusa.server.jobs.job import (
     ENDED,
@@ -131,8 +132,9 @@ def cancel(connection: Connection, this: list[Condition], now: float) -> None:
 
 def restart(connection: Connection, job: Job, note: str | None, now: float) -> Job:
     """Let an ended job wait once more, from the beginning; return it."""
-    notes = [*job.notes, *([note] if note and note not in job.notes else [])]
-    values = restart_values() | {"notes": notes, "turn": next_turn(connection, job.owner)}
+    values = restart_values() | {"turn": next_turn(connection, job.owner)}
+    if note and note not in job.notes:
+        values |= {"notes": [*job.notes, note], "note_details": [*job.note_details, detail_of(note)]}
     row = connection.execute(_table.update().where(_c.seq == job.seq).values(**values).returning(_table)).one()
     records.record_files(connection, job.seq, "result", ())
     records.record_change(connection, job.id, job.owner, now)

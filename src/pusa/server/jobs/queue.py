@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from pusa.codes import detail_of
 from pusa.server.jobs import admission, database, fencing, reading, records, workers
 from pusa.server.jobs.client_changes import ClientChanges
 from pusa.server.jobs.database import QueueDamaged, QueueUnavailable, SchemaError, not_retried, retried, transaction
@@ -255,6 +256,7 @@ class JobQueue(ClientChanges):
         checkpoint_digest: FileDigest | None = None,
         resolved: Mapping[str, Any] | None = None,
         notes: Collection[str] | None = None,
+        note_details: Collection[Mapping[str, Any]] | None = None,
         plan: str | None = None,
     ) -> bool:
         """Extend the lease and record the attempt's progress in one statement; None leaves a value unchanged.
@@ -274,6 +276,7 @@ class JobQueue(ClientChanges):
             "checkpoint": checkpoint,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
+            "note_details": None if note_details is None else [dict(detail) for detail in note_details],
             "plan": plan and storable(plan),
             **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
@@ -288,7 +291,8 @@ class JobQueue(ClientChanges):
     @retried
     def drop_checkpoint(self, job: Job, note: str) -> None:
         """Let the job start from the beginning, as its checkpoint cannot be used; `note` says why. Raises LeaseLost."""
-        self._fenced(job, checkpoint=None, checkpoint_step=0, notes=[*job.notes, note])
+        details = [*job.note_details, detail_of(note)]
+        self._fenced(job, checkpoint=None, checkpoint_step=0, notes=[*job.notes, note], note_details=details)
 
     @retried
     def finish(
@@ -312,6 +316,7 @@ class JobQueue(ClientChanges):
         code: str,
         message: str,
         *,
+        values: Mapping[str, Any] | None = None,
         retry: bool,
         max_failures: int = MAX_FAILURES,
         retry_seconds: float = 0.0,
@@ -323,6 +328,7 @@ class JobQueue(ClientChanges):
         Args:
             code: error code for programs, such as ``out_of_memory``.
             message: error message for people; characters that cannot be stored are replaced.
+            values: those of the code's text, see `pusa.codes`.
             retry: another attempt may succeed.
             max_failures: attempts in a row without a new checkpoint after which the job fails.
             retry_seconds: pause before the next attempt; doubles with each failure in a row, up to 32 times as long.
@@ -331,7 +337,7 @@ class JobQueue(ClientChanges):
         Returns:
             "queued" or "failed"; "cancelled" instead of "queued" if the job is to be cancelled.
         """
-        error = {"error_code": code, "error_message": storable(message)}
+        error = {"error_code": code, "error_message": storable(message), "error_values": dict(values or {})}
         files = {} if results is None else {"results": dict(results)}
         outcome = partial(
             fencing.after_failure,

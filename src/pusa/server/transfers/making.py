@@ -113,7 +113,9 @@ def _request(file: BinaryIO, limits: MediaLimits) -> bytes:
     """Read the request that pusa has stored in a file, and the inputs beside it, as JSON."""
     stored = read_metadata(file, limits=limits) or {}
     if "pusa" not in stored or not isinstance(stored.get("request"), dict):
-        raise MediaError("the file holds no request of pusa: only videos that it made with metadata=full do")
+        raise MediaError(
+            "the file holds no request of pusa: only videos that it made with metadata=full do", "no_request"
+        )
     return json.dumps({"request": stored["request"], "inputs": stored.get("inputs") or {}}).encode()
 
 

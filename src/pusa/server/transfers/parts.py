@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from pusa.codes import CodedError
 from pusa.server.transfers.uploads import UploadInfo
 
 _MAX_FPS = 1000.0  # that `pusa.media` writes, which the server's own process does not import
@@ -36,12 +37,19 @@ class Part:
         made = replace(info, width=width, height=height, has_request=False)
         if info.kind == "image":
             if (self.frame, self.start, self.end) != (None, None, None):
-                raise ValueError("frame, start and end are for clips, and this is a picture: leave them out")
+                raise CodedError(
+                    "part_of_picture", "frame, start and end are for clips, and this is a picture: leave them out"
+                )
             return FoundPart(info, replace(made, suffix=".png"), box=box)
         if self.frame is not None:
             number = self.frame + (info.frames if self.frame < 0 else 0)
             if not 0 <= number < info.frames:
-                raise ValueError(f"frame={self.frame} is not there: the clip has {info.frames} frames, counted from 0")
+                raise CodedError(
+                    "frame_outside",
+                    f"frame={self.frame} is not there: the clip has {info.frames} frames, counted from 0",
+                    frame=self.frame,
+                    frames=info.frames,
+                )
             still = replace(made, kind="image", suffix=".png", frames=1, fps=None, seconds=0.0)
             return FoundPart(info, still, box=box, first=number)
         first, frames = self._piece(info)
@@ -53,9 +61,17 @@ class Part:
         start, end, fps = self.start or 0.0, self.end, rate_of(info)
         last = info.seconds + max(_TOLERANCE_SECONDS, 1 / fps)
         if start >= info.seconds:
-            raise ValueError(f"start={start:g} is not before the end of the clip, which lasts {info.seconds:.4g} s")
+            raise CodedError(
+                "part_outside",
+                f"start={start:g} is not before the end of the clip, which lasts {info.seconds:.4g} s",
+                seconds=info.seconds,
+            )
         if end is not None and end > last:
-            raise ValueError(f"end={end:g} is after the end of the clip, which lasts {info.seconds:.4g} s")
+            raise CodedError(
+                "part_outside",
+                f"end={end:g} is after the end of the clip, which lasts {info.seconds:.4g} s",
+                seconds=info.seconds,
+            )
         first = min(round(start * fps), max(0, info.frames - 1))
         after = info.frames if end is None else min(round(end * fps), info.frames)
         return first, max(1, after - first)
@@ -92,8 +108,12 @@ def _box(crop: Sequence[float], width: int, height: int) -> Box | None:
     right, bottom = round((crop[0] + crop[2]) * width), round((crop[1] + crop[3]) * height)
     right, bottom = min(right, width), min(bottom, height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
-        raise ValueError(
+        raise CodedError(
+            "part_too_small",
             f"the region {right - left}x{bottom - top} of the {width}x{height} picture is too small: "
-            f"{MIN_SIDE} pixels a side are the least"
+            f"{MIN_SIDE} pixels a side are the least",
+            width=right - left,
+            height=bottom - top,
+            least=MIN_SIDE,
         )
     return None if (right - left, bottom - top) == (width, height) else (left, top, right, bottom)

@@ -1,17 +1,24 @@
-"""Read the metadata of uploads in a confined child process: ``python -m pusa.server.transfers.probe``.
+"""Read uploads in confined processes, forks of ``python -m pusa.server.transfers.probe``, see `readers`.
 
-The process reads one JSON line from its standard input and ends after its answer: one JSON line for each of ``files``,
-or for ``make`` a JSON line and behind it the content of what was made. Untrusted files are decoded here and nowhere
-else in the server, with limits on memory, time and files.
+A fork reads one JSON line from its connection and ends after its answer: one JSON line for each of ``files``, or for
+``make`` a JSON line and behind it the content of what was made. Untrusted files are decoded here and nowhere else in
+the server, with limits on memory, time and files.
 """
 
 import json
 import os
 import resource
+import signal
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
+from io import BufferedWriter
 from typing import Any, BinaryIO
+
+from PIL import Image
 
 from pusa.media import DEFAULT_LIMITS, MediaError, MediaLimits, probe_image, probe_video, read_metadata
 from pusa.media.source import open_source
@@ -36,7 +43,10 @@ _OPEN_FILES = 64
 
 
 def confine(memory_bytes: int, cpu_seconds: int) -> None:
-    """Limit this process: `memory_bytes` and `cpu_seconds` from now on, no writing of files, no core dumps."""
+    """Limit this process: `memory_bytes` and `cpu_seconds` from now on, no writing of files, no core dumps.
+
+    Shortly after as many seconds by the clock it is killed, should the server not be there to do so.
+    """
     with open("/proc/self/statm") as file:
         mapped_bytes = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -46,6 +56,7 @@ def confine(memory_bytes: int, cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    signal.alarm(cpu_seconds + 2)
 
 
 def probe_file(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -> dict[str, Any]:
@@ -100,24 +111,47 @@ def _is_animated(file: BinaryIO, limits: MediaLimits) -> bool:
 
 
 def main() -> None:
-    """Serve one request of a `Prober`."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    line = sys.stdin.readline()
-    if not line:  # the server ended, or closed its spare child
-        return
-    task = json.loads(line)
-    pixels = task["limits"].pop("max_pixels")
-    frame_pixels = min(pixels, DEFAULT_LIMITS.max_pixels)
-    limits = MediaLimits(max_pixels=frame_pixels, max_picture_pixels=pixels, **task["limits"])
-    confine(task["memory_bytes"], task["cpu_seconds"])
-    if "make" in task:
-        answer, content = _answer(task["make"]["path"], partial(make, task=task["make"], limits=limits))
-        _write({**answer, "bytes": len(content)}, content)
-        return
-    for path, expected_kind in task["files"]:
-        answer, _ = _answer(path, partial(_probed, expected_kind=expected_kind, limits=limits))
-        _write(answer)
+    """Fork a reader for each connection that the server sends, until it ends."""
+    _load_decoders()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets ended readers
+    control = socket.socket(fileno=sys.stdin.fileno())
+    while (received := socket.recv_fds(control, 1, 1))[1]:
+        connection = socket.socket(fileno=received[1][0])
+        if os.fork() == 0:
+            control.close()
+            with suppress(BrokenPipeError):  # the server has given up
+                serve(connection)
+            os._exit(0)
+        connection.close()
+
+
+def _load_decoders() -> None:
+    import_module("av")
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif")
+
+
+def serve(connection: socket.socket) -> None:
+    """Do one task of a `Prober`."""
+    with connection.makefile("rb") as source, connection.makefile("wb") as target:
+        target.write(b"%d\n" % os.getpid())
+        target.flush()
+        line = source.readline()
+        if not line:
+            return
+        task = json.loads(line)
+        pixels = task["limits"].pop("max_pixels")
+        frame_pixels = min(pixels, DEFAULT_LIMITS.max_pixels)
+        limits = MediaLimits(max_pixels=frame_pixels, max_picture_pixels=pixels, **task["limits"])
+        confine(task["memory_bytes"], task["cpu_seconds"])
+        if "make" in task:
+            answer, content = _answer(task["make"]["path"], partial(make, task=task["make"], limits=limits))
+            _write(target, {**answer, "bytes": len(content)}, content)
+            return
+        for path, expected_kind in task["files"]:
+            answer, _ = _answer(path, partial(_probed, expected_kind=expected_kind, limits=limits))
+            _write(target, answer)
 
 
 def _probed(file: BinaryIO, expected_kind: str | None, limits: MediaLimits) -> tuple[dict[str, Any], bytes]:
@@ -129,15 +163,15 @@ def _answer(path: str, read: Callable[[BinaryIO], tuple[dict[str, Any], bytes]])
         with open(path, "rb") as file:
             return read(file)
     except MediaError as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error), "code": error.code, "values": error.values}, b""
     except Exception as error:  # decoders raise anything, MemoryError included
         reason = f"the file cannot be read ({type(error).__name__}): it is damaged or needs too much memory"
         return {"error": reason}, b""
 
 
-def _write(answer: dict[str, Any], content: bytes = b"") -> None:
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + content)
-    sys.stdout.buffer.flush()
+def _write(target: BufferedWriter, answer: dict[str, Any], content: bytes = b"") -> None:
+    target.write(json.dumps(answer).encode() + b"\n" + content)
+    target.flush()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
-"""Spool uploaded files and read their metadata in a child process, which a malicious file may crash."""
+"""Spool uploaded files and read them in processes of their own, which a malicious file may crash."""
 
 import json
-import os
 import secrets
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,12 +12,12 @@ from typing import IO, Any, Literal
 
 from pusa.server.errors import ServiceError
 from pusa.server.jobs.store import StorageUnavailableError
+from pusa.server.transfers.readers import Readers
 
 _PROBE_COMMAND = ("-m", "pusa.server.transfers.probe")
 PROBES_AT_ONCE = 2  # each may use a core
 _LONGEST_LINE = 2**16  # of a child's answer before the content
 _CHUNK_BYTES = 2**20
-_CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -81,36 +78,26 @@ class ProbeLimits:
 
 
 class Prober:
-    """Look at uploads in child processes, one for the files of one request, and make what is asked of them there.
+    """Look at uploads in processes of their own, one for the files of one request, and make what is asked of them.
 
-    A child takes half a second to start, so a spare one is always started in advance. All methods are thread-safe.
+    All methods are thread-safe.
 
     Args:
         limits: for the files of one request.
-        command: arguments of Python that start the child.
+        command: arguments of Python that start the process whose forks read files, see `Readers`.
     """
 
     def __init__(self, limits: ProbeLimits = ProbeLimits(), command: Sequence[str] = _PROBE_COMMAND) -> None:
-        self.limits, self._command = limits, command
-        self.spare: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self.limits, self.readers = limits, Readers(command)
         self._probing = threading.BoundedSemaphore(PROBES_AT_ONCE)
         self._making = threading.BoundedSemaphore(PROBES_AT_ONCE)  # of its own: new uploads do not wait for it
-        self._closed = False
 
     def warm(self) -> None:
-        """Start the child process for the next request."""
-        with self._lock:
-            if self._closed or (self.spare is not None and self.spare.poll() is None):
-                return
-            self.spare = self._start()
+        """Load what reads files before the first request."""
+        self.readers.warm()
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            spare, self.spare = self.spare, None
-        if spare is not None:
-            _end(spare)
+        self.readers.close()
 
     def probe(self, uploads: Sequence[Upload]) -> list[UploadInfo]:
         """Read the metadata of each file.
@@ -123,11 +110,12 @@ class Prober:
             return []
         target = BytesIO()
         with self._probing:
-            self._ask({"files": [[str(upload.path), upload.expected_kind] for upload in uploads]}, target)
+            task = {"files": [[str(upload.path), upload.expected_kind] for upload in uploads]}
+            self._ask(task, target, self.limits.wall_seconds)
         answers = [json.loads(line) for line in target.getvalue().splitlines() if line.startswith(b"{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
-                raise _invalid_file(upload, answer["error"])
+                raise _invalid_file(upload, answer)
         if len(answers) < len(uploads):
             raise self._broken(uploads[len(answers)], self.limits.wall_seconds)
         return [UploadInfo(**answer) for answer in answers]
@@ -149,82 +137,43 @@ class Prober:
         with self._making:
             answer = self._ask({"make": {**task, "path": str(upload.path)}}, target, seconds)
         if "error" in answer:
-            raise _invalid_file(upload, answer["error"])
+            raise _invalid_file(upload, answer)
         if answer.pop("bytes", None) != target.tell():
             raise self._broken(upload, seconds)
         return answer
 
     def _broken(self, upload: Upload, seconds: float) -> ServiceError:
-        return _invalid_file(
-            upload,
-            f"reading it took more than {seconds:g} s or {self.limits.memory_bytes / 2**30:g} GiB, or broke the "
-            "reader: export it again, smaller",
+        memory = self.limits.memory_bytes / 2**30
+        reason = (
+            f"reading it took more than {seconds:g} s or {memory:g} GiB, or broke the reader: export it again, smaller"
         )
+        return _invalid_file(upload, {"error": reason, "code": "file_breaks_reader"})
 
-    def _ask(self, task: Mapping[str, Any], target: IO[bytes], wall_seconds: float | None = None) -> dict[str, Any]:
-        """Give a task to a child and write its answer to `target`; of ``make``, return the line before the content."""
-        seconds = self.limits.wall_seconds if wall_seconds is None else wall_seconds
-        with self._lock:
-            child, self.spare = self.spare, None
-        if child is None or child.poll() is not None:
-            child = self._start()
-        killing = threading.Timer(seconds, child.kill)
-        killing.start()
-        try:
-            return self._exchange(child, task, target, seconds)
-        finally:
-            killing.cancel()
-            _end(child)
-            self.warm()
-
-    def _exchange(
-        self, child: subprocess.Popen[bytes], task: Mapping[str, Any], target: IO[bytes], seconds: float
-    ) -> dict[str, Any]:
+    def _ask(self, task: Mapping[str, Any], target: IO[bytes], seconds: float) -> dict[str, Any]:
+        """Give a task to a reader and write its answer to `target`; of ``make``, return the line before the content."""
         limits = asdict(self.limits)
-        limits["max_decode_seconds"] = max(limits["max_decode_seconds"], seconds)
         memory_bytes, _ = limits.pop("memory_bytes"), limits.pop("wall_seconds")
+        limits["max_decode_seconds"] = max(limits["max_decode_seconds"], seconds)
         given = {"memory_bytes": memory_bytes, "cpu_seconds": max(1, round(seconds)), "limits": limits}
-        line = json.dumps({**task, **given})
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with suppress(BrokenPipeError):  # the child died before it read its task
-            child.stdin.write(line.encode() + b"\n")
-            child.stdin.flush()
         answer: dict[str, Any] = {}
-        if "make" in task:
-            while (head := child.stdout.readline(_LONGEST_LINE)) and not head.startswith(b"{"):
-                pass
-            with suppress(ValueError):  # a line that the child could not end
-                answer = json.loads(head)
-        for _ in range(0, memory_bytes, _CHUNK_BYTES):  # a broken child writes no more than it could hold
-            if not (chunk := child.stdout.read(_CHUNK_BYTES)):
-                break
-            target.write(chunk)
+        with self.readers.open(seconds) as stream, suppress(OSError):  # it died while it was spoken to
+            stream.write(json.dumps({**task, **given}).encode() + b"\n")
+            stream.flush()
+            if "make" in task:
+                with suppress(ValueError):  # a line that it could not end
+                    answer = json.loads(stream.readline(_LONGEST_LINE))
+            for _ in range(0, memory_bytes, _CHUNK_BYTES):  # a broken one writes no more than it could hold
+                if not (chunk := stream.read(_CHUNK_BYTES)):
+                    break
+                target.write(chunk)
         return answer
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, *self._command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **_CHILD_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C in the terminal is the server's to handle
-        )
 
-
-def _invalid_file(upload: Upload, reason: str) -> ServiceError:
-    return ServiceError(400, "invalid_file", f"{display_name(upload)}: {reason}", "input_reference")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        child.kill()
-    child.wait()
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with suppress(BrokenPipeError):  # what it has not read
-                stream.close()
+def _invalid_file(upload: Upload, answer: Mapping[str, Any]) -> ServiceError:
+    """Make the error of a file by the answer of the child, with the client's name of the file."""
+    name = display_name(upload)
+    code, values = answer.get("code", "invalid_file"), {**answer.get("values", {}), "name": name}
+    return ServiceError(400, code, f"{name}: {answer['error']}", "input_reference", values=values)
 
 
 def display_name(upload: Upload) -> str:

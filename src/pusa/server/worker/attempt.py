@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pusa.codes import CodedText, detail_of
 from pusa.events import Checkpoint, Done, Frames, Note, Planned, Preview, Resolved, Stage, Step
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, LeaseLost, QueueUnavailable
 from pusa.server.jobs.store import FileStore, StorageFullError, fragment_key
@@ -68,13 +69,17 @@ class Attempt:
         self.progress = AttemptProgress(
             ratios, job.checkpoint_step / job.steps if job.checkpoint and job.steps else 0.0
         )
-        self.notes = list(job.notes)
+        self.notes, self.note_details = list(job.notes), list(job.note_details)
         self.checkpoint = job.checkpoint
         self.heartbeat_at = self.started_at = time.monotonic()
         self.lease_lost = self.cancel_requested = self.timed_out = False
         self._fragments = self._streamed_bytes = 0  # of a video that is made piece by piece
         self._pending: dict[str, Any] = {}
         self._lock = threading.Lock()
+
+    def _note(self, detail: dict[str, Any]) -> None:
+        self.notes.append(detail["message"])
+        self.note_details.append(detail)
 
     # ---- queue -------------------------------------------------------------------------------------------------------
 
@@ -137,7 +142,7 @@ class Attempt:
         try:
             task = self._task()
         except FileNotFoundError:
-            yield Error("invalid_request", "an input of this job is no longer stored: send it again", retry=False)
+            yield Error("input_gone", "an input of this job is no longer stored: send it again", retry=False)
             return
         except _DamagedInputError:
             yield Error("input_damaged", "an input of this job is damaged on the disk: send it again", retry=False)
@@ -178,10 +183,15 @@ class Attempt:
             problem = "was damaged"
         except FileNotFoundError:
             problem = "was gone"
-        note = f"its checkpoint of step {self.job.checkpoint_step} {problem}: it was made again from the beginning"
+        step = self.job.checkpoint_step
+        note = CodedText(
+            "checkpoint_lost",
+            f"its checkpoint of step {step} {problem}: it was made again from the beginning",
+            step=step,
+        )
         logger.error("%s of %s %s", key, self.job.id, problem)
         self._retry_queue(lambda: self.queue.drop_checkpoint(self.job, note))
-        self.notes.append(note)
+        self._note(detail_of(note))
         self.checkpoint = None
         self.progress = AttemptProgress(self.ratios, 0.0)
         self._try_optional("checkpoint", lambda: self.files.delete(key))
@@ -214,10 +224,10 @@ class Attempt:
             case Step(step, steps, seconds_left):
                 self.progress.step(step, steps, seconds_left)
                 self.heartbeat(stage="denoise", step=step, steps=steps)
-            case Note(text):
+            case Note(text, code=code, values=values):
                 if text not in self.notes:
-                    self.notes.append(text)
-                    self.heartbeat(notes=self.notes)
+                    self._note({"code": code, "values": values, "message": text})
+                    self.heartbeat(notes=self.notes, note_details=self.note_details)
             case Planned(summary):
                 self.heartbeat(plan=summary)
             case Resolved(request):
@@ -345,6 +355,7 @@ class Attempt:
                 self.job,
                 error.code,
                 message,
+                values=error.values,
                 retry=error.retry,
                 max_failures=self.settings.max_failures,
                 retry_seconds=self.settings.backoff_seconds,
@@ -383,7 +394,7 @@ class Attempt:
             self._remove_intermediate()
         elif self.timed_out:
             message = f"it took longer than job_seconds={self.settings.job_seconds:g}"
-            self._fail(Error("timed_out", message, retry=True))
+            self._fail(Error("timed_out", message, retry=True, values={"seconds": self.settings.job_seconds}))
         else:
             self.release("the worker is stopping")
 

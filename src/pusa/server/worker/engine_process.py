@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from pusa.acceleration.decisions import LoadOptions, Machine
+from pusa.codes import code_of, values_of
 from pusa.events import Done, Resolved, Stage
 from pusa.fsutil import is_full
 from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
@@ -244,7 +245,7 @@ def error_message(error: BaseException, task: Task) -> Error:
     if isinstance(error, DamagedFileError | MissingFilesError | WrongArchitectureError):  # of the operator's model
         return Error("internal_error", text, retry=False)
     if isinstance(error, ValueError | FileNotFoundError):
-        return Error("invalid_request", text, retry=False)
+        return Error(code_of(error, "invalid_request"), text, retry=False, values=_values_of(error, task))
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourcesError":
         return Error("out_of_memory", text or "not enough memory", retry=False)
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
@@ -267,8 +268,14 @@ def error_message(error: BaseException, task: Task) -> Error:
     return Error("internal_error", f"{type(error).__name__}: {text}" if text else type(error).__name__, retry=True)
 
 
-def _without_paths(error: BaseException, task: Task) -> str:
-    """Return an exception's message without this machine's paths."""
+def _values_of(error: BaseException, task: Task) -> dict[str, Any]:
+    """Return the values of an exception's text without this machine's paths."""
+    values = values_of(error)
+    return {name: _without_paths(value, task) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _without_paths(error: BaseException | str, task: Task) -> str:
+    """Return an exception's message, or a text, without this machine's paths."""
     text = str(error)
     for key, path in task.inputs.items():
         text = text.replace(str(path), key.rpartition("/")[2])

@@ -81,14 +81,15 @@ class LoadFailed:
 class Error:
     """Report that a task has failed, as its last message.
 
-    `code` is for programs (``invalid_request``, ``out_of_memory``, ``disk_full``, ``worker_lost``, ``stalled``,
-    ``internal_error``); `retry` is True if another attempt may succeed; `latents` is a file for ``pusa decode``.
+    `code` is one of `pusa.codes.ERRORS`, such as ``out_of_memory``, with the `values` of its text; `retry` is True if
+    another attempt may succeed; `latents` is a file for ``pusa decode``.
     """
 
     code: str
     message: str
     retry: bool
     latents: Path | None = None
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

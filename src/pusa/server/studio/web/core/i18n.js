@@ -62,8 +62,9 @@ export function t(key, values) {
 export function told(section, { code, values, message }) {
   const key = `${section}.${code}`;
   if (!code || !has(key)) return message || t("errors.internal_error");
+  const field = values?.field && `errors.fields.${values.field}`;
   try {
-    return t(key, { ...values, message });
+    return t(key, { ...values, ...(section === "errors" && field && has(field) ? { field: t(field) } : {}), message });
   } catch {
     return message || t(key); // a value is missing: a server of another version
   }

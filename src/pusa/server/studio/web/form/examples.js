@@ -1,9 +1,10 @@
 /** Examples of the open tab: one click fills the form, the play button makes the video. */
+import { ApiError } from "../core/api.js";
 import { html, useState } from "../core/dom.js";
 import { itemOf } from "../core/from_body.js";
-import { t } from "../core/i18n.js";
+import { t, told } from "../core/i18n.js";
 import { generate } from "../core/submit.js";
-import { edit, emptyForm, form, model, newId, pageData } from "../core/store.js";
+import { amend, edit, emptyForm, form, model, newId, pageData } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { Toolbar } from "../shell/roving.js";
 import { toast } from "../shell/toasts.js";
@@ -20,18 +21,18 @@ const address = (name) => String(new URL(`../examples/${name}`, import.meta.url)
  * @returns {Promise<boolean>} whether its files are there
  */
 export async function fill(example) {
-  let files;
+  const { noise = null, ...values } = example.values;
+  edit((now) => ({ ...emptyForm(), variants: now.variants, tab: example.tab, ...values }));
   try {
-    files = await sendFrom(example.files.map(address));
+    const items = (await sendFrom(example.files.map(address))).map((file) => itemOf(file, null, newId()));
+    // Part of the same step of the history: the files arrive a moment after the words.
+    amend(example.tab === "video" ? { clips: items } : { items: items.map((item) => ({ ...item, noise })) });
+    return true;
   } catch (error) {
-    toast(t("form.examples.failed", { reason: /** @type {Error} */ (error).message }), { kind: "problem" });
+    const reason = error instanceof ApiError ? told("errors", error) : /** @type {Error} */ (error).message;
+    toast(t("form.examples.failed", { reason }), { kind: "problem" });
     return false;
   }
-  const { noise = null, ...values } = example.values;
-  const items = files.map((file) => itemOf(file, null, newId()));
-  const given = example.tab === "video" ? { clips: items } : { items: items.map((item) => ({ ...item, noise })) };
-  edit((now) => ({ ...emptyForm(), variants: now.variants, tab: example.tab, ...values, ...given }));
-  return true;
 }
 
 /** Make an example: fill the form, then send it. @param {any} example */

@@ -93,7 +93,7 @@ function Place({ index, alone }) {
   const id = useId();
   const text = takesClips(form.value) ? "choose_video" : many ? "choose_many" : "choose";
   return html`<li class="item-place">
-    <button type="button" class="drop" id=${many ? "choose" : `choose-${index}`} onClick=${open} aria-describedby=${id}>
+    <button type="button" class="drop" id=${many ? "choose" : `choose-${index}`} onClick=${open} aria-describedby=${id} aria-label=${alone || takesClips(form.value) ? undefined : t("form.inputs.add")}>
       <${Icon} name=${alone ? (takesClips(form.value) ? "video" : many ? "images" : "image") : "plus"} size=${alone ? 26 : 20} />
       <span>${alone || takesClips(form.value) ? t(`form.inputs.${text}`) : t("form.inputs.add")}</span>
       <span class="visually-hidden" id=${id}>${slotName(index)}</span>

@@ -40,6 +40,10 @@ function ModelState() {
   </span>`;
 }
 
+/** @param {{name: string, icon: string, act: () => void, disabled?: boolean}} props */
+const Act = ({ name, icon, act, disabled }) =>
+  html`<button type="button" class="button plain icon" disabled=${disabled} onClick=${act} aria-label=${name} title=${name}><${Icon} name=${icon} /></button>`;
+
 export function Header() {
   const dark = isDark();
   const theme = t(dark ? "shell.theme.light" : "shell.theme.dark");
@@ -53,23 +57,14 @@ export function Header() {
     <h1 class="brand"><${Mark} />pusa <span class="quiet">${t("shell.tagline")}</span></h1>
     <span class="space"></span>
     <${ModelState} />
-    <${Toolbar} label=${t("shell.history")}>
-      <button type="button" class="button plain icon" disabled=${!canUndo.value} onClick=${undo} aria-label=${t("shell.undo")} title=${t("shell.undo")}>
-        <${Icon} name="undo" />
-      </button>
-      <button type="button" class="button plain icon" disabled=${!canRedo.value} onClick=${redo} aria-label=${t("shell.redo")} title=${t("shell.redo")}>
-        <${Icon} name="redo" />
-      </button>
+    <${Toolbar} label=${t("shell.tools")}>
+      <${Act} name=${t("shell.undo")} icon="undo" disabled=${!canUndo.value} act=${undo} />
+      <${Act} name=${t("shell.redo")} icon="redo" disabled=${!canRedo.value} act=${redo} />
+      <${Menu} label=${t("shell.language")} icon="globe" entries=${languages} />
+      <${NoticeSwitch} />
+      <${Act} name=${theme} icon=${dark ? "sun" : "moon"} act=${toggleTheme} />
+      ${session.value?.keys_required && html`<${Act} name=${t("shell.log_out")} icon="logout" act=${signOut} />`}
     <//>
-    <${Menu} label=${t("shell.language")} icon="globe" entries=${languages} />
-    <${NoticeSwitch} />
-    <button type="button" class="button plain icon" onClick=${toggleTheme} aria-label=${theme} title=${theme}>
-      <${Icon} name=${dark ? "sun" : "moon"} />
-    </button>
-    ${session.value?.keys_required &&
-    html`<button type="button" class="button plain icon" onClick=${signOut} aria-label=${t("shell.log_out")} title=${t("shell.log_out")}>
-      <${Icon} name="logout" />
-    </button>`}
   </header>`;
 }
 
