@@ -1,4 +1,4 @@
-"""The stage of the studio in a browser: a video in the making, finished, failed; variants; comparison; live in all tabs."""
+"""The stage of the studio in a browser: a video in the making, finished, failed; variants; comparison; all tabs."""
 
 import re
 from collections.abc import Iterator
@@ -136,7 +136,8 @@ def test_the_same_again_and_another_seed(site, looker):
     page.get_by_role("button", name="New seed").click()
     page.wait_for_function("id => !location.search.includes(id)", arg=made)
     varied = site.service.queue.get(jobs_in_address(page)[0])
-    assert varied.request["prompt"] == "a duck swims" and varied.request["guidance"] == 2.0
+    assert varied.request["prompt"] == "a duck swims"
+    assert varied.request["guidance"] == 2.0
     assert varied.request["seed"] != 7
     page.go_back()
     plays(page, made)
