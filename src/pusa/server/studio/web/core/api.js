@@ -54,9 +54,10 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   return json;
 }
 
-export const get = (/** @type {string} */ path, /** @type {any} */ options) => call("GET", path, options);
-export const post = (/** @type {string} */ path, /** @type {any} */ body, /** @type {any} */ options) =>
-  call("POST", path, { body, ...options });
+/** @param {string} path @param {any} [options] */
+export const get = (path, options) => call("GET", path, options);
+/** @param {string} path @param {any} [body] @param {any} [options] */
+export const post = (path, body, options) => call("POST", path, { body, ...options });
 export const remove = (/** @type {string} */ path) => call("DELETE", path);
 
 /**

@@ -25,7 +25,8 @@ function Content({ list, ids }) {
   if (!list.length) return html`<div class="screen" aria-busy="true"></div>`; // on its way
   if (ids.length > 1) return html`<${Variants} list=${list} />`;
   const [job] = list;
-  const second = comparison.value?.first === job.id && comparison.value.second;
+  const pair = comparison.value;
+  const second = pair && pair.first === job.id ? pair.second : null;
   if (second && jobs.value.has(second)) return html`<${Wipe} key=${`${job.id} ${second}`} first=${job} second=${jobs.value.get(second)} />`;
   const state = stateOf(job);
   if (isBusy(job)) return html`<${Making} key=${job.id} job=${job} state=${state} />`;
