@@ -35,7 +35,6 @@ function Content({ list, ids }) {
 
 export function Stage() {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
-  const isFirst = useRef(true);
   useEffect(() => {
     startSelection();
     startFeed();
@@ -44,8 +43,7 @@ export function Stage() {
   const ids = selected.value;
   const second = comparison.value?.second ?? "";
   useEffect(() => {
-    if (ids.length && !isFirst.current) reveal(ref.current);
-    isFirst.current = false;
+    if (ids.length) reveal(ref.current);
   }, [ids.join(), second]);
   const list = named(jobs.value, ids);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
