@@ -35,7 +35,6 @@ function Content({ list, ids }) {
 
 export function Stage() {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
-  const isFirst = useRef(true);
   useEffect(() => {
     startSelection();
     startFeed();
@@ -43,11 +42,11 @@ export function Stage() {
   }, []);
   const ids = selected.value;
   const second = comparison.value?.second ?? "";
-  useEffect(() => {
-    if (ids.length && !isFirst.current) reveal(ref.current);
-    isFirst.current = false;
-  }, [ids.join(), second]);
   const list = named(jobs.value, ids);
+  const isThere = list.length > 0;
+  useEffect(() => {
+    if (isThere) reveal(ref.current);
+  }, [ids.join(), second, isThere]);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
     <h2 class="visually-hidden" id="stage-title">${t("result.title")}</h2>
     <${Spoken} list=${list} />
