@@ -134,6 +134,7 @@ class PusaClient:
     cancel = _blocking(AsyncPusaClient.cancel)
     retry = _blocking(AsyncPusaClient.retry)
     delete = _blocking(AsyncPusaClient.delete)
+    restore = _blocking(AsyncPusaClient.restore)
     download = _blocking(AsyncPusaClient.download)
     upload_file = _blocking(AsyncPusaClient.upload_file)
     delete_file = _blocking(AsyncPusaClient.delete_file)

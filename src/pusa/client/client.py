@@ -270,9 +270,18 @@ class AsyncPusaClient:
         """Make a failed or cancelled job once more, from the beginning, with the same inputs and seed."""
         return video_of(await self._request("POST", f"/v1/videos/{video_id}/retry"))
 
-    async def delete(self, video_id: str) -> None:
-        """Delete a job and its files, and cancel it if it runs."""
-        await self._request("DELETE", f"/v1/videos/{video_id}")
+    async def delete(self, video_id: str, *, undo_seconds: int = 0) -> None:
+        """Delete a job and its files, and stop it if it runs.
+
+        Args:
+            undo_seconds: how long `restore` can bring it back, up to 86400; 0: not at all.
+        """
+        params = {"undo_seconds": undo_seconds} if undo_seconds else None
+        await self._request("DELETE", f"/v1/videos/{video_id}", params=params)
+
+    async def restore(self, video_id: str) -> Video:
+        """Bring back a job that was deleted with `undo_seconds`; one that was stopped comes back cancelled."""
+        return video_of(await self._request("POST", f"/v1/videos/{video_id}/restore"))
 
     async def download(
         self, video_id: str, variant: Variant = "video", *, to: str | os.PathLike[str] | None = None

@@ -22,7 +22,7 @@ from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key
 from pusa.server.errors import ServiceError
 from pusa.server.http.reference_schemas import StoredReference
-from pusa.server.http.to_request import invalid_value, refused_value
+from pusa.server.http.validation import invalid_value, refused_value
 from pusa.server.jobs.client_files import ClientFile, ClientFileTable, FilesFull, NewClientFile, new_file_id
 from pusa.server.jobs.job import FileDigest, Job
 from pusa.server.submit import in_thread
