@@ -58,7 +58,7 @@ class JobSubmitter:
         self.settings, self.queue, self.files, self.planner = settings, queue, files, planner
         self.prober = Prober(
             ProbeLimits(
-                max_bytes=settings.max_body_bytes,
+                max_bytes=max(settings.max_body_bytes, ProbeLimits.max_bytes),  # results and pieces are larger
                 max_pixels=settings.max_upload_pixels,
                 max_frames=settings.max_upload_frames,
                 max_seconds=settings.max_upload_seconds,

@@ -44,6 +44,7 @@ class RequestReader:
         makes_parts: False where the facts about a part of a file are enough, see `FileLibrary.take`.
         files: form parts by field, in order; filled by `validate`.
         inline: files from URLs and base64 in fields, and copies of those on the server.
+        reserved: space for the copies that the store will hold.
     """
 
     service: VideoService
@@ -52,6 +53,7 @@ class RequestReader:
     makes_parts: bool = True
     files: dict[str, list[Upload]] = field(default_factory=dict)
     inline: list[Upload] = field(default_factory=list)
+    reserved: list[Arrival] = field(default_factory=list)
 
     async def validate(self, model: type[M], file_fields: Mapping[str, str]) -> M:
         """Validate the fields, and assign the form's files to theirs.
@@ -106,8 +108,10 @@ class RequestReader:
     async def stored(self, reference: StoredReference, param: str) -> Upload:
         """Take a file on the server, or a part of it."""
         self._check_count(param)
-        upload = await self.service.library.take(reference, self.owner, param=param, makes_parts=self.makes_parts)
+        library = self.service.library
+        upload = await library.take(reference, self.owner, param=param, makes_parts=self.makes_parts)
         self.inline.append(upload)
+        self.reserved.append(await in_thread(library.reserve, upload.path.stat().st_size))
         return upload
 
     def _check_count(self, param: str) -> None:
@@ -217,6 +221,8 @@ async def read_request(
             parsed_body.remove()
             for upload in reader.inline:
                 upload.path.unlink(missing_ok=True)
+            for arrival in reader.reserved:
+                arrival.release()
 
 
 def _is_empty(request: Request) -> bool:
