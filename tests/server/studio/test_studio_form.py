@@ -44,6 +44,10 @@ def plain(file: Path, folder: Path) -> Path:
     return target
 
 
+def edit_button(visitor: Visitor) -> Any:
+    return visitor.page.locator(".stage").get_by_role("button", name="Edit", exact=True)
+
+
 # ---- what is seen is what is sent ------------------------------------------------------------------------------------
 
 
@@ -106,6 +110,7 @@ def test_variants_have_a_seed_each_and_a_batch_in_common(visitor: Visitor) -> No
     before = {job.id for job in visitor.jobs()}
     visitor.page.click("#generate")
     visitor.page.wait_for_function("() => document.querySelectorAll('.variant').length === 3")
+    visitor.page.wait_for_function("() => new URLSearchParams(location.search).getAll('job').length === 3")
     made = [job for job in visitor.jobs() if job.id not in before]
     assert sorted(job.request["seed"] for job in made) == [7, 8, 9]
     assert len({job.batch for job in made}) == 1
@@ -288,10 +293,10 @@ def test_edit_takes_all_of_a_result_back_into_the_form(visitor: Visitor) -> None
     visitor.write("seed", "11")
     first = visitor.generate()
     form = visitor.form()
-    visitor.page.get_by_role("button", name="Edit", exact=True).wait_for()
+    edit_button(visitor).wait_for()
     visitor.page.get_by_role("button", name="Start anew").click()
     assert visitor.form()["items"] == []
-    visitor.page.get_by_role("button", name="Edit", exact=True).click()
+    edit_button(visitor).click()
     expect(visitor.page.locator("#prompt")).to_have_value("a star in autumn")
     expect(visitor.page.locator(".item-card")).to_have_count(2)
     found = visitor.form()
@@ -303,21 +308,12 @@ def test_edit_takes_all_of_a_result_back_into_the_form(visitor: Visitor) -> None
 
 
 def test_a_file_of_ours_offers_its_settings(visitor: Visitor) -> None:
-    visitor.tab("text")
-    visitor.write("prompt", "a bus slides to the right in the desert")
-    visitor.write("seed", "3")
-    job = visitor.generate()
-    visitor.page.get_by_role("button", name="Edit", exact=True).wait_for()
-    done = visitor.running.service.queue.get(job.id)
-    content = visitor.running.service.files.get_bytes(done.results["video"])
-    visitor.page.get_by_role("button", name="Start anew").click()
-    visitor.tab("image")
-    visitor.page.locator(".item-place input[type=file]").set_input_files(
-        {"name": "bus.mp4", "mimeType": "video/mp4", "buffer": content}
-    )
+    visitor.page.locator(".item-place input[type=file]").set_input_files(APPLE)
     visitor.page.get_by_role("button", name="Take over all settings").click()
-    expect(visitor.page.locator("#prompt")).to_have_value("a bus slides to the right in the desert")
-    expect(visitor.page.locator("#seed")).to_have_value("3")
+    expect(visitor.page.locator("#prompt")).to_have_value("a red apple bounces on the grass")
+    expect(visitor.page.locator("#tab-text")).to_have_attribute("aria-selected", "true")
+    assert visitor.form()["seed"] == 0
+    assert visitor.form()["seedLocked"] is True
 
 
 def test_settings_and_prompts_of_ones_own(visitor: Visitor) -> None:
@@ -334,7 +330,7 @@ def test_settings_and_prompts_of_ones_own(visitor: Visitor) -> None:
     visitor.page.reload()
     visitor.ready()
     visitor.page.get_by_role("button", name="Prompts you used").click()
-    visitor.page.get_by_role("button", name="a cat for the list").click()
+    visitor.page.locator("dialog").get_by_role("button", name="a cat for the list").click()
     visitor.page.get_by_role("button", name="My settings").click()
     visitor.page.get_by_role("button", name="Use", exact=True).click()
     form = visitor.form()
@@ -432,12 +428,12 @@ def test_a_model_that_cannot_be_loaded_says_so_and_generate_is_off(browser: Any,
 
 def test_while_the_model_loads_the_page_is_there_and_takes_jobs(browser: Any, tmp_path: Path) -> None:
     with studio(tmp_path, "studio_engine:SlowToLoad") as running:
-        visitor = Visitor(browser, running)
+        visitor = Visitor(browser, running, patience_seconds=90)
         visitor.open()
         visitor.tab("text")
         visitor.write("prompt", "a cat")
-        expect(visitor.page.locator(".model-state.loading")).to_be_visible()
+        visitor.page.wait_for_selector(".model-state.loading")
         visitor.generate()
         visitor.shows("as soon as the model is loaded")
-        expect(visitor.page.locator(".model-state.ready")).to_be_visible()
+        visitor.page.wait_for_selector(".model-state.ready")
         visitor.close()
