@@ -72,9 +72,8 @@ export function onCardDown(event, one) {
   event.stopPropagation();
   const card = /** @type {HTMLElement} */ (event.currentTarget);
   const track = trackOf(card);
-  const onHandle = Boolean(/** @type {HTMLElement} */ (event.target).closest("[data-handle]"));
   const id = one.item.id;
-  let what = onHandle ? "noise" : "";
+  let what = ""; // decided by the first pixels: sideways is a move, up and down is noise
   chosen.value = id;
   card.focus({ preventScroll: true });
   const grabbed = event.clientX - track.getBoundingClientRect().left - (Number(one.cell) + 0.5) * cell.value;

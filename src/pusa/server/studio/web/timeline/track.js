@@ -47,7 +47,7 @@ function PartArea({ part }) {
   const isShown = part.role !== "clip";
   return html`<div class=${`part ${part.role}`} style=${`left:${part.from * cell.value}px;width:${width}px`}>
     ${clip && html`<${Filmstrip} clip=${clip} part=${part} />`}
-    ${isShown && width > 56 && html`<span class="part-name">${t(`timeline.part.${part.role}`)}</span>`}
+    ${isShown && width > 96 && html`<span class="part-name">${t(`timeline.part.${part.role}`)}</span>`}
   </div>`;
 }
 
