@@ -91,7 +91,7 @@ function Actions({ job, state, transport }) {
   const remake = [
     html`<${Act} name=${t("result.edit")} icon="edit" onClick=${() => intoForm(() => editVideo(job.id))} />`,
     html`<${Act} name=${t("result.vary")} icon="dice" onClick=${() => vary(job)} />`,
-    !playable && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
+    !playable && state !== "failed" && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
   ];
   const frame = () => Math.floor(transport.time.value * fpsOf(job) + 0.01);
   const use = playable && [
@@ -123,9 +123,7 @@ function Siblings({ job }) {
     <${Act} bare name=${t("result.variant_before")} icon="left" onClick=${() => go(-1)} />
     <span class="small number">${t("result.variant_of", { number: at + 1, count: all.length })}</span>
     <${Act} bare name=${t("result.variant_after")} icon="right" onClick=${() => go(1)} />
-    <button type="button" class="button plain" onClick=${() => show(all.map((other) => other.id))}>
-      <${Icon} name="grid" size=${18} />${t("result.variants_all")}
-    </button>
+    <${Act} bare name=${t("result.variants_all")} icon="grid" onClick=${() => show(all.map((other) => other.id))} />
   </div>`;
 }
 

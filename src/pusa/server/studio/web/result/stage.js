@@ -12,6 +12,8 @@ import { Variants } from "./variants.js";
 import { Welcome } from "./welcome.js";
 import { Wipe } from "./wipe.js";
 
+const BARS = 90; // pixels at the top and at the bottom of the window that may be covered
+
 /** Tell a screen reader how far it is, every ten percent. @param {{list: any[]}} props */
 function Spoken({ list }) {
   const said = spoken(list);
@@ -35,7 +37,6 @@ function Content({ list, ids }) {
 
 export function Stage() {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
-  const isFirst = useRef(true);
   useEffect(() => {
     startSelection();
     startFeed();
@@ -43,11 +44,11 @@ export function Stage() {
   }, []);
   const ids = selected.value;
   const second = comparison.value?.second ?? "";
-  useEffect(() => {
-    if (ids.length && !isFirst.current) reveal(ref.current);
-    isFirst.current = false;
-  }, [ids.join(), second]);
   const list = named(jobs.value, ids);
+  const isThere = list.length > 0;
+  useEffect(() => {
+    if (isThere) reveal(ref.current);
+  }, [ids.join(), second, isThere]);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
     <h2 class="visually-hidden" id="stage-title">${t("result.title")}</h2>
     <${Spoken} list=${list} />
@@ -59,7 +60,7 @@ export function Stage() {
 function reveal(stage) {
   if (!stage) return;
   const { top, bottom, height } = stage.getBoundingClientRect();
-  const seen = Math.min(bottom, innerHeight) - Math.max(top, 0);
+  const seen = Math.min(bottom, innerHeight - BARS) - Math.max(top, BARS);
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
   if (seen < height / 2) stage.scrollIntoView({ block: "start", behavior });
 }
