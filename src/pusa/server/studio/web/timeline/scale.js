@@ -40,7 +40,9 @@ export function rulerMarks({ frames, fps, factor }, cell, least = 72) {
     marks.push({ x: xOfFrame(seconds * fps, cell, factor), seconds, frame: Math.round(seconds * fps) });
   }
   // Those that have no room are left out: a mark near the end, or the second one, should it stand near the first.
-  return marks.filter(({ x }, number) => (number !== 1 || x >= least * 0.6) && (number === 0 || x + least * 0.8 <= end));
+  return marks.filter(
+    ({ x }, number) => (number !== 1 || x >= least * 0.6) && (number === 0 || x + least * 0.8 <= end),
+  );
 }
 
 /** Every how many latent frames a number has room. @param {number} cell pixels */

@@ -18,6 +18,10 @@ export function placeName(cell, length) {
 
 /** What a screen reader says of a picture. @param {import("./model.js").Placed} one @param {import("./model.js").Length} length */
 export function pictureText(one, length) {
-  const values = { number: one.number, noise: number(one.noise), seconds: one.cell === null ? "" : number(timeOf(one.cell, length)) };
+  const values = {
+    number: one.number,
+    noise: number(one.noise),
+    seconds: one.cell === null ? "" : number(timeOf(one.cell, length)),
+  };
   return t(one.cell === null ? "timeline.picture_outside" : "timeline.picture_at", values);
 }
