@@ -4,7 +4,8 @@
     python benchmarks/streams.py --streams 0 100
 
 One job of the fake engine takes a step every 0.1 s; fifty jobs wait behind it. "waiting": the streams follow the jobs
-that wait. "running": all follow the one that runs, and get every change. Measured is the CPU time of the process that
+that wait. "running": all follow the one that runs, and get every change. "all": they follow all jobs, as the studio's
+pages do, and get every change too. Measured is the CPU time of the process that
 answers, in cores, over some seconds; the clients are in another process. Goal: below 0.2 cores for 1,000 streams more
 than without any.
 """
@@ -30,10 +31,10 @@ WAITING_JOBS = 50
 STEP_SECONDS = 0.1
 
 
-async def follow(port: int, video_id: str, counts: list[int], number: int) -> None:
+async def follow(port: int, path: str, counts: list[int], number: int) -> None:
     """Read one stream and count its bytes; a bare connection, so that the clients leave the machine to the server."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET /v1/videos/{video_id}/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
     try:
         while data := await reader.read(65_536):
             counts[number] += len(data)
@@ -41,11 +42,11 @@ async def follow(port: int, video_id: str, counts: list[int], number: int) -> No
         writer.close()
 
 
-async def follow_all(server: ServerProcess, ids: Sequence[str], streams: int, seconds: float) -> dict[str, float]:
+async def follow_all(server: ServerProcess, paths: Sequence[str], streams: int, seconds: float) -> dict[str, float]:
     counts = [0] * streams
     tasks = []
     for number in range(streams):
-        tasks.append(asyncio.create_task(follow(server.port, ids[number % len(ids)], counts, number)))
+        tasks.append(asyncio.create_task(follow(server.port, paths[number % len(paths)], counts, number)))
         if number % 50 == 49:
             await asyncio.sleep(0.2)
     while not all(counts):
@@ -81,8 +82,9 @@ def run(folder: Path, streams: int, which: str, seconds: float) -> dict[str, flo
         while httpx.get(f"{server.url}/v1/videos/{running}").json()["status"] != "in_progress":
             time.sleep(0.05)
         waiting = [create(steps=1) for _ in range(WAITING_JOBS)]
-        ids = [running] if which == "running" else waiting
-        found = asyncio.run(follow_all(server, ids, streams, seconds))
+        ids = {"running": [running], "waiting": waiting, "all": []}[which]
+        paths = [f"/v1/videos/{id}/events" for id in ids] or ["/v1/events"]
+        found = asyncio.run(follow_all(server, paths, streams, seconds))
         httpx.post(f"{server.url}/v1/videos/{running}/cancel")
         return found
 
@@ -94,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     found = {}
     with tempfile.TemporaryDirectory(prefix="pusa-streams-") as temporary:
-        for which in ("waiting", "running"):
+        for which in ("waiting", "running", "all"):
             for streams in options.streams:
                 found[which, streams] = run(Path(temporary), streams, which, options.seconds)
-                print(f"{streams} streams of {which} jobs: {found[which, streams]['cores']:.3f} cores", file=sys.stderr)
+                print(f"{streams} streams of {which}: {found[which, streams]['cores']:.3f} cores", file=sys.stderr)
     columns = ["streams of", "number", "cores", "kB/s", "RSS MB"]
     rows = [
         [which, n, f"{of['cores']:.3f}", f"{of['kb_per_second']:.0f}", f"{of['rss_mb']:.0f}"]

@@ -20,7 +20,7 @@ from pusa.events import Note
 from pusa.media import MediaError
 from pusa.request import GenerationRequest, rounding_notes
 from pusa.server.errors import _CODES, ServiceError
-from pusa.server.http.to_request import validation_error
+from pusa.server.http.validation import validation_error
 
 PACKAGE = Path(pusa.__file__).parent
 WEB = PACKAGE / "server" / "studio" / "web"

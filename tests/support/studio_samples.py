@@ -55,7 +55,7 @@ def studio(
     **changes: Any,
 ) -> Iterator[Running]:
     """A server on a free port; `engine` None is the real one. Its worker reports `machine`, for which `plan` plans."""
-    port = free_port()
+    port = changes.pop("port", None) or free_port()
 
     def executor(settings: ServerSettings, _: int) -> LocalExecutor:
         target: dict[str, Any] = {"target": engine} if engine else {}
@@ -123,7 +123,7 @@ class Visitor:
 
     def close(self) -> None:
         self.context.close()
-        assert self.errors == []
+        assert self.errors == [], self.errors
         assert self.elsewhere == [], "a request left the machine"
 
     # ---- what people do ----

@@ -30,6 +30,7 @@ from pusa.client.wire import (
     PusaError,
     Readiness,
     ServerUnreachableError,
+    StoredFile,
     Variant,
     Video,
     WaitTimeoutError,
@@ -40,6 +41,7 @@ from pusa.client.wire import (
     size_text,
     source_videos,
     typed,
+    upload_of,
     video_of,
 )
 
@@ -268,9 +270,18 @@ class AsyncPusaClient:
         """Make a failed or cancelled job once more, from the beginning, with the same inputs and seed."""
         return video_of(await self._request("POST", f"/v1/videos/{video_id}/retry"))
 
-    async def delete(self, video_id: str) -> None:
-        """Delete a job and its files, and cancel it if it runs."""
-        await self._request("DELETE", f"/v1/videos/{video_id}")
+    async def delete(self, video_id: str, *, undo_seconds: int = 0) -> None:
+        """Delete a job and its files, and stop it if it runs.
+
+        Args:
+            undo_seconds: how long `restore` can bring it back, up to 86400; 0: not at all.
+        """
+        params = {"undo_seconds": undo_seconds} if undo_seconds else None
+        await self._request("DELETE", f"/v1/videos/{video_id}", params=params)
+
+    async def restore(self, video_id: str) -> Video:
+        """Bring back a job that was deleted with `undo_seconds`; one that was stopped comes back cancelled."""
+        return video_of(await self._request("POST", f"/v1/videos/{video_id}/restore"))
 
     async def download(
         self, video_id: str, variant: Variant = "video", *, to: str | os.PathLike[str] | None = None
@@ -297,6 +308,22 @@ class AsyncPusaClient:
         finally:
             part.unlink(missing_ok=True)
         return target
+
+    async def upload_file(self, file: File, *, filename: str | None = None) -> StoredFile:
+        """Keep a picture or a video on the server, to name it in requests; the same content is the same file.
+
+        Args:
+            file: a path, bytes or a PIL image; or a finished video (its id, or ``{"video_id": ..., "input": 0}`` for
+                one of its inputs).
+            filename: a name for people; that of the file by default.
+        """
+        with ExitStack() as files:
+            response = await self._request("POST", "/v1/files", **upload_of(files, file, filename))
+        return typed(StoredFile, response.json())
+
+    async def delete_file(self, file_id: str) -> None:
+        """Remove a file that the server keeps; videos have copies of what they were made from."""
+        await self._request("DELETE", f"/v1/files/{file_id}")
 
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """List the models that the server offers."""
@@ -402,7 +429,7 @@ class AsyncPusaClient:
     async def _from_video(
         self, path: str, video: File | Sequence[File], fields: dict[str, Any], key: str | None
     ) -> Video:
-        videos = [video] if isinstance(video, str | bytes | os.PathLike) else list(video)
+        videos = list(video) if isinstance(video, list | tuple) else [video]
         with ExitStack() as files:
             body = source_videos(files, fields, videos)
             return video_of(await self._request("POST", path, **body, **key_header(key)))

@@ -12,7 +12,8 @@ from pusa.server.files import FileLibrary
 from pusa.server.http.body import in_parser_thread
 from pusa.server.http.from_request import body_of
 from pusa.server.http.json_input import BodyBudget, parse_json
-from pusa.server.http.to_request import decode_base64, validation_error
+from pusa.server.http.to_request import decode_base64
+from pusa.server.http.validation import validation_error
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import in_thread
 from pusa.server.transfers.uploads import Spool, Upload

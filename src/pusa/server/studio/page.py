@@ -23,6 +23,9 @@ LANGUAGES = {
 }
 """Names of the page's languages, each in itself, by code."""
 
+PATHS = ("/", "/studio/", "/favicon.ico")
+"""What this module serves, below the last but one too; none of it needs a key."""
+
 _STYLES = ("tokens", "base", "shell", "form", "timeline", "result", "gallery")
 _LIBRARIES = {
     "preact": "preact.js",

@@ -123,9 +123,7 @@ function Siblings({ job }) {
     <${Act} bare name=${t("result.variant_before")} icon="left" onClick=${() => go(-1)} />
     <span class="small number">${t("result.variant_of", { number: at + 1, count: all.length })}</span>
     <${Act} bare name=${t("result.variant_after")} icon="right" onClick=${() => go(1)} />
-    <button type="button" class="button plain" onClick=${() => show(all.map((other) => other.id))}>
-      <${Icon} name="grid" size=${18} />${t("result.variants_all")}
-    </button>
+    <${Act} bare name=${t("result.variants_all")} icon="grid" onClick=${() => show(all.map((other) => other.id))} />
   </div>`;
 }
 

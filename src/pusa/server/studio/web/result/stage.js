@@ -25,7 +25,8 @@ function Content({ list, ids }) {
   if (!list.length) return html`<div class="screen" aria-busy="true"></div>`; // on its way
   if (ids.length > 1) return html`<${Variants} list=${list} />`;
   const [job] = list;
-  const second = comparison.value?.first === job.id && comparison.value.second;
+  const pair = comparison.value;
+  const second = pair && pair.first === job.id ? pair.second : null;
   if (second && jobs.value.has(second)) return html`<${Wipe} key=${`${job.id} ${second}`} first=${job} second=${jobs.value.get(second)} />`;
   const state = stateOf(job);
   if (isBusy(job)) return html`<${Making} key=${job.id} job=${job} state=${state} />`;
@@ -34,7 +35,6 @@ function Content({ list, ids }) {
 
 export function Stage() {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
-  const isFirst = useRef(true);
   useEffect(() => {
     startSelection();
     startFeed();
@@ -42,11 +42,11 @@ export function Stage() {
   }, []);
   const ids = selected.value;
   const second = comparison.value?.second ?? "";
-  useEffect(() => {
-    if (ids.length && !isFirst.current) reveal(ref.current);
-    isFirst.current = false;
-  }, [ids.join(), second]);
   const list = named(jobs.value, ids);
+  const isThere = list.length > 0;
+  useEffect(() => {
+    if (isThere) reveal(ref.current);
+  }, [ids.join(), second, isThere]);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
     <h2 class="visually-hidden" id="stage-title">${t("result.title")}</h2>
     <${Spoken} list=${list} />
