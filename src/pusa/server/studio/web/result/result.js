@@ -91,7 +91,7 @@ function Actions({ job, state, transport }) {
   const remake = [
     html`<${Act} name=${t("result.edit")} icon="edit" onClick=${() => intoForm(() => editVideo(job.id))} />`,
     html`<${Act} name=${t("result.vary")} icon="dice" onClick=${() => vary(job)} />`,
-    !playable && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
+    !playable && state !== "failed" && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
   ];
   const frame = () => Math.floor(transport.time.value * fpsOf(job) + 0.01);
   const use = playable && [
