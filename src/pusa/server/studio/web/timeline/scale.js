@@ -30,7 +30,7 @@ export const xOfFrame = (frame, cell, factor) => (frame <= 1 ? frame : 1 + (fram
  * @param {{frames: number, fps: number, factor: number}} length @param {number} cell pixels @param {number} least pixels between two
  * @returns {{x: number, seconds: number, frame: number}[]}
  */
-export function rulerMarks({ frames, fps, factor }, cell, least = 72) {
+export function rulerMarks({ frames, fps, factor }, cell, least = 96) {
   const end = xOfFrame(frames, cell, factor);
   const perSecond = (fps / factor) * cell;
   const step = RULER_STEPS.find((one) => one * perSecond >= least) ?? 600;
