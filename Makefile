@@ -5,7 +5,7 @@ EXTRAS ?= server,test
 
 PYTEST := $(BIN)/python -m pytest -rs --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all lint lint-style lint-types install
+.PHONY: demo test test-slow test-all lint lint-style lint-types lint-page install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -31,7 +31,7 @@ test-slow: install
 test-all: install
 	$(PYTEST)
 
-lint: lint-style lint-types
+lint: lint-style lint-types lint-page
 
 lint-style: install
 	$(BIN)/ruff format --check .
@@ -39,3 +39,7 @@ lint-style: install
 
 lint-types: install
 	$(BIN)/mypy
+
+# Types of the studio's page, where npm is.
+lint-page:
+	.ci/check-page

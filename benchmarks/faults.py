@@ -48,7 +48,8 @@ from pusa import media
 from pusa.server.jobs.housekeeping import sweep_orphans
 from pusa.server.jobs.queue import Job, JobQueue
 from pusa.server.jobs.store import FileStore
-from pusa.server.settings import ServerSettings, load_settings
+from pusa.server.settings import ServerSettings
+from pusa.server.settings_sources import load_settings
 
 STOPPED_SHARE = DAMAGED_SHARE = 0.1  # of the harms that are no kills
 VICTIMS = ("server", "server's child", "worker", "worker's child")

@@ -299,7 +299,7 @@ def outcome(client: httpx.Client, sent: Sent) -> tuple[str, str, dict[str, Any]]
         return "unhandled", told, {}
     if answer.status_code >= 400 and sent.method != "HEAD":
         error = body.get("error") if isinstance(body, dict) else None
-        if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"}:
+        if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code", "values"}:
             return "unclear", told, {}
     return f"{answer.status_code // 100}xx", "", body if isinstance(body, dict) else {}
 

@@ -208,7 +208,6 @@ ERRORS: Mapping[str, tuple[str, ...]] = {
     "enhancer_off": (),
     "enhancer_failed": (),
     "enhancer_busy": (),
-    "export_failed": (),
 }
 """Codes of errors, of requests and of jobs that failed, with the names of their values."""
 

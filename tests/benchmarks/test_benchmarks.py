@@ -302,7 +302,7 @@ class Doubled(torch.autograd.Function):
 
 
 def test_the_scripts_for_a_card_need_no_package_that_its_machine_may_lack() -> None:
-    absent = ("av", "matplotlib", "fastapi", "gradio", "sqlalchemy", "tensorboard", "datasets", "skimage", "ray")
+    absent = ("av", "matplotlib", "fastapi", "sqlalchemy", "tensorboard", "datasets", "skimage", "ray")
     code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport card_machine, gpu, train_gpu"
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

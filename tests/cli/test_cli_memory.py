@@ -10,7 +10,7 @@ from media_samples import psnr
 
 from pusa import media
 from pusa.acceleration.decisions import LoadOptions
-from pusa.server.settings import load_settings
+from pusa.server.settings_sources import load_settings
 from pusa.server.worker.engine_process import PusaEngine
 
 SMALL = ("--model", "tiny", "--size", "32x32", "--frames", 5, "--steps", 2, "--seed", 0)

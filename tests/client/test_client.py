@@ -186,6 +186,39 @@ def test_extend_and_edit_take_ids_or_files() -> None:
         client.edit([ID, b"a"], "joined")
 
 
+def test_files_on_the_server_are_named_not_sent() -> None:
+    file_id, answer = "file_" + "a" * 32, {"object": "file", "filename": "a.png", "bytes": 7, "kind": "image"}
+    server = Server(httpx.Response(200, json={"id": "file_" + "a" * 32, **answer}))
+    client = server.client()
+    kept = client.upload_file(b"picture", filename="a.png")
+    assert (kept.id, kept.kind, kept.bytes, kept.details["object"]) == (file_id, "image", 7, "file")
+    client.upload_file(ID)
+    client.upload_file({"video_id": ID, "input": 1})
+    sent, *bodies = server.requests
+    assert form(sent) == {"filename": [b"a.png"], "file": [b"picture"]}
+    assert [json.loads(body.content) for body in bodies] == [{"video_id": ID}, {"video_id": ID, "input": 1}]
+
+    server = Server(video())
+    client, part = server.client(), {"file_id": file_id, "start": 0.5}
+    client.create("a fox", image=kept)
+    client.create("a fox", image=file_id, video=part, keyframes=[Keyframe(b"last", "last")])
+    client.extend(part, "on")
+    client.edit([ID, file_id], "joined")
+    first, second, third, fourth = server.requests
+    assert json.loads(first.content) == {"prompt": "a fox", "input_reference": {"file_id": file_id}}
+    parts = form(second)
+    assert parts["input_reference[]"] == [b"last"]
+    assert json.loads(parts["video_reference"][0]) == part
+    assert json.loads(parts["keyframes"][0]) == [
+        {"latent": 0, "reference": {"file_id": file_id}},
+        {"latent": "last", "file": 0},
+    ]
+    assert json.loads(third.content)["video"] == part
+    assert json.loads(fourth.content)["video"] == [{"id": ID}, {"file_id": file_id}]
+    client.delete_file(file_id)
+    assert (server.requests[-1].method, server.requests[-1].url.path) == ("DELETE", f"/v1/files/{file_id}")
+
+
 def test_an_error_says_which_field_and_why(pauses: list[float]) -> None:
     server = Server(refused(400, {"x-request-id": "r1"}, message="seed=-1: at least 0", param="seed", code="invalid"))
     with pytest.raises(PusaError) as error:

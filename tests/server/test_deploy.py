@@ -17,7 +17,8 @@ from paths import ROOT
 
 from pusa.server import connections
 from pusa.server.jobs.queue import JobQueue
-from pusa.server.settings import ServerSettings, load_settings
+from pusa.server.settings import ServerSettings
+from pusa.server.settings_sources import load_settings
 from pusa.server.worker.worker import worker_name
 
 DEPLOY = ROOT / "deploy"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pusa.fields import field_specs
-from pusa.server.settings import ServerSettings, load_settings
+from pusa.server.settings import ServerSettings
+from pusa.server.settings_sources import load_settings
 
 KEY = "a-key-of-sixteen"
 

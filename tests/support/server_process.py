@@ -129,7 +129,7 @@ def serve_fake() -> None:
     from pusa.server.app import create_app
     from pusa.server.connections import raise_file_limit, uvicorn_options
     from pusa.server.logs import configure_logging
-    from pusa.server.settings import load_settings
+    from pusa.server.settings_sources import load_settings
     from pusa.server.worker.worker import make_executor
 
     settings = load_settings()

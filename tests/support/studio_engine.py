@@ -61,6 +61,11 @@ class SlowToLoad(StudioEngine):
     load_seconds = 8.0
 
 
+class FailsToLoad(StudioEngine):
+    def load(self, report: ReportLoading) -> str:
+        raise ValueError("the weights are not there: download them first")
+
+
 def _written(folder: Path, request: dict[str, Any]) -> dict[str, Path]:
     frames = np.stack([_frame(request, number) for number in range(request["frames"])])
     video = folder / "video.mp4"

@@ -1,9 +1,10 @@
 """Serve the studio with a quick engine, and drive it with a browser."""
 
+import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ports import free_port
 
 from pusa.acceleration.decisions import Machine
 from pusa.server.app import create_app
+from pusa.server.jobs.job import Job
 from pusa.server.plans import PlanFunction, plan_model
 from pusa.server.service import VideoService
 from pusa.server.settings import ServerSettings
@@ -53,7 +55,7 @@ def studio(
     **changes: Any,
 ) -> Iterator[Running]:
     """A server on a free port; `engine` None is the real one. Its worker reports `machine`, for which `plan` plans."""
-    port = free_port()
+    port = changes.pop("port", None) or free_port()
 
     def executor(settings: ServerSettings, _: int) -> LocalExecutor:
         target: dict[str, Any] = {"target": engine} if engine else {}
@@ -95,98 +97,84 @@ def chromium() -> Iterator[Any]:
 class Visitor:
     """Somebody before a page: notes what the page asked of others, and what went wrong in it."""
 
-    def __init__(self, browser: Any, url: str, *, patience_seconds: float = 60.0, **context: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **context})
+    def __init__(self, browser: Any, running: Running, *, patience_seconds: float = 30.0, **context: Any) -> None:
+        options = {"viewport": {"width": 1366, "height": 768}, "locale": "en-US", "reduced_motion": "reduce", **context}
+        self.context = browser.new_context(**options)
         self.context.set_default_timeout(1000 * patience_seconds)
         self.page = self.context.new_page()
-        self.url = url
+        self.running = running
         self.elsewhere: list[str] = []
         self.errors: list[str] = []
         self.page.on("request", self._asked)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
 
     def _asked(self, request: Any) -> None:
-        if not request.url.startswith((self.url, "data:", "blob:")):
+        if not request.url.startswith((self.running.url, "data:", "blob:")):
             self.elsewhere.append(request.url)
 
     def open(self, query: str = "") -> Any:
-        self.page.goto(self.url + query)
-        self.page.wait_for_selector("#generate")
-        self.page.wait_for_selector(".pusa-example:visible")
+        self.page.goto(self.running.url + query)
+        self.ready()
         return self.page
+
+    def ready(self) -> None:
+        """Wait until the page knows the model."""
+        self.page.wait_for_selector("#generate:not([disabled])")
 
     def close(self) -> None:
         self.context.close()
+        assert self.errors == [], self.errors
+        assert self.elsewhere == [], "a request left the machine"
 
     # ---- what people do ----
 
-    def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name, exact=True).click()
+    def tab(self, name: str, mode: str | None = None) -> None:
+        self.page.click(f"#tab-{name}")
+        if mode is not None:
+            self.page.click(f".mode [data-value={mode}]")
 
-    def example(self, name: str) -> None:
-        self.page.click(f"[data-example={name}]:visible")
+    def write(self, field: str, text: str) -> None:
+        """Write into the field of this id, and leave it."""
+        self.page.fill(f"#{field}", text)
+        self.page.locator(f"#{field}").blur()
 
-    def generate(self) -> None:
+    def choose(self, *files: Any, place: int = 0) -> None:
+        """Give files to the chooser of the open tab, and wait until they are in the form."""
+        before = self.page.locator(".item-card").count()
+        self.page.locator(".item-place input[type=file]").nth(place).set_input_files(list(files))
+        self.page.wait_for_function(
+            "count => document.querySelectorAll('.item-card').length === count", arg=before + len(files)
+        )
+
+    def generate(self) -> Job:
+        """Press Generate, and return the newest of the jobs that the server then has more than before."""
+        before = {job.id for job in self.jobs()}
         self.page.click("#generate")
+        return self.new_job(before)
 
-    def field(self, elem_id: str) -> Any:
-        kinds = ("textarea", "input[type=text]", "input[type=number]")
-        return self.page.locator(", ".join(f"#{elem_id} {kind}" for kind in kinds)).first
+    # ---- what they see ----
 
-    def write(self, elem_id: str, text: str, *, then: str | None = None) -> None:
-        """Write into a field, and press a key there; once more where the page was still drawing it."""
-        for _ in range(20):
-            self.field(elem_id).fill(text)
-            if then is not None:
-                self.field(elem_id).press(then)
-            self.page.wait_for_timeout(250)
-            if self.field(elem_id).input_value() == text:
-                return
-        raise AssertionError(f"#{elem_id} does not take {text!r}")
+    def form(self) -> dict[str, Any]:
+        """Return the state that the page shows, from the browser's storage."""
+        found: dict[str, Any] = json.loads(self.page.evaluate("() => localStorage['pusa.form'] ?? '{}'"))
+        return found
 
-    def holds(self, elem_id: str, text: str) -> None:
-        """Wait until a text field holds this."""
-        self.page.wait_for_function(
-            "([id, text]) => document.querySelector(`#${id} textarea, #${id} input`)?.value === text",
-            arg=[elem_id, text],
-        )
+    def jobs(self) -> list[Job]:
+        return list(self.running.service.queue.jobs_of("", 100))
 
-    def job(self) -> str:
-        """The id of the job on the stage, from the page's address."""
-        return self.page.evaluate("new URLSearchParams(location.search).get('job') || ''")
+    def new_job(self, before: Collection[str]) -> Job:
+        deadline = time.monotonic() + 30
+        while not (found := [job for job in self.jobs() if job.id not in before]):
+            assert time.monotonic() < deadline, "no job has come"
+            self.page.wait_for_timeout(20)
+        return found[0]
 
-    def new_job(self, after: str) -> str:
-        self.page.wait_for_function(
-            "old => { const job = new URLSearchParams(location.search).get('job') || ''; return job && job !== old }",
-            arg=after,
-        )
-        return self.job()
+    def request(self, job: Job) -> dict[str, Any]:
+        """Return what a job was asked for."""
+        found = self.running.service.queue.get(job.id)
+        assert found is not None
+        return dict(found.request)
 
-    def made(self, act: Callable[[], None]) -> str:
-        """Do something, wait until its video plays, and return the job's id."""
-        before = self.job()
-        act()
-        job = self.new_job(before)
-        self.plays(job)
-        return job
-
-    def plays(self, job: str) -> None:
-        self.page.wait_for_function(
-            """job => { const video = document.querySelector('.st-player'); return video?.src.includes(job)
-            && video.readyState >= 2 && video.currentTime > 0 && video.videoWidth > 0 }""",
-            arg=job,
-        )
-
-    def settings(self) -> dict[str, str]:
-        """Return the text under the video on the stage."""
-        names = self.page.locator(".st-settings dt").all_inner_texts()
-        return dict(zip(names, self.page.locator(".st-settings dd").all_inner_texts(), strict=True))
-
-    def shows(self, levels: list[str]) -> None:
-        """Wait until the timeline shows this: for each cell its noise if it is given, "" if it is free."""
-        self.page.wait_for_function(
-            """levels => [...document.querySelectorAll('.tl-cell')]
-            .map(cell => cell.querySelector('.tl-level')?.textContent ?? '').join() === levels""",
-            arg=",".join(levels),
-        )
+    def shows(self, text: str) -> None:
+        """Wait until this stands somewhere on the page."""
+        self.page.wait_for_function("text => document.body.innerText.includes(text)", arg=text)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 _SERVER_ONLY = re.compile(
     "host|port|api_.*|insecure|allowed_.*|root_path|trusted_.*|studio|docs|metrics|.*_limit|max_(?!failures).*|"
-    "probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
+    "prompt_.*|probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
-_SECRETS = frozenset({"api_keys"})  # everyone on a machine can read its command lines
+_SECRETS = frozenset({"api_keys", "prompt_key"})  # everyone on a machine can read its command lines
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
 
 
@@ -109,7 +109,7 @@ def worker(config: str | None, **options: Any) -> None:
 def load_settings_from(config: str | None, options: dict[str, Any]) -> "ServerSettings":
     """Load settings from options, environment and file, and configure logging by them."""
     from pusa.server.logs import configure_logging
-    from pusa.server.settings import load_settings
+    from pusa.server.settings_sources import load_settings
 
     settings = load_settings(config, options=options)
     configure_logging(settings.log_format, settings.log_level)

@@ -14,6 +14,7 @@ from pusa.client.wire import (
     PusaError,
     Readiness,
     ServerUnreachableError,
+    StoredFile,
     Video,
     WaitTimeoutError,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "PusaError",
     "Readiness",
     "ServerUnreachableError",
+    "StoredFile",
     "Video",
     "WaitTimeoutError",
 ]

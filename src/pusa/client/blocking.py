@@ -136,6 +136,8 @@ class PusaClient:
     delete = _blocking(AsyncPusaClient.delete)
     restore = _blocking(AsyncPusaClient.restore)
     download = _blocking(AsyncPusaClient.download)
+    upload_file = _blocking(AsyncPusaClient.upload_file)
+    delete_file = _blocking(AsyncPusaClient.delete_file)
     models = _blocking(AsyncPusaClient.models)
     ready = _blocking(AsyncPusaClient.ready)
     wait_until_ready = _blocking(AsyncPusaClient.wait_until_ready)

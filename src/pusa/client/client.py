@@ -30,6 +30,7 @@ from pusa.client.wire import (
     PusaError,
     Readiness,
     ServerUnreachableError,
+    StoredFile,
     Variant,
     Video,
     WaitTimeoutError,
@@ -40,6 +41,7 @@ from pusa.client.wire import (
     size_text,
     source_videos,
     typed,
+    upload_of,
     video_of,
 )
 
@@ -307,6 +309,22 @@ class AsyncPusaClient:
             part.unlink(missing_ok=True)
         return target
 
+    async def upload_file(self, file: File, *, filename: str | None = None) -> StoredFile:
+        """Keep a picture or a video on the server, to name it in requests; the same content is the same file.
+
+        Args:
+            file: a path, bytes or a PIL image; or a finished video (its id, or ``{"video_id": ..., "input": 0}`` for
+                one of its inputs).
+            filename: a name for people; that of the file by default.
+        """
+        with ExitStack() as files:
+            response = await self._request("POST", "/v1/files", **upload_of(files, file, filename))
+        return typed(StoredFile, response.json())
+
+    async def delete_file(self, file_id: str) -> None:
+        """Remove a file that the server keeps; videos have copies of what they were made from."""
+        await self._request("DELETE", f"/v1/files/{file_id}")
+
     async def models(self) -> Sequence[Mapping[str, Any]]:
         """List the models that the server offers."""
         return tuple((await self._request("GET", "/v1/models")).json()["data"])
@@ -411,7 +429,7 @@ class AsyncPusaClient:
     async def _from_video(
         self, path: str, video: File | Sequence[File], fields: dict[str, Any], key: str | None
     ) -> Video:
-        videos = [video] if isinstance(video, str | bytes | os.PathLike) else list(video)
+        videos = list(video) if isinstance(video, list | tuple) else [video]
         with ExitStack() as files:
             body = source_videos(files, fields, videos)
             return video_of(await self._request("POST", path, **body, **key_header(key)))

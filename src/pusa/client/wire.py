@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import uuid
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,10 @@ T = TypeVar("T")
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 File = str | os.PathLike[str] | bytes | Any
-"""An image or a video: a path, the bytes of a file, or a PIL image, which becomes a PNG."""
+"""An image or a video: a path, the bytes of a file, or a PIL image, which becomes a PNG; or one that is on the server:
+the id of a file, a `StoredFile`, or a reference to a part, ``{"file_id": file.id, "start": 1, "end": 2.5}``."""
+
+_ID = re.compile(r"(file|video)_[0-9a-f]{32}")
 
 # -- what comes back
 
@@ -63,6 +67,28 @@ class Video:
     def cancelled(self) -> bool:
         """Return True for a cancelled job: the OpenAI API has no such status, so it is a failed one with this code."""
         return bool(self.error) and self.error.get("code") == "cancelled"  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A picture or a video that the server keeps; `seconds`, `frames` and `fps` are those of a clip.
+
+    `has_request` is True for a video that holds the request that made it. Times are unix seconds.
+    """
+
+    id: str
+    filename: str = ""
+    bytes: int = 0
+    kind: str = ""
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    frames: int = 1
+    fps: float | None = None
+    has_request: bool = False
+    created_at: int = 0
+    expires_at: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,19 +239,44 @@ def references(
     keyframes: Sequence[Keyframe],
     video: File | None,
 ) -> Sequence[tuple[str, Any]]:
-    """Return the parts of a form for all conditions; add the positions of keyframes to `request_fields`."""
+    """Return the parts of a form for all conditions; add those on the server, and keyframes, to `request_fields`."""
     if image is not None and not keyframes and video is None:
-        return [("input_reference", part_of(files, image, "image.png"))]
+        return parts_of(files, request_fields, "input_reference", image, "image.png")
     if image is not None:
         keyframes = [Keyframe(image), *keyframes]
-    if keyframes:
-        places = [
-            {**place_of(k.at), "file": index} | ({} if k.noise is None else {"noise": k.noise})
-            for index, k in enumerate(keyframes)
-        ]
-        request_fields["keyframes"] = json.dumps(places)
-    parts = [("input_reference[]", part_of(files, k.image, f"{i}.png")) for i, k in enumerate(keyframes)]
-    return parts if video is None else [*parts, ("video_reference", part_of(files, video, "video.mp4"))]
+    parts: list[tuple[str, Any]] = []
+    places = []
+    for k in keyframes:
+        stored = stored_reference(k.image)
+        source = {"file": len(parts)} if stored is None else {"reference": stored}
+        if stored is None:
+            parts.append(("input_reference[]", part_of(files, k.image, f"{len(parts)}.png")))
+        places.append({**place_of(k.at), **source} | ({} if k.noise is None else {"noise": k.noise}))
+    if places:
+        request_fields["keyframes"] = places
+    return parts if video is None else [*parts, *parts_of(files, request_fields, "video_reference", video, "video.mp4")]
+
+
+def parts_of(
+    files: ExitStack, request_fields: dict[str, Any], name: str, file: File, filename: str
+) -> list[tuple[str, Any]]:
+    """Return the part of a form for a file; one on the server is added to `request_fields` instead."""
+    stored = stored_reference(file)
+    if stored is None:
+        return [(name, part_of(files, file, filename))]
+    request_fields[name] = stored
+    return []
+
+
+def stored_reference(file: File) -> dict[str, Any] | None:
+    """Return the reference to a file on the server; None for any other file."""
+    if isinstance(file, StoredFile):
+        return {"file_id": file.id}
+    if isinstance(file, Mapping):
+        return dict(file)
+    if isinstance(file, str) and _ID.fullmatch(file):
+        return {f"{file.partition('_')[0]}_id": file}
+    return None
 
 
 def creation_of(
@@ -243,15 +294,29 @@ def creation_of(
     return body_of(request_fields, references(files, request_fields, image, keyframes, video))
 
 
+def upload_of(files: ExitStack, file: File, filename: str | None) -> dict[str, Any]:
+    """Return the arguments of httpx for a file that the server is to keep."""
+    stored = stored_reference(file)
+    parts = [("file", part_of(files, file, "file"))] if stored is None else []
+    return body_of({**(stored or {}), "filename": filename}, parts)
+
+
 def source_videos(files: ExitStack, request_fields: dict[str, Any], videos: Sequence[File]) -> dict[str, Any]:
     """Return the arguments of httpx for a request that starts from videos, named by their ids or sent as files."""
-    ids = [{"id": video} for video in videos if isinstance(video, str) and video.startswith("video_")]
+    ids = [stored for video in videos if (stored := _stored_video(video)) is not None]
     if ids and len(ids) < len(videos):
-        raise ValueError("an id and a file cannot be sent together: download the one, then send both as files")
+        raise ValueError("an id and a file cannot be sent together: upload the file first, then send both ids")
     if ids:
         return body_of({**request_fields, "video": ids if len(ids) > 1 else ids[0]}, [])
     name = "video[]" if len(videos) > 1 else "video"
     return body_of(request_fields, [(name, part_of(files, video, "video.mp4")) for video in videos])
+
+
+def _stored_video(video: File) -> dict[str, Any] | None:
+    """Return the reference to a video on the server, of a whole one as servers of any version read it."""
+    if isinstance(video, str) and video.startswith("video_"):
+        return {"id": video}
+    return stored_reference(video)
 
 
 def place_of(at: int | str) -> dict[str, Any]:

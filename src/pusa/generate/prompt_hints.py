@@ -8,10 +8,12 @@ module needs no torch.
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer
 
 from pusa import zoo
@@ -201,15 +203,41 @@ def cut_note(name: str, text: str, tokenizer: Any, limit: int) -> CodedText | No
     return CodedText("prompt_cut", message, **values)
 
 
-def _part_read(prompt: str, model: str | Path) -> str:
-    """Return the part of a prompt that a model in a folder with a tokenizer reads; all of it for other models."""
+@dataclass(frozen=True)
+class TokenCount:
+    """Count the tokens of a prompt: those that a model reads at most, and the part of the prompt beyond them."""
+
+    tokens: int
+    limit: int
+    lost: str
+
+
+def count_tokens(prompt: str, model: str | Path) -> TokenCount | None:
+    """Count a prompt's tokens for a model, by its tokenizer on this machine; None where that is not here."""
     entry = zoo.find(model)
-    file = entry.folder / "tokenizer" / "tokenizer.json" if entry and entry.folder else None
-    if entry is None or file is None or not file.is_file():
-        return prompt
+    file = None if entry is None else _tokenizer_file(entry)
+    if entry is None or file is None:
+        return None
     encoded = _tokenizer(file).encode(prompt)
     limit = entry.defaults.max_sequence_length
-    return prompt[: _end_of_part(prompt, encoded.offsets, limit)] if len(encoded.ids) > limit else prompt
+    end = _end_of_part(prompt, encoded.offsets, limit) if len(encoded.ids) > limit else len(prompt)
+    return TokenCount(len(encoded.ids), limit, prompt[end:].strip())
+
+
+def _tokenizer_file(entry: zoo.ZooModel) -> Path | None:
+    """Find the tokenizer of a model in its folder or in the cache of the Hub."""
+    name = "tokenizer/tokenizer.json"
+    if entry.folder:
+        file = entry.folder / name
+        return file if file.is_file() else None
+    found = try_to_load_from_cache(entry.hub_id, name) if entry.hub_id else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _part_read(prompt: str, model: str | Path) -> str:
+    """Return the part of a prompt that a model with a tokenizer on this machine reads; all of it for other models."""
+    found = count_tokens(prompt, model)
+    return prompt if found is None or not found.lost else prompt[: prompt.rindex(found.lost)]
 
 
 @cache

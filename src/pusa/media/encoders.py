@@ -28,6 +28,7 @@ _BT709 = 1  # ITU-T H.273: primaries, transfer and matrix share this code
 _RGB_MATRIX = 0
 _LIMITED_RANGE, _FULL_RANGE = 1, 2
 _GIF_PALETTE_SIDE = 160
+_CRF = 17  # x264's quality of a file that is open already
 _PNG_COMPRESSION = 3  # of 9: half the time of the default 6
 _WEBP_QUALITY = 90
 _WEBP_EXIF_FLAG, _WEBP_XMP_FLAG = 0x08, 0x04
@@ -51,9 +52,11 @@ class Output:
     """Open for writing and seeking: it is written instead of `path`."""
 
     @classmethod
-    def to_file(cls, file: BinaryIO, width: int, height: int, fps: Fraction, xmp: bytes) -> Output:
-        """Describe a lossless file that is open already."""
-        return cls(Path(), width, height, fps, text=None, crf=0, lossless=True, xmp=xmp, file=file)
+    def to_file(
+        cls, file: BinaryIO, width: int, height: int, fps: Fraction, xmp: bytes, *, lossless: bool = True
+    ) -> Output:
+        """Describe a file that is open already."""
+        return cls(Path(), width, height, fps, text=None, crf=_CRF, lossless=lossless, xmp=xmp, file=file)
 
 
 class Encoder(ABC):
@@ -218,9 +221,16 @@ class WebPEncoder(_FFmpegEncoder):
 
     def close(self) -> None:
         super().close()
-        if self.output.text is not None or self.output.xmp:
+        if self.output.text is None and not self.output.xmp:
+            return
+        if (file := self.output.file) is None:
             path = self.output.path
             path.write_bytes(_with_metadata(path.read_bytes(), self.output))
+            return
+        file.seek(0)
+        content = _with_metadata(file.read(), self.output)
+        file.seek(0)
+        file.write(content)
 
 
 def _with_metadata(webp: bytes, output: Output) -> bytes:
@@ -251,7 +261,7 @@ class GifEncoder(Encoder):
 
     def __init__(self, output: Output):
         super().__init__(output)
-        self._file = output.path.open("wb")
+        self._file = output.file or output.path.open("wb")
 
     def write(self, frame: np.ndarray) -> None:
         image = Image.fromarray(frame)
@@ -272,10 +282,11 @@ class GifEncoder(Encoder):
 
     def close(self) -> None:
         self._file.write(b";")
-        self._file.close()
+        self.abandon()
 
     def abandon(self) -> None:
-        self._file.close()
+        if self.output.file is None:
+            self._file.close()
 
 
 def _gif_xmp(packet: bytes) -> bytes:

@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from pusa import __version__
 from pusa.fsutil import private_folder
 from pusa.server import errors
-from pusa.server.http import api, growing, jobs, models, openapi, requests, session
+from pusa.server.http import api, films, growing, jobs, models, openapi, prompts, requests, session
 from pusa.server.http import files as file_routes
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import SESSION_PATH, AccessMiddleware, HostCheck
@@ -37,7 +37,8 @@ from pusa.server.worker.worker import Worker, make_executor
 
 logger = logging.getLogger(__name__)
 
-_ROUTERS = (api.router, jobs.router, session.router, file_routes.router, growing.router, models.router, requests.router)
+_ROUTES = (api, jobs, session, file_routes, growing, models, requests, films, prompts)
+_ROUTERS = tuple(module.router for module in _ROUTES)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "

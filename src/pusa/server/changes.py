@@ -7,7 +7,7 @@ from typing import Any
 
 from pusa.server.errors import ServiceError
 from pusa.server.http.reference_schemas import ID_PATTERN
-from pusa.server.http.to_request import invalid_value
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.housekeeping import remove_files
 from pusa.server.jobs.queue import Job, JobQueue, QueueFull
 from pusa.server.jobs.store import FileStore

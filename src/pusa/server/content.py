@@ -1,6 +1,7 @@
 """Find the files of jobs, and describe a stored file that is ready to be sent."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pusa.server.errors import ServiceError
 from pusa.server.jobs.job import Job
 from pusa.server.jobs.store import FileStore
 
+_LONGEST_PROMPT = 60  # characters of a prompt in a file's name
 _MEDIA_TYPES = {
     ".avi": "video/x-msvideo",
     ".avif": "image/avif",
@@ -36,7 +38,7 @@ class Content:
         path: the file on this machine; None if the store is elsewhere.
         open: opens the file wherever it is.
         size: in bytes.
-        name: proposed to whoever downloads it, in ASCII.
+        name: proposed to whoever downloads it.
     """
 
     path: Path | None
@@ -58,6 +60,15 @@ class Content:
             name=f"{stem}{suffix}",
             etag=hashlib.sha256(key.encode()).hexdigest()[:32],
         )
+
+
+def speaking_name(job: Job) -> str:
+    """Return a name for the files of a job, without a suffix: the beginning of its prompt and its seed, or its id."""
+    words = re.findall(r"[^\W_]+", job.prompt[:_LONGEST_PROMPT])
+    if not words:
+        return job.id
+    seed = job.request.get("seed")
+    return "-".join([*words, *([] if seed is None else ["seed", str(seed)])])
 
 
 def result_key(job: Job, variant: str = "video") -> str:

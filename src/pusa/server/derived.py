@@ -9,7 +9,7 @@ from pusa.defaults import GenerationDefaults
 from pusa.lora.sources import public_name
 from pusa.positions import frames_of, latent_frames
 from pusa.request import GenerationRequest, final_request
-from pusa.server.http.to_request import refused_value, validation_error
+from pusa.server.http.validation import refused_value, validation_error
 from pusa.server.jobs.job import Job
 from pusa.server.settings import ServerSettings
 

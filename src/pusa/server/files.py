@@ -22,7 +22,7 @@ from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key
 from pusa.server.errors import ServiceError
 from pusa.server.http.reference_schemas import StoredReference
-from pusa.server.http.to_request import invalid_value, refused_value
+from pusa.server.http.validation import invalid_value, refused_value
 from pusa.server.jobs.client_files import ClientFile, ClientFileTable, FilesFull, NewClientFile, new_file_id
 from pusa.server.jobs.job import FileDigest, Job
 from pusa.server.submit import in_thread
@@ -74,7 +74,7 @@ class FileLibrary:
         self._service, self._settings, self._files = service, service.settings, service.files
         self._table = ClientFileTable(service.queue)
         self._making = anyio.CapacityLimiter(PROBES_AT_ONCE)  # threads that wait for a child
-        self._made = _Cache(_CACHE_BYTES, _LARGEST_CACHED_BYTES)
+        self._made = _Cache(_CACHE_BYTES)
         self._infos: OrderedDict[str, UploadInfo] = OrderedDict()  # of the files of jobs, by key
 
     # ---- keeping files -----------------------------------------------------------------------------------------------
@@ -293,40 +293,54 @@ class FileLibrary:
 
     async def _make_part(self, located: Located, upload: Upload, found: FoundPart) -> tuple[Path, UploadInfo]:
         """Make a part of a file in a new file of the spool."""
+        source, made = found.source, found.made
         sha256 = located.digest.sha256 if located.digest else await in_thread(sha256_of, upload.path)
-        shared: dict[str, Any] = {"box": found.box, "sha256": sha256}
-        if found.made.kind == "image":
-            seconds = _seconds_of(found.source, found.first)
-            task = {"make": "picture", "kind": found.source.kind, "seconds": seconds, **shared}
-            content = await self._make(located, upload, task)
-            path = self._service.spool.new()
-            await in_thread(path.write_bytes, content)
-            return path, found.made
-        fps = exact_rate(rate_of(found.source))
-        task = {
-            **{"make": "piece", "first": found.first, "frames": found.made.frames, "fps": fps.as_integer_ratio()},
-            **{"max_bytes": self._settings.probe_memory_bytes // 2},
-            **shared,
-        }
-        return await self._make_piece(upload, task, found.made)
-
-    async def _make_piece(self, upload: Upload, task: Mapping[str, Any], made: UploadInfo) -> tuple[Path, UploadInfo]:
-        pixels = 3 * made.width * made.height * made.frames
-        arrival = await in_thread(self.reserve, min(pixels, int(task["max_bytes"])))
+        task: dict[str, Any] = {"box": found.box, "sha256": sha256}
+        if made.kind == "image":
+            task |= {"make": "picture", "kind": source.kind, "seconds": _seconds_of(source, found.first)}
+        else:
+            fps = exact_rate(rate_of(source)).as_integer_ratio()
+            most_bytes = self._settings.probe_memory_bytes // 2
+            task |= {"make": "piece", "first": found.first, "frames": made.frames, "fps": fps, "max_bytes": most_bytes}
         path = self._service.spool.new()
         try:
-            with path.open("w+b") as target:
-                make = partial(
-                    self._service.submitter.prober.make, upload, task, target, wall_seconds=self._settings.cut_seconds
-                )
-                answer = await anyio.to_thread.run_sync(make, limiter=self._making)
-            frames = int(answer["frames"])
-            return path, replace(made, frames=frames, seconds=frames / rate_of(made))
+            facts = await self._make_file(located, upload, task, path, 3 * made.width * made.height * made.frames)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        frames = int(facts.get("frames", made.frames))
+        return path, replace(made, frames=frames, seconds=frames / rate_of(made)) if made.kind == "video" else made
+
+    async def _make_file(
+        self, located: Located, upload: Upload, task: Mapping[str, Any], path: Path, most_bytes: int
+    ) -> dict[str, Any]:
+        """Write what a task makes of a file, at most `most_bytes`, to a new file; return facts about it."""
+        identity = _identity(located, task)
+        if (known := self._made.get(identity)) is not None:
+            await in_thread(path.write_bytes, known[0])
+            return known[1]
+        arrival = await in_thread(self.reserve, min(most_bytes, int(task.get("max_bytes", most_bytes))))
+        try:
+            facts = await self._run(upload, task, path, self._settings.cut_seconds)
+            if path.stat().st_size <= _LARGEST_CACHED_BYTES:
+                self._made.put(identity, await in_thread(path.read_bytes), facts)
+            return facts
         finally:
             arrival.release()
+
+    async def _run(
+        self, upload: Upload, task: Mapping[str, Any], target: Path | io.BytesIO, wall_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Let a reader do a task, in a thread."""
+
+        def make() -> dict[str, Any]:
+            prober = self._service.submitter.prober
+            if isinstance(target, io.BytesIO):
+                return prober.make(upload, task, target, wall_seconds=wall_seconds)
+            with target.open("wb") as file:
+                return prober.make(upload, task, file, wall_seconds=wall_seconds)
+
+        return await anyio.to_thread.run_sync(make, limiter=self._making)
 
     # ---- drawing files -----------------------------------------------------------------------------------------------
 
@@ -363,14 +377,16 @@ class FileLibrary:
                 seconds = _seconds_of(info, Part(frame=index or 0).of(info).first)
             except ValueError as error:
                 raise invalid_value(str(error).replace("frame=", "index="), "index") from None
-        return await self._drawn(located, {"make": "frame", "kind": info.kind, "seconds": seconds, "width": width})
+        task = {"make": "frame", "kind": info.kind, "seconds": seconds, "width": width, "size": info.size()}
+        return await self._drawn(located, task)
 
     async def strip(self, reference: StoredReference, owner: str, *, count: int, height: int) -> tuple[bytes, str]:
         """Draw `count` frames of a file side by side as WebP, at most `height` pixels high; return as `frame`."""
         located = await self.locate(reference, owner)
         info = located.info
-        task = {"make": "strip", "kind": info.kind, "seconds": info.seconds, "count": count, "height": height}
-        return await self._drawn(located, task)
+        whole = {"kind": info.kind, "seconds": info.seconds, "size": info.size()}
+        task = {"make": "strip", **whole, "count": count, "height": height}
+        return await self._drawn(located, task, self._settings.cut_seconds)
 
     async def stored_request(self, id: str, owner: str) -> bytes:
         """Read the request that pusa has stored in a file, with its inputs in base64 by sha256, as JSON."""
@@ -381,49 +397,44 @@ class FileLibrary:
         content, _ = await self._drawn(located, {"make": "request"})
         return content
 
-    async def _drawn(self, located: Located, task: Mapping[str, Any]) -> tuple[bytes, str]:
+    async def _drawn(
+        self, located: Located, task: Mapping[str, Any], wall_seconds: float | None = None
+    ) -> tuple[bytes, str]:
+        """Draw something of a file; return it and an entity tag."""
         identity = _identity(located, task)
         if (known := self._made.get(identity)) is not None:
-            return known, identity
+            return known[0], identity
         upload = Upload(name=located.name, path=await self._brought(located))
+        target = io.BytesIO()
         try:
-            return await self._make(located, upload, task), identity
+            await self._run(upload, task, target, wall_seconds)
         finally:
             upload.path.unlink(missing_ok=True)
-
-    async def _make(self, located: Located, upload: Upload, task: Mapping[str, Any]) -> bytes:
-        identity = _identity(located, task)
-        if (known := self._made.get(identity)) is not None:
-            return known
-        target = io.BytesIO()
-        make = partial(self._service.submitter.prober.make, upload, task, target)
-        await anyio.to_thread.run_sync(make, limiter=self._making)
         content = target.getvalue()
-        self._made.put(identity, content)
-        return content
+        if len(content) <= _LARGEST_CACHED_BYTES:
+            self._made.put(identity, content, {})
+        return content, identity
 
 
 class _Cache:
-    """Hold what was made last, up to so many bytes."""
+    """Hold what was made last, with facts about it, up to so many bytes."""
 
-    def __init__(self, most_bytes: int, largest_bytes: int) -> None:
-        self._most_bytes, self._largest_bytes = most_bytes, largest_bytes
-        self._contents: OrderedDict[str, bytes] = OrderedDict()
-        self._held_bytes = 0
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._held_bytes = most_bytes, 0
+        self._made: OrderedDict[str, tuple[bytes, dict[str, Any]]] = OrderedDict()
 
-    def get(self, identity: str) -> bytes | None:
-        content = self._contents.get(identity)
-        if content is not None:
-            self._contents.move_to_end(identity)
-        return content
+    def get(self, identity: str) -> tuple[bytes, dict[str, Any]] | None:
+        if identity in self._made:
+            self._made.move_to_end(identity)
+        return self._made.get(identity)
 
-    def put(self, identity: str, content: bytes) -> None:
-        if len(content) > self._largest_bytes or identity in self._contents:
+    def put(self, identity: str, content: bytes, facts: dict[str, Any]) -> None:
+        if identity in self._made:
             return
-        self._contents[identity] = content
+        self._made[identity] = content, facts
         self._held_bytes += len(content)
         while self._held_bytes > self._most_bytes:
-            _, removed = self._contents.popitem(last=False)
+            _, (removed, _) = self._made.popitem(last=False)
             self._held_bytes -= len(removed)
 
 

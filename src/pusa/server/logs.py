@@ -27,7 +27,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 """Id of the job that is being created or run."""
 
-PRIVATE_FIELDS = frozenset({"prompt", "negative_prompt", "authorization", "api_key", "api_keys", "key"})
+PRIVATE_FIELDS = frozenset({"prompt", "negative_prompt", "authorization", "api_key", "api_keys", "prompt_key", "key"})
 """Extra fields of a record that are never written."""
 
 _PRIVATE_TEXT = (

@@ -14,19 +14,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa import zoo
 from pusa.codes import CodedText
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.server.changes import JobChanges, is_video_id, not_found
 from pusa.server.clock import TrustedClock
-from pusa.server.content import Content, result_key
+from pusa.server.content import Content, result_key, speaking_name
 from pusa.server.derived import final_of, num_frames_of, prompt_of, request_of, size_and_fps, video_condition
+from pusa.server.enhancer import PromptEnhancer
 from pusa.server.errors import ServiceError
 from pusa.server.events import EventFeed
+from pusa.server.exports import VideoExports
 from pusa.server.feed import JobFeed, Snapshot
 from pusa.server.files import FileLibrary
 from pusa.server.http.keys import WrongKeys
-from pusa.server.http.to_request import EDIT_NOISE, extension_length, invalid_value
+from pusa.server.http.to_request import EDIT_NOISE, extension_length
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.integrity import FileIntegrity
 from pusa.server.jobs.queue import EVERY_JOB, Job, JobFilter, JobQueue, Status
 from pusa.server.jobs.store import FileStore, fragment_key
@@ -76,6 +80,8 @@ class VideoService(JobChanges):
         self.events = EventFeed(queue, files, self.readiness, lambda: self.is_stopping)
         self.integrity = FileIntegrity(queue, files)
         self.library = FileLibrary(self)
+        self.exports = VideoExports(self)
+        self.enhancer = PromptEnhancer(settings, _known_words(settings.model))
         self.wrong_keys = WrongKeys()
         self._disk = DiskSpace(settings.min_free_bytes)
         self._text_memory = TextMemory(settings.max_text_memory_bytes)
@@ -402,7 +408,7 @@ class VideoService(JobChanges):
                 raise await self.damaged(id, key)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"the {variant} of {id} is not kept any more") from None
-        return Content.of(self.files, key, size, f"{id}{'' if variant == 'video' else '_' + variant}")
+        return Content.of(self.files, key, size, f"{speaking_name(job)}{'' if variant == 'video' else '_' + variant}")
 
     async def damaged(self, id: str, key: str) -> ServiceError:
         """Have a job with a damaged result made again; return the error that says so."""
@@ -438,3 +444,9 @@ class VideoService(JobChanges):
     def readiness(self) -> ServerState:
         """Summarise the latest reports of all workers, on any machine. Reads the database: call it in a thread."""
         return read_readiness(self.queue, self.settings, self.model)
+
+
+def _known_words(model: str) -> list[str]:
+    """List the phrases that a small model was trained on, one for each meaning; none for a model that reads any."""
+    entry = zoo.find(model)
+    return [group[0] for groups in (entry.words if entry else {}).values() for group in groups]

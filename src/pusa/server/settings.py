@@ -5,33 +5,21 @@ The command line wins over the environment, the environment over the file, the f
 on the command line.
 """
 
-import difflib
 import ipaddress
-import logging
 import os
-import tomllib
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Strict, ValidationError, model_validator
+from pydantic import BeforeValidator, Strict, model_validator
 
 from pusa.acceleration.decisions import Compile, LoadOptions, Quantize, Wish
-from pusa.fields import FieldSpec, StrictModel, explain, field, field_specs
+from pusa.fields import StrictModel, field
 from pusa.provenance.options import MarkOptions
 from pusa.request import METADATA, Metadata
-from pusa.server.keys_file import check_key_lengths, read_keys
-
-__all__ = ["ServerSettings", "load_settings", "parse_option"]
-
-PREFIX = "PUSA_"
-CONFIG_VARIABLE = "PUSA_CONFIG"
+from pusa.server.keys_file import check_key_lengths
 
 _MIB, _GIB = 2**20, 2**30
-_OTHER_VARIABLES = {CONFIG_VARIABLE, "PUSA_API_KEY", "PUSA_CACHE"}  # no settings: of this module, the client, caches
 
-logger = logging.getLogger(__name__)
 
 StringList = Annotated[
     tuple[str, ...], Strict(False), BeforeValidator(lambda v: [v] if isinstance(v, str) and v else v or [])
@@ -301,6 +289,20 @@ class ServerSettings(StrictModel):
         None, "Watermark in the pixels of results: rivagan, or videoseal:FILE.", unset="none", min_length=1
     )
 
+    # Help with prompts
+    prompt_url: str | None = field(
+        None,
+        "OpenAI-compatible address that enhances and translates prompts, such as http://127.0.0.1:11434/v1; prompts "
+        "of visitors go there, and nowhere else.",
+        unset="no enhancer",
+        pattern=r"^https?://[^/@?#\s]+(/[^?#\s]*)?$",
+    )
+    prompt_model: str | None = field(None, "Name of the language model there.", unset="none", min_length=1)
+    prompt_key: str | None = field(None, "Key for that address.", unset="none is sent", min_length=1, repr=False)
+    prompt_seconds: float = field(
+        30.0, "How long the language model may take for a prompt.", unit="seconds", ge=1, le=600
+    )
+
     # Logging
     log_level: Literal["debug", "info", "warning", "error"] = field("info", "What is logged.")
     log_format: Literal["text", "json"] = field("text", "Lines for people, or JSON for programs.")
@@ -337,6 +339,13 @@ class ServerSettings(StrictModel):
         if (self.sign_cert is None) != (self.sign_key is None):
             missing = "sign_key" if self.sign_key is None else "sign_cert"
             raise ValueError(f"{missing} is missing: a certificate and its key are given together")
+        return self
+
+    @model_validator(mode="after")
+    def _check_enhancer(self) -> "ServerSettings":
+        if (self.prompt_url is None) != (self.prompt_model is None):
+            missing = "prompt_model" if self.prompt_model is None else "prompt_url"
+            raise ValueError(f"{missing} is missing: an address and the name of its language model are given together")
         return self
 
     @property
@@ -417,71 +426,3 @@ class ServerSettings(StrictModel):
     def keep_seconds(self) -> float | None:
         """Time until results are removed; None keeps them."""
         return self.keep_hours * 3600 if self.keep_hours else None
-
-
-def load_settings(
-    file: str | Path | None = None,
-    *,
-    environ: Mapping[str, str] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> ServerSettings:
-    """Load the settings from all sources.
-
-    Args:
-        file: TOML; defaults to the file that PUSA_CONFIG names.
-        environ: defaults to that of the process.
-        options: of the command line, typed or as text; None and () stand for options left out.
-
-    Raises:
-        FileNotFoundError: the file, or `api_keys_file`, does not exist.
-        ValueError: invalid settings, one line for each.
-    """
-    environ = os.environ if environ is None else environ
-    file = file or environ.get(CONFIG_VARIABLE) or None
-    values = _read_toml(Path(file)) if file else {}
-    values |= _from_environment(environ)
-    for name, value in (options or {}).items():
-        if value is not None and value != ():
-            values[name] = parse_option(name, value) if isinstance(value, str) else value
-    keys_file = values.get("api_keys_file")
-    if isinstance(keys_file, str):
-        keys = values.get("api_keys") or ()
-        values["api_keys"] = [*([keys] if isinstance(keys, str) else keys), *read_keys(Path(keys_file).expanduser())]
-    try:
-        return ServerSettings.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(explain(error)) from error
-
-
-def parse_option(name: str, text: str) -> Any:
-    """Parse text of the environment or the command line for a field, as `FieldSpec.parse`; unknown ones stay text."""
-    spec = _fields().get(name)
-    return text.strip() if spec is None else spec.parse(text)
-
-
-@cache
-def _fields() -> dict[str, FieldSpec]:
-    return {spec.name: spec for spec in field_specs(ServerSettings)}
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values = {}
-    for variable, text in environ.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or not text:
-            continue
-        if name in _fields():
-            values[name] = parse_option(name, text)
-        elif variable not in _OTHER_VARIABLES:
-            for similar in difflib.get_close_matches(name, _fields(), n=1, cutoff=0.8):
-                logger.warning("%s is unknown: did you mean %s%s?", variable, PREFIX, similar.upper())
-    return values
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {str(path)!r}: check the name, or leave it out")
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from error

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -12,7 +12,8 @@ from pusa.server.files import FileLibrary
 from pusa.server.http.body import in_parser_thread
 from pusa.server.http.from_request import body_of
 from pusa.server.http.json_input import BodyBudget, parse_json
-from pusa.server.http.to_request import decode_base64, validation_error
+from pusa.server.http.to_request import decode_base64
+from pusa.server.http.validation import validation_error
 from pusa.server.settings import ServerSettings
 from pusa.server.submit import in_thread
 from pusa.server.transfers.uploads import Spool, Upload
@@ -72,7 +73,7 @@ class StoredRequests:
         path = self._spool.new()
         try:
             await in_thread(path.write_bytes, data)
-            kind = "image" if spec.kind == "image" else "video"
+            kind: Literal["image", "video"] = "image" if spec.kind == "image" else "video"
             upload = Upload(name=spec.file, path=path, size=len(data), expected_kind=kind)
             return (await self._library.add(upload, owner, spec.file)).id
         finally:

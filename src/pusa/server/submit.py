@@ -23,7 +23,8 @@ from pusa.lora.sources import parse_lora, public_name
 from pusa.positions import latent_frames
 from pusa.request import METADATA, GenerationRequest, ResolvedRequest, match_orientation
 from pusa.server.errors import ServiceError
-from pusa.server.http.to_request import format_seconds, invalid_value, refused_value, validation_error
+from pusa.server.http.to_request import format_seconds
+from pusa.server.http.validation import invalid_value, refused_value, validation_error
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamaged, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
@@ -57,7 +58,7 @@ class JobSubmitter:
         self.settings, self.queue, self.files, self.planner = settings, queue, files, planner
         self.prober = Prober(
             ProbeLimits(
-                max_bytes=settings.max_body_bytes,
+                max_bytes=max(settings.max_body_bytes, ProbeLimits.max_bytes),  # results and pieces are larger
                 max_pixels=settings.max_upload_pixels,
                 max_frames=settings.max_upload_frames,
                 max_seconds=settings.max_upload_seconds,

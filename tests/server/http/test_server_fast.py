@@ -7,7 +7,8 @@ import pytest
 from pusa.request import GenerationRequest
 from pusa.server.errors import ServiceError
 from pusa.server.http.schemas import CreateVideo
-from pusa.server.http.to_request import build_request, validate_fields
+from pusa.server.http.to_request import build_request
+from pusa.server.http.validation import validate_fields
 from pusa.zoo import defaults_of
 
 

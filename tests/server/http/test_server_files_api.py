@@ -21,6 +21,7 @@ from pusa.media import VideoWriter, read_image, read_video
 from pusa.provenance.marks import read_marks
 from pusa.server.jobs.client_files import ClientFileTable, expire_files
 from pusa.server.jobs.housekeeping import sweep_orphans
+from pusa.server.jobs.store import full_disk
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_the_same_content_sent_at_once_is_one_file(server: Served) -> None:
 
 def test_what_is_no_picture_or_video_is_refused_and_leaves_nothing(server: Served) -> None:
     before = list(server.service.files.keys("files"))
-    assert refusal(server.http.post("/v1/files", files={"file": ("a", b"text")}), 400)["code"] == "invalid_file"
+    assert refusal(server.http.post("/v1/files", files={"file": ("a", b"text")}), 400)["code"] == "not_a_picture"
     for body in ({}, {"file_url": "data:,x", "video_id": f"video_{'0' * 32}"}):
         assert refusal(server.http.post("/v1/files", json=body), 400)["code"] == "missing_parameter"
     assert refusal(server.http.post("/v1/files", json={"file_url": "data:,x", "input": 0}), 400)["param"] == "input"
@@ -143,6 +144,15 @@ def test_a_damaged_file_is_not_used_and_is_whole_again_once_it_is_sent_again(ser
     assert refusal(server.http.get(f"/v1/files/{id}/frame"), 409)["code"] == "file_damaged"
     assert keep(server, content)["id"] == id
     server.create(input_reference=id)
+
+
+def test_kept_files_outlast_the_server(tmp_path: Path, video: bytes) -> None:
+    with serving(tmp_path / "twice", workers=0) as server:
+        kept = keep(server, video, "clip.mp4")
+    with serving(tmp_path / "twice", workers=0) as server:
+        assert server.http.get(f"/v1/files/{kept['id']}").json() == kept
+        assert server.http.get(f"/v1/files/{kept['id']}/content").content == video
+        assert keep(server, video)["id"] == kept["id"]
 
 
 # ---- another's files -------------------------------------------------------------------------------------------------
@@ -393,7 +403,7 @@ def test_a_reader_that_dies_while_cutting_costs_the_request_alone(
     prober = server.service.submitter.prober
     monkeypatch.setattr(prober, "limits", prober.limits.__class__(memory_bytes=2**20, wall_seconds=20))
     for part in ({"start": 0.4, "end": 0.6}, {"frame": 4, "crop": [0, 0, 0.7, 0.7]}):
-        assert server.refused(400, input_reference={"file_id": id, **part})["code"] == "invalid_file"
+        assert server.refused(400, input_reference={"file_id": id, **part})["code"] == "file_unreadable"
     assert not spooled(server)
     assert server.service._disk.reserved_bytes == 0
 
@@ -514,6 +524,26 @@ def test_a_file_removed_while_it_is_taken_is_a_clear_error(server: Served, monke
     monkeypatch.setattr(library, "_bring", late)
     assert server.refused(404, input_reference=id)["code"] == "file_gone"
     assert begun.is_set()
+    assert not spooled(server)
+
+
+def test_space_for_the_copies_of_files_is_reserved(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = png(136, 64)
+    id, disk = keep(server, content)["id"], server.service._disk
+    taken: list[int] = []
+    take = disk.take
+
+    def count(folders: Any, size_bytes: int) -> list[int]:
+        taken.append(size_bytes)
+        if size_bytes == len(content):
+            raise full_disk(0, 2**30)
+        return take(folders, size_bytes)
+
+    monkeypatch.setattr(disk, "take", count)
+    assert server.refused(507, input_reference=id)["code"] == "disk_full"
+    assert refusal(server.http.post("/v1/files", json={"video_id": server.create()["id"]}), 409)["code"] == "not_ready"
+    assert len(content) in taken
+    assert disk.reserved_bytes == 0
     assert not spooled(server)
 
 

@@ -10,7 +10,7 @@ from pusa.defaults import TI2V_DEFAULTS, WAN_DEFAULTS
 from pusa.request import GenerationRequest, field_specs
 from pusa.server.http.models import shapes_of, sizes_of
 from pusa.server.http.schemas import CreateVideo
-from pusa.server.http.to_request import client_name
+from pusa.server.http.validation import client_name
 
 
 @pytest.fixture(scope="module")

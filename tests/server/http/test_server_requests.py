@@ -1,6 +1,5 @@
 """GET /v1/videos/{id}/request: what a video was made from, as a body that makes it once more."""
 
-import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,33 +84,39 @@ def test_the_same_body_makes_the_same_request(server: Served, video_file: Path, 
     references = [*body.get("input_reference", []), *frames]
     numbers = range(pictures + videos)
     assert sorted(references, key=lambda one: one["input"]) == [{"video_id": id, "input": n} for n in numbers]
-    answer = server.http.post("/v1/videos", json=_with_data(server, body))
+    answer = server.http.post("/v1/videos", json=body)
     assert answer.status_code == 200, answer.text
-    old, new = server.job(id), server.job(answer.json()["id"])
+    check_same(server, id, answer.json()["id"])
+
+
+def check_same(server: Served, first: str, second: str) -> None:
+    old, new = server.job(first), server.job(second)
     assert _with_contents(new.request) == _with_contents(old.request)
     assert new.size == old.size
+    kept = server.service.files.get_bytes
+    assert {kept(key) for key in new.inputs} == {kept(key) for key in old.inputs}
 
 
-def _with_data(server: Served, body: dict[str, Any]) -> dict[str, Any]:
-    """Replace the references of a body by the files that they name, as data URLs."""
+def test_the_final_of_a_draft_can_be_made_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        draft = submit(server, {"prompt": "a duck", "draft": True}, 1)
+        server.ended(draft)
+        final = server.http.post(f"/v1/videos/{draft}/final", json={"noise_multiplier": 0.6}).json()["id"]
+        body = request_of(server, final)
+        assert body["draft_reference"] == {"video_id": final, "input": 1}
+        assert body["draft_noise_multiplier"] == 0.6
+        answer = server.http.post("/v1/videos", json=body)
+        assert answer.status_code == 200, answer.text
+        check_same(server, final, answer.json()["id"])
+        kinds = [spec["kind"] for spec in server.job(final).request["conditions"]]
+        assert kinds == ["image", "draft"]
 
-    def url(reference: dict[str, Any]) -> dict[str, str]:
-        key = server.job(reference["video_id"]).inputs[reference["input"]]
-        kind = "video/mp4" if key.endswith(".mp4") else "image/png"
-        data = base64.b64encode(server.service.files.get_bytes(key)).decode()
-        return {f"{kind.partition('/')[0]}_url": f"data:{kind};base64,{data}"}
 
-    changed = dict(body)
-    if references := body.get("input_reference"):
-        changed["input_reference"] = [url(reference) for reference in references]
-    if frames := body.get("keyframes"):
-        changed["keyframes"] = [
-            {**{k: v for k, v in frame.items() if k != "reference"}, **url(frame["reference"])}
-            if "reference" in frame
-            else frame
-            for frame in frames
-        ]
-    return changed
+def test_a_draft_is_a_video_and_has_its_noise(server: Served) -> None:
+    error = server.refused(400, draft_noise_multiplier=0.5)
+    assert (error["code"], error["param"]) == ("needs_input", "draft_noise_multiplier")
+    files = {"draft_reference": ("a.png", png(), "image/png")}
+    refusal(server.http.post("/v1/videos", data={"prompt": "a"}, files=files), 400)
 
 
 def _with_contents(request: dict[str, Any]) -> dict[str, Any]:

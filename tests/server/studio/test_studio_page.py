@@ -1,216 +1,133 @@
-"""The page as it is served, and the routes that its scripts ask: without a browser."""
+"""The page as it is served: its files, what a browser may keep, and what it may ask; without a browser."""
 
-import hashlib
+import gzip
 import json
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("gradio")
-
+import uvicorn
+from click.testing import CliRunner
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from pusa.server.studio.mounting import SCRIPTS, STYLES
-from pusa.server.studio.routes import ASSETS
+from ports import free_port
 from studio_samples import settings_of
 
-from pusa.request import GenerationRequest
+from pusa.cli import studio as cli_studio
 from pusa.server.app import create_app
-from pusa.server.jobs.queue import NewJob
 from pusa.server.studio import examples
+from pusa.server.studio.page import WEB
 
-KEY, OTHER_KEY = "a-key-of-somebody", "a-key-of-another"
+MOST_BYTES = 350_000
+PREFIX = re.compile(r'src="(studio/[0-9a-f]{16})/app\.js"')
 
 
-def app_in(folder: Path, **changes: object):
-    """Without workers: jobs stay as the test leaves them."""
+def app_in(folder: Path, **changes: object) -> FastAPI:
+    """Without workers."""
     return create_app(settings_of(folder, workers=0, **changes))
 
 
 @contextmanager
-def client_of(app):
+def client_of(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    return app_in(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def client(app):
-    with client_of(app) as client:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client_of(app_in(tmp_path_factory.mktemp("page"))) as client:
         yield client
 
 
-def submit(app, owner: str = "", **fields: object):
-    request = GenerationRequest.model_validate({"prompt": "a duck", "seed": 3, **fields})
-    job, _ = app.state.service.queue.submit(
-        NewJob(
-            owner=owner,
-            request=request.model_dump(mode="json"),
-            model="mini",
-            prompt=request.prompt,
-            seconds="2.06",
-            size="96x96",
-        )
-    )
-    return job
+def prefix(client: TestClient) -> str:
+    found = PREFIX.search(client.get("/").text)
+    assert found is not None
+    return found[1]
 
 
-def finish(app, video: bytes = b"0123456789"):
-    """Let the oldest job end with this as its video."""
-    service = app.state.service
-    job = service.queue.claim("worker", lease_seconds=60)
-    keys = {"video": f"results/{job.id}/1/video.mp4", "thumbnail": f"results/{job.id}/1/thumbnail.webp"}
-    for key in keys.values():
-        service.files.put_bytes(key, video)
-    service.queue.finish(job, results=keys, timings={})
-    return job
-
-
-def test_the_page_loads_its_parts_from_this_server_and_forbids_all_others(client):
+def test_the_page_loads_its_parts_from_this_server_and_forbids_all_others(client: TestClient) -> None:
     answer = client.get("/")
-    head = answer.text.partition("</head>")[0]
     assert answer.status_code == 200
-    for name in (*SCRIPTS, *STYLES):
-        assert f"studio/assets/{name}?" in head
-        assert client.get(f"/studio/assets/{name}").status_code == 200
+    addresses = re.findall(r'(?:href|src)="([^"]+)"', answer.text)
+    assert len(addresses) > 40
+    assert [address for address in addresses if client.get(f"/{address}").status_code != 200] == []
     policy = answer.headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy
-    assert head.index("window.pusa =") < head.index("studio/assets/common.js")
+    assert "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
 
 
-def test_only_files_that_are_meant_to_be_fetched_are(client):
-    assert client.get("/studio/assets/penguin.png").status_code == 200
-    assert client.get("/studio/assets/..%2Fforms.py").status_code == 404
-    assert client.get("/studio/assets/forms.py").status_code == 404
-    assert client.get(f"/gradio_api/file={Path(__file__)}").status_code in (403, 404)
+def test_a_browser_keeps_files_for_ever_and_asks_for_the_page_each_time(client: TestClient) -> None:
+    assert client.get("/").headers["cache-control"] == "no-cache"
+    kept = client.get(f"/{prefix(client)}/core/store.js")
+    assert "immutable" in kept.headers["cache-control"]
+    assert kept.headers["content-type"].startswith("text/javascript")
+    assert client.get("/studio/0000000000000000/core/store.js").status_code == 404
 
 
-def test_the_api_stays_where_it_is(client):
+def test_all_that_the_page_loads_is_small(client: TestClient) -> None:
+    page = client.get("/").text
+    names = {*re.findall(r'(?:href|src)="([^"]+\.(?:js|css|svg))"', page), f"{prefix(client)}/locales/fr.json"}
+    sizes = {name: len(gzip.compress(client.get(f"/{name}").content)) for name in names}
+    assert sum(sizes.values()) + len(gzip.compress(page.encode())) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("path", ["..%2Fpage.py", "../page.py", "%2e%2e/page.py", "locales", "", "core/%00"])
+def test_only_files_that_are_meant_to_be_fetched_are(client: TestClient, path: str) -> None:
+    assert client.get(f"/{prefix(client)}/examples/penguin.png").status_code == 200
+    assert client.get(f"/{prefix(client)}/{path}").status_code == 404
+
+
+def test_the_api_stays_where_it_is_and_lists_no_page(client: TestClient) -> None:
     assert client.get("/v1/videos").json()["object"] == "list"
     assert client.get("/health").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
-    assert not [path for path in paths if path.startswith(("/studio", "/gradio"))]
+    assert [path for path in paths if path == "/" or path.startswith("/studio")] == []
 
 
-def test_the_page_reveals_nothing_about_this_machine(client):
-    config = client.get("/config").json()
-    text = json.dumps(config)
-    assert config["analytics_enabled"] is False
+def test_the_page_reveals_nothing_about_this_machine(client: TestClient) -> None:
+    text = client.get("/").text
     assert str(Path.home()) not in text
-    assert str(ASSETS) not in text
+    assert str(WEB) not in text
 
 
-def test_the_state_of_a_job_without_paths_and_keys(app, client):
-    job = submit(app)
-    state = client.get(f"/studio/state?job={job.id}").json()
-    assert state["model"]["name"] == "mini"
-    assert state["model"]["ready"] is False
-    assert (state["job"]["status"], state["job"]["position"]) == ("queued", 0)
-    assert state["job"]["settings"]["seed"] == 3
-    assert "inputs/" not in json.dumps(state)
-    assert client.get("/studio/state?job=video_nothing").json()["job"] is None
-    assert client.get("/studio/state?job=" + "video_" + "0" * 32).json()["job"] is None
-    assert client.post(f"/studio/jobs/{job.id}/cancel").json()["status"] == "cancelled"
-    app.state.service.queue.delete(job.id)
+def test_the_page_needs_no_key_and_what_it_shows_does(tmp_path: Path) -> None:
+    with client_of(app_in(tmp_path, api_keys=["a-key-of-somebody"])) as client:
+        assert client.get("/").status_code == 200
+        assert client.get(f"/{prefix(client)}/app.js").status_code == 200
+        assert client.get("/v1/videos").status_code == 401
 
 
-def test_a_finished_video_is_played_from_any_place_in_it(app, client):
-    submit(app)
-    job = finish(app)
-    whole = client.get(f"/studio/media/{job.id}/video")
-    part = client.get(f"/studio/media/{job.id}/video", headers={"range": "bytes=2-4"})
-    assert whole.content == b"0123456789"
-    assert (part.status_code, part.content) == (206, b"234")
-    assert client.get(f"/studio/media/{job.id}/spritesheet").status_code == 400
-    assert client.get(f"/studio/media/{job.id}/preview").status_code == 204
-    again = client.post(f"/studio/jobs/{job.id}/again").json()
-    varied = client.post(f"/studio/jobs/{job.id}/again?vary_seed=true").json()
-    queue = app.state.service.queue
-    assert queue.get(again["id"]).request["seed"] == 3
-    assert queue.get(varied["id"]).request["seed"] != 3
-    assert queue.get(again["id"]).source == "studio"
-    listed = client.get("/studio/jobs").json()
-    assert [card["id"] for card in listed["jobs"]] == [varied["id"], again["id"], job.id]
-    assert client.post(f"/studio/jobs/{job.id}/delete").status_code == 200
-    assert client.get(f"/studio/media/{job.id}/video").status_code == 404
-    for card in (again, varied):
-        queue.delete(card["id"])
+def test_a_server_without_the_studio_shows_none(tmp_path: Path) -> None:
+    with client_of(app_in(tmp_path, studio=False)) as client:
+        assert PREFIX.search(client.get("/").text) is None
 
 
-def test_the_gallery_comes_in_pages(app, client):
-    jobs = [submit(app) for _ in range(30)]
-    first = client.get("/studio/jobs").json()
-    rest = client.get(f"/studio/jobs?after={first['jobs'][-1]['id']}").json()
-    assert (len(first["jobs"]), first["more"]) == (24, True)
-    assert (len(rest["jobs"]), rest["more"]) == (6, False)
-    for job in jobs:
-        app.state.service.queue.delete(job.id)
-
-
-def test_words_are_looked_up(client):
-    found = client.get("/studio/words", params={"prompt": "a yacht at the beach"}).json()
-    assert [one["word"] for one in found] == ["yacht"]
-    assert "sailboat" in found[0]["nearest"]
-
-
-def test_with_keys_each_client_sees_only_its_jobs(tmp_path):
-    app = app_in(tmp_path, api_keys=[KEY, OTHER_KEY])
-    with client_of(app) as client:
-        assert client.get("/").status_code == 401
-        assert client.get("/studio/jobs").status_code == 401
-        mine, other = ({"authorization": f"Bearer {key}"} for key in (KEY, OTHER_KEY))
-        assert client.get("/", headers=mine).status_code == 200
-        job = submit(app, hashlib.sha256(KEY.encode()).hexdigest())
-        assert len(client.get("/studio/jobs", headers=mine).json()["jobs"]) == 1
-        assert client.get("/studio/jobs", headers=other).json()["jobs"] == []
-        assert client.get(f"/studio/state?job={job.id}", headers=other).json()["job"] is None
-        assert client.post(f"/studio/jobs/{job.id}/cancel", headers=other).status_code == 404
-
-
-def test_pages_of_others_may_not_act_here(app, client):
-    job = submit(app)
-    evil = {"origin": "http://evil.example"}
-    assert client.post(f"/studio/jobs/{job.id}/cancel", headers=evil).status_code == 403
-    assert app.state.service.queue.get(job.id).status == "queued"
-    app.state.service.queue.delete(job.id)
-
-
-def test_the_studio_loads_no_torch():
-    code = "import sys, pusa.server.studio.mounting; sys.exit('torch' in sys.modules)"
+def test_the_studio_loads_no_torch() -> None:
+    code = "import sys, pusa.server.studio.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
-def test_without_gradio_the_command_says_what_to_install(monkeypatch):
-    from click.testing import CliRunner
-
-    from pusa.cli import studio as cli_studio
-
-    monkeypatch.setattr(cli_studio.importlib.util, "find_spec", lambda name: None)
-    result = CliRunner().invoke(cli_studio.studio, ["--no-browser"])
-    assert "pip install 'pusa[studio]'" in str(result.exception)
+def test_every_example_has_its_files_and_every_tab_has_one() -> None:
+    files = examples.public_files()
+    shown = examples.as_json()
+    assert {example["tab"] for example in shown} == {"image", "images", "video", "text"}
+    assert [name for example in shown for name in (*example["files"], *example["shows"]) if name not in files] == []
+    assert json.dumps(shown)
 
 
-def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
-    import threading
-
-    import uvicorn
-    from click.testing import CliRunner
-    from ports import free_port
-
-    from pusa.cli import studio as cli_studio
-
+def test_a_server_that_is_there_already_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened: list[str] = []
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("webbrowser.open", opened.append)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app_in(tmp_path, studio=False), port=port, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app_in(tmp_path), port=port, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     cli_studio.open_when_ready(f"http://127.0.0.1:{port}/")  # returns when it answers
@@ -221,8 +138,7 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch, tmp_path):
     assert opened == [f"http://127.0.0.1:{port}/"] * 2
 
 
-def test_every_file_of_the_page_is_in_the_package():
+def test_every_file_of_the_page_is_in_the_package() -> None:
     folder = Path(examples.__file__).parent
     names = {path.name for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert {"fr.json", "zh.json", "en.json", "favicon.svg", "apple.mp4", "timeline.js"} <= names
-    assert not [name for name in names if name.endswith(".pyi")], "Gradio wrote a stub beside a subclass"
+    assert {"fr.json", "zh.json", "en.json", "favicon.svg", "apple.mp4", "app.js", "preact.js", "base.css"} <= names

@@ -73,10 +73,18 @@ def test_files_that_are_neither_or_damaged_are_refused_by_name_and_without_paths
     prober: Prober, tmp_path: Path
 ) -> None:
     video = clip(tmp_path).read_bytes()
-    for content in (b"", b"text", archive(), png()[:60], video[: len(video) // 2], b"\0" * 1000):
+    for content, code in (
+        *(
+            (b"", "file_empty"),
+            (b"text", "not_a_picture"),
+            (archive(), "not_a_picture"),
+            (b"\0" * 1000, "not_a_picture"),
+        ),
+        *((png()[:60], "file_unreadable"), (video[: len(video) // 2], "file_cut_short")),
+    ):
         with pytest.raises(ServiceError) as refused:
             prober.probe([upload(tmp_path, png()), upload(tmp_path, content, "the second one")])
-        assert (refused.value.status, refused.value.code) == (400, "invalid_file")
+        assert (refused.value.status, refused.value.code) == (400, code)
         assert refused.value.message.startswith("the second one: ")
         assert str(tmp_path) not in refused.value.message
 

@@ -11,6 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from pusa.numerals import is_whole, parse_whole
 from pusa.server.errors import ServiceError
+from pusa.server.exports import Export
 from pusa.server.http import openapi, to_request
 from pusa.server.http.references import REFERENCE_FIELDS, RequestReader, read_request
 from pusa.server.http.schemas import (
@@ -25,6 +26,7 @@ from pusa.server.http.schemas import (
     video_from_job,
 )
 from pusa.server.http.sse import STREAM_HEADERS, events
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.queue import Job
 from pusa.server.service import Upload, Variant, VideoService
 from pusa.server.transfers.downloads import download
@@ -48,7 +50,8 @@ register_url_convertor("video", _VideoConvertor())
 
 router = APIRouter(prefix="/v1")
 
-_CREATE_FILE_FIELDS = dict.fromkeys(REFERENCE_FIELDS, "input_reference")
+_CONTENT_TYPES = ("video/mp4", "image/webp", "image/gif", "image/png")
+_CREATE_FILE_FIELDS = {**dict.fromkeys(REFERENCE_FIELDS, "input_reference"), "draft_reference": "draft_reference"}
 _VIDEO_FILE_FIELDS = {"video": "video"}
 _DISCONNECT_SECONDS = 0.5  # between two checks whether a waiting client has disconnected
 
@@ -103,7 +106,7 @@ async def video_response(service: VideoService, job: Job) -> JSONResponse:
 @router.post(
     "/videos",
     response_model=VideoObject,
-    responses=openapi.errors(400, 413, 415, 422, 429, 503, 507),
+    responses=openapi.errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
     summary="Create a video",
 )
@@ -117,7 +120,7 @@ async def create(request: Request, service: Service, owner: Owner, options: Opti
     "/videos/sync",
     responses={
         200: openapi.binary("The video.", "video/mp4"),
-        **openapi.errors(400, 409, 413, 415, 422, 429, 500, 503, 507),
+        **openapi.errors(400, 404, 409, 413, 415, 422, 429, 500, 503, 507),
     },
     response_class=Response,
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
@@ -170,7 +173,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 @router.post(
     "/videos/estimate",
     response_model=VideoEstimate,
-    responses=openapi.errors(400, 413, 415, 503, 507),
+    responses=openapi.errors(400, 404, 409, 413, 415, 503, 507),
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
     summary="Tell what a video would need",
 )
@@ -189,10 +192,12 @@ async def _read_create(
     body = await reader.validate(CreateVideo, _CREATE_FILE_FIELDS)
     references = await reader.references(body)
     keyframes, inside = await reader.keyframes(body, references)
-    uploads = await service.submitter.probe({**references, **inside})
+    drafts = await reader.draft(body)
+    uploads = await service.submitter.probe({**references, **inside, **drafts})
     infos = {name: upload.info for name in references if (upload := uploads[name]).info is not None}
     fields = to_request.build_request(body, defaults=service.defaults)
-    fields["conditions"] = to_request.build_conditions(body, keyframes, infos, fields.get("task"))
+    conditions = to_request.build_conditions(body, keyframes, infos, fields.get("task"))
+    fields["conditions"] = conditions + to_request.draft_conditions(body, list(drafts))
     return body, fields, uploads
 
 
@@ -226,9 +231,7 @@ async def extend(request: Request, service: Service, owner: Owner, options: Opti
         videos = await _read_videos(reader, body, limit=1)
         generation = to_request.merge_extra_params(body)
         if generation.cond_positions is not None:
-            raise to_request.invalid_value(
-                "an extension goes on after the end: leave cond_positions out", "cond_positions"
-            )
+            raise invalid_value("an extension goes on after the end: leave cond_positions out", "cond_positions")
         job = await service.extend(
             videos[0],
             body.prompt,
@@ -275,7 +278,7 @@ async def _read_videos(reader: RequestReader, body: ExtendVideo | EditVideo, *, 
         # The SDK cannot leave `video` out: beside an id it may send a file without meaning.
         ids = [video for video in videos if isinstance(video, str)]
         if len(ids) != limit:
-            raise to_request.invalid_value(
+            raise invalid_value(
                 f"{len(videos)} videos are given: send {'one' if limit == 1 else 'at most two'}", "video"
             )
         return ids
@@ -348,23 +351,28 @@ async def final(request: Request, id: Id, service: Service, owner: Owner, option
 @router.get(
     "/videos/{id:video}/content",
     responses={
-        200: openapi.binary("The file.", "video/mp4", "image/webp"),
-        206: openapi.binary("The range that was asked for.", "video/mp4", "image/webp"),
+        200: openapi.binary("The file.", *_CONTENT_TYPES),
+        206: openapi.binary("The range that was asked for.", *_CONTENT_TYPES),
         304: {"description": "It has not changed."},
-        **openapi.errors(400, 404, 409, 416, 503),
+        **openapi.errors(400, 404, 409, 416, 503, 507),
     },
     response_class=Response,
-    summary="Download a video, its thumbnail or its sprite sheet",
+    summary="Download a video, a picture of it, or an export",
 )
 async def get_content(
     request: Request,
     id: Id,
     service: Service,
     owner: Owner,
-    variant: Annotated[Variant, Query(description="Which of its files.")] = "video",
+    variant: Annotated[Variant | Export, Query(description="Which of its files.")] = "video",
 ) -> Response:
-    """Supports byte ranges."""
-    return await download(request, await service.content(id, variant, owner))
+    """Supports byte ranges. `gif`, `webp` and `last_frame` are made when they are asked for first."""
+    match variant:
+        case "gif" | "webp" | "last_frame":
+            content = await service.exports.content(id, variant, owner)
+        case _:
+            content = await service.content(id, variant, owner)
+    return await download(request, content)
 
 
 @router.get(

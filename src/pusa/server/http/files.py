@@ -13,7 +13,7 @@ from pusa.server.http.api import Id, Owner, Service
 from pusa.server.http.file_schemas import CreateFile, FileDeleted, FileList, FileObject, FileRequest, file_object
 from pusa.server.http.reference_schemas import MAX_FRAME, StoredReference
 from pusa.server.http.references import RequestReader, read_request
-from pusa.server.http.to_request import invalid_value
+from pusa.server.http.validation import invalid_value
 from pusa.server.jobs.client_files import ClientFile
 from pusa.server.service import VideoService
 from pusa.server.stored_requests import StoredRequests

@@ -9,7 +9,7 @@ from typing import Any
 
 from pusa.request import ConditionSpec, GenerationRequest, Position, stored_request
 from pusa.server.derived import request_of
-from pusa.server.http.to_request import client_name
+from pusa.server.http.validation import client_name
 from pusa.server.jobs.job import Job
 from pusa.server.settings import ServerSettings
 

@@ -39,7 +39,8 @@ from pusa.server.http.model_schemas import (
     model_plan,
 )
 from pusa.server.http.schemas import MAX_PROMPT_CHARACTERS
-from pusa.server.http.to_request import EDIT_NOISE, client_name
+from pusa.server.http.to_request import EDIT_NOISE
+from pusa.server.http.validation import client_name
 from pusa.server.service import VideoService, in_thread
 from pusa.server.settings import ServerSettings
 
@@ -116,7 +117,7 @@ def describe_model(service: VideoService) -> Model:
         metadata=list(settings.metadata_choices),
         words={kind: [list(group) for group in groups] for kind, groups in words.items()},
         fields=_fields(defaults, settings),
-        enhancer=False,
+        enhancer=service.enhancer.is_on,
         plan=model_plan(service.planner.plan_defaults(defaults)),
     )
 

@@ -23,6 +23,7 @@ _DESCRIPTIONS = {
     429: "Too many jobs wait. `Retry-After` and `retry-after-ms` say when to come back.",
     500: "A mistake of the server.",
     501: "Not supported.",
+    502: "The operator's language model failed.",
     503: "The queue cannot be reached at the moment.",
     507: "The disk is full.",
 }

@@ -18,6 +18,7 @@ from pusa.server.http import to_request, urls
 from pusa.server.http.body import ParsedBody, in_parser_thread, read_body
 from pusa.server.http.reference_schemas import StoredReference, UrlReference, VideoReference, stored_reference
 from pusa.server.http.schemas import CreateVideo, EditVideo, ExtendVideo, KeyframeInput
+from pusa.server.http.validation import invalid_value, validate_fields
 from pusa.server.service import VideoService, in_thread
 from pusa.server.transfers.reservations import Arrival
 from pusa.server.transfers.uploads import Upload
@@ -43,6 +44,7 @@ class RequestReader:
         makes_parts: False where the facts about a part of a file are enough, see `FileLibrary.take`.
         files: form parts by field, in order; filled by `validate`.
         inline: files from URLs and base64 in fields, and copies of those on the server.
+        reserved: space for the copies that the store will hold.
     """
 
     service: VideoService
@@ -51,6 +53,7 @@ class RequestReader:
     makes_parts: bool = True
     files: dict[str, list[Upload]] = field(default_factory=dict)
     inline: list[Upload] = field(default_factory=list)
+    reserved: list[Arrival] = field(default_factory=list)
 
     async def validate(self, model: type[M], file_fields: Mapping[str, str]) -> M:
         """Validate the fields, and assign the form's files to theirs.
@@ -72,9 +75,7 @@ class RequestReader:
                 message = f"{name[:60]!r} holds a file: files go into {choices}"
                 raise ServiceError(400, "unknown_parameter", message, name[:60], values={"field": name[:60]})
             self.files.setdefault(target, []).append(upload)
-        return await in_parser_thread(
-            partial(to_request.validate_fields, model, values, is_text=self.parsed_body.is_text)
-        )
+        return await in_parser_thread(partial(validate_fields, model, values, is_text=self.parsed_body.is_text))
 
     async def from_url(self, url: str, param: str, expected_kind: Literal["image", "video"] | None = None) -> Upload:
         """Decode a data URL, or fetch one from an allowed host, into the spool."""
@@ -107,8 +108,10 @@ class RequestReader:
     async def stored(self, reference: StoredReference, param: str) -> Upload:
         """Take a file on the server, or a part of it."""
         self._check_count(param)
-        upload = await self.service.library.take(reference, self.owner, param=param, makes_parts=self.makes_parts)
+        library = self.service.library
+        upload = await library.take(reference, self.owner, param=param, makes_parts=self.makes_parts)
         self.inline.append(upload)
+        self.reserved.append(await in_thread(library.reserve, upload.path.stat().st_size))
         return upload
 
     def _check_count(self, param: str) -> None:
@@ -133,6 +136,13 @@ class RequestReader:
                 found.append(await self._file_of(item, name))
         return {f"reference_{number}": upload for number, upload in enumerate(found)}
 
+    async def draft(self, body: CreateVideo) -> dict[str, Upload]:
+        """Collect the file of draft_reference, if there is one."""
+        found = [replace(upload, expected_kind="video") for upload in self.files.get("draft_reference", [])]
+        if body.draft_reference is not None:
+            found.append(replace(await self._file_of(body.draft_reference, "draft_reference"), expected_kind="video"))
+        return {f"draft_{number}": upload for number, upload in enumerate(found)}
+
     async def keyframes(
         self, body: CreateVideo, references: Mapping[str, Upload]
     ) -> tuple[list[tuple[KeyframeInput, str]], dict[str, Upload]]:
@@ -146,7 +156,7 @@ class RequestReader:
                     message = (
                         f"keyframe {number + 1}: file={frame.file}, and {len(references)} files are in input_reference"
                     )
-                    raise to_request.invalid_value(f"{message}: they are counted from 0", "keyframes")
+                    raise invalid_value(f"{message}: they are counted from 0", "keyframes")
             else:
                 name = f"keyframe_{number}"
                 inside[name] = await self._picture_of(frame)
@@ -211,6 +221,8 @@ async def read_request(
             parsed_body.remove()
             for upload in reader.inline:
                 upload.path.unlink(missing_ok=True)
+            for arrival in reader.reserved:
+                arrival.release()
 
 
 def _is_empty(request: Request) -> bool:

@@ -19,7 +19,7 @@ from pusa.request import (
     ResolvedRequest,
     Text,
 )
-from pusa.server.http.reference_schemas import AnyVideo, FileUrl, Reference, StoredReference
+from pusa.server.http.reference_schemas import AnyReference, AnyVideo, FileUrl, Reference, StoredReference
 from pusa.server.jobs.job import Job
 from pusa.server.plans import Estimate
 
@@ -180,6 +180,12 @@ class CreateVideo(GenerationOptions):
     priority: int | None = field(None, "Higher goes first; with API keys 0 or less.", unset="0", ge=-100, le=100)
     input_reference: Reference | None = field(
         None, "Pictures (the first frame, or first and last, or wherever cond_positions or keyframes say) or a video."
+    )
+    draft_reference: AnyReference | None = field(
+        None, "The draft that this is the final of: a video of a draft. /v1/videos/{id}/final fills in the rest itself."
+    )
+    draft_noise_multiplier: Multiplier | None = field(
+        None, "How far the final may depart from the draft.", unset=f"{FINAL_NOISE:g}"
     )
     image_reference: Reference | None = field(None, "As input_reference; vLLM-Omni's name.")
     video_reference: Reference | None = field(None, "As input_reference; vLLM-Omni's name.")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from typing import BinaryIO
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -28,7 +29,7 @@ async def download(request: Request, content: Content) -> Response:
         "accept-ranges": "bytes",
         "etag": etag,
         "cache-control": "private, max-age=86400, immutable",
-        "content-disposition": f'inline; filename="{content.name}"',
+        "content-disposition": _disposition(content.name),
     }
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
@@ -44,6 +45,12 @@ async def download(request: Request, content: Content) -> Response:
     except FileNotFoundError:
         raise ServiceError(404, "file_gone", f"{content.name} is not kept any more") from None
     return StreamingResponse(_read(file, start, end), status, headers, content.media_type)
+
+
+def _disposition(name: str) -> str:
+    """Propose a file's name: in ASCII for old programs, and as RFC 6266 has it where it holds other letters."""
+    plain = name.encode("ascii", "replace").decode().replace("?", "_")
+    return f'inline; filename="{plain}"' + ("" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}")
 
 
 def _parse_range(header: str, content: Content) -> tuple[int, int] | None:

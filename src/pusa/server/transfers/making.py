@@ -3,17 +3,21 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
+from math import ceil
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pusa.media import MediaError, MediaLimits, read_image, read_metadata
+from pusa.media import MediaError, MediaLimits, read_image, read_metadata, read_xmp
+from pusa.media.conversions import Animation, write_animation, write_film
 from pusa.media.pictures import on_white
 from pusa.media.stills import read_stills, write_piece
 from pusa.provenance.marks import read_marks
-from pusa.provenance.xmp import Mark, write_packet
+from pusa.provenance.xmp import COMPOSITE, GENERATED, InputMark, Mark, write_packet
 
 _QUALITY = 80  # of WebP, for pictures that are looked at in small
 _MAX_WEBP_SIDE = 16_383
@@ -24,7 +28,8 @@ def make(file: BinaryIO, task: Mapping[str, Any], limits: MediaLimits) -> tuple[
     """Make what a task asks for of a file at its start; return facts about it and its content.
 
     Args:
-        task: ``make`` is frame, strip, picture, piece or request; the other values are those of that function.
+        task: ``make`` is frame, strip, picture, piece, animation, last_frame, film or request; the other values are
+            those of that function.
 
     Raises:
         MediaError: the file cannot be read, or what is made exceeds a limit.
@@ -39,24 +44,41 @@ def make(file: BinaryIO, task: Mapping[str, Any], limits: MediaLimits) -> tuple[
             return {}, _picture(file, limits, **values)
         case "piece":
             return _piece(file, limits, **values)
+        case "animation":
+            return {}, _animation(file, limits, **values)
+        case "last_frame":
+            return {}, _last_frame(file, limits, **values)
+        case "film":
+            return _film(limits, **values)
         case "request":
             return {}, _request(file, limits)
     raise ValueError(f"nothing is known of {task['make']!r}")
 
 
-def _frame(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, width: int) -> bytes:
-    """Draw a frame of a clip, or a picture, at most `width` pixels wide as WebP."""
+def _frame(
+    file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, width: int, size: Sequence[int]
+) -> bytes:
+    """Draw a frame of a clip, or a picture, of this size at most `width` pixels wide as WebP."""
     if kind == "image":
-        picture = on_white(read_image(file, limits=limits))
+        picture = _small(file, limits, Fraction(width, size[0]), size)
     else:
         picture = Image.fromarray(read_stills(file, [seconds or 0.0], fit=(width, 1), limits=limits)[0])
     return _webp(_scaled(picture, min(Fraction(width, picture.width), Fraction(1))))
 
 
-def _strip(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float, count: int, height: int) -> bytes:
+def _strip(
+    file: BinaryIO,
+    limits: MediaLimits,
+    *,
+    kind: str,
+    seconds: float,
+    count: int,
+    height: int,
+    size: Sequence[int],
+) -> bytes:
     """Draw `count` frames of a clip, evenly spread, side by side, at most `height` pixels high as WebP."""
     if kind == "image":
-        frames = [np.asarray(on_white(read_image(file, limits=limits)))] * count
+        frames = [np.asarray(_small(file, limits, Fraction(height, size[1]), size))] * count
     else:
         times = [Fraction(seconds) * (2 * number + 1) / (2 * count) for number in range(count)]
         frames = read_stills(file, times, fit=(1, height), limits=limits)
@@ -67,6 +89,12 @@ def _strip(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float, co
     for number, cell in enumerate(cells):
         strip.paste(cell, (number * cell.width, 0))
     return _webp(strip)
+
+
+def _small(file: BinaryIO, limits: MediaLimits, scale: Fraction, size: Sequence[int]) -> Image.Image:
+    """Read a picture for a drawing of so much of its size, decoding no more of it than twice each side of that."""
+    pixels = ceil(size[0] * size[1] * min(2 * scale, Fraction(1)) ** 2)
+    return on_white(read_image(file, limits=replace(limits, max_pixels=min(pixels, limits.max_pixels))))
 
 
 def _picture(
@@ -81,11 +109,16 @@ def _picture(
     if box is not None:
         left, top, right, bottom = box
         picture = picture.crop((left, top, right, bottom))
+    return _png(Image.fromarray(np.asarray(picture)), xmp)
+
+
+def _png(picture: Image.Image, xmp: bytes) -> bytes:
+    """Write a picture as PNG with an XMP packet, if it is not empty."""
     info = PngImagePlugin.PngInfo()
     if xmp:
         info.add_itxt("XML:com.adobe.xmp", xmp.decode())
     target = io.BytesIO()
-    Image.fromarray(np.asarray(picture)).save(target, "PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
+    picture.save(target, "PNG", pnginfo=info, compress_level=_PNG_COMPRESSION)
     return target.getvalue()
 
 
@@ -105,8 +138,65 @@ def _piece(
     region = None if box is None else (box[0], box[1], box[2], box[3])
     target = io.BytesIO()
     rate = Fraction(fps[0], fps[1])
-    options = {"first": first, "frames": frames, "fps": rate, "box": region, "xmp": xmp, "max_bytes": max_bytes}
-    return {"frames": write_piece(file, target, limits=limits, **options)}, target.getvalue()
+    written = write_piece(
+        file, target, first=first, frames=frames, fps=rate, box=region, xmp=xmp, max_bytes=max_bytes, limits=limits
+    )
+    return {"frames": written}, target.getvalue()
+
+
+def _animation(file: BinaryIO, limits: MediaLimits, *, kind: Animation, fps: Sequence[int], longest_side: int) -> bytes:
+    """Write a result as a GIF or a WebP with its own mark."""
+    xmp = _own_mark(file, limits)
+    target = io.BytesIO()
+    rate = Fraction(fps[0], fps[1])
+    write_animation(file, target, kind, fps=rate, longest_side=longest_side, xmp=xmp, limits=limits)
+    return target.getvalue()
+
+
+def _last_frame(file: BinaryIO, limits: MediaLimits, *, seconds: float) -> bytes:
+    """Write the last frame of a result, which lasts so long, as PNG with its own mark."""
+    xmp = _own_mark(file, limits)
+    return _png(Image.fromarray(read_stills(file, [seconds], limits=limits)[0]), xmp)
+
+
+def _film(
+    limits: MediaLimits, *, paths: Sequence[str], sha256: Sequence[str], size: Sequence[int], fps: Sequence[int]
+) -> tuple[dict[str, Any], bytes]:
+    """Write results one after another as one MP4, whose mark names theirs."""
+    target = io.BytesIO()
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb")) for path in paths]
+        xmp = _mark_of_film(files, sha256)
+        rate = Fraction(fps[0], fps[1])
+        frames = write_film(files, target, size=(size[0], size[1]), fps=rate, xmp=xmp, limits=limits)
+    return {"frames": frames}, target.getvalue()
+
+
+def _mark_of_film(files: Sequence[BinaryIO], sha256: Sequence[str]) -> bytes:
+    """Return the XMP packet of a film; empty if none of its videos has a mark. Leaves the files at their starts."""
+    found = []
+    for file in files:
+        found.append(read_marks(file).mark)
+        file.seek(0)
+    marks = [mark for mark in found if mark is not None]
+    if not marks:
+        return b""
+    is_generated = len(marks) == len(found) and all(mark.source_type == GENERATED for mark in marks)
+    inputs = tuple(
+        InputMark(mark.source_type, mark.system, mark.version, digest)
+        for mark, digest in zip(found, sha256, strict=True)
+        if mark is not None
+    )
+    first = marks[0]
+    source_type = GENERATED if is_generated else COMPOSITE
+    return write_packet(Mark(source_type, first.system, first.version, tool=first.tool, inputs=inputs))
+
+
+def _own_mark(file: BinaryIO, limits: MediaLimits) -> bytes:
+    """Return the XMP packet of a file, or nothing. Leaves it at its start."""
+    xmp = read_xmp(file, limits=limits)
+    file.seek(0)
+    return xmp
 
 
 def _request(file: BinaryIO, limits: MediaLimits) -> bytes:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pusa.server.jobs.queue import JobQueue, WorkerRecord
-from pusa.server.settings import load_settings
+from pusa.server.settings_sources import load_settings
 
 SEEN_WITHIN_SECONDS = 45.0  # a worker records its state every ten
 

@@ -4,7 +4,7 @@
   try {
     prefs = JSON.parse(localStorage.getItem("pusa.prefs") || "{}");
   } catch {
-    localStorage.removeItem("pusa.prefs");
+    prefs = {}; // the browser stores nothing, or another program's text is there
   }
   const dark = prefs.theme ? prefs.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = dark ? "dark" : "light";

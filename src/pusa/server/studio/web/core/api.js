@@ -17,6 +17,11 @@ export class ApiError extends Error {
   }
 }
 
+/** The key is needed, and not there or not valid any more. */
+function endSession() {
+  if (session.value) session.value = { ...session.value, keys_required: true, signed_in: false };
+}
+
 /**
  * @param {string} method @param {string} path @param {object} [options]
  * @param {any} [options.body]  sent as JSON; a FormData as it is
@@ -41,7 +46,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
     throw new ApiError(0, { code: "connection" });
   }
   connection.value = "online";
-  if (response.status === 401 && session.value) session.value = { ...session.value, keys_required: true, signed_in: false };
+  if (response.status === 401) endSession();
   const text = await response.text();
   /** @type {any} */
   let json = null;
@@ -54,10 +59,14 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   return json;
 }
 
-export const get = (/** @type {string} */ path, /** @type {any} */ options) => call("GET", path, options);
-export const post = (/** @type {string} */ path, /** @type {any} */ body, /** @type {any} */ options) =>
-  call("POST", path, { body, ...options });
-export const remove = (/** @type {string} */ path) => call("DELETE", path);
+/** @typedef {{headers?: Record<string, string>, signal?: AbortSignal}} Options */
+
+/** @param {string} path @param {Options} [options] */
+export const get = (path, options) => call("GET", path, options);
+/** @param {string} path @param {any} [body] @param {Options} [options] */
+export const post = (path, body, options) => call("POST", path, { body, ...options });
+/** @param {string} path */
+export const remove = (path) => call("DELETE", path);
 
 /**
  * Send a file to the durable store; its progress is in `uploads`.
@@ -75,14 +84,22 @@ export function upload(file, name = /** @type {File} */ (file).name || "file") {
     request.setRequestHeader("x-pusa-page", "1");
     request.responseType = "json";
     request.upload.onprogress = (event) => progress(event.loaded);
-    request.onload = () =>
-      request.status < 300
-        ? resolve(request.response)
-        : reject(new ApiError(request.status, request.response?.error || {}));
-    request.onerror = () => reject(new ApiError(0, { code: "connection" }));
-    request.onloadend = () => {
-      uploads.value = uploads.value.filter((one) => one.id !== id);
+    const end = (/** @type {() => void} */ settle) => {
+      uploads.value = uploads.value.filter((one) => one.id !== id); // before anybody goes on with the file
+      settle();
     };
+    request.onload = () =>
+      end(() => {
+        if (request.status < 300) return resolve(request.response);
+        if (request.status === 401) endSession();
+        reject(new ApiError(request.status, request.response?.error || {}));
+      });
+    request.onerror = () =>
+      end(() => {
+        connection.value = "lost";
+        reject(new ApiError(0, { code: "connection" }));
+      });
+    request.onabort = () => end(() => reject(new ApiError(0, { code: "connection" })));
     const form = new FormData();
     form.append("file", file, name);
     progress(0);

@@ -8,6 +8,10 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState, useCallback, use
 import { signal, computed, effect, batch, untracked, useSignal, useComputed, useSignalEffect } from "@preact/signals";
 import htm from "htm";
 
+/** @template T @typedef {import("@preact/signals").Signal<T>} Signal */
+/** @template T @typedef {import("@preact/signals").ReadonlySignal<T>} ReadonlySignal */
+/** @template T @typedef {import("preact").RefObject<T>} RefObject */
+
 /** Build elements: html`<p class="quiet">${text}</p>`. */
 export const html = htm.bind(h);
 

@@ -25,7 +25,7 @@ async function download(list) {
 }
 
 /** @param {{name: string, icon: string, onClick: () => void, filled?: boolean}} props */
-const Act = ({ name, icon, onClick, filled }) => html`<button type="button" class="button" onClick=${onClick}>
+const Act = ({ name, icon, onClick, filled }) => html`<button type="button" class="button" aria-label=${name} title=${name} onClick=${onClick}>
   <${Icon} name=${icon} size=${18} filled=${filled} /><span>${name}</span>
 </button>`;
 

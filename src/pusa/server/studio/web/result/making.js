@@ -55,7 +55,9 @@ export function Preview({ job, state }) {
 export function Making({ job, state }) {
   const [what, more] = progressWords(job, state);
   return html`
-    <div class="screen"><${Preview} job=${job} state=${state} /></div>
+    <div class="screen">
+      <div class="fit"><${Preview} job=${job} state=${state} /></div>
+    </div>
     <div class="making">
       <p class="making-line">
         <strong>${what}</strong>

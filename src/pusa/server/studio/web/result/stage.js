@@ -12,6 +12,8 @@ import { Variants } from "./variants.js";
 import { Welcome } from "./welcome.js";
 import { Wipe } from "./wipe.js";
 
+const BARS = 90; // pixels at the top and at the bottom of the window that may be covered
+
 /** Tell a screen reader how far it is, every ten percent. @param {{list: any[]}} props */
 function Spoken({ list }) {
   const said = spoken(list);
@@ -25,7 +27,8 @@ function Content({ list, ids }) {
   if (!list.length) return html`<div class="screen" aria-busy="true"></div>`; // on its way
   if (ids.length > 1) return html`<${Variants} list=${list} />`;
   const [job] = list;
-  const second = comparison.value?.first === job.id && comparison.value.second;
+  const pair = comparison.value;
+  const second = pair && pair.first === job.id ? pair.second : null;
   if (second && jobs.value.has(second)) return html`<${Wipe} key=${`${job.id} ${second}`} first=${job} second=${jobs.value.get(second)} />`;
   const state = stateOf(job);
   if (isBusy(job)) return html`<${Making} key=${job.id} job=${job} state=${state} />`;
@@ -34,7 +37,6 @@ function Content({ list, ids }) {
 
 export function Stage() {
   const ref = useRef(/** @type {HTMLElement|null} */ (null));
-  const isFirst = useRef(true);
   useEffect(() => {
     startSelection();
     startFeed();
@@ -42,11 +44,11 @@ export function Stage() {
   }, []);
   const ids = selected.value;
   const second = comparison.value?.second ?? "";
-  useEffect(() => {
-    if (ids.length && !isFirst.current) reveal(ref.current);
-    isFirst.current = false;
-  }, [ids.join(), second]);
   const list = named(jobs.value, ids);
+  const isThere = list.length > 0;
+  useEffect(() => {
+    if (isThere) reveal(ref.current);
+  }, [ids.join(), second, isThere]);
   return html`<section class="stage" id="stage" ref=${ref} tabindex="-1" aria-labelledby="stage-title">
     <h2 class="visually-hidden" id="stage-title">${t("result.title")}</h2>
     <${Spoken} list=${list} />
@@ -58,7 +60,7 @@ export function Stage() {
 function reveal(stage) {
   if (!stage) return;
   const { top, bottom, height } = stage.getBoundingClientRect();
-  const seen = Math.min(bottom, innerHeight) - Math.max(top, 0);
+  const seen = Math.min(bottom, innerHeight - BARS) - Math.max(top, BARS);
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
   if (seen < height / 2) stage.scrollIntoView({ block: "start", behavior });
 }

@@ -33,7 +33,7 @@ function Variant({ job, number, transport }) {
     <div class="variant-foot">
       <span class="small number">${number}</span>
       <span class="small quiet number variant-facts">
-        ${isBusy(job) ? shortWords(job, state) : html`<span class="visually-hidden">${t("result.rows.seed")} </span>${job.seed}`}
+        ${isBusy(job) ? shortWords(job, state) : t("result.seed_is", { seed: String(job.seed ?? "") })}
       </span>
       ${isPlayable(job) && html`<${Act} bare name=${keep} icon="star" filled=${job.favourite} pressed=${Boolean(job.favourite)} onClick=${() => setFavourite([job], !job.favourite)} />`}
       ${isBusy(job)

@@ -42,7 +42,7 @@ export function Wipe({ first, second }) {
     setAt(next);
   };
   return html`<div class="player" onKeyDown=${(/** @type {KeyboardEvent} */ event) => playerKeys(event, transport, fps)}>
-    <div class="screen">
+    <div class="screen"><div class="fit">
       <div
         class="wipe"
         ref=${screen}
@@ -70,7 +70,7 @@ export function Wipe({ first, second }) {
           <span aria-hidden="true"><${Icon} name="left" size=${14} /><${Icon} name="right" size=${14} /></span>
         </div>
       </div>
-    </div>
+    </div></div>
     <${Controls} transport=${transport} fps=${fps} full=${() => screen.current} />
     <dl class="wipe-legend small">
       <div><dt>A</dt><dd>${nameOf(first)}</dd></div>

@@ -34,8 +34,10 @@ export function Shell() {
     <${Header} />
     <${Banner} />
     <main class="layout" aria-label=${t("shell.main")}>
-      <${Form} />
-      <${Stage} />
+      <div class="workbench">
+        <${Form} />
+        <${Stage} />
+      </div>
       <${Timeline} />
       <${Queue} />
       <${Gallery} />

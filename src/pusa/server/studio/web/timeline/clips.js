@@ -1,5 +1,5 @@
 /** The clips that a video goes on from: which part of each is used, and what of it the timeline takes over. */
-import { html, useEffect, useRef, useState } from "../core/dom.js";
+import { html, useEffect, useId, useRef, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { form, model, newId } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
@@ -36,7 +36,10 @@ function setEdge(clip, edge, to) {
   const value =
     edge === "start" ? Math.min(Math.max(0, near), end - 1 / fps) : Math.max(Math.min(whole, near), start + 1 / fps);
   const isOpen = edge === "start" ? value <= 0.0005 : value >= whole - 0.0005;
-  apply(changeItem(form.value, clip.id, { [edge]: isOpen ? null : Math.round(value * 1000) / 1000 }), `trim-${edge}:${clip.id}`);
+  apply(
+    changeItem(form.value, clip.id, { [edge]: isOpen ? null : Math.round(value * 1000) / 1000 }),
+    `trim-${edge}:${clip.id}`,
+  );
 }
 
 /** @param {{clip: Item, edge: "start"|"end"}} props */
@@ -57,7 +60,9 @@ function Edge({ clip, edge }) {
     handle.onpointerup = handle.onpointercancel = () => (handle.onpointermove = null);
   };
   const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
-    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -1, PageUp: 1 }[event.key];
+    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -1, PageUp: 1 }[
+      event.key
+    ];
     const to = event.key === "Home" ? 0 : event.key === "End" ? whole : by ? at + by : null;
     if (to === null || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
@@ -86,8 +91,9 @@ function EdgeNumber({ clip, edge }) {
     const value = text === "" ? (edge === "start" ? 0 : (clip.seconds ?? 0)) : Number(text);
     if (Number.isFinite(value)) setEdge(clip, edge, value);
   };
-  return html`<label class="edge-number"><span>${t(`timeline.${edge}`)}</span>
-    <input class="input number" type="number" min="0" max=${clip.seconds ?? undefined} step="0.1" value=${Math.round(at * 100) / 100} onChange=${read} /><span aria-hidden="true">s</span></label>`;
+  const id = useId();
+  return html`<span class="edge-number"><label for=${id}>${t(`timeline.${edge}`)}</label>
+    <input id=${id} class="input number" type="number" min="0" max=${clip.seconds ?? undefined} step="0.1" value=${Math.round(at * 100) / 100} onChange=${read} /><span aria-hidden="true">s</span></span>`;
 }
 
 /** The clip in little, playing its part: by the browser, or where it cannot, by the frames that the server draws. */
@@ -160,9 +166,9 @@ function ClipRow({ clip, index }) {
       <div class="clip-tools">
         <${EdgeNumber} clip=${clip} edge="start" />
         <${EdgeNumber} clip=${clip} edge="end" />
-        <button type="button" class="button" onClick=${useFrame}><${Icon} name="image" />${t("timeline.frame_of_clip")}</button>
-        <button type="button" class="button" onClick=${() => openCrop(clip)}><${Icon} name="crop" />${t(clip.crop ? "timeline.cropped" : "timeline.crop")}</button>
+        <button type="button" class="button" onClick=${useFrame}><${Icon} name="image" /><span class="word">${t("timeline.frame_of_clip")}</span></button>
         ${cut > 0.02 && html`<span class="cut-note">${t(clip.crop ? "timeline.cut_more" : "timeline.cut", { percent: number(100 * cut, 0) })}</span>`}
+        <button type="button" class="button" onClick=${() => openCrop(clip)}><${Icon} name="crop" /><span class="word">${t(clip.crop ? "timeline.cropped" : "timeline.crop")}</span></button>
         <button type="button" class="button icon" aria-label=${t("timeline.remove_clip", { number: index + 1 })} title=${t("timeline.remove_clip", { number: index + 1 })} onClick=${() => apply(removeItem(form.value, clip.id), "")}><${Icon} name="trash" /></button>
       </div>
     </div>

@@ -1,0 +1,73 @@
+"""The parts of the page that need no browser: tests of JavaScript by node, and the texts in all languages."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pusa.server.studio.page import LANGUAGES, WEB
+
+SCRIPTS = [path for path in sorted(WEB.rglob("*.js")) if "vendor" not in path.parts]
+_TEXT = re.compile(
+    r"""\bt\(\s*(?:[^()"'`]*\?\s*)?["']([a-z_0-9]+(?:\.[a-z_0-9]+)+)["'](?:\s*:\s*["']([a-z_0-9]+(?:\.[a-z_0-9]+)+)["'])?"""
+)
+_PLACEHOLDER = re.compile(r"\{([a-z_0-9]+)[,}]")
+
+
+def test_the_tests_of_the_pages_own_language_pass() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed: the tests in tests/server/studio/js are not run")
+    files = sorted((Path(__file__).parent / "js").glob("*.test.js"))
+    ended = subprocess.run([node, "--test", *map(str, files)], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout[-6000:]
+
+
+def texts(language: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def walk(node: dict[str, Any], path: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}{name}.")
+            else:
+                found[f"{path}{name}"] = value
+
+    walk(json.loads((WEB / "locales" / f"{language}.json").read_text(encoding="utf-8")), "")
+    return found
+
+
+@pytest.mark.parametrize("language", [name for name in LANGUAGES if name != "en"])
+def test_every_text_is_there_in_every_language_with_the_same_values(language: str) -> None:
+    english, other = texts("en"), texts(language)
+    assert sorted(other) == sorted(english)
+    for key, text in english.items():
+        assert bool(other[key].strip()) == bool(text), key
+        assert set(_PLACEHOLDER.findall(other[key])) <= set(_PLACEHOLDER.findall(text)), key
+
+
+def test_every_text_that_a_part_names_is_there() -> None:
+    english = texts("en")
+    named = {
+        (key, script.name)
+        for script in SCRIPTS
+        for pair in _TEXT.findall(script.read_text(encoding="utf-8"))
+        for key in pair
+        if key
+    }
+    assert len(named) > 100
+    assert sorted(pair for pair in named if pair[0] not in english) == []
+
+
+def test_parts_take_libraries_from_one_place() -> None:
+    direct = [path.name for path in SCRIPTS if re.search(r'from "(?:preact|htm|@preact)', path.read_text("utf-8"))]
+    assert direct == ["dom.js"]
+
+
+def test_no_part_is_too_long_to_be_read_at_once() -> None:
+    long = {path.name: count for path in SCRIPTS if (count := path.read_text("utf-8").count("\n")) > 400}
+    assert long == {}
