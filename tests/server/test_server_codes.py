@@ -1,4 +1,7 @@
-"""Every code of an error or a note is in the list, has the values of its text, and a text in every language."""
+"""Every code of an error or a note is in the list, has the values of its text, and a text in every language.
+
+``PYTHONPATH=tests/support python tests/server/test_server_codes.py`` writes the tables of docs/codes.md anew.
+"""
 
 import ast
 import json
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 from api_samples import Served, clip, png, refusal, serving
+from paths import ROOT
 from pydantic import ValidationError
 
 import pusa
@@ -25,6 +29,8 @@ from pusa.server.http.validation import validation_error
 PACKAGE = Path(pusa.__file__).parent
 WEB = PACKAGE / "server" / "studio" / "web"
 LANGUAGES = [path.stem for path in sorted((WEB / "locales").glob("*.json"))]
+PAGE = ROOT / "docs" / "codes.md"
+START = "<!-- tables: written by `PYTHONPATH=tests/support python tests/server/test_server_codes.py` -->\n"
 PLACE_OF_CODE = {"ServiceError": 1, "CodedError": 0, "CodedText": 0, "Error": 0, "invalid_value": 2, "MediaError": 1}
 COMMANDS = ("cli", "evaluation", "data", "training")  # for the command line alone
 OF_THE_PAGE = {"connection", "fields"}  # what the page itself says
@@ -180,3 +186,25 @@ def test_values_never_replace_those_of_another_error() -> None:
     first, second = ServiceError(400, "a", "b"), ServiceError(400, "a", "b")
     first.values["x"] = 1
     assert second.values == {}
+
+
+def tables() -> str:
+    english = json.loads((WEB / "locales" / "en.json").read_text(encoding="utf-8"))
+    lines = []
+    for title, section, codes in (("Errors", "errors", ERRORS), ("Notes", "notes", NOTES)):
+        lines += [f"## {title}", "", "| code | values | text |", "|---|---|---|"]
+        for code, names in codes.items():
+            values = ", ".join(f"`{name}`" for name in names)
+            lines.append(f"| `{code}` | {values} | {english[section][code]} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_tables_of_codes_are_those_of_the_program() -> None:
+    written = PAGE.read_text(encoding="utf-8").partition(START)[2]
+    assert written == tables(), "run `PYTHONPATH=tests/support python tests/server/test_server_codes.py`"
+
+
+if __name__ == "__main__":
+    before, start, _ = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(before + start + tables(), encoding="utf-8")

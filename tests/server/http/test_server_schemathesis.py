@@ -13,7 +13,7 @@ pytest.importorskip("schemathesis")
 # A request may fit the schema and still ask for what cannot be made (two places of one picture), which no schema says.
 NOT_CHECKED = "positive_data_acceptance"
 # A stream; what waits for all jobs before its own; what answers 501 or 503 here, which counts as the server's error.
-ELSEWHERE = "/events$|/sync$|/characters|/ready$"
+ELSEWHERE = "/events$|/sync$|/characters|/ready$|/enhance$"
 LIKE_CREATE = "/edits$|/extensions$"  # the same fields, read by the same code: without systematic coverage of their own
 
 

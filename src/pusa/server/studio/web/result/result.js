@@ -43,14 +43,11 @@ export function Ended({ title, text, bad = false, children }) {
 
 /** @param {any} job */
 export function downloads(job) {
-  const made = /** @type {const} */ (["gif", "webp", "last_frame", "spritesheet"]);
+  const made = /** @type {const} */ ([["gif", "film"], ["webp", "film"], ["last_frame", "image"], ["contact_sheet", "grid"]]);
+  const there = made.filter(([variant]) => variant !== "contact_sheet" || job.has?.includes(variant));
   return [
     { label: t("result.download.video"), icon: "video", act: () => save(contentUrl(job)) },
-    ...made.map((variant) => ({
-      label: t(`result.download.${variant}`),
-      icon: variant === "spritesheet" ? "grid" : variant === "last_frame" ? "image" : "film",
-      act: () => void saveMade(job, variant),
-    })),
+    ...there.map(([variant, icon]) => ({ label: t(`result.download.${variant}`), icon, act: () => void saveMade(job, variant) })),
   ];
 }
 
