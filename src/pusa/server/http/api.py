@@ -106,7 +106,7 @@ async def video_response(service: VideoService, job: Job) -> JSONResponse:
 @router.post(
     "/videos",
     response_model=VideoObject,
-    responses=openapi.errors(400, 413, 415, 422, 429, 503, 507),
+    responses=openapi.errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
     summary="Create a video",
 )
@@ -120,7 +120,7 @@ async def create(request: Request, service: Service, owner: Owner, options: Opti
     "/videos/sync",
     responses={
         200: openapi.binary("The video.", "video/mp4"),
-        **openapi.errors(400, 409, 413, 415, 422, 429, 500, 503, 507),
+        **openapi.errors(400, 404, 409, 413, 415, 422, 429, 500, 503, 507),
     },
     response_class=Response,
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
@@ -173,7 +173,7 @@ async def _wait_for_disconnect(request: Request) -> None:
 @router.post(
     "/videos/estimate",
     response_model=VideoEstimate,
-    responses=openapi.errors(400, 413, 415, 503, 507),
+    responses=openapi.errors(400, 404, 409, 413, 415, 503, 507),
     openapi_extra=openapi.body(CreateVideo, "input_reference"),
     summary="Tell what a video would need",
 )
