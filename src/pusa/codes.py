@@ -50,7 +50,7 @@ def code_of(error: object, default: str = "") -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON that every program and database accepts: text of whole characters, numbers of usual size."""
+    """Return a value as JSON that every program and database takes: whole characters, numbers of usual size."""
     if isinstance(value, str):
         return value.replace("\0", "").encode(errors="replace").decode()
     if isinstance(value, Mapping):
