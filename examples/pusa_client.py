@@ -37,6 +37,14 @@ def run(client: PusaClient, image: Path, folder: Path, quick: dict[str, Any]) ->
     keys = [Keyframe(image, 0, noise=0.0), Keyframe(image, "last", noise=0.5)]
     show(client.create_and_wait("a rabbit moves", keyframes=keys, **quick))
 
+    print("a file on the server: one frame of a clip, and a piece of it")
+    kept = client.upload_file(folder / "first.mp4")
+    still = {"file_id": kept.id, "frame": -1, "crop": [0.25, 0.25, 0.5, 0.5]}
+    show(client.create_and_wait("a rabbit bounces", image=still, **quick))
+    piece = {"file_id": kept.id, "start": 0, "end": kept.seconds / 2}
+    show(client.wait(client.extend(piece, "it bounces on", seconds=1, **quick).id))
+    client.delete_file(kept.id)
+
     print("a remix, an extension by id and by file, a transition")
     show(client.wait(client.remix(first.id, "a cat bounces at the beach").id))
     longer = client.wait(client.extend(first.id, "it bounces on", seconds=1, **quick).id)

@@ -60,7 +60,8 @@ class Filled:
 
     def finish(self, job: Job) -> str:
         """Let a running job be done; return its id."""
-        files = {"video": ("video.mp4", CLIP), "thumbnail": ("thumbnail.webp", STILL)}
+        pictures = {kind: (f"{kind}.webp", STILL) for kind in ("thumbnail", "contact_sheet")}
+        files = {"video": ("video.mp4", CLIP), **pictures}
         keys = {}
         for kind, (name, content) in files.items():
             keys[kind] = f"results/{job.id}/{job.attempt}/{name}"
@@ -81,8 +82,8 @@ class Filled:
 
 
 @contextmanager
-def filled(folder: Path) -> Iterator[Filled]:
-    with studio(folder, workers=0) as running:
+def filled(folder: Path, **changes: Any) -> Iterator[Filled]:
+    with studio(folder, workers=0, **changes) as running:
         yield Filled(running.url, running.service)
 
 

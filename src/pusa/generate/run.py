@@ -127,8 +127,8 @@ def generate(
             weights = residents.weights_of(resident, resolved.model)
             result_marks = result_marks.with_weights(weights)
         writer = open_writer(output, resolved, result_marks)
-        for note in _notes(request, resolved, defaults, resident, pipe, made_with or {}, weights or {}):
-            report(Note.of(note))
+        for text in _notes(request, resolved, defaults, resident, pipe, made_with or {}, weights or {}):
+            report(Note.of(text))
         saved = None
         if checkpoint is not None:
             saved = DenoisingCheckpoint(

@@ -231,7 +231,8 @@ class FFmpegDecoder(Decoder):
             frames, measured = _measure(container, stream, 1 / rate)  # reads all packets
             seconds = measured if seconds is None else seconds
             container, stream = self._open_again()
-        self._container, self._stream, self._zero = container, stream, None
+        self._container, self._stream = container, stream
+        self._zero: Fraction | None = None
         self._interval, self._pixel_aspect = 1 / rate, stream.sample_aspect_ratio or Fraction(1)
         # These state no duration of a frame, or a wrong one; the last one is held until the end.
         keeps_last = self.media.kind.decoder in ("avi", "matroska") and not container.streams.audio
@@ -278,13 +279,17 @@ class FFmpegDecoder(Decoder):
 
     def seek(self, seconds: Fraction) -> bool:
         first, unit = self._first, self._stream.time_base
-        if self.media.kind.decoder not in _INDEXED or first is None or first.pts is None or not unit:
+        if self.media.kind.decoder not in _INDEXED or first is None or not unit:
+            return False
+        first_time = _time_of(first)
+        if first_time is None:
             return False
         with self._timed():
-            zero = first.pts * first.time_base if self._zero is None else self._zero
+            zero = first_time if self._zero is None else self._zero
             self._container.seek(floor((zero + seconds) / unit), stream=self._stream)
             found, self._zero = self._start_decoding(), zero
-            if found is None or found.pts is None or found.pts * found.time_base > zero + seconds:  # a gap in the index
+            time = None if found is None else _time_of(found)
+            if time is None or time > zero + seconds:  # a gap in the index
                 self._container, self._stream = self._open_again()
                 self._start_decoding()
         return True
@@ -504,6 +509,11 @@ def _header_seconds(container: InputContainer, stream: VideoStream) -> Fraction 
             ticks -= max(container.start_time or 0, 0)
         return Fraction(ticks, _TICKS_PER_SECOND)
     return None
+
+
+def _time_of(frame: av.VideoFrame) -> Fraction | None:
+    """Return when a frame is shown, in seconds of its stream; None if the stream does not say."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
 
 
 def _measure(container: InputContainer, stream: VideoStream, interval: Fraction) -> tuple[int, Fraction]:

@@ -13,7 +13,8 @@ from pusa.media.decoding import Decoder, open_video
 from pusa.media.encoders import LosslessEncoder, Output
 from pusa.media.source import DEFAULT_LIMITS, MediaError, MediaLimits, Source
 
-_WORTH_SEEKING_SECONDS = 3  # of video that would be decoded for nothing
+_WORTH_SEEKING_SECONDS = 1.0  # of video that would be decoded for nothing
+_GROWTH = 3.0  # of that for a file whose key frames are further apart
 
 
 def read_stills(
@@ -105,10 +106,13 @@ def _shown_at(decoder: Decoder, times: Iterable[Fraction], *, ends: bool = False
     """
     frames = decoder.frames()
     shown, following = next(frames, None), next(frames, None)
+    worth = _WORTH_SEEKING_SECONDS
     for time in times:
-        if following is not None and time - following[0] > _WORTH_SEEKING_SECONDS and decoder.seek(time):
+        if following is not None and time - following[0] > worth and decoder.seek(time):
+            reached = following[0]
             frames = decoder.frames()
             shown, following = next(frames, None), next(frames, None)
+            worth *= _GROWTH if shown is not None and shown[0] <= reached else 1
         while following is not None and following[0] <= time:
             shown, following = following, next(frames, None)
         if shown is None or (ends and following is None and time > decoder.end_seconds):

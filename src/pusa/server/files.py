@@ -377,14 +377,16 @@ class FileLibrary:
                 seconds = _seconds_of(info, Part(frame=index or 0).of(info).first)
             except ValueError as error:
                 raise invalid_value(str(error).replace("frame=", "index="), "index") from None
-        return await self._drawn(located, {"make": "frame", "kind": info.kind, "seconds": seconds, "width": width})
+        task = {"make": "frame", "kind": info.kind, "seconds": seconds, "width": width, "size": info.size()}
+        return await self._drawn(located, task)
 
     async def strip(self, reference: StoredReference, owner: str, *, count: int, height: int) -> tuple[bytes, str]:
         """Draw `count` frames of a file side by side as WebP, at most `height` pixels high; return as `frame`."""
         located = await self.locate(reference, owner)
         info = located.info
-        task = {"make": "strip", "kind": info.kind, "seconds": info.seconds, "count": count, "height": height}
-        return await self._drawn(located, task)
+        whole = {"kind": info.kind, "seconds": info.seconds, "size": info.size()}
+        task = {"make": "strip", **whole, "count": count, "height": height}
+        return await self._drawn(located, task, self._settings.cut_seconds)
 
     async def stored_request(self, id: str, owner: str) -> bytes:
         """Read the request that pusa has stored in a file, with its inputs in base64 by sha256, as JSON."""
@@ -395,7 +397,9 @@ class FileLibrary:
         content, _ = await self._drawn(located, {"make": "request"})
         return content
 
-    async def _drawn(self, located: Located, task: Mapping[str, Any]) -> tuple[bytes, str]:
+    async def _drawn(
+        self, located: Located, task: Mapping[str, Any], wall_seconds: float | None = None
+    ) -> tuple[bytes, str]:
         """Draw something of a file; return it and an entity tag."""
         identity = _identity(located, task)
         if (known := self._made.get(identity)) is not None:
@@ -403,7 +407,7 @@ class FileLibrary:
         upload = Upload(name=located.name, path=await self._brought(located))
         target = io.BytesIO()
         try:
-            await self._run(upload, task, target)
+            await self._run(upload, task, target, wall_seconds)
         finally:
             upload.path.unlink(missing_ok=True)
         content = target.getvalue()

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -73,7 +73,7 @@ class StoredRequests:
         path = self._spool.new()
         try:
             await in_thread(path.write_bytes, data)
-            kind = "image" if spec.kind == "image" else "video"
+            kind: Literal["image", "video"] = "image" if spec.kind == "image" else "video"
             upload = Upload(name=spec.file, path=path, size=len(data), expected_kind=kind)
             return (await self._library.add(upload, owner, spec.file)).id
         finally:

@@ -201,3 +201,34 @@ def test_a_card_is_dragged_as_a_video(site, looker):
         }"""
     )
     assert dragged == made
+
+
+def test_clips_become_a_film_in_the_order_that_was_chosen(site, looker):
+    ids = [site.make(name, seed=number) for number, name in enumerate(("one", "two", "three"))]
+    page = looker.open()
+    expect(page.locator(".tile")).to_have_count(3)
+    page.get_by_role("button", name="Select", exact=True).click()
+    for name in ("one", "two", "three"):
+        page.get_by_role("button", name=f"Select: {name}", exact=True).click()
+    page.get_by_role("button", name="Make a film").click()
+    window = page.get_by_role("dialog")
+    order = [card.get_attribute("data-order") for card in window.locator(".film-clip").all()]
+    assert sorted(order) == sorted(ids)
+    first = window.get_by_role("button", name="Move clip 1")
+    first.press("ArrowRight")
+    expect(window.get_by_role("button", name="Move clip 2")).to_be_focused()
+    expected = [order[1], order[0], order[2]]
+    with page.expect_request("**/v1/films") as asked:
+        window.get_by_role("button", name="Make a film").click()
+    assert asked.value.post_data_json == {"videos": expected}
+    page.wait_for_function(
+        """() => {
+            const film = document.querySelector("dialog video");
+            return film.src.includes("/v1/files/file_") && film.duration > 6 && film.currentTime > 0;
+        }"""
+    )
+    with page.expect_download() as download:
+        window.get_by_role("button", name="Download the film").click()
+    assert download.value.suggested_filename.endswith(".mp4")
+    page.keyboard.press("Escape")
+    expect(window).to_have_count(0)

@@ -232,3 +232,92 @@ def test_after_a_lost_connection_all_is_right_again(site, looker):
     looker.context.set_offline(False)
     plays(page, job.id)
     expect(page.get_by_role("button", name="Open: deleted meanwhile")).to_have_count(0)
+
+
+def test_its_files_are_made_when_they_are_asked_for(site, looker):
+    page = looker.open(site.make("a swan sings", seed=3))
+    tools = page.get_by_role("toolbar", name="What to do")
+    for entry, ending in {
+        "Video (MP4)": ".mp4",
+        "Animation (GIF)": ".gif",
+        "Animation (WebP)": ".webp",
+        "Last frame": ".png",
+        "Contact sheet": ".webp",
+    }.items():
+        tools.get_by_role("button", name="Download").click()
+        with page.expect_download() as download:
+            page.get_by_role("menuitem", name=entry).click()
+        name = download.value.suggested_filename
+        assert name.startswith("a-swan-sings"), entry
+        assert name.endswith(ending), entry
+
+
+def test_a_frame_and_the_whole_clip_go_into_the_form(site, looker):
+    page = looker.open(site.make("a swan sings"))
+    page.get_by_role("slider", name="Moment").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press(".")
+    page.keyboard.press(".")
+    page.get_by_role("button", name="Use this frame").click()
+    form = "() => JSON.parse(localStorage.getItem('pusa.form') || '{}')"
+    page.wait_for_function(f"() => ({form})().items?.[0]?.frame === 2")
+    page.get_by_role("button", name="Extend", exact=True).click()
+    page.wait_for_function(f"() => ({form})().mode === 'extend' && ({form})().clips.length === 1")
+
+
+def test_a_notification_comes_only_after_asking_and_while_the_page_is_not_seen(browser, site):
+    looker = Looker(browser, site.url)
+    looker.context.add_init_script(
+        """window.told = [];
+        window.Notification = class {
+            static permission = "granted";
+            static requestPermission = async () => "granted";
+            constructor(title, { body }) { window.told.push(`${title}: ${body}`); }
+        };
+        Object.defineProperty(document, "visibilityState", { get: () => window.away ? "hidden" : "visible" });"""
+    )
+    page = looker.open()
+
+    def make(prompt: str) -> None:
+        site.submit(prompt)
+        expect(page.locator(".queue")).to_contain_text(prompt)
+        site.finish(site.begin())
+        expect(page.locator(".gallery").get_by_role("button", name=f"Open: {prompt}")).to_be_visible()
+
+    page.evaluate("() => { window.away = true; }")
+    make("before asking")
+    page.get_by_role("switch", name="Notify me when a video is done").click()
+    make("while away")
+    page.evaluate("() => { window.away = false; }")
+    make("while here")
+    assert page.evaluate("() => window.told") == ["Your video is done: while away"]
+    looker.close()
+
+
+def test_each_key_sees_its_own_and_nothing_stays_after_signing_out(browser, tmp_path_factory):
+    mine, other = "a-key-of-mine-0001", "a-key-of-others-02"
+    with filled(tmp_path_factory.mktemp("keys"), api_keys=[mine, other]) as site:
+        looker = Looker(browser, site.url)
+        page = looker.context.new_page()
+        page.goto(site.url)
+
+        def sign_in(key: str) -> None:
+            page.get_by_label("Key").fill(key)
+            page.get_by_role("button", name="Log in").click()
+            page.wait_for_selector(".gallery")
+
+        sign_in(mine)
+        page.evaluate(
+            """() => fetch("/v1/videos", { method: "POST", body: '{"prompt": "only mine"}',
+            headers: { "content-type": "application/json", "x-pusa-page": "1" } })"""
+        )
+        expect(page.locator(".queue")).to_contain_text("only mine")
+        page.get_by_role("button", name="Log out").click()
+        sign_in(other)
+        expect(page.locator(".gallery")).to_contain_text("Every video that you make is kept here")
+        expect(page.get_by_text("only mine")).to_have_count(0)
+        page.get_by_role("button", name="Log out").click()
+        sign_in(mine)
+        expect(page.locator(".queue")).to_contain_text("only mine")
+        looker.close()
+        assert not looker.errors

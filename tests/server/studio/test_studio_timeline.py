@@ -211,6 +211,10 @@ def test_places_as_text_and_their_mistakes(board: Board) -> None:
     assert "“first” is not a position" in problem.inner_text()
     field.press("Escape")
     assert field.input_value() == "0,last"
+    field.fill("0,first")
+    board.drag(board.point(8), board.point(6))
+    assert field.input_value() == "0,6", "what is dragged puts a text right that was not understood"
+    assert problem.count() == 0
 
 
 def test_places_set_by_hand_stay_when_a_picture_comes(board: Board) -> None:
@@ -386,6 +390,44 @@ def test_a_crop_is_never_silent_and_is_made_by_hand(board: Board) -> None:
     assert page.locator(".inspector").get_by_role("button", name="Cropped").count() == 1
     assert page.locator(".card-crop:not(.is-automatic)").count() == 1
     assert board.body()["keyframes"][0]["reference"]["crop"] == [x, y, width, height]
+
+
+def test_fingers_move_pictures_scroll_the_page_and_zoom(server: Running, chrome: Any) -> None:
+    board = Board(chrome, server.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    board.pictures(STAR, VIEW, frames=81)
+    fingers = board.context.new_cdp_session(board.page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        places = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": places})
+
+    board.page.locator("[data-track]").scroll_into_view_if_needed()
+    (x, y), (to, _) = board.point(20, 0.9), board.point(10, 0.9)
+    touch("Start", (x, y))
+    for step in range(1, 9):
+        touch("Move", (x + (to - x) * step / 8, y))
+    touch("End")
+    assert board.cells() == [0, 10]
+    board.page.locator("[data-track]").evaluate("track => track.scrollIntoView({ block: 'center' })")
+    scrolled = board.page.evaluate("scrollY")
+    x, y = board.point(0, 0.8)
+    touch("Start", (x, y))
+    for step in range(1, 13):
+        touch("Move", (x, y + 15 * step))
+    touch("End")
+    board.until("before => scrollY < before - 50", scrolled)
+    assert board.cells() == [0, 10]
+    assert [one["noise"] for one in board.form()["items"]] == [None, None], "a swipe over a picture changes nothing"
+    board.page.locator("[data-track]").evaluate("track => track.scrollIntoView({ block: 'center' })")
+    x, y = board.point(5, 0.2)
+    touch("Start", (x - 20, y), (x + 20, y))
+    for step in range(1, 9):
+        touch("Move", (x - 20 - 8 * step, y), (x + 20 + 8 * step, y))
+    touch("End")
+    board.until("document.querySelector('.minimap') !== null")
+    assert board.cells() == [0, 10]
+    board.context.close()
+    assert not board.errors
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "zh"])

@@ -87,7 +87,8 @@ def stored_reference(text: str) -> StoredReference | None:
     """Read a reference that is an id alone, which need not exist; None for any other text."""
     for prefix, name in (("file_", "file_id"), ("video_", "video_id")):
         if text.startswith(prefix):
-            return StoredReference.model_construct(**{name: text})
+            values: dict[str, Any] = {name: text}
+            return StoredReference.model_construct(**values)
     return None
 
 

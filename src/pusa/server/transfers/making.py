@@ -4,7 +4,9 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
+from math import ceil
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -53,19 +55,30 @@ def make(file: BinaryIO, task: Mapping[str, Any], limits: MediaLimits) -> tuple[
     raise ValueError(f"nothing is known of {task['make']!r}")
 
 
-def _frame(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, width: int) -> bytes:
-    """Draw a frame of a clip, or a picture, at most `width` pixels wide as WebP."""
+def _frame(
+    file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float | None, width: int, size: Sequence[int]
+) -> bytes:
+    """Draw a frame of a clip, or a picture, of this size at most `width` pixels wide as WebP."""
     if kind == "image":
-        picture = on_white(read_image(file, limits=limits))
+        picture = _small(file, limits, Fraction(width, size[0]), size)
     else:
         picture = Image.fromarray(read_stills(file, [seconds or 0.0], fit=(width, 1), limits=limits)[0])
     return _webp(_scaled(picture, min(Fraction(width, picture.width), Fraction(1))))
 
 
-def _strip(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float, count: int, height: int) -> bytes:
+def _strip(
+    file: BinaryIO,
+    limits: MediaLimits,
+    *,
+    kind: str,
+    seconds: float,
+    count: int,
+    height: int,
+    size: Sequence[int],
+) -> bytes:
     """Draw `count` frames of a clip, evenly spread, side by side, at most `height` pixels high as WebP."""
     if kind == "image":
-        frames = [np.asarray(on_white(read_image(file, limits=limits)))] * count
+        frames = [np.asarray(_small(file, limits, Fraction(height, size[1]), size))] * count
     else:
         times = [Fraction(seconds) * (2 * number + 1) / (2 * count) for number in range(count)]
         frames = read_stills(file, times, fit=(1, height), limits=limits)
@@ -76,6 +89,12 @@ def _strip(file: BinaryIO, limits: MediaLimits, *, kind: str, seconds: float, co
     for number, cell in enumerate(cells):
         strip.paste(cell, (number * cell.width, 0))
     return _webp(strip)
+
+
+def _small(file: BinaryIO, limits: MediaLimits, scale: Fraction, size: Sequence[int]) -> Image.Image:
+    """Read a picture for a drawing of so much of its size, decoding no more of it than twice each side of that."""
+    pixels = ceil(size[0] * size[1] * min(2 * scale, Fraction(1)) ** 2)
+    return on_white(read_image(file, limits=replace(limits, max_pixels=min(pixels, limits.max_pixels))))
 
 
 def _picture(
@@ -119,15 +138,10 @@ def _piece(
     region = None if box is None else (box[0], box[1], box[2], box[3])
     target = io.BytesIO()
     rate = Fraction(fps[0], fps[1])
-    options: dict[str, Any] = {
-        "first": first,
-        "frames": frames,
-        "fps": rate,
-        "box": region,
-        "xmp": xmp,
-        "max_bytes": max_bytes,
-    }
-    return {"frames": write_piece(file, target, limits=limits, **options)}, target.getvalue()
+    written = write_piece(
+        file, target, first=first, frames=frames, fps=rate, box=region, xmp=xmp, max_bytes=max_bytes, limits=limits
+    )
+    return {"frames": written}, target.getvalue()
 
 
 def _animation(file: BinaryIO, limits: MediaLimits, *, kind: Animation, fps: Sequence[int], longest_side: int) -> bytes:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, cast
 
 _CHILD_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a process with threads cannot be forked
 
@@ -65,7 +65,7 @@ class Readers:
             try:
                 line = stream.readline(32)
                 pid = int(line) if line.strip().isdigit() else None
-                yield stream
+                yield cast(IO[bytes], stream)
             finally:
                 ending.cancel()
                 with suppress(OSError):  # what the reader has not taken
@@ -97,7 +97,7 @@ class Readers:
             with theirs:
                 self.process = subprocess.Popen(
                     [sys.executable, *self._command],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     env={**os.environ, **_CHILD_ENVIRONMENT},

@@ -52,7 +52,10 @@ test("lists of places and of noise", () => {
     const found = answer(() => parseNoise(one.text).map((value) => value + 0));
     assert.deepEqual(found, one.error ? "error" : one.values, JSON.stringify(one.text));
   }
-  assert.equal(answer(() => splitList("0,".repeat(513))), "error");
+  assert.equal(
+    answer(() => splitList("0,".repeat(513))),
+    "error",
+  );
   assert.deepEqual(parseNoise("  "), []);
 });
 

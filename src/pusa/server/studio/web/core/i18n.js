@@ -15,6 +15,9 @@ const compiled = new Map();
 /** The language that is shown; parts that use `t` are drawn again when it changes. */
 export const language = () => loaded.value.language;
 
+/** What stands before the decimals of a number: a comma in French. */
+export const decimalMark = () => new Intl.NumberFormat(language()).format(1.5).charAt(1);
+
 /** @param {string} name */
 export async function loadLanguage(name) {
   const response = await fetch(new URL(`../locales/${name}.json`, import.meta.url));

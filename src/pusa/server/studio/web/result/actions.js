@@ -164,7 +164,7 @@ export function nameIn(header) {
 
 /**
  * Save what the server makes on demand, which takes a while the first time.
- * @param {any} job @param {"gif"|"webp"|"last_frame"|"spritesheet"} variant
+ * @param {any} job @param {"gif"|"webp"|"last_frame"|"contact_sheet"} variant
  */
 export async function saveMade(job, variant) {
   const waiting = toast(t("result.preparing"), { seconds: 120 });

@@ -43,14 +43,11 @@ export function Ended({ title, text, bad = false, children }) {
 
 /** @param {any} job */
 export function downloads(job) {
-  const made = /** @type {const} */ (["gif", "webp", "last_frame", "spritesheet"]);
+  const made = /** @type {const} */ ([["gif", "film"], ["webp", "film"], ["last_frame", "image"], ["contact_sheet", "grid"]]);
+  const there = made.filter(([variant]) => variant !== "contact_sheet" || job.has?.includes(variant));
   return [
     { label: t("result.download.video"), icon: "video", act: () => save(contentUrl(job)) },
-    ...made.map((variant) => ({
-      label: t(`result.download.${variant}`),
-      icon: variant === "spritesheet" ? "grid" : variant === "last_frame" ? "image" : "film",
-      act: () => void saveMade(job, variant),
-    })),
+    ...there.map(([variant, icon]) => ({ label: t(`result.download.${variant}`), icon, act: () => void saveMade(job, variant) })),
   ];
 }
 
@@ -91,7 +88,7 @@ function Actions({ job, state, transport }) {
   const remake = [
     html`<${Act} name=${t("result.edit")} icon="edit" onClick=${() => intoForm(() => editVideo(job.id))} />`,
     html`<${Act} name=${t("result.vary")} icon="dice" onClick=${() => vary(job)} />`,
-    !playable && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
+    !playable && state !== "failed" && html`<${Act} name=${t("result.again")} icon="replace" onClick=${() => again(job)} />`,
   ];
   const frame = () => Math.floor(transport.time.value * fpsOf(job) + 0.01);
   const use = playable && [

@@ -12,6 +12,8 @@ import { Variants } from "./variants.js";
 import { Welcome } from "./welcome.js";
 import { Wipe } from "./wipe.js";
 
+const BARS = 90; // pixels at the top and at the bottom of the window that may be covered
+
 /** Tell a screen reader how far it is, every ten percent. @param {{list: any[]}} props */
 function Spoken({ list }) {
   const said = spoken(list);
@@ -58,7 +60,7 @@ export function Stage() {
 function reveal(stage) {
   if (!stage) return;
   const { top, bottom, height } = stage.getBoundingClientRect();
-  const seen = Math.min(bottom, innerHeight) - Math.max(top, 0);
+  const seen = Math.min(bottom, innerHeight - BARS) - Math.max(top, BARS);
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
   if (seen < height / 2) stage.scrollIntoView({ block: "start", behavior });
 }

@@ -41,7 +41,7 @@ export const sizeText = (size) => size.replace("x", " × ");
 
 /**
  * @param {{id: string}} job
- * @param {"video"|"thumbnail"|"spritesheet"|"gif"|"webp"|"last_frame"} [variant]
+ * @param {"video"|"thumbnail"|"contact_sheet"|"gif"|"webp"|"last_frame"} [variant]
  * @returns {string} the address of a file of a video
  */
 export const contentUrl = ({ id }, variant = "video") =>

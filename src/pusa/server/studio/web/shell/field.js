@@ -1,6 +1,6 @@
 /** Labelled fields. An emptied one is null, which stands for the default that it then shows. */
 import { html, useId, useState } from "../core/dom.js";
-import { t } from "../core/i18n.js";
+import { decimalMark, t } from "../core/i18n.js";
 import { clamp, parseNumber, plainNumber, stepped } from "../core/numbers.js";
 
 /**
@@ -52,7 +52,7 @@ function NumberBox(props) {
   const shown = value ?? standard;
   const exact = shown ?? null;
   const rounded = exact === null || props.digits === undefined ? exact : Number(exact.toFixed(props.digits));
-  const text = typed ?? (rounded === null ? "" : plainNumber(rounded));
+  const text = typed ?? (rounded === null ? "" : plainNumber(rounded).replace(".", decimalMark()));
   const onInput = (/** @type {any} */ event) => {
     const now = event.currentTarget.value;
     setTyped(now);

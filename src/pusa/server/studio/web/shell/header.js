@@ -54,7 +54,7 @@ export function Header() {
   }));
   return html`<header class="header">
     <a class="skip" href="#stage">${t("shell.skip")}</a>
-    <h1 class="brand"><${Mark} />pusa <span class="quiet">${t("shell.tagline")}</span></h1>
+    <h1 class="brand"><${Mark} /><span class="brand-name">pusa</span> <span class="quiet">${t("shell.tagline")}</span></h1>
     <span class="space"></span>
     <${ModelState} />
     <${Toolbar} label=${t("shell.tools")}>

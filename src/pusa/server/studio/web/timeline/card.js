@@ -16,7 +16,8 @@ export function Card({ one, place }) {
   const at = Number(one.cell);
   const length = /** @type {import("./model.js").Layout} */ (layout.value).length;
   const isChosen = chosen.value === item.id;
-  const isTabStop = isChosen || (!ordered.value.some((other) => other.item.id === chosen.value) && ordered.value[0] === one);
+  const isTabStop =
+    isChosen || (!ordered.value.some((other) => other.item.id === chosen.value) && ordered.value[0] === one);
   const held = drag.value?.id === item.id ? drag.value.what : "";
   const aspect = size.value.width / size.value.height;
   const { cut } = regionOf(item, aspect, form.value.fit);

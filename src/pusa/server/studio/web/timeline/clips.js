@@ -36,7 +36,10 @@ function setEdge(clip, edge, to) {
   const value =
     edge === "start" ? Math.min(Math.max(0, near), end - 1 / fps) : Math.max(Math.min(whole, near), start + 1 / fps);
   const isOpen = edge === "start" ? value <= 0.0005 : value >= whole - 0.0005;
-  apply(changeItem(form.value, clip.id, { [edge]: isOpen ? null : Math.round(value * 1000) / 1000 }), `trim-${edge}:${clip.id}`);
+  apply(
+    changeItem(form.value, clip.id, { [edge]: isOpen ? null : Math.round(value * 1000) / 1000 }),
+    `trim-${edge}:${clip.id}`,
+  );
 }
 
 /** @param {{clip: Item, edge: "start"|"end"}} props */
@@ -57,7 +60,9 @@ function Edge({ clip, edge }) {
     handle.onpointerup = handle.onpointercancel = () => (handle.onpointermove = null);
   };
   const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
-    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -1, PageUp: 1 }[event.key];
+    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -1, PageUp: 1 }[
+      event.key
+    ];
     const to = event.key === "Home" ? 0 : event.key === "End" ? whole : by ? at + by : null;
     if (to === null || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();

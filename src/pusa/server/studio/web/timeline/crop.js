@@ -78,10 +78,17 @@ function Framing({ item }) {
   const place = (/** @type {number} */ part) => `${(100 * part).toFixed(3)}%`;
   const [x, y, width, height] = region;
   const isAutomatic = region.every((value, index) => Math.abs(value - whole[index]) < 0.001);
-  const text = t("timeline.crop_text", { percent: number(100 * scale, 0), left: number(100 * x, 0), top: number(100 * y, 0) });
-  const still = item.kind === "video" && item.frame === null ? frameUrl(item, { time: item.start ?? 0, width: 1024 }) : stillUrl(item, 1024);
+  const text = t("timeline.crop_text", {
+    percent: number(100 * scale, 0),
+    left: number(100 * x, 0),
+    top: number(100 * y, 0),
+  });
+  const still =
+    item.kind === "video" && item.frame === null
+      ? frameUrl(item, { time: item.start ?? 0, width: 1024 })
+      : stillUrl(item, 1024);
   const actions = html`<button type="button" class="button" disabled=${!item.crop && isAutomatic} onClick=${() => done(null)}>${t("timeline.crop_automatic")}</button>
-    <button type="button" class="button primary" onClick=${() => done(isAutomatic && !item.crop ? null : region)}>${t("timeline.crop_use")}</button>`;
+    <button type="button" class="button primary" onClick=${() => done(region)}>${t("timeline.crop_use")}</button>`;
   return html`<${Dialog} title=${t("timeline.crop_title")} onClose=${close} actions=${actions} wide class="crop-dialog">
     <p class="quiet">${t("timeline.crop_help", { width: size.value.width, height: size.value.height })}</p>
     <div class="crop-view" ref=${view} style=${`--aspect:${item.width / item.height}`}>

@@ -28,7 +28,8 @@ export async function itemOfVideo(id) {
 }
 
 /** @param {DataTransfer|null} transfer */
-export const canDrop = (transfer) => Boolean(transfer && [...transfer.types].some((type) => type === "Files" || type === VIDEO_TYPE));
+export const canDrop = (transfer) =>
+  Boolean(transfer && [...transfer.types].some((type) => type === "Files" || type === VIDEO_TYPE));
 
 /** The latent frame under a pointer, if it is over the track. @param {{clientX: number}} event */
 function cellUnder(event) {
@@ -48,7 +49,9 @@ export function onDragOver(event) {
 
 /** @param {DragEvent} event */
 export function onDragLeave(event) {
-  const inside = /** @type {HTMLElement} */ (event.currentTarget).contains(/** @type {Node|null} */ (event.relatedTarget));
+  const inside = /** @type {HTMLElement} */ (event.currentTarget).contains(
+    /** @type {Node|null} */ (event.relatedTarget),
+  );
   if (!inside) dropCell.value = null;
 }
 
@@ -127,7 +130,9 @@ function put(item, at) {
 function placeClip(clip, at) {
   const clips = [...form.value.clips];
   const isSecond =
-    form.value.mode === "transition" && clips.length > 0 && (at === null ? clips.length === 1 : at >= (layout.value?.length.count ?? 0) / 2);
+    form.value.mode === "transition" &&
+    clips.length > 0 &&
+    (at === null ? clips.length === 1 : at >= (layout.value?.length.count ?? 0) / 2);
   clips[isSecond ? 1 : 0] = clip;
   edit({ clips });
 }

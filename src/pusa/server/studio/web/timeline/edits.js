@@ -1,5 +1,13 @@
 /** Changes of the form that the timeline makes. Pure: each returns what to `edit`, or null where nothing changes. */
-import { PositionError, framesOf, latentIndex, parseNoise, parsePosition, parsePositions, splitList } from "../core/positions.js";
+import {
+  PositionError,
+  framesOf,
+  latentIndex,
+  parseNoise,
+  parsePosition,
+  parsePositions,
+  splitList,
+} from "../core/positions.js";
 import { keptOf, layoutOf, lengthOf, usedItems, widestGap } from "./model.js";
 
 /** @typedef {import("../core/store.js").Form} Form */
@@ -154,7 +162,9 @@ const keptTexts = (kept, byPreset) => ({
 /** @param {Form} form @param {any} model @returns {string} such as "0,12,last" */
 export function positionsText(form, model) {
   if (form.tab === "video") return form.keptPositions;
-  return layoutOf(form, model).pictures.map((one) => one.text).join(",");
+  return layoutOf(form, model)
+    .pictures.map((one) => one.text)
+    .join(",");
 }
 
 /** @param {Form} form @param {any} model @returns {string} such as "0.2,0.5" */

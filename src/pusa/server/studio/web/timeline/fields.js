@@ -1,5 +1,5 @@
 /** Places and noise as text, in step with the timeline both ways. A text that is not understood changes nothing. */
-import { html, useId, useState } from "../core/dom.js";
+import { html, useEffect, useId, useRef, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { PositionError } from "../core/positions.js";
 import { form, model } from "../core/store.js";
@@ -9,7 +9,9 @@ import { number } from "./words.js";
 
 /** @param {PositionError} error @returns {string} */
 export function problemText({ code, values }) {
-  const shown = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, typeof value === "number" ? number(value) : value]));
+  const shown = Object.fromEntries(
+    Object.entries(values).map(([name, value]) => [name, typeof value === "number" ? number(value) : value]),
+  );
   return t(`timeline.problem.${code}`, shown);
 }
 
@@ -34,11 +36,18 @@ function TextBox({ name, value, read }) {
     }
   };
   const leave = () => !error && setTyped(null);
+  const input = useRef(/** @type {HTMLInputElement|null} */ (null));
+  useEffect(() => {
+    if (document.activeElement === input.current) return;
+    setTyped(null); // changed on the timeline: a text that stood here with a mistake is of the past
+    setError(null);
+  }, [value]);
   const repaired = error && isAfterEnd(error) ? withLast(form.value, model.value, typed ?? "") : null;
   return html`<div class=${`field text-box ${name}`}>
     <label for=${id}>${t(`timeline.${name}`)}</label>
     <input
       id=${id}
+      ref=${input}
       type="text"
       autocomplete="off"
       spellcheck=${false}
@@ -53,11 +62,13 @@ function TextBox({ name, value, read }) {
         setError(null);
       }}
     />
-    ${error &&
-    html`<p class="field-problem" id=${`${id}-problem`} role="alert">
+    ${
+      error &&
+      html`<p class="field-problem" id=${`${id}-problem`} role="alert">
       ${problemText(error)}
       ${repaired && html`<button type="button" class="button small" onClick=${() => (take(repaired), setTyped(null))}>${t("timeline.use_last")}</button>`}
-    </p>`}
+    </p>`
+    }
   </div>`;
 }
 

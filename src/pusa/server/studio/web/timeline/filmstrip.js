@@ -55,7 +55,8 @@ export function Filmstrip({ clip, part }) {
   const cells = Array.from({ length: part.to - part.from }, (_, number) => part.from + number);
   return html`<span class="filmstrip" aria-hidden="true">
     ${cells.map(
-      (at) => html`<${Frame} key=${at} clip=${clip} time=${timeInClip(clip, part, at, length)} width=${cell.value} height=${124} />`,
+      (at) =>
+        html`<${Frame} key=${at} clip=${clip} time=${timeInClip(clip, part, at, length)} width=${cell.value} height=${124} />`,
     )}
   </span>`;
 }

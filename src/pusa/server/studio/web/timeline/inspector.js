@@ -50,14 +50,17 @@ function PictureTools({ one }) {
     const cell = nextFree(form.value, model.value, item.id, direction);
     if (cell !== null) apply(movePicture(form.value, model.value, item.id, cell), `move:${item.id}`);
   };
-  const place = one.cell === null ? "" : `${seconds(timeOf(one.cell, shown.length))} · ${placeName(one.cell, shown.length)}`;
+  const place =
+    one.cell === null ? "" : `${seconds(timeOf(one.cell, shown.length))} · ${placeName(one.cell, shown.length)}`;
   return html`
     <p class="inspected"><b>${t("timeline.picture", { number: one.number })}</b><span class="quiet">${place}</span></p>
-    ${canMove &&
-    html`<div class="tools moves">
+    ${
+      canMove &&
+      html`<div class="tools moves">
       <${Tool} icon="left" label=${t("timeline.earlier")} disabled=${nextFree(form.value, model.value, item.id, -1) === null} onClick=${() => step(-1)} />
       <${Tool} icon="right" label=${t("timeline.later")} disabled=${nextFree(form.value, model.value, item.id, 1) === null} onClick=${() => step(1)} />
-    </div>`}
+    </div>`
+    }
     <${Noise} key=${item.id} label=${t("timeline.noise")} value=${one.noise} onChange=${(/** @type {number|null} */ noise) => apply(changeItem(form.value, item.id, { noise }), `noise:${item.id}`)} />
     <div class="tools">
       ${item.kind === "video" && html`<${Tool} word icon="film" label=${t("timeline.other_frame")} onClick=${() => openFrames(item, item.frame ?? 0, (frame) => apply(changeItem(form.value, item.id, { frame, crop: null }), ""))} />`}
@@ -84,7 +87,10 @@ export function Inspector() {
   const shown = layout.value;
   if (!shown) return null;
   const one = shown.pictures.find((other) => other.item.id === chosen.value);
-  const at = shown.kind === "complete" && chosen.value.startsWith("cell:") && form.value.clips.length ? Number(chosen.value.slice(5)) : null;
+  const at =
+    shown.kind === "complete" && chosen.value.startsWith("cell:") && form.value.clips.length
+      ? Number(chosen.value.slice(5))
+      : null;
   const canAdd = ["image", "images", "text"].includes(shown.kind);
   const what = one
     ? html`<${PictureTools} one=${one} />`

@@ -20,7 +20,14 @@ export function Minimap({ scrollTo }) {
     /** @type {HTMLElement} */ (event.currentTarget).setPointerCapture(event.pointerId);
     go(event);
   };
-  const steps = /** @type {Record<string, number>} */ ({ ArrowLeft: -0.25, ArrowRight: 0.25, PageUp: -1, PageDown: 1, Home: -Infinity, End: Infinity });
+  const steps = /** @type {Record<string, number>} */ ({
+    ArrowLeft: -0.25,
+    ArrowRight: 0.25,
+    PageUp: -1,
+    PageDown: 1,
+    Home: -Infinity,
+    End: Infinity,
+  });
   const onKeyDown = (/** @type {KeyboardEvent} */ event) => {
     const step = steps[event.key];
     if (!step) return;

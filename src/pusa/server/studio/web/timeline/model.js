@@ -106,7 +106,8 @@ export function usedClips(form) {
  */
 export function placeItems(items, length) {
   const set = items.map((item) => (item.position === null ? undefined : cellOf(item.position, length)));
-  if (set.every((cell) => cell === undefined) && items.length <= length.count) return spread(items.length, length.count);
+  if (set.every((cell) => cell === undefined) && items.length <= length.count)
+    return spread(items.length, length.count);
   const cells = [...set];
   let first = 0;
   while (first < items.length) {
@@ -165,7 +166,9 @@ function runOf(size, before, after, count, taken) {
 
 /** @param {(number|null|undefined)[]} taken @param {number} count @returns {number|null} null: no cell is free */
 export function widestGap(taken, count) {
-  const cells = [-1, ...new Set(taken.filter((cell) => typeof cell === "number")), count].sort((a, b) => Number(a) - Number(b));
+  const cells = [-1, ...new Set(taken.filter((cell) => typeof cell === "number")), count].sort(
+    (a, b) => Number(a) - Number(b),
+  );
   let best = /** @type {{size: number, cell: number|null}} */ ({ size: 0, cell: null });
   for (let number = 1; number < cells.length; number += 1) {
     const [low, high] = [Number(cells[number - 1]), Number(cells[number])];
@@ -177,8 +180,7 @@ export function widestGap(taken, count) {
 }
 
 /** @param {Form} form @param {any} model @returns {number[]} noise of each picture by the preset */
-const pictureNoise = (form, model) =>
-  presetNoise(model.presets[form.preset].noise_multipliers, usedItems(form).length);
+const pictureNoise = (form, model) => presetNoise(model.presets[form.preset].noise_multipliers, usedItems(form).length);
 
 /**
  * Seconds of a clip that are used.
@@ -310,7 +312,8 @@ function continuation(layout, form, model) {
   for (const [index, clip] of usedClips(form).entries()) {
     const frames = usedFrames(clip, length.fps);
     const seconds = needed[index] / length.fps;
-    if (frames < needed[index]) layout.problems.push({ code: "clip_too_short", values: { number: index + 1, seconds } });
+    if (frames < needed[index])
+      layout.problems.push({ code: "clip_too_short", values: { number: index + 1, seconds } });
     const rest = Math.max(0, frames - needed[index]);
     total += rest;
     layout[index === 0 ? "before" : "after"] = rest / length.fps;

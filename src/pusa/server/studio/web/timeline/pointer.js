@@ -8,6 +8,8 @@ import { apply, cell, chosen, drag, dragged, heldCell, layout } from "./state.js
 
 const DRAG_PIXELS = 4;
 const STEP = 0.05;
+const EDGE_PIXELS = 28;
+const EDGE_STEP = 14; // pixels
 
 /**
  * Follow a pointer from here on.
@@ -41,6 +43,7 @@ function follow(event, { move, end }) {
     target.removeEventListener("pointerup", onUp);
     target.removeEventListener("pointercancel", onCancel);
     removeEventListener("keydown", onKey, true);
+    removeEventListener("pointerdown", onOther, true);
     drag.value = null;
     dragged.value = null;
     if (isDone) apply(change, "");
@@ -53,10 +56,12 @@ function follow(event, { move, end }) {
     key.stopPropagation();
     stop(false);
   };
+  const onOther = (/** @type {PointerEvent} */ other) => other.pointerId !== event.pointerId && stop(false); // two fingers zoom
   target.addEventListener("pointermove", onMove);
   target.addEventListener("pointerup", onUp);
   target.addEventListener("pointercancel", onCancel);
   addEventListener("keydown", onKey, true);
+  addEventListener("pointerdown", onOther, true);
   return show;
 }
 
@@ -65,6 +70,33 @@ const trackOf = (element) => /** @type {HTMLElement} */ (element.closest("[data-
 
 /** Noise by how far up or down somebody has dragged. @param {number} start @param {number} y @param {number} height */
 const draggedNoise = (start, y, height) => roundNoise(Math.round((start - y / height) / STEP) * STEP);
+
+/**
+ * Scroll the track while something is held at the edge of what is visible.
+ * @param {HTMLElement} scroller @param {() => void} onScroll  called after each step
+ */
+function edgeScroll(scroller, onScroll) {
+  let step = 0;
+  let timer = 0;
+  const scroll = () => {
+    const before = scroller.scrollLeft;
+    scroller.scrollLeft += step;
+    timer = step ? window.setTimeout(scroll, 30) : 0;
+    if (scroller.scrollLeft !== before) onScroll();
+  };
+  return {
+    /** @param {number} clientX */
+    at(clientX) {
+      const { left, right } = scroller.getBoundingClientRect();
+      step = clientX < left + EDGE_PIXELS ? -EDGE_STEP : clientX > right - EDGE_PIXELS ? EDGE_STEP : 0;
+      if (step && !timer) timer = window.setTimeout(scroll, 30);
+    },
+    end() {
+      step = 0;
+      clearTimeout(timer);
+    },
+  };
+}
 
 /** @param {PointerEvent} event @param {import("./model.js").Placed} one */
 export function onCardDown(event, one) {
@@ -77,20 +109,30 @@ export function onCardDown(event, one) {
   chosen.value = id;
   card.focus({ preventScroll: true });
   const grabbed = event.clientX - track.getBoundingClientRect().left - (Number(one.cell) + 0.5) * cell.value;
-  follow(event, {
-      move(now, x, y) {
-        if (!what) what = Math.abs(y) > Math.abs(x) || form.value.tab !== "images" ? "noise" : "move";
-        drag.value = { what, id };
-        if (what === "noise") {
-          const noise = draggedNoise(one.noise, y, card.clientHeight);
-          return noise === one.noise ? null : changeItem(form.value, id, { noise });
-        }
-        const middle = now.clientX - track.getBoundingClientRect().left - grabbed;
-        const to = cellAt(middle, cell.value, layout.value?.length.count ?? 1);
-        const change = movePicture(form.value, model.value, id, to);
-        if (change) return change;
-        return to === one.cell ? null : undefined; // another picture lies there: it stays where it was
-      },
+  let clientX = event.clientX;
+  const moved = () => {
+    const middle = clientX - track.getBoundingClientRect().left - grabbed;
+    const to = cellAt(middle, cell.value, layout.value?.length.count ?? 1);
+    const change = movePicture(form.value, model.value, id, to);
+    return change ?? (to === one.cell ? null : undefined); // another picture lies there: it stays where it was
+  };
+  const edge = edgeScroll(/** @type {HTMLElement} */ (track.closest(".timeline-scroll")), () => {
+    const change = moved();
+    if (change !== undefined) show(change);
+  });
+  const show = follow(event, {
+    move(now, x, y) {
+      if (!what) what = Math.abs(y) > Math.abs(x) || form.value.tab !== "images" ? "noise" : "move";
+      drag.value = { what, id };
+      if (what === "noise") {
+        const noise = draggedNoise(one.noise, y, card.clientHeight);
+        return noise === one.noise ? null : changeItem(form.value, id, { noise });
+      }
+      clientX = now.clientX;
+      edge.at(clientX);
+      return moved();
+    },
+    end: edge.end,
   });
 }
 
@@ -99,32 +141,28 @@ export function onKeptDown(event, at, one) {
   if (event.button) return;
   event.stopPropagation();
   const box = /** @type {HTMLElement} */ (event.currentTarget);
-  const isTouch = event.pointerType === "touch" && !(/** @type {HTMLElement} */ (event.target).closest("[data-handle]"));
+  const isTouch =
+    event.pointerType === "touch" && !(/** @type {HTMLElement} */ (event.target).closest("[data-handle]"));
   chosen.value = `cell:${at}`;
   box.focus({ preventScroll: true });
   follow(event, {
-      move(_, __, y) {
-        if (!one || isTouch) return undefined;
-        drag.value = { what: "noise", id: `cell:${at}` };
-        const noise = draggedNoise(one.noise, y, box.clientHeight);
-        return noise === one.noise ? null : setKeptNoise(form.value, model.value, at, noise);
-      },
-      end: (hasMoved) => !hasMoved && toggle(at),
+    move(_, __, y) {
+      if (!one || isTouch) return undefined;
+      drag.value = { what: "noise", id: `cell:${at}` };
+      const noise = draggedNoise(one.noise, y, box.clientHeight);
+      return noise === one.noise ? null : setKeptNoise(form.value, model.value, at, noise);
+    },
+    end: (hasMoved) => !hasMoved && toggle(at),
   });
 }
 
-/** A click on an empty latent frame asks for a picture. @param {PointerEvent} event */
-export function onTrackDown(event) {
+/** A click on an empty latent frame asks for a picture. @param {MouseEvent} event */
+export function onTrackClick(event) {
   const track = /** @type {HTMLElement} */ (event.currentTarget);
-  const kind = layout.value?.kind ?? "";
-  if (event.button || !["image", "images", "text"].includes(kind)) return;
+  const isOnPicture = /** @type {HTMLElement} */ (event.target).closest("[data-item]");
+  if (isOnPicture || !["image", "images", "text"].includes(layout.value?.kind ?? "")) return;
   const x = event.clientX - track.getBoundingClientRect().left;
-  const at = cellAt(x, cell.value, layout.value?.length.count ?? 1);
-  const onClick = (/** @type {MouseEvent} */ click) => {
-    if (Math.hypot(click.clientX - event.clientX, click.clientY - event.clientY) < DRAG_PIXELS) chooseFiles(at);
-  };
-  track.addEventListener("click", onClick, { once: true });
-  setTimeout(() => track.removeEventListener("click", onClick), 1000);
+  chooseFiles(cellAt(x, cell.value, layout.value?.length.count ?? 1));
 }
 
 /**
@@ -150,21 +188,21 @@ export function onEndDown(event) {
     timer = window.setTimeout(grow, 90);
   };
   const show = follow(event, {
-      move(now, dx) {
-        heldCell.value ??= width;
-        drag.value = { what: "length", id: "" };
-        x = dx;
-        const isBeyond = now.clientX > scroller.getBoundingClientRect().right - 12;
-        if (isBeyond && !timer) timer = window.setTimeout(grow, 90);
-        if (!isBeyond && timer) {
-          clearTimeout(timer);
-          timer = 0;
-        }
-        return made();
-      },
-      end() {
+    move(now, dx) {
+      heldCell.value ??= width;
+      drag.value = { what: "length", id: "" };
+      x = dx;
+      const isBeyond = dx > DRAG_PIXELS && now.clientX > scroller.getBoundingClientRect().right - 12;
+      if (isBeyond && !timer) timer = window.setTimeout(grow, 90);
+      if (!isBeyond && timer) {
         clearTimeout(timer);
-        heldCell.value = null;
-      },
+        timer = 0;
+      }
+      return made();
+    },
+    end() {
+      clearTimeout(timer);
+      heldCell.value = null;
+    },
   });
 }

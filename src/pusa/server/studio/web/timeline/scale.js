@@ -30,7 +30,7 @@ export const xOfFrame = (frame, cell, factor) => (frame <= 1 ? frame : 1 + (fram
  * @param {{frames: number, fps: number, factor: number}} length @param {number} cell pixels @param {number} least pixels between two
  * @returns {{x: number, seconds: number, frame: number}[]}
  */
-export function rulerMarks({ frames, fps, factor }, cell, least = 72) {
+export function rulerMarks({ frames, fps, factor }, cell, least = 96) {
   const end = xOfFrame(frames, cell, factor);
   const perSecond = (fps / factor) * cell;
   const step = RULER_STEPS.find((one) => one * perSecond >= least) ?? 600;
@@ -40,7 +40,9 @@ export function rulerMarks({ frames, fps, factor }, cell, least = 72) {
     marks.push({ x: xOfFrame(seconds * fps, cell, factor), seconds, frame: Math.round(seconds * fps) });
   }
   // Those that have no room are left out: a mark near the end, or the second one, should it stand near the first.
-  return marks.filter(({ x }, number) => (number !== 1 || x >= least * 0.6) && (number === 0 || x + least * 0.8 <= end));
+  return marks.filter(
+    ({ x }, number) => (number !== 1 || x >= least * 0.6) && (number === 0 || x + least * 0.8 <= end),
+  );
 }
 
 /** Every how many latent frames a number has room. @param {number} cell pixels */

@@ -29,7 +29,9 @@ export const drag = signal(/** @type {{what: string, id: string}|null} */ (null)
 export const dropCell = signal(/** @type {number|null} */ (null));
 
 /** Files on their way to a latent frame. */
-export const arriving = signal(/** @type {{id: string, cell: number|null, name: string, preview: string|null}[]} */ ([]));
+export const arriving = signal(
+  /** @type {{id: string, cell: number|null, name: string, preview: string|null}[]} */ ([]),
+);
 
 /** The form that is shown: with what is being dragged where it is held. */
 export const shownForm = computed(() => dragged.value ?? form.value);

@@ -37,7 +37,8 @@ function listen(scroller) {
     zoomTo(scroller, cell.value * Math.exp(-event.deltaY / 240), event.clientX);
   };
   let start = { distance: 0, cell: 0 };
-  const apart = (/** @type {TouchList} */ touches) => Math.hypot(touches[0].clientX - touches[1].clientX, touches[0].clientY - touches[1].clientY);
+  const apart = (/** @type {TouchList} */ touches) =>
+    Math.hypot(touches[0].clientX - touches[1].clientX, touches[0].clientY - touches[1].clientY);
   const onTouchStart = (/** @type {TouchEvent} */ event) => {
     if (event.touches.length === 2) start = { distance: apart(event.touches), cell: cell.value };
   };
@@ -66,18 +67,20 @@ const PADDING = 20; // beside the track; timeline.css has the same
 function Problems() {
   const shown = layout.value;
   if (!shown?.problems.length) return null;
-  return html`<ul class="timeline-problems" role="status">
+  return html`<div class="timeline-problems" role="status"><ul>
     ${shown.problems.map(
       (problem, number) => html`<li key=${number} class="field-problem">
         ${problemText(/** @type {any} */ (problem))}
-        ${problem.id &&
-        html`<span class="tools">
+        ${
+          problem.id &&
+          html`<span class="tools">
           ${problem.code === "outside" && html`<button type="button" class="button small" onClick=${() => apply(changeItem(form.value, String(problem.id), { position: "last" }), "")}>${t("timeline.use_last")}</button>`}
           ${problem.code !== "no_room" && html`<button type="button" class="button small" onClick=${() => apply(changeItem(form.value, String(problem.id), { position: null }), "")}>${t("timeline.place_free")}</button>`}
-        </span>`}
+        </span>`
+        }
       </li>`,
     )}
-  </ul>`;
+  </ul></div>`;
 }
 
 /** @param {{scroller: import("../core/dom.js").RefObject<HTMLElement>}} props */

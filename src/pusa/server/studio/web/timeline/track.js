@@ -6,7 +6,7 @@ import { Card } from "./card.js";
 import { EndHandle } from "./end.js";
 import { Filmstrip } from "./filmstrip.js";
 import { KeptCells } from "./kept.js";
-import { onTrackDown } from "./pointer.js";
+import { onTrackClick } from "./pointer.js";
 import { placeCards, indexStep, rulerMarks } from "./scale.js";
 import { arriving, cell, drag, dropCell, layout, ordered, size } from "./state.js";
 import { number, seconds } from "./words.js";
@@ -33,7 +33,9 @@ function Indices() {
   const step = indexStep(width);
   const given = new Set([...shown.kept.map((one) => one.cell), ...ordered.value.map((one) => Number(one.cell))]);
   const cells = Array.from({ length: shown.length.count }, (_, at) => at);
-  const plain = cells.filter((at) => at % step === 0 && ![...given].some((one) => one !== at && Math.abs(one - at) * width < 24));
+  const plain = cells.filter(
+    (at) => at % step === 0 && ![...given].some((one) => one !== at && Math.abs(one - at) * width < 24),
+  );
   return html`<div class="indices" aria-hidden="true">
     ${plain.filter((at) => !given.has(at)).map((at) => html`<span key=${at} style=${`left:${(at + 0.5) * width}px`}>${at}</span>`)}
     ${[...given].map((at) => html`<b key=${at} style=${`left:${(at + 0.5) * width}px`}>${at}</b>`)}
@@ -56,12 +58,12 @@ function Arriving() {
   const width = cell.value;
   const place = (/** @type {number} */ at) => `left:${at * width}px;width:${width}px`;
   return html`${arriving.value
-      .filter((one) => one.cell !== null)
-      .map(
-        (one) => html`<div class="arriving" key=${one.id} style=${place(Number(one.cell))} title=${one.name}>
+    .filter((one) => one.cell !== null)
+    .map(
+      (one) => html`<div class="arriving" key=${one.id} style=${place(Number(one.cell))} title=${one.name}>
           ${one.preview && html`<img src=${one.preview} alt="" />`}<span class="visually-hidden">${t("timeline.uploading", { name: one.name })}</span>
         </div>`,
-      )}
+    )}
     ${dropCell.value !== null && html`<div class="drop-cell" style=${place(dropCell.value)}></div>`}`;
 }
 
@@ -91,11 +93,12 @@ function Cards() {
 /** The track with its ruler and numbers, as wide as the clip is long. */
 export function Track() {
   const shown = layout.value;
-  if (!shown || !model.value) return html`<div class="track-frame is-waiting"><div class="ruler"></div><div class="track"></div><div class="indices"></div></div>`;
+  if (!shown || !model.value)
+    return html`<div class="track-frame is-waiting"><div class="ruler"></div><div class="track"></div><div class="indices"></div></div>`;
   const width = cell.value * shown.length.count;
   return html`<div class=${`track-frame ${drag.value ? `is-dragging-${drag.value.what}` : ""}`} style=${`width:${width}px;--cell:${cell.value}px`}>
     <${Ruler} />
-    <div class=${`track kind-${shown.kind}`} data-track onPointerDown=${onTrackDown}>
+    <div class=${`track kind-${shown.kind}`} data-track onClick=${onTrackClick}>
       ${shown.parts.map((part) => html`<${PartArea} key=${part.role} part=${part} />`)}
       <div class="track-lines" aria-hidden="true"></div>
       ${shown.kind === "complete" && html`<${KeptCells} />`}
@@ -113,6 +116,12 @@ export function summary() {
   const shown = layout.value;
   if (!shown) return "";
   const { frames, count, fps } = shown.length;
-  const values = { frames, count, fps: number(fps), seconds: number(shown.length.seconds), total: seconds(shown.total) };
+  const values = {
+    frames,
+    count,
+    fps: number(fps),
+    seconds: number(shown.length.seconds),
+    total: seconds(shown.total),
+  };
   return t(shown.before || shown.after ? "timeline.summary_total" : "timeline.summary", values);
 }
