@@ -1,11 +1,14 @@
 """Name errors and notes by stable codes with values, from which a page writes them in its visitor's language.
 
 The message in English says the same, for logs, programs and people on the command line. A code stays what it is once it
-is published; `ERRORS` and `NOTES` list them with the names of their values. Imports nothing.
+is published; `ERRORS` and `NOTES` list them with the names of their values. Imports nothing of pusa.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
+
+_LONGEST_NUMBER = 64  # bits
 
 
 class CodedError(ValueError):
@@ -46,9 +49,24 @@ def code_of(error: object, default: str = "") -> str:
     return str(getattr(error, "code", "") or default) if isinstance(error, CodedError | CodedText) else default
 
 
+def plain(value: Any) -> Any:
+    """Return a value as JSON that every program and database takes: whole characters, numbers of usual size."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {str(plain(str(name))): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    return value
+
+
 def detail_of(note: str) -> dict[str, Any]:
     """Return a note as plain JSON: its code ("" if it has none), values and message."""
-    return {"code": code_of(note), "values": values_of(note), "message": str(note)}
+    return {"code": code_of(note), "values": plain(values_of(note)), "message": str(note)}
 
 
 def values_of(error: object) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from paths import ROOT
 from pydantic import ValidationError
 
 import pusa
-from pusa.codes import ERRORS, NOTES, CodedError, CodedText, code_of, detail_of, values_of
+from pusa.codes import ERRORS, NOTES, CodedError, CodedText, code_of, detail_of, plain, values_of
 from pusa.defaults import WAN_DEFAULTS
 from pusa.events import Note
 from pusa.media import MediaError
@@ -180,6 +180,17 @@ def test_a_job_keeps_the_codes_of_its_notes_and_of_its_error(server: Served) -> 
     assert job.note_details == ({"code": "", "values": {}, "message": "as it was asked for"},)
     failed = server.job(server.finished(prompt="fail")["id"])
     assert (failed.error_code, failed.error_values) == ("out_of_memory", {})
+
+
+def test_values_are_plain_json_for_every_program() -> None:
+    values = {"a": "\ud800\0b", "n": 10**5000, "f": float("inf"), "list": [{"x": (1, 2.5)}], "none": None}
+    assert plain(values) == {
+        "a": "?b",
+        "n": "a number of 16610 bits",
+        "f": "inf",
+        "list": [{"x": [1, 2.5]}],
+        "none": None,
+    }
 
 
 def test_values_never_replace_those_of_another_error() -> None:

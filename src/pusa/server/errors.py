@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 
+from pusa.codes import plain
 from pusa.fsutil import is_full
 from pusa.server.jobs.store import StorageUnavailableError
 
@@ -86,7 +87,7 @@ def envelope(
     """Build the JSON body of an error response."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     code = code or _CODES.get(status)
-    return {"error": {"message": message, "type": kind, "param": param, "code": code, "values": dict(values or {})}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, "values": plain(values or {})}}
 
 
 def error_response(

@@ -220,7 +220,7 @@ def test_a_large_picture_in_base64_is_looked_at(server: Served) -> None:
     answer = server.http.post(
         "/v1/videos", json={"prompt": "a duck", "input_reference": f"data:image/png;base64,{LONG}"}
     )
-    assert refusal(answer, 400)["code"] == "invalid_file"
+    assert refusal(answer, 400)["code"] == "not_a_picture"
 
 
 def test_a_part_of_a_form_with_long_headers_is_refused(server: Served) -> None:

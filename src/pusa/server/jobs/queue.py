@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from pusa.codes import detail_of
+from pusa.codes import detail_of, plain
 from pusa.server.jobs import admission, database, fencing, reading, records, workers
 from pusa.server.jobs.client_changes import ClientChanges
 from pusa.server.jobs.database import QueueDamaged, QueueUnavailable, SchemaError, not_retried, retried, transaction
@@ -276,7 +276,7 @@ class JobQueue(ClientChanges):
             "checkpoint": checkpoint,
             "resolved": None if resolved is None else dict(resolved),
             "notes": None if notes is None else list(notes),
-            "note_details": None if note_details is None else [dict(detail) for detail in note_details],
+            "note_details": None if note_details is None else plain(list(note_details)),
             "plan": plan and storable(plan),
             **({} if checkpoint_step is None else step_values(checkpoint_step)),
         }
@@ -337,7 +337,7 @@ class JobQueue(ClientChanges):
         Returns:
             "queued" or "failed"; "cancelled" instead of "queued" if the job is to be cancelled.
         """
-        error = {"error_code": code, "error_message": storable(message), "error_values": dict(values or {})}
+        error = {"error_code": code, "error_message": storable(message), "error_values": plain(values or {})}
         files = {} if results is None else {"results": dict(results)}
         outcome = partial(
             fencing.after_failure,
