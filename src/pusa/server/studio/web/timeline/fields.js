@@ -16,6 +16,21 @@ export function problemText({ code, values }) {
 }
 
 /**
+ * The text with "last" for what lies after the end; null where that is no answer either.
+ * @param {string} text @param {(text: string) => any} read
+ */
+function repair(text, read) {
+  const repaired = withLast(form.value, model.value, text);
+  try {
+    read(repaired);
+    return repaired;
+  } catch (error) {
+    if (error instanceof PositionError) return null;
+    throw error;
+  }
+}
+
+/**
  * @param {object} props
  * @param {string} props.name  "positions" or "noise"
  * @param {string} props.value  as the timeline has it
@@ -42,7 +57,7 @@ function TextBox({ name, value, read }) {
     setTyped(null); // changed on the timeline: a text that stood here with a mistake is of the past
     setError(null);
   }, [value]);
-  const repaired = error && isAfterEnd(error) ? withLast(form.value, model.value, typed ?? "") : null;
+  const repaired = error && isAfterEnd(error) ? repair(typed ?? "", read) : null;
   return html`<div class=${`field text-box ${name}`}>
     <label for=${id}>${t(`timeline.${name}`)}</label>
     <input

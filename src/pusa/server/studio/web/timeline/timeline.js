@@ -67,6 +67,7 @@ const PADDING = 20; // beside the track; timeline.css has the same
 function Problems() {
   const shown = layout.value;
   if (!shown?.problems.length) return null;
+  const isEndFree = !shown.pictures.some((one) => one.cell === shown.length.count - 1);
   return html`<div class="timeline-problems" role="status"><ul>
     ${shown.problems.map(
       (problem, number) => html`<li key=${number} class="field-problem">
@@ -74,7 +75,7 @@ function Problems() {
         ${
           problem.id &&
           html`<span class="tools">
-          ${problem.code === "outside" && html`<button type="button" class="button small" onClick=${() => apply(changeItem(form.value, String(problem.id), { position: "last" }), "")}>${t("timeline.use_last")}</button>`}
+          ${problem.code === "outside" && isEndFree && html`<button type="button" class="button small" onClick=${() => apply(changeItem(form.value, String(problem.id), { position: "last" }), "")}>${t("timeline.use_last")}</button>`}
           ${problem.code !== "no_room" && html`<button type="button" class="button small" onClick=${() => apply(changeItem(form.value, String(problem.id), { position: null }), "")}>${t("timeline.place_free")}</button>`}
         </span>`
         }
