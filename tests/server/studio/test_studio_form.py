@@ -262,6 +262,7 @@ def test_a_browser_that_stores_nothing_shows_a_page_that_works(browser: Any, ser
         "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('off', 'SecurityError') } })"
     )
     visitor.open()
+    visitor.shows("This browser keeps nothing")
     visitor.tab("text")
     visitor.write("prompt", "a cat that is forgotten")
     assert visitor.generate().prompt == "a cat that is forgotten"
@@ -335,6 +336,38 @@ def test_settings_and_prompts_of_ones_own(visitor: Visitor) -> None:
     visitor.page.get_by_role("button", name="Use", exact=True).click()
     form = visitor.form()
     assert (form["steps"], form["prompt"], form["tab"]) == (5, "a cat for the list", "text")
+
+
+def test_unknown_words_are_named_with_the_nearest_and_exchanged(visitor: Visitor) -> None:
+    visitor.tab("text")
+    visitor.page.fill("#prompt", "a yacht slides to the left")
+    visitor.shows("mini does not know “yacht”.")
+    visitor.page.get_by_role("button", name="sailboat").click()
+    expect(visitor.page.locator("#prompt")).to_have_value("a sailboat slides to the left")
+    visitor.page.wait_for_function("() => !document.querySelector('.prompt-hint')")
+    visitor.page.get_by_role("button", name="Words that mini knows").click()
+    visitor.page.get_by_role("button", name="under the sea").click()
+    assert visitor.page.input_value("#prompt") == "a sailboat slides to the left under the sea"
+
+
+def test_an_enhanced_prompt_is_shown_before_it_is_used(browser: Any, server: Running) -> None:
+    visitor = Visitor(browser, server)
+
+    def with_enhancer(route: Any) -> None:
+        found = route.fetch().json()
+        route.fulfill(json={**found, "data": [{**found["data"][0], "enhancer": True}]})
+
+    visitor.page.route("**/v1/models", with_enhancer)
+    visitor.page.route("**/v1/prompts/enhance", lambda route: route.fulfill(json={"prompt": "a red cat, at night"}))
+    visitor.open()
+    visitor.tab("text")
+    visitor.write("prompt", "un chat")
+    visitor.page.get_by_role("button", name="Translate to English").click()
+    visitor.shows("a red cat, at night")
+    assert visitor.page.input_value("#prompt") == "un chat"
+    visitor.page.get_by_role("button", name="Use it").click()
+    assert visitor.page.input_value("#prompt") == "a red cat, at night"
+    visitor.close()
 
 
 # ---- for everyone ----------------------------------------------------------------------------------------------------

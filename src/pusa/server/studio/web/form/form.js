@@ -58,7 +58,8 @@ function useFiles() {
 
 /** @param {KeyboardEvent} event */
 function onKeyDown(event) {
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  const isOther = /** @type {Element} */ (event.target).closest("dialog"); // has buttons of its own
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || isOther) return;
   event.preventDefault();
   /** @type {HTMLElement|null} */ (document.activeElement)?.blur(); // what is typed is taken over first
   void generate();

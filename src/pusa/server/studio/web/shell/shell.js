@@ -1,5 +1,6 @@
 /** Where everything stands: header, form beside the stage, the timeline across the page, queue, gallery. */
 import { html, useEffect } from "../core/dom.js";
+import { write } from "../core/persist.js";
 import { redo, undo } from "../core/store.js";
 import { t } from "../core/i18n.js";
 import { Form } from "../form/form.js";
@@ -11,7 +12,7 @@ import { Banner } from "./banner.js";
 import { Header } from "./header.js";
 import { Login } from "./login.js";
 import { needsKey } from "./session.js";
-import { Toasts } from "./toasts.js";
+import { Toasts, toast } from "./toasts.js";
 
 /** Ctrl+Z and Ctrl+Shift+Z are the form's; fields of other parts have `data-own-undo`. @param {KeyboardEvent} event */
 function onKey(event) {
@@ -27,6 +28,7 @@ function onKey(event) {
 export function Shell() {
   useEffect(() => {
     addEventListener("keydown", onKey);
+    if (!write("pusa.probe", 1)) toast(t("shell.storage"), { kind: "problem", seconds: 12 });
     return () => removeEventListener("keydown", onKey);
   }, []);
   if (needsKey()) return html`<${Login} /><${Toasts} />`;
