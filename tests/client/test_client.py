@@ -393,6 +393,19 @@ def test_events_go_on_after_a_restart_and_a_lost_connection() -> None:
     assert events[2].preview == b"abc"
 
 
+def test_a_video_is_deleted_for_good_or_until_it_is_restored() -> None:
+    server = Server(video())
+    client = server.client()
+    client.delete(ID)
+    client.delete(ID, undo_seconds=30)
+    assert client.restore(ID).id == ID
+    assert [(request.method, str(request.url).partition("/v1")[2]) for request in server.requests] == [
+        ("DELETE", f"/videos/{ID}"),
+        ("DELETE", f"/videos/{ID}?undo_seconds=30"),
+        ("POST", f"/videos/{ID}/restore"),
+    ]
+
+
 def test_events_of_a_deleted_job_end_and_of_an_unknown_one_are_an_error() -> None:
     running = video(status="in_progress").json()
     assert len(list(Server(stream(("video", running)), refused(404)).client().events(ID))) == 1

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, cast
 
 try:
     import httpx
@@ -36,6 +36,7 @@ from pusa.client.wire import (
     WaitTimeoutError,
     creation_of,
     error_of,
+    is_away,
     key_header,
     number_of,
     size_text,
@@ -49,11 +50,6 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 LONGEST_PAUSE_SECONDS = 30.0  # a server that asks for more is busy for so long that the caller should know
 
 Progress = Callable[[Video], object]
-
-
-def _is_away(error: PusaError) -> bool:
-    """Return True while a server restarts: it does not answer, or a proxy in front of it says so."""
-    return isinstance(error, ServerUnreachableError) or error.status in (502, 503, 504)
 
 
 class AsyncPusaClient:
@@ -172,7 +168,7 @@ class AsyncPusaClient:
             try:
                 response = await self._request("GET", f"/v1/videos/{video_id}")
             except PusaError as error:
-                if not _is_away(error) or time.monotonic() - seen > outage_seconds:
+                if not is_away(error) or time.monotonic() - seen > outage_seconds:
                     raise
             else:
                 seen = time.monotonic()
@@ -313,8 +309,7 @@ class AsyncPusaClient:
         """Keep a picture or a video on the server, to name it in requests; the same content is the same file.
 
         Args:
-            file: a path, bytes or a PIL image; or a finished video (its id, or ``{"video_id": ..., "input": 0}`` for
-                one of its inputs).
+            file: of any kind; or the id of a video, or ``{"video_id": ..., "input": 0}`` for one of its inputs.
             filename: a name for people; that of the file by default.
         """
         with ExitStack() as files:
@@ -347,7 +342,7 @@ class AsyncPusaClient:
             try:
                 found = await self.ready()
             except PusaError as error:
-                if not _is_away(error):
+                if not is_away(error):
                     raise
                 state_text = str(error)
             else:
@@ -498,8 +493,7 @@ class AsyncPusaClient:
     async def _open(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """Send one request; return the response before its body."""
         request = self._http.build_request(method, self.base_url + path, **arguments)
-        response: httpx.Response = await self._http.send(request, stream=True)
-        return response
+        return cast("httpx.Response", await self._http.send(request, stream=True))
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -186,6 +186,11 @@ class ServerUnreachableError(PusaError):
     """The server does not answer, after all retries."""
 
 
+def is_away(error: PusaError) -> bool:
+    """Return True while a server restarts: it does not answer, or a proxy in front of it says so."""
+    return isinstance(error, ServerUnreachableError) or error.status in (502, 503, 504)
+
+
 class WaitTimeoutError(PusaError):
     """`wait` or `wait_until_ready` took longer than its `timeout_seconds`; the job goes on."""
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from api_samples import FRAMES, HEIGHT, WIDTH, Served, clip, png, refusal, serving
+from file_samples import input_of, input_of_stream, keep, spooled
 from media_samples import encode, moving_gradient, picture_bytes
 from PIL import Image
 
@@ -33,30 +33,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return clip(tmp_path_factory.mktemp("clip")).read_bytes()
-
-
-def keep(server: Served, content: bytes, name: str = "a file", http: httpx.Client | None = None) -> dict[str, Any]:
-    answer = (http or server.http).post("/v1/files", files={"file": (name, content)})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def picture(answer: httpx.Response) -> Image.Image:
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "image/webp"
-    return Image.open(io.BytesIO(answer.content)).convert("RGB")
-
-
-def grey(answer: httpx.Response) -> int:
-    return int(np.asarray(picture(answer)).mean())
-
-
-def input_of(server: Served, id: str, number: int = 0) -> bytes:
-    return server.service.files.get_bytes(server.job(id).inputs[number])
-
-
-def spooled(server: Served) -> list[Path]:
-    return list(server.service.spool.folder.iterdir())
 
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------
@@ -195,95 +171,6 @@ def test_nobody_sees_or_uses_the_file_of_another_key(tmp_path: Path, video: byte
             assert mine.get(f"/v1/files/{id}/content").content == video
 
 
-# ---- drawing ---------------------------------------------------------------------------------------------------------
-
-FRAMES_OF_THREE = moving_gradient(3)
-FORMATS = {
-    "hevc": ("video", lambda: encode(FRAMES_OF_THREE, container="mp4", codec="libx265", pixels="yuv420p")),
-    "prores": ("video", lambda: encode(FRAMES_OF_THREE, container="mov", codec="prores_ks", pixels="yuv422p10le")),
-    "avi": ("video", lambda: encode(FRAMES_OF_THREE, container="avi", codec="mpeg4", pixels="yuv420p")),
-    "webm": ("video", lambda: encode(FRAMES_OF_THREE, container="webm", codec="libvpx-vp9", pixels="yuv420p")),
-    "gif": ("video", lambda: animation("GIF")),
-    "webp": ("video", lambda: animation("WEBP")),
-    "apng": ("video", lambda: animation("PNG")),
-    "avif": ("image", lambda: picture_bytes(Image.fromarray(FRAMES_OF_THREE[0]), "AVIF")),
-    "still webp": ("image", lambda: picture_bytes(Image.fromarray(FRAMES_OF_THREE[0]), "WEBP")),
-    "cmyk jpeg": ("image", lambda: picture_bytes(Image.fromarray(FRAMES_OF_THREE[0]).convert("CMYK"), "JPEG")),
-}
-
-
-def animation(kind: str) -> bytes:
-    images = [Image.fromarray(frame) for frame in (FRAMES_OF_THREE[0], 255 - FRAMES_OF_THREE[1], FRAMES_OF_THREE[2])]
-    return picture_bytes(images[0], kind, save_all=True, append_images=images[1:], duration=100)
-
-
-@pytest.mark.parametrize("name", list(FORMATS))
-def test_whatever_is_kept_is_drawn(server: Served, name: str) -> None:
-    kind, make = FORMATS[name]
-    file = keep(server, make(), name)
-    assert (file["kind"], file["width"], file["height"]) == (kind, 160, 96)
-    drawn = picture(server.http.get(f"/v1/files/{file['id']}/frame?index=0&width=80"))
-    assert drawn.size == (80, 48)
-    expected = Image.fromarray(FRAMES_OF_THREE[0]).resize((80, 48))
-    assert np.abs(np.asarray(drawn, np.float64) - np.asarray(expected)).mean() < 12
-    strip = picture(server.http.get(f"/v1/files/{file['id']}/strip?count=5&height=24"))
-    assert strip.size == (5 * 40, 24)
-
-
-def test_frames_are_found_by_number_and_time(server: Served, video: bytes) -> None:
-    url = f"/v1/files/{keep(server, video)['id']}"
-    levels = np.linspace(0, 255, FRAMES)
-    for number in (0, 5, FRAMES - 1):
-        assert grey(server.http.get(f"{url}/frame?index={number}")) == pytest.approx(levels[number], abs=4)
-        assert grey(server.http.get(f"{url}/frame?time={number / 16}")) == pytest.approx(levels[number], abs=4)
-    assert grey(server.http.get(f"{url}/frame?index=-2")) == pytest.approx(levels[-2], abs=4)
-    cells = np.asarray(picture(server.http.get(f"{url}/strip?count={FRAMES}&height=32")))[16, 24::48, 0]
-    assert cells.tolist() == pytest.approx(levels.tolist(), abs=4)
-    first = server.http.get(f"{url}/frame?index=1")
-    again = server.http.get(f"{url}/frame?index=1", headers={"if-none-match": first.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
-    assert "immutable" in first.headers["cache-control"]
-    assert not spooled(server)
-
-
-@pytest.mark.parametrize(
-    ("query", "param"),
-    [
-        *(("frame?width=1025", "width"), ("frame?width=1", "width"), ("frame?index=17", "index")),
-        *(
-            ("frame?index=-18", "index"),
-            ("frame?time=9", "time"),
-            ("frame?time=-1", "time"),
-            ("frame?time=nan", "time"),
-        ),
-        *(("frame?index=1&time=0", "time"), ("frame?index=one", "index")),
-        *(("strip?count=65", "count"), ("strip?count=0", "count"), ("strip?height=513", "height")),
-    ],
-)
-def test_drawing_has_limits(server: Served, video: bytes, query: str, param: str) -> None:
-    url = f"/v1/files/{keep(server, video)['id']}"
-    assert refusal(server.http.get(f"{url}/{query}"), 400)["param"] == param
-
-
-def test_a_picture_has_one_frame_and_turns_upright(server: Served) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    url = f"/v1/files/{keep(server, picture_bytes(Image.new('RGB', (60, 30)), 'JPEG', exif=exif))['id']}"
-    assert picture(server.http.get(f"{url}/frame?width=1000")).size == (30, 60)
-    assert refusal(server.http.get(f"{url}/frame?index=1"), 400)["param"] == "index"
-
-
-def test_frames_of_results_are_drawn(server: Served) -> None:
-    id = server.finished()["id"]
-    assert grey(server.http.get(f"/v1/videos/{id}/frame?index=-1")) > 245
-    assert picture(server.http.get(f"/v1/videos/{id}/strip?count=3&height=32")).size == (3 * 48, 32)
-    waiting = server.create(prompt="wait")["id"]
-    assert refusal(server.http.get(f"/v1/videos/{waiting}/frame"), 409)["code"] == "not_ready"
-    server.http.post(f"/v1/videos/{waiting}/cancel")
-    unknown = f"/v1/videos/video_{'0' * 32}/frame"
-    assert refusal(server.http.get(unknown), 404)["code"] == "video_not_found"
-
-
 # ---- naming files as inputs ------------------------------------------------------------------------------------------
 
 
@@ -326,10 +213,6 @@ def test_a_frame_a_piece_and_a_region_are_the_very_pixels(server: Served) -> Non
     all_of_it = server.create(input_reference={"file_id": id, "start": 0, "end": 1.0, "crop": [0, 0, 1, 1]})["id"]
     assert input_of(server, all_of_it) == content
     assert not spooled(server)
-
-
-def input_of_stream(server: Served, id: str) -> io.BytesIO:
-    return io.BytesIO(input_of(server, id))
 
 
 def test_videos_are_extended_and_edited_from_pieces(server: Served, video: bytes) -> None:

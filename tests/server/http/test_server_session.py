@@ -11,8 +11,9 @@ from server_samples import wait_until
 from starlette.datastructures import Headers
 
 from pusa.server.http.keys import ApiKeys
-from pusa.server.http.middleware import PAGE_PATHS, AccessMiddleware
+from pusa.server.http.middleware import AccessMiddleware
 from pusa.server.http.session_cookies import SESSION_SECONDS, SessionCookies
+from pusa.server.studio.page import PATHS
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
 DAY = 86_400
@@ -179,7 +180,7 @@ def test_named_paths_need_no_key_and_scripts_are_not_asked_for_a_password(tmp_pa
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"page"})
 
-    guarded = AccessMiddleware(app, keys=ApiKeys([ANNS]), hosts=None, max_body_bytes=1024, open_paths=PAGE_PATHS)
+    guarded = AccessMiddleware(app, keys=ApiKeys([ANNS]), hosts=None, max_body_bytes=1024, open_paths=PATHS)
     transport = httpx.ASGITransport(app=guarded)
 
     async def ask() -> dict[str, tuple[int, str]]:

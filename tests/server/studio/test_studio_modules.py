@@ -15,7 +15,7 @@ SCRIPTS = [path for path in sorted(WEB.rglob("*.js")) if "vendor" not in path.pa
 _TEXT = re.compile(
     r"""\bt\(\s*(?:[^()"'`]*\?\s*)?["']([a-z_0-9]+(?:\.[a-z_0-9]+)+)["'](?:\s*:\s*["']([a-z_0-9]+(?:\.[a-z_0-9]+)+)["'])?"""
 )
-_PLACEHOLDER = re.compile(r"\{([a-z_0-9]+)[,}]")
+_NAME = re.compile(r"[a-z_0-9]+")
 
 
 def test_the_tests_of_the_pages_own_language_pass() -> None:
@@ -41,13 +41,26 @@ def texts(language: str) -> dict[str, str]:
     return found
 
 
+def values_of(text: str) -> set[str]:
+    """Return the names of a message's values, also of those inside the choices of another one."""
+    found, depth = set(), 0
+    for place, letter in enumerate(text):
+        if letter == "{":
+            if depth % 2 == 0 and (name := _NAME.match(text, place + 1)):
+                found.add(name[0])
+            depth += 1
+        elif letter == "}":
+            depth -= 1
+    return found
+
+
 @pytest.mark.parametrize("language", [name for name in LANGUAGES if name != "en"])
 def test_every_text_is_there_in_every_language_with_the_same_values(language: str) -> None:
     english, other = texts("en"), texts(language)
     assert sorted(other) == sorted(english)
     for key, text in english.items():
         assert bool(other[key].strip()) == bool(text), key
-        assert set(_PLACEHOLDER.findall(other[key])) <= set(_PLACEHOLDER.findall(text)), key
+        assert values_of(other[key]) <= values_of(text), key
 
 
 def test_every_text_that_a_part_names_is_there() -> None:

@@ -221,6 +221,16 @@ def test_all_tabs_of_a_browser_share_one_connection_and_one_takes_it_over(site, 
     assert looker.streams == 2
 
 
+def test_what_is_deleted_in_another_tab_leaves_the_stage_and_comes_back(site, looker):
+    made = site.make("in two tabs")
+    first, second = looker.open(made), looker.open(made)
+    plays(second, made)
+    first.get_by_role("toolbar", name="What to do").get_by_role("button", name="Delete").click()
+    expect(second.locator(".stage")).to_contain_text("This video is not here")
+    first.locator(".toast").get_by_role("button", name="Undo").click()
+    expect(second.locator(".stage video.clip")).to_have_attribute("src", re.compile(made))
+
+
 def test_after_a_lost_connection_all_is_right_again(site, looker):
     gone, job = site.make("deleted meanwhile"), site.submit("made meanwhile")
     page = looker.open(job.id)

@@ -40,9 +40,6 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_BODY_BYTES = 64 * 1024  # of a request that needs no key
 
 SESSION_PATH = "/v1/session"
-PAGE_PATHS = ("/", "/favicon.ico", "/studio/")
-"""The page for the browser and its files, which hold nothing of any owner."""
-
 NOBODY = "nobody"
 """The owner of a request without a valid key, on a path that needs none: no job is theirs."""
 

@@ -30,8 +30,12 @@ export async function loadLanguage(name) {
 
 /** Change the language for good. @param {string} name */
 export async function setLanguage(name) {
-  await loadLanguage(name);
   setPrefs({ language: name });
+  try {
+    await loadLanguage(name);
+  } catch {
+    location.reload(); // the server has a newer page: the form is stored
+  }
 }
 
 /** @param {string} key @returns {string|undefined} */

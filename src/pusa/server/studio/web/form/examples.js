@@ -22,6 +22,7 @@ const address = (name) => String(new URL(`../examples/${name}`, import.meta.url)
  */
 export async function fill(example) {
   const { noise = null, ...values } = example.values;
+  if (!model.value.has_text) values.prompt = ""; // its words mean nothing to this model
   edit((now) => ({ ...emptyForm(), variants: now.variants, tab: example.tab, ...values }));
   try {
     const items = (await sendFrom(example.files.map(address))).map((file) => itemOf(file, null, newId()));
@@ -42,8 +43,8 @@ export async function make(example) {
 
 export function Examples() {
   const [busy, setBusy] = useState("");
-  const list = pageData.examples.filter((one) => one.tab === form.value.tab);
-  if (!list.length || !model.value?.has_text) return html`<div class="examples"></div>`;
+  const list = pageData.examples.filter((one) => one.tab === form.value.tab && (model.value?.has_text || one.tab !== "text"));
+  if (!list.length || !model.value) return html`<div class="examples"></div>`;
   const doing = (/** @type {any} */ example, /** @type {(example: any) => Promise<any>} */ act) => async () => {
     if (busy) return;
     setBusy(example.name);

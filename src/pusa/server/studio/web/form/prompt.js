@@ -100,7 +100,7 @@ function useCheck() {
 /** @param {{found: any}} props */
 function Unknown({ found }) {
   const swap = (/** @type {string} */ phrase) => edit((now) => ({ prompt: exchanged(now.prompt, found.word, phrase) }));
-  return html`<p class="hint">
+  return html`<p class="prompt-hint">
     ${t("form.words.unknown", { model: model.value.id, word: found.word })}
     ${found.nearest?.length > 0 &&
     html` ${t("form.words.nearest")} ${found.nearest.map((/** @type {string} */ phrase) => html`<button type="button" class="chip" key=${phrase} lang="en" onClick=${() => swap(phrase)}>${phrase}</button>`)}`}
@@ -135,7 +135,7 @@ export function PromptHints() {
   return html`<div class="hints">
     <div role="status">
       ${unknown.map((/** @type {any} */ one) => html`<${Unknown} key=${one.word} found=${one} />`)}
-      ${found?.lost && html`<p class="hint">${t("form.prompt.lost", { lost: String(found.lost).slice(0, 80), limit: found.limit })}</p>`}
+      ${found?.lost && html`<p class="prompt-hint">${t("form.prompt.lost", { lost: String(found.lost).slice(0, 80), limit: found.limit })}</p>`}
     </div>
     <${Suggestion} />
   </div>`;

@@ -14,7 +14,7 @@ import { ago, contentUrl, duration, sizeText } from "../result/words.js";
 import { anchor, choose, chosen, choosing, videos } from "./state.js";
 import { between } from "./model.js";
 
-export const DRAGGED = "application/x-pusa-video";
+const DRAGGED = "application/x-pusa-video";
 
 /** @param {string} id  select all from the last one that was selected on */
 export function chooseTo(id) {

@@ -6,7 +6,7 @@ import { Icon } from "../shell/icon.js";
 import { removeAll, setFavourite } from "../result/actions.js";
 import { intoForm } from "../result/result.js";
 import { isPicking } from "../result/selection.js";
-import { Card, chooseTo, open } from "./card.js";
+import { Card, chooseTo } from "./card.js";
 import { Chosen } from "./chosen.js";
 import { isFiltered, neighbour, noFilter } from "./model.js";
 import { anchor, choose, choosing, chosen, chosenVideos, cursor, filter, hasFailed, hasMore, isReading, readMore, setFilter, startGallery, videos } from "./state.js";
@@ -176,5 +176,3 @@ export function Gallery() {
     ${count > 0 && html`<p class="visually-hidden">${t("gallery.keys")}</p>`}
   </section>`;
 }
-
-export { open };

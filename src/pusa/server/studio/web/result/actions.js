@@ -156,7 +156,7 @@ export function save(href, name = "") {
 }
 
 /** @param {string|null} header  Content-Disposition @returns {string} the file's name in it */
-export function nameIn(header) {
+function nameIn(header) {
   const long = /filename\*=(?:UTF-8|utf-8)''([^;]+)/.exec(header || "");
   if (long) return decodeURIComponent(long[1]);
   return /filename="?([^";]+)"?/.exec(header || "")?.[1] ?? "";

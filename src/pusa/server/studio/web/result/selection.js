@@ -1,7 +1,9 @@
 /** Which videos are on the stage: named by the page's address, so that back, forward, reload and a link work. */
 import { effect, signal } from "../core/dom.js";
 import { look } from "../core/feed.js";
+import { told } from "../core/i18n.js";
 import { jobs, selected } from "../core/store.js";
+import { toast } from "../shell/toasts.js";
 
 /** Ids that the server does not know: removed, or another visitor's. */
 export const gone = signal(/** @type {Set<string>} */ (new Set()));
@@ -44,8 +46,17 @@ function write(ids) {
 
 /** @param {string} id */
 async function find(id) {
-  if (await look(id)) return;
+  try {
+    if (await look(id)) return;
+  } catch (error) {
+    return void toast(told("errors", /** @type {any} */ (error)), { kind: "problem" });
+  }
   if (!jobs.peek().has(id)) gone.value = new Set(gone.peek()).add(id);
+}
+
+/** Look once more for what is on the stage and was removed: in another tab, or on another device. @param {string[]} ids */
+function findAgain(ids) {
+  for (const id of ids) if (selected.peek().includes(id) && !jobs.peek().has(id)) void find(id);
 }
 
 let started = false;
@@ -61,5 +72,14 @@ export function startSelection() {
     if (ids.every(isServers) && ids.join() !== named().join()) write(ids);
     const unknown = ids.filter((id) => isServers(id) && !jobs.peek().has(id) && !gone.peek().has(id));
     for (const id of unknown) void find(id);
+  });
+  /** @type {Set<string>} */
+  let seen = new Set();
+  effect(() => {
+    const ids = selected.value.filter(isServers);
+    const now = jobs.value;
+    const missing = ids.filter((id) => seen.has(id) && !now.has(id));
+    seen = new Set(ids.filter((id) => now.has(id)));
+    if (missing.length) queueMicrotask(() => findAgain(missing)); // what removes it here takes it off the stage too
   });
 }

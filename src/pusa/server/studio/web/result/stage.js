@@ -23,8 +23,10 @@ function Spoken({ list }) {
 /** @param {{list: any[], ids: string[]}} props */
 function Content({ list, ids }) {
   if (!ids.length) return html`<${Welcome} />`;
-  if (ids.every((id) => gone.value.has(id))) return html`<${Ended} title=${t("result.gone")} text=${t("result.gone_text")} />`;
-  if (!list.length) return html`<div class="screen" aria-busy="true"></div>`; // on its way
+  if (!list.length) {
+    if (ids.every((id) => gone.value.has(id))) return html`<${Ended} title=${t("result.gone")} text=${t("result.gone_text")} />`;
+    return html`<div class="screen" aria-busy="true"></div>`; // on its way
+  }
   if (ids.length > 1) return html`<${Variants} list=${list} />`;
   const [job] = list;
   const pair = comparison.value;

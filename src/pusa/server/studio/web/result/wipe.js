@@ -10,7 +10,7 @@ import { Clip, useTransport } from "./transport.js";
 import { contentUrl } from "./words.js";
 
 /** The place of the line after a key, in percent; null for other keys. @param {string} key @param {number} at @param {boolean} far */
-export function lineAfter(key, at, far) {
+function lineAfter(key, at, far) {
   const by = far ? 10 : 2;
   if (key === "ArrowLeft" || key === "ArrowDown") return Math.max(0, at - by);
   if (key === "ArrowRight" || key === "ArrowUp") return Math.min(100, at + by);

@@ -1,7 +1,7 @@
 /** Notice that the server answers again, and read anew what the page needs of it. */
 import { get } from "../core/api.js";
 import { effect } from "../core/dom.js";
-import { connection, model, ready, session } from "../core/store.js";
+import { connection, model, session } from "../core/store.js";
 import { needsKey, readSession } from "./session.js";
 
 const SECONDS = 2; // between two questions while the server is away
@@ -20,13 +20,6 @@ export async function checkConnection() {
 export async function readModel() {
   const list = await get("/v1/models");
   model.value = list.data[0] ?? null;
-  if (!ready.value) ready.value = await readReady();
-}
-
-/** GET /ready answers with 503 while the model is loaded: its body tells how far. */
-async function readReady() {
-  const response = await fetch(new URL("ready", document.baseURI));
-  return response.headers.get("content-type")?.includes("json") ? response.json() : null;
 }
 
 /** Ask again and again while the server does not answer, or the page has not all that it needs of it. */

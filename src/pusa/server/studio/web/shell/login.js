@@ -1,6 +1,7 @@
 /** The page of a server with API keys, before one is given. */
 import { html, useState } from "../core/dom.js";
 import { t, told } from "../core/i18n.js";
+import { readModel } from "./connection.js";
 import { TextField } from "./field.js";
 import { Mark } from "./header.js";
 import { signIn } from "./session.js";
@@ -15,6 +16,7 @@ export function Login() {
     setBusy(true);
     try {
       await signIn(key.trim());
+      await readModel();
     } catch (error) {
       const { status } = /** @type {any} */ (error);
       setProblem(status === 401 ? t("shell.login.wrong") : told("errors", /** @type {any} */ (error)));
