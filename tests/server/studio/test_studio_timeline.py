@@ -204,7 +204,13 @@ def test_places_as_text_and_their_mistakes(board: Board) -> None:
     assert "Latent frame 20 is after the end: the last one is 8." in problem.inner_text()
     assert field.get_attribute("aria-invalid") == "true"
     assert board.cells() == [2, 5], "the drawing stays"
-    board.page.get_by_role("button", name="Use last").click()
+    board.edit(prompt="a star")
+    asked = board.page.evaluate(_STORE, None)["seed"]
+    board.page.click("#generate")
+    board.page.locator(".problem", has_text="Latent frame 20 is after the end").get_by_role("button").first.wait_for()
+    assert board.form()["seed"] == asked, "what is seen is not what would be sent: nothing is"
+    field.focus()
+    board.page.locator(".text-box").get_by_role("button", name="Use last").click()
     assert board.cells() == [0, 8]
     assert field.input_value() == "0,last"
     field.fill("0,first")

@@ -38,6 +38,13 @@ for (const [name, change] of Object.entries(FORMS)) {
   });
 }
 
+test("the server keeps the fit with each keyframe", () => {
+  const form = formOf({ ...FORMS.images, fit: "letterbox" });
+  const { fit, keyframes, ...rest } = toBody(form, WAN);
+  const kept = { ...rest, keyframes: keyframes.map((one) => ({ ...one, fit })) };
+  assert.equal(back(kept, form.items).form.fit, "letterbox");
+});
+
 test("automatic places come back as automatic ones", () => {
   const form = formOf(FORMS.images);
   assert.deepEqual(back(toBody(form, WAN), form.items).form.items.map(({ position }) => position), [null, null, null]);

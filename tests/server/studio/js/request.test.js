@@ -119,6 +119,13 @@ test("what is missing is told before anything is sent", () => {
   assert.equal(key({ tab: "video", mode: "loop" }), undefined);
 });
 
+test("without a picture the words alone are offered, where they make a video", () => {
+  assert.deepEqual(problemOf(formOf({ tab: "image", prompt: "a star" }), WAN).fix, { tab: "text" });
+  assert.equal(problemOf(formOf({ tab: "image", prompt: " " }), WAN).fix, undefined);
+  assert.equal(problemOf(formOf({ tab: "image", prompt: "a star" }), { ...WAN, has_text: false }).fix, undefined);
+  assert.equal(problemOf(formOf({ tab: "video", prompt: "a star" }), WAN).fix, undefined);
+});
+
 test("0,20 on a short clip: the last frame is offered", () => {
   const items = [picture("a", { position: "0" }), picture("b", { position: "20" })];
   const found = problemOf(formOf({ tab: "images", items, frames: 33 }), WAN);

@@ -1,6 +1,8 @@
 /** Requests to the server's API. Every failure is an `ApiError`, with the code and values that a text is made of. */
+import { effect } from "./dom.js";
 import { connection, session, uploads } from "./store.js";
 
+const UPLOAD_TRIES = 3; // a file that the browser cannot read any more looks like a lost connection
 const ROOT = new URL(document.baseURI).pathname.replace(/\/[^/]*$/, "");
 
 /** @param {string} path such as "/v1/videos" @returns {string} */
@@ -68,16 +70,43 @@ export const post = (path, body, options) => call("POST", path, { body, ...optio
 /** @param {string} path */
 export const remove = (path) => call("DELETE", path);
 
+/** @returns {Promise<void>} when the server answers again */
+const backOnline = () =>
+  new Promise((resolve) => {
+    const stop = effect(() => {
+      if (connection.value === "lost") return;
+      resolve();
+      queueMicrotask(() => stop());
+    });
+  });
+
 /**
- * Send a file to the durable store; its progress is in `uploads`.
+ * Send a file to the durable store; its progress is in `uploads`. Where the connection is lost on the way, it is sent
+ * again once the server answers.
  * @param {File|Blob} file @param {string} [name]
  * @returns {Promise<any>} its FileObject
  */
-export function upload(file, name = /** @type {File} */ (file).name || "file") {
+export async function upload(file, name = /** @type {File} */ (file).name || "file") {
   const id = `${name}-${performance.now()}`;
   const progress = (/** @type {number} */ sent) => {
     uploads.value = [...uploads.value.filter((one) => one.id !== id), { id, name, sent, total: file.size }];
   };
+  for (let left = UPLOAD_TRIES - 1; ; left--) {
+    try {
+      return await uploadOnce(id, file, name, progress);
+    } catch (error) {
+      if (!left || !(error instanceof ApiError) || error.status !== 0) throw error;
+      progress(0);
+      await backOnline();
+    }
+  }
+}
+
+/**
+ * @param {string} id @param {File|Blob} file @param {string} name @param {(sent: number) => void} progress
+ * @returns {Promise<any>} its FileObject
+ */
+function uploadOnce(id, file, name, progress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch tells no progress of what is sent
     request.open("POST", url("/v1/files"));

@@ -67,7 +67,7 @@ export function fromBody(body, files, model, empty, newId) {
   form.prompt = body.prompt ?? "";
   form.story = storyText(body.prompts);
   form.preset = body.preset ?? empty.preset;
-  form.fit = body.fit ?? empty.fit;
+  form.fit = body.fit ?? (body.keyframes ?? []).find((/** @type {any} */ frame) => frame.fit)?.fit ?? empty.fit;
   form.fast = Boolean(body.fast && model.fast);
   form.draft = Boolean(body.draft);
   form.exact = Boolean(body.exact);

@@ -10,7 +10,7 @@ import { draftSize, targetSize } from "./size.js";
 
 /** @typedef {import("./store.js").Form} Form */
 /** @typedef {import("./store.js").Item} Item */
-/** @typedef {{key: string, values?: Record<string, any>, fix?: Partial<Form>}} Problem  `key` of its text; `fix`: what to edit */
+/** @typedef {{key: string, values?: Record<string, any>, fix?: Partial<Form>, fixKey?: string}} Problem  `key` of its text; `fix`: what to edit, `fixKey`: its text */
 
 export const DRAFT_STEPS = 0.4; // of the whole clip's
 const MOST_SEED = 2 ** 53 - 1; // that JavaScript holds exactly; far more than the server draws
@@ -188,7 +188,7 @@ export function estimateBody(form, model) {
  */
 export function problemOf(form, model) {
   const own = missingInput(form) ?? keptProblem(form);
-  if (own) return { key: `form.problem.${own.key}`, values: own.values };
+  if (own) return { key: `form.problem.${own.key}`, values: own.values, ...wordsAlone(form, model) };
   if (model.has_text && !form.prompt.trim() && !storyLines(form.story).length) return { key: "form.problem.no_prompt" };
   try {
     const [found] = layoutOf(form, model).problems;
@@ -197,6 +197,12 @@ export function problemOf(form, model) {
     if (error instanceof PositionError) return { key: `timeline.problem.${error.code}`, values: error.values };
     throw error;
   }
+}
+
+/** A way out of a missing picture: words make a video too. @param {Form} form @param {any} model @returns {Partial<Problem>} */
+function wordsAlone(form, model) {
+  const isStill = form.tab === "image" || form.tab === "images";
+  return isStill && model.has_text && form.prompt.trim() ? { fix: { tab: "text" }, fixKey: "form.problem.words_alone" } : {};
 }
 
 /** @param {Form} form @returns {Problem|null} */

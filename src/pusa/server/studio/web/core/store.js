@@ -138,6 +138,12 @@ export const selected = signal(/** @type {string[]} */ ([]));
 /** What did not work at the last click: {code, values, message, param}; null: nothing. */
 export const problem = signal(/** @type {any} */ (null));
 
+/**
+ * Texts that stand in a box and were not understood, by the box's name: what is seen is then not what would be sent.
+ * @type {import("./dom.js").Signal<Record<string, import("./request.js").Problem & {done?: () => void}>>}
+ */
+export const misread = signal({});
+
 /** Files on their way to the server: {id, name, sent, total}. */
 export const uploads = signal(/** @type {any[]} */ ([]));
 

@@ -10,7 +10,7 @@ import { read, write } from "./persist.js";
 import { bodiesOf, problemOf } from "./request.js";
 import { remember } from "./prompts.js";
 import { targetSize } from "./size.js";
-import { amend, form, jobs, model, problem, ready, selected, uploads } from "./store.js";
+import { amend, form, jobs, misread, model, problem, ready, selected, uploads } from "./store.js";
 import { drawSeed, token } from "./token.js";
 
 /** @typedef {{key: string, body: Record<string, any>}} Press */
@@ -68,7 +68,7 @@ export async function generate() {
   const off = offReason();
   if (off) return void (problem.value = { key: off });
   if (uploads.value.length) return void (problem.value = { key: "form.problem.uploading" });
-  const found = problemOf(form.value, model.value);
+  const found = Object.values(misread.value)[0] ?? problemOf(form.value, model.value);
   if (found) return void (problem.value = found);
   if (!form.value.seedLocked || form.value.seed === null) amend({ seed: drawSeed() });
   const presses = bodiesOf(form.value, model.value, token()).map((body) => ({ key: token(), body }));

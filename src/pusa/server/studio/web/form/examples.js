@@ -30,7 +30,7 @@ export async function fill(example) {
     amend(example.tab === "video" ? { clips: items } : { items: items.map((item) => ({ ...item, noise })) });
     return true;
   } catch (error) {
-    const reason = error instanceof ApiError ? told("errors", error) : /** @type {Error} */ (error).message;
+    const reason = told("errors", error instanceof ApiError ? error : { code: "connection" });
     toast(t("form.examples.failed", { reason }), { kind: "problem" });
     return false;
   }

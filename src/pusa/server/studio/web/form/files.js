@@ -13,7 +13,7 @@ import { placed, takesClips } from "./placed.js";
 export const ANY_PICTURE = "image/*,video/*,.heic,.heif,.avif,.gif,.webp,.mov,.mkv,.avi,.mp4,.webm";
 
 /** A file that pusa made, with all of its settings inside, which the visitor is asked about. */
-export const ours = signal(/** @type {{item: Item, index: number|null}|null} */ (null));
+export const ours = signal(/** @type {{item: Item, use: () => void}|null} */ (null));
 
 /** @param {DataTransfer|null} transfer @returns {(File|{video_id: string})[]} files, or a card of the gallery */
 export function filesOf(transfer) {
@@ -55,7 +55,7 @@ export async function addFiles(files, index = null) {
     const item = itemOf(file, null, newId());
     return item.kind === "video" && !takesClips(form.value) ? { ...item, frame: 0 } : item;
   });
-  if (items.length === 1 && fitting[0].has_request) ours.value = { item: items[0], index };
+  if (items.length === 1 && fitting[0].has_request) ours.value = { item: items[0], use: () => place(items, index) };
   else place(items, index);
 }
 

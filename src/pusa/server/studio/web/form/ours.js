@@ -4,7 +4,7 @@ import { editFile } from "../core/editing.js";
 import { t, told } from "../core/i18n.js";
 import { Dialog } from "../shell/dialog.js";
 import { toast } from "../shell/toasts.js";
-import { ours, place } from "./files.js";
+import { ours } from "./files.js";
 
 export function OursDialog() {
   const found = ours.value;
@@ -12,7 +12,7 @@ export function OursDialog() {
   const close = () => (ours.value = null);
   const use = () => {
     close();
-    place([found.item], found.index);
+    found.use();
   };
   const take = async () => {
     close();

@@ -4,7 +4,7 @@ import { t, told } from "../core/i18n.js";
 import { post } from "../core/api.js";
 import { estimateBody } from "../core/request.js";
 import { generate, offReason } from "../core/submit.js";
-import { connection, edit, form, model, problem, ready, uploads } from "../core/store.js";
+import { connection, edit, form, jobs, model, problem, ready, uploads } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { bytesText, durationText } from "./units.js";
 
@@ -16,6 +16,7 @@ function useEstimate() {
   const body = model.value ? JSON.stringify(estimateBody(form.value, model.value)) : "";
   const isReady = Boolean(ready.value?.ready); // a worker's machine is known once it has loaded the model
   const away = connection.value === "lost";
+  const made = [...jobs.value.values()].filter((job) => job.status === "completed").length; // they tell the time
   useEffect(() => {
     if (!body || away) return;
     const stop = new AbortController();
@@ -30,7 +31,7 @@ function useEstimate() {
       clearTimeout(timer);
       stop.abort();
     };
-  }, [body, isReady, away]);
+  }, [body, isReady, away, made]);
 }
 
 /** @param {Record<string, number>} found @returns {number} bytes of the fullest card */
@@ -49,18 +50,23 @@ function Estimate() {
     gpu ? t("form.estimate.gpu", { memory: bytesText(gpu) }) : "",
     found.ram_peak_bytes ? t("form.estimate.ram", { memory: bytesText(found.ram_peak_bytes) }) : "",
   ];
-  return html`<p class="estimate" id="estimate"><span class="visually-hidden">${t("form.estimate.label")}: </span>${parts.filter(Boolean).join(" · ")}</p>`;
+  return html`<p class="estimate" id="estimate"><span class="visually-hidden">${t("form.estimate.label")} · </span>${parts.filter(Boolean).join(" · ")}</p>`;
 }
 
 function Problem() {
   const found = problem.value;
   if (!found) return null;
   const text = found.key ? t(found.key, found.values) : told("errors", found);
-  const fix = found.fix && (() => edit(found.fix));
+  const fix =
+    found.fix &&
+    (() => {
+      edit(found.fix);
+      found.done?.();
+    });
   return html`<div class="problem" role="alert">
     <${Icon} name="warning" />
     <p><b>${t("form.problem.title")}.</b> ${text}</p>
-    ${fix && html`<button type="button" class="button" onClick=${fix}>${t("form.problem.use_last")}</button>`}
+    ${fix && html`<button type="button" class="button" onClick=${fix}>${t(found.fixKey ?? "form.problem.use_last")}</button>`}
     <button type="button" class="button plain icon" aria-label=${t("shell.close")} onClick=${() => (problem.value = null)}><${Icon} name="close" size=${16} /></button>
   </div>`;
 }
@@ -72,7 +78,7 @@ export function Submit() {
     <${Problem} />
     <div class="submit-bar">
       <${Estimate} />
-      <button type="button" class="button primary" id="generate" disabled=${off !== null} title=${off ? t(off) : "Ctrl + Enter"} aria-describedby="estimate" onClick=${generate}>
+      <button type="button" class="button primary" id="generate" disabled=${off !== null} title=${t(off ?? "form.generate_keys")} aria-describedby="estimate" onClick=${generate}>
         ${count > 1 ? t("form.generate_many", { count }) : t("form.generate")}
       </button>
     </div>

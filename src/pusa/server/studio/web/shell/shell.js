@@ -3,6 +3,7 @@ import { html, useEffect } from "../core/dom.js";
 import { write } from "../core/persist.js";
 import { redo, undo } from "../core/store.js";
 import { t } from "../core/i18n.js";
+import { addFiles, filesOf } from "../form/files.js";
 import { Form } from "../form/form.js";
 import { Gallery } from "../gallery/gallery.js";
 import { Queue } from "../gallery/queue.js";
@@ -25,11 +26,25 @@ function onKey(event) {
   else undo();
 }
 
+/** Files that are dropped beside the form are meant for it; the browser would leave the page for them. @param {DragEvent} event */
+function onDrag(event) {
+  if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  const isOther = needsKey() || document.querySelector("dialog[open]");
+  if (event.type === "drop" && !isOther) void addFiles(filesOf(event.dataTransfer));
+}
+
 export function Shell() {
   useEffect(() => {
     addEventListener("keydown", onKey);
+    addEventListener("dragover", onDrag);
+    addEventListener("drop", onDrag);
     if (!write("pusa.probe", 1)) toast(t("shell.storage"), { kind: "problem", seconds: 12 });
-    return () => removeEventListener("keydown", onKey);
+    return () => {
+      removeEventListener("keydown", onKey);
+      removeEventListener("dragover", onDrag);
+      removeEventListener("drop", onDrag);
+    };
   }, []);
   if (needsKey()) return html`<${Login} /><${Toasts} />`;
   return html`

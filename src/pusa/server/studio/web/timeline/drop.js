@@ -4,7 +4,7 @@ import { batch } from "../core/dom.js";
 import { itemOf } from "../core/from_body.js";
 import { t, told } from "../core/i18n.js";
 import { edit, form, jobs, model, newId } from "../core/store.js";
-import { ANY_PICTURE } from "../form/files.js";
+import { ANY_PICTURE, ours } from "../form/files.js";
 import { toast } from "../shell/toasts.js";
 import { addPicture } from "./edits.js";
 import { openFrames } from "./frames.js";
@@ -64,7 +64,7 @@ export async function onDrop(event) {
   const at = cellUnder(event);
   dropCell.value = null;
   const video = transfer.getData(VIDEO_TYPE);
-  if (video) await bring(() => itemOfVideo(video), t("timeline.result"), null, at);
+  if (video) await bring(() => itemOfVideo(video), (item) => place(item, at), t("timeline.result"), null, at);
   else await addFiles([...transfer.files], at);
 }
 
@@ -82,19 +82,30 @@ export function chooseFiles(at) {
 export async function addFiles(files, at) {
   for (const [number, file] of files.entries()) {
     const preview = file.type.startsWith("image/") ? URL.createObjectURL(file) : null;
-    await bring(async () => itemOf(await upload(file), null, newId()), file.name, preview, number === 0 ? at : null);
+    const where = number === 0 ? at : null;
+    const put = (/** @type {any} */ sent) => putFile(sent, where, files.length === 1);
+    await bring(() => upload(file), put, file.name, preview, where);
     if (preview) URL.revokeObjectURL(preview);
   }
 }
 
+/** Place what was sent; of a file that pusa made the visitor is asked first. @param {any} file @param {number|null} at @param {boolean} isAlone */
+function putFile(file, at, isAlone) {
+  const item = itemOf(file, null, newId());
+  if (isAlone && file.has_request) ours.value = { item, use: () => place(item, at) };
+  else place(item, at);
+}
+
 /**
- * @param {() => Promise<Item>} get @param {string} name @param {string|null} preview @param {number|null} at
+ * @template T
+ * @param {() => Promise<T>} get @param {(found: T) => void} put @param {string} name @param {string|null} preview
+ * @param {number|null} at
  */
-async function bring(get, name, preview, at) {
+async function bring(get, put, name, preview, at) {
   const id = newId();
   arriving.value = [...arriving.value, { id, cell: at, name, preview }];
   try {
-    place(await get(), at);
+    put(await get());
   } catch (error) {
     toast(told("errors", /** @type {any} */ (error)), { kind: "problem" });
   } finally {

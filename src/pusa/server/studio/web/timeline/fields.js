@@ -2,7 +2,7 @@
 import { html, useEffect, useId, useRef, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { PositionError } from "../core/positions.js";
-import { form, model } from "../core/store.js";
+import { form, misread, model } from "../core/store.js";
 import { isAfterEnd, noiseText, positionsText, readNoise, readPositions, spreadEvenly, withLast } from "./edits.js";
 import { apply, layout, shownForm } from "./state.js";
 import { number } from "./words.js";
@@ -58,6 +58,16 @@ function TextBox({ name, value, read }) {
     setError(null);
   }, [value]);
   const repaired = error && isAfterEnd(error) ? repair(typed ?? "", read) : null;
+  useEffect(() => {
+    if (!error) return;
+    const done = () => (setTyped(null), setError(null));
+    const fix = repaired === null ? undefined : read(repaired);
+    misread.value = { ...misread.value, [name]: { key: `timeline.problem.${error.code}`, values: error.values, fix, done } };
+    return () => {
+      const { [name]: _, ...others } = misread.value;
+      misread.value = others;
+    };
+  }, [error, repaired]);
   return html`<div class=${`field text-box ${name}`}>
     <label for=${id}>${t(`timeline.${name}`)}</label>
     <input
