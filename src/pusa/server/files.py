@@ -85,6 +85,8 @@ class FileLibrary:
         Args:
             name: the client's; by default it follows from the content.
         """
+        if upload.parent:  # a result may be longer than files may be
+            upload = replace(upload, info=None, parent="")
         upload = (await self._service.submitter.probe({"file": upload}))["file"]
         assert upload.info is not None
         digest = await in_thread(FileDigest.of, upload.path)
@@ -222,7 +224,8 @@ class FileLibrary:
         expected: Literal["image", "video"] | None = "image" if kinds.get(key) == "image" else None
         path = await in_thread(self._bring, key)
         try:
-            upload = Upload(name=f"a file of {job.id}", path=path, expected_kind=expected)
+            parent = job.id if key in job.results.values() else ""
+            upload = Upload(name=f"a file of {job.id}", path=path, expected_kind=expected, parent=parent)
             info = (await self._service.submitter.probe({"file": upload}))["file"].info
         finally:
             path.unlink(missing_ok=True)
@@ -404,7 +407,8 @@ class FileLibrary:
         identity = _identity(located, task)
         if (known := self._made.get(identity)) is not None:
             return known[0], identity
-        upload = Upload(name=located.name, path=await self._brought(located))
+        parent = located.job if located.is_result else ""
+        upload = Upload(name=located.name, path=await self._brought(located), parent=parent)
         target = io.BytesIO()
         try:
             await self._run(upload, task, target, wall_seconds)
