@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pusa.media import source
 from pusa.server.studio.page import LANGUAGES, WEB
 
 SCRIPTS = [path for path in sorted(WEB.rglob("*.js")) if "vendor" not in path.parts]
@@ -74,6 +75,12 @@ def test_every_text_that_a_part_names_is_there() -> None:
     }
     assert len(named) > 100
     assert sorted(pair for pair in named if pair[0] not in english) == []
+
+
+def test_every_format_that_a_file_may_have_has_a_name_in_every_language() -> None:
+    names = {re.sub(r"\W+", "_", kind.name.lower()).rstrip("_") for _, kind in source._SIGNATURES}
+    missing = {f"errors.formats.{name}" for name in names} - set(texts("en"))
+    assert not missing
 
 
 def test_parts_take_libraries_from_one_place() -> None:
