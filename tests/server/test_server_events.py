@@ -38,13 +38,16 @@ class Stream:
     def __init__(self, feed: EventFeed, owner: str = "", is_allowed: Callable[[], bool] = lambda: True) -> None:
         self.events: list[tuple[str, Any]] = []
         self.comments = 0
+        self.text = self._rest = b""
         self._texts = feed.follow(owner, is_allowed)
         self.task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
         async for text in self._texts:
-            self.events += parsed(text.decode())
             self.comments += text.count(b": still here")
+            self.text += text
+            whole, end, self._rest = (self._rest + text).rpartition(b"\n\n")
+            self.events += parsed((whole + end).decode())
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(30):
@@ -196,7 +199,8 @@ def test_who_is_too_slow_begins_again(opened, monkeypatch):
         feed = make_feed(queue, files)
         slow: AsyncIterator[bytes] = feed.follow("", lambda: True)
         quick = Stream(feed)
-        await anext(slow)
+        assert (await anext(slow)).startswith(b"retry: ")
+        assert parsed((await anext(slow)).decode())[0] == ("videos", {"data": []})
         ids = []
         for number in range(1, 6):
             ids.append(submit(queue))
@@ -204,6 +208,33 @@ def test_who_is_too_slow_begins_again(opened, monkeypatch):
         [(name, data), *_] = parsed((await anext(slow)).decode())
         assert name == "videos"
         assert [video["id"] for video in data["data"]] == ids[::-1]
+        await slow.aclose()
+        await quick.leave()
+
+    asyncio.run(follow())
+
+
+def test_a_client_that_takes_nothing_holds_one_piece_of_what_is_sent(opened, monkeypatch):
+    queue, files = opened
+    monkeypatch.setattr("pusa.server.events._PIECE_BYTES", 1000)
+    monkeypatch.setattr("pusa.server.events._MOST_BYTES", 20_000)
+    ids = [submit(queue, prompt=f"{number} " + "long " * 500) for number in range(2)]
+
+    async def follow() -> None:
+        feed = make_feed(queue, files)
+        slow, quick = feed.follow("", lambda: True), Stream(feed)
+        texts = [await anext(slow), await anext(slow)]
+        for number in range(1, 6):
+            for id in ids:
+                queue.update(id, favourite=number % 2 == 0)
+            await quick.until(lambda number=number: quick.text.count(b"event: video\n") == len(ids) * number)
+        [channel] = feed._channels.values()
+        assert channel.held_bytes == sum(map(len, channel.events)) <= 20_000
+        while b"".join(texts).count(b"event: ready") < 2:  # it has missed some, and begins again
+            texts.append(await anext(slow))
+        assert max(map(len, texts)) <= 1000
+        names = [name for name, _ in parsed(b"".join(texts).decode())]
+        assert [name for name in names if name != "video"] == ["videos", "ready"] * 2
         await slow.aclose()
         await quick.leave()
 

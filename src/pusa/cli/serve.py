@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SERVER_ONLY = re.compile(
     "host|port|api_.*|insecure|allowed_.*|root_path|trusted_.*|studio|docs|metrics|.*_limit|max_(?!failures).*|"
-    "prompt_.*|probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
+    "key_file.*|cut_.*|prompt_.*|probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
 _SECRETS = frozenset({"api_keys", "prompt_key"})  # everyone on a machine can read its command lines
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}

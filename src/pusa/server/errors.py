@@ -3,6 +3,7 @@
 This includes the errors that FastAPI and Starlette raise themselves (404, 405, 422, 500).
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,13 @@ class ServiceError(Exception):
         self.headers, self.values = dict(headers or {}), dict(values or {})
 
 
+class _ErrorResponse(JSONResponse):
+    """Send an error that may quote what a client sent: halves of surrogate pairs, which UTF-8 has none of, become ?."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
+
+
 def envelope(
     message: str,
     *,
@@ -102,7 +110,7 @@ def error_response(
     """Build an error response, with ``x-should-retry: false`` if a retry cannot help."""
     extra = {"x-should-retry": "false"} if status in _NO_RETRY else {}
     body = envelope(message, status=status, code=code, param=param, values=values)
-    return JSONResponse(body, status, headers={**extra, **(headers or {})})
+    return _ErrorResponse(body, status, headers={**extra, **(headers or {})})
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -8,8 +8,9 @@ is the last one: ``{"reason": "shutdown" | "unavailable" | "signed_out"}``. Who 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 from pusa.server.errors import ServiceError
 from pusa.server.feed import ChangeLooks
@@ -24,6 +25,8 @@ NEWEST = 50
 """Ended jobs that a stream begins with, beside all that are unfinished."""
 
 _MOST_EVENTS = 500  # that a stream may be behind before it begins again
+_MOST_BYTES = 8 * 2**20  # of them
+_PIECE_BYTES = 64 * 1024  # of a text that is sent at once: what a client does not take is held for each of its streams
 
 
 @dataclass(eq=False)
@@ -34,6 +37,7 @@ class _Channel:
     followers: int = 0
     events: deque[bytes] = field(default_factory=deque)
     first: int = 0
+    held_bytes: int = 0
     beginning: tuple[int, bytes] | None = None  # as of the event of this number
     reason: str = ""  # why it has ended
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,8 +48,9 @@ class _Channel:
 
     def send(self, events: list[bytes]) -> None:
         self.events.extend(events)
-        while len(self.events) > _MOST_EVENTS:
-            self.events.popleft()
+        self.held_bytes += sum(map(len, events))
+        while len(self.events) > _MOST_EVENTS or self.held_bytes > _MOST_BYTES:
+            self.held_bytes -= len(self.events.popleft())
             self.first += 1
         self.wake()
 
@@ -53,8 +58,16 @@ class _Channel:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def since(self, number: int) -> bytes:
-        return b"".join(self.events[place] for place in range(number - self.first, len(self.events)))
+    def next(self, number: int) -> tuple[bytes, int]:
+        """Return the event of a number, with those that follow up to a piece, and the number behind them."""
+        texts: list[bytes] = []
+        size = 0
+        for text in islice(self.events, number - self.first, None):
+            size += len(text)
+            if texts and size > _PIECE_BYTES:
+                break
+            texts.append(text)
+        return b"".join(texts), number + len(texts)
 
 
 class EventFeed:
@@ -98,7 +111,10 @@ class EventFeed:
         channel.followers += 1
         try:
             begun, number = await self._begin(channel)
-            yield b"retry: %d\n\n" % RECONNECT_MS + begun
+            yield b"retry: %d\n\n" % RECONNECT_MS
+            for piece in _pieces(begun):
+                yield piece
+            begun = b""
             try:
                 async for text in self._go_on(channel, number, is_allowed):
                     yield text
@@ -123,10 +139,13 @@ class EventFeed:
             changed = channel.changed
             if number < channel.first:  # too slow for every change
                 begun, number = await self._begin(channel)
-                yield begun
+                for piece in _pieces(begun):
+                    yield piece
+                begun = b""
             elif number < channel.end:
-                text, number = channel.since(number), channel.end
-                yield text
+                text, number = channel.next(number)
+                for piece in _pieces(text):
+                    yield piece
             else:
                 try:
                     async with asyncio.timeout(self._keep_alive_seconds):
@@ -220,6 +239,12 @@ def _place(job: Job, look: Look) -> int | None:
 
 def _event(name: str, data: object) -> bytes:
     return event(name, data).encode()
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """Cut a text: what is sent is copied for each stream, and the next piece waits until this one is taken."""
+    for start in range(0, len(text), _PIECE_BYTES):
+        yield text[start : start + _PIECE_BYTES]
 
 
 def _end(reason: str) -> bytes:

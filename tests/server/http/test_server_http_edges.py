@@ -61,6 +61,21 @@ def test_a_path_that_is_none_is_refused_in_the_same_shape(server: Served, path: 
     assert "the API is below /v1" in refusal(server.http.post("/videos", json={"prompt": "a"}), 404)["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/films", r'{"videos": "\ud800"}'),
+        ("/v1/files", r'{"input": "\ud800"}'),
+        ("/v1/files", r'{"\ud800": 1}'),
+        ("/v1/videos/video_00000000000000000000000000000000/move", r'{"before": "\ud800"}'),
+        ("/v1/session", r'{"key": "\ud800"}'),
+    ],
+)
+def test_an_error_may_quote_half_a_character(server: Served, path: str, body: str) -> None:
+    answer = server.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert "went wrong" not in refusal(answer, 400)["message"]
+
+
 def test_json_that_says_it_is_a_form_is_told_so(server: Served) -> None:
     headers = {"content-type": "application/x-www-form-urlencoded"}  # what `curl -d` sends
     error = refusal(server.http.post("/v1/videos", content=b' {"prompt": "a"}', headers=headers), 415)

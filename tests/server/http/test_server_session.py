@@ -144,6 +144,13 @@ def test_wrong_keys_are_slowed_down_here_too(tmp_path):
         answer = server.http.post("/v1/session", json={"key": "wrong"})
         assert refusal(answer, 429)["code"] == "too_many_wrong_keys"
         assert server.http.post("/v1/session", json={"key": ANNS}).status_code == 204
+        server.http.cookies.clear()
+        asked = {name: {"authorization": f"Bearer {name}"} for name in ("guessed", ANNS)}
+        answer = server.http.get("/v1/session", headers=asked["guessed"])  # tells nobody faster which key is right
+        assert refusal(answer, 429)["code"] == "too_many_wrong_keys"
+        assert server.service.wrong_keys.total == 3
+        assert server.http.get("/v1/session", headers=asked[ANNS]).json()["signed_in"]
+        assert not server.http.get("/v1/session").json()["signed_in"]
 
 
 def test_what_needs_no_key_takes_little_and_nothing_from_other_pages(tmp_path):

@@ -71,6 +71,14 @@ def test_pages_go_on_where_the_last_one_ended(table: ClientFileTable, clock: Clo
         table.page("b", after=ids[0])
 
 
+def test_an_id_may_be_any_text(table: ClientFileTable) -> None:
+    table.add(new())
+    for id in ("", "file_\0", "x" * 10_000, "\u0663"):
+        assert table.get(id, "") is table.use(id, "") is table.delete(id, "") is None
+        with pytest.raises(KeyError):
+            table.page("", after=id)
+
+
 def test_an_owner_keeps_no_more_bytes_than_allowed(table: ClientFileTable) -> None:
     table.add(new("a"), limit_bytes=25)
     table.add(new("b"), limit_bytes=25)

@@ -24,9 +24,13 @@ def _path(request: Request) -> str:
     return request.scope.get("root_path") or "/"
 
 
-@router.get("/session", response_model=SessionState, responses=openapi.errors(), summary="Tell whether a key is needed")
-async def get_session(request: Request, response: Response) -> SessionState:
+@router.get(
+    "/session", response_model=SessionState, responses=openapi.errors(429), summary="Tell whether a key is needed"
+)
+async def get_session(request: Request, response: Response, service: Service) -> SessionState:
     """Needs no key."""
+    if "authorization" in request.headers and not request.state.is_signed_in:
+        await service.wrong_keys.pause(address_of(request.scope))  # who guesses keys is slowed down here too
     response.headers.update(_NOT_KEPT)
     return SessionState(keys_required=bool(_cookies(request).keys), signed_in=request.state.is_signed_in)
 

@@ -195,6 +195,8 @@ def expire_files(table: ClientFileTable, files: FileStore, *, used_before: float
 
 
 def _this(id: str, owner: str) -> list[Condition]:
+    if "\0" in id:  # no id has it, and PostgreSQL cannot even be asked
+        return [sa.false()]
     return [_c.id == id, _c.owner == owner]
 
 

@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -129,7 +130,14 @@ def _search(
 
 def fold(text: str) -> str:
     """Return a text without what a search does not look at: capital letters, accents, forms of the same character."""
-    parts = unicodedata.normalize("NFKD", text.casefold())
+    text = text.casefold()
+    return text if text.isascii() else "".join(map(_plain, text))
+
+
+@lru_cache(4096)
+def _plain(character: str) -> str:
+    """Return a character without accents. Whole texts may take time squared: accents are sorted, one by one."""
+    parts = unicodedata.normalize("NFKD", character)
     return "".join(part for part in parts if not unicodedata.combining(part))
 
 

@@ -75,6 +75,8 @@ def record_deleted(connection: Connection, id: str, seq: int, owner: str, now: f
 
 def find_place(connection: Connection, id: str, owner: str | None) -> int | None:
     """Return the `seq` of a job of this owner (None: of anyone) that exists or was deleted lately."""
+    if "\0" in id:  # no id has it, and PostgreSQL cannot even be asked
+        return None
     for table in (_jobs, _deleted):
         query = sa.select(table.c.seq).where(table.c.id == id)
         query = query if owner is None else query.where(table.c.owner == owner)

@@ -13,7 +13,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from pusa.server.studio import examples
 
@@ -81,7 +81,7 @@ def router() -> APIRouter:
     @routes.get("/studio/{version}/{name:path}")
     async def file(request: Request, version: str, name: str) -> Response:
         if name not in files or version != stamp:
-            return Response(status_code=404)
+            raise HTTPException(404)
         return files[name].response(request, _FOR_EVER)
 
     @routes.get("/favicon.ico")

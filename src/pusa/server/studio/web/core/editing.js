@@ -28,7 +28,7 @@ async function fileOf(reference) {
  * @param {any} body  of POST /v1/videos
  * @returns {Promise<void>}
  */
-export async function editFrom(body) {
+async function editFrom(body) {
   const references = referencesOf(body);
   const found = await Promise.all(references.map(fileOf));
   const files = new Map(references.flatMap((one, index) => (found[index] ? [[referenceKey(one), found[index]]] : [])));
@@ -75,7 +75,7 @@ export async function extendVideo(id) {
 }
 
 /** Bring the form into view, and the cursor to the prompt, where that needs no keyboard on the screen. */
-export function showForm() {
+function showForm() {
   const prompt = document.getElementById("prompt");
   prompt?.scrollIntoView({ block: "center", behavior: "smooth" });
   if (matchMedia("(pointer: fine)").matches) prompt?.focus({ preventScroll: true });

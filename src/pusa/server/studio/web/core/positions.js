@@ -33,7 +33,7 @@ export class PositionError extends Error {
 }
 
 /** Round to the nearest whole number, halves to the even one, as Python does. @param {number} value */
-export function roundHalfEven(value) {
+function roundHalfEven(value) {
   const low = Math.floor(value);
   const rest = value - low;
   if (rest !== 0.5) return Math.round(value) + 0;

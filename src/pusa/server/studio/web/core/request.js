@@ -19,7 +19,7 @@ const MOST_SEED = 2 ** 53 - 1; // that JavaScript holds exactly; far more than t
 export const draftSteps = (steps) => Math.max(1, Math.round(steps * DRAFT_STEPS));
 
 /** @param {Form} form @returns {boolean} whether the open tab gives the model a picture or a clip */
-export const hasInputs = (form) => usedItems(form).length + usedClips(form).length > 0;
+const hasInputs = (form) => usedItems(form).length + usedClips(form).length > 0;
 
 /**
  * What a field that is null stands for, by the model, the preset and the mode.
@@ -49,7 +49,7 @@ export function standards(form, model) {
  * Whole lines of the story.
  * @param {string} text @returns {string[]}
  */
-export const storyLines = (text) =>
+const storyLines = (text) =>
   text
     .split(/\r?\n/)
     .map((line) => line.trim())
@@ -60,7 +60,7 @@ export const storyLines = (text) =>
  * @param {Item} item @param {boolean} still  of a clip one frame is used
  * @returns {Record<string, any>}
  */
-export function referenceOf(item, still) {
+function referenceOf(item, still) {
   const { file_id, video_id, input } = item.source;
   const found = file_id ? { file_id } : { video_id, ...(input === undefined ? {} : { input }) };
   const part =

@@ -13,7 +13,7 @@ function Choice({ name, choices, value }) {
     label=${t(`fields.${name}`)}
     help=${t(`fields.help.${name}`)}
     value=${value}
-    options=${choices.map((one) => ({ value: one, label: t(`form.${name}.${one}`) }))}
+    options=${choices.map((one) => ({ value: one, label: t(`form.choices.${name}.${one}`) }))}
     onChange=${(/** @type {any} */ one) => edit({ [name]: one })}
     class="wide"
   />`;

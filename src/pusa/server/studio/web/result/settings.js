@@ -7,17 +7,17 @@ import { rows } from "./rows.js";
 import { stateOf } from "./states.js";
 import { ago, duration, number, sizeText } from "./words.js";
 
-/** @param {string} word  of the API @param {string} group */
-const named = (word, group) => (has(`result.${group}.${word}`) ? t(`result.${group}.${word}`) : word);
+/** @param {string} word  of the API @param {string} group  section of its texts */
+const named = (word, group) => (has(`${group}.${word}`) ? t(`${group}.${word}`) : word);
 
 /** @param {string} key @param {any} value */
 function shown(key, value) {
-  if (key === "task") return named(value, "tasks");
-  if (key === "preset") return named(value, "presets");
-  if (key === "fit") return named(value, "fits");
+  if (key === "task") return named(value, "result.tasks");
+  if (key === "preset") return named(value, "form.presets");
+  if (key === "fit") return named(value, "result.fits");
   if (key === "size") return sizeText(value);
   if (key === "seed") return String(value);
-  if (key === "ways") return value.map((/** @type {string} */ one) => named(one, "ways")).join(", ");
+  if (key === "ways") return value.map((/** @type {string} */ one) => named(one, "result.ways")).join(", ");
   if (key === "seconds") {
     const length = duration(value.seconds);
     if (!value.frames) return length;

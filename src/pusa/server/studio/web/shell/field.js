@@ -7,7 +7,7 @@ import { clamp, parseNumber, plainNumber, stepped } from "../core/numbers.js";
  * The frame of a field: label above, help below.
  * @param {{id: string, label: string, help?: string|null, problem?: string|null, hidden?: boolean, class?: string, aside?: any, children?: any}} props
  */
-export function Field({ id, label, help, problem, hidden = false, class: name = "", aside, children }) {
+function Field({ id, label, help, problem, hidden = false, class: name = "", aside, children }) {
   return html`<div class=${`field ${name}`}>
     <div class=${hidden ? "visually-hidden" : "field-head"}><label for=${id}>${label}</label>${aside}</div>
     ${children}

@@ -9,7 +9,7 @@ import { Toolbar } from "./roving.js";
 import { signOut } from "./session.js";
 
 /** Whether the page is dark now: the visitor's choice, else the browser's. */
-export const isDark = () =>
+const isDark = () =>
   prefs.value.theme ? prefs.value.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 
 function toggleTheme() {
@@ -22,7 +22,7 @@ function toggleTheme() {
  * What the model does, as a word for styles and a text.
  * @returns {{kind: "ready"|"loading"|"failed"|"away", text: string}}
  */
-export function modelState() {
+function modelState() {
   const found = ready.value;
   if (connection.value === "lost") return { kind: "away", text: t("shell.model.away") };
   if (!found) return { kind: "loading", text: t("shell.model.starting") };

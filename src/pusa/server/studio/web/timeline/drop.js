@@ -16,7 +16,7 @@ import { focusCard } from "./keys.js";
 /** @typedef {import("../core/store.js").Item} Item */
 
 /** The kind of data that a card of the gallery carries: the id of its video. */
-export const VIDEO_TYPE = "application/x-pusa-video";
+const VIDEO_TYPE = "application/x-pusa-video";
 
 /**
  * Keep a result as a file of one's own, so that it stays when the result is deleted.
@@ -28,7 +28,7 @@ export async function itemOfVideo(id) {
 }
 
 /** @param {DataTransfer|null} transfer */
-export const canDrop = (transfer) =>
+const canDrop = (transfer) =>
   Boolean(transfer && [...transfer.types].some((type) => type === "Files" || type === VIDEO_TYPE));
 
 /** The latent frame under a pointer, if it is over the track. @param {{clientX: number}} event */

@@ -41,7 +41,7 @@ export function Frame({ clip, time, width, height }) {
  * @param {import("../core/store.js").Item} clip @param {import("./model.js").Part} part @param {number} at latent frame
  * @param {import("./model.js").Length} length
  */
-export function timeInClip(clip, part, at, length) {
+function timeInClip(clip, part, at, length) {
   const start = clip.start ?? 0;
   if (part.role === "clip") return start + frameRange(at, length.factor)[0] / length.fps;
   if (part.role === "start") return start + (length.factor * (at - part.from)) / length.fps;

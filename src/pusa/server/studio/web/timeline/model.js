@@ -125,7 +125,7 @@ export function placeItems(items, length) {
 }
 
 /** @param {string} text @param {Length} length @returns {number|null} */
-export function cellOf(text, length) {
+function cellOf(text, length) {
   try {
     return latentIndex(parsePosition(text), length);
   } catch (error) {
@@ -189,7 +189,7 @@ const pictureNoise = (form, model) => presetNoise(model.presets[form.preset].noi
 export const usedSeconds = (clip) => Math.max(0, (clip.end ?? clip.seconds ?? 0) - (clip.start ?? 0));
 
 /** @param {Item} clip @param {number} fps @returns {number} frames of its used part at the result's rate */
-export const usedFrames = (clip, fps) => Math.max(1, Math.round(usedSeconds(clip) * fps));
+const usedFrames = (clip, fps) => Math.max(1, Math.round(usedSeconds(clip) * fps));
 
 /**
  * @param {Form} form @param {any} model  as GET /v1/models/{id} describes it

@@ -3,17 +3,19 @@
 /** Least pixels of a latent frame at which its picture can still be told apart. */
 export const LEAST_CELL = 14;
 export const MOST_CELL = 320;
+export const FINGER_CELL = 40; // the same where a finger presses latent frames themselves
 const RULER_STEPS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300];
 
 /**
  * Pixels of a latent frame.
  * @param {number} width  of what is visible @param {number} count latent frames
  * @param {number|null} zoom  pixels that the visitor chose; null: all of the clip, if that is legible
+ * @param {number} [least]  pixels
  */
-export function cellWidth(width, count, zoom) {
+export function cellWidth(width, count, zoom, least = LEAST_CELL) {
   const fit = width / count;
-  if (zoom === null) return Math.max(LEAST_CELL, fit);
-  return Math.min(Math.max(MOST_CELL, fit), Math.max(LEAST_CELL, fit, zoom));
+  if (zoom === null) return Math.max(least, fit);
+  return Math.min(Math.max(MOST_CELL, fit), Math.max(least, fit, zoom));
 }
 
 /** @param {number} x pixels @param {number} cell pixels of one @param {number} count @returns {number} latent frame */

@@ -3,7 +3,7 @@ import { computed, signal } from "../core/dom.js";
 import { targetSize } from "../core/size.js";
 import { edit, form, model } from "../core/store.js";
 import { layoutOf, picturesByCell } from "./model.js";
-import { cellWidth } from "./scale.js";
+import { FINGER_CELL, LEAST_CELL, cellWidth } from "./scale.js";
 
 /** @typedef {import("../core/store.js").Form} Form */
 
@@ -41,10 +41,14 @@ export const layout = computed(() => (model.value ? layoutOf(shownForm.value, mo
 
 export const size = computed(() => (model.value ? targetSize(shownForm.value, model.value) : { width: 1, height: 1 }));
 
+/** @returns {number} pixels of a latent frame that can be told apart, and hit where it is pressed */
+const leastCell = () =>
+  layout.value?.kind === "complete" && matchMedia("(pointer: coarse)").matches ? FINGER_CELL : LEAST_CELL;
+
 /** Pixels of one latent frame. While the clip's end is dragged it is fixed, and the end moves. */
 export const heldCell = signal(/** @type {number|null} */ (null));
 export const cell = computed(
-  () => heldCell.value ?? cellWidth(visibleWidth.value, layout.value?.length.count ?? 1, zoom.value),
+  () => heldCell.value ?? cellWidth(visibleWidth.value, layout.value?.length.count ?? 1, zoom.value, leastCell()),
 );
 
 /** @returns {import("./model.js").Placed[]} pictures in the order of their latent frames */

@@ -12,10 +12,10 @@ import { arriving, cell, drag, dropCell, layout, ordered, size } from "./state.j
 import { number, seconds } from "./words.js";
 
 /** Pixels of the track's height, on wide pages and on narrow ones; timeline.css has the same. */
-export const trackHeight = () => (matchMedia("(max-width: 860px)").matches ? 96 : 124);
+const trackHeight = () => (matchMedia("(max-width: 860px)").matches ? 96 : 124);
 
 /** Seconds above the track, with the numbers of the frames. */
-export function Ruler() {
+function Ruler() {
   const marks = rulerMarks(layout.value?.length ?? { frames: 1, fps: 1, factor: 1 }, cell.value);
   return html`<div class="ruler" aria-hidden="true">
     ${marks.map(
