@@ -1,6 +1,7 @@
 """Frames and strips of whatever is kept, and of results: the right ones, small, and within limits."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,3 +107,14 @@ def test_frames_of_results_are_drawn(server: Served) -> None:
     server.http.post(f"/v1/videos/{waiting}/cancel")
     unknown = f"/v1/videos/video_{'0' * 32}/frame"
     assert refusal(server.http.get(unknown), 404)["code"] == "video_not_found"
+
+
+def test_what_many_ask_for_at_once_is_drawn_once(server: Served, video: bytes, monkeypatch) -> None:
+    id = keep(server, video)["id"]
+    prober = server.service.submitter.prober
+    drawn, make = [], prober.make
+    monkeypatch.setattr(prober, "make", lambda *args, **options: drawn.append(1) or make(*args, **options))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.http.get(f"/v1/files/{id}/strip?count=5&height=33"), range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(drawn) == 1
