@@ -1,16 +1,15 @@
 """Define the routes of clients' files, and those that draw frames of files and videos."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import BeforeValidator
 
-from pusa.numerals import is_whole, parse_number, parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.files import MAX_FRAME_WIDTH, MAX_STRIP_FRAMES, MAX_STRIP_HEIGHT
 from pusa.server.http import openapi
 from pusa.server.http.api import Id, Owner, Service
 from pusa.server.http.file_schemas import CreateFile, FileDeleted, FileList, FileObject, FileRequest, file_object
+from pusa.server.http.parameters import After, Limit, Number, Order, Whole
 from pusa.server.http.reference_schemas import MAX_FRAME, StoredReference
 from pusa.server.http.references import RequestReader, read_request
 from pusa.server.http.validation import invalid_value
@@ -24,33 +23,20 @@ router = APIRouter(prefix="/v1")
 
 _TYPES = ("image/png", "image/jpeg", "image/webp", "video/mp4", "video/webm", "application/octet-stream")
 
-
-def _whole(text: Any) -> Any:
-    return parse_whole(text) if isinstance(text, str) and is_whole(text.removeprefix("-")) else text
-
-
-def _number(text: Any) -> Any:
-    return parse_number(text) if isinstance(text, str) else text
-
-
 FileId = Annotated[str, Path(description="The file's id.")]
 Index = Annotated[
     int | None,
-    BeforeValidator(_whole),
+    Whole,
     Query(description="A frame of a clip by its number; negative counts from the end.", ge=-MAX_FRAME, le=MAX_FRAME),
 ]
 Time = Annotated[
     float | None,
-    BeforeValidator(_number),
+    Number,
     Query(description="A frame of a clip by its time in seconds.", ge=0, le=86_400),
 ]
-Width = Annotated[
-    int, BeforeValidator(_whole), Query(description="At most so many pixels wide.", ge=16, le=MAX_FRAME_WIDTH)
-]
-Count = Annotated[int, BeforeValidator(_whole), Query(description="Frames, evenly spread.", ge=1, le=MAX_STRIP_FRAMES)]
-Height = Annotated[
-    int, BeforeValidator(_whole), Query(description="At most so many pixels high.", ge=16, le=MAX_STRIP_HEIGHT)
-]
+Width = Annotated[int, Whole, Query(description="At most so many pixels wide.", ge=16, le=MAX_FRAME_WIDTH)]
+Count = Annotated[int, Whole, Query(description="Frames, evenly spread.", ge=1, le=MAX_STRIP_FRAMES)]
+Height = Annotated[int, Whole, Query(description="At most so many pixels high.", ge=16, le=MAX_STRIP_HEIGHT)]
 _DRAWN: dict[int | str, dict[str, Any]] = {
     200: openapi.binary("The picture.", "image/webp"),
     304: {"description": "It has not changed."},
@@ -103,9 +89,9 @@ async def _read_file(reader: RequestReader, body: CreateFile) -> Upload:
 async def list_files(
     service: Service,
     owner: Owner,
-    after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, BeforeValidator(_whole), Query(description="Files on a page.", ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
+    after: After = None,
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> FileList:
     files, has_more = await service.library.list(owner, after=after or None, limit=limit, order=order)
     data = [_object(service, file) for file in files]

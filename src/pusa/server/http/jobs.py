@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BeforeValidator
 
-from pusa.numerals import parse_whole
 from pusa.server.errors import ServiceError
 from pusa.server.http import openapi
 from pusa.server.http.api import Id, Owner, Service, video_response
 from pusa.server.http.job_schemas import MoveVideo, UpdateVideo
+from pusa.server.http.parameters import After, Limit, Order, Whole
 from pusa.server.http.references import read_request
 from pusa.server.http.schemas import BatchName, VideoDeleted, VideoList, VideoObject, video_from_job
 from pusa.server.http.sse import STREAM_HEADERS
@@ -21,10 +20,6 @@ from pusa.server.jobs.queue import Job, JobFilter, Status
 router = APIRouter(prefix="/v1")
 
 _MOST_UNDO_SECONDS = 86_400
-
-
-def _parse_if_text(text: Any) -> Any:
-    return parse_whole(text) if isinstance(text, str) else text
 
 
 def _video_list(jobs: list[Job], has_more: bool = False) -> VideoList:
@@ -41,9 +36,9 @@ def _video_list(jobs: list[Job], has_more: bool = False) -> VideoList:
 async def list_videos(
     service: Service,
     owner: Owner,
-    after: Annotated[str | None, Query(description="The last_id of the page before.")] = None,
-    limit: Annotated[int, BeforeValidator(_parse_if_text), Query(description="Videos on a page.", ge=1, le=100)] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="asc: the oldest first.")] = "desc",
+    after: After = None,
+    limit: Limit = 20,
+    order: Order = "desc",
     status: Annotated[
         Literal["queued", "in_progress", "completed", "failed", "cancelled"] | None,
         Query(description="Only videos in this status; failed has the cancelled ones too."),
@@ -121,7 +116,7 @@ async def delete_video(
     owner: Owner,
     undo_seconds: Annotated[
         int,
-        BeforeValidator(_parse_if_text),
+        Whole,
         Query(description="How long it can be restored; 0: not at all.", ge=0, le=_MOST_UNDO_SECONDS),
     ] = 0,
 ) -> VideoDeleted:

@@ -1,15 +1,16 @@
 import assert from "node:assert/strict";
 import test from "node:test";
+import { emptyForm } from "../../../../src/pusa/server/studio/web/core/empty_form.js";
 import { fromBody, itemOf, referenceKey, referencesOf } from "../../../../src/pusa/server/studio/web/core/from_body.js";
 import { toBody } from "../../../../src/pusa/server/studio/web/core/request.js";
-import { EMPTY, WAN, clip, fileOf, formOf, picture } from "./samples.js";
+import { WAN, clip, fileOf, formOf, picture } from "./samples.js";
 
 /** The form of a body whose inputs are all there. */
 function back(body, items = []) {
   const byId = new Map(items.map((item) => [item.source.file_id, fileOf(item)]));
   const files = new Map(referencesOf(body).flatMap((one) => (byId.has(one.file_id) ? [[referenceKey(one), byId.get(one.file_id)]] : [])));
   let count = 0;
-  return fromBody(body, files, WAN, EMPTY, () => String(count++));
+  return fromBody(body, files, WAN, emptyForm(), () => String(count++));
 }
 
 const FORMS = {

@@ -1,4 +1,5 @@
 /** Models as GET /v1/models describes them, forms and items for tests. */
+import { emptyForm } from "../../../../src/pusa/server/studio/web/core/empty_form.js";
 
 const FIELDS = { width: { maximum: 2048 }, height: { maximum: 2048 } };
 
@@ -37,39 +38,6 @@ export const WAN = {
   fields: FIELDS,
 };
 
-/** The form before anything is done, as core/store.js has it. */
-export const EMPTY = {
-  tab: "image",
-  mode: "complete",
-  prompt: "",
-  negative: null,
-  story: "",
-  items: [],
-  clips: [],
-  keptPositions: "0,1,2,3",
-  keptNoise: "",
-  shape: "auto",
-  frames: null,
-  fps: null,
-  seed: null,
-  seedLocked: false,
-  variants: 1,
-  preset: "balanced",
-  alpha: null,
-  alpha2: null,
-  steps: null,
-  guidance: null,
-  shift: null,
-  overlap: null,
-  fit: "crop",
-  fast: false,
-  draft: false,
-  exact: false,
-  schedule: "even",
-  metadata: null,
-  lora: null,
-};
-
 /** @param {string} id @param {object} [change] */
 export const picture = (id, change = {}) => ({
   id,
@@ -94,7 +62,7 @@ export const picture = (id, change = {}) => ({
 export const clip = (id, change = {}) => picture(id, { kind: "video", name: `${id}.mp4`, seconds: 5.0625, frames: 81, fps: 16, ...change });
 
 /** @param {object} change */
-export const formOf = (change) => ({ ...EMPTY, prompt: "a cat", ...change });
+export const formOf = (change) => ({ ...emptyForm(), prompt: "a cat", ...change });
 
 /** The FileObject of an item. @param {any} item */
 export const fileOf = ({ source, kind, name, width, height, seconds, frames, fps }) => ({

@@ -23,6 +23,7 @@ import {
   rulerMarks,
   xOfFrame,
 } from "../../../../src/pusa/server/studio/web/timeline/scale.js";
+import { picture as sample } from "./samples.js";
 
 const model = {
   frames_per_latent: 4,
@@ -35,24 +36,7 @@ const model = {
 };
 
 /** @param {string} id @param {object} [values] */
-const picture = (id, values = {}) => ({
-  id,
-  source: { file_id: `file_${id}` },
-  kind: "image",
-  name: id,
-  width: 96,
-  height: 96,
-  seconds: null,
-  frames: null,
-  fps: null,
-  position: null,
-  noise: null,
-  crop: null,
-  start: null,
-  end: null,
-  frame: null,
-  ...values,
-});
+const picture = (id, values = {}) => sample(id, { name: id, width: 96, height: 96, ...values });
 
 const clip = (id, seconds, values = {}) =>
   picture(id, { kind: "video", seconds, frames: seconds * 16, fps: 16, ...values });

@@ -5,7 +5,10 @@
  * browser's storage at once. All files in it are ids of the server's, so a reload loses nothing.
  */
 import { batch, computed, signal } from "./dom.js";
+import { emptyForm } from "./empty_form.js";
 import { read, write } from "./persist.js";
+
+export { emptyForm };
 
 /**
  * A picture or a clip of the form. Exactly one of the sources is set; null stands for "automatic" or "not set".
@@ -69,41 +72,6 @@ export const pageData = JSON.parse(document.getElementById("page-data")?.textCon
 const FORM_KEY = "pusa.form";
 const PREFS_KEY = "pusa.prefs";
 const MOST_STEPS = 200; // of the history
-
-/** @returns {Form} the form as it is before the visitor has done anything */
-export function emptyForm() {
-  return {
-    tab: "image",
-    mode: "complete",
-    prompt: "",
-    negative: null,
-    story: "",
-    items: [],
-    clips: [],
-    keptPositions: "0,1,2,3",
-    keptNoise: "",
-    shape: "auto",
-    frames: null,
-    fps: null,
-    seed: null,
-    seedLocked: false,
-    variants: 1,
-    preset: "balanced",
-    alpha: null,
-    alpha2: null,
-    steps: null,
-    guidance: null,
-    shift: null,
-    overlap: null,
-    fit: "crop",
-    fast: false,
-    draft: false,
-    exact: false,
-    schedule: "even",
-    metadata: null,
-    lora: null,
-  };
-}
 
 /** @template {object} T @param {string} key @param {T} fallback @returns {T} */
 const stored = (key, fallback) => ({ ...fallback, ...read(key, {}) });
