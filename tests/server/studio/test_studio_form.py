@@ -1,5 +1,6 @@
 """The form of the studio in a real browser: what is seen is what is sent, and nothing of it is lost."""
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,29 @@ def test_a_file_that_is_no_picture_is_refused_in_words(visitor: Visitor, tmp_pat
 
 
 # ---- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_beside_the_form_is_taken_and_one_on_its_way_outlives_a_lost_connection(visitor: Visitor) -> None:
+    visitor.context.set_offline(True)
+    visitor.page.locator(".item-place input[type=file]").first.set_input_files(VIEW)
+    visitor.shows("The server does not answer.")
+    visitor.context.set_offline(False)
+    expect(visitor.page.locator(".item-card")).to_have_count(1)
+    visitor.tab("images")
+    visitor.page.evaluate(
+        """data => {
+            const transfer = new DataTransfer()
+            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0))
+            transfer.items.add(new File([bytes], 'view.jpg', { type: 'image/jpeg' }))
+            const init = { bubbles: true, cancelable: true, dataTransfer: transfer }
+            const stage = document.querySelector('.workbench').lastElementChild
+            const drop = new DragEvent('drop', init)
+            stage.dispatchEvent(drop)
+            if (!drop.defaultPrevented) throw new Error('the browser would leave the page')
+        }""",
+        base64.b64encode(VIEW.read_bytes()).decode(),
+    )
+    expect(visitor.page.locator(".item-card")).to_have_count(2)
 
 
 def test_the_form_survives_a_reload_another_language_and_undo(visitor: Visitor) -> None:

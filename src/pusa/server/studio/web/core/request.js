@@ -10,7 +10,7 @@ import { draftSize, targetSize } from "./size.js";
 
 /** @typedef {import("./store.js").Form} Form */
 /** @typedef {import("./store.js").Item} Item */
-/** @typedef {{key: string, values?: Record<string, any>, fix?: Partial<Form>, fixKey?: string}} Problem  `key` of its text; `fix`: what to edit, `fixKey`: its text */
+/** @typedef {{key: string, values?: Record<string, any>, fix?: Partial<Form>|((form: Form) => Partial<Form>), fixKey?: string}} Problem  `key` of its text; `fix`: what to edit, `fixKey`: its text */
 
 export const DRAFT_STEPS = 0.4; // of the whole clip's
 const MOST_SEED = 2 ** 53 - 1; // that JavaScript holds exactly; far more than the server draws

@@ -61,7 +61,7 @@ function TextBox({ name, value, read }) {
   useEffect(() => {
     if (!error) return;
     const done = () => (setTyped(null), setError(null));
-    const fix = repaired === null ? undefined : read(repaired);
+    const fix = repaired === null ? undefined : () => read(repaired);
     misread.value = { ...misread.value, [name]: { key: `timeline.problem.${error.code}`, values: error.values, fix, done } };
     return () => {
       const { [name]: _, ...others } = misread.value;
