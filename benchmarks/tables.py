@@ -42,13 +42,14 @@ _FILL = """
 WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < {jobs})
 INSERT INTO jobs (id, owner, request, model, prompt, seconds, size, inputs, priority, source, status, created_at,
     started_at, completed_at, expires_at, attempt, failures, progressed, cancel_requested, stage, step, steps, progress,
-    checkpoint_step, results, notes, timings, turn)
+    checkpoint_step, results, notes, note_details, timings, turn, favourite)
 SELECT 'video_' || {hex}, '', CAST(:request AS {json}), 'mini', 'a red ball', '5', '832x480',
     CAST('["inputs/video_' || {hex} || '/0.png"]' AS {json}), 0, 'api',
     CASE WHEN i % 100 = 0 THEN 'failed' ELSE 'completed' END, i, i, i + 60,
     CASE WHEN i % 2 = 0 THEN {now} - 1000 + i * 0.001 ELSE {now} + 1000 END, 1, 0, {false}, {false}, '', 10, 10, 100.0,
     0, CAST('{{"video": "results/video_' || {hex} || '/1/video.mp4", "thumbnail": "results/video_' || {hex} ||
-    '/1/thumbnail.webp"}}' AS {json}), CAST('[]' AS {json}), CAST('{{"denoise": 50.5}}' AS {json}), 0 FROM numbers
+    '/1/thumbnail.webp"}}' AS {json}), CAST('[]' AS {json}), CAST('[]' AS {json}),
+    CAST('{{"denoise": 50.5}}' AS {json}), 0, {false} FROM numbers
 """
 _FILES = """
 INSERT INTO job_files (seq, key, kind)

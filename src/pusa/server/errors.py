@@ -169,7 +169,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     async def validation_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        name = str(first["loc"][-1]) if first["loc"] else None
+        name = str(first["loc"][1]) if len(first["loc"]) > 1 else None  # what follows tells kinds of a value apart
         return error_response(400, f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}", param=name)
 
     app.add_exception_handler(ServiceError, service_error)

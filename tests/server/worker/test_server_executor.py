@@ -215,7 +215,7 @@ def test_importing_the_worker_loads_no_torch():
 @pytest.mark.parametrize(
     ("error", "code", "retry"),
     [
-        (media.MediaError("x.png is no picture"), "invalid_request", False),
+        (media.MediaError("x.png is no picture"), "invalid_file", False),
         (FileNotFoundError("x"), "invalid_request", False),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", False),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
