@@ -99,9 +99,10 @@ def create_app(
     keys = ApiKeys(settings.api_keys, settings.keys_file)
     sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    errors.install(app, [route for router in _ROUTERS for route in router.routes])
+    routes = [route for router in _ROUTERS for route in router.routes]
+    errors.install(app, routes)
     app.state.sessions = sessions
-    openapi.install(app, sessions.name)
+    openapi.install(app, sessions.name, routes)
     for router in _ROUTERS:
         app.include_router(router)
     _add_server_routes(app, service, metrics, settings)

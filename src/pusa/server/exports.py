@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
-import anyio
-import anyio.to_thread
-
 from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key, speaking_name
 from pusa.server.http.reference_schemas import StoredReference
@@ -23,6 +20,7 @@ from pusa.server.jobs.client_files import ClientFile
 from pusa.server.jobs.housekeeping import check_space
 from pusa.server.submit import in_thread
 from pusa.server.transfers.parts import exact_rate, rate_of
+from pusa.server.transfers.turns import Turns
 from pusa.server.transfers.uploads import Upload, UploadInfo
 
 if TYPE_CHECKING:
@@ -33,14 +31,14 @@ MAX_FILM_VIDEOS = 32
 
 _SUFFIXES: Mapping[Export, str] = {"gif": ".gif", "webp": ".webp", "last_frame": ".png"}
 _LONGEST_SIDES = {"gif": 480, "webp": 1280}  # pixels: larger ones are too heavy for what they are used for
-_MAKING = anyio.CapacityLimiter(2)  # threads that wait for a child
+_MAKING_AT_ONCE = 2
 
 
 class VideoExports:
     """Make and keep the exports of a service's videos. Every refusal is a `ServiceError`."""
 
     def __init__(self, service: "VideoService") -> None:
-        self._service = service
+        self._service, self._turns = service, Turns(_MAKING_AT_ONCE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each is made once at a time
 
     async def content(self, id: str, export: Export, owner: str | None = "") -> Content:
@@ -72,7 +70,7 @@ class VideoExports:
         upload = await self._take(id, owner)
         try:
             assert upload.info is not None
-            path = await self._write(upload, _task_of(export, upload.info))
+            path = await self._write(owner, upload, _task_of(export, upload.info))
             try:
                 await in_thread(files.put_file, key, path)
             finally:
@@ -96,7 +94,7 @@ class VideoExports:
                 uploads[id] = await self._take(id, owner)
                 stack.callback(uploads[id].path.unlink, missing_ok=True)
             task = await in_thread(_film_task, [uploads[id] for id in ids], self._service.settings.max_upload_seconds)
-            path = await self._write(uploads[ids[0]], task)
+            path = await self._write(owner, uploads[ids[0]], task)
             stack.callback(path.unlink, missing_ok=True)
             job = await self._service.get(ids[0], owner)
             film = Upload(name="film", path=path, size=path.stat().st_size, expected_kind="video")
@@ -105,15 +103,15 @@ class VideoExports:
     async def _take(self, id: str, owner: str) -> Upload:
         return await self._service.library.take(StoredReference.model_construct(video_id=id), owner, param="videos")
 
-    async def _write(self, upload: Upload, task: Mapping[str, Any]) -> Path:
-        """Have a child do a task; return a new file of the spool."""
+    async def _write(self, owner: str, upload: Upload, task: Mapping[str, Any]) -> Path:
+        """Have a child do a task when it is its owner's turn; return a new file of the spool."""
         service = self._service
         path = service.spool.new()
         try:
             with path.open("w+b") as target:
                 seconds = service.settings.cut_seconds
                 make = partial(service.submitter.prober.make, upload, task, target, wall_seconds=seconds)
-                await anyio.to_thread.run_sync(make, limiter=_MAKING)
+                await self._turns.run(owner, make)
         except BaseException:
             path.unlink(missing_ok=True)
             raise

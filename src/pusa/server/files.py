@@ -3,6 +3,7 @@
 Every call that touches the disk or the database runs in a thread, so that the event loop stays free for other clients.
 """
 
+import asyncio
 import hashlib
 import io
 import json
@@ -14,9 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import anyio
-import anyio.to_thread
+from weakref import WeakValueDictionary
 
 from pusa.fsutil import sha256_of
 from pusa.server.content import Content, result_key
@@ -28,6 +27,7 @@ from pusa.server.jobs.job import FileDigest, Job
 from pusa.server.submit import in_thread
 from pusa.server.transfers.parts import FoundPart, Part, exact_rate, rate_of
 from pusa.server.transfers.reservations import Arrival
+from pusa.server.transfers.turns import Turns
 from pusa.server.transfers.uploads import PROBES_AT_ONCE, Upload, UploadInfo
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Located:
         name: for people.
         digest: what the file must be; None for those stored before digests were recorded.
         info: what the prober has found.
+        owner: whose it is.
         job: id of the job it belongs to; empty for a client's file.
         is_result: True for the video of that job.
     """
@@ -59,6 +60,7 @@ class Located:
     name: str
     digest: FileDigest | None
     info: UploadInfo
+    owner: str
     job: str = ""
     is_result: bool = False
 
@@ -73,8 +75,9 @@ class FileLibrary:
     def __init__(self, service: "VideoService") -> None:
         self._service, self._settings, self._files = service, service.settings, service.files
         self._table = ClientFileTable(service.queue)
-        self._making = anyio.CapacityLimiter(PROBES_AT_ONCE)  # threads that wait for a child
+        self._turns = Turns(PROBES_AT_ONCE)
         self._made = _Cache(_CACHE_BYTES)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each is made once at a time
         self._infos: OrderedDict[str, UploadInfo] = OrderedDict()  # of the files of jobs, by key
 
     # ---- keeping files -----------------------------------------------------------------------------------------------
@@ -85,6 +88,8 @@ class FileLibrary:
         Args:
             name: the client's; by default it follows from the content.
         """
+        if upload.parent:  # a result may be longer than files may be
+            upload = replace(upload, info=None, parent="")
         upload = (await self._service.submitter.probe({"file": upload}))["file"]
         assert upload.info is not None
         digest = await in_thread(FileDigest.of, upload.path)
@@ -196,7 +201,7 @@ class FileLibrary:
             if not await in_thread(self._service.integrity.is_intact, job.id, key):
                 raise await self._service.damaged(job.id, key)
             digest = await in_thread(self._service.queue.digest, job.id, key)
-            return located(digest=digest, info=await self._info_of(job, key), job=job.id)
+            return located(digest=digest, info=await self._info_of(job, key), owner=owner, job=job.id)
         except FileNotFoundError:
             raise ServiceError(404, "file_gone", f"a file of {job.id} is not kept any more: send it anew") from None
 
@@ -206,7 +211,7 @@ class FileLibrary:
         file = _found(await in_thread(partial(self._table.use, id, owner, at_most_every_seconds=seconds)), id)
         if not await in_thread(self._is_intact, file):
             raise ServiceError(409, "file_damaged", f"{id} is damaged or gone on the server's disk: send it anew")
-        return Located(file.key, file.name, file.digest, UploadInfo(**file.info))
+        return Located(file.key, file.name, file.digest, UploadInfo(**file.info), owner)
 
     def _is_intact(self, file: ClientFile) -> bool:
         try:
@@ -222,7 +227,8 @@ class FileLibrary:
         expected: Literal["image", "video"] | None = "image" if kinds.get(key) == "image" else None
         path = await in_thread(self._bring, key)
         try:
-            upload = Upload(name=f"a file of {job.id}", path=path, expected_kind=expected)
+            parent = job.id if key in job.results.values() else ""
+            upload = Upload(name=f"a file of {job.id}", path=path, expected_kind=expected, parent=parent)
             info = (await self._service.submitter.probe({"file": upload}))["file"].info
         finally:
             path.unlink(missing_ok=True)
@@ -316,22 +322,28 @@ class FileLibrary:
     ) -> dict[str, Any]:
         """Write what a task makes of a file, at most `most_bytes`, to a new file; return facts about it."""
         identity = _identity(located, task)
-        if (known := self._made.get(identity)) is not None:
-            await in_thread(path.write_bytes, known[0])
-            return known[1]
-        arrival = await in_thread(self.reserve, min(most_bytes, int(task.get("max_bytes", most_bytes))))
-        try:
-            facts = await self._run(upload, task, path, self._settings.cut_seconds)
-            if path.stat().st_size <= _LARGEST_CACHED_BYTES:
-                self._made.put(identity, await in_thread(path.read_bytes), facts)
-            return facts
-        finally:
-            arrival.release()
+        async with self._locks.setdefault(identity, asyncio.Lock()):
+            if (known := self._made.get(identity)) is not None:
+                await in_thread(path.write_bytes, known[0])
+                return known[1]
+            arrival = await in_thread(self.reserve, min(most_bytes, int(task.get("max_bytes", most_bytes))))
+            try:
+                facts = await self._run(located.owner, upload, task, path, self._settings.cut_seconds)
+                if path.stat().st_size <= _LARGEST_CACHED_BYTES:
+                    self._made.put(identity, await in_thread(path.read_bytes), facts)
+                return facts
+            finally:
+                arrival.release()
 
     async def _run(
-        self, upload: Upload, task: Mapping[str, Any], target: Path | io.BytesIO, wall_seconds: float | None = None
+        self,
+        owner: str,
+        upload: Upload,
+        task: Mapping[str, Any],
+        target: Path | io.BytesIO,
+        wall_seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Let a reader do a task, in a thread."""
+        """Let a reader do a task when it is its owner's turn."""
 
         def make() -> dict[str, Any]:
             prober = self._service.submitter.prober
@@ -340,7 +352,7 @@ class FileLibrary:
             with target.open("wb") as file:
                 return prober.make(upload, task, file, wall_seconds=wall_seconds)
 
-        return await anyio.to_thread.run_sync(make, limiter=self._making)
+        return await self._turns.run(owner, make)
 
     # ---- drawing files -----------------------------------------------------------------------------------------------
 
@@ -402,18 +414,20 @@ class FileLibrary:
     ) -> tuple[bytes, str]:
         """Draw something of a file; return it and an entity tag."""
         identity = _identity(located, task)
-        if (known := self._made.get(identity)) is not None:
-            return known[0], identity
-        upload = Upload(name=located.name, path=await self._brought(located))
-        target = io.BytesIO()
-        try:
-            await self._run(upload, task, target, wall_seconds)
-        finally:
-            upload.path.unlink(missing_ok=True)
-        content = target.getvalue()
-        if len(content) <= _LARGEST_CACHED_BYTES:
-            self._made.put(identity, content, {})
-        return content, identity
+        async with self._locks.setdefault(identity, asyncio.Lock()):
+            if (known := self._made.get(identity)) is not None:
+                return known[0], identity
+            parent = located.job if located.is_result else ""
+            upload = Upload(name=located.name, path=await self._brought(located), parent=parent)
+            target = io.BytesIO()
+            try:
+                await self._run(located.owner, upload, task, target, wall_seconds)
+            finally:
+                upload.path.unlink(missing_ok=True)
+            content = target.getvalue()
+            if len(content) <= _LARGEST_CACHED_BYTES:
+                self._made.put(identity, content, {})
+            return content, identity
 
 
 class _Cache:

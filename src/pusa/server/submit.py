@@ -65,6 +65,8 @@ class JobSubmitter:
                 max_decode_seconds=settings.probe_seconds,
                 memory_bytes=settings.probe_memory_bytes,
                 wall_seconds=settings.probe_seconds,
+                made_frames=settings.max_video_frames,
+                made_seconds=settings.max_video_frames + 1.0,  # at one frame per second, the least
             )
         )
         self._probing = anyio.CapacityLimiter(PROBES_AT_ONCE)  # probes may take long: they must not use up all threads

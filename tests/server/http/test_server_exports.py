@@ -165,3 +165,13 @@ def test_a_film_with_unmarked_videos_is_a_composite(tmp_path: Path) -> None:
     packet = _mark_of_film(files, ["0" * 64, "1" * 64])
     assert COMPOSITE in packet.decode()
     assert _mark_of_film(files[1:], ["1" * 64]) == b""
+
+
+def test_a_result_may_be_longer_than_an_upload(tmp_path: Path) -> None:
+    with serving(tmp_path, near_prober=False, max_upload_seconds=0.1, max_upload_frames=2) as server:
+        id = server.finished(prompt="a long one")["id"]
+        for path in ("frame", "strip?count=2", *(f"content?variant={name}" for name in ("gif", "webp", "last_frame"))):
+            assert server.http.get(f"/v1/videos/{id}/{path}").status_code == 200, path
+        server.create(prompt="a still of it", input_reference={"video_id": id, "frame": 1})
+        kept = server.http.post("/v1/files", json={"video_id": id})
+        assert refusal(kept, 400)["code"] in ("video_too_long", "too_many_frames")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pusa.media import source
 from pusa.server.studio.page import LANGUAGES, WEB
 
 SCRIPTS = [path for path in sorted(WEB.rglob("*.js")) if "vendor" not in path.parts]
@@ -90,6 +91,12 @@ def test_parts_export_what_other_parts_or_tests_import() -> None:
         if not any(re.search(rf"\b{name}\b", text) for other, text in written.items() if other != path)
     ]
     assert unused == []
+
+
+def test_every_format_that_a_file_may_have_has_a_name_in_every_language() -> None:
+    names = {re.sub(r"\W+", "_", kind.name.lower()).rstrip("_") for _, kind in source._SIGNATURES}
+    missing = {f"errors.formats.{name}" for name in names} - set(texts("en"))
+    assert not missing
 
 
 def test_parts_take_libraries_from_one_place() -> None:

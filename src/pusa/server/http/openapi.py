@@ -1,11 +1,13 @@
 """Describe request bodies, downloads and errors in the OpenAPI schema, where FastAPI cannot infer them."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 from pusa.server.http.schemas import ErrorEnvelope
 
@@ -45,21 +47,33 @@ def binary(description: str, *types: str) -> dict[str, Any]:
     }
 
 
+class _Body(dict[str, Any]):
+    """The ``openapi_extra`` of a route with a body; empty at first: to build the schemas takes a third of the start."""
+
+    def __init__(self, model: type[BaseModel], file_field: str | None, required: bool) -> None:
+        super().__init__()
+        self._model, self._file_field, self._required = model, file_field, required
+
+    def fill(self) -> None:
+        json_schema = _inline_schema(self._model)
+        form = copy.deepcopy(json_schema)
+        if self._file_field is not None:
+            properties = form["properties"]
+            json_field = properties[self._file_field]
+            properties[self._file_field] = {
+                "description": json_field.get("description", ""),
+                "anyOf": [
+                    {"type": "array", "items": {"type": "string", "format": "binary"}},
+                    {"type": "string", "format": "binary"},
+                ],
+            }
+        content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": form}}
+        self["requestBody"] = {"required": self._required, "content": content}
+
+
 def body(model: type[BaseModel], file_field: str | None = None, *, required: bool = True) -> dict[str, Any]:
     """Build the ``openapi_extra`` of a route that takes JSON or a form, with files in the form's `file_field`."""
-    form = copy.deepcopy(_inline_schema(model))
-    if file_field is not None:
-        properties = form["properties"]
-        json_field = properties[file_field]
-        properties[file_field] = {
-            "description": json_field.get("description", ""),
-            "anyOf": [
-                {"type": "array", "items": {"type": "string", "format": "binary"}},
-                {"type": "string", "format": "binary"},
-            ],
-        }
-    content = {"application/json": {"schema": _inline_schema(model)}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": required, "content": content}}
+    return _Body(model, file_field, required)
 
 
 def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -80,15 +94,19 @@ def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
     return resolve(schema)
 
 
-def install(app: FastAPI, cookie: str) -> None:
+def install(app: FastAPI, cookie: str, routes: Sequence[BaseRoute]) -> None:
     """Replace FastAPI's own schema of `app`: validation errors are 400 here, and keys are optional.
 
     Args:
+        routes: all of `app` that may have a `body`.
         cookie: name of the cookie that may stand for a key.
     """
 
     def openapi_schema() -> dict[str, Any]:
         if app.openapi_schema is None:
+            for route in routes:
+                if isinstance(extra := getattr(route, "openapi_extra", None), _Body):
+                    extra.fill()
             schema = get_openapi(
                 title=app.title,
                 version=app.version,

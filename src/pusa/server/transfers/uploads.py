@@ -66,6 +66,7 @@ class ProbeLimits:
     """Limits for probing the files of one request; the first five are those of `pusa.media.MediaLimits`.
 
     `max_pixels` is the area of a picture; that of a video's frame has the default of `MediaLimits` above it.
+    `made_frames` and `made_seconds` are for videos that the server made, which may be longer than uploads.
     """
 
     max_bytes: int = 512 * 2**20
@@ -75,6 +76,8 @@ class ProbeLimits:
     max_decode_seconds: float = 10.0
     memory_bytes: int = 2 * 2**30
     wall_seconds: float = 30.0
+    made_frames: int = 20_000
+    made_seconds: float = 20_000.0
 
 
 class Prober:
@@ -111,7 +114,7 @@ class Prober:
         target = BytesIO()
         with self._probing:
             task = {"files": [[str(upload.path), upload.expected_kind] for upload in uploads]}
-            self._ask(task, target, self.limits.wall_seconds)
+            self._ask(task, target, self.limits.wall_seconds, is_made=all(upload.parent for upload in uploads))
         answers = [json.loads(line) for line in target.getvalue().splitlines() if line.startswith(b"{")]
         for upload, answer in zip(uploads, answers, strict=False):
             if "error" in answer:
@@ -135,7 +138,8 @@ class Prober:
         """
         seconds = self.limits.wall_seconds if wall_seconds is None else wall_seconds
         with self._making:
-            answer = self._ask({"make": {**task, "path": str(upload.path)}}, target, seconds)
+            named = {"make": {**task, "path": str(upload.path)}}
+            answer = self._ask(named, target, seconds, is_made=bool(upload.parent))
         if "error" in answer:
             raise _invalid_file(upload, answer)
         if answer.pop("bytes", None) != target.tell():
@@ -149,9 +153,17 @@ class Prober:
         )
         return _invalid_file(upload, {"error": reason, "code": "file_breaks_reader"})
 
-    def _ask(self, task: Mapping[str, Any], target: IO[bytes], seconds: float) -> dict[str, Any]:
-        """Give a task to a reader and write its answer to `target`; of ``make``, return the line before the content."""
+    def _ask(self, task: Mapping[str, Any], target: IO[bytes], seconds: float, *, is_made: bool) -> dict[str, Any]:
+        """Give a task to a reader and write its answer to `target`; of ``make``, return the line before the content.
+
+        Args:
+            is_made: the files are videos that the server made.
+        """
         limits = asdict(self.limits)
+        made_frames, made_seconds = limits.pop("made_frames"), limits.pop("made_seconds")
+        if is_made:
+            limits["max_frames"] = max(limits["max_frames"], made_frames)
+            limits["max_seconds"] = max(limits["max_seconds"], made_seconds)
         memory_bytes, _ = limits.pop("memory_bytes"), limits.pop("wall_seconds")
         limits["max_decode_seconds"] = max(limits["max_decode_seconds"], seconds)
         given = {"memory_bytes": memory_bytes, "cpu_seconds": max(1, round(seconds)), "limits": limits}

@@ -69,9 +69,11 @@ export function t(key, values) {
 export function told(section, { code, values, message }) {
   const key = `${section}.${code}`;
   if (!code || !has(key)) return message || t("errors.internal_error");
-  const field = values?.field && `errors.fields.${values.field}`;
+  const field = section === "errors" && values?.field && `errors.fields.${values.field}`;
+  const format = values?.format && `errors.formats.${String(values.format).toLowerCase().replace(/\W+/g, "_").replace(/_$/, "")}`;
+  const known = { ...(field && has(field) ? { field: t(field) } : {}), ...(format && has(format) ? { format: t(format) } : {}) };
   try {
-    return t(key, { ...values, ...(section === "errors" && field && has(field) ? { field: t(field) } : {}), message });
+    return t(key, { ...values, ...known, message });
   } catch {
     return message || t(key); // a value is missing: a server of another version
   }

@@ -13,6 +13,9 @@ function Line({ kind, icon, text, detail, children }) {
   </div>`;
 }
 
+/** What the program itself says, which has no other language. @param {string} message */
+const reasonOf = (message) => message.replace(/^the model cannot be loaded: /, "");
+
 export function Banner() {
   const waiting = unsent.value;
   if (connection.value === "lost") {
@@ -27,7 +30,7 @@ export function Banner() {
     <//>`;
   }
   if (ready.value?.stage === "failed") {
-    return html`<${Line} kind="bad" icon="warning" text=${t("shell.model_failed.title")} detail=${ready.value.message} />`;
+    return html`<${Line} kind="bad" icon="warning" text=${t("shell.model_failed.title")} detail=${t("shell.model_failed.text", { reason: reasonOf(ready.value.message) })} />`;
   }
   return null;
 }
