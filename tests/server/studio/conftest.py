@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from gallery_samples import Filled, Looker
 from studio_samples import chromium
 
 
@@ -11,3 +12,12 @@ from studio_samples import chromium
 def browser() -> Iterator[Any]:
     with chromium() as opened:
         yield opened
+
+
+@pytest.fixture
+def looker(browser: Any, site: Filled) -> Iterator[Looker]:
+    """Somebody before the module's `site`, whose page must make no errors."""
+    looker = Looker(browser, site.url)
+    yield looker
+    looker.close()
+    assert not looker.errors

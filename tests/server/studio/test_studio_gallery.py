@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gallery_samples import Filled, Looker, filled
+from gallery_samples import Filled, filled
 
 pytest.importorskip("playwright")
 
@@ -17,14 +17,6 @@ expect.set_options(timeout=30_000)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
     with filled(tmp_path_factory.mktemp("gallery")) as site:
         yield site
-
-
-@pytest.fixture
-def looker(browser: Any, site: Filled) -> Iterator[Looker]:
-    looker = Looker(browser, site.url)
-    yield looker
-    looker.close()
-    assert not looker.errors
 
 
 def cards(page: Any) -> list[str]:

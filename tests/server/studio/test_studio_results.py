@@ -20,14 +20,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
         yield site
 
 
-@pytest.fixture
-def looker(browser: Any, site: Filled) -> Iterator[Looker]:
-    looker = Looker(browser, site.url)
-    yield looker
-    looker.close()
-    assert not looker.errors
-
-
 def plays(page: Any, *ids: str) -> None:
     """Wait until these videos are on the stage and move, all at the same moment."""
     page.wait_for_function(
