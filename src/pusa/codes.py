@@ -43,6 +43,9 @@ class CodedText(str):
         text.code, text.values = code, values
         return text
 
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:
+        return (self.code, str(self)), self.values
+
 
 def code_of(error: object, default: str = "") -> str:
     """Return the code of a `CodedError` or a `CodedText`; of anything else the default."""

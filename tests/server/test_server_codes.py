@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "codes.md"
 START = "<!-- tables: written by `PYTHONPATH=tests/support python tests/server/test_server_codes.py` -->\n"
 PLACE_OF_CODE = {"ServiceError": 1, "CodedError": 0, "CodedText": 0, "Error": 0, "invalid_value": 2, "MediaError": 1}
 COMMANDS = ("cli", "evaluation", "data", "training")  # for the command line alone
-OF_THE_PAGE = {"connection", "fields"}  # what the page itself says
+OF_THE_PAGE = {"connection", "fields", "formats"}  # what the page itself says
 
 
 def coded_calls() -> Iterator[tuple[str, str, ast.Call, str]]:

@@ -140,7 +140,7 @@ async def restore_video(id: Id, service: Service, owner: Owner) -> Response:
     "/videos/{id:video}",
     response_model=VideoObject,
     responses=openapi.errors(400, 404, 413, 415, 503, 507),
-    openapi_extra=openapi.body(UpdateVideo),
+    openapi_extra=openapi.body(UpdateVideo, has_form=False),
     summary="Mark a video",
 )
 async def update_video(request: Request, id: Id, service: Service, owner: Owner) -> Response:

@@ -50,9 +50,9 @@ def binary(description: str, *types: str) -> dict[str, Any]:
 class _Body(dict[str, Any]):
     """The ``openapi_extra`` of a route with a body; empty at first: to build the schemas takes a third of the start."""
 
-    def __init__(self, model: type[BaseModel], file_field: str | None, required: bool) -> None:
+    def __init__(self, model: type[BaseModel], file_field: str | None, required: bool, has_form: bool) -> None:
         super().__init__()
-        self._model, self._file_field, self._required = model, file_field, required
+        self._model, self._file_field, self._required, self._has_form = model, file_field, required, has_form
 
     def fill(self) -> None:
         json_schema = _inline_schema(self._model)
@@ -67,13 +67,17 @@ class _Body(dict[str, Any]):
                     {"type": "string", "format": "binary"},
                 ],
             }
-        content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": form}}
+        content = {"application/json": {"schema": json_schema}}
+        if self._has_form:
+            content["multipart/form-data"] = {"schema": form}
         self["requestBody"] = {"required": self._required, "content": content}
 
 
-def body(model: type[BaseModel], file_field: str | None = None, *, required: bool = True) -> dict[str, Any]:
+def body(
+    model: type[BaseModel], file_field: str | None = None, *, required: bool = True, has_form: bool = True
+) -> dict[str, Any]:
     """Build the ``openapi_extra`` of a route that takes JSON or a form, with files in the form's `file_field`."""
-    return _Body(model, file_field, required)
+    return _Body(model, file_field, required, has_form)
 
 
 def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
