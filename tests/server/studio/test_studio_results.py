@@ -256,6 +256,9 @@ def test_its_files_are_made_when_they_are_asked_for(site, looker):
 
 def test_a_frame_and_the_whole_clip_go_into_the_form(site, looker):
     page = looker.open(site.make("a swan sings"))
+    page.wait_for_function(
+        "() => document.querySelector('.stage video')?.readyState >= 2"
+    )  # there are no frames before
     page.get_by_role("slider", name="Moment").focus()
     page.keyboard.press("Home")
     page.keyboard.press(".")
