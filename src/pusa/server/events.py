@@ -31,7 +31,7 @@ _PIECE_BYTES = 64 * 1024  # of a text that is sent at once: what a client does n
 
 @dataclass(eq=False)
 class _Channel:
-    """What the streams of one owner share: the latest events, numbered from 0, of which `first` is the oldest kept."""
+    """Hold what the streams of one owner share: its latest events, numbered from 0; `first` is the oldest kept."""
 
     owner: str
     followers: int = 0

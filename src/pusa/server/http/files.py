@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from pusa.server.errors import ServiceError
 from pusa.server.files import MAX_FRAME_WIDTH, MAX_STRIP_FRAMES, MAX_STRIP_HEIGHT
@@ -40,6 +40,7 @@ Height = Annotated[int, Whole, Query(description="At most so many pixels high.",
 _DRAWN: dict[int | str, dict[str, Any]] = {
     200: openapi.binary("The picture.", "image/webp"),
     304: {"description": "It has not changed."},
+    **openapi.errors(400, 404, 409, 503),
 }
 
 
@@ -138,7 +139,7 @@ async def get_file_content(request: Request, id: FileId, service: Service, owner
     summary="Look at the request inside a file",
 )
 async def get_file_request(id: FileId, service: Service, owner: Owner) -> FileRequest:
-    """Of a video that pusa made, with its small inputs as files; `has_request` of the file tells if it is there."""
+    """Returns the request inside a video of pusa, its small inputs as files; `has_request` tells if it is there."""
     found = await StoredRequests(service.settings, service.library, service.spool).read(id, owner)
     return FileRequest(request=found.body, missing=found.missing)
 
@@ -146,70 +147,42 @@ async def get_file_request(id: FileId, service: Service, owner: Owner) -> FileRe
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-@router.get(
-    "/files/{id}/frame",
-    responses={**_DRAWN, **openapi.errors(400, 404, 409, 503)},
-    response_class=Response,
-    summary="Draw a frame of a file",
-)
-async def get_file_frame(
-    request: Request,
-    id: FileId,
-    service: Service,
-    owner: Owner,
-    index: Index = None,
-    time: Time = None,
-    width: Width = MAX_FRAME_WIDTH,
-) -> Response:
-    """A WebP that every browser shows, whatever the format of the file; of a picture: upright and in sRGB."""
-    reference = StoredReference.model_construct(file_id=id)
-    return _drawn(request, *await service.library.frame(reference, owner, index=index, time=time, width=width))
+class _FrameDrawing:
+    """Draw the frame that a request asks for, of a file or of a video."""
+
+    def __init__(
+        self,
+        request: Request,
+        service: Service,
+        owner: Owner,
+        index: Index = None,
+        time: Time = None,
+        width: Width = MAX_FRAME_WIDTH,
+    ) -> None:
+        self._request, self._library, self._owner = request, service.library, owner
+        self._index, self._time, self._width = index, time, width
+
+    async def of(self, reference: StoredReference) -> Response:
+        drawn = await self._library.frame(reference, self._owner, index=self._index, time=self._time, width=self._width)
+        return _drawn(self._request, *drawn)
 
 
-@router.get(
-    "/files/{id}/strip",
-    responses={**_DRAWN, **openapi.errors(400, 404, 409, 503)},
-    response_class=Response,
-    summary="Draw frames of a file side by side",
-)
-async def get_file_strip(
-    request: Request, id: FileId, service: Service, owner: Owner, count: Count = 12, height: Height = 64
-) -> Response:
-    """A WebP of `count` frames, each from the middle of its share of the clip."""
-    reference = StoredReference.model_construct(file_id=id)
-    return _drawn(request, *await service.library.strip(reference, owner, count=count, height=height))
+class _StripDrawing:
+    """Draw the frames side by side that a request asks for, of a file or of a video."""
+
+    def __init__(
+        self, request: Request, service: Service, owner: Owner, count: Count = 12, height: Height = 64
+    ) -> None:
+        self._request, self._library, self._owner = request, service.library, owner
+        self._count, self._height = count, height
+
+    async def of(self, reference: StoredReference) -> Response:
+        drawn = await self._library.strip(reference, self._owner, count=self._count, height=self._height)
+        return _drawn(self._request, *drawn)
 
 
-@router.get(
-    "/videos/{id:video}/frame",
-    responses={**_DRAWN, **openapi.errors(400, 404, 409, 503)},
-    response_class=Response,
-    summary="Draw a frame of a finished video",
-)
-async def get_video_frame(
-    request: Request,
-    id: Id,
-    service: Service,
-    owner: Owner,
-    index: Index = None,
-    time: Time = None,
-    width: Width = MAX_FRAME_WIDTH,
-) -> Response:
-    reference = StoredReference.model_construct(video_id=id)
-    return _drawn(request, *await service.library.frame(reference, owner, index=index, time=time, width=width))
-
-
-@router.get(
-    "/videos/{id:video}/strip",
-    responses={**_DRAWN, **openapi.errors(400, 404, 409, 503)},
-    response_class=Response,
-    summary="Draw frames of a finished video side by side",
-)
-async def get_video_strip(
-    request: Request, id: Id, service: Service, owner: Owner, count: Count = 12, height: Height = 64
-) -> Response:
-    reference = StoredReference.model_construct(video_id=id)
-    return _drawn(request, *await service.library.strip(reference, owner, count=count, height=height))
+FrameDrawing = Annotated[_FrameDrawing, Depends()]
+StripDrawing = Annotated[_StripDrawing, Depends()]
 
 
 def _drawn(request: Request, content: bytes, identity: str) -> Response:
@@ -218,3 +191,34 @@ def _drawn(request: Request, content: bytes, identity: str) -> Response:
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type="image/webp")
+
+
+@router.get("/files/{id}/frame", responses=_DRAWN, response_class=Response, summary="Draw a frame of a file")
+async def get_file_frame(id: FileId, frame: FrameDrawing) -> Response:
+    """A WebP that every browser shows, whatever the format of the file; of a picture: upright and in sRGB."""
+    return await frame.of(StoredReference.model_construct(file_id=id))
+
+
+@router.get(
+    "/files/{id}/strip", responses=_DRAWN, response_class=Response, summary="Draw frames of a file side by side"
+)
+async def get_file_strip(id: FileId, strip: StripDrawing) -> Response:
+    """A WebP of `count` frames, each from the middle of its share of the clip."""
+    return await strip.of(StoredReference.model_construct(file_id=id))
+
+
+@router.get(
+    "/videos/{id:video}/frame", responses=_DRAWN, response_class=Response, summary="Draw a frame of a finished video"
+)
+async def get_video_frame(id: Id, frame: FrameDrawing) -> Response:
+    return await frame.of(StoredReference.model_construct(video_id=id))
+
+
+@router.get(
+    "/videos/{id:video}/strip",
+    responses=_DRAWN,
+    response_class=Response,
+    summary="Draw frames of a finished video side by side",
+)
+async def get_video_strip(id: Id, strip: StripDrawing) -> Response:
+    return await strip.of(StoredReference.model_construct(video_id=id))

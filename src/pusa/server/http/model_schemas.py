@@ -28,7 +28,7 @@ class ModelPlan(BaseModel):
 
 
 class ModelDefaults(BaseModel):
-    """What a request gets that leaves a field out, and what a form may propose; names are those of a request."""
+    """Give the value of each field that a request leaves out, and what a form may propose, by a request's names."""
 
     width: int
     height: int
@@ -59,7 +59,7 @@ class ModelDefaults(BaseModel):
 
 
 class ModelFast(BaseModel):
-    """What `fast` sets."""
+    """List what `fast` sets."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -87,7 +87,7 @@ class ModelPreset(BaseModel):
 
 
 class ModelLimits(BaseModel):
-    """What this server accepts."""
+    """List the limits of what this server accepts."""
 
     pixels: int = Field(description="Width times height of a video to make.")
     side: int = Field(description="Pixels of the longer side.")

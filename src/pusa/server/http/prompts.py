@@ -35,7 +35,7 @@ class UnknownPromptWord(BaseModel):
 
 
 class PromptCheck(BaseModel):
-    """What the model reads of a prompt; numbers are null where its tokenizer is not on this machine."""
+    """Tell what the model reads of a prompt; numbers are null where its tokenizer is not on this machine."""
 
     tokens: int | None
     limit: int | None

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1")
 
 
 class VideoRequest(BaseModel):
-    """What a video was made from; its inputs are references to those that the video keeps."""
+    """Tell what a video was made from; its inputs are references to those that the video keeps."""
 
     request: dict[str, Any] = Field(description="A body of POST /v1/videos, without fields that have their defaults.")
 

@@ -1,4 +1,4 @@
-"""What clients change in the queue: cancel, remove, restore, mark, move and repeat jobs."""
+"""Cancel, remove, restore, mark, move and repeat jobs in the queue for clients."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
