@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from api_samples import FRAMES, HEIGHT, WIDTH, Served, clip, png, refusal, serving
+from api_samples import FRAMES, HEIGHT, WIDTH, Served, png, refusal, serving
 from file_samples import input_of, input_of_stream, keep, spooled
 from media_samples import encode, moving_gradient, picture_bytes
 from PIL import Image
@@ -22,18 +21,6 @@ from pusa.provenance.marks import read_marks
 from pusa.server.jobs.client_files import ClientFileTable, expire_files
 from pusa.server.jobs.housekeeping import sweep_orphans
 from pusa.server.jobs.store import full_disk
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("files")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return clip(tmp_path_factory.mktemp("clip")).read_bytes()
-
 
 # ---- keeping ---------------------------------------------------------------------------------------------------------
 

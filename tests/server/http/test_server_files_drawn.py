@@ -1,26 +1,13 @@
 """Frames and strips of whatever is kept, and of results: the right ones, small, and within limits."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from api_samples import FRAMES, Served, clip, refusal, serving
+from api_samples import FRAMES, Served, refusal
 from file_samples import grey, keep, picture, spooled
 from media_samples import encode, moving_gradient, picture_bytes
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("files")) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return clip(tmp_path_factory.mktemp("clip")).read_bytes()
-
 
 FRAMES_OF_THREE = moving_gradient(3)
 FORMATS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from media_samples import encode, moving_gradient
-from studio_samples import Running, chromium, studio
+from studio_samples import Running, studio
 
 from pusa import mini
 
@@ -128,15 +128,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
-
-
 @pytest.fixture
-def board(server: Running, chrome: Any) -> Iterator[Board]:
-    board = Board(chrome, server.url)
+def board(server: Running, browser: Any) -> Iterator[Board]:
+    board = Board(browser, server.url)
     yield board
     board.context.close()
     assert not board.errors
@@ -398,8 +392,8 @@ def test_a_crop_is_never_silent_and_is_made_by_hand(board: Board) -> None:
     assert board.body()["keyframes"][0]["reference"]["crop"] == [x, y, width, height]
 
 
-def test_fingers_move_pictures_scroll_the_page_and_zoom(server: Running, chrome: Any) -> None:
-    board = Board(chrome, server.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+def test_fingers_move_pictures_scroll_the_page_and_zoom(server: Running, browser: Any) -> None:
+    board = Board(browser, server.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     board.pictures(STAR, VIEW, frames=81)
     fingers = board.context.new_cdp_session(board.page)
 
@@ -437,8 +431,8 @@ def test_fingers_move_pictures_scroll_the_page_and_zoom(server: Running, chrome:
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "zh"])
-def test_every_word_of_the_timeline_is_there(server: Running, chrome: Any, language: str) -> None:
-    board = Board(chrome, server.url, locale=language, viewport={"width": 390, "height": 844})
+def test_every_word_of_the_timeline_is_there(server: Running, browser: Any, language: str) -> None:
+    board = Board(browser, server.url, locale=language, viewport={"width": 390, "height": 844})
     clip = encode(moving_gradient(40), codec="mpeg4", pixels="yuv420p", fps=16)
     clips = [board.item(clip, "one.mkv"), board.item(clip, "two.mkv")]
     pictures = [board.item(STAR, "a.png", position="0"), board.item(VIEW, "b.jpg", position="30")]
