@@ -264,6 +264,7 @@ class VideoObject(BaseModel):
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int = Field(ge=0, le=100)
     created_at: int
+    created_at_ms: int = Field(description="In milliseconds: of one key's videos no two have the same.")
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str | None = None
@@ -287,6 +288,7 @@ class VideoObject(BaseModel):
     batch: str | None = None
     favourite: bool = False
     source: str = Field("api", description="Where it was asked for: api or studio.")
+    inputs: int = Field(0, description="How many files it is made from: `input` of /frame counts them from 0.")
     cancel_requested: bool = Field(False, description="It runs, and ends after its current step.")
     has: list[str] = Field([], description="The kinds of its files, such as video and thumbnail.")
     note_details: list[dict[str, Any]] = Field([], description="The notes as code, values and message.")
@@ -362,6 +364,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         status="failed" if job.status == "cancelled" else job.status,
         progress=100 if job.status == "completed" else max(0, min(99, int(job.progress))),
         created_at=int(job.created_at),
+        created_at_ms=round(1000 * job.created_at),
         completed_at=None if job.completed_at is None else int(job.completed_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         prompt=job.prompt,
@@ -385,6 +388,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         batch=job.batch,
         favourite=job.favourite,
         source=job.source,
+        inputs=len(job.inputs),
         cancel_requested=job.cancel_requested,
         has=list(job.results),
         note_details=list(job.note_details),
