@@ -103,8 +103,8 @@ def _host_name(host: str) -> str:
 class AccessMiddleware:
     """Authorise every request, limit its body, and answer with its id.
 
-    Sets ``request.state.owner``, ``is_signed_in`` and ``is_allowed``, to be awaited: are the owner's key and session still
-    valid?
+    Sets ``request.state.owner``, ``is_signed_in`` and ``is_allowed``, which is awaited: are the owner's key and session
+    still valid?
 
     Args:
         app: the ASGI app to protect.

@@ -21,7 +21,7 @@ from pusa.request import (
 )
 from pusa.server.http.reference_schemas import AnyReference, AnyVideo, FileUrl, Reference, StoredReference
 from pusa.server.jobs.job import Job
-from pusa.server.plans import Estimate
+from pusa.server.plans import Estimate, problem_of
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
@@ -294,6 +294,14 @@ class VideoObject(BaseModel):
     note_details: list[dict[str, Any]] = Field([], description="The notes as code, values and message.")
 
 
+class Reason(BaseModel):
+    """Say why something does not work, as an error of that code does."""
+
+    code: str
+    message: str
+    values: dict[str, Any] = Field(description="What fills the text of the code in another language.")
+
+
 class VideoEstimate(BaseModel):
     """Tell what a request would need. Without a plan no worker has reported its machine, or the model has none."""
 
@@ -309,6 +317,7 @@ class VideoEstimate(BaseModel):
     ram_peak_bytes: int | None
     seconds: float | None = Field(description="From earlier videos of as many tokens; null before the first one.")
     problem: str | None = Field(description="Why it would be refused.")
+    problem_detail: Reason | None = Field(description="The same as code, values and message.")
     notes: list[str]
 
 
@@ -347,6 +356,7 @@ class Ready(BaseModel):
     running: int
     workers: int
     ranks: int
+    error: Reason | None = Field(None, description="Why the model cannot be loaded.")
 
 
 def video_from_job(job: Job, position: int | None = None) -> VideoObject:
@@ -410,5 +420,6 @@ def estimate_response(model: str, request: ResolvedRequest, found: Estimate) -> 
         ram_peak_bytes=None if plan is None else plan.ram_peak_bytes,
         seconds=None if found.seconds is None else round(found.seconds, 2),
         problem=None if plan is None else plan.problem or None,
+        problem_detail=None if plan is None or not plan.problem else Reason(**problem_of(plan)),
         notes=[] if plan is None else list(plan.notes),
     )
