@@ -300,7 +300,7 @@ def test_small_models_stay_whole_on_one_card() -> None:
         (
             machine_of("1x12", 16),
             {},
-            ("of RAM", "15 GB is free", "add memory, or take a smaller model"),
+            ("of RAM", "15 GB is free", "or take a smaller model"),
             "ram",
             "memory",
         ),
