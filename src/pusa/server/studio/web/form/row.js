@@ -66,7 +66,7 @@ function Seconds() {
     edit({ frames: seconds === null ? null : Math.min(most, Math.max(factor + 1, nearestOf(Math.round(seconds * fps), factor, 1))) }, "frames");
   return html`<${NumberField} id="seconds" label=${t("form.row.seconds")} value=${frames / fps} standard=${nearestOf(standard.frames, factor, 1) / fps}
     min=${(factor + 1) / fps} max=${most / fps} step=${factor / fps} digits=${2} onChange=${set}
-    aside=${html`<span class="quiet small number">${t("form.row.frames", { frames })}</span>`} />`;
+    aside=${html`<span class="quiet small number" title=${t("form.row.frames", { frames })}>${t("form.row.frames", { frames })}</span>`} />`;
 }
 
 export function Row() {
