@@ -163,7 +163,7 @@ def test_noise_by_its_line_a_number_and_the_keyboard(board: Board) -> None:
     middle = box["x"] + box["width"] / 2, handle["y"] + handle["height"] / 2
     board.drag(middle, (middle[0], middle[1] - 0.4 * box["height"]))
     assert board.form()["items"][0]["noise"] == pytest.approx(0.6)
-    number = board.page.locator(".inspector input[type=number]")
+    number = board.page.locator(".inspector input.number")
     number.fill("0.37")
     number.press("Tab")
     assert board.form()["items"][0]["noise"] == 0.37
