@@ -226,6 +226,15 @@ def test_the_process_ends_when_the_one_that_started_it_is_killed(tmp_path):
         wait_until(lambda: not is_running(child))
 
 
+def test_a_process_that_has_lost_its_parent_before_it_starts_ends_at_once():
+    command = [sys.executable, "-m", "pusa.server.worker.engine_start", "1", "fake_engine:FakeEngine", "fake"]
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
+        assert child.stdout is not None
+        assert child.stdout.read() == b""  # no sign of life, though its input is open
+        assert child.wait() == 0
+
+
 def test_importing_the_worker_loads_no_torch():
     program = "import sys, pusa.server.worker.worker, pusa.server.worker.engine_process; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"

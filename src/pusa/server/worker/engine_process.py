@@ -4,7 +4,7 @@ A process of its own keeps a crash, or a kill for lack of memory, from ending th
 from standard input and writes messages to standard output, both pickled, and ends when its input ends, as its parent
 has ended then. The output of libraries goes to standard error.
 
-    python -m pusa.server.worker.engine_process MODULE:CLASS MODEL [LORA...]
+    python -m pusa.server.worker.engine_start PARENT MODULE:CLASS MODEL [LORA...]
 
 A group of ranks is as many of these processes; RANK and WORLD_SIZE tell each which one it is.
 """
@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import queue
-import signal
 import sys
 import threading
 import time
@@ -53,7 +52,6 @@ LOAD_WORDS = ("memory", "quantize", "attention", "compile")  # fields of LoadOpt
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
 _MESSAGE_CHARACTERS = 500
 _ALIVE_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 ReportLoading = Callable[[str, float | None], None]
 
@@ -408,21 +406,8 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
     return work(engine, inbox, send)
 
 
-def die_with_parent() -> None:
-    """Have Linux kill this process, even a stopped one, when the thread that started it ends."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before
-        os._exit(0)
-
-
 def main(target: str, model: str, *loras: str) -> None:
     """Take over standard input and output, so that libraries cannot use them, and serve."""
-    die_with_parent()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -431,7 +416,3 @@ def main(target: str, model: str, *loras: str) -> None:
     with suppress(OSError):  # if memory runs out, the kernel must kill this process, not the worker
         Path("/proc/self/oom_score_adj").write_text("500")
     os._exit(serve(make_engine(target, model, *loras), commands, answers))  # do not wait for threads of libraries
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
