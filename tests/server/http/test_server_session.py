@@ -52,6 +52,12 @@ def cookies_of(queue: JobQueue) -> CookiesOf:
     return make
 
 
+def owner_of(cookies: SessionCookies, key: str = ANNS) -> str:
+    owner = cookies.keys.owner(key)
+    assert owner is not None
+    return owner
+
+
 def headers_of(cookies: SessionCookies, value: str, **headers: str) -> Headers:
     names = {name.replace("_", "-"): text for name, text in headers.items()}
     return Headers({"host": "videos:7860", "cookie": f"other=1; {cookies.name}={value}", **names})
@@ -65,7 +71,7 @@ def sent(cookies: SessionCookies, value: str, **headers: str) -> str | None:
 
 def test_a_cookie_stands_for_a_key_on_every_server_that_has_it(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS, BOBS)
-    owner = cookies.keys.owner(BOBS)
+    owner = owner_of(cookies, BOBS)
     value = cookies.value(owner)
     assert sent(cookies, value) == owner
     assert sent(cookies_of(BOBS), value) == owner
@@ -79,22 +85,22 @@ def test_a_cookie_stands_for_a_key_on_every_server_that_has_it(cookies_of: Cooki
 )
 def test_a_changed_cookie_is_none(cookies_of: CookiesOf, change: Callable[[str], str]) -> None:
     cookies = cookies_of(ANNS)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     assert sent(cookies, value)
     assert sent(cookies, change(value)) is None
 
 
 def test_nobody_signs_with_what_the_database_knows(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS)
-    owner = cookies.keys.owner(ANNS)  # in every row
+    owner = owner_of(cookies)  # in every row
     guessed = cookies_of(owner)
-    assert sent(cookies, guessed.value(guessed.keys.owner(owner))) is None
+    assert sent(cookies, guessed.value(owner_of(guessed, owner))) is None
 
 
 def test_a_cookie_ends_after_thirty_days(cookies_of: CookiesOf) -> None:
     clock = Time()
     cookies = cookies_of(ANNS, clock=clock)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     clock.now += SESSION_SECONDS
     assert sent(cookies, value)
     clock.now += 1
@@ -105,7 +111,7 @@ def test_a_cookie_ends_after_thirty_days(cookies_of: CookiesOf) -> None:
 
 def test_pages_of_other_sites_do_not_count_as_signed_in(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     assert sent(cookies, value, origin="http://videos:7860", sec_fetch_site="same-origin")
     assert sent(cookies, value, sec_fetch_site="none")
     assert sent(cookies, value, sec_fetch_site="cross-site") is None
@@ -116,7 +122,7 @@ def test_pages_of_other_sites_do_not_count_as_signed_in(cookies_of: CookiesOf) -
 
 def test_an_ended_session_has_ended_on_every_server_and_no_other_one_has(cookies_of: CookiesOf) -> None:
     here, there = cookies_of(ANNS), cookies_of(ANNS)
-    owner = here.keys.owner(ANNS)
+    owner = owner_of(here)
     value, other = here.value(owner), here.value(owner)  # of one second, in two browsers
     assert sent(here, value) == sent(there, value) == sent(here, other) == owner
     asyncio.run(here.end(headers_of(here, value, sec_fetch_site="cross-site")))  # it signs nobody out
@@ -134,7 +140,7 @@ def test_an_ended_session_stays_ended_while_the_database_is_away(
     queue: JobQueue, cookies_of: CookiesOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cookies = cookies_of(ANNS)
-    ended, going = (cookies.value(cookies.keys.owner(ANNS)) for _ in range(2))
+    ended, going = (cookies.value(owner_of(cookies)) for _ in range(2))
     asyncio.run(cookies.end(headers_of(cookies, ended)))
 
     def away(*_: object) -> None:
