@@ -7,7 +7,7 @@ import { Icon } from "../shell/icon.js";
 import { openCrop } from "./crop.js";
 import { chooseFiles } from "./drop.js";
 import { addPicture, changeItem, removeItem } from "./edits.js";
-import { stripCount, stripOf } from "./filmstrip.js";
+import { Frames, stripCount, stripOf } from "./filmstrip.js";
 import { openFrames } from "./frames.js";
 import { usedSeconds } from "./model.js";
 import { contentUrl, frameUrl, regionOf } from "./pictures.js";
@@ -91,7 +91,7 @@ function EdgeNumber({ clip, edge }) {
   const set = (/** @type {number|null} */ value) => setEdge(clip, edge, value ?? (edge === "start" ? 0 : whole));
   const id = useId();
   return html`<span class="edge-number"><label for=${id}>${t(`timeline.${edge}`)}</label>
-    <${NumberBox} id=${id} boxClass="input" value=${at} min=${0} max=${whole} step=${0.1} digits=${2} onChange=${set} /><span aria-hidden="true">s</span></span>`;
+    <${NumberBox} id=${id} boxClass="input" value=${at} min=${0} max=${whole} step=${0.1} digits=${2} onChange=${set} /><span aria-hidden="true">${t("timeline.second_unit")}</span></span>`;
 }
 
 /** The clip in little, playing its part: by the browser, or where it cannot, by the frames that the server draws. */
@@ -153,7 +153,8 @@ function ClipRow({ clip, index }) {
         <b class="clip-name" title=${clip.name}>${t("timeline.clip", { number: index + 1 })} <span class="quiet">${clip.name}</span></b>
         <span class="quiet number">${t("timeline.clip_used", { used: number(usedSeconds(clip)), seconds: number(whole) })}</span>
       </div>
-      <div class="clip-strip" style=${`background-image:url("${stripOf(clip)}")`}>
+      <div class="clip-strip">
+        <${Frames} clip=${clip} />
         <span class="clip-cut" style=${`left:0;width:${percent(start)}`}></span>
         <span class="clip-cut" style=${`left:${percent(end)};right:0`}></span>
         <span class="clip-taken" style=${`left:${percent(from)};width:${percent(to - from)}`} title=${t("timeline.clip_taken")}></span>

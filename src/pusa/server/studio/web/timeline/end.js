@@ -5,7 +5,7 @@ import { form, model } from "../core/store.js";
 import { lengthLimits, setLength } from "./edits.js";
 import { onEndDown } from "./pointer.js";
 import { apply, drag, layout } from "./state.js";
-import { number } from "./words.js";
+import { number, seconds as secondsText } from "./words.js";
 
 export function EndHandle() {
   const shown = layout.value;
@@ -33,6 +33,6 @@ export function EndHandle() {
     onPointerDown=${onEndDown}
   >
     <span></span>
-    ${drag.value?.what === "length" && html`<b class="bubble">${number(seconds)} s</b>`}
+    ${drag.value?.what === "length" && html`<b class="bubble">${secondsText(seconds)}</b>`}
   </div>`;
 }

@@ -3,10 +3,11 @@ import { html } from "../core/dom.js";
 import { frameRange } from "../core/positions.js";
 import { usedSeconds } from "./model.js";
 import { stripUrl } from "./pictures.js";
-import { cell, layout } from "./state.js";
+import { cell, layout, visibleWidth } from "./state.js";
 
 const MOST = 48; // frames of a strip
 const HEIGHT = 160;
+const CLIP_HEIGHT = 44; // of a whole clip above the track; timeline.css has the same
 
 /** How many frames a clip's strip has: about four a second. @param {import("../core/store.js").Item} clip */
 export const stripCount = (clip) => Math.min(MOST, Math.max(8, Math.ceil((clip.seconds ?? 2) * 4)));
@@ -58,5 +59,18 @@ export function Filmstrip({ clip, part }) {
       (at) =>
         html`<${Frame} key=${at} clip=${clip} time=${timeInClip(clip, part, at, length)} width=${cell.value} height=${124} />`,
     )}
+  </span>`;
+}
+
+/** All of a clip, in as many frames as have room in their own shape. @param {{clip: import("../core/store.js").Item}} props */
+export function Frames({ clip }) {
+  const width = (CLIP_HEIGHT * clip.width) / clip.height || CLIP_HEIGHT;
+  // No strip is wider than the track, or half of it where two stand beside one another: the frames share what there is,
+  // and lose a little at their right.
+  const beside = layout.value?.kind === "transition" && !matchMedia("(max-width: 860px)").matches ? 2 : 1;
+  const count = Math.max(1, Math.ceil(visibleWidth.value / beside / width));
+  const times = Array.from({ length: count }, (_, at) => ((at + 0.5) / count) * (clip.seconds || 1));
+  return html`<span class="clip-frames" aria-hidden="true">
+    ${times.map((time) => html`<${Frame} key=${time} clip=${clip} time=${time} width=${width} height=${CLIP_HEIGHT} />`)}
   </span>`;
 }

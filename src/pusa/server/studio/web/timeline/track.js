@@ -20,7 +20,7 @@ function Ruler() {
   return html`<div class="ruler" aria-hidden="true">
     ${marks.map(
       ({ x, seconds: at, frame }) =>
-        html`<span class="ruler-mark" key=${at} style=${`left:${x}px`}>${number(at)} s<small>${frame}</small></span>`,
+        html`<span class="ruler-mark" key=${at} style=${`left:${x}px`}>${seconds(at)}<small>${frame}</small></span>`,
     )}
   </div>`;
 }
@@ -74,7 +74,7 @@ function Hint() {
   const clips = { complete: 1, extend: 1, transition: 2 };
   const needed = /** @type {Record<string, number>} */ (clips)[shown.kind] ?? 0;
   if (needed && form.value.clips.length >= needed) return null;
-  return html`<p class="track-hint">${t(`timeline.empty.${shown.kind}`)}</p>`;
+  return html`<p class="track-hint"><span>${t(`timeline.empty.${shown.kind}`)}</span></p>`;
 }
 
 /** The pictures, each a slider of its noise. */
