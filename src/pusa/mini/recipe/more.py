@@ -61,7 +61,6 @@ class MoreBudget(Sizes):
         rate: learning rate of Muon; it falls as the root of 1 + steps / `slow_steps`.
         pool_files, pool_every, pool_most: see `PoolPlan`.
         variants: painted variants of each place.
-        held_out_clips: clips that measure the loss.
         publish_seconds: time between two models.
         vta_minutes, vta_clips: of the adapter.
     """
@@ -77,7 +76,6 @@ class MoreBudget(Sizes):
     pool_every: int = 12
     pool_most: int = 1024
     variants: int = 16
-    held_out_clips: int = 128
     publish_seconds: float = 1200.0
     vta_minutes: float
     vta_clips: int
@@ -109,7 +107,7 @@ _MORE = MoreBudget(
 
 MORE_BUDGETS = {
     "more": _MORE,
-    # a rehearsal of all stages, in a minute or two; its model is hardly changed
+    # a rehearsal of all stages, in half a minute; its model is hardly changed
     "more-rehearsal": replace(
         _MORE,
         size=32,
@@ -124,7 +122,7 @@ MORE_BUDGETS = {
         variants=2,
         held_out_clips=64,
         publish_seconds=5.0,
-        vta_minutes=0.1,
+        vta_minutes=0.02,
         vta_clips=32,
         vta=VtaPlan(rank=2, batch_frames=6, reports=False),
         sweep_clips=2,
