@@ -179,6 +179,15 @@ def test_lines_of_json_name_the_card_and_others_stay_as_they_are() -> None:
         assert with_card(line, "X") == line
 
 
+def test_the_environments_have_nothing_that_a_card_s_machine_may_lack(card: Path) -> None:
+    """Or the rehearsals would not show that the scripts do without."""
+    absent = {"av", "datasets", "fastapi", "matplotlib", "ray", "skimage", "sqlalchemy", "tensorboard"}
+    for environment in ("env", "env-without-pip"):
+        names = {path.name for path in (card / environment).glob("lib/python*/site-packages/*")}
+        assert {"torch", "transformers"} <= names
+        assert names.isdisjoint(absent)
+
+
 # ---- what is carried -------------------------------------------------------------------------------------------------
 
 
