@@ -310,7 +310,7 @@ def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: C
 
 
 def test_the_throughput_benchmark_says_how_long_training_waits_for_data(capsys: CAPTURE) -> None:
-    throughput.main(["--toy", "--steps", "5", "--rounds", "1"])
+    throughput.main(["--toy", "--steps", "2", "--rounds", "1"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     ratio = found["clips_per_second"] / found["bare_clips_per_second"]
     assert found["speed_over_bare"] == pytest.approx(ratio, rel=0.01)
