@@ -104,11 +104,11 @@ def create_app(
     keys = ApiKeys(settings.api_keys, settings.keys_file)
     sessions = SessionCookies(keys, queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    routes = [route for router in _ROUTERS for route in router.routes]
-    errors.install(app, routes)
+    errors.install(app)
     app.state.sessions = sessions
-    openapi.install(app, sessions.name, routes)
-    app.router.routes.extend(routes)  # as they are: `include_router` would build all of them once more
+    openapi.install(app, sessions.name)
+    for router in _ROUTERS:
+        app.router.routes.extend(router.routes)  # as they are: `include_router` would build all of them once more
     _add_server_routes(app, service, metrics, settings)
     if settings.studio:
         app.router.routes.extend(studio.router().routes)
