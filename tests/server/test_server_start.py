@@ -65,5 +65,5 @@ def test_only_a_page_is_given_a_head_start(studio: bool, tmp_path: Path, monkeyp
     settings = quick_settings(tmp_path, studio=studio, port=0, files=str(tmp_path / "files"))
     with bind_listener(settings) as listener, pytest.raises(RuntimeError, match="enough is known"):
         run_server(settings, listener)
-    assert made == [(2.0 if studio else 0.0, False)]
+    assert made == [(1.5 if studio else 0.0, False)]
     assert gc.isenabled()

@@ -31,7 +31,7 @@ _SERVER_ONLY = re.compile(
     "key_file.*|cut_.*|prompt_.*|probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
 _SECRETS = frozenset({"api_keys", "prompt_key"})  # everyone on a machine can read its command lines
-_HEAD_START_SECONDS = 2.0  # of the studio's page before the model is loaded
+_HEAD_START_SECONDS = 1.5  # of the studio's page before the model is loaded
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
 
 
