@@ -148,6 +148,7 @@ class Processes:
         self._engine, self._log = engine, folder / "worker.log"
         self._worker: subprocess.Popen[bytes] | None = None
         self._seen: set[psutil.Process] = set()  # children, also of processes that are gone
+        self._pauses: list[threading.Timer] = []
 
     def start(self) -> None:
         self.server.start()
@@ -167,8 +168,10 @@ class Processes:
     def orphans(self) -> list[str]:
         """List the children that have been seen and still run, some seconds after both parents have ended.
 
-        A child that lost its parent while it imported its modules notices it after that.
+        A child that was stopped before it could tie its life to its parent's ends when it goes on.
         """
+        for pause in self._pauses:
+            pause.join()
         _, alive = psutil.wait_procs(self._seen, timeout=_ORPHAN_SECONDS)
         return [str(child.pid) for child in alive if child.is_running() and child.status() != "zombie"]
 
@@ -200,7 +203,8 @@ class Processes:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
-                threading.Timer(seconds, _resume, [process]).start()
+                self._pauses.append(threading.Timer(seconds, _resume, [process]))
+                self._pauses[-1].start()
         return bool(found)
 
     def stop(self) -> None:
@@ -239,7 +243,7 @@ def _children(parent: int) -> list[psutil.Process]:
     """The processes that hold a model."""
     with suppress(psutil.NoSuchProcess):
         found = psutil.Process(parent).children()
-        return [child for child in found if "pusa.server.worker.engine_process" in child.cmdline()]
+        return [child for child in found if "pusa.server.worker.engine_start" in child.cmdline()]
     return []
 
 

@@ -216,6 +216,8 @@ def serving(
     if near_prober:
         app.state.service.submitter.prober = NearProber(app.state.service.submitter.prober.limits)
     listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio does not see that it is TCP; each answer's body would wait 40 ms for the client's acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     options = uvicorn_options(settings, 65_536)
     server = uvicorn.Server(uvicorn.Config(app, **{**options, "timeout_graceful_shutdown": 3}))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -24,6 +24,7 @@ from pusa.server.http.middleware import SESSION_PATH, AccessMiddleware, HostChec
 from pusa.server.http.root_page import RootPage, docs_page
 from pusa.server.http.schemas import Health, Ready
 from pusa.server.http.session_cookies import SessionCookies
+from pusa.server.jobs.ended_sessions import EndedSessions
 from pusa.server.jobs.housekeeping import Housekeeping
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.jobs.store import FileStore
@@ -102,7 +103,7 @@ def create_app(
         redirect_slashes=False,
     )
     keys = ApiKeys(settings.api_keys, settings.keys_file)
-    sessions = SessionCookies(keys, queue.identity)
+    sessions = SessionCookies(keys, EndedSessions(queue), queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
     errors.install(app)
     app.state.sessions = sessions

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -364,7 +364,7 @@ class VideoService(JobChanges):
                 async for snapshot in snapshots:
                     yield snapshot
 
-    async def follow_all(self, owner: str, is_allowed: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    async def follow_all(self, owner: str, is_allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes, None]:
         """Yield the events of all jobs of an owner, for as long as `is_allowed`; see `EventFeed.follow`.
 
         Raises ServiceError (429) at the first step like `follow`, and 503 if the queue cannot be reached.

@@ -4,7 +4,7 @@ A process of its own keeps a crash, or a kill for lack of memory, from ending th
 from standard input and writes messages to standard output, both pickled, and ends when its input ends, as its parent
 has ended then. The output of libraries goes to standard error.
 
-    python -m pusa.server.worker.engine_process MODULE:CLASS MODEL [LORA...]
+    python -m pusa.server.worker.engine_start PARENT MODULE:CLASS MODEL [LORA...]
 
 A group of ranks is as many of these processes; RANK and WORLD_SIZE tell each which one it is.
 """
@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import queue
-import signal
 import sys
 import threading
 import time
@@ -53,7 +52,6 @@ LOAD_WORDS = ("memory", "quantize", "attention", "compile")  # fields of LoadOpt
 PUSA_ENGINE = "pusa.server.worker.engine_process:PusaEngine"
 _MESSAGE_CHARACTERS = 500
 _ALIVE_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 ReportLoading = Callable[[str, float | None], None]
 
@@ -358,7 +356,7 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
         send(ModelReady(engine.load(report)))
     except Exception as error:
         logger.exception("the model cannot be loaded")
-        send(LoadFailed(f"{type(error).__name__}: {error}"))
+        send(LoadFailed(f"{type(error).__name__}: {error}", _code_of_failure(error)))
         return 1
     while True:
         task = inbox.next_task()
@@ -367,6 +365,15 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
                 send(message)
                 if isinstance(message, Error) and is_fatal(message):
                     return 1
+
+
+def _code_of_failure(error: Exception) -> str:
+    """Tell apart why a model cannot be loaded, as far as an operator does something else about it."""
+    from pusa.resources import ResourcesError  # measures the machine, for which the server has no use
+
+    if isinstance(error, ResourcesError | MemoryError):
+        return "model_too_large"
+    return "model_files_missing" if isinstance(error, FileNotFoundError | MissingFilesError) else "model_not_loaded"
 
 
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
@@ -399,21 +406,8 @@ def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:
     return work(engine, inbox, send)
 
 
-def die_with_parent() -> None:
-    """Have Linux kill this process, even a stopped one, when the thread that started it ends."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before
-        os._exit(0)
-
-
 def main(target: str, model: str, *loras: str) -> None:
     """Take over standard input and output, so that libraries cannot use them, and serve."""
-    die_with_parent()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -422,7 +416,3 @@ def main(target: str, model: str, *loras: str) -> None:
     with suppress(OSError):  # if memory runs out, the kernel must kill this process, not the worker
         Path("/proc/self/oom_score_adj").write_text("500")
     os._exit(serve(make_engine(target, model, *loras), commands, answers))  # do not wait for threads of libraries
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

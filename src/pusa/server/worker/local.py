@@ -81,7 +81,7 @@ class LocalExecutor(ChildExecutor):
         join_seconds: float = 10.0,
         **limits: float,
     ) -> None:
-        command = [sys.executable, "-m", "pusa.server.worker.engine_process", target, model, *loras]
+        command = [sys.executable, "-m", "pusa.server.worker.engine_start", str(os.getpid()), target, model, *loras]
 
         def placement() -> Placement:
             found = Placement(ranks) if place is None else place()
@@ -182,7 +182,7 @@ class _Group(Child):
         self._reason = ""  # for which the group has ended
         self._join_by: float | None = None  # when all ranks must have ended the task
         self._ended = threading.Event()
-        # The thread starts the processes: Linux kills them when it ends, see `engine_process.die_with_parent`.
+        # The thread starts the processes: Linux kills them when it ends, see `engine_start.die_with_parent`.
         self._thread = threading.Thread(target=self._run, name="pusa-group", daemon=True)
         self._thread.start()
 
@@ -311,8 +311,8 @@ class _Group(Child):
                     self._receive(message)
             case Loading() | ModelReady():
                 self._handle_loading(rank, message)
-            case LoadFailed(error):
-                self._receive(LoadFailed(self._named(rank, error)))
+            case LoadFailed(error, code):
+                self._receive(LoadFailed(self._named(rank, error), code))
                 self._reason = self._reason or self._named(rank, error)
                 if len(self._ranks) > 1:
                     self._kill()  # the others wait for it
