@@ -1,5 +1,6 @@
 """What is done when a server starts, and what is put off: the page is there before the model."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from server_samples import quick_settings, wait_until
 from pusa.cli.serve import bind_listener, run_server
 from pusa.server.app import create_app
 from pusa.server.jobs.queue import JobQueue
+from pusa.server.service import VideoService
 
 FOR_EVER = 10_000.0
 
@@ -40,6 +42,21 @@ def test_a_page_is_served_before_a_worker_begins_and_a_job_does_not_wait(tmp_pat
         assert queue_of(client).workers() == []
         id = client.post("/v1/videos", json={"prompt": "a duck"}).json()["id"]
         wait_until(lambda: client.get(f"/v1/videos/{id}").json()["status"] == "completed")
+
+
+def test_a_page_that_is_there_ends_the_head_start(tmp_path: Path) -> None:
+    async def is_allowed() -> bool:
+        return True
+
+    async def follow_until_ready(service: VideoService) -> None:
+        async for text in service.follow_all("", is_allowed):
+            if b'"ready":true' in text.replace(b" ", b""):
+                return
+
+    with starting(tmp_path, FOR_EVER) as client:
+        assert not client.get("/ready").json()["ready"]
+        assert isinstance(client.app, FastAPI)
+        asyncio.run(asyncio.wait_for(follow_until_ready(client.app.state.service), 60))
 
 
 def test_the_head_start_has_an_end(tmp_path: Path) -> None:

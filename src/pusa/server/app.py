@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _ROUTES = (api, jobs, session, file_routes, growing, models, requests, films, prompts)
 _ROUTERS = tuple(module.router for module in _ROUTES)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
-_LOOK_SECONDS = 0.1  # between two looks for a job that waits, during the head start
+_LOOK_SECONDS = 0.1  # between two looks for a page or a job, during the head start
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
     "settings and our own for keyframes, positions and noise multipliers."
@@ -68,7 +68,7 @@ def create_app(
         plan: plans what requests need, see `pusa.server.plans`.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
         head_start_seconds: for which the machine is left to a page that is being opened, before a worker loads the
-            model; a job that waits ends it.
+            model; at most, as the page's event stream or a job ends it.
 
     Raises:
         ValueError, SchemaError, QueueUnavailable: the database or the file store cannot be used.
@@ -185,12 +185,13 @@ class _BackgroundThreads:
     def _give_head_start(self) -> None:
         """Leave the machine to a page that is being opened: a process that imports torch takes a core for seconds."""
         end = time.monotonic() + self._head_start_seconds
-        while time.monotonic() < end and not self._has_jobs() and not self._stop.wait(_LOOK_SECONDS):
+        while time.monotonic() < end and not self._is_needed() and not self._stop.wait(_LOOK_SECONDS):
             pass
 
-    def _has_jobs(self) -> bool:
+    def _is_needed(self) -> bool:
+        """Tell if a page is there, or a job is unfinished."""
         with suppress(QueueUnavailable):
-            return any(self._service.queue.count_unfinished().values())
+            return self._service.is_followed or any(self._service.queue.count_unfinished().values())
         return False
 
     async def count_ended_jobs(self) -> None:
