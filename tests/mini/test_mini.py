@@ -147,7 +147,7 @@ def test_a_kept_frame_is_kept_in_either_precision(mini: Any, dtype: torch.dtype)
     few = {"num_frames": 5, "num_inference_steps": 2, "width": size, "height": size}  # bfloat16 is slow on a CPU
     latents = pipe("a whale slides to the right", conditions=known, output_type="latent", **few).frames
     assert torch.equal(latents[0, :, 0], as_latent(pipe, given[0], size))
-    assert torch.equal(latents[0, :, -1], as_latent(pipe, given[1], size, copies=5))  # four still frames after another one
+    assert torch.equal(latents[0, :, -1], as_latent(pipe, given[1], size, copies=5))  # a frame, then four still ones
     shown = media.to_uint8(torch.cat(list(pipe.decode_stream(latents)), dim=2))
     for frame, image in zip((shown[0], shown[-1]), given, strict=True):
         fitted = np.asarray(fit_image(image, size, size))

@@ -240,6 +240,7 @@ def test_clips_become_a_film_in_the_order_that_was_chosen(site, looker):
         page.get_by_role("button", name=f"Select: {name}", exact=True).click()
     page.get_by_role("button", name="Make a film").click()
     window = page.get_by_role("dialog")
+    expect(window.locator(".film-clip")).to_have_count(3)
     order = [card.get_attribute("data-order") for card in window.locator(".film-clip").all()]
     assert sorted(order) == sorted(ids)
     first = window.get_by_role("button", name="Move clip 1")
