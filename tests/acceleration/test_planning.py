@@ -288,21 +288,42 @@ def test_small_models_stay_whole_on_one_card() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "options", "words"),
+    ("machine", "options", "words", "lacks", "way"),
     [
-        (machine_of("1x8", 64), {}, ("needs 9", "of GPU memory for 1280x720", "832x480 with 81 frames fits")),
-        (machine_of("1x12", 16), {}, ("of RAM", "15 GB is free", "add memory, or take a smaller model")),
-        (Machine(ram_bytes=30 * GB), {}, ("of RAM", "without a GPU, and 30 GB is free")),
-        (machine_of("1x24", 64), {"gpus": 2}, ("gpus=2", "usable cards here: 1", "take one of 1")),
-        (machine_of("4x48", 256), {"gpus": 3}, ("cannot be shared by 3 cards", "take one of 1, 2, 4")),
-        (replace(machine_of("1x12", 32), disk_bytes=GB), {}, ("of disk", "1.0 GB is free")),
+        (
+            machine_of("1x8", 64),
+            {},
+            ("needs 9", "of GPU memory for 1280x720", "832x480 with 81 frames fits"),
+            "gpu",
+            "smaller",
+        ),
+        (
+            machine_of("1x12", 16),
+            {},
+            ("of RAM", "15 GB is free", "or take a smaller model"),
+            "ram",
+            "memory",
+        ),
+        (Machine(ram_bytes=30 * GB), {}, ("of RAM", "without a GPU, and 30 GB is free"), "ram", "memory"),
+        (machine_of("1x24", 64), {"gpus": 2}, ("gpus=2", "usable cards here: 1", "take one of 1"), "cards", "gpus"),
+        (machine_of("4x48", 256), {"gpus": 3}, ("cannot be shared by 3 cards", "take one of 1, 2, 4"), "cards", "gpus"),
+        (replace(machine_of("1x12", 32), disk_bytes=GB), {}, ("of disk", "1.0 GB is free"), "disk", "memory"),
     ],
 )
-def test_a_problem_names_need_supply_and_a_way_out(machine: Machine, options: dict, words: tuple[str, ...]) -> None:
+def test_a_problem_names_need_supply_and_a_way_out(
+    machine: Machine, options: dict, words: tuple[str, ...], lacks: str, way: str
+) -> None:
     (found,) = plans("wan2.1-14b", size=(1280, 720, 81), machine=machine, options=LoadOptions(**options))
     for word in words:
         assert word in found.problem
     assert found.summary == found.problem
+    values = found.problem_values
+    assert (values["lacks"], values["way"]) == (lacks, way)
+    if lacks != "cards":
+        assert values["needs"] > values["has"]
+        assert f"{values['has']:.{0 if values['has'] >= 10 else 1}f} GB" in found.problem
+    if way == "smaller":
+        assert f"{values['size']} with {values['frames']} frames fits" in found.problem
 
 
 def test_the_way_out_is_true() -> None:

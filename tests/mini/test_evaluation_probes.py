@@ -40,13 +40,13 @@ def train(world: World, *, frame_steps: int, motion_steps: int) -> Probes:
 @pytest.fixture(scope="module")
 def trained(world: World) -> Probes:
     """Knows things and places, not motions."""
-    return train(world, frame_steps=240, motion_steps=2)
+    return train(world, frame_steps=190, motion_steps=2)
 
 
 @pytest.fixture(scope="module")
 def trained_to_follow(full_world: World) -> Probes:
     """Knows motions, not things."""
-    return train(full_world, frame_steps=2, motion_steps=100)
+    return train(full_world, frame_steps=2, motion_steps=80)
 
 
 def scenes(count: int, *, motions: tuple[str, ...] = tuple(MOTIONS), cameras: tuple[str, ...] = ("fixed",)) -> Scenes:

@@ -65,8 +65,9 @@ def test_every_code_is_in_the_list() -> None:
     elsewhere = {"cancelled", "storage_error", "too_many_connections", *_CODES.values()}
     by_pydantic = {"below_minimum", "above_maximum", "not_a_choice", "too_long", "empty_value"}
     of_answers = {"disk_full", "internal_error", "storage_unavailable", "invalid_request", "file_breaks_reader"}
+    of_loading = {"model_not_loaded", "model_too_large", "model_files_missing"}
     of_limits = {"too_many_pixels", "too_many_frames", "too_many_steps"}
-    assert set(ERRORS) <= found["errors"] | elsewhere | by_pydantic | of_answers | of_limits
+    assert set(ERRORS) <= found["errors"] | elsewhere | by_pydantic | of_answers | of_loading | of_limits
 
 
 def test_every_code_comes_with_the_values_of_its_text() -> None:

@@ -36,10 +36,13 @@ class Stream:
     """Follow an owner and keep what came."""
 
     def __init__(self, feed: EventFeed, owner: str = "", is_allowed: Callable[[], bool] = lambda: True) -> None:
+        async def may_go_on() -> bool:
+            return is_allowed()
+
         self.events: list[tuple[str, Any]] = []
         self.comments = 0
         self.text = self._rest = b""
-        self._texts = feed.follow(owner, is_allowed)
+        self._texts = feed.follow(owner, may_go_on)
         self.task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:

@@ -159,6 +159,7 @@ def test_an_estimate_tells_what_a_video_would_need_and_makes_no_job(server: Serv
         assert found["plan"] == "tiny: transformer on the GPU in bfloat16"
         assert found["gpu_peak_bytes"] == {"denoise": 104_448_000, "decode": 52_224_000}
         assert (found["ram_peak_bytes"], found["seconds"], found["problem"]) == (7 * GB, None, None)
+        assert found["problem_detail"] is None
         assert found["notes"] == ["a note"]
     assert server.http.get("/v1/videos").json()["data"] == []
     assert server.http.post("/v1/videos/estimate", json={**body, "size": "blue"}).json()["error"]["param"] == "size"
@@ -172,6 +173,8 @@ def test_a_request_that_no_machine_can_make_is_refused_and_its_estimate_says_why
     assert error["message"].endswith("ask for a smaller size")
     found = server.http.post("/v1/videos/estimate", json={"prompt": "a duck", **large}).json()
     assert found["problem"] == found["plan"] == error["message"]
+    assert found["problem_detail"] == {name: error[name] for name in ("code", "message", "values")}
+    assert {"problem", "lacks", "needs", "has", "way", "size", "frames"} == set(error["values"])
     assert server.http.get("/v1/videos").json()["data"] == []
 
 

@@ -264,6 +264,13 @@ def test_readiness_tells_why_a_model_cannot_be_loaded(tmp_path: Path) -> None:
     assert "pusa worker" in service.readiness().message
     service.queue.record_worker("a", {"ready": False, "stage": "failed", "percent": None, "error": "disk is full"})
     assert "disk is full" in service.readiness().message
+    values = {"reason": "disk is full"}
+    assert service.readiness().error == {"code": "model_not_loaded", "values": values, "message": "disk is full"}
+    state = {"ready": False, "stage": "failed", "error": "ResourcesError: 9 GB", "error_code": "model_too_large"}
+    service.queue.record_worker("a", state)
+    assert (service.readiness().error or {})["code"] == "model_too_large"
+    service.queue.record_worker("a", {**state, "ready": True, "stage": "ready"})
+    assert service.readiness().error is None
 
 
 def test_metrics_count_what_has_ended_once_wherever_it_ran(service: VideoService) -> None:

@@ -7,7 +7,7 @@ carries it out.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pusa.acceleration import attention as attention_backends
 
@@ -183,6 +183,9 @@ class Plan:
             diffusers takes by default.
         compile: the transformers' blocks are compiled.
         compile_decoder: the VAE's decoder is, too; it then holds what its convolutions keep of earlier frames twice.
+        problem_values: the problem as values of the code ``does_not_fit`` (`pusa.codes`): what it `lacks` ("gpu",
+            "ram", "disk" or "cards"), how much it `needs` and `has` of that (GB), and the `way` out ("gpus",
+            "quantize", "smaller" or "memory"), with the `size` and `frames` that are smaller.
     """
 
     model: str
@@ -200,6 +203,7 @@ class Plan:
     attention: str = ""
     compile: bool = False
     compile_decoder: bool = False
+    problem_values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_fast(self) -> bool:

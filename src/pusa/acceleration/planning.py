@@ -18,7 +18,7 @@ from pusa.acceleration.speed import rate_of
 from pusa.defaults import ClipSize
 from pusa.lora.sources import EXPERTS
 from pusa.positions import nearest_of
-from pusa.resources import readable, readable_time
+from pusa.resources import GB, readable, readable_time
 
 if TYPE_CHECKING:
     from pusa.zoo import ZooModel
@@ -104,10 +104,11 @@ def plans(
         found = _storing_or_computing(task, found)
         task = replace(task, still_frames=0)
     if found[0].problem:
-        out = _way_out(
+        words, out = _way_out(
             task, lambda smaller: not _plans_of(replace(task, size=clip_of(model, shapes, smaller)))[0].problem
         )
-        found = [replace(found[0], problem=f"{found[0].problem}: {out}")]
+        values = {**found[0].problem_values, **out}
+        found = [replace(found[0], problem=f"{found[0].problem}: {words}", problem_values=values)]
     capability = min((card.capability for card in task.machine.cards if card.capability), default=None)
     kinds = {"has_loras": any(shapes.lora_ranks.values()), "is_small": task.is_small}
     return [
@@ -202,17 +203,17 @@ def _model_of(source: str) -> "ZooModel":
 def _plans_of(task: Task) -> list[Plan]:
     cards = task.machine.cards
     if not task.is_small and (task.options.gpus or 0) > max(len(cards), 1):  # one is the CPU where there is no card
-        return [_problem(task, f"gpus={task.options.gpus}, and usable cards here: {len(cards)}")]
+        return [_problem(task, "cards", f"gpus={task.options.gpus}, and usable cards here: {len(cards)}")]
     if not cards:
         return [_plan_for_cpu(task)]
     all_ways = list(candidates(task))
     if not all_ways:
         shape = task.shapes.transformer
         why = f"it has {shape.heads} attention heads" if shape.shares_tokens else "only guidance's passes are"
-        return [_problem(task, f"{task.name} cannot be shared by {task.options.gpus} cards ({why})")]
+        return [_problem(task, "cards", f"{task.name} cannot be shared by {task.options.gpus} cards ({why})")]
     fitting = [way for way in all_ways if _fits(way)]
     if not fitting:
-        return [_problem(task, _shortage(all_ways))]
+        return [_shortage(all_ways)]
     chosen: list[Candidate] = []
     for way in sorted(fitting, key=_order(task, all_ways, fitting)):
         if not chosen or way.peak_bytes <= _STEP * chosen[-1].peak_bytes:
@@ -316,8 +317,10 @@ def _plan_in_ram(task: Task) -> Plan:
     if peaks[tiles] > task.machine.ram_bytes:
         return _problem(
             task,
+            "ram",
             f"{task.name} needs {readable(peaks[tiles])} of RAM for {_readable_size(task)} without a GPU, and "
             f"{readable(task.machine.ram_bytes)} is free",
+            (peaks[tiles], task.machine.ram_bytes),
         )
     where = "there is no GPU" if not task.is_small else "small enough for the CPU"
     parts = {
@@ -361,11 +364,16 @@ def _seconds_on_cpu(task: Task) -> float:
 # ---- where nothing fits ----------------------------------------------------------------------------------------------
 
 
-def _problem(task: Task, reason: str) -> Plan:
-    return Plan(model=task.name, wish=task.options.memory, parts={}, relative_speed=0.0, problem=reason)
+def _problem(task: Task, lacks: str, reason: str, bytes_of: tuple[float, float] | None = None) -> Plan:
+    """Return the plan of what cannot be; `bytes_of` are those that it needs and has of what it lacks."""
+    values: dict[str, Any] = {"lacks": lacks}
+    if bytes_of is not None:
+        values |= {name: round(count / GB, 1) for name, count in zip(("needs", "has"), bytes_of, strict=True)}
+    wish = task.options.memory
+    return Plan(model=task.name, wish=wish, parts={}, relative_speed=0.0, problem=reason, problem_values=values)
 
 
-def _shortage(ways: list[Candidate]) -> str:
+def _shortage(ways: list[Candidate]) -> Plan:
     """Say which memory is missing, by the candidate that needs the least of it."""
     task = ways[0].task
     machine, clip = task.machine, _readable_size(task)
@@ -373,42 +381,52 @@ def _shortage(ways: list[Candidate]) -> str:
     if not on_card:
         least = min(ways, key=lambda way: way.peak_bytes)
         card = min(machine.cards[: least.cards], key=usable_bytes)
-        return (
+        return _problem(
+            task,
+            "gpu",
             f"{task.name} needs {readable(least.peak_bytes)} of GPU memory for {clip} even with streamed weights, and "
-            f"of this card {readable(usable_bytes(card))} can be used"
+            f"of this card {readable(usable_bytes(card))} can be used",
+            (least.peak_bytes, usable_bytes(card)),
         )
     if within_ram := [way for way in on_card if way.ram_peak_bytes <= machine.ram_bytes]:
         least = min(within_ram, key=lambda way: way.disk_bytes)
-        return (
+        return _problem(
+            task,
+            "disk",
             f"{task.name} needs {readable(least.disk_bytes)} of disk to stream its weights from for {clip}, and "
-            f"{readable(machine.disk_bytes)} is free"
+            f"{readable(machine.disk_bytes)} is free",
+            (least.disk_bytes, machine.disk_bytes),
         )
     least = min(on_card, key=lambda way: way.ram_peak_bytes)
-    return (
+    return _problem(
+        task,
+        "ram",
         f"{task.name} needs {readable(least.ram_peak_bytes)} of RAM for {clip} on this card, and "
-        f"{readable(machine.ram_bytes)} is free"
+        f"{readable(machine.ram_bytes)} is free",
+        (least.ram_peak_bytes, machine.ram_bytes),
     )
 
 
-def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> str:
-    """Name the first remedy that helps: fewer cards, a size that fits, or else more memory."""
+def _way_out(task: Task, fits: Callable[[tuple[int, int, int]], bool]) -> tuple[str, dict[str, Any]]:
+    """Name the first remedy that helps, in words and as values: fewer cards, a size that fits, or else more memory."""
     gpus = task.options.gpus
     if gpus is not None and gpus > 1 and not _possible_counts(task, only=gpus):
         others = ", ".join(map(str, _possible_counts(task)))
-        return "leave gpus out" + (f", or take one of {others}" if others else "")
+        return "leave gpus out" + (f", or take one of {others}" if others else ""), {"way": "gpus"}
     if (
         task.options.quantize == "none"
         and not _plans_of(replace(task, options=replace(task.options, quantize="auto")))[0].problem
     ):
-        return "allow quantised weights (quantize=auto)"
+        return "allow quantised weights (quantize=auto)", {"way": "quantize"}
     width, height, frames = task.size.width, task.size.height, task.size.num_frames
     portrait = height > width
     for long, short, count in [(832, 480, frames), (832, 480, 49), (640, 352, 49), (480, 256, 33)]:
         count = nearest_of(min(count, frames), task.shapes.vae.temporal, 1)
         smaller = (short, long, count) if portrait else (long, short, count)
         if smaller[0] * smaller[1] * smaller[2] < width * height * frames and fits(smaller):
-            return f"{smaller[0]}x{smaller[1]} with {smaller[2]} frames fits"
-    return "close other programs, add memory, or take a smaller model"
+            size = f"{smaller[0]}x{smaller[1]}"
+            return f"{size} with {smaller[2]} frames fits", {"way": "smaller", "size": size, "frames": smaller[2]}
+    return "close other programs, add memory, or take a smaller model", {"way": "memory"}
 
 
 def _possible_counts(task: Task, only: int | None = None) -> list[int]:

@@ -8,7 +8,7 @@ is the last one: ``{"reason": "shutdown" | "unavailable" | "signed_out"}``. Who 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
@@ -100,7 +100,7 @@ class EventFeed:
         self._ready = b""
         self._sent: dict[str, list[bytes]] = {}  # the latest events of unfinished jobs
 
-    async def follow(self, owner: str, is_allowed: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    async def follow(self, owner: str, is_allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes, None]:
         """Yield the text of an owner's stream, until the server stops or `is_allowed` says no.
 
         Raises ServiceError (503) at the first step if the queue cannot be reached.
@@ -126,14 +126,14 @@ class EventFeed:
                 del self._channels[owner]
 
     async def _go_on(
-        self, channel: _Channel, number: int, is_allowed: Callable[[], bool]
+        self, channel: _Channel, number: int, is_allowed: Callable[[], Awaitable[bool]]
     ) -> AsyncGenerator[bytes, None]:
         """Yield what follows the event of this number, up to the end."""
         asked_at = time.monotonic()
         while not channel.reason and not self._is_stopping():
             if time.monotonic() - asked_at >= self._keep_alive_seconds:
                 asked_at = time.monotonic()
-                if not is_allowed():
+                if not await is_allowed():
                     yield _end("signed_out")
                     return
             changed = channel.changed

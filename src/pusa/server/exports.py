@@ -56,7 +56,8 @@ class VideoExports:
             if size is None:
                 await self._make(id, export, job.owner, key)
                 size = await in_thread(self._service.files.size, key)
-        return Content.of(self._service.files, key, size, f"{speaking_name(job)}_{export}")
+        what = "_last_frame" if export == "last_frame" else ""  # the suffix says what the others are
+        return Content.of(self._service.files, key, size, speaking_name(job) + what)
 
     def _size(self, key: str) -> int | None:
         try:

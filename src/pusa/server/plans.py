@@ -17,6 +17,7 @@ from typing import Any
 
 from pusa import zoo
 from pusa.acceleration.decisions import Card, LoadOptions, Machine, Plan
+from pusa.codes import ERRORS, plain
 from pusa.defaults import GenerationDefaults
 from pusa.request import ResolvedRequest
 from pusa.request.work import steps_of, tokens_of, windows_of
@@ -45,6 +46,13 @@ def plan_model(model: str, size: Size, machine: Machine, options: LoadOptions, g
     from pusa.acceleration.planning import plans
 
     return plans(model, size=size, machine=machine, options=options, guidance=guidance)
+
+
+def problem_of(plan: Plan) -> dict[str, Any]:
+    """Return the problem of a plan as plain JSON: its code, values and message."""
+    unknown: dict[str, Any] = dict.fromkeys(ERRORS["does_not_fit"], "")
+    values = {**unknown, **plan.problem_values, "problem": plan.problem}
+    return {"code": "does_not_fit", "values": plain(values), "message": plan.problem}
 
 
 def machine_as_json(machine: Machine) -> dict[str, Any]:

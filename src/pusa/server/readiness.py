@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pusa.codes import plain
 from pusa.server.jobs.queue import JobQueue
 from pusa.server.settings import ServerSettings
 
@@ -12,7 +13,8 @@ from pusa.server.settings import ServerSettings
 class ServerState:
     """State of the workers: `ready` once one of them has the model in memory, else how far loading is.
 
-    `ranks` counts the processes of all workers that hold the model, or load it.
+    `ranks` counts the processes of all workers that hold the model, or load it. `error` tells by code, values and
+    message why the model cannot be loaded.
     """
 
     ready: bool
@@ -24,6 +26,7 @@ class ServerState:
     running: int = 0
     workers: int = 0
     ranks: int = 0
+    error: dict[str, Any] | None = None
 
 
 def read_readiness(queue: JobQueue, settings: ServerSettings, model: str) -> ServerState:
@@ -49,7 +52,16 @@ def read_readiness(queue: JobQueue, settings: ServerSettings, model: str) -> Ser
         running=counts["in_progress"],
         workers=len(workers),
         ranks=sum(len(state.get("pids") or ()) for state in states),
+        error=None if is_ready else _error(best),
     )
+
+
+def _error(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    reason = state.get("error")
+    if not reason:
+        return None
+    code = str(state.get("error_code") or "model_not_loaded")
+    return {"code": code, "values": plain({"reason": str(reason)}), "message": str(reason)}
 
 
 def _message(is_ready: bool, stage: str, state: Mapping[str, Any]) -> str:

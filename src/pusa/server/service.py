@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -99,6 +99,11 @@ class VideoService(JobChanges):
     def defaults(self) -> GenerationDefaults:
         """The model's defaults for what a request leaves open."""
         return self.submitter.defaults
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether an event stream is open, as every page has one."""
+        return bool(self._streams)
 
     def close(self) -> None:
         """End every `watch` and the child process that probes uploads."""
@@ -364,7 +369,7 @@ class VideoService(JobChanges):
                 async for snapshot in snapshots:
                     yield snapshot
 
-    async def follow_all(self, owner: str, is_allowed: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    async def follow_all(self, owner: str, is_allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[bytes, None]:
         """Yield the events of all jobs of an owner, for as long as `is_allowed`; see `EventFeed.follow`.
 
         Raises ServiceError (429) at the first step like `follow`, and 503 if the queue cannot be reached.

@@ -29,7 +29,7 @@ from pusa.server.jobs.housekeeping import check_space
 from pusa.server.jobs.queue import FileDigest, Job, JobQueue, NewJob, QueueDamaged, QueueFull, QueueUnavailable, new_id
 from pusa.server.jobs.store import FileStore
 from pusa.server.logs import log_context
-from pusa.server.plans import Estimate, Planner
+from pusa.server.plans import Estimate, Planner, problem_of
 from pusa.server.settings import ServerSettings
 from pusa.server.transfers.uploads import PROBES_AT_ONCE, ProbeLimits, Prober, Upload, display_name
 
@@ -133,7 +133,7 @@ class JobSubmitter:
         resolved = self._resolve(checked, uploads)
         planned = await in_thread(self.planner.plan_request, resolved)
         if planned is not None and planned.problem:
-            raise ServiceError(400, "does_not_fit", planned.problem, "size", values={"problem": planned.problem})
+            raise ServiceError(400, "does_not_fit", planned.problem, "size", values=problem_of(planned)["values"])
         stated = {name: await in_thread(FileDigest.of, upload.path) for name, upload in uploads.items()}
         digests = {name: digest.sha256 for name, digest in stated.items()}
         fingerprint = _fingerprint(checked, digests)

@@ -46,14 +46,14 @@ def export(server: Served, id: str, variant: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    ("variant", "kind", "suffix"),
-    [("gif", "image/gif", "gif"), ("webp", "image/webp", "webp"), ("last_frame", "image/png", "png")],
+    ("variant", "kind", "end"),
+    [("gif", "image/gif", ".gif"), ("webp", "image/webp", ".webp"), ("last_frame", "image/png", "_last_frame.png")],
 )
-def test_an_export_is_made_with_the_marks_of_its_video(server: Served, variant: str, kind: str, suffix: str) -> None:
+def test_an_export_is_made_with_the_marks_of_its_video(server: Served, variant: str, kind: str, end: str) -> None:
     id = server.finished(prompt="a duck", seed=7)["id"]
     answer = export(server, id, variant)
     assert answer.headers["content-type"] == kind
-    assert answer.headers["content-disposition"] == f'inline; filename="a-duck-seed-7_{variant}.{suffix}"'
+    assert answer.headers["content-disposition"] == f'inline; filename="a-duck-seed-7{end}"'
     picture = Image.open(io.BytesIO(answer.content))
     assert picture.size == (WIDTH, HEIGHT)
     if variant == "last_frame":

@@ -1,10 +1,11 @@
 """Frames and strips of whatever is kept, and of results: the right ones, small, and within limits."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from api_samples import FRAMES, Served, refusal
+from api_samples import FRAMES, Served, png, refusal, serving
 from file_samples import grey, keep, picture, spooled
 from media_samples import encode, moving_gradient, picture_bytes
 from PIL import Image
@@ -75,6 +76,37 @@ def test_frames_are_found_by_number_and_time(server: Served, video: bytes) -> No
 def test_drawing_has_limits(server: Served, video: bytes, query: str, param: str) -> None:
     url = f"/v1/files/{keep(server, video)['id']}"
     assert refusal(server.http.get(f"{url}/{query}"), 400)["param"] == param
+
+
+def test_what_a_waiting_video_is_made_from_is_drawn_without_a_file(server: Served) -> None:
+    server.executor.gate.clear()
+    files = {"input_reference": ("a.png", png(grey=200), "image/png")}
+    answer = server.http.post("/v1/videos", data={"prompt": "wait", "num_frames": str(FRAMES)}, files=files)
+    url = f"/v1/videos/{answer.json()['id']}"
+    try:
+        before = server.http.get("/v1/files").json()["data"]
+        assert (answer.json()["status"], answer.json()["inputs"]) == ("queued", 1)
+        assert grey(server.http.get(f"{url}/frame?input=0&width=32")) == pytest.approx(200, abs=4)
+        assert picture(server.http.get(f"{url}/strip?input=0&count=2&height=24")).height == 24
+        assert server.http.get("/v1/files").json()["data"] == before
+        assert not spooled(server)
+        assert refusal(server.http.get(f"{url}/frame?input=1"), 400)["param"] == "input"
+        assert refusal(server.http.get(f"{url}/frame?input=-1"), 400)["param"] == "input"
+        assert refusal(server.http.get(f"{url}/frame"), 409)["code"] == "not_ready"
+    finally:
+        server.executor.gate.set()
+        server.ended(answer.json()["id"])
+
+
+def test_what_a_video_is_made_from_is_its_owners_alone(tmp_path: Path) -> None:
+    with serving(tmp_path, workers=0, api_keys=("anns-key-0123456789", "bobs-key-0123456789")) as server:
+        anns, bobs = ({"authorization": f"Bearer {name}-key-0123456789"} for name in ("anns", "bobs"))
+        files = {"input_reference": ("a.png", png(), "image/png")}
+        job = server.http.post("/v1/videos", data={"prompt": "a"}, files=files, headers=anns).json()
+        url = f"/v1/videos/{job['id']}/frame?input=0"
+        assert server.http.get(url, headers=anns).status_code == 200
+        assert refusal(server.http.get(url, headers=bobs), 404)["code"] == "video_not_found"
+        assert server.http.get(url).status_code == 401
 
 
 def test_a_picture_has_one_frame_and_turns_upright(server: Served) -> None:

@@ -1,6 +1,7 @@
 """Lists by words and marks, updates, places in the queue, and removal that can be undone, over HTTP."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,24 @@ def test_marks_are_changed_one_by_one(server):
     for body in ({}, {"favourite": 1}, {"batch": "x" * 65}, {"colour": "red"}, {"favourite": None}):
         assert server.http.post(f"/v1/videos/{id}", json=body).status_code == 400, body
     assert refusal(server.http.post("/v1/videos/video_0", json={"favourite": True}), 404)["code"] == "video_not_found"
+
+
+@pytest.mark.parametrize(("guessed", "meant"), [("extend", "extensions"), ("edit", "edits")])
+def test_a_guessed_route_is_answered_with_the_right_one(server: Served, guessed: str, meant: str) -> None:
+    error = refusal(server.http.post(f"/v1/videos/{guessed}", json={"prompt": "a", "video": "video_0"}), 404)
+    assert error["code"] == "not_found"
+    assert error["message"] == f"there is no POST /v1/videos/{guessed}: use POST /v1/videos/{meant}"
+    assert server.http.post(f"/v1/videos/{meant}", json={"prompt": "a"}).status_code == 400  # it is there
+
+
+def test_creation_times_are_in_the_order_of_the_list(server: Served) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda number: server.create(seed=number), range(12)))
+    listed = server.http.get("/v1/videos", params={"limit": 12}).json()["data"]
+    assert {video["id"] for video in listed} == {video["id"] for video in made}
+    times = [video["created_at_ms"] for video in listed]
+    assert times == sorted(set(times), reverse=True)
+    assert all(abs(video["created_at_ms"] / 1000 - video["created_at"]) <= 1 for video in listed)
 
 
 def test_a_removed_video_can_be_restored_for_a_while(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -10,9 +11,12 @@ from api_samples import Served, refusal, serving
 from server_samples import wait_until
 from starlette.datastructures import Headers
 
+from pusa.server.errors import ServiceError
 from pusa.server.http.keys import ApiKeys
 from pusa.server.http.middleware import AccessMiddleware
 from pusa.server.http.session_cookies import SESSION_SECONDS, SessionCookies
+from pusa.server.jobs.ended_sessions import EndedSessions
+from pusa.server.jobs.queue import JobQueue, QueueUnavailable
 from pusa.server.studio.page import PATHS
 
 ANNS, BOBS = "anns-key-0123456789", "bobs-key-0123456789"
@@ -26,19 +30,48 @@ class Time:
         return self.now
 
 
-def cookies_of(*keys: str, clock: Time | None = None) -> SessionCookies:
-    return SessionCookies(ApiKeys(keys), "5f0c4f6c1d0f", clock or Time())
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[JobQueue]:
+    queue = JobQueue(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    yield queue
+    queue.close()
+
+
+CookiesOf = Callable[..., SessionCookies]
+
+
+@pytest.fixture
+def cookies_of(queue: JobQueue) -> CookiesOf:
+    """Make the cookies of a server that has these keys."""
+
+    def make(*keys: str, clock: Time | None = None) -> SessionCookies:
+        clock = clock or Time()
+        ended = EndedSessions(queue, read_seconds=0, clock=clock)
+        return SessionCookies(ApiKeys(keys), ended, "5f0c4f6c1d0f", clock)
+
+    return make
+
+
+def owner_of(cookies: SessionCookies, key: str = ANNS) -> str:
+    owner = cookies.keys.owner(key)
+    assert owner is not None
+    return owner
+
+
+def headers_of(cookies: SessionCookies, value: str, **headers: str) -> Headers:
+    names = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Headers({"host": "videos:7860", "cookie": f"other=1; {cookies.name}={value}", **names})
 
 
 def sent(cookies: SessionCookies, value: str, **headers: str) -> str | None:
     """The owner that a request with a cookie counts as."""
-    names = {name.replace("_", "-"): text for name, text in headers.items()}
-    return cookies.owner_of(Headers({"host": "videos:7860", "cookie": f"other=1; {cookies.name}={value}", **names}))
+    session = asyncio.run(cookies.find(headers_of(cookies, value, **headers)))
+    return None if session is None else session.owner
 
 
-def test_a_cookie_stands_for_a_key_on_every_server_that_has_it():
+def test_a_cookie_stands_for_a_key_on_every_server_that_has_it(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS, BOBS)
-    owner = cookies.keys.owner(BOBS)
+    owner = owner_of(cookies, BOBS)
     value = cookies.value(owner)
     assert sent(cookies, value) == owner
     assert sent(cookies_of(BOBS), value) == owner
@@ -50,24 +83,24 @@ def test_a_cookie_stands_for_a_key_on_every_server_that_has_it():
 @pytest.mark.parametrize(
     "change", [lambda v: v[:-1], lambda v: "9" + v, lambda v: v[:-1] + "g", lambda v: "", str.upper]
 )
-def test_a_changed_cookie_is_none(change):
+def test_a_changed_cookie_is_none(cookies_of: CookiesOf, change: Callable[[str], str]) -> None:
     cookies = cookies_of(ANNS)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     assert sent(cookies, value)
     assert sent(cookies, change(value)) is None
 
 
-def test_nobody_signs_with_what_the_database_knows():
+def test_nobody_signs_with_what_the_database_knows(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS)
-    owner = cookies.keys.owner(ANNS)  # in every row
-    guessed = SessionCookies(ApiKeys([owner]), "5f0c4f6c1d0f", Time())
-    assert sent(cookies, guessed.value(guessed.keys.owner(owner))) is None
+    owner = owner_of(cookies)  # in every row
+    guessed = cookies_of(owner)
+    assert sent(cookies, guessed.value(owner_of(guessed, owner))) is None
 
 
-def test_a_cookie_ends_after_thirty_days():
+def test_a_cookie_ends_after_thirty_days(cookies_of: CookiesOf) -> None:
     clock = Time()
     cookies = cookies_of(ANNS, clock=clock)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     clock.now += SESSION_SECONDS
     assert sent(cookies, value)
     clock.now += 1
@@ -76,15 +109,51 @@ def test_a_cookie_ends_after_thirty_days():
     assert sent(cookies, value) is None
 
 
-def test_pages_of_other_sites_do_not_count_as_signed_in():
+def test_pages_of_other_sites_do_not_count_as_signed_in(cookies_of: CookiesOf) -> None:
     cookies = cookies_of(ANNS)
-    value = cookies.value(cookies.keys.owner(ANNS))
+    value = cookies.value(owner_of(cookies))
     assert sent(cookies, value, origin="http://videos:7860", sec_fetch_site="same-origin")
     assert sent(cookies, value, sec_fetch_site="none")
     assert sent(cookies, value, sec_fetch_site="cross-site") is None
     assert sent(cookies, value, sec_fetch_site="same-site") is None
     assert sent(cookies, value, origin="http://videos:3000") is None
     assert sent(cookies, value, origin="null") is None
+
+
+def test_an_ended_session_has_ended_on_every_server_and_no_other_one_has(cookies_of: CookiesOf) -> None:
+    here, there = cookies_of(ANNS), cookies_of(ANNS)
+    owner = owner_of(here)
+    value, other = here.value(owner), here.value(owner)  # of one second, in two browsers
+    assert sent(here, value) == sent(there, value) == sent(here, other) == owner
+    asyncio.run(here.end(headers_of(here, value, sec_fetch_site="cross-site")))  # it signs nobody out
+    asyncio.run(here.end(headers_of(here, "no cookie")))
+    assert sent(here, value) == owner
+    for _ in range(2):  # the second time changes nothing
+        asyncio.run(here.end(headers_of(here, value)))
+        assert sent(here, value) is None
+        assert sent(there, value) is None
+    assert sent(cookies_of(ANNS), value) is None  # after a restart
+    assert sent(here, other) == owner
+
+
+def test_an_ended_session_stays_ended_while_the_database_is_away(
+    queue: JobQueue, cookies_of: CookiesOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cookies = cookies_of(ANNS)
+    ended, going = (cookies.value(owner_of(cookies)) for _ in range(2))
+    asyncio.run(cookies.end(headers_of(cookies, ended)))
+
+    def away(*_: object) -> None:
+        raise QueueUnavailable("no answer")
+
+    monkeypatch.setattr(EndedSessions, "_read", away)
+    monkeypatch.setattr(EndedSessions, "end", away)
+    assert sent(cookies, ended) is None
+    assert sent(cookies, going)
+    with pytest.raises(ServiceError) as refused:
+        asyncio.run(cookies.end(headers_of(cookies, going)))
+    assert (refused.value.status, refused.value.code) == (503, "queue_unavailable")
+    assert sent(cookies, going)  # nobody has been told that it is ended
 
 
 # ---- over HTTP -------------------------------------------------------------------------------------------------------
@@ -112,9 +181,24 @@ def test_a_page_signs_in_and_out(tmp_path):
         assert theirs.json()["data"] == []  # a key in the request goes before the cookie
         ours = server.http.get("/v1/videos", headers={"authorization": f"Bearer {ANNS}"})
         assert [found["id"] for found in ours.json()["data"]] == [video["id"]]
+        copied = dict(server.http.cookies)
         assert server.http.delete("/v1/session").status_code == 204
         assert state(server) == (True, False)
         assert server.http.get("/v1/videos").status_code == 401
+        assert httpx.get(f"{server.url}/v1/videos", cookies=copied).status_code == 401
+        assert server.http.delete("/v1/session").status_code == 204  # nobody is signed in: nothing to end
+
+
+def test_a_stream_of_a_session_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, workers=0, api_keys=(ANNS,)) as server:
+        monkeypatch.setattr(server.service.events, "_keep_alive_seconds", 0.05)
+        server.http.post("/v1/session", json={"key": ANNS})
+        copied = dict(server.http.cookies)
+        with httpx.stream("GET", f"{server.url}/v1/events", cookies=copied, timeout=30) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("retry: ")
+            assert server.http.delete("/v1/session").status_code == 204
+            assert "signed_out" in list(filter(None, lines))[-1]
 
 
 def test_a_session_outlives_a_restart(tmp_path):

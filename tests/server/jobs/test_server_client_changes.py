@@ -32,6 +32,26 @@ def waiting(queue: JobQueue, owner: str | None = None) -> list[str]:
     return [job.id for job in sorted(jobs, key=lambda job: queue.position(job.id))]
 
 
+# ---- order -------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_of_one_moment_are_created_one_after_another(queue):
+    together = [submitted(queue, owner="a") for _ in range(5)]
+    times = [round(1000 * job.created_at) for job in together]
+    assert times == list(range(times[0], times[0] + 5))
+    assert submitted(queue, owner="b").created_at == together[0].created_at  # another owner's list
+    assert found(queue) == [job.id for job in reversed(together)]
+
+
+def test_an_order_follows_clocks_that_differ_but_not_wrong_ones(queue, clock):
+    first = submitted(queue, owner="a")
+    clock.now -= 5  # of another server
+    second = submitted(queue, owner="a")
+    assert second.created_at > first.created_at
+    clock.now -= 3600
+    assert submitted(queue, owner="a").created_at == clock.now
+
+
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 

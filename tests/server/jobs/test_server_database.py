@@ -146,7 +146,7 @@ def test_a_newer_schema_is_refused_and_left_alone(url):
     engine = database.connect(url)
     with database.transaction(engine) as connection:
         connection.execute(database.schema_version.update().values(version=7))
-    with pytest.raises(SchemaError, match="has version 7 and this pusa knows up to 4: install the newer pusa"):
+    with pytest.raises(SchemaError, match="has version 7 and this pusa knows up to 5: install the newer pusa"):
         JobQueue(url)
     with engine.connect() as connection:
         assert connection.execute(sa.select(database.schema_version.c.version)).scalar_one() == 7
@@ -164,7 +164,7 @@ def test_an_older_schema_is_brought_up_to_date_with_its_jobs(url, monkeypatch):
         engine = database.connect(url)
         with engine.connect() as connection:
             assert connection.execute(sa.text("SELECT id, colour FROM jobs")).all() == [(job.id, "blue")]
-            assert connection.execute(sa.select(database.schema_version.c.version)).scalars().all() == [6]
+            assert connection.execute(sa.select(database.schema_version.c.version)).scalars().all() == [7]
         engine.dispose()
 
 

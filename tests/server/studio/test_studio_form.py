@@ -474,15 +474,6 @@ def test_a_key_is_asked_for_and_the_session_ends(browser: Any, tmp_path: Path) -
         visitor.close()
 
 
-def test_a_model_that_cannot_be_loaded_says_so_and_generate_is_off(browser: Any, tmp_path: Path) -> None:
-    with studio(tmp_path, "studio_engine:FailsToLoad") as running:
-        visitor = Visitor(browser, running)
-        visitor.page.goto(running.url)
-        visitor.shows("The model could not be loaded")
-        expect(visitor.page.locator("#generate")).to_be_disabled()
-        visitor.close()
-
-
 def test_while_the_model_loads_the_page_is_there_and_takes_jobs(browser: Any, tmp_path: Path) -> None:
     with studio(tmp_path, "studio_engine:SlowToLoad") as running:
         visitor = Visitor(browser, running, patience_seconds=90)

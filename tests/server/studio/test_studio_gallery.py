@@ -1,10 +1,11 @@
 """The gallery and the queue of the studio in a browser."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gallery_samples import Filled, filled
+from gallery_samples import STILL, Filled, filled
 
 pytest.importorskip("playwright")
 
@@ -181,6 +182,40 @@ def test_the_queue_is_reordered_by_keys_and_drag_and_cancelled(site, looker):
     assert site.service.queue.get(ids["two"]).status == "cancelled"
 
 
+def test_what_waits_shows_what_it_is_made_from_until_there_is_a_preview(site, looker):
+    part = {"name": "a.webp", "mimeType": "image/webp", "buffer": STILL}
+    asked = looker.context.request.post(f"{site.url}v1/videos", multipart={"prompt": "a", "input_reference": part})
+    assert asked.ok, asked.text()
+    site.submit("from words alone")
+    files = f"{site.url}v1/files"
+    before = looker.context.request.get(files).json()
+    page = looker.open()
+    pictures = page.locator(".queue-strip > li .preview img")
+    expect(pictures).to_have_count(1)
+    page.wait_for_function("() => document.querySelector('.queue-strip .preview img').naturalWidth > 0")
+    assert f"{asked.json()['id']}/frame?input=0" in pictures.get_attribute("src")
+    assert looker.context.request.get(files).json() == before
+    running = site.begin()
+    assert running.id == asked.json()["id"]
+    site.reach(running, 3)
+    page.wait_for_function(
+        "() => document.querySelector('.queue-strip .preview img')?.src.startsWith('data:image/webp')"
+    )
+    expect(pictures).to_have_count(1)
+
+
+def test_videos_of_one_second_stand_as_the_api_lists_them(site, looker, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(site.service.queue, "_clock", lambda: now)
+    for number in range(8):
+        site.make(f"number {number}")
+    listed = looker.context.request.get(f"{site.url}v1/videos").json()["data"]
+    assert {video["created_at"] for video in listed} <= {int(now), int(now) + 1}
+    page = looker.open()
+    expect(page.locator(".tile")).to_have_count(8)
+    shows(page, [video["prompt"] for video in listed])
+
+
 def test_a_card_is_dragged_as_a_video(site, looker):
     made = site.make("drag me")
     page = looker.open()
@@ -205,6 +240,7 @@ def test_clips_become_a_film_in_the_order_that_was_chosen(site, looker):
         page.get_by_role("button", name=f"Select: {name}", exact=True).click()
     page.get_by_role("button", name="Make a film").click()
     window = page.get_by_role("dialog")
+    expect(window.locator(".film-clip")).to_have_count(3)
     order = [card.get_attribute("data-order") for card in window.locator(".film-clip").all()]
     assert sorted(order) == sorted(ids)
     first = window.get_by_role("button", name="Move clip 1")

@@ -149,6 +149,41 @@ def test_edit_takes_all_of_a_video_into_the_form(site, looker):
     assert page.evaluate("JSON.parse(localStorage.getItem('pusa.form')).seed") == 4711
 
 
+def test_a_seed_of_another_client_is_exact_wherever_it_goes(site, looker):
+    seed = 2**63 - 3
+    page = looker.open(site.make("a large seed", seed=seed))
+    expect(page.locator(".facts")).to_contain_text(f"seed {seed}")
+    tools = page.get_by_role("toolbar", name="What to do")
+    tools.get_by_role("button", name="Edit").click()
+    expect(page.locator("#seed")).to_have_value(str(seed))
+    tools.get_by_role("button", name="More").click()
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/v1/videos")):
+        page.get_by_role("menuitem", name="Same again").click()
+    assert newest(site).request["seed"] == seed
+    page.locator("#variants").select_option(label="2")
+    with page.expect_response(
+        lambda answer: answer.request.method == "POST" and answer.request.post_data.count(str(seed + 1))
+    ):
+        page.click("#generate")
+    assert newest(site).request["seed"] == seed + 1
+    page.locator("#seed").fill("9" * 20)
+    expect(page.locator("#seed-problem")).to_contain_text(str(2**63 - 1))
+    page.locator("#seed").blur()
+    expect(page.locator("#seed")).to_have_value(str(2**63 - 1))
+    looker.context.request.post(f"{site.url}v1/videos/cancel")
+
+
+def test_four_variants_show_their_whole_seeds(site, looker):
+    ids = [site.make("a fox sits", batch="whole", seed=2**32 - 1 - number) for number in range(4)]
+    page = looker.open(*ids)
+    plays(page, *ids)
+    page.fill("#seconds", "80")
+    page.locator("#seconds").blur()
+    expect(page.locator(".row .field-head .small").nth(1)).to_have_text("1281 frames")
+    cut = "texts => texts.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.textContent)"
+    assert page.eval_on_selector_all(".variant-facts, .row .field-head *", cut) == []
+
+
 def test_delete_is_undone(site, looker):
     made = site.make("kept after all")
     page = looker.open(made)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_engine import FakeEngine
 from paths import SUPPORT
 from server_samples import fake_executor, is_running, quick_settings, request, wait_until
 
@@ -17,20 +18,23 @@ from pusa import media
 from pusa.acceleration.decisions import LoadOptions
 from pusa.acceleration.ranks import RankError
 from pusa.events import Checkpoint, Done, Note, Resolved, Stage, Step
-from pusa.models.files import DamagedFileError, WrongArchitectureError
+from pusa.models.files import DamagedFileError, MissingFilesError, WrongArchitectureError
 from pusa.models.finite import NotFiniteError
 from pusa.models.vae import DecodeError, DecodeMemoryError
 from pusa.resources import ResourcesError
 from pusa.server.worker.engine_process import (
+    Inbox,
     PusaEngine,
+    ReportLoading,
     error_message,
     make_engine,
     percent_of,
     rename_files,
     run_task,
+    work,
 )
 from pusa.server.worker.local import LocalExecutor
-from pusa.server.worker.messages import Cancelled, Error, Task
+from pusa.server.worker.messages import Cancelled, Error, LoadFailed, Task
 from pusa.server.worker.worker import make_executor
 
 
@@ -173,8 +177,26 @@ def test_loading_tells_how_far_it_is_and_why_it_failed(tmp_path):
     executor = fake_executor('{"load_fails": true}')
     executor.start()
     wait_until(lambda: executor.state.stage == "failed")
-    assert executor.state.error == "ValueError: no such model"
+    assert (executor.state.error, executor.state.error_code) == ("ValueError: no such model", "model_not_loaded")
     executor.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ResourcesError("9 GB of RAM are missing"), "model_too_large"),
+        (MissingFilesError("vae/config.json"), "model_files_missing"),
+        (KeyError("transformer"), "model_not_loaded"),
+    ],
+)
+def test_why_a_model_cannot_be_loaded_has_a_code(error: Exception, code: str) -> None:
+    class Failing(FakeEngine):
+        def load(self, report: ReportLoading) -> str:
+            raise error
+
+    sent: list[Any] = []
+    assert work(Failing("{}"), Inbox(), sent.append) == 1
+    assert sent == [LoadFailed(f"{type(error).__name__}: {error}", code)]
 
 
 def test_a_model_that_takes_too_long_to_load_is_given_up(tmp_path):

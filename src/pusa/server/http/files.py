@@ -37,6 +37,11 @@ Time = Annotated[
 Width = Annotated[int, Whole, Query(description="At most so many pixels wide.", ge=16, le=MAX_FRAME_WIDTH)]
 Count = Annotated[int, Whole, Query(description="Frames, evenly spread.", ge=1, le=MAX_STRIP_FRAMES)]
 Height = Annotated[int, Whole, Query(description="At most so many pixels high.", ge=16, le=MAX_STRIP_HEIGHT)]
+Input = Annotated[
+    int | None,
+    Whole,
+    Query(description="Of the files that the video is made from, counted from 0; before it is made too.", ge=0, le=63),
+]
 _DRAWN: dict[int | str, dict[str, Any]] = {
     200: openapi.binary("The picture.", "image/webp"),
     304: {"description": "It has not changed."},
@@ -207,18 +212,18 @@ async def get_file_strip(id: FileId, strip: StripDrawing) -> Response:
     return await strip.of(StoredReference.model_construct(file_id=id))
 
 
-@router.get(
-    "/videos/{id:video}/frame", responses=_DRAWN, response_class=Response, summary="Draw a frame of a finished video"
-)
-async def get_video_frame(id: Id, frame: FrameDrawing) -> Response:
-    return await frame.of(StoredReference.model_construct(video_id=id))
+@router.get("/videos/{id:video}/frame", responses=_DRAWN, response_class=Response, summary="Draw a frame of a video")
+async def get_video_frame(id: Id, frame: FrameDrawing, input: Input = None) -> Response:
+    """Of a finished video, or of one of the files that a video is made from."""
+    return await frame.of(StoredReference.model_construct(video_id=id, input=input))
 
 
 @router.get(
     "/videos/{id:video}/strip",
     responses=_DRAWN,
     response_class=Response,
-    summary="Draw frames of a finished video side by side",
+    summary="Draw frames of a video side by side",
 )
-async def get_video_strip(id: Id, strip: StripDrawing) -> Response:
-    return await strip.of(StoredReference.model_construct(video_id=id))
+async def get_video_strip(id: Id, strip: StripDrawing, input: Input = None) -> Response:
+    """Of a finished video, or of one of the files that a video is made from."""
+    return await strip.of(StoredReference.model_construct(video_id=id, input=input))

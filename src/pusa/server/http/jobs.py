@@ -20,6 +20,7 @@ from pusa.server.jobs.queue import Job, JobFilter, Status
 router = APIRouter(prefix="/v1")
 
 _MOST_UNDO_SECONDS = 86_400
+_MEANT = {"extend": "extensions", "extension": "extensions", "edit": "edits"}  # guessed routes, and the right ones
 
 
 def _video_list(jobs: list[Job], has_more: bool = False) -> VideoList:
@@ -145,6 +146,9 @@ async def restore_video(id: Id, service: Service, owner: Owner) -> Response:
 )
 async def update_video(request: Request, id: Id, service: Service, owner: Owner) -> Response:
     """Makes it a favourite or puts it into a batch; what is left out stays."""
+    if (meant := _MEANT.get(id)) is not None:
+        raise ServiceError(404, "not_found", f"there is no POST /v1/videos/{id}: use POST /v1/videos/{meant}")
+    await service.get(id, owner)  # whoever has meant another route is not told about this one's body
     async with read_request(request, service) as reader:
         body = await reader.validate(UpdateVideo, {})
     values: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from pusa.numerals import is_whole, parse_whole
 from pusa.server.connections import ON_REFUSED, client_network
 from pusa.server.errors import ServiceError, respond
 from pusa.server.http.keys import ApiKeys, WrongKeys, wrong_key
-from pusa.server.http.session_cookies import SessionCookies, netloc_of
+from pusa.server.http.session_cookies import Session, SessionCookies, netloc_of
 from pusa.server.logs import log_context
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,8 @@ def _host_name(host: str) -> str:
 class AccessMiddleware:
     """Authorise every request, limit its body, and answer with its id.
 
-    Sets ``request.state.owner``, ``is_signed_in`` and ``is_allowed`` (is the owner's key still valid?).
+    Sets ``request.state.owner``, ``is_signed_in`` and ``is_allowed``, which is awaited: are the owner's key and session
+    still valid?
 
     Args:
         app: the ASGI app to protect.
@@ -161,7 +162,7 @@ class AccessMiddleware:
 
         with log_context(request=request_id):
             try:
-                self._authorize(scope, headers, max_bytes)
+                await self._authorize(scope, headers, max_bytes)
                 await self.app(scope, body.receive, send_with_headers)
             except ClientDisconnect:
                 logger.debug("a client has gone before its request was read")
@@ -191,24 +192,31 @@ class AccessMiddleware:
             path.startswith(folder) for folder in self.open_paths if folder != "/" and folder.endswith("/")
         )
 
-    def _authorize(self, scope: Scope, headers: Headers, max_bytes: int) -> None:
+    async def _authorize(self, scope: Scope, headers: Headers, max_bytes: int) -> None:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["owner"] = NOBODY
         if path_of(scope) in PUBLIC_PATHS:
             return
         if self.hosts is not None:
             self.hosts.check(headers, scope["method"])
-        owner = self.keys.owner_of(headers)
+        owner, session = self.keys.owner_of(headers), None
         if owner is None and self.sessions is not None:
-            owner = self.sessions.owner_of(headers)
+            session = await self.sessions.find(headers)
+            owner = None if session is None else session.owner
         if owner is None and not self._is_open(scope):
             raise wrong_key()
         state["is_signed_in"] = owner is not None
         if owner is not None:
-            state["owner"], state["is_allowed"] = owner, partial(self.keys.knows, owner)
+            state["owner"], state["is_allowed"] = owner, partial(self._is_allowed, owner, session)
         length = headers.get("content-length", "0")
         if is_whole(length) and parse_whole(length) > max_bytes:
             raise _too_large(max_bytes)
+
+    async def _is_allowed(self, owner: str, session: Session | None) -> bool:
+        """Tell whether whoever was let in still is."""
+        if session is not None and self.sessions is not None and await self.sessions.has_ended(session):
+            return False
+        return self.keys.knows(owner)
 
 
 def address_of(scope: Scope) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from pusa.acceleration.decisions import Machine, Plan
+from pusa.server.http.schemas import Reason
+from pusa.server.plans import problem_of
 
 
 class ModelCard(BaseModel):
@@ -22,6 +24,7 @@ class ModelPlan(BaseModel):
     gpu_peak_bytes: dict[str, int]
     ram_peak_bytes: int
     problem: str | None
+    problem_detail: Reason | None
     notes: list[str]
     cards: list[ModelCard]
     ram_bytes: int
@@ -178,6 +181,7 @@ def model_plan(found: tuple[Plan, Machine] | None) -> ModelPlan | None:
         gpu_peak_bytes=dict(plan.gpu_peak_bytes),
         ram_peak_bytes=plan.ram_peak_bytes,
         problem=plan.problem or None,
+        problem_detail=Reason(**problem_of(plan)) if plan.problem else None,
         notes=list(plan.notes),
         cards=[ModelCard(name=card.name, memory_bytes=card.memory_bytes) for card in machine.cards],
         ram_bytes=machine.ram_bytes,

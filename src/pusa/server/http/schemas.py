@@ -21,7 +21,7 @@ from pusa.request import (
 )
 from pusa.server.http.reference_schemas import AnyReference, AnyVideo, FileUrl, Reference, StoredReference
 from pusa.server.jobs.job import Job
-from pusa.server.plans import Estimate
+from pusa.server.plans import Estimate, problem_of
 
 SIZE_PATTERN = r"^[1-9][0-9]{0,3}[xX×*][1-9][0-9]{0,3}$"
 SECONDS_PATTERN = r"^[0-9]{1,4}(\.[0-9]{1,3})?$"
@@ -264,6 +264,7 @@ class VideoObject(BaseModel):
     status: Literal["queued", "in_progress", "completed", "failed"]
     progress: int = Field(ge=0, le=100)
     created_at: int
+    created_at_ms: int = Field(description="In milliseconds: of one key's videos no two have the same.")
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str | None = None
@@ -287,9 +288,18 @@ class VideoObject(BaseModel):
     batch: str | None = None
     favourite: bool = False
     source: str = Field("api", description="Where it was asked for: api or studio.")
+    inputs: int = Field(0, description="How many files it is made from: `input` of /frame counts them from 0.")
     cancel_requested: bool = Field(False, description="It runs, and ends after its current step.")
     has: list[str] = Field([], description="The kinds of its files, such as video and thumbnail.")
     note_details: list[dict[str, Any]] = Field([], description="The notes as code, values and message.")
+
+
+class Reason(BaseModel):
+    """Say why something does not work, as an error of that code does."""
+
+    code: str
+    message: str
+    values: dict[str, Any] = Field(description="What fills the text of the code in another language.")
 
 
 class VideoEstimate(BaseModel):
@@ -307,6 +317,7 @@ class VideoEstimate(BaseModel):
     ram_peak_bytes: int | None
     seconds: float | None = Field(description="From earlier videos of as many tokens; null before the first one.")
     problem: str | None = Field(description="Why it would be refused.")
+    problem_detail: Reason | None = Field(description="The same as code, values and message.")
     notes: list[str]
 
 
@@ -345,6 +356,7 @@ class Ready(BaseModel):
     running: int
     workers: int
     ranks: int
+    error: Reason | None = Field(None, description="Why the model cannot be loaded.")
 
 
 def video_from_job(job: Job, position: int | None = None) -> VideoObject:
@@ -362,6 +374,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         status="failed" if job.status == "cancelled" else job.status,
         progress=100 if job.status == "completed" else max(0, min(99, int(job.progress))),
         created_at=int(job.created_at),
+        created_at_ms=round(1000 * job.created_at),
         completed_at=None if job.completed_at is None else int(job.completed_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         prompt=job.prompt,
@@ -385,6 +398,7 @@ def video_from_job(job: Job, position: int | None = None) -> VideoObject:
         batch=job.batch,
         favourite=job.favourite,
         source=job.source,
+        inputs=len(job.inputs),
         cancel_requested=job.cancel_requested,
         has=list(job.results),
         note_details=list(job.note_details),
@@ -406,5 +420,6 @@ def estimate_response(model: str, request: ResolvedRequest, found: Estimate) -> 
         ram_peak_bytes=None if plan is None else plan.ram_peak_bytes,
         seconds=None if found.seconds is None else round(found.seconds, 2),
         problem=None if plan is None else plan.problem or None,
+        problem_detail=None if plan is None or not plan.problem else Reason(**problem_of(plan)),
         notes=[] if plan is None else list(plan.notes),
     )

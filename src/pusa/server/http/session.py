@@ -68,9 +68,10 @@ async def open_session(request: Request, service: Service) -> Response:
     return response
 
 
-@router.delete("/session", status_code=204, response_class=Response, responses=openapi.errors(), summary="Sign out")
+@router.delete("/session", status_code=204, response_class=Response, responses=openapi.errors(503), summary="Sign out")
 async def close_session(request: Request) -> Response:
-    """Removes the cookie."""
+    """Ends the session, so that no copy of its cookie is valid any more, and removes the cookie."""
+    await _cookies(request).end(request.headers)
     response = Response(status_code=204, headers=_NOT_KEPT)
     response.delete_cookie(
         _cookies(request).name,

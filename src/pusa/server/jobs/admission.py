@@ -29,6 +29,7 @@ from pusa.server.jobs.job import (
 
 _RECENT_JOBS = 20  # completed jobs whose median duration predicts the next one's
 _FIRST_JOB_SECONDS = 30.0  # the prediction before any job has completed
+_CLOCKS_DIFFER_SECONDS = 60.0  # at most, between servers; what is further ahead was written by a wrong clock
 
 _table = database.jobs
 _c = _table.c
@@ -94,10 +95,22 @@ def median_seconds(connection: Connection) -> float | None:
     return statistics.median(row.completed_at - row.started_at for row in rows) if rows else None
 
 
+def _creation_time(connection: Connection, owner: str, now: float) -> float:
+    """Return `now`, or at least a millisecond after the owner's job before, so that times are in the order of arrival.
+
+    Jobs come within a millisecond, and to several servers, whose clocks differ.
+    """
+    newest = sa.select(_c.created_at).where(_c.owner == owner).order_by(_c.seq.desc()).limit(1)
+    last = connection.execute(newest).scalar()
+    if last is None or last > now + _CLOCKS_DIFFER_SECONDS:
+        return now
+    return max(now, (round(1000 * last) + 1) / 1000)
+
+
 def insert(connection: Connection, new: NewJob, digests: Mapping[str, FileDigest] | None, now: float) -> Job:
     """Add the row of a new job and those of its inputs; return it."""
     values = {f.name: getattr(new, f.name) for f in fields(NewJob)} | {"inputs": list(new.inputs)}
-    values |= {"created_at": now, "turn": next_turn(connection, new.owner)}
+    values |= {"created_at": _creation_time(connection, new.owner, now), "turn": next_turn(connection, new.owner)}
     row = connection.execute(_table.insert().values(**values).returning(_table)).one()
     records.record_files(connection, row.seq, "input", new.inputs, digests)
     records.record_change(connection, row.id, row.owner, now)

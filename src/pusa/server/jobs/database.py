@@ -174,6 +174,13 @@ job_changes = sa.Table(  # by clients: jobs that are new, marked, removed, resto
 )
 sa.Index("job_changes_by_time", job_changes.c.changed_at)
 
+ended_sessions = sa.Table(  # of pages, which were signed out before their cookies expired
+    "ended_sessions",
+    _metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+
 workers = sa.Table(
     "workers",
     _metadata,

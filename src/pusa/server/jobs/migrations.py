@@ -82,5 +82,16 @@ def add_files_and_marks(connection: Connection) -> None:
         connection.execute(sa.text(statement.format(json="JSON", **words)))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (add_turns_and_files, add_plan, add_files_and_marks)
+def add_ended_sessions(connection: Connection) -> None:
+    """Add the sessions of pages that were ended before their time."""
+    statement = "CREATE TABLE ended_sessions (id TEXT NOT NULL PRIMARY KEY, expires_at DOUBLE PRECISION NOT NULL)"
+    connection.execute(sa.text(statement))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    add_turns_and_files,
+    add_plan,
+    add_files_and_marks,
+    add_ended_sessions,
+)
 """Migrations by version: the n-th (from 1) turns version n of the tables into version n + 1."""

@@ -356,7 +356,7 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
         send(ModelReady(engine.load(report)))
     except Exception as error:
         logger.exception("the model cannot be loaded")
-        send(LoadFailed(f"{type(error).__name__}: {error}"))
+        send(LoadFailed(f"{type(error).__name__}: {error}", _code_of_failure(error)))
         return 1
     while True:
         task = inbox.next_task()
@@ -365,6 +365,15 @@ def work(engine: Engine, inbox: Inbox, send: Callable[[Any], None]) -> int:
                 send(message)
                 if isinstance(message, Error) and is_fatal(message):
                     return 1
+
+
+def _code_of_failure(error: Exception) -> str:
+    """Tell apart why a model cannot be loaded, as far as an operator does something else about it."""
+    from pusa.resources import ResourcesError  # measures the machine, for which the server has no use
+
+    if isinstance(error, ResourcesError | MemoryError):
+        return "model_too_large"
+    return "model_files_missing" if isinstance(error, FileNotFoundError | MissingFilesError) else "model_not_loaded"
 
 
 def serve(engine: Engine, commands: BinaryIO, answers: BinaryIO) -> int:

@@ -48,6 +48,7 @@ class ExecutorState:
     pids: tuple[int, ...] = ()
     world_size: int = 1
     error: str | None = None
+    error_code: str | None = None  # of `error`, where loading has failed by itself
     machine: Machine | None = None
 
     @property
@@ -119,7 +120,7 @@ class Child(ABC):
 
     def kill(self, reason: str | None = None) -> None:
         """Kill the process at once; it is not ready any more when this returns."""
-        self.state = replace(self.state, stage="failed", percent=None, error=reason)
+        self.state = replace(self.state, stage="failed", percent=None, error=reason, error_code=None)
         self._kill()
 
     @abstractmethod
@@ -264,8 +265,8 @@ def _state_after(state: ExecutorState, message: Any) -> ExecutorState | None:
             return replace(state, stage=stage, percent=percent)
         case ModelReady(model):
             return replace(state, stage="ready", percent=100.0, model=model)
-        case LoadFailed(error):
-            return replace(state, error=error)
+        case LoadFailed(error, code):
+            return replace(state, error=error, error_code=code)
         case MachineFound(machine):
             return replace(state, machine=machine)
     return None

@@ -311,8 +311,8 @@ class _Group(Child):
                     self._receive(message)
             case Loading() | ModelReady():
                 self._handle_loading(rank, message)
-            case LoadFailed(error):
-                self._receive(LoadFailed(self._named(rank, error)))
+            case LoadFailed(error, code):
+                self._receive(LoadFailed(self._named(rank, error), code))
                 self._reason = self._reason or self._named(rank, error)
                 if len(self._ranks) > 1:
                     self._kill()  # the others wait for it

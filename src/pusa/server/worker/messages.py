@@ -72,9 +72,10 @@ class ModelReady:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """Report that the model cannot be loaded; the process ends."""
+    """Report that the model cannot be loaded; the process ends. `code` is one of `pusa.codes.ERRORS`."""
 
     message: str
+    code: str = "model_not_loaded"
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ class Worker:
             "pids": list(state.pids),
             "machine": None if state.machine is None else machine_as_json(state.machine),
             "error": state.error,
+            "error_code": state.error_code,
             "job": None if attempt is None else attempt.job.id,
         }
         now = time.monotonic()

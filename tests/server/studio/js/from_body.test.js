@@ -39,6 +39,18 @@ for (const [name, change] of Object.entries(FORMS)) {
   });
 }
 
+test("a transition of another client without an overlap keeps the server's own", () => {
+  const items = [clip("a"), clip("b")];
+  const body = { ...toBody(formOf(FORMS.transition), WAN), num_frames: 49 };
+  assert.equal(body.overlap, 13);
+  const { overlap, ...theirs } = body;
+  const again = toBody(back(theirs, items).form, WAN);
+  assert.equal(again.overlap, 13);
+  const short = { ...theirs, num_frames: 33 };
+  assert.equal(toBody(formOf({ ...FORMS.transition, frames: 33 }), WAN).overlap, 9); // what this page begins with
+  assert.equal(toBody(back(short, items).form, WAN).overlap, 13); // GenerationRequest's: half of what is between
+});
+
 test("the server keeps the fit with each keyframe", () => {
   const form = formOf({ ...FORMS.images, fit: "letterbox" });
   const { fit, keyframes, ...rest } = toBody(form, WAN);

@@ -133,6 +133,27 @@ test("0,20 on a short clip: the last frame is offered", () => {
   assert.deepEqual(found.fix.items.map(({ position }) => position), ["0", "last"]);
   const kept = problemOf(formOf({ tab: "video", clips: [clip("a")], frames: 33, keptPositions: "0,20" }), WAN);
   assert.deepEqual(kept.fix, { keptPositions: "0,last" });
+  const twice = problemOf(formOf({ tab: "video", clips: [clip("a")], frames: 33, keptPositions: "0,20,30", keptNoise: "0,0.1,0.2" }), WAN);
+  assert.deepEqual(twice.fix, { keptPositions: "0,last", keptNoise: "0,0.1" });
+});
+
+test("by default the first latent frames of a clip are kept, as far as it has them", () => {
+  const sent = (seconds, change = {}) => toBody(formOf({ tab: "video", clips: [clip("a", { seconds, ...change })] }), WAN).cond_positions;
+  assert.equal(sent(5).length, 4);
+  assert.equal(sent(0.5).length, 2);
+  assert.equal(sent(5, { start: 1, end: 1.05 }).length, 1);
+  for (const seconds of [0.05, 0.3, 0.5, 5]) assert.equal(problemOf(formOf({ tab: "video", clips: [clip("a", { seconds })] }), WAN), null);
+  const short = formOf({ tab: "video", frames: 9, clips: [clip("a")] });
+  assert.equal(toBody(short, WAN).cond_positions.length, 3);
+  assert.equal(problemOf(short, WAN), null);
+});
+
+test("kept latent frames that a clip does not have become its last one", () => {
+  const form = formOf({ tab: "video", clips: [clip("a", { seconds: 0.5 })], keptPositions: "0,1,2,3", keptNoise: "0,0.1,0.2,0.3" });
+  const found = problemOf(form, WAN);
+  assert.equal(found.key, "timeline.problem.clip_ends");
+  assert.deepEqual(found.fix, { keptPositions: "0,1", keptNoise: "0,0.1" });
+  assert.equal(problemOf({ ...form, ...found.fix }, WAN), null);
 });
 
 test("two pictures at one place are not sent", () => {

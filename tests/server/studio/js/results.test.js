@@ -6,20 +6,20 @@ import { inputs, rows } from "../../../../src/pusa/server/studio/web/result/rows
 import { named, percentOf, ratioOf, siblings, spoken, stateOf } from "../../../../src/pusa/server/studio/web/result/states.js";
 import { overall, turnedOut } from "../../../../src/pusa/server/studio/web/shell/progress.js";
 
-const job = (id, values = {}) => ({ id, status: "completed", created_at: 100, prompt: "a duck", has: ["video"], task: "generate", ...values });
+const job = (id, values = {}) => ({ id, status: "completed", created_at_ms: 100, prompt: "a duck", has: ["video"], task: "generate", ...values });
 const known = (...jobs) => ({ jobs: new Map(jobs.map((one) => [one.id, one])), previews: new Map(), ready: null });
 const ids = (jobs) => [...jobs].map((one) => one.id);
 
 test("a list replaces what it covers, and leaves what is older", () => {
-  const before = known(job("gone", { created_at: 90 }), job("old", { created_at: 10 }), job("kept", { created_at: 80, favourite: true }));
-  const { jobs, doubtful } = afterList(before, [job("new", { created_at: 95 }), job("kept", { created_at: 80 })]);
+  const before = known(job("gone", { created_at_ms: 90 }), job("old", { created_at_ms: 10 }), job("kept", { created_at_ms: 80, favourite: true }));
+  const { jobs, doubtful } = afterList(before, [job("new", { created_at_ms: 95 }), job("kept", { created_at_ms: 80 })]);
   assert.deepEqual(ids(jobs.values()).sort(), ["kept", "new", "old"]);
   assert.equal(jobs.get("kept").favourite, undefined);
   assert.deepEqual(doubtful, []);
 });
 
 test("a list of all jobs leaves nothing else", () => {
-  const { jobs } = afterList(known(job("old", { created_at: 1 })), [job("new")], true);
+  const { jobs } = afterList(known(job("old", { created_at_ms: 1 })), [job("new")], true);
   assert.deepEqual(ids(jobs.values()), ["new"]);
 });
 
@@ -48,8 +48,8 @@ test("events change one job each", () => {
 });
 
 test("another tab gets all that is unfinished and the newest others without a gap", () => {
-  const all = Array.from({ length: 60 }, (_, index) => job(`v${index}`, { created_at: index }));
-  const jobs = known(...all, job("waits", { created_at: -5, status: "queued" })).jobs;
+  const all = Array.from({ length: 60 }, (_, index) => job(`v${index}`, { created_at_ms: index }));
+  const jobs = known(...all, job("waits", { created_at_ms: -5, status: "queued" })).jobs;
   const found = newest(jobs, 50);
   assert.equal(found.length, 51);
   assert.equal(found[0].id, "v59");
@@ -76,8 +76,8 @@ test("a job says what it is", () => {
 });
 
 test("variants stay in the order in which they were asked for", () => {
-  const jobs = known(job("b", { batch: "x", seed: 2 }), job("c", { batch: "y" }), job("a", { batch: "x", seed: 1 })).jobs;
-  assert.deepEqual(ids(siblings(jobs, jobs.get("b"))), ["a", "b"]);
+  const jobs = known(job("a", { batch: "x", created_at_ms: 102 }), job("c", { batch: "y" }), job("b", { batch: "x", created_at_ms: 101 })).jobs;
+  assert.deepEqual(ids(siblings(jobs, jobs.get("b"))), ["b", "a"]);
   assert.deepEqual(ids(siblings(jobs, job("alone"))), ["alone"]);
   assert.deepEqual(ids(named(jobs, ["a", "missing", "c"])), ["a", "c"]);
 });
@@ -92,13 +92,14 @@ test("a screen reader is told every ten percent", () => {
 });
 
 test("the gallery shows what matches, as far back as it was read, the newest first", () => {
-  const all = [job("a", { created_at: 1 }), job("b", { created_at: 3, prompt: "A red Apple" }), job("c", { created_at: 2 }), job("d", { created_at: 9, status: "queued" })];
+  const all = [job("a", { created_at_ms: 1 }), job("b", { created_at_ms: 3, prompt: "A red Apple" }), job("c", { created_at_ms: 2 }), job("d", { created_at_ms: 9, status: "queued" })];
   assert.deepEqual(ids(shown(all, noFilter(), 2)), ["b", "c"]);
   assert.deepEqual(ids(shown(all, { ...noFilter(), q: "apple  red" }, -Infinity)), ["b"]);
   assert.equal(matches(job("a", { task: "loop" }), { ...noFilter(), task: "loop" }), true);
   assert.equal(matches(job("a"), { ...noFilter(), favourite: true }), false);
-  const same = [job("x", { created_at: 5 }), job("y", { created_at: 5 })];
-  assert.deepEqual(ids(shown(same, noFilter(), 0)), ids(shown(same.reverse(), noFilter(), 0)));
+  const second = [job("x", { created_at: 5, created_at_ms: 5003 }), job("z", { created_at: 5, created_at_ms: 5001 }), job("y", { created_at: 5, created_at_ms: 5002 })];
+  assert.deepEqual(ids(shown(second, noFilter(), 0)), ["x", "y", "z"]); // of one second, as the API lists them
+  assert.deepEqual(ids(shown(second, noFilter(), 5002)), ["x", "y"]);
   assert.equal(query({ q: " red apple ", task: "loop", favourite: true }, "video_1", 40), "limit=40&q=red+apple&task=loop&favourite=true&after=video_1");
 });
 

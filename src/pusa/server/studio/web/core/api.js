@@ -1,5 +1,6 @@
 /** Requests to the server's API. Every failure is an `ApiError`, with the code and values that a text is made of. */
 import { effect } from "./dom.js";
+import { jsonText, parseJson } from "./json.js";
 import { connection, session, uploads } from "./store.js";
 
 const UPLOAD_TRIES = 3; // a file that the browser cannot read any more looks like a lost connection
@@ -36,7 +37,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   const request = { method, headers: { "x-pusa-page": "1", ...headers }, signal };
   if (body instanceof FormData) request.body = body;
   else if (body !== undefined) {
-    request.body = JSON.stringify(body);
+    request.body = jsonText(body);
     /** @type {any} */ (request.headers)["content-type"] = "application/json";
   }
   let response;
@@ -53,7 +54,7 @@ export async function call(method, path, { body, headers = {}, signal } = {}) {
   /** @type {any} */
   let json = null;
   try {
-    json = text ? JSON.parse(text) : null;
+    json = text ? parseJson(text) : null;
   } catch {
     json = { error: { message: text.slice(0, 200) } }; // a proxy's page, which is no JSON
   }

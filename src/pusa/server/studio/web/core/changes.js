@@ -28,7 +28,7 @@ function without(previews, id) {
 export function afterList(known, list, complete = false) {
   const listed = new Set(list.map((job) => job.id));
   const ended = list.filter((job) => !BUSY.includes(job.status));
-  const oldest = complete ? -Infinity : Math.min(...ended.map((job) => job.created_at));
+  const oldest = complete ? -Infinity : Math.min(...ended.map((job) => job.created_at_ms));
   const jobs = new Map();
   const doubtful = [];
   for (const job of list) jobs.set(job.id, job);
@@ -36,7 +36,7 @@ export function afterList(known, list, complete = false) {
     if (listed.has(id)) continue;
     if (job.local) jobs.set(id, job); // pressed here, and not yet known to the server
     else if (BUSY.includes(job.status)) doubtful.push(id);
-    else if (job.created_at <= oldest) jobs.set(id, job); // older than what the list covers, or of its last second
+    else if (job.created_at_ms < oldest) jobs.set(id, job); // older than what the list covers
   }
   const running = new Set(list.filter((job) => job.status === "in_progress").map((job) => job.id));
   const previews = new Map([...known.previews].filter(([id]) => running.has(id)));
@@ -70,7 +70,7 @@ export function afterEvent(known, name, data) {
  * @param {Map<string, any>} jobs @param {number} [count] @returns {any[]} the newest first
  */
 export function newest(jobs, count = 50) {
-  const all = [...jobs.values()].sort((a, b) => b.created_at - a.created_at);
+  const all = [...jobs.values()].sort((a, b) => b.created_at_ms - a.created_at_ms);
   const ended = all.filter((job) => !BUSY.includes(job.status)).slice(0, count);
   const kept = new Set(ended);
   return all.filter((job) => BUSY.includes(job.status) || kept.has(job));

@@ -11,7 +11,7 @@ export function emptyForm() {
     story: "",
     items: [],
     clips: [],
-    keptPositions: "0,1,2,3",
+    keptPositions: null,
     keptNoise: "",
     shape: "auto",
     frames: null,

@@ -8,6 +8,7 @@
 import { get, url } from "./api.js";
 import { afterEvent, afterList, newest, pause } from "./changes.js";
 import { batch, computed, effect, signal } from "./dom.js";
+import { parseJson } from "./json.js";
 import { connection, jobs, previews, ready, session } from "./store.js";
 
 const LOCK = "pusa.feed";
@@ -103,7 +104,7 @@ function connect() {
   };
   for (const name of EVENTS) {
     source.addEventListener(name, (event) => {
-      const data = JSON.parse(/** @type {MessageEvent} */ (event).data);
+      const data = parseJson(/** @type {MessageEvent} */ (event).data);
       take(name, data);
       say({ kind: "event", name, data });
     });

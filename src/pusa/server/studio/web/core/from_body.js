@@ -1,5 +1,5 @@
 /** The form that sends a body of POST /v1/videos: what Edit takes back. Pure; request.js is the way there. */
-import { lengthOf, placeItems } from "../timeline/model.js";
+import { lengthOf, placeItems, serversOverlap } from "../timeline/model.js";
 import { splitList } from "./positions.js";
 import { DRAFT_STEPS, standards } from "./request.js";
 import { draftSize, parseSize, targetSize } from "./size.js";
@@ -136,7 +136,7 @@ function numbers(body, form, model) {
     shift: of(body.flow_shift, standard.shift),
     alpha: of(body.lora_alpha, standard.alpha),
     alpha2: of(body.lora_alpha_2, standard.alpha2),
-    overlap: of(body.overlap, standard.overlap),
+    overlap: of(body.overlap ?? (form.mode === "transition" && form.tab === "video" ? serversOverlap(form, model) : null), standard.overlap),
     metadata: of(body.metadata, standard.metadata),
   };
 }

@@ -4,8 +4,9 @@
  *
  * A field that is null is left out: the server then takes the model's default, which the form shows.
  */
-import { layoutOf, overlapFrames, placeItems, lengthOf, usedClips, usedItems } from "../timeline/model.js";
-import { PositionError, formatPosition, parseNoise, parsePosition, parsePositions, splitList } from "./positions.js";
+import { keptText, layoutOf, overlapFrames, placeItems, lengthOf, usedClips, usedItems } from "../timeline/model.js";
+import { PositionError, formatPosition, latentIndex, parseNoise, parsePosition, parsePositions, splitList } from "./positions.js";
+import { seedAfter } from "./seeds.js";
 import { draftSize, targetSize } from "./size.js";
 
 /** @typedef {import("./store.js").Form} Form */
@@ -13,7 +14,6 @@ import { draftSize, targetSize } from "./size.js";
 /** @typedef {{key: string, values?: Record<string, any>, fix?: Partial<Form>|((form: Form) => Partial<Form>), fixKey?: string}} Problem  `key` of its text; `fix`: what to edit, `fixKey`: its text */
 
 export const DRAFT_STEPS = 0.4; // of the whole clip's
-const MOST_SEED = 2 ** 53 - 1; // that JavaScript holds exactly; far more than the server draws
 
 /** @param {number} steps @returns {number} of a draft of a clip of so many steps */
 export const draftSteps = (steps) => Math.max(1, Math.round(steps * DRAFT_STEPS));
@@ -89,7 +89,7 @@ function inputs(form, model) {
     const input_reference = clips.map((clip) => referenceOf(clip, false));
     if (form.mode !== "complete") return { ...fit, input_reference };
     const noise = form.keptNoise.trim() ? { noise_multipliers: parseNoise(form.keptNoise) } : {};
-    return { ...fit, input_reference, cond_positions: parsePositions(form.keptPositions).map(formatPosition), ...noise };
+    return { ...fit, input_reference, cond_positions: parsePositions(keptText(form, model)).map(formatPosition), ...noise };
   }
   const length = lengthOf(form, model);
   const isFirst = form.tab !== "images";
@@ -157,9 +157,8 @@ export function toBody(form, model) {
 export function bodiesOf(form, model, batch) {
   const body = toBody(form, model);
   const first = form.seed ?? 0;
-  const seed = (/** @type {number} */ number) => (first + number) % MOST_SEED;
   if (form.variants === 1) return [{ ...body, seed: first }];
-  return Array.from({ length: form.variants }, (_, number) => ({ ...body, seed: seed(number), batch }));
+  return Array.from({ length: form.variants }, (_, number) => ({ ...body, seed: seedAfter(first, number), batch }));
 }
 
 /**
@@ -187,7 +186,7 @@ export function estimateBody(form, model) {
  * @returns {Problem|null}
  */
 export function problemOf(form, model) {
-  const own = missingInput(form) ?? keptProblem(form);
+  const own = missingInput(form) ?? keptProblem(form, model);
   if (own) return { key: `form.problem.${own.key}`, values: own.values, ...wordsAlone(form, model) };
   if (model.has_text && !form.prompt.trim() && !storyLines(form.story).length) return { key: "form.problem.no_prompt" };
   try {
@@ -214,17 +213,18 @@ function missingInput(form) {
   return form.mode === "transition" && form.clips.length < 2 ? { key: "no_second_video" } : null;
 }
 
-/** @param {Form} form @returns {Problem|null} */
-function keptProblem(form) {
+/** @param {Form} form @param {any} model @returns {Problem|null} */
+function keptProblem(form, model) {
   if (form.tab !== "video" || form.mode !== "complete") return null;
-  if (!form.keptPositions.trim()) return { key: "no_positions" };
+  const text = keptText(form, model);
+  if (!text.trim()) return { key: "no_positions" };
   const noises = form.keptNoise.trim() ? splitList(form.keptNoise).length : 0;
-  const positions = splitList(form.keptPositions).length;
+  const positions = splitList(text).length;
   return noises > 1 && noises !== positions ? { key: "noise_count", values: { noises, positions } } : null;
 }
 
 /**
- * "last" for what lies after the end of the clip.
+ * "last" for what lies after the end of the video, and the clip's last latent frame for what lies after its own.
  * @param {Form} form @param {any} model @param {import("../timeline/model.js").Problem} problem
  * @returns {Partial<Form>|undefined}
  */
@@ -240,7 +240,22 @@ function fixOf(form, model, problem) {
     if (!item?.position || !isAfter(item.position)) return undefined;
     return { items: form.items.map((one) => (one === item ? { ...one, position: "last" } : one)) };
   }
-  if (problem.code !== "kept_outside") return undefined;
-  const texts = splitList(form.keptPositions).map((text) => (isAfter(text) ? "last" : text));
-  return { keptPositions: texts.join(",") };
+  if (problem.code === "kept_outside") return keptInstead(form, model, isAfter, "last");
+  if (problem.code !== "clip_ends") return undefined;
+  const { last } = problem.values;
+  const isBeyond = (/** @type {string} */ text) => (latentIndex(parsePosition(text), length) ?? 0) > last;
+  return keptInstead(form, model, isBeyond, String(last));
+}
+
+/**
+ * Kept latent frames with another one in the place of some, once, and the noise of those that stay.
+ * @param {Form} form @param {any} model @param {(text: string) => boolean} isWrong @param {string} right
+ * @returns {Partial<Form>}
+ */
+function keptInstead(form, model, isWrong, right) {
+  const texts = splitList(keptText(form, model)).map((text) => (isWrong(text) ? right : text));
+  const stays = (/** @type {any} */ _, /** @type {number} */ number) => texts.indexOf(texts[number]) === number;
+  const keptPositions = texts.filter(stays).join(",");
+  const noises = form.keptNoise.trim() ? splitList(form.keptNoise) : [];
+  return noises.length > 1 ? { keptPositions, keptNoise: noises.filter(stays).join(",") } : { keptPositions };
 }

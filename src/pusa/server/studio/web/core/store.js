@@ -39,12 +39,12 @@ export { emptyForm };
  * @property {string} story  prompts of a long video, a line each
  * @property {Item[]} items  pictures: "image" uses the first, "images" all, the loop an optional first
  * @property {Item[]} clips  of the tab "video": one, or two for a transition
- * @property {string} keptPositions  latent frames of a clip that are kept (complete)
+ * @property {string|null} keptPositions  latent frames of a clip that are kept (complete); null: its first ones
  * @property {string} keptNoise  their noise multipliers
  * @property {string} shape  "auto" (as the picture), "16:9", "1:1", "9:16" or "WIDTHxHEIGHT"
  * @property {number|null} frames  null: the model's default, as in all fields below
  * @property {number|null} fps
- * @property {number|null} seed
+ * @property {import("./seeds.js").Seed|null} seed
  * @property {boolean} seedLocked  false: a new seed for every click
  * @property {number} variants  1..8
  * @property {"faithful"|"balanced"|"creative"} preset

@@ -47,6 +47,7 @@ function placeholder({ key, body }) {
     step: 0,
     steps: 0,
     created_at: Math.floor(Date.now() / 1000),
+    created_at_ms: Date.now(),
     prompt: body.prompt,
     seconds: String(frames / (body.fps ?? model.value.defaults.fps)),
     size: `${body.width ?? size.width}x${body.height ?? size.height}`,

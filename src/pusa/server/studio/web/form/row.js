@@ -5,13 +5,11 @@ import { nearestOf } from "../core/positions.js";
 import { standards } from "../core/request.js";
 import { parseSize, shapeGiver, targetSize } from "../core/size.js";
 import { edit, form, model } from "../core/store.js";
-import { drawSeed } from "../core/token.js";
 import { Dialog } from "../shell/dialog.js";
 import { NumberField, SelectField } from "../shell/field.js";
-import { Icon } from "../shell/icon.js";
+import { Seed } from "./seed.js";
 
 const MOST_VARIANTS = 8;
-const MOST_SEED = 2 ** 53 - 1;
 const written = (/** @type {string} */ size) => size.replace("x", " × ");
 
 function autoName() {
@@ -68,19 +66,7 @@ function Seconds() {
     edit({ frames: seconds === null ? null : Math.min(most, Math.max(factor + 1, nearestOf(Math.round(seconds * fps), factor, 1))) }, "frames");
   return html`<${NumberField} id="seconds" label=${t("form.row.seconds")} value=${frames / fps} standard=${nearestOf(standard.frames, factor, 1) / fps}
     min=${(factor + 1) / fps} max=${most / fps} step=${factor / fps} digits=${2} onChange=${set}
-    aside=${html`<span class="quiet small number">${t("form.row.frames", { frames })}</span>`} />`;
-}
-
-function Seed() {
-  const { seed, seedLocked } = form.value;
-  const label = t(seedLocked ? "form.row.unlock" : "form.row.lock");
-  const toggle = () => edit({ seedLocked: !seedLocked, seed: seed ?? drawSeed() });
-  return html`<${NumberField} id="seed" label=${t("form.row.seed")} value=${seed} whole min=${0} max=${MOST_SEED} placeholder=${t("form.row.random")}
-    class=${`seed ${seedLocked ? "" : "free"}`}
-    onChange=${(/** @type {number|null} */ value) => edit({ seed: value, seedLocked: value !== null }, "seed")}
-    inside=${html`<button type="button" class="button plain icon lock" aria-pressed=${String(seedLocked)} aria-label=${t("form.row.lock")} title=${label} onClick=${toggle}>
-      <${Icon} name=${seedLocked ? "lock" : "unlock"} size=${18} />
-    </button>`} />`;
+    aside=${html`<span class="quiet small number" title=${t("form.row.frames", { frames })}>${t("form.row.frames", { frames })}</span>`} />`;
 }
 
 export function Row() {

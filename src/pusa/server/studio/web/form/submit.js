@@ -43,7 +43,7 @@ function Estimate() {
   if (uploads.value.length) return html`<p class="estimate" id="estimate">${t("form.estimate.uploading")}</p>`;
   if (!found || found.error?.status === 0) return html`<p class="estimate" id="estimate"></p>`;
   if (found.error) return html`<p class="estimate bad" id="estimate">${told("errors", found.error)}</p>`;
-  if (found.problem) return html`<p class="estimate bad" id="estimate">${found.problem}</p>`;
+  if (found.problem) return html`<p class="estimate bad" id="estimate">${told("errors", found.problem_detail)}</p>`;
   const gpu = most(found.gpu_peak_bytes);
   const parts = [
     found.seconds ? t("form.estimate.time", { time: durationText(found.seconds * form.value.variants) }) : t("form.estimate.unknown"),

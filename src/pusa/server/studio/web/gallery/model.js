@@ -22,17 +22,17 @@ export function matches(job, filter) {
   return words.every((word) => prompt.includes(word));
 }
 
-/** The newest first; those of one second in an order that is the same in every tab. @param {any} a @param {any} b */
-const newestFirst = (a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1);
+/** The newest first, as the API lists them. @param {any} a @param {any} b */
+const newestFirst = (a, b) => b.created_at_ms - a.created_at_ms || (a.id < b.id ? 1 : -1);
 
 /**
  * The ended jobs that the gallery shows: those that match, as far back as pages were read, so that none is left out
  * between two others.
- * @param {Iterable<any>} jobs @param {Filter} filter @param {number} oldest  created_at of the last one that was read
+ * @param {Iterable<any>} jobs @param {Filter} filter @param {number} oldest  created_at_ms of the last one that was read
  */
 export function shown(jobs, filter, oldest) {
   const found = [...jobs].filter(
-    (job) => job.created_at >= oldest && job.status !== "queued" && job.status !== "in_progress" && matches(job, filter),
+    (job) => job.created_at_ms >= oldest && job.status !== "queued" && job.status !== "in_progress" && matches(job, filter),
   );
   return found.sort(newestFirst);
 }
@@ -85,7 +85,7 @@ export function neighbour(boxes, at, key) {
 export function queueOrder(jobs) {
   const busy = [...jobs].filter((job) => job.status === "queued" || job.status === "in_progress");
   const place = (/** @type {any} */ job) => (job.status === "in_progress" ? -1 : (job.queue_position ?? Infinity));
-  return busy.sort((a, b) => place(a) - place(b) || a.created_at - b.created_at || (a.id < b.id ? -1 : 1));
+  return busy.sort((a, b) => place(a) - place(b) || a.created_at_ms - b.created_at_ms || (a.id < b.id ? -1 : 1));
 }
 
 /**

@@ -19,7 +19,7 @@ function Waiting({ job, handle, place }) {
   const prompt = job.prompt || t("result.no_prompt");
   return html`<li class=${`queue-job ${state}`} data-order=${job.id}>
     <button type="button" class="queue-open" aria-current=${selected.value.includes(job.id) ? "true" : undefined} aria-label=${t("gallery.open", { prompt })} onClick=${() => show([job.id])}>
-      <${Preview} job=${job} state=${state} />
+      <${Preview} job=${job} state=${state} width=${320} />
       ${place > 0 && html`<span class="queue-place number" aria-hidden="true">${place}</span>`}
     </button>
     <div class="queue-words">

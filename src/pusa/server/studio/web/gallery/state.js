@@ -48,7 +48,7 @@ export const unfinished = computed(() => listed.value.filter((job) => job.status
 
 /** @param {any} page @returns {Read} */
 const readUpTo = ({ data, has_more: more, last_id: last }) => ({
-  oldest: more && data.length ? data[data.length - 1].created_at : -Infinity,
+  oldest: more && data.length ? data[data.length - 1].created_at_ms : -Infinity,
   last,
   more,
 });
@@ -102,7 +102,7 @@ async function readAgain() {
     from = readUpTo(page).oldest;
     if (!page.has_more) break;
   }
-  const kept = [...jobs.value].filter(([id, job]) => there.has(id) || job.created_at <= from || selected.value.includes(id));
+  const kept = [...jobs.value].filter(([id, job]) => there.has(id) || job.created_at_ms < from || selected.value.includes(id));
   jobs.value = new Map(kept);
   read.value = { ...read.value, all: readUpTo(page) };
 }

@@ -5,7 +5,7 @@ import { previews, ready } from "../core/store.js";
 import { Icon } from "../shell/icon.js";
 import { cancel } from "./actions.js";
 import { percentOf, ratioOf } from "./states.js";
-import { timeLeft } from "./words.js";
+import { inputUrl, timeLeft } from "./words.js";
 
 /** What happens with it, in words: the main ones and what is added. @param {any} job @param {string} state */
 export function progressWords(job, state) {
@@ -43,13 +43,21 @@ export function Bar({ job, state, label }) {
   </div>`;
 }
 
-/** The newest preview, or grain before the first one. @param {{job: any, state: string}} props */
-export function Preview({ job, state }) {
+/**
+ * The newest preview; before the first one what the video is made from, under grain.
+ * @param {{job: any, state: string, width?: number}} props  `width`: of the picture at most, in pixels
+ */
+export function Preview({ job, state, width = 1024 }) {
   const image = previews.value.get(job.id);
-  return html`<div class=${`preview ${state}`} style=${`--ratio:${ratioOf(job)}`}>
+  const given = !image && job.inputs > 0;
+  return html`<div class=${`preview ${state} ${given ? "given" : ""}`} style=${`--ratio:${ratioOf(job)}`}>
+    ${given && html`<img src=${inputUrl(job, width)} alt="" decoding="async" draggable=${false} onError=${hide} />`}
     ${image ? html`<img src=${image} alt=${t("result.preview")} />` : html`<span class="grain" aria-hidden="true"></span>`}
   </div>`;
 }
+
+/** A picture that is not there any more leaves the grain. @param {any} event */
+const hide = (event) => (event.currentTarget.hidden = true);
 
 /** @param {{job: any, state: string}} props */
 export function Making({ job, state }) {

@@ -43,7 +43,7 @@ export const named = (jobs, ids) => ids.flatMap((id) => jobs.get(id) ?? []);
 export function siblings(jobs, job) {
   if (!job.batch) return [job];
   const found = [...jobs.values()].filter((other) => other.batch === job.batch);
-  return found.sort((a, b) => a.created_at - b.created_at || a.seed - b.seed || (a.id < b.id ? -1 : 1));
+  return found.sort((a, b) => a.created_at_ms - b.created_at_ms || (a.id < b.id ? -1 : 1));
 }
 
 /**

@@ -35,10 +35,12 @@ function Variant({ job, number, transport }) {
       <span class="small quiet number variant-facts">
         ${isBusy(job) ? shortWords(job, state) : t("result.seed_is", { seed: String(job.seed ?? "") })}
       </span>
+      <span class="variant-tools">
       ${isPlayable(job) && html`<${Act} bare name=${keep} icon="star" filled=${job.favourite} pressed=${Boolean(job.favourite)} onClick=${() => setFavourite([job], !job.favourite)} />`}
       ${isBusy(job)
         ? html`<${Act} bare name=${t("result.cancel_one", { number })} icon="close" onClick=${() => cancel(job)} />`
         : html`<${Act} bare name=${t("result.delete_one", { number })} icon="trash" onClick=${() => removeAll([job])} />`}
+      </span>
     </div>
   </li>`;
 }

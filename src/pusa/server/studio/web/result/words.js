@@ -46,3 +46,9 @@ export const sizeText = (size) => size.replace("x", " × ");
  */
 export const contentUrl = ({ id }, variant = "video") =>
   url(`/v1/videos/${id}/content${variant === "video" ? "" : `?variant=${variant}`}`);
+
+/**
+ * The address of the first picture that a video is made from, or of a frame of its first clip.
+ * @param {{id: string}} job @param {number} width  pixels at most @returns {string}
+ */
+export const inputUrl = ({ id }, width) => url(`/v1/videos/${id}/frame?input=0&width=${width}`);

@@ -1,20 +1,17 @@
 /** One line across the page about what stands in the way: the connection, the model, a press that was not sent. */
 import { html } from "../core/dom.js";
-import { t } from "../core/i18n.js";
+import { t, told } from "../core/i18n.js";
 import { discardUnsent, sendUnsent, unsent } from "../core/submit.js";
 import { connection, ready } from "../core/store.js";
 import { checkConnection } from "./connection.js";
 import { Icon } from "./icon.js";
 
-/** @param {{kind: string, icon: string, text: string, detail?: string, children?: any}} props */
-function Line({ kind, icon, text, detail, children }) {
+/** @param {{kind: string, icon: string, text: string, detail?: string, raw?: string, children?: any}} props  `raw`: what the program itself says, in English */
+function Line({ kind, icon, text, detail, raw, children }) {
   return html`<div class=${`banner ${kind}`} role=${kind === "bad" ? "alert" : "status"}>
-    <${Icon} name=${icon} /><span class="banner-text"><b>${text}</b> ${detail}</span>${children}
+    <${Icon} name=${icon} /><span class="banner-text"><b>${text}</b> ${detail} ${raw && html`<code lang="en">${raw}</code>`}</span>${children}
   </div>`;
 }
-
-/** What the program itself says, which has no other language. @param {string} message */
-const reasonOf = (message) => message.replace(/^the model cannot be loaded: /, "");
 
 export function Banner() {
   const waiting = unsent.value;
@@ -30,7 +27,7 @@ export function Banner() {
     <//>`;
   }
   if (ready.value?.stage === "failed") {
-    return html`<${Line} kind="bad" icon="warning" text=${t("shell.model_failed.title")} detail=${t("shell.model_failed.text", { reason: reasonOf(ready.value.message) })} />`;
+    return html`<${Line} kind="bad" icon="warning" text=${t("shell.model_failed.title")} detail=${told("errors", ready.value.error ?? {})} raw=${ready.value.error?.message} />`;
   }
   return null;
 }

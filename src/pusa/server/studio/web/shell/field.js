@@ -7,7 +7,7 @@ import { clamp, parseNumber, plainNumber, stepped } from "../core/numbers.js";
  * The frame of a field: label above, help below.
  * @param {{id: string, label: string, help?: string|null, problem?: string|null, hidden?: boolean, class?: string, aside?: any, children?: any}} props
  */
-function Field({ id, label, help, problem, hidden = false, class: name = "", aside, children }) {
+export function Field({ id, label, help, problem, hidden = false, class: name = "", aside, children }) {
   return html`<div class=${`field ${name}`}>
     <div class=${hidden ? "visually-hidden" : "field-head"}><label for=${id}>${label}</label>${aside}</div>
     ${children}
@@ -44,9 +44,9 @@ const described = (id, help, problem) =>
 
 /**
  * The box of a number alone, without a label. Arrow keys step; what is out of range is set to the nearest end.
- * @param {NumberProps & {id: string, described?: string, onProblem?: (text: string|null) => void}} props
+ * @param {Omit<NumberProps, "label"> & {id: string, described?: string, boxClass?: string, onProblem?: (text: string|null) => void}} props
  */
-function NumberBox(props) {
+export function NumberBox(props) {
   const { id, value, onChange, standard = null, min, max, step = 1, whole = false, placeholder, disabled } = props;
   const [typed, setTyped] = useState(/** @type {string|null} */ (null)); // null: nobody types
   const shown = value ?? standard;
@@ -80,7 +80,7 @@ function NumberBox(props) {
   };
   return html`<input
     id=${id}
-    class="number"
+    class=${`number ${props.boxClass ?? ""}`}
     type="text"
     inputmode=${whole ? "numeric" : "decimal"}
     autocomplete="off"

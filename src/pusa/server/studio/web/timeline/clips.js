@@ -2,6 +2,7 @@
 import { html, useEffect, useId, useRef, useState } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { form, model, newId } from "../core/store.js";
+import { NumberBox } from "../shell/field.js";
 import { Icon } from "../shell/icon.js";
 import { openCrop } from "./crop.js";
 import { chooseFiles } from "./drop.js";
@@ -86,14 +87,11 @@ function Edge({ clip, edge }) {
 /** @param {{clip: Item, edge: "start"|"end"}} props */
 function EdgeNumber({ clip, edge }) {
   const at = rangeOf(clip)[edge === "start" ? 0 : 1];
-  const read = (/** @type {any} */ event) => {
-    const text = event.currentTarget.value.trim().replace(",", ".");
-    const value = text === "" ? (edge === "start" ? 0 : (clip.seconds ?? 0)) : Number(text);
-    if (Number.isFinite(value)) setEdge(clip, edge, value);
-  };
+  const whole = clip.seconds ?? 0;
+  const set = (/** @type {number|null} */ value) => setEdge(clip, edge, value ?? (edge === "start" ? 0 : whole));
   const id = useId();
   return html`<span class="edge-number"><label for=${id}>${t(`timeline.${edge}`)}</label>
-    <input id=${id} class="input number" type="number" min="0" max=${clip.seconds ?? undefined} step="0.1" value=${Math.round(at * 100) / 100} onChange=${read} /><span aria-hidden="true">s</span></span>`;
+    <${NumberBox} id=${id} boxClass="input" value=${at} min=${0} max=${whole} step=${0.1} digits=${2} onChange=${set} /><span aria-hidden="true">s</span></span>`;
 }
 
 /** The clip in little, playing its part: by the browser, or where it cannot, by the frames that the server draws. */

@@ -8,7 +8,7 @@ import {
   parsePositions,
   splitList,
 } from "../core/positions.js";
-import { keptOf, layoutOf, lengthOf, usedItems, widestGap } from "./model.js";
+import { keptOf, keptText, layoutOf, lengthOf, usedItems, widestGap } from "./model.js";
 
 /** @typedef {import("../core/store.js").Form} Form */
 /** @typedef {import("../core/store.js").Item} Item */
@@ -161,7 +161,7 @@ const keptTexts = (kept, byPreset) => ({
 
 /** @param {Form} form @param {any} model @returns {string} such as "0,12,last" */
 export function positionsText(form, model) {
-  if (form.tab === "video") return form.keptPositions;
+  if (form.tab === "video") return keptText(form, model);
   return layoutOf(form, model)
     .pictures.map((one) => one.text)
     .join(",");
@@ -190,7 +190,8 @@ export function readPositions(form, model, text) {
   if (form.tab === "video") {
     parsePositions(texts.join(",") || "0");
     const count = form.keptNoise.trim() ? splitList(form.keptNoise).length : 0;
-    return { keptPositions: texts.join(","), keptNoise: count > 1 && count !== texts.length ? "" : form.keptNoise };
+    const keptNoise = count > 1 && count !== texts.length ? "" : form.keptNoise;
+    return { keptPositions: isEmpty ? null : texts.join(","), keptNoise };
   }
   if (texts.length > form.items.length) {
     throw new PositionError("position_count", { positions: texts.length, pictures: form.items.length });
@@ -211,7 +212,10 @@ export function readNoise(form, model, text) {
   if (values.length > 1 && values.length !== count) {
     throw new PositionError("noise_count", { noise: values.length, count });
   }
-  if (form.tab === "video") return { keptNoise: values.join(",") };
+  if (form.tab === "video") {
+    const places = values.length > 1 ? { keptPositions: keptText(form, model) } : {}; // what each of them is for
+    return { ...places, keptNoise: values.join(",") };
+  }
   const of = (/** @type {number} */ number) => (values.length === 1 ? values[0] : (values[number] ?? null));
   return { items: form.items.map((item, number) => ({ ...item, noise: number < count ? of(number) : item.noise })) };
 }

@@ -2,6 +2,7 @@
 import { html, useId } from "../core/dom.js";
 import { t } from "../core/i18n.js";
 import { form, model } from "../core/store.js";
+import { NumberBox } from "../shell/field.js";
 import { Icon } from "../shell/icon.js";
 import { openCrop } from "./crop.js";
 import { changeItem, movePicture, nextFree, roundNoise, setKeptNoise } from "./edits.js";
@@ -27,16 +28,11 @@ function Tool({ icon, label, onClick, disabled = false, word = false }) {
  */
 function Noise({ value, onChange, label }) {
   const id = useId();
-  const read = (/** @type {any} */ event) => {
-    const text = event.currentTarget.value.trim().replace(",", ".");
-    if (text === "") return onChange(null);
-    const typed = Number(text);
-    if (Number.isFinite(typed)) onChange(roundNoise(typed));
-  };
+  const set = (/** @type {number|null} */ noise) => onChange(noise === null ? null : roundNoise(noise));
   return html`<div class="noise-field">
     <label for=${id}>${label}</label>
     <input type="range" min="0" max="1" step="0.05" value=${value} aria-label=${label} onInput=${(/** @type {any} */ event) => onChange(roundNoise(Number(event.currentTarget.value)))} />
-    <input id=${id} class="input number" type="number" min="0" max="1" step="0.05" value=${value} onChange=${read} />
+    <${NumberBox} id=${id} boxClass="input" value=${value} min=${0} max=${1} step=${0.05} onChange=${set} />
   </div>`;
 }
 

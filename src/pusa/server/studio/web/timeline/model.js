@@ -17,6 +17,8 @@ import {
 
 /** @typedef {import("../core/store.js").Form} Form */
 /** @typedef {import("../core/store.js").Item} Item */
+const USUALLY_KEPT = 4; // latent frames of a clip, where none are chosen
+
 /** @typedef {"image"|"images"|"text"|"complete"|"extend"|"transition"|"loop"} Kind */
 
 /**
@@ -79,6 +81,15 @@ export function overlapFrames(form, model) {
   const most = model.defaults.overlap;
   if (kindOf(form) === "transition") return transitionOverlap(window, factor, most);
   return defaultOverlap(window, factor, most, kindOf(form) === "loop" ? 2 : 1);
+}
+
+/**
+ * The frames that the server takes over of each clip of a transition where a request names none.
+ * @param {Form} form @param {any} model @returns {number}
+ */
+export function serversOverlap(form, model) {
+  const { factor, frames } = lengthOf(form, model);
+  return defaultOverlap(windowOf(frames, model), factor, model.defaults.overlap, 2);
 }
 
 /** @param {number} frames @param {any} model */
@@ -244,11 +255,30 @@ function pictures(layout, form, model) {
   }
 }
 
+/**
+ * Latent frames that the used part of the form's clip fills, of the video's.
+ * @param {Form} form @param {Length} length @returns {number} all of them where there is no clip yet
+ */
+function clipCells(form, length) {
+  const clip = form.clips[0];
+  return clip ? Math.min(length.count, latentFrames(usedFrames(clip, length.fps), length.factor)) : length.count;
+}
+
+/**
+ * The latent frames of a clip that are kept, as text: the form's, or as many from the first on as are usual and there.
+ * @param {Form} form @param {any} model @returns {string}
+ */
+export function keptText(form, model) {
+  if (form.keptPositions !== null) return form.keptPositions;
+  const count = Math.min(USUALLY_KEPT, clipCells(form, lengthOf(form, model)));
+  return Array.from({ length: count }, (_, cell) => cell).join(",");
+}
+
 /** @param {Layout} layout @param {Form} form @param {any} model */
 function complete(layout, form, model) {
   const { length } = layout;
   const clip = form.clips[0];
-  const available = clip ? Math.min(length.count, latentFrames(usedFrames(clip, length.fps), length.factor)) : 0;
+  const available = clipCells(form, length);
   if (clip) layout.parts.push({ role: "clip", from: 0, to: available, clip: 0 });
   const { kept, outside, problem } = keptOf(form, model, length);
   if (problem) layout.problems.push(problem);
@@ -256,7 +286,7 @@ function complete(layout, form, model) {
   if (outside.length) {
     layout.problems.push({ code: "kept_outside", values: { text: outside.join(", "), last: length.count - 1 } });
   }
-  const beyond = kept.filter((one) => clip && one.cell >= available);
+  const beyond = kept.filter((one) => one.cell >= available);
   if (beyond.length) layout.problems.push({ code: "clip_ends", values: { cell: beyond[0].cell, last: available - 1 } });
 }
 
@@ -266,7 +296,8 @@ function complete(layout, form, model) {
  * @returns {{kept: Kept[], outside: string[], problem: Problem|null}}  `problem`: of noise that is no number
  */
 export function keptOf(form, model, length) {
-  const texts = form.keptPositions.trim() ? splitList(form.keptPositions) : [];
+  const text = keptText(form, model);
+  const texts = text.trim() ? splitList(text) : [];
   const { own, problem } = ownNoise(form.keptNoise);
   const preset = presetNoise(model.presets[form.preset].video_noise_multipliers, texts.length);
   /** @type {Map<number, Kept>} */
