@@ -63,6 +63,7 @@ class MoreBudget(Sizes):
         variants: painted variants of each place.
         publish_seconds: time between two models.
         vta_minutes, vta_clips: of the adapter.
+        sheet_clips: numbers of clips on the sheets, from captions and from pictures.
     """
 
     steps: int
@@ -80,6 +81,7 @@ class MoreBudget(Sizes):
     vta_minutes: float
     vta_clips: int
     vta: VtaPlan
+    sheet_clips: tuple[int, int] = (32, 8)
 
 
 OBJECTIVE = BaseObjective(vector_share=0.3, clean_start_share=0.5, thing_weight=2.0, caption_dropout=0.25)
@@ -126,6 +128,7 @@ MORE_BUDGETS = {
         vta_clips=32,
         vta=VtaPlan(rank=2, batch_frames=6, reports=False),
         sweep_clips=2,
+        sheet_clips=(2, 1),
     ),
 }
 
@@ -297,7 +300,15 @@ def _complete(work: Path, budget: MoreBudget, world: World, vae: AutoencoderKLWa
         found = find_alpha(_generator(work, budget), world, things=budget.things, clips=budget.sweep_clips)
         report.add("strength", found)
         export_run(run_folder, lora, scale=found["factor"], dtype=torch.bfloat16)
-        write_sheets(_generator(work, budget), world, work / "sheets", things=budget.things)
+        from_captions, from_pictures = budget.sheet_clips
+        write_sheets(
+            _generator(work, budget),
+            world,
+            work / "sheets",
+            things=budget.things,
+            from_captions=from_captions,
+            from_pictures=from_pictures,
+        )
         write_further_card(work, run_folder, work)
     processes.wait()
 

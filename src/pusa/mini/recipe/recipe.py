@@ -180,8 +180,8 @@ def run(
     if not (work / "vta" / "adapter.safetensors").exists():
         dataset = write_dataset(base, full, work / "dataset", size=budget.size)
         frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
-        plan = VtaPlan(frames, rank=budget.rank)
-        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, steps=budget.vta_steps, plan=plan)
+        vta = VtaPlan(frames, rank=budget.rank)
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, steps=budget.vta_steps, plan=vta)
     processes = connect_processes()
     if until == STAGES[-1] and processes.is_main:
         cpu_world = world if device.type == "cpu" else World(sprites, photographs, motion_frames=budget.frames - 1)
