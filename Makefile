@@ -13,6 +13,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m compileall -q src/pusa  # as pip does, but for what is editable: half a second of every start
 	touch $@
 
 # Makes a few videos in demo/ and says where they are.

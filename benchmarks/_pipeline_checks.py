@@ -65,10 +65,13 @@ LORAS = {  # name: files with their alphas; the recorded outputs; the recorded m
 }
 
 
-def _with_loras(golden: Golden, case: str) -> tuple[PusaPipeline, list[int]]:
+@functools.cache
+def _with_loras(golden: Golden, case: str, *, merged: bool = False) -> tuple[PusaPipeline, list[int]]:
     pipe = golden.pipeline()
     files = LORAS[case][0].items()
     layers = [pipe.load_pusa(golden.folder / "lora" / f, alpha=a, adapter_name=Path(f).stem) for f, a in files]
+    if merged:
+        pipe.merge_lora()
     return pipe, layers
 
 
@@ -93,15 +96,13 @@ def _(golden: Golden, case: str) -> Measured:
 
 @check("LoRA merged, output", LORAS)
 def _(golden: Golden, case: str) -> Measured:
-    pipe, _ = _with_loras(golden, case)
-    pipe.merge_lora()
+    pipe, _ = _with_loras(golden, case, merged=True)
     return _probe(golden, pipe, case, "output_after_fuse_maxabs")
 
 
 @check("LoRA merged, weights", [case for case, (_, _, merged, _) in LORAS.items() if merged])
 def _(golden: Golden, case: str) -> Measured:
-    pipe, _ = _with_loras(golden, case)
-    pipe.merge_lora()
+    pipe, _ = _with_loras(golden, case, merged=True)
     weights = {k.replace(".base_layer.", "."): v for k, v in pipe.transformer.state_dict().items() if ".lora_" not in k}
     ours = original.transformer_to_original(weights)
     theirs = golden.tensors(f"lora/{LORAS[case][2]}")

@@ -26,6 +26,7 @@ class Subject:
         call: arguments of its calls, which a change may add to.
         guidance: of the full computation; 1 has no second pass to leave out.
         fast: what a fast run of this model sets; None: it has no fast mode.
+        compiler: backend of `torch.compile`.
     """
 
     pipe: PusaPipeline
@@ -33,6 +34,7 @@ class Subject:
     guidance: float
     fast: FastSettings | None = None
     call: dict[str, Any] = field(default_factory=dict)
+    compiler: str = "inductor"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +89,7 @@ def _attention_obstacle(subject: Subject) -> str:
 
 @contextmanager
 def compiled(subject: Subject) -> Iterator[None]:
-    compilation.compile_blocks(subject.pipe)
+    compilation.compile_blocks(subject.pipe, backend=subject.compiler)
     try:
         yield
     finally:

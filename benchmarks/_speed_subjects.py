@@ -89,7 +89,7 @@ def _mini(options: argparse.Namespace, device: Device) -> tuple[Subject, Shape]:
             found["seam"] = float(seam(video, frames_of(len(kept))).mean())
         return found
 
-    subject = Subject(evaluator.pipe, device.device, d.guidance, d.fast)
+    subject = Subject(evaluator.pipe, device.device, d.guidance, d.fast, compiler=options.compiler)
     return subject, Shape(f"embedded model, {d.width} x {d.height}, {d.num_frames} frames", False, call, count, judge)
 
 
@@ -124,7 +124,7 @@ def _random(name: str, options: argparse.Namespace, device: Device, folder: Path
 
     size = f"width {width}, {model.config.num_layers} blocks, rank {rank}, {grid[0] * grid[1] * grid[2] // 4} tokens"
     shape = Shape(f"random weights, {size}", True, call, large=_goals if is_card else lambda *_: {})
-    return Subject(pipe, device.device, 3.0, FastSettings()), shape
+    return Subject(pipe, device.device, 3.0, FastSettings(), compiler=options.compiler), shape
 
 
 def _vae(is_card: bool, device: Device) -> AutoencoderKLWan:

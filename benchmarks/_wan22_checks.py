@@ -141,11 +141,16 @@ def _(golden: Golden, case: str) -> Measured:
     return Measured(distance(ours, data["latents"]), within(recorded, data["latents"]))
 
 
+@functools.cache
+def _two_experts_at(golden: Golden, boundary: float) -> PusaPipeline:
+    return two_experts(golden, boundary=boundary)
+
+
 def experts_of(golden: Golden, steps: int, boundary: float) -> tuple[list[int], Tensor]:
     """Run a clip of two latent frames, the first nearly clean; return the expert and the timestep of each step."""
     inputs = golden.tensors("wan22/inputs")
     first = PusaCondition(latents=inputs["image_a_latent"][0, :, :, :2, :2], latent_index=0, noise_multiplier=0.2)
-    pipe = two_experts(golden, boundary=boundary)
+    pipe = _two_experts_at(golden, boundary)
     size = {"height": 16, "width": 16, "num_frames": 5}
     call = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "latent"}
     seen = walk(pipe, prompt_embeds=inputs["prompt_embeds"], conditions=[first], **size, **call)

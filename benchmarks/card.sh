@@ -107,7 +107,7 @@ train() {
     local most=$(($(left) - reserve))
     # Its own clock begins when Python has been started and the pictures are read.
     stage recipe "$most" "$python" -m pusa mini train "$work/train" --budget "$budget" \
-        --seconds "$(at_most $((most - 25)) 30)" --pictures "$carry/pictures.safetensors"
+        --seconds "$(at_most $((most - 25)) 10)" --pictures "$carry/pictures.safetensors"
     stage results $(($(left) - 2)) "$python" "$work/benchmarks/_results.py" "$work/train" "$out"
 }
 

@@ -36,6 +36,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ from pusa.server.settings_sources import load_settings
 STOPPED_SHARE = DAMAGED_SHARE = 0.1  # of the harms that are no kills
 VICTIMS = ("server", "server's child", "worker", "worker's child")
 CLIENTS = 3
-LEASE_SECONDS = 20
 WAITING_JOBS = 6  # that the clients keep in the queue
 _START_SECONDS = 300.0  # for a process to be there again; a machine may be busy
 _END_SECONDS = 1800.0  # for the last jobs
@@ -265,12 +265,20 @@ def be_worker() -> None:
 
 
 def run(
-    folder: Path, *, engine: str, ranks: int, kills: int, every_seconds: float, database: str | None, seed: int
+    folder: Path,
+    *,
+    engine: str,
+    ranks: int,
+    kills: int,
+    every_seconds: float,
+    lease_seconds: int,
+    database: str | None,
+    seed: int,
 ) -> dict[str, Any]:
     settings = {
         "model": "tiny" if engine == "tiny" else "fake",
         "studio": "0",
-        "lease_seconds": str(LEASE_SECONDS),
+        "lease_seconds": str(lease_seconds),
         "backoff_seconds": "0.1",
         "poll_seconds": "0.1",
         "checkpoint_steps": "2",
@@ -298,7 +306,7 @@ def run(
             time.sleep(chance.uniform(0.1, 1.9) * every_seconds)
             victim, harm = chance.choice(VICTIMS), chance.random()
             if harm < STOPPED_SHARE:
-                seconds = chance.uniform(1.0, 5.0) if chance.random() < 0.8 else 1.3 * LEASE_SECONDS
+                seconds = chance.uniform(1.0, 5.0) if chance.random() < 0.8 else 1.3 * lease_seconds
                 others["stopped"] += processes.pause(victim, seconds, chance)
             elif harm < STOPPED_SHARE + DAMAGED_SHARE:
                 others["checkpoints damaged"] += damage_checkpoint(files, chance)
@@ -393,10 +401,8 @@ def _with_plain_names(job: Job) -> dict[str, Any]:
 def uninterrupted(job: Job, files: FileStore, folder: Path, engine: str) -> str:
     """sha256 of the video of the same request, made at once in this process."""
     from pusa.events import Done
-    from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
     from pusa.server.worker.messages import Task
 
-    target = FAKE_ENGINE if engine == "fake" else PUSA_ENGINE
     task = Task(
         job_id=job.id,
         attempt=1,
@@ -404,12 +410,20 @@ def uninterrupted(job: Job, files: FileStore, folder: Path, engine: str) -> str:
         folder=folder,
         inputs={key: files.fetch(key, folder) for key in job.inputs},
     )
-    *_, done = make_engine(target, "tiny").run(task, lambda: False)
+    *_, done = _engine(engine).run(task, lambda: False)
     assert isinstance(done, Done)
     made = hashlib.sha256(done.files["video"].read_bytes()).hexdigest()
     for path in folder.iterdir():
         path.unlink()
     return made
+
+
+@cache
+def _engine(engine: str) -> Any:
+    """Make the engine whose videos are compared with; it loads its model once."""
+    from pusa.server.worker.engine_process import PUSA_ENGINE, make_engine
+
+    return make_engine(FAKE_ENGINE if engine == "fake" else PUSA_ENGINE, "tiny")
 
 
 def duplicated(jobs: Sequence[Job], accepted: dict[str, str], files: FileStore) -> list[str]:
@@ -446,6 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", choices=("tiny", "fake"), default="tiny")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each job, on the CPU")
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two kills")
+    parser.add_argument("--lease", type=int, default=20, help="seconds after which a silent worker's job is another's")
     parser.add_argument("--database", help="postgresql://... with no tables in it; default: SQLite in the folder")
     parser.add_argument("--folder", type=Path, help="kept for a look at it; default: a temporary one")
     parser.add_argument("--seed", type=int, default=0)
@@ -463,6 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ranks=options.ranks,
             kills=options.kills,
             every_seconds=options.every,
+            lease_seconds=options.lease,
             database=options.database,
             seed=options.seed,
         )

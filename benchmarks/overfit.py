@@ -140,8 +140,8 @@ def psnr(made: Tensor, clips: Tensor) -> float:
     return float(10 * torch.log10((clips.max() - clips.min()) ** 2 / error))
 
 
-def measure(work: Path, *, base_steps: int, steps: int, first: float = 0.2) -> dict[str, Any]:
-    """PSNR by model, and the last losses."""
+def measure(work: Path, *, base_steps: int, steps: int, first: float = 0.2, lr: float = 2e-3) -> dict[str, Any]:
+    """PSNR by model, and the last losses; `lr` is that of all trainings."""
     clip = draw_clip(first)
     data = write_dataset(work / "clips", clip)
     clips = torch.stack([in_place(clip, place) for place in range(PLACES)])
@@ -156,11 +156,11 @@ def measure(work: Path, *, base_steps: int, steps: int, first: float = 0.2) -> d
         found["psnr_db"][name] = psnr(from_first_frame(model, clips, embeds), clips)
         found["loss"][name] = read_metrics(run)[-1]["loss"]
 
-    base = configuration(work / "base", times="scalar", kind="full", steps=base_steps, lr=2e-3)
+    base = configuration(work / "base", times="scalar", kind="full", steps=base_steps, lr=lr)
     judge("base, scalar time", train(base, transformer=model, dataset=data))
     for name, times in (("VTA", "independent"), ("scalar time", "scalar")):
         run = work / times
-        train(configuration(run, times=times, kind="lora", steps=steps, lr=2e-3), transformer=model, dataset=data)
+        train(configuration(run, times=times, kind="lora", steps=steps, lr=lr), transformer=model, dataset=data)
         judge(f"base + {name}", run)
         if times == "scalar":
             made = from_first_frame(model, clips, embeds, one_time=True)

@@ -192,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], choices=[change.name for change in CHANGES])
     parser.add_argument("--budget-seconds", type=float, default=280.0, help="begin nothing later (14b)")
     parser.add_argument("--pictures", type=Path, default=cache_folder() / "pictures", help="of the small world")
+    parser.add_argument("--compiler", default="inductor", help="of compiled blocks, as torch.compile has it")
     parser.add_argument("--tiny", action="store_true", help="a toy in place of the shape, one round")
     options = parser.parse_args(arguments)
     device = Device(options.device)

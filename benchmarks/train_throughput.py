@@ -46,9 +46,10 @@ MINI: dict[str, Any] = {
 }
 TOY = {**MINI, "num_attention_heads": 2, "ffn_dim": 128, "num_layers": 2}
 SHAPE, CLIPS = (16, 9, 12, 12), 64  # 33 frames of 96 x 96 pixels
+TOY_SHAPE = (16, 9, 4, 4)
 
 
-def write_dataset(folder: Path) -> None:
+def write_dataset(folder: Path, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     with DatasetWriter(folder, model="throughput", max_sequence_length=64) as writer:
         writer.add_prompt("", torch.randn(1, MINI["text_dim"], generator=generator))
@@ -56,8 +57,9 @@ def write_dataset(folder: Path) -> None:
             caption = f"clip {index % 16}"
             if not writer.has_prompt(caption):
                 writer.add_prompt(caption, torch.randn(9, MINI["text_dim"], generator=generator))
-            latents = torch.randn(SHAPE, generator=generator)
-            writer.add(f"{index:03d}", latents, caption, fps=16, height=96, width=96, frames=4 * SHAPE[1] - 3)
+            latents = torch.randn(shape, generator=generator)
+            height, width = (8 * side for side in shape[2:])
+            writer.add(f"{index:03d}", latents, caption, fps=16, height=height, width=width, frames=4 * shape[1] - 3)
 
 
 def make_model(config: dict[str, Any]) -> PusaWanTransformer3DModel:
@@ -133,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(work: Path, options: argparse.Namespace, processes: Processes) -> dict[str, Any]:
     if processes.is_main:
-        write_dataset(work / "clips")
+        write_dataset(work / "clips", TOY_SHAPE if options.toy else SHAPE)
     processes.wait()
     shape = TOY if options.toy else MINI
     steps, data = options.steps + 5, LatentDataset(work / "clips")

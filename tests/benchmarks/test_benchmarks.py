@@ -5,10 +5,7 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from paths import BENCHMARKS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -301,13 +297,6 @@ class Doubled(torch.autograd.Function):
         return 2 * gradient
 
 
-def test_the_scripts_for_a_card_need_no_package_that_its_machine_may_lack() -> None:
-    absent = ("av", "matplotlib", "fastapi", "sqlalchemy", "tensorboard", "datasets", "skimage", "ray")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport card_machine, gpu, train_gpu"
-    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
 def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: CAPTURE) -> None:
     core.main(["--size", "tiny", "--rounds", "1"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -321,7 +310,7 @@ def test_one_timestep_per_frame_costs_no_memory_and_no_matrix_products(capsys: C
 
 
 def test_the_throughput_benchmark_says_how_long_training_waits_for_data(capsys: CAPTURE) -> None:
-    throughput.main(["--toy", "--steps", "5", "--rounds", "1"])
+    throughput.main(["--toy", "--steps", "2", "--rounds", "1"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     ratio = found["clips_per_second"] / found["bare_clips_per_second"]
     assert found["speed_over_bare"] == pytest.approx(ratio, rel=0.01)
@@ -331,7 +320,7 @@ def test_the_throughput_benchmark_says_how_long_training_waits_for_data(capsys: 
 @pytest.mark.slow
 def test_vta_goes_on_from_a_first_frame_and_the_same_training_with_one_time_per_clip_cannot(tmp_path: Path) -> None:
     """The benchmark of overfitting, shortened; only the first frame says where the clip is."""
-    found = overfit.measure(tmp_path, base_steps=500, steps=400)["psnr_db"]
+    found = overfit.measure(tmp_path, base_steps=250, steps=350, lr=5e-3)["psnr_db"]
     wrong, still = found["another place"], found["the first frame, standing still"]
     assert found["base + VTA"] > max(wrong, still) + 2
     assert found["base + VTA"] > found["base + scalar time"] + 3

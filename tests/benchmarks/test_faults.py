@@ -9,10 +9,10 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("engine", "ranks", "kills", "every"), [("fake", 1, 12, 1.5), ("fake", 2, 12, 1.5), ("tiny", 1, 4, 8.0)]
+    ("engine", "ranks", "kills", "every"), [("fake", 1, 12, 1.0), ("fake", 2, 12, 1.0), ("tiny", 1, 4, 4.0)]
 )
 def test_nothing_is_lost_corrupt_or_made_twice(engine, ranks, kills, every, tmp_path, capsys):
-    numbers = ["--ranks", str(ranks), "--kills", str(kills), "--every", str(every)]
+    numbers = ["--ranks", str(ranks), "--kills", str(kills), "--every", str(every), "--lease", "8"]
     assert faults.main(["--engine", engine, *numbers, "--folder", str(tmp_path / "run")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["lost"], result["corrupt"], result["duplicated"], result["orphans"]) == (0, 0, 0, 0)

@@ -204,7 +204,7 @@ def test_without_a_base_there_is_nothing_to_complete(start: Path, tmp_path: Path
 @pytest.mark.slow
 def test_the_model_is_completed_with_an_adapter_and_sheets(start: Path, tmp_path: Path) -> None:
     more(tmp_path, start, replace(BUDGET, steps=1))
-    more(tmp_path, start, replace(BUDGET, vta_minutes=0.02), until="export")
+    more(tmp_path, start, until="export")
     entry = zoo.find(tmp_path / "model")
     assert entry is not None
     assert entry.lora is not None

@@ -4,6 +4,7 @@ The options of the first two are the fields of `ServerSettings`, which is import
 """
 
 import errno
+import gc
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ _SERVER_ONLY = re.compile(
     "key_file.*|cut_.*|prompt_.*|probe_.*|head_.*|silent_.*|retry_.*|shutdown_.*|image_.*|min_free.*|orphan.*|housekeeping.*"
 )
 _SECRETS = frozenset({"api_keys", "prompt_key"})  # everyone on a machine can read its command lines
+_HEAD_START_SECONDS = 1.5  # of the studio's page before the model is loaded
 _SINGULAR = {"allowed_hosts": "allowed-host", "allowed_origins": "allowed-origin", "trusted_proxies": "trusted-proxy"}
 
 
@@ -157,16 +159,28 @@ def _close_new_files(settings: "ServerSettings") -> None:
         os.umask(0o077)
 
 
+@contextmanager
+def _collection_put_off() -> Iterator[None]:
+    """Look for unreachable objects neither while modules are loaded nor, later, among what they hold: it stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def run_server(settings: "ServerSettings", listener: socket.socket) -> None:
     """Serve until a signal ends it."""
-    import uvicorn
+    with _collection_put_off():
+        import uvicorn
 
-    from pusa.server.app import create_app
-    from pusa.server.connections import raise_file_limit, uvicorn_options
+        from pusa.server.app import create_app
+        from pusa.server.connections import raise_file_limit, uvicorn_options
 
-    _close_new_files(settings)
-    options = uvicorn_options(settings, raise_file_limit())
-    app = create_app(settings)
+        _close_new_files(settings)
+        options = uvicorn_options(settings, raise_file_limit())
+        app = create_app(settings, head_start_seconds=_HEAD_START_SECONDS if settings.studio else 0.0)
 
     class Server(uvicorn.Server):
         """Stop workers and open streams at the first signal, not only after the last request."""

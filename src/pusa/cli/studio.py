@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import threading
-import time
 import urllib.request
 import webbrowser
 from contextlib import suppress
@@ -14,7 +13,6 @@ import click
 
 from pusa.cli.serve import SettingsCommand, bind_listener, load_settings_from, run_server
 
-_WAIT_SECONDS = 120.0
 _BROWSER_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
@@ -37,9 +35,10 @@ def studio(config: str | None, browser: bool, **options: Any) -> None:
         if browser:
             _open(address)
         return
+    listener.listen()  # the browser starts while the server does: its first request waits here
     if browser:
         address = _address(settings.host, listener.getsockname()[1], settings.root_path)
-        threading.Thread(target=open_when_ready, args=(address,), name="open-browser", daemon=True).start()
+        threading.Thread(target=_open, args=(address,), name="open-browser", daemon=True).start()
     run_server(settings, listener)
 
 
@@ -47,14 +46,6 @@ def _address(host: str, port: int, root_path: str) -> str:
     host = host.strip("[]")
     host = _BROWSER_HOSTS.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}{root_path}/"
-
-
-def open_when_ready(address: str) -> None:
-    """Wait until a server of pusa answers at the address, for a limited time, and open its page."""
-    end = time.monotonic() + _WAIT_SECONDS
-    while time.monotonic() < end and not _is_pusa(address):
-        time.sleep(0.2)
-    _open(address)
 
 
 def _is_pusa(address: str) -> bool:

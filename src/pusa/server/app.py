@@ -6,8 +6,9 @@ Importing it loads no torch: models are loaded in child processes.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 _ROUTES = (api, jobs, session, file_routes, growing, models, requests, films, prompts)
 _ROUTERS = tuple(module.router for module in _ROUTES)
 _JOIN_SECONDS = 10.0  # for a worker to return its job to the queue
+_LOOK_SECONDS = 0.1  # between two looks for a page or a job, during the head start
 _DESCRIPTION = (
     "Videos from words, images and pieces of video. OpenAI's videos API, with vLLM-Omni's names for more of the "
     "settings and our own for keyframes, positions and noise multipliers."
@@ -55,6 +57,7 @@ def create_app(
     make_executor: Callable[[ServerSettings, int], Executor] = make_executor,
     plan: PlanFunction = plan_model,
     drain_seconds: float = 2.0,
+    head_start_seconds: float = 0.0,
 ) -> FastAPI:
     """Create the app. Its workers start with it, and return their jobs to the queue when it stops.
 
@@ -64,6 +67,8 @@ def create_app(
         make_executor: called with the number of each of `settings.workers`.
         plan: plans what requests need, see `pusa.server.plans`.
         drain_seconds: how long the body of a refused request is read before its connection is closed.
+        head_start_seconds: for which the machine is left to a page that is being opened, before a worker loads the
+            model; at most, as the page's event stream or a job ends it.
 
     Raises:
         ValueError, SchemaError, QueueUnavailable: the database or the file store cannot be used.
@@ -74,7 +79,7 @@ def create_app(
     files = files or FileStore(settings.files_url)
     service = VideoService(settings, queue, files, plan)
     metrics = Metrics(service)
-    background = _BackgroundThreads(service, metrics, make_executor)
+    background = _BackgroundThreads(service, metrics, make_executor, head_start_seconds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,15 +105,14 @@ def create_app(
     keys = ApiKeys(settings.api_keys, settings.keys_file)
     sessions = SessionCookies(keys, EndedSessions(queue), queue.identity)
     app.state.service, app.state.settings, app.state.stop = service, settings, background.stop
-    routes = [route for router in _ROUTERS for route in router.routes]
-    errors.install(app, routes)
+    errors.install(app)
     app.state.sessions = sessions
-    openapi.install(app, sessions.name, routes)
+    openapi.install(app, sessions.name)
     for router in _ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # as they are: `include_router` would build all of them once more
     _add_server_routes(app, service, metrics, settings)
     if settings.studio:
-        app.include_router(studio.router())
+        app.router.routes.extend(studio.router().routes)
     app.router.default = RootPage(service, settings)
     app.add_middleware(
         AccessMiddleware,
@@ -136,9 +140,14 @@ class _BackgroundThreads:
     """Start and stop the workers and housekeeping of one app."""
 
     def __init__(
-        self, service: VideoService, metrics: Metrics, make_executor: Callable[[ServerSettings, int], Executor]
+        self,
+        service: VideoService,
+        metrics: Metrics,
+        make_executor: Callable[[ServerSettings, int], Executor],
+        head_start_seconds: float,
     ) -> None:
         self._service, self._metrics, self._make_executor = service, metrics, make_executor
+        self._head_start_seconds = head_start_seconds
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._housekeeping: Housekeeping | None = None
@@ -148,7 +157,7 @@ class _BackgroundThreads:
         service, settings = self._service, self._service.settings
         for number in range(settings.workers):
             worker = Worker(settings, service.queue, service.files, self._make_executor(settings, number))
-            thread = threading.Thread(target=worker.run, args=(self._stop,), name=worker.name, daemon=True)
+            thread = threading.Thread(target=self._work, args=(worker,), name=worker.name, daemon=True)
             thread.start()
             self._threads.append(thread)
         self._housekeeping = Housekeeping(
@@ -163,7 +172,27 @@ class _BackgroundThreads:
             clock=service.clock,
         )
         self._housekeeping.start()
-        threading.Thread(target=service.submitter.prober.warm, name="warm-probe", daemon=True).start()
+        threading.Thread(target=self._warm_prober, name="warm-probe", daemon=True).start()
+
+    def _work(self, worker: Worker) -> None:
+        self._give_head_start()
+        worker.run(self._stop)
+
+    def _warm_prober(self) -> None:
+        self._give_head_start()
+        self._service.submitter.prober.warm()
+
+    def _give_head_start(self) -> None:
+        """Leave the machine to a page that is being opened: a process that imports torch takes a core for seconds."""
+        end = time.monotonic() + self._head_start_seconds
+        while time.monotonic() < end and not self._is_needed() and not self._stop.wait(_LOOK_SECONDS):
+            pass
+
+    def _is_needed(self) -> bool:
+        """Tell if a page is there, or a job is unfinished."""
+        with suppress(QueueUnavailable):
+            return self._service.is_followed or any(self._service.queue.count_unfinished().values())
+        return False
 
     async def count_ended_jobs(self) -> None:
         """Count ended jobs for the metrics until cancelled."""

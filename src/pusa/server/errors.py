@@ -5,14 +5,14 @@ This includes the errors that FastAPI and Starlette raise themselves (404, 405, 
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from pusa.codes import plain
 from pusa.fsutil import is_full
@@ -145,12 +145,12 @@ def respond(error: Exception) -> JSONResponse:
     return error_response(500, "something went wrong in the server: its log says what", code="internal_error")
 
 
-def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Register error handlers for all exceptions of `app`; `routes` are those of its routers."""
+def install(app: FastAPI) -> None:
+    """Register error handlers for all exceptions of `app`."""
 
     def methods(request: Request) -> str:
         """List the methods of all routes at this path; Starlette lists those of the first route only."""
-        found = (route for route in (*routes, *app.routes) if route.matches(request.scope)[0] is not Match.NONE)
+        found = (route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE)
         names = {method for route in found for method in getattr(route, "methods", None) or ()}
         return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
 

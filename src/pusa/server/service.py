@@ -100,6 +100,11 @@ class VideoService(JobChanges):
         """The model's defaults for what a request leaves open."""
         return self.submitter.defaults
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether an event stream is open, as every page has one."""
+        return bool(self._streams)
+
     def close(self) -> None:
         """End every `watch` and the child process that probes uploads."""
         self.is_stopping = True

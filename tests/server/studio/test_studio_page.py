@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import queue
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,10 +18,12 @@ from click.testing import CliRunner
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ports import free_port
+from server_samples import wait_until
 from studio_samples import settings_of
 
 from pusa.cli import studio as cli_studio
 from pusa.server.app import create_app
+from pusa.server.settings import ServerSettings
 from pusa.server.studio import examples
 from pusa.server.studio.page import WEB
 
@@ -122,6 +126,23 @@ def test_every_example_has_its_files_and_every_tab_has_one() -> None:
     assert json.dumps(shown)
 
 
+def test_the_browser_is_opened_while_the_server_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", opened.put)
+
+    def start(settings: ServerSettings, listener: socket.socket) -> None:
+        address = opened.get(timeout=60)
+        assert address == f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with socket.create_connection(listener.getsockname(), timeout=60):  # is not refused: it waits for the server
+            assert not listener.get_inheritable()
+        listener.close()
+
+    monkeypatch.setattr(cli_studio, "run_server", start)
+    arguments = ["--port", "0", "--workers", "0", "--data", str(tmp_path)]
+    CliRunner().invoke(cli_studio.studio, arguments, catch_exceptions=False)
+
+
 def test_a_server_that_is_there_already_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened: list[str] = []
     monkeypatch.setenv("DISPLAY", ":0")
@@ -130,12 +151,12 @@ def test_a_server_that_is_there_already_is_opened(monkeypatch: pytest.MonkeyPatc
     server = uvicorn.Server(uvicorn.Config(app_in(tmp_path), port=port, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    cli_studio.open_when_ready(f"http://127.0.0.1:{port}/")  # returns when it answers
+    wait_until(lambda: server.started)
     result = CliRunner().invoke(cli_studio.studio, ["--port", str(port), "--data", str(tmp_path)])
     server.should_exit = True
     thread.join(20)
     assert result.exit_code == 0
-    assert opened == [f"http://127.0.0.1:{port}/"] * 2
+    assert opened == [f"http://127.0.0.1:{port}/"]
 
 
 def test_every_file_of_the_page_is_in_the_package() -> None:

@@ -186,8 +186,12 @@ def _fingerprint(work: Path) -> str:
 
 
 def start_process(threads: int) -> Executor:
-    """Start a pool of one process that computes with this number of threads."""
-    context = multiprocessing.get_context("spawn")
+    """Start a pool of one process that computes with this number of threads.
+
+    What takes seconds to import is imported once for all pools.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     return ProcessPoolExecutor(1, context, initializer=_initialise_process, initargs=(threads,))
 
 

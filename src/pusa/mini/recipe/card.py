@@ -111,19 +111,27 @@ CARD_BUDGETS = {
     ),
     # a rehearsal of the same code on a CPU; its model is useless
     "card-rehearsal": CardBudget(
-        size=32,
-        small_size=32,
+        size=16,
+        small_size=16,
         frames=9,
         things=4,
         heads=1,
         layers=1,
         clips=64,
         small_clips=64,
+        held_out_clips=64,
         objective=_OBJECTIVE,
-        schedule=BaseSchedule(batch_tokens=96, small_share=0.4, short_share=0.0, rate=1.5e-2, cool_from=0.4),
-        seconds=30,
-        small_clips_seconds=2,
-        clips_seconds=2,
+        schedule=BaseSchedule(
+            batch_tokens=96,
+            small_share=0.4,
+            short_share=0.0,
+            rate=1.5e-2,
+            cool_from=0.4,
+            compiler="aot_eager",  # inductor takes most of a minute on a CPU
+        ),
+        seconds=10,  # less than the stages take, so that each has the second that is the least
+        small_clips_seconds=1,
+        clips_seconds=1,
         vta_seconds=3,
         export_seconds=15,
         vta_clips=32,
@@ -209,7 +217,7 @@ def _draw(
     """Draw small, full and held-out clips; without small ones if the time allowed too few, which would be memorised."""
     full = budget.clip_plan(budget.picture_share)
     small = replace(full, clips=budget.small_clips, size=budget.small_size)
-    held_out = replace(full, clips=128, held_out=True, picture_share=None)
+    held_out = replace(full, clips=budget.held_out_clips, held_out=True, picture_share=None)
     drawn = {}
     with _cudnn_benchmark():
         with clock.stage("clips, a first batch of each size"):

@@ -34,6 +34,7 @@ class Sizes:
         frames: of a clip, 4n + 1.
         things: the transformer learns so many, the first ones of the edition's.
         clips, small_clips: number of clips of each size.
+        held_out_clips: number of clips, of combinations never trained on, that measure the loss.
         sweep_clips: number of clips for each alpha that is tried.
         edition: of the world that the clips show.
     """
@@ -48,6 +49,7 @@ class Sizes:
     clips: int
     small_clips: int
     objective: BaseObjective = field(default_factory=BaseObjective)
+    held_out_clips: int = 128
     sweep_clips: int = 8
     edition: Edition = FIRST
 

@@ -61,9 +61,9 @@ class MoreBudget(Sizes):
         rate: learning rate of Muon; it falls as the root of 1 + steps / `slow_steps`.
         pool_files, pool_every, pool_most: see `PoolPlan`.
         variants: painted variants of each place.
-        held_out_clips: clips that measure the loss.
         publish_seconds: time between two models.
         vta_minutes, vta_clips: of the adapter.
+        sheet_clips: numbers of clips on the sheets, from captions and from pictures.
     """
 
     steps: int
@@ -77,11 +77,11 @@ class MoreBudget(Sizes):
     pool_every: int = 12
     pool_most: int = 1024
     variants: int = 16
-    held_out_clips: int = 128
     publish_seconds: float = 1200.0
     vta_minutes: float
     vta_clips: int
     vta: VtaPlan
+    sheet_clips: tuple[int, int] = (32, 8)
 
 
 OBJECTIVE = BaseObjective(vector_share=0.3, clean_start_share=0.5, thing_weight=2.0, caption_dropout=0.25)
@@ -109,7 +109,7 @@ _MORE = MoreBudget(
 
 MORE_BUDGETS = {
     "more": _MORE,
-    # a rehearsal of all stages, in a minute or two; its model is hardly changed
+    # a rehearsal of all stages, in half a minute; its model is hardly changed
     "more-rehearsal": replace(
         _MORE,
         size=32,
@@ -124,10 +124,11 @@ MORE_BUDGETS = {
         variants=2,
         held_out_clips=64,
         publish_seconds=5.0,
-        vta_minutes=0.1,
+        vta_minutes=0.02,
         vta_clips=32,
         vta=VtaPlan(rank=2, batch_frames=6, reports=False),
         sweep_clips=2,
+        sheet_clips=(2, 1),
     ),
 }
 
@@ -299,7 +300,15 @@ def _complete(work: Path, budget: MoreBudget, world: World, vae: AutoencoderKLWa
         found = find_alpha(_generator(work, budget), world, things=budget.things, clips=budget.sweep_clips)
         report.add("strength", found)
         export_run(run_folder, lora, scale=found["factor"], dtype=torch.bfloat16)
-        write_sheets(_generator(work, budget), world, work / "sheets", things=budget.things)
+        from_captions, from_pictures = budget.sheet_clips
+        write_sheets(
+            _generator(work, budget),
+            world,
+            work / "sheets",
+            things=budget.things,
+            from_captions=from_captions,
+            from_pictures=from_pictures,
+        )
         write_further_card(work, run_folder, work)
     processes.wait()
 

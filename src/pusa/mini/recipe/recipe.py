@@ -43,7 +43,13 @@ _BASE_FILE = "base.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeBudget(Sizes):
-    """Set sizes, and times in minutes."""
+    """Set sizes, and times in minutes.
+
+    Attributes:
+        vae_steps, base_steps, vta_steps: number of steps of a stage, however long they take; None: by the minutes.
+        vae_clips: number of clips, and of photographs, that measure the VAE.
+        normalising_clips: number of clips that measure the latents' mean and deviation.
+    """
 
     vae_minutes: float
     vae_gate_db: float
@@ -54,6 +60,12 @@ class RecipeBudget(Sizes):
     compiled: bool = True
     vae_images: int = 16
     vae_window_frames: int = 20
+    vae_clips: int = 48
+    normalising_clips: int = 64
+    vae_steps: int | None = None
+    base_steps: int | None = None
+    vta_steps: int | None = None
+    held_out_clips: int = 256
 
 
 BUDGETS = {
@@ -90,21 +102,29 @@ BUDGETS = {
         small_clips=6144,
         batch_tokens=2_880,
     ),
-    # a rehearsal of everything, in a few minutes; its model is useless
+    # a rehearsal of everything, in a few steps; its model is useless
     "rehearsal": RecipeBudget(
         size=64,
-        small_size=64,
-        frames=17,
+        small_size=32,
+        frames=9,
         things=4,
         heads=2,
         layers=2,
-        vae_minutes=0.3,
+        vae_minutes=0.1,
+        vae_steps=6,  # three of pictures, three of clips, which have two lengths
         vae_gate_db=0,
-        base_minutes=0.5,
-        vta_minutes=0.3,
+        base_minutes=0.1,
+        base_steps=6,  # of both sizes and both lengths
+        vta_minutes=0.1,
+        vta_steps=3,
         clips=64,
         small_clips=64,
-        batch_tokens=640,
+        batch_tokens=160,
+        vae_images=4,
+        vae_window_frames=10,
+        vae_clips=8,
+        normalising_clips=8,
+        held_out_clips=64,
         sweep_clips=4,
     ),
 }
@@ -147,7 +167,7 @@ def run(
         return
     plan = budget.clip_plan()
     full = cache_clips(vae, world, work / "latents", plan)
-    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=256, held_out=True))
+    held_out = cache_clips(vae, world, work / "held_out", replace(plan, clips=budget.held_out_clips, held_out=True))
     if not (work / _BASE_FILE).exists():
         small = cache_clips(
             vae, world, work / "small_latents", replace(plan, clips=budget.small_clips, size=budget.small_size)
@@ -160,7 +180,8 @@ def run(
     if not (work / "vta" / "adapter.safetensors").exists():
         dataset = write_dataset(base, full, work / "dataset", size=budget.size)
         frames = budget.batch_tokens * 256 // budget.size**2  # a latent frame has (size / 16) ** 2 tokens
-        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, plan=VtaPlan(frames, rank=budget.rank))
+        vta = VtaPlan(frames, rank=budget.rank)
+        train_vta(base, dataset, work / "vta", seconds=60 * budget.vta_minutes, steps=budget.vta_steps, plan=vta)
     processes = connect_processes()
     if until == STAGES[-1] and processes.is_main:
         cpu_world = world if device.type == "cpu" else World(sprites, photographs, motion_frames=budget.frames - 1)
@@ -176,17 +197,18 @@ def _run_vae_stage(work: Path, budget: RecipeBudget, world: World, report: Repor
             world,
             work / "vae.pt",
             seconds=60 * budget.vae_minutes,
+            steps=budget.vae_steps,
             size=budget.size,
             images=budget.vae_images,
             window_frames=budget.vae_window_frames,
         )
-        normalise(vae, world, size=budget.size)
+        normalise(vae, world, size=budget.size, clips=budget.normalising_clips)
         if processes.is_main:
             vae.save_pretrained(work / "vae")
     processes.wait()
     vae = channels_last(AutoencoderKLWan.from_pretrained(work / "vae")).to(world.device)
     if processes.is_main and "vae" not in report:
-        scores = measure_vae(vae, world, size=budget.size, frames=budget.frames)
+        scores = measure_vae(vae, world, size=budget.size, frames=budget.frames, clips=budget.vae_clips)
         report.add("vae", scores)
         if scores["held_out_db"] < budget.vae_gate_db:
             logger.warning("the VAE reaches %.1f dB, not %.0f", scores["held_out_db"], budget.vae_gate_db)
@@ -201,7 +223,10 @@ def _run_base_stage(
     base = budget.make_base().to(full.latents.device)
     logger.info("%d small and %d full clips", len(small), len(full))
     schedule = BaseSchedule(
-        seconds=60 * budget.base_minutes, batch_tokens=budget.batch_tokens, compiled=budget.compiled
+        seconds=60 * budget.base_minutes,
+        steps=budget.base_steps,
+        batch_tokens=budget.batch_tokens,
+        compiled=budget.compiled,
     )
     train_base(base, small, full, work / "base.pt", schedule, budget.objective)
     processes = connect_processes()
@@ -235,7 +260,7 @@ def _run_export_stage(
 
 
 @torch.no_grad()
-def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int = 48) -> dict[str, float]:
+def measure_vae(vae: AutoencoderKLWan, world: World, *, size: int, frames: int, clips: int) -> dict[str, float]:
     """Measure the mean PSNR in dB over clips of combinations never trained on, and over photographs trained on."""
     scores = {}
     scenes = draw_scenes(clips, 77, things=world.things, held_out=True)

@@ -51,14 +51,22 @@ def make_vae() -> AutoencoderKLWan:
 
 
 def train_vae(
-    world: World, checkpoint: Path, *, seconds: float, size: int, images: int = 16, window_frames: int = 20
+    world: World,
+    checkpoint: Path,
+    *,
+    seconds: float,
+    steps: int | None = None,
+    size: int,
+    images: int = 16,
+    window_frames: int = 20,
 ) -> AutoencoderKLWan:
     """Train from scratch, or continue from `checkpoint`, until `seconds` are spent.
 
     Args:
         world: draws the clips, of all its things, so that the VAE is not limited to those of the text-to-video model.
         checkpoint: a file, which the training writes once a minute.
-        seconds: wall time.
+        seconds: wall time, or
+        steps: number of steps.
         size: pixels of the clips; the VAE sees random parts of them.
         images: number per step and process, in the first part.
         window_frames: frames of all windows per step and process, in the second part.
@@ -92,7 +100,7 @@ def train_vae(
         done = (progress - _IMAGE_SHARE) / (1 - _IMAGE_SHARE)
         return 0.5 * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
 
-    fit(loss_fn, vae, optimizers, seconds=seconds, schedule=schedule, checkpoint=checkpoint)
+    fit(loss_fn, vae, optimizers, seconds=seconds, steps=steps, schedule=schedule, checkpoint=checkpoint)
     return vae
 
 
@@ -124,7 +132,7 @@ def reconstruction_loss(decoded: Tensor, video: Tensor, weight: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int = 64) -> None:
+def normalise(vae: AutoencoderKLWan, world: World, *, size: int, clips: int) -> None:
     """Measure mean and standard deviation of the latents, channel by channel, and write them into the configuration."""
     video, _ = world.render(draw_scenes(clips, seed=-1, things=world.things), 17, size=size)
     with precision(video.device):

@@ -67,8 +67,15 @@ def write_dataset(base: TextToVideo, data: ClipCache, folder: Path, *, size: int
     return LatentDataset(folder)
 
 
-def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, plan: VtaPlan) -> None:
-    """Train the adapter of the frozen `base` in the folder `run`, or resume that run."""
+def train_vta(
+    base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: float, steps: int | None = None, plan: VtaPlan
+) -> None:
+    """Train the adapter of the frozen `base` in the folder `run`, or resume that run.
+
+    Args:
+        seconds: of training, or
+        steps: number of steps.
+    """
     longest = max(shape[1] for shape in dataset.buckets)
     device = connect_processes().device
     on_cpu = device.type == "cpu"
@@ -81,7 +88,7 @@ def train_vta(base: TextToVideo, dataset: LatentDataset, run: Path, *, seconds: 
             "data.lengths": [(longest + 1) // 2, longest],
             "data.workers": plan.workers,
             "data.prefetch": plan.workers + 2,
-            "seconds": seconds,
+            **({"seconds": seconds} if steps is None else {"steps": steps}),
             "batch_frames": plan.batch_frames,
             "method.rank": plan.rank,
             "method.alpha": 4 * math.sqrt(plan.rank),

@@ -1,13 +1,11 @@
 """Describe request bodies, downloads and errors in the OpenAPI schema, where FastAPI cannot infer them."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from starlette.routing import BaseRoute
 
 from pusa.server.http.schemas import ErrorEnvelope
 
@@ -98,17 +96,16 @@ def _inline_schema(model: type[BaseModel]) -> dict[str, Any]:
     return resolve(schema)
 
 
-def install(app: FastAPI, cookie: str, routes: Sequence[BaseRoute]) -> None:
+def install(app: FastAPI, cookie: str) -> None:
     """Replace FastAPI's own schema of `app`: validation errors are 400 here, and keys are optional.
 
     Args:
-        routes: all of `app` that may have a `body`.
         cookie: name of the cookie that may stand for a key.
     """
 
     def openapi_schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for route in routes:
+            for route in app.routes:
                 if isinstance(extra := getattr(route, "openapi_extra", None), _Body):
                     extra.fill()
             schema = get_openapi(
