@@ -218,6 +218,29 @@ def test_no_state_is_wider_than_a_telephone(browser: Any, site: Filled, language
     assert set(found.values()) == {0}, found
 
 
+_LONG = """async () => {
+    const base = document.querySelector('script[type=module][src]').src.replace('app.js', '')
+    const { edit } = await import(base + 'core/store.js')
+    edit({ tab: 'text', frames: 321 })
+}"""
+
+
+def test_a_long_track_and_a_clip_are_legible_on_a_telephone(browser: Any, site: Filled) -> None:
+    reader = Reader(browser, site.url, {"viewport": SIZES[390], "reduced_motion": "reduce"})
+    page = reader.begin()
+    page.evaluate(_LONG)
+    page.wait_for_function("() => document.querySelector('[data-track]').clientWidth > 2 * innerWidth")
+    hint = page.locator(".track-hint span").bounding_box()
+    page.click("#tab-video")
+    page.click(".example-fill >> nth=0")
+    page.wait_for_selector(".clip-frames .strip-frame >> nth=1")
+    frame = page.locator(".clip-frames .strip-frame").first.bounding_box()
+    reader.close()
+    assert hint["x"] >= 0
+    assert hint["x"] + hint["width"] <= 390
+    assert 0.7 < frame["width"] / frame["height"] <= 1, "the frames of a square clip are hardly cut, and never squeezed"
+
+
 # ---- motion ----------------------------------------------------------------------------------------------------------
 
 
