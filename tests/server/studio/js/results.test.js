@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { afterEvent, afterList, newest, pause } from "../../../../src/pusa/server/studio/web/core/changes.js";
 import { after, between, matches, moved, neighbour, noFilter, query, queueOrder, shown } from "../../../../src/pusa/server/studio/web/gallery/model.js";
+import { DrawnVideo, frameAt, framesOf } from "../../../../src/pusa/server/studio/web/result/frames.js";
 import { inputs, rows } from "../../../../src/pusa/server/studio/web/result/rows.js";
 import { named, percentOf, ratioOf, siblings, spoken, stateOf } from "../../../../src/pusa/server/studio/web/result/states.js";
 import { overall, turnedOut } from "../../../../src/pusa/server/studio/web/shell/progress.js";
@@ -163,4 +164,24 @@ test("the title tells the video that is furthest, notices those that ended by th
     ["c", job("c", { status: "in_progress" })],
   ]);
   assert.deepEqual(ids(turnedOut(before, now)), ["a"]);
+});
+
+test("a video that cannot be played plays as frames: it repeats, pauses, moves, and shows each frame for its share", () => {
+  let now = 0;
+  const video = new DrawnVideo(2, () => now);
+  now = 500;
+  assert.equal(video.currentTime, 0, "until it is played");
+  void video.play();
+  now = 1000;
+  assert.equal(video.currentTime, 0.5);
+  now = 3000;
+  assert.equal(video.currentTime, 0.5, "from the beginning again");
+  video.currentTime = 1.5;
+  now = 3250;
+  assert.equal(video.currentTime, 1.75);
+  video.pause();
+  now = 9000;
+  assert.equal(video.currentTime, 1.75);
+  assert.deepEqual([framesOf(0.01), framesOf(2), framesOf(20)], [1, 32, 64]);
+  assert.deepEqual([0, 0.99, 1, 2].map((time) => frameAt(time, 2, 2)), [0, 0, 1, 1]);
 });

@@ -55,5 +55,6 @@ export function Controls({ transport, fps, full }) {
     html`<button type="button" class="button plain icon" aria-label=${t("result.full_screen")} title=${t("result.full_screen")} onClick=${() => fullScreen(full())}>
       <${Icon} name="fit" />
     </button>`}
-  </div>`;
+  </div>
+  ${transport.drawn.value && html`<p class="small quiet">${t("result.drawn")}</p>`}`;
 }

@@ -135,7 +135,7 @@ function Player({ job, transport }) {
   const label = t("result.player", { prompt: job.prompt || t("result.no_prompt") });
   return html`<div class="player" ref=${ref} onKeyDown=${(/** @type {KeyboardEvent} */ event) => playerKeys(event, transport, fps)}>
     <div class="screen" onClick=${() => transport.toggle()}>
-      <${Clip} transport=${transport} src=${contentUrl(job)} poster=${contentUrl(job, "thumbnail")} label=${label} />
+      <${Clip} transport=${transport} job=${job} poster label=${label} />
     </div>
     <${Controls} transport=${transport} fps=${fps} full=${() => ref.current} />
   </div>`;

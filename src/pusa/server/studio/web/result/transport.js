@@ -1,5 +1,9 @@
 /** Play one or several videos in step: they show the same moment, and are paused, moved and stepped together. */
-import { html, signal, useEffect, useMemo, useRef } from "../core/dom.js";
+import { html, signal, useEffect, useMemo, useRef, useState } from "../core/dom.js";
+import { Drawn } from "./drawn.js";
+import { contentUrl } from "./words.js";
+
+/** @typedef {HTMLVideoElement|import("./frames.js").DrawnVideo} Video */
 
 const DRIFT = 0.09; // seconds by which one may be off before it is set right
 
@@ -10,14 +14,16 @@ export class Transport {
     this.playing = signal(!movesLess());
     this.time = signal(0);
     this.duration = signal(0);
-    /** @type {HTMLVideoElement[]} the first sets the time */
+    this.drawn = signal(false); // one of them cannot be played
+    /** @type {Video[]} the first sets the time */
     this.videos = [];
     this.frame = 0;
   }
 
-  /** @param {HTMLVideoElement} video @returns {() => void} takes it out again */
+  /** @param {Video} video @returns {() => void} takes it out again */
   add(video) {
     this.videos.push(video);
+    if ("isDrawn" in video) this.drawn.value = true;
     const measured = () => {
       this.duration.value = Math.max(...this.videos.map((one) => one.duration || 0));
       if (this.videos[0] !== video) this.align(video);
@@ -36,7 +42,7 @@ export class Transport {
     };
   }
 
-  /** @param {HTMLVideoElement} video */
+  /** @param {Video} video */
   align(video) {
     const target = this.videos[0].currentTime % (video.duration || Infinity);
     const off = Math.abs(video.currentTime - target);
@@ -84,9 +90,16 @@ export class Transport {
 /** A transport of its own for what is shown. @param {string} key  another one for another key @returns {Transport} */
 export const useTransport = (key) => useMemo(() => new Transport(), [key]);
 
-/** @param {{transport: Transport, src: string, poster?: string, label: string}} props */
-export function Clip({ transport, src, poster, label }) {
+const UNPLAYABLE = [3, 4]; // codes of MediaError: it cannot be decoded, or not at all
+
+/** @param {{transport: Transport, job: any, label: string, poster?: boolean}} props */
+export function Clip({ transport, job, label, poster = false }) {
   const ref = useRef(/** @type {HTMLVideoElement|null} */ (null));
-  useEffect(() => transport.add(/** @type {HTMLVideoElement} */ (ref.current)), [transport]);
-  return html`<video ref=${ref} class="clip" src=${src} poster=${poster} aria-label=${label} muted loop playsinline preload="auto" />`;
+  const [unplayable, setUnplayable] = useState("");
+  const isDrawn = unplayable === job.id;
+  useEffect(() => (isDrawn ? undefined : transport.add(/** @type {HTMLVideoElement} */ (ref.current))), [transport, isDrawn]);
+  if (isDrawn) return html`<${Drawn} transport=${transport} job=${job} label=${label} />`;
+  const onError = () => UNPLAYABLE.includes(ref.current?.error?.code ?? 0) && setUnplayable(job.id);
+  const still = poster ? contentUrl(job, "thumbnail") : undefined;
+  return html`<video ref=${ref} class="clip" src=${contentUrl(job)} poster=${still} aria-label=${label} onError=${onError} muted loop playsinline preload="auto" />`;
 }

@@ -9,7 +9,6 @@ import { Act, fpsOf } from "./result.js";
 import { compare, show } from "./selection.js";
 import { isBusy, isPlayable, ratioOf, stateOf } from "./states.js";
 import { Clip, useTransport } from "./transport.js";
-import { contentUrl } from "./words.js";
 
 /** What is seen of one. @param {{job: any, state: string, transport: import("./transport.js").Transport, number: number}} props */
 function Picture({ job, state, transport, number }) {
@@ -17,7 +16,7 @@ function Picture({ job, state, transport, number }) {
   if (state !== "completed") {
     return html`<span class="variant-words">${t(`result.${state}`)}${state === "failed" && html`<small>${told("errors", job.error ?? {})}</small>`}</span>`;
   }
-  return html`<${Clip} transport=${transport} src=${contentUrl(job)} poster=${contentUrl(job, "thumbnail")} label=${t("result.variant", { number })} />`;
+  return html`<${Clip} transport=${transport} job=${job} poster label=${t("result.variant", { number })} />`;
 }
 
 /** @param {{job: any, number: number, transport: import("./transport.js").Transport}} props */

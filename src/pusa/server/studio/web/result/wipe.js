@@ -7,7 +7,6 @@ import { fpsOf } from "./result.js";
 import { compare, show } from "./selection.js";
 import { ratioOf } from "./states.js";
 import { Clip, useTransport } from "./transport.js";
-import { contentUrl } from "./words.js";
 
 /** The place of the line after a key, in percent; null for other keys. @param {string} key @param {number} at @param {boolean} far */
 function lineAfter(key, at, far) {
@@ -53,8 +52,8 @@ export function Wipe({ first, second }) {
         }}
         onPointerMove=${drag}
       >
-        <${Clip} transport=${transport} src=${contentUrl(second)} label=${nameOf(second)} />
-        <div class="wipe-over"><${Clip} transport=${transport} src=${contentUrl(first)} label=${nameOf(first)} /></div>
+        <${Clip} transport=${transport} job=${second} label=${nameOf(second)} />
+        <div class="wipe-over"><${Clip} transport=${transport} job=${first} label=${nameOf(first)} /></div>
         <span class="wipe-name a" aria-hidden="true">A</span><span class="wipe-name b" aria-hidden="true">B</span>
         <div
           class="wipe-line"

@@ -47,6 +47,9 @@ export const sizeText = (size) => size.replace("x", " × ");
 export const contentUrl = ({ id }, variant = "video") =>
   url(`/v1/videos/${id}/content${variant === "video" ? "" : `?variant=${variant}`}`);
 
+/** Frames of a video side by side. @param {{id: string}} job @param {number} count @returns {string} */
+export const stripOf = ({ id }, count) => url(`/v1/videos/${id}/strip?count=${count}&height=480`);
+
 /**
  * The address of the first picture that a video is made from, or of a frame of its first clip.
  * @param {{id: string}} job @param {number} width  pixels at most @returns {string}
