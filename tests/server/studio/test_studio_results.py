@@ -271,6 +271,15 @@ def test_after_a_lost_connection_all_is_right_again(site, looker):
     expect(page.get_by_role("button", name="Open: deleted meanwhile")).to_have_count(0)
 
 
+def test_a_video_that_could_not_be_fetched_is_fetched_again(site, looker):
+    failures = iter(range(3))
+    looker.context.route(
+        "**/content", lambda route: route.fallback() if next(failures, None) is None else route.abort()
+    )
+    plays(looker.open(site.make("a swan sings")), newest(site).id)
+    assert next(failures, None) is None
+
+
 def test_its_files_are_made_when_they_are_asked_for(site, looker):
     page = looker.open(site.make("a swan sings", seed=3))
     tools = page.get_by_role("toolbar", name="What to do")

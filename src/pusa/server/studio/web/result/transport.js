@@ -90,7 +90,10 @@ export class Transport {
 /** A transport of its own for what is shown. @param {string} key  another one for another key @returns {Transport} */
 export const useTransport = (key) => useMemo(() => new Transport(), [key]);
 
-const UNPLAYABLE = [3, 4]; // codes of MediaError: it cannot be decoded, or not at all
+const NOT_DECODED = 3; // a code of MediaError
+const AGAIN_MS = [500, 15_000]; // until a video that could not be fetched is asked for again: at first, and at most
+
+const playsH264 = () => Boolean(document.createElement("video").canPlayType('video/mp4; codecs="avc1.42E01E"'));
 
 /** @param {{transport: Transport, job: any, label: string, poster?: boolean}} props */
 export function Clip({ transport, job, label, poster = false }) {
@@ -98,8 +101,14 @@ export function Clip({ transport, job, label, poster = false }) {
   const [unplayable, setUnplayable] = useState("");
   const isDrawn = unplayable === job.id;
   useEffect(() => (isDrawn ? undefined : transport.add(/** @type {HTMLVideoElement} */ (ref.current))), [transport, isDrawn]);
+  const again = useRef({ wait: AGAIN_MS[0], timer: 0 });
+  useEffect(() => () => clearTimeout(again.current.timer), [job.id]);
   if (isDrawn) return html`<${Drawn} transport=${transport} job=${job} label=${label} />`;
-  const onError = () => UNPLAYABLE.includes(ref.current?.error?.code ?? 0) && setUnplayable(job.id);
+  const onError = () => {
+    if (ref.current?.error?.code === NOT_DECODED || !playsH264()) return setUnplayable(job.id);
+    const { wait } = again.current; // the server is away, or the network
+    again.current = { wait: Math.min(AGAIN_MS[1], 2 * wait), timer: window.setTimeout(() => ref.current?.load(), wait) };
+  };
   const still = poster ? contentUrl(job, "thumbnail") : undefined;
   return html`<video ref=${ref} class="clip" src=${contentUrl(job)} poster=${still} aria-label=${label} onError=${onError} muted loop playsinline preload="auto" />`;
 }
