@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from gallery_samples import Filled, Looker, filled
+from server_samples import wait_until
 
 pytest.importorskip("playwright")
 
@@ -205,7 +206,7 @@ def test_variants_play_in_step_and_the_others_are_deleted_at_once(site, looker):
     page.get_by_role("button", name="Delete the 2 others").click()
     plays(page, ids[1])
     assert jobs_in_address(page) == [ids[1]]
-    assert site.service.queue.get(ids[1]).favourite
+    wait_until(lambda: site.service.queue.get(ids[1]).favourite)
     page.locator(".toast").get_by_role("button", name="Undo").click()
     expect(page.get_by_role("button", name="All variants")).to_be_visible()
     page.get_by_role("button", name="All variants").click()
