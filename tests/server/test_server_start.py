@@ -1,4 +1,4 @@
-"""What is done when a server starts, and what is put off: the page is there before the model."""
+"""Start a server, and see what it puts off: the page is there before the model."""
 
 import asyncio
 import gc

@@ -26,6 +26,14 @@ from pusa.server.worker.local import LocalExecutor, Placement
 ENGINE = "studio_engine:StudioEngine"
 # The first draws no window: the others' own pages can take all of a small machine's time.
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+BODY = """async () => {
+    const base = document.querySelector('script[type=module][src]').src.replace('app.js', '')
+    const [store, request] = [await import(base + 'core/store.js'), await import(base + 'core/request.js')]
+    return request.toBody(store.form.value, store.model.value)
+}"""
+"""The body that Generate would send now."""
+CARDS_REST = "() => [...document.querySelectorAll('.card-picture')].every(card => !card.getAnimations().length)"
+"""Whether no picture on the timeline is on its way."""
 
 
 @dataclass

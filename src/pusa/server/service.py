@@ -102,7 +102,7 @@ class VideoService(JobChanges):
 
     @property
     def is_followed(self) -> bool:
-        """Whether an event stream is open, as every page has one."""
+        """Tell whether an event stream is open, as every page has one."""
         return bool(self._streams)
 
     def close(self) -> None:

@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 from gallery_samples import Filled, Looker
-from studio_samples import chromium
+from studio_samples import Running, chromium, studio
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with chromium() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with studio(tmp_path_factory.mktemp("studio")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,13 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from firefox import Firefox, firefox
-from studio_samples import Running, studio
+from studio_samples import BODY, CARDS_REST, Running
 
-_BODY = """(async () => {
-    const base = document.querySelector('script[type=module][src]').src.replace('app.js', '')
-    const [store, request] = [await import(base + 'core/store.js'), await import(base + 'core/request.js')]
-    return request.toBody(store.form.value, store.model.value)
-})()"""
 _PLAYS = "Number(document.querySelector('.stage .scrubber')?.value) > 0.5"
 _PIXEL = """(clip => {
     const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 })
@@ -19,12 +14,6 @@ _PIXEL = """(clip => {
     return [...context.getImageData(0, 0, 1, 1).data]
 })(document.querySelector('.stage .clip'))"""
 """The average colour of what plays: a video, or without H.264 (in Debian it comes with libavcodec) drawn frames."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with studio(tmp_path_factory.mktemp("firefox")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +46,11 @@ def test_what_is_dragged_on_the_timeline_is_what_is_sent(page: Firefox) -> None:
     page.click("#tab-images")
     page.click(".example-fill")
     page.until("document.querySelectorAll('.card-picture').length > 1")
-    page.until("[...document.querySelectorAll('.card-picture')].every(card => !card.getAnimations().length)")
-    before = [frame["latent"] for frame in page.evaluate(_BODY)["keyframes"]]
+    page.until(f"({CARDS_REST})()")
+    before = [frame["latent"] for frame in page.evaluate(f"({BODY})()")["keyframes"]]
     x, y = page.middle_of(".card-picture")
     cells = "document.querySelector('.end-handle').getAttribute('aria-valuenow')"
     width = page.evaluate(f"document.querySelector('[data-track]').clientWidth / {cells}")
     page.drag((x, y), (x + 20, y), (x + round(2 * width), y))
     assert before[0] == 0
-    assert [frame["latent"] for frame in page.evaluate(_BODY)["keyframes"]] == [2, *before[1:]]
+    assert [frame["latent"] for frame in page.evaluate(f"({BODY})()")["keyframes"]] == [2, *before[1:]]

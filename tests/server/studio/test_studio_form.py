@@ -20,12 +20,6 @@ STAR, END, VIEW = PICTURES / "star-start.png", PICTURES / "star-end.png", PICTUR
 APPLE, BUS = CLIPS / "apple.mp4", CLIPS / "bus.mp4"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with studio(tmp_path_factory.mktemp("studio")) as running:
-        yield running
-
-
 @pytest.fixture
 def visitor(browser: Any, server: Running) -> Iterator[Visitor]:
     visiting = Visitor(browser, server)

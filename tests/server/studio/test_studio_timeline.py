@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from media_samples import encode, moving_gradient
-from studio_samples import Running, studio
+from studio_samples import BODY, CARDS_REST, Running
 
 from pusa import mini
 
@@ -22,11 +22,6 @@ _STORE = """async change => {
     if (change) store.edit(change)
     return store.form.value
 }"""
-_BODY = """async () => {
-    const base = document.querySelector('script[type=module][src]').src.replace('app.js', '')
-    const [store, request] = [await import(base + 'core/store.js'), await import(base + 'core/request.js')]
-    return request.toBody(store.form.value, store.model.value)
-}"""
 _DROP = """([target, x, y, files, video]) => {
     const transfer = new DataTransfer()
     for (const [name, type, data] of files) {
@@ -38,8 +33,6 @@ _DROP = """([target, x, y, files, video]) => {
     const init = { bubbles: true, cancelable: true, clientX: x, clientY: y, dataTransfer: transfer }
     for (const kind of ['dragenter', 'dragover', 'drop']) element.dispatchEvent(new DragEvent(kind, init))
 }"""
-
-_CARDS_REST = "() => [...document.querySelectorAll('.card-picture')].every(card => !card.getAnimations().length)"
 
 
 class Board:
@@ -64,7 +57,7 @@ class Board:
         self.page.evaluate(_STORE, change)
 
     def body(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.page.evaluate(_BODY)
+        found: dict[str, Any] = self.page.evaluate(BODY)
         return found
 
     def item(self, path: Path | bytes, name: str, **values: Any) -> dict[str, Any]:
@@ -100,7 +93,7 @@ class Board:
         return box["x"] + box["width"] * (cell + 0.5) / int(count), box["y"] + box["height"] * height
 
     def drag(self, start: tuple[float, float], end: tuple[float, float], *, drop: bool = True) -> None:
-        self.until(_CARDS_REST)
+        self.until(CARDS_REST)
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=3)
@@ -123,12 +116,6 @@ class Board:
 
     def positions(self) -> Any:
         return self.page.get_by_label("Positions", exact=True)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with studio(tmp_path_factory.mktemp("timeline")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ async def get_file_strip(id: FileId, strip: StripDrawing) -> Response:
 
 @router.get("/videos/{id:video}/frame", responses=_DRAWN, response_class=Response, summary="Draw a frame of a video")
 async def get_video_frame(id: Id, frame: FrameDrawing, input: Input = None) -> Response:
-    """Of a finished video, or of one of the files that a video is made from."""
+    """Draws a frame of a finished video, or of one of the files that a video is made from."""
     return await frame.of(StoredReference.model_construct(video_id=id, input=input))
 
 
@@ -225,5 +225,5 @@ async def get_video_frame(id: Id, frame: FrameDrawing, input: Input = None) -> R
     summary="Draw frames of a video side by side",
 )
 async def get_video_strip(id: Id, strip: StripDrawing, input: Input = None) -> Response:
-    """Of a finished video, or of one of the files that a video is made from."""
+    """Draws frames of a finished video, or of one of the files that a video is made from."""
     return await strip.of(StoredReference.model_construct(video_id=id, input=input))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine, Row
+from sqlalchemy.engine import Row
 
 from pusa.server.jobs import database
 from pusa.server.jobs.database import retried, transaction
 from pusa.server.jobs.job import Condition, FileDigest
 from pusa.server.jobs.queue import JobQueue
+from pusa.server.jobs.queue_table import QueueTable
 from pusa.server.jobs.store import FileStore
 
 __all__ = ["ClientFile", "ClientFileTable", "FilesFull", "NewClientFile", "expire_files", "new_file_id"]
@@ -57,7 +58,7 @@ class FilesFull(Exception):  # noqa: N818 (a state that passes, as QueueFull)
         super().__init__(f"{used_bytes} of {limit_bytes} bytes are taken")
 
 
-class ClientFileTable:
+class ClientFileTable(QueueTable):
     """Read and write the table of clients' files. Thread-safe; raises `QueueUnavailable` as the queue does.
 
     Args:
@@ -66,20 +67,8 @@ class ClientFileTable:
     """
 
     def __init__(self, queue: JobQueue, *, clock: Callable[[], float] = time.time) -> None:
-        self._queue, self._clock = queue, clock
-
-    @property
-    def engine(self) -> Engine:
-        return self._queue.engine
-
-    @property
-    def damage(self) -> str | None:
-        """What an operator must repair, which is the queue's own."""
-        return self._queue.damage
-
-    @damage.setter
-    def damage(self, reason: str) -> None:
-        self._queue.damage = reason
+        super().__init__(queue)
+        self._clock = clock
 
     @retried
     def add(self, new: NewClientFile, *, limit_bytes: int | None = None) -> ClientFile:

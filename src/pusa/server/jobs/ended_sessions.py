@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
 
 from pusa.server.jobs import database
 from pusa.server.jobs.database import retried, transaction
 from pusa.server.jobs.queue import JobQueue, QueueUnavailable
+from pusa.server.jobs.queue_table import QueueTable
 
 __all__ = ["EndedSessions"]
 
@@ -20,7 +20,7 @@ _c = _table.c
 logger = logging.getLogger(__name__)
 
 
-class EndedSessions:
+class EndedSessions(QueueTable):
     """Know the sessions that were ended on any server of a database, as it was read last. Thread-safe.
 
     Args:
@@ -41,24 +41,12 @@ class EndedSessions:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._queue, self._read_seconds, self._clock, self._monotonic = queue, read_seconds, clock, monotonic
+        super().__init__(queue)
+        self._read_seconds, self._clock, self._monotonic = read_seconds, clock, monotonic
         self._known: dict[str, float] = {}  # when each would have ended by itself
         self._lock = threading.Lock()
         self._read_at = self._monotonic()
         self._learn(self._read())
-
-    @property
-    def engine(self) -> Engine:
-        return self._queue.engine
-
-    @property
-    def damage(self) -> str | None:
-        """What an operator must repair, which is the queue's own."""
-        return self._queue.damage
-
-    @damage.setter
-    def damage(self, reason: str) -> None:
-        self._queue.damage = reason
 
     @retried
     def end(self, id: str, expires_at: float) -> None:

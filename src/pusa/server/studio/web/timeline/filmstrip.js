@@ -1,6 +1,7 @@
 /** Frames of a clip side by side, from one picture that the server draws. */
 import { html } from "../core/dom.js";
 import { frameRange } from "../core/positions.js";
+import { frameAt } from "../result/frames.js";
 import { usedSeconds } from "./model.js";
 import { stripUrl } from "./pictures.js";
 import { cell, layout, visibleWidth } from "./state.js";
@@ -15,12 +16,6 @@ export const stripCount = (clip) => Math.min(MOST, Math.max(8, Math.ceil((clip.s
 /** The strip of a clip, as the timeline shows it. @param {import("../core/store.js").Item} clip */
 export const stripOf = (clip) => stripUrl(clip, stripCount(clip), HEIGHT);
 
-/** The frame of the strip that shows a time. @param {import("../core/store.js").Item} clip @param {number} time seconds */
-function frameAt(clip, time) {
-  const count = stripCount(clip);
-  return Math.min(count - 1, Math.max(0, Math.floor((time / (clip.seconds || 1)) * count)));
-}
-
 /**
  * One frame of a clip that fills its box.
  * @param {{clip: import("../core/store.js").Item, time: number, width: number, height: number}} props  width and height of the box, pixels
@@ -30,7 +25,7 @@ export function Frame({ clip, time, width, height }) {
   const aspect = clip.width / clip.height || 1;
   const shownHeight = Math.max(height, width / aspect);
   const shownWidth = shownHeight * aspect;
-  const left = (width - shownWidth) / 2 - frameAt(clip, time) * shownWidth;
+  const left = (width - shownWidth) / 2 - frameAt(time, clip.seconds || 1, count) * shownWidth;
   const style =
     `width:${width}px;height:${height}px;background-image:url("${stripOf(clip)}");` +
     `background-size:${count * shownWidth}px ${shownHeight}px;background-position:${left}px ${(height - shownHeight) / 2}px`;
