@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.codes import code_of, values_of
+from pusa.threads import release_threads
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ def as_events(run: Callable[[Report], None]) -> Events:
             events.put(error)
 
     worker = threading.Thread(target=work, name="pusa-generate", daemon=True)
+    release_threads()  # of this thread, which waits from now on
     worker.start()
     wait_seconds: float | None = None
     try:

@@ -18,6 +18,7 @@ from pusa.pipeline import PusaPipeline
 from pusa.positions import frames_of
 from pusa.request import ResolvedRequest
 from pusa.scheduler import turn_sigmas
+from pusa.threads import release_threads
 from pusa.waves import Turn, Wave
 
 Reached = Callable[[Tensor, int], None]
@@ -203,6 +204,7 @@ class _Call:
         self._thread = threading.Thread(target=self._run, name="pusa-wave", daemon=True)
 
     def __iter__(self) -> Iterator[Any]:
+        release_threads()
         self._thread.start()
         while not self._is_closed:
             kind, value = self._found.get()
@@ -211,6 +213,7 @@ class _Call:
             if kind == "end":
                 return
             yield value
+            release_threads()
             self._wanted.release()
 
     def close(self) -> None:
@@ -221,6 +224,7 @@ class _Call:
             self._thread.join()
 
     def _hand_over(self, value: Any) -> None:
+        release_threads()
         self._found.put(("value", value))
         self._wanted.acquire()
         if self._is_closed:
