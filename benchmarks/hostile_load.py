@@ -12,7 +12,9 @@ on loopback; connections are held for `--seconds`, and the cases come to an end 
 
 import argparse
 import contextlib
+import http.client
 import json
+import multiprocessing
 import os
 import resource
 import socket
@@ -22,8 +24,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -40,32 +45,45 @@ _HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 class Health:
-    """Asks for /health all the while."""
+    """Asks for /health all the while, from a process of its own: the requests of a case would hold up a thread here."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        context = multiprocessing.get_context("spawn")
         self.took_seconds: list[float] = []
         self.failed = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-
-    def _ask(self) -> None:
-        while not self._stop.wait(0.05):
-            began = time.perf_counter()
-            try:
-                with httpx.Client(timeout=HEALTH_TIMEOUT_SECONDS, trust_env=False) as client:
-                    client.get(f"{self.url}/health").raise_for_status()
-            except httpx.HTTPError:
-                self.failed += 1
-            self.took_seconds.append(time.perf_counter() - began)
+        self._stop, self._begun = context.Event(), context.Event()
+        self._answers, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=ask_for_health, args=(url, self._begun, self._stop, theirs), daemon=True)
 
     def __enter__(self) -> "Health":
-        self._thread.start()
+        self._process.start()
+        if not self._begun.wait(60):
+            raise RuntimeError("/health was not asked")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self.took_seconds, self.failed = self._answers.recv()
+        self._process.join()
+
+
+def ask_for_health(url: str, begun: Event, stop: Event, answers: Connection) -> None:
+    """Ask every 50 ms until told to stop; then send the seconds that each answer took, and how many failed."""
+    address = urlsplit(url)
+    took_seconds, failed = [], 0
+    while not stop.wait(0.05):
+        begun.set()
+        start = time.perf_counter()
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=HEALTH_TIMEOUT_SECONDS)
+        try:
+            connection.request("GET", "/health")
+            failed += connection.getresponse().status != 200
+        except (OSError, http.client.HTTPException):
+            failed += 1
+        finally:
+            connection.close()
+        took_seconds.append(time.perf_counter() - start)
+    answers.send((took_seconds, failed))
 
 
 class Memory:

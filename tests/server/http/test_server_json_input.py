@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pusa import fields
 from pusa.request import GenerationRequest, explain
 from pusa.server.errors import ServiceError
-from pusa.server.http import json_input
+from pusa.server.http import json_input, to_request
 from pusa.server.http.body import parse_brackets, parse_urlencoded
 from pusa.server.http.json_input import MAX_DEPTH, MAX_PLAIN_BYTES, MAX_VALUES, BodyBudget, parse_json
 
@@ -200,6 +200,26 @@ def test_a_plain_form_of_blanks_is_refused_before_it_is_decoded(value: bytes, mo
     with pytest.raises(ServiceError, match="limit") as refused:
         parse_urlencoded(bytearray(b"model=mini&prompt=" + value))
     assert refused.value.status == 413
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40), st.integers(1, 12), st.sampled_from(["", "\n", " \r\n", "\f\v"]), st.booleans())
+def test_base64_is_decoded_in_pieces_of_any_size(content: bytes, piece: int, blank: str, is_url_safe: bool) -> None:
+    text = (base64.urlsafe_b64encode if is_url_safe else base64.b64encode)(content).decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_request, "PIECE_BYTES", piece)
+        for given_text in (text, text.rstrip("="), blank.join(text), blank.join(text.rstrip("=")) + blank):
+            assert to_request.decode_base64(given_text, "image_b64") == content
+
+
+@pytest.mark.parametrize("piece", range(1, 12))
+@pytest.mark.parametrize("text", ["QUI=QUJD", "QQ==QUJD", "=QUJD", "Q=UJD", "QUJD#", "QUJDQ", "QUJDä", "QU\0JD"])
+def test_what_is_no_base64_is_refused_in_pieces_of_any_size(
+    text: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_request, "PIECE_BYTES", piece)
+    with pytest.raises(ServiceError, match="image_b64 is not base64"):
+        to_request.decode_base64(text, "image_b64")
 
 
 def test_base64_in_a_plain_form_may_have_plus_signs() -> None:

@@ -6,6 +6,7 @@ the limit. Text that holds a file in base64 does not count.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,12 +14,23 @@ from typing import Any
 from pusa.numerals import parse_number, parse_whole
 from pusa.server.errors import ServiceError
 
-__all__ = ["BASE64", "MAX_DEPTH", "MAX_PLAIN_BYTES", "MAX_VALUES", "BodyBudget", "holds_file", "parse_json"]
+__all__ = [
+    "BASE64",
+    "MAX_DEPTH",
+    "MAX_PLAIN_BYTES",
+    "MAX_VALUES",
+    "PIECE_BYTES",
+    "BodyBudget",
+    "holds_file",
+    "parse_json",
+]
 
 MAX_VALUES = 20_000
 MAX_PLAIN_BYTES = 2**20
 """Limit for the bytes of a request that are neither a file part nor base64."""
 MAX_DEPTH = 16
+PIECE_BYTES = 2**20
+"""Long text is gone through in such pieces: between two of them, but not within, other threads can run."""
 
 _LONG_BYTES = 4096  # shorter strings always count, base64 or not
 _COLON = re.compile(rb"[ \t\r\n]*:")
@@ -79,7 +91,12 @@ def holds_file(text: bytes | bytearray, start: int, end: int) -> bool:
             return False
         comma = text.find(b",", start, end)
         start = comma + 1
-    return not text[start:end].translate(None, BASE64)
+    return all(not piece.translate(None, BASE64) for piece in _pieces(text, start, end))
+
+
+def _pieces(text: bytes | bytearray, start: int, end: int) -> Iterator[bytes | bytearray]:
+    for position in range(start, end, PIECE_BYTES):
+        yield text[position : min(position + PIECE_BYTES, end)]
 
 
 def parse_json(data: bytes | bytearray, budget: BodyBudget, what: str, param: str | None = None) -> Any:

@@ -18,7 +18,7 @@ from pusa.request import (
     prompt_lines,
 )
 from pusa.server.errors import ServiceError
-from pusa.server.http.json_input import MAX_PLAIN_BYTES
+from pusa.server.http.json_input import MAX_PLAIN_BYTES, PIECE_BYTES
 from pusa.server.http.schemas import (
     CreateVideo,
     EditVideo,
@@ -36,6 +36,7 @@ EDIT_NOISE = 0.7
 
 _SAME_NAMES = tuple(name for name in GenerationRequest.model_fields if name != "lora")  # see `_parse_loras`
 _TO_STANDARD_BASE64 = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n\f\v"
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
 
 
@@ -306,12 +307,26 @@ def decode_data_url(url: str, param: str) -> tuple[str, bytes]:
 
 
 def decode_base64(text: str, param: str) -> bytes:
-    """Decode base64 in either alphabet, padded or not. Raises ServiceError (400)."""
+    """Decode base64 in either alphabet, padded or not, with white space or without. Raises ServiceError (400)."""
+    text = text.rstrip(f"={_WHITE_SPACE.decode()}")  # what is left of "=" is in the middle of it
+    decoded, rest = bytearray(), b""
     try:
-        plain = text.encode("ascii").translate(_TO_STANDARD_BASE64, b" \t\r\n\f\v").rstrip(b"=")
-        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+        for start in range(0, len(text), PIECE_BYTES):
+            piece = text[start : start + PIECE_BYTES].encode("ascii")
+            rest += piece.translate(_TO_STANDARD_BASE64, _WHITE_SPACE)
+            whole = len(rest) // 4 * 4
+            decoded += base64.b64decode(_without_padding(rest[:whole]), validate=True)
+            rest = rest[whole:]
+        decoded += base64.b64decode(_without_padding(rest) + b"=" * (-len(rest) % 4), validate=True)
     except ValueError:
         raise invalid_value(f"{param} is not base64", param, "not_a_data_url", field=param) from None
+    return bytes(decoded)
+
+
+def _without_padding(base64_text: bytes) -> bytes:
+    if b"=" in base64_text:
+        raise ValueError("data follows the padding")
+    return base64_text
 
 
 def format_seconds(value: str | float) -> str:
