@@ -101,6 +101,20 @@ def _compile_obstacle(subject: Subject) -> str:
 
 
 @contextmanager
+def compiled_decoder(subject: Subject) -> Iterator[None]:
+    compilation.compile_decoder(subject.pipe.vae, backend=subject.compiler)
+    try:
+        yield
+    finally:
+        compilation.remove(subject.pipe)  # the blocks, too, which would be next
+
+
+def _decoder_obstacle(subject: Subject) -> str:
+    is_card = subject.device.type == "cuda"
+    return "compiling it takes too much of the time on a card" if is_card else _compile_obstacle(subject)
+
+
+@contextmanager
 def with_arguments(subject: Subject, **arguments: Any) -> Iterator[None]:
     before, subject.call = subject.call, subject.call | arguments
     try:
@@ -163,6 +177,7 @@ CHANGES = (
     Change("compiled blocks", compiled, _compile_obstacle),
     Change("frames not computed", lambda s: with_arguments(s, refresh_every=REFRESH_EVERY)),
     Change("bf16 VAE", half_vae, _half_vae_obstacle),
+    Change("compiled decoder", compiled_decoder, _decoder_obstacle),
     Change("int8 weights", lambda s: stored_as(s, "int8"), keeps=False),
     Change("fp8 weights", lambda s: stored_as(s, "fp8"), _fp8_obstacle, keeps=False),
     Change(
