@@ -1,75 +1,71 @@
 """Threads that computed for one thread do not slow another one down."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
-import psutil
 import pytest
 import torch
 
-from pusa.events import Done, as_events
+from pusa.events import Done, Report, as_events
 from pusa.generate.waves import _Call
 from pusa.threads import release_threads
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only GNU OpenMP keeps threads for each thread")
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
+@pytest.fixture
+def new_threads() -> Iterator[Callable[[], int]]:
+    """Compute in two threads, and count those that this process has beyond those of now."""
+    before_threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
     release_threads()
+    before = set(os.listdir("/proc/self/task"))
 
+    def compute_and_count() -> int:
+        torch.ones(2**21).add_(1)
+        return len(set(os.listdir("/proc/self/task")) - before)
 
-def compute() -> int:
-    """Compute in two threads; return the number of threads that this process has then."""
-    torch.ones(2**21).add_(1)
-    return count()
-
-
-def count() -> int:
-    return psutil.Process().num_threads()
-
-
-def test_a_thread_computes_as_before_after_it_has_released_its_threads() -> None:
+    yield compute_and_count
     release_threads()
-    alone = count()
-    assert compute() == alone + 1
+    torch.set_num_threads(before_threads)
+
+
+def test_a_thread_computes_as_before_after_it_has_released_its_threads(new_threads: Callable[[], int]) -> None:
+    assert new_threads() == 1
+    at_work = set(os.listdir("/proc/self/task"))
     release_threads()
-    assert count() == alone
-    assert compute() == alone + 1
+    assert len(at_work - set(os.listdir("/proc/self/task"))) >= 1
+    assert new_threads() == 1
 
 
-def test_while_a_run_computes_nothing_is_kept_for_the_thread_that_waits_for_it() -> None:
+def test_while_a_run_computes_nothing_is_kept_for_the_thread_that_waits_for_it(new_threads: Callable[[], int]) -> None:
     """All of both together would be more than the cores of a small machine, and every operation would wait for them."""
-    release_threads()
-    alone = count()
-    assert compute() == alone + 1
+    assert new_threads() == 1
     seen: list[int] = []
 
-    def run(report):
-        seen.append(compute())
+    def run(report: Report) -> None:
+        seen.append(new_threads())
         report(Done({}))
 
     list(as_events(run))
-    assert seen == [alone + 2]  # the run's own thread, and one that computes with it
+    assert seen == [2]  # the run's own thread, and one that computes with it
 
 
-def test_frames_that_are_decoded_between_steps_and_the_steps_take_turns_with_their_threads() -> None:
-    release_threads()
-    alone = count()
+def test_frames_that_are_decoded_between_steps_and_the_steps_take_turns_with_their_threads(
+    new_threads: Callable[[], int],
+) -> None:
     seen: list[int] = []
 
-    def steps(hand_over):
+    def steps(hand_over: Callable[[int], None]) -> None:
         for number in range(3):
-            seen.append(compute())
+            seen.append(new_threads())
             hand_over(number)
 
     for _ in _Call(steps):
-        seen.append(compute())
-    assert seen == [alone + 2] * 6
+        seen.append(new_threads())
+    assert seen == [2] * 6
 
 
 def test_without_torch_there_is_nothing_to_release() -> None:
