@@ -30,7 +30,7 @@ MAX_PLAIN_BYTES = 2**20
 """Limit for the bytes of a request that are neither a file part nor base64."""
 MAX_DEPTH = 16
 PIECE_BYTES = 2**20
-"""Long text is gone through in such pieces: between two of them, but not within, other threads can run."""
+"""Go through long text in such pieces: between two of them, but not within, other threads can run."""
 
 _LONG_BYTES = 4096  # shorter strings always count, base64 or not
 _COLON = re.compile(rb"[ \t\r\n]*:")

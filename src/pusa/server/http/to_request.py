@@ -308,25 +308,21 @@ def decode_data_url(url: str, param: str) -> tuple[str, bytes]:
 
 def decode_base64(text: str, param: str) -> bytes:
     """Decode base64 in either alphabet, padded or not, with white space or without. Raises ServiceError (400)."""
-    text = text.rstrip(f"={_WHITE_SPACE.decode()}")  # what is left of "=" is in the middle of it
+    text = text.rstrip(f"={_WHITE_SPACE.decode()}")
     decoded, rest = bytearray(), b""
     try:
+        if "=" in text:
+            raise ValueError("data follows the padding")
         for start in range(0, len(text), PIECE_BYTES):
             piece = text[start : start + PIECE_BYTES].encode("ascii")
             rest += piece.translate(_TO_STANDARD_BASE64, _WHITE_SPACE)
             whole = len(rest) // 4 * 4
-            decoded += base64.b64decode(_without_padding(rest[:whole]), validate=True)
+            decoded += base64.b64decode(rest[:whole], validate=True)
             rest = rest[whole:]
-        decoded += base64.b64decode(_without_padding(rest) + b"=" * (-len(rest) % 4), validate=True)
+        decoded += base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
     except ValueError:
         raise invalid_value(f"{param} is not base64", param, "not_a_data_url", field=param) from None
     return bytes(decoded)
-
-
-def _without_padding(base64_text: bytes) -> bytes:
-    if b"=" in base64_text:
-        raise ValueError("data follows the padding")
-    return base64_text
 
 
 def format_seconds(value: str | float) -> str:
