@@ -45,7 +45,7 @@ _HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 class Health:
-    """Asks for /health all the while, from a process of its own: the requests of a case would hold up a thread here."""
+    """Ask for /health all the while, from a process of its own: the requests of a case would hold up a thread here."""
 
     def __init__(self, url: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -251,17 +251,12 @@ CASES: dict[str, Case] = {
 }
 
 
-def measured(name: str, folder: Path, seconds: float, *, studio: bool) -> dict[str, Any]:
-    server = ServerProcess(
-        folder / "data", fake=True, model="mini", studio=str(studio).lower(), api_keys=KEY, min_free_bytes="0"
-    )
+def measured(name: str, folder: Path, seconds: float) -> dict[str, Any]:
+    server = ServerProcess(folder / "data", fake=True, model="mini", studio="false", api_keys=KEY, min_free_bytes="0")
     with soft_limit(OPEN_FILES):
         server.start()
     server.wait_until_alive()
     try:
-        if studio:
-            while httpx.get(f"{server.url}/config", headers=_HEADERS, trust_env=False).status_code != 200:
-                time.sleep(0.2)
         before_mb, before_cpu = server.rss_mb(), server.cpu_seconds()
         began = time.perf_counter()
         with Memory(server) as memory, Health(server.url) as health:
@@ -316,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for name in options.case or CASES:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(name, Path(folder), options.seconds, studio="page" in name)
+            found = measured(name, Path(folder), options.seconds)
         results.append(found)
         memory = f"{found['rss_mb_before']}, {found['rss_mb_most']}, {found['rss_mb_after']}"
         print(
