@@ -1,4 +1,4 @@
-"""Threads that computed for one thread do not slow another one down."""
+"""Release the threads that computed for one thread, so that they do not slow another one down."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def test_a_thread_computes_as_before_after_it_has_released_its_threads(new_threa
 
 
 def test_while_a_run_computes_nothing_is_kept_for_the_thread_that_waits_for_it(new_threads: Callable[[], int]) -> None:
-    """All of both together would be more than the cores of a small machine, and every operation would wait for them."""
+    """Keep both together from being more than the cores of a small machine: every operation would wait for them."""
     assert new_threads() == 1
     seen: list[int] = []
 

@@ -31,9 +31,9 @@ BODY = """async () => {
     const [store, request] = [await import(base + 'core/store.js'), await import(base + 'core/request.js')]
     return request.toBody(store.form.value, store.model.value)
 }"""
-"""The body that Generate would send now."""
+"""Read the body that Generate would send now."""
 CARDS_REST = "() => [...document.querySelectorAll('.card-picture')].every(card => !card.getAnimations().length)"
-"""Whether no picture on the timeline is on its way."""
+"""Tell if every picture on the timeline has come to rest."""
 
 
 @dataclass

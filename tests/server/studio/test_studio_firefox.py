@@ -13,7 +13,7 @@ _PIXEL = """(clip => {
     context.drawImage(clip, 0, 0, 1, 1)
     return [...context.getImageData(0, 0, 1, 1).data]
 })(document.querySelector('.stage .clip'))"""
-"""The average colour of what plays: a video, or without H.264 (in Debian it comes with libavcodec) drawn frames."""
+"""Read the average colour of what plays: a video, or without H.264 (of libavcodec in Debian) drawn frames."""
 
 
 @pytest.fixture(scope="module")
